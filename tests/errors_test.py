@@ -1,0 +1,20 @@
+"""The sentence that a user sees."""
+
+import pytest
+
+from moe_jax.errors import ConfigError
+
+pytestmark = pytest.mark.unit
+
+
+def test_the_sentence_names_field_value_and_remedy():
+  # Catches: a message that leaves out one of the three, or shows a string without its quotes.
+  error = ConfigError("model.moe.router.name", "swich", "known: top_k, expert_choice")
+  assert str(error) == "model.moe.router.name='swich': known: top_k, expert_choice"
+  assert (error.field, error.value) == ("model.moe.router.name", "swich")
+
+
+def test_it_is_a_value_error():
+  # Catches: callers of the library, who expect bad arguments to be ValueErrors, no longer catching it.
+  with pytest.raises(ValueError, match="train.steps=0"):
+    raise ConfigError("train.steps", 0, "must be at least 1")
