@@ -1,0 +1,49 @@
+"""Expert choice: every expert takes the tokens it likes best (Zhou et al. 2022, arXiv 2202.09368)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from moe_jax.errors import ConfigError
+from moe_jax.routing.plan import RoutingContext, RoutingPlan
+
+
+def expert_choice(logits: Float[Array, "S E"], context: RoutingContext, *, capacity_factor: float = 2.0) -> RoutingPlan:
+  """Each expert picks its C = c*S/E highest-scoring tokens (section 3.2 of the paper; no auxiliary loss is needed).
+
+      S = softmax(logits) over experts,  G, I = TopK(S^T, C)  over tokens
+
+  The paper's n, e, c, k are S, E, `capacity_factor`, C here; its G and I are `gate` and `token`; gates are not
+  renormalised. A token gets between 0 and E experts, capacity_factor on average. Equal scores go to the earlier token.
+  C is counted over all S rows, padding included, so that it is static.
+
+  Args:
+    logits: router outputs of one group; float32 arithmetic whatever their dtype.
+    context: `valid` is read: padding is never chosen; slots that no real token fills name nobody.
+    capacity_factor: mean experts a token, > 0; C is rounded and clipped to [1, S].
+
+  Returns:
+    A plan of A = E*C assignments, expert by expert, best token first; gates in [0, 1].
+
+  Raises:
+    ConfigError: capacity_factor <= 0.
+  """
+  num_tokens, num_experts = logits.shape
+  if capacity_factor <= 0:
+    raise ConfigError("model.moe.router.expert_choice.capacity_factor", capacity_factor, "must be > 0 experts a token")
+  capacity = min(max(round(capacity_factor * num_tokens / num_experts), 1), num_tokens)
+  scores = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).T  # [E, S]
+  valid = jnp.ones(num_tokens, bool) if context.valid is None else context.valid
+  _, token = jax.lax.top_k(jax.lax.stop_gradient(jnp.where(valid, scores, -1.0)), capacity)  # [E, C]
+  gate = jnp.take_along_axis(scores, token, axis=-1)
+  expert = jnp.broadcast_to(jnp.arange(num_experts)[:, None], token.shape)
+  real = valid[token]
+  return RoutingPlan(token=token.reshape(-1), expert=jnp.where(real, expert, num_experts).reshape(-1),  # [E*C]
+                     gate=jnp.where(real, gate, 0.0).reshape(-1), num_experts=num_experts)
+
+
+def looks_ahead(**_) -> bool:
+  """Whether later tokens change what earlier ones get: always, because a group's tokens compete for the same slots."""
+  return True

@@ -1,0 +1,123 @@
+"""Auxiliary losses of one group: functions of (logits, plan), float32, in which padding counts for nothing.
+
+`vmap` over groups, then `over_groups`, which weighs each group by its real tokens so that padding cannot move the mean.
+
+| loss             | perfect balance          | collapse: all tokens to the same K experts, P only there |
+|------------------|--------------------------|----------------------------------------------------------|
+| balance, "top_1" | 1                        | E (K = 1)                                                |
+| balance, "all"   | 1                        | E/K                                                      |
+| z                | (ln E)^2 for zero logits | (largest logit)^2                                        |
+| importance       | 0                        | E - 1 (P on one expert)                                  |
+| load             | 0                        | E/K - 1                                                  |
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from moe_jax.routing.plan import RoutingPlan
+
+
+def balance_terms(logits: Float[Array, "S E"], plan: RoutingPlan, valid: Bool[Array, "S"] | None,
+                  counts: str) -> tuple[Float[Array, "E"], Float[Array, "E"]]:
+  """f and P of the balance loss (Switch Eqs. 5 and 6), apart so that they can be averaged before they are multiplied.
+
+      f_i = share of the choices that fall on expert i,  P_i = mean over real tokens of softmax(logits)_i
+
+  Args:
+    logits: of one group.
+    plan: as the router returns it: before capacity, or the loss saturates where an expert overflows.
+    valid: which tokens are real; None: all.
+    counts: "top_1": f counts each token's most probable expert, whatever the plan (GShard's c_e/S, Switch, ST-MoE);
+      "all": f counts all of the plan's assignments, divided by their number, so that it sums to 1 at any K
+      (as DeepSeekMoE scales it; flaxformer's and Hugging Face's losses are K times as large).
+
+  Returns:
+    (f, P), each summing to 1 (to 0 if no token is real); f carries no gradient.
+  """
+  num_experts = logits.shape[-1]
+  weight = _weights(logits, valid)
+  if counts == "top_1":
+    counted = _mean(jax.nn.one_hot(jnp.argmax(logits, axis=-1), num_experts), weight)
+  elif counts == "all":
+    named = jnp.sum(jax.nn.one_hot(plan.expert, num_experts), axis=0)  # one_hot(E) is all zeros
+    counted = named / jnp.maximum(jnp.sum(named), 1.0)
+  else:
+    raise ValueError(f"counts={counts!r}: must be top_1 or all")
+  return counted, _mean(_probs(logits), weight)
+
+
+def balance(f: Float[Array, "E"], p: Float[Array, "E"]) -> Float[Array, ""]:
+  """E * sum_i f_i P_i (Switch Eq. 4 without alpha; GShard's l_aux times E^2). 1 at balance, E at collapse."""
+  return f.shape[-1] * jnp.sum(jax.lax.stop_gradient(f) * p)
+
+
+def z(logits: Float[Array, "S E"], valid: Bool[Array, "S"] | None) -> Float[Array, ""]:
+  """Mean over real tokens of (log sum_e exp x_e)^2 (ST-MoE Eq. 5). At least 0; (ln E)^2 for zero logits."""
+  log_z = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+  return _mean(jnp.square(log_z), _weights(logits, valid))
+
+
+def importance(logits: Float[Array, "S E"], valid: Bool[Array, "S"] | None) -> Float[Array, ""]:
+  """CV^2 over experts of the sum over tokens of softmax(logits) (Shazeer 2017 Eqs. 6 and 7). In [0, E - 1].
+
+  Deviation: Shazeer sums the gates kept by the top-K; this sums all probabilities, as in V-MoE. At K = 1 those gates
+  are the constant 1, which has no gradient.
+  """
+  return _squared_variation(_mean(_probs(logits), _weights(logits, valid)))
+
+
+def load(logits: Float[Array, "S E"], noisy_logits: Float[Array, "S E"], valid: Bool[Array, "S"] | None, k: int,
+         noise_std: float | Float[Array, "S E"]) -> Float[Array, ""]:
+  """CV^2 over experts of the smooth load (Shazeer 2017, appendix A, Eqs. 8 to 11; V-MoE's load loss).
+
+      P(x, i) = Phi((x_i - kth_excluding(H(x), k, i)) / sigma),  Load_i = sum_x P(x, i)
+
+  P is the probability that expert i is among the top K if the noise on its logit is drawn anew.
+
+  Args:
+    logits: x, before noise.
+    noisy_logits: H(x), by which experts were chosen; `logits` itself where there is no noise.
+    valid: which tokens are real; None: all.
+    k: K, experts a token, in [1, E].
+    noise_std: sigma, > 0, in units of logits. Shazeer: softplus(x W_noise); V-MoE: 1/E.
+
+  Returns:
+    0 at balance, E/K - 1 where all tokens go to the same K experts without doubt; at most that for any logits.
+  """
+  logits, noisy = logits.astype(jnp.float32), noisy_logits.astype(jnp.float32)
+  if k == logits.shape[-1]:
+    return jnp.zeros(())  # every expert is always chosen
+  top, _ = jax.lax.top_k(noisy, k + 1)
+  is_in = noisy > top[:, k, None]
+  kth_excluding = jnp.where(is_in, top[:, k, None], top[:, k - 1, None])
+  chosen = jax.scipy.stats.norm.cdf((logits - kth_excluding) / noise_std)  # Eq. 9
+  return _squared_variation(_mean(chosen, _weights(logits, valid)))
+
+
+def over_groups(values: Float[Array, "G *rest"], valid: Bool[Array, "G S"] | None) -> Float[Array, "*rest"]:
+  """The mean over groups of a per-group loss (or of f or P), each group weighing as many real tokens as it has."""
+  if valid is None:
+    return jnp.mean(values, axis=0)
+  return _mean(values, jnp.sum(valid, axis=-1, dtype=jnp.float32))
+
+
+def _probs(logits):
+  return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+
+def _weights(logits, valid):
+  return jnp.ones(logits.shape[0]) if valid is None else valid.astype(jnp.float32)
+
+
+def _mean(values, weight):
+  """Weighted mean over the first axis; 0 if there is no weight."""
+  return jnp.tensordot(weight, values, axes=1) / jnp.maximum(jnp.sum(weight), 1.0)
+
+
+def _squared_variation(x):
+  """CV^2 of non-negative x with the population variance; 0, with zero gradient, where all x are 0."""
+  mean = jnp.mean(x)
+  return jnp.var(x) / jnp.square(jnp.where(mean > 0, mean, 1.0))

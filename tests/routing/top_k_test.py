@@ -1,0 +1,126 @@
+"""Token choice, by hand and against the oracle."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from moe_jax.errors import ConfigError
+from moe_jax.routing import LOOKS_AHEAD, RoutingContext, top_k
+
+pytestmark = pytest.mark.unit
+
+# Softmax of the logs of probabilities is the probabilities: token 0 prefers 0 then 1, token 1 prefers 2 then 0, ...
+PROBS = np.array([[0.5, 0.3, 0.2],
+                  [0.3, 0.1, 0.6],
+                  [0.8, 0.15, 0.05],
+                  [0.1, 0.7, 0.2]])
+LOGITS = jnp.log(jnp.asarray(PROBS, jnp.float32))
+
+
+def _triples(plan):
+  return [(t, e, round(g, 4)) for t, e, g in reference.assignments(plan)]
+
+
+def test_switch_keeps_the_raw_probability():
+  # Catches: renormalising at K = 1 (all gates 1), argmin, a wrong axis.
+  plan = top_k(LOGITS, RoutingContext(), k=1, gate_norm="none")
+  assert _triples(plan) == [(0, 0, 0.5), (1, 2, 0.6), (2, 0, 0.8), (3, 1, 0.7)]
+
+
+def test_renormalised_gates():
+  # 0.5/(0.5+0.3) = 0.625, 0.6/0.9 = 0.6667, 0.8/0.95 = 0.8421, 0.7/0.9 = 0.7778, and what is left of 1.
+  # Catches: a softmax over all logits, a sum over the wrong axis, token-major order as the default.
+  plan = top_k(LOGITS, RoutingContext(), k=2, gate_norm="top_k")
+  assert _triples(plan) == [(0, 0, 0.625), (1, 2, 0.6667), (2, 0, 0.8421), (3, 1, 0.7778),
+                            (0, 1, 0.375), (1, 0, 0.3333), (2, 1, 0.1579), (3, 2, 0.2222)]
+
+
+def test_order_is_priority():
+  # Catches: mixed up priorities; "gate" that orders only the first choices, or each choice by its own gate.
+  order = lambda priority: [(t, e) for t, e, _ in _triples(top_k(LOGITS, RoutingContext(), k=2, priority=priority))]
+  assert order("token") == [(0, 0), (0, 1), (1, 2), (1, 0), (2, 0), (2, 1), (3, 1), (3, 2)]
+  # First choices have 0.5, 0.6, 0.8, 0.7: tokens 2, 3, 1, 0.
+  assert order("gate") == [(2, 0), (3, 1), (1, 2), (0, 0), (2, 1), (3, 2), (1, 0), (0, 1)]
+
+
+def test_bias_selects_but_does_not_weigh():
+  # Biased scores of token 0: 0.5, 0.3 + 0.25, 0.2: expert 1, whose gate stays 0.3. Catches: a biased gate.
+  plan = top_k(LOGITS, RoutingContext(bias=jnp.array([0.0, 0.25, 0.0])), k=1, gate_norm="none")
+  assert _triples(plan) == [(0, 1, 0.3), (1, 2, 0.6), (2, 0, 0.8), (3, 1, 0.7)]
+
+
+def test_bias_has_no_gradient():
+  # Catches: a balancing bias that the task's loss trains.
+  loss = lambda bias: jnp.sum(jnp.square(top_k(LOGITS, RoutingContext(bias=bias), k=2, gate_norm="none").gate))
+  assert not np.any(jax.grad(loss)(jnp.array([0.0, 0.25, 0.0])))
+
+
+@pytest.mark.parametrize("priority", ["choice", "token", "gate"])
+def test_padding_names_nobody(priority):
+  # Catches: padding that takes an expert, or shifts the others' choices.
+  valid = jnp.array([True, False, True, False])
+  plan = top_k(LOGITS, RoutingContext(valid=valid), k=2, priority=priority)
+  expected = reference.top_k(LOGITS, 2, "top_k", priority, valid=np.asarray(valid))
+  assert [(t, e) for t, e, _ in _triples(plan)] == [(t, e) for t, e, _ in expected]
+  real = np.asarray(valid)[np.asarray(plan.token)]
+  assert np.all(np.asarray(plan.expert)[~real] == 3) and np.all(np.asarray(plan.gate)[~real] == 0)
+
+
+def test_ties_go_to_the_lower_expert():
+  # Catches: an unstable or reversed sort; zero logits (a fresh router, a padded row) are all ties.
+  plan = top_k(jnp.zeros((3, 4)), RoutingContext(), k=2)
+  assert _triples(plan) == [(0, 0, 0.5), (1, 0, 0.5), (2, 0, 0.5), (0, 1, 0.5), (1, 1, 0.5), (2, 1, 0.5)]
+
+
+@pytest.mark.parametrize("gate_norm", ["none", "top_k"])
+def test_gates_survive_underflow(gate_norm):
+  # The probabilities of experts 1 and 2 underflow to 0 in float32; they must still be named, with finite gates.
+  # Catches: 0/0 in the renormalisation under a bias that selects hopeless experts.
+  logits = jnp.array([[0.0, -200.0, -300.0]])
+  plan = top_k(logits, RoutingContext(bias=jnp.array([-2.0, 0.0, 0.0])), k=2, gate_norm=gate_norm)
+  assert np.all(np.isfinite(plan.gate)) and sorted(np.asarray(plan.expert)) == [1, 2]
+
+
+def test_bfloat16_logits_are_softmaxed_in_float32():
+  # Catches: a softmax in the model's dtype.
+  plan = top_k(LOGITS.astype(jnp.bfloat16), RoutingContext(), k=2)
+  assert plan.gate.dtype == jnp.float32
+  np.testing.assert_allclose(np.asarray(plan.gate[:4] + plan.gate[4:]), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("priority", ["choice", "token", "gate"])
+@pytest.mark.parametrize("gate_norm", ["none", "top_k"])
+@pytest.mark.parametrize("k", [1, 2, 4, 6])
+def test_equals_the_oracle(k, gate_norm, priority):
+  rng = np.random.default_rng(k)
+  logits = rng.normal(size=(16, 6)).astype(np.float32)
+  valid = rng.random(16) < 0.8
+  bias = rng.normal(size=6).astype(np.float32) * 0.1
+  plan = top_k(jnp.asarray(logits), RoutingContext(valid=jnp.asarray(valid), bias=jnp.asarray(bias)), k=k,
+               gate_norm=gate_norm, priority=priority)
+  expected = reference.top_k(logits, k, gate_norm, priority, valid, bias)
+  actual = reference.assignments(plan)
+  assert [a[:2] for a in actual] == [a[:2] for a in expected]
+  np.testing.assert_allclose([a[2] for a in actual], [a[2] for a in expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("gate_norm", "trains"), [("none", True), ("top_k", False)])
+def test_router_gradient_at_one_expert_a_token(gate_norm, trains):
+  # Catches: the renormalisation trap (a gate that is the constant 1) in Switch, and any silent cure of "top_k".
+  gradient = jax.grad(lambda l: jnp.sum(jnp.sin(top_k(l, RoutingContext(), k=1, gate_norm=gate_norm).gate)))(LOGITS)
+  assert (np.abs(gradient).max() > 0.1) if trains else not np.any(gradient)
+
+
+@pytest.mark.parametrize(("options", "field"), [({"k": 4}, "k"), ({"k": 0}, "k"), ({"gate_norm": "topk"}, "gate_norm"),
+                                                ({"priority": "random"}, "priority")])
+def test_bad_options_are_named(options, field):
+  # Catches: K > E failing inside lax.top_k, or a KeyError.
+  with pytest.raises(ConfigError, match=field):
+    top_k(LOGITS, RoutingContext(), **options)
+
+
+def test_looks_ahead_default_is_the_routers_default():
+  # Catches: a changed default priority of the router that its causality statement misses.
+  assert LOOKS_AHEAD["top_k"]() is False and LOOKS_AHEAD["top_k"](k=1, priority="gate") is True
