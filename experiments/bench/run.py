@@ -1,0 +1,200 @@
+"""Times one MoE layer under each dispatcher beside a dense FFN of equal FLOPs: `python -m experiments.bench.run`."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+import jaxlib
+import numpy as np
+
+from moe_jax.dispatch import DISPATCHERS
+from moe_jax.dispatch.capacity import expert_capacity
+from moe_jax.dispatch.grouped import plan_layout
+from moe_jax.experts import Experts, activate, is_gated
+from moe_jax.flops import hlo_matmul_flops
+from moe_jax.routing.plan import RoutingContext
+from moe_jax.routing.top_k import top_k
+
+
+class Shape(NamedTuple):
+  tokens: int
+  d_model: int
+  d_ff: int
+  experts: int
+  k: int
+  activation: str
+
+
+class Row(NamedTuple):
+  dispatcher: str
+  platform: str | None  # whose implementation; None = that of the device
+  tokens_per_group: int  # 0 = all
+  capacity_factor: float | None
+
+
+SHAPES = {
+  "S1": Shape(4096, 512, 2048, 8, 2, "swiglu"),
+  "S2": Shape(4096, 512, 1024, 32, 2, "swiglu"),
+  "S3": Shape(8192, 256, 512, 64, 6, "swiglu"),
+  "S4": Shape(4096, 512, 2048, 16, 1, "relu"),
+}
+# Dropless where it is feasible, 1.25 slots an assignment (S*K/E) elsewhere; einsum in groups: it is quadratic in them.
+ROWS = {
+  "grouped": Row("grouped", None, 0, None),
+  "scatter, capacity 1.25": Row("scatter", None, 0, 1.25),
+  "einsum, capacity 1.25, groups of 128": Row("einsum", None, 128, 1.25),
+}
+SLOW = {"grouped by ragged_dot": Row("grouped", "gpu", 0, None)}
+
+
+def random(key, *shape):
+  return jax.random.normal(key, shape) / np.sqrt(shape[-2] if len(shape) > 2 else 1)
+
+
+def workload(shape: Shape):
+  """Tokens, router logits of slightly uneven experts (loads differ by a factor of about 3), and the experts."""
+  keys = jax.random.split(jax.random.key(0), 6)
+  t, d, f, e = shape[:4]
+  gate = random(keys[2], e, d, f) if is_gated(shape.activation) else None
+  experts = Experts(random(keys[0], e, d, f), random(keys[1], e, f, d), gate, shape.activation)
+  return random(keys[3], t, d), random(keys[4], t, e) + 0.3 * random(keys[5], 1, e), experts
+
+
+def dense(shape: Shape, experts: Experts):
+  """Forward and forward+backward of a dense FFN on tokens * k rows; and no loops to count."""
+  w = {name: leaf[0] for name, leaf in experts.weights.items()}
+  rows = random(jax.random.key(1), shape.tokens * shape.k, shape.d_model)
+  ffn = lambda rows, w: activate(shape.activation, {n: rows @ w[n] for n in w if n != "down"}) @ w["down"]
+  return compiled(ffn, rows, w), {}
+
+
+def layer(shape: Shape, row: Row, x, logits, experts: Experts):
+  """Forward and forward+backward (x, gates, weights) of a dispatcher on a given plan; how often its loops run."""
+  per_group = row.tokens_per_group or shape.tokens
+  group = lambda array: array.reshape(shape.tokens // per_group, per_group, -1)
+  route = lambda logits: top_k(logits, RoutingContext(), k=shape.k, gate_norm="top_k" if shape.k > 1 else "none")
+  plan = jax.jit(jax.vmap(route))(group(logits))
+  slots = expert_capacity(per_group, shape.experts, per_group * shape.k, row.capacity_factor, "assignments", 1)
+  where = row.platform or next(iter(x.devices())).platform
+
+  def apply(x, gate, experts, plan):
+    return DISPATCHERS[row.dispatcher](plan.replace(gate=gate), x, experts, slots, where)
+  return compiled(apply, group(x), plan.gate, experts, plan, constants=1), plan_layout(plan, slots).trips()
+
+
+def compiled(function, *args, constants=0):
+  """Ahead-of-time compiled thunks {"forward", "backward"}; the last `constants` arguments get no gradient."""
+  split = len(args) - constants
+
+  def backward(cotangent, *args):
+    value, pull = jax.vjp(lambda *a: function(*a, *args[split:]), *args[:split])
+    return value, pull(cotangent)  # Gradients alone would let XLA skip the dense FFN's last product.
+
+  cotangent = jax.random.normal(jax.random.key(2), jax.eval_shape(function, *args).shape)
+  both = {"forward": (function, args), "backward": (backward, (cotangent, *args))}
+  programs = {name: (jax.jit(f).lower(*a).compile(), a) for name, (f, a) in both.items()}
+  return {name: (program.as_text(), functools.partial(program, *a)) for name, (program, a) in programs.items()}
+
+
+def measure(name: str, shape: Shape, rows: dict[str, Row], repeats: int, progress):
+  """Medians over interleaved rounds; ratios are medians of each round's ratio to its own dense FFN."""
+  x, logits, experts = workload(shape)
+  makers = {"dense FFN": lambda: dense(shape, experts)}
+  makers |= {row: functools.partial(layer, shape, rows[row], x, logits, experts) for row in rows}
+  programs, ideal = {}, 2.0 * shape.tokens * shape.k * shape.d_model * shape.d_ff * (2 + is_gated(shape.activation))
+  results = {row: {} for row in makers}
+  for row, make in makers.items():
+    progress(f"{name}: compiling {row}")
+    both, trips = make()
+    for part, (text, run) in both.items():
+      programs[row, part] = run
+      scale = ideal if part == "forward" else 3 * ideal
+      results[row][f"{part}_flops_ratio"] = hlo_matmul_flops(text, trips) / scale
+  times = {key: [] for key in programs}
+  for round_number in range(repeats + 1):
+    for (row, part), run in programs.items():
+      progress(f"{name}: {part} of {row}")
+      start = time.perf_counter()
+      jax.block_until_ready(run())
+      if round_number:  # The first round warms up.
+        times[row, part].append(1e3 * (time.perf_counter() - start))
+  for (row, part), ms in times.items():
+    results[row] |= {f"{part}_ms": float(np.median(ms)),
+                     f"{part}_ratio": float(np.median(np.array(ms) / times["dense FFN", part]))}
+  return results
+
+
+def table(name: str, shape: Shape, results) -> str:
+  head = f"{name}: " + ", ".join(f"{field}={value}" for field, value in shape._asdict().items())
+  lines = [head, f"{'':38}{'forward':>10}{'ratio':>7}{'FLOPs':>7}{'fwd+bwd':>11}{'ratio':>7}{'FLOPs':>7}"]
+  for row, r in results.items():
+    lines.append(f"{row:38}" + "".join(
+      f"{r[f'{part}_ms']:{7 + wide}.1f} ms{r[f'{part}_ratio']:7.2f}{r[f'{part}_flops_ratio']:7.2f}"
+      for part, wide in (("forward", 0), ("backward", 1))))
+  return "\n".join(lines)
+
+
+def environment():
+  cpu = [line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")] if sys.platform == "linux" else [platform.processor()]
+  return {"devices": [f"{d.platform}: {d.device_kind}" for d in jax.devices()], "cpu": f"{len(cpu)} x {cpu[0]}",
+          "jax": jax.__version__, "jaxlib": jaxlib.__version__, "python": platform.python_version(),
+          "system": platform.platform(), "load_average": os.getloadavg(),
+          "malloc": {key: value for key, value in os.environ.items() if key.startswith("MALLOC_")},
+          "xla_flags": os.environ.get("XLA_FLAGS", "")}
+
+
+class Progress:
+  """A bar on a terminal's stderr, silent elsewhere."""
+
+  def __init__(self, steps: int):
+    self.steps, self.done, self.shown = steps, 0, sys.stderr.isatty()
+
+  def __call__(self, what: str):
+    self.done += 1
+    filled = 30 * self.done // self.steps
+    if self.shown:
+      print(f"\r[{'#' * filled}{'.' * (30 - filled)}] {what:60.60}", end="", file=sys.stderr, flush=True)
+
+  def clear(self):
+    if self.shown:
+      print("\r" + " " * 94 + "\r", end="", file=sys.stderr, flush=True)
+
+
+def main():
+  parser = argparse.ArgumentParser(prog="python -m experiments.bench.run", description=__doc__)
+  parser.add_argument("--shapes", default=",".join(SHAPES), help=f"comma-separated, of {', '.join(SHAPES)}")
+  parser.add_argument("--repeats", type=int, default=11, help="timed rounds; medians are shown (%(default)s)")
+  parser.add_argument("--out", default="", help="JSON file for the results")
+  parser.add_argument("--slow", action="store_true", help="also XLA's ragged_dot, which is E times the FLOPs on a CPU")
+  flags = parser.parse_args()
+  names = flags.shapes.split(",")
+  if unknown := [name for name in names if name not in SHAPES]:
+    parser.error(f"--shapes={unknown[0]}: must be among {', '.join(SHAPES)}")
+  if flags.repeats < 1:
+    parser.error(f"--repeats={flags.repeats}: must be at least 1")
+  rows = ROWS | (SLOW if flags.slow else {})
+  progress = Progress(len(names) * (len(rows) + 1) * (1 + 2 * (flags.repeats + 1)))
+  report = {"environment": environment(), "repeats": flags.repeats, "shapes": {}}
+  print("Ratios are to the dense FFN's time, and to the ideal FLOPs: those of the matmuls of tokens * k rows.\n")
+  for name in names:
+    results = measure(name, SHAPES[name], rows, flags.repeats, progress)
+    progress.clear()
+    print(table(name, SHAPES[name], results) + "\n", flush=True)
+    report["shapes"][name] = {"shape": SHAPES[name]._asdict(), "rows": results}
+  report["environment"]["load_average_after"] = os.getloadavg()
+  if flags.out:
+    pathlib.Path(flags.out).write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  main()

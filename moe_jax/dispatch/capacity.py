@@ -1,0 +1,87 @@
+"""Which assignments find a slot. One group; `vmap` over groups."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from moe_jax.errors import ConfigError
+from moe_jax.routing.plan import RoutingPlan
+
+
+def expert_capacity(tokens: int, experts: int, assignments: int, factor: float | None, basis: str,
+                    minimum: int) -> int | None:
+  """Slots an expert, C; None means that nobody is ever dropped.
+
+      basis "tokens":      C = round(factor * S / E)   Switch Eq. 3, ST-MoE, Expert Choice (its k), flaxformer
+      basis "assignments": C = round(factor * A / E)   GShard (factor 1 is its 2S/E), V-MoE
+
+  The same factor means A/S = K times as many slots under the second.
+
+  Args:
+    tokens: S, tokens a group. Padding is counted, because C is a shape.
+    experts: E.
+    assignments: A, assignments a group (K*S for token choice).
+    factor: > 0, or None for dropless.
+    basis: what the factor multiplies.
+    minimum: least slots an expert, >= 1.
+
+  Returns:
+    C in [1, S] (no expert can use more than S slots), or None.
+
+  Raises:
+    ConfigError: unknown basis, factor <= 0, minimum < 1.
+
+  Deviation: Mesh-TensorFlow rounds down; V-MoE rounds up to a multiple of 4.
+  """
+  slots = {"tokens": tokens, "assignments": assignments}
+  if basis not in slots:
+    raise ConfigError("model.moe.capacity_basis", basis, f"must be one of {', '.join(slots)}")
+  if minimum < 1:
+    raise ConfigError("model.moe.min_capacity", minimum, "an expert needs at least 1 slot")
+  if factor is None:
+    return None
+  if factor <= 0:
+    raise ConfigError("model.moe.capacity_factor", factor, "must be > 0, or None for dropless")
+  return min(max(round(factor * slots[basis] / experts), minimum), tokens)
+
+
+def slot_index(plan: RoutingPlan) -> Int[Array, "A"]:
+  """How many assignments of higher priority name the same expert: the slot each would take (GShard Algorithm 1's c_e).
+
+  The counter runs on whether or not an assignment fits. In [0, A); 0 where the assignment names nobody.
+  """
+  order, start, _ = by_expert(plan)
+  rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)
+  return jnp.where(plan.expert < plan.num_experts, rank - start[jnp.minimum(plan.expert, plan.num_experts - 1)], 0)
+
+
+def drop_overflow(plan: RoutingPlan, capacity: int | None) -> RoutingPlan:
+  """The plan without the assignments that find no slot: they name nobody and their gate is 0. None drops nobody."""
+  if capacity is None:
+    return plan
+  fits = slot_index(plan) < capacity
+  return plan.replace(expert=jnp.where(fits, plan.expert, plan.num_experts), gate=jnp.where(fits, plan.gate, 0.0))
+
+
+def by_expert(plan: RoutingPlan) -> tuple[Int[Array, "A"], Int[Array, "E"], Int[Array, "E"]]:
+  """The assignments sorted by expert and then by priority: (order, start, count).
+
+  Expert e's assignments are order[start[e] : start[e] + count[e]]; those that name nobody are last.
+  """
+  order = jnp.argsort(plan.expert, stable=True).astype(jnp.int32)
+  edges = jnp.searchsorted(plan.expert[order], jnp.arange(plan.num_experts + 1)).astype(jnp.int32)
+  return order, edges[:-1], edges[1:] - edges[:-1]
+
+
+def slots(plan: RoutingPlan, capacity: int, tokens: int) -> tuple[Int[Array, "E C"], Float[Array, "E C"]]:
+  """Which token sits in which slot, and with what gate: what is left of a plan of `tokens` tokens under `capacity`.
+
+  An empty slot holds token `tokens`, which is out of bounds (gathers fill it, scatters drop it, one-hot makes it
+  zeros), with gate 0. An assignment whose gate is 0 keeps its slot.
+  """
+  order, start, count = by_expert(plan)
+  slot = jnp.arange(capacity)
+  assignment = order[jnp.minimum(start[:, None] + slot, order.size - 1)]
+  filled = slot < count[:, None]
+  return jnp.where(filled, plan.token[assignment], tokens), jnp.where(filled, plan.gate[assignment], 0.0)

@@ -1,0 +1,81 @@
+"""Dropless dispatch: assignments sorted by expert, then one grouped matmul. Nobody pads, nobody is dropped."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from moe_jax.dispatch.capacity import drop_overflow
+from moe_jax.dispatch.chunks import apply_chunks
+from moe_jax.dispatch.expert_function import ExpertFunction
+from moe_jax.dispatch.routes import combine, make_routes, take
+from moe_jax.dispatch.size_classes import Layout, layout
+from moe_jax.errors import ConfigError
+from moe_jax.routing.plan import RoutingPlan
+
+
+def grouped(plan: RoutingPlan, x: Float[Array, "G S D"], experts: ExpertFunction, capacity: int | None,
+            platform: str) -> Float[Array, "G S D"]:
+  """Sorts all groups' assignments by expert; each expert computes its own rows only (MegaBlocks, arXiv 2211.15841).
+
+  FLOPs follow the load: as many rows are computed as there are assignments; on a CPU typically 5 % more, and never more
+  than `size_classes.most_rows`. There, experts' rows are cut into chunks of a few static sizes, and each size is a loop
+  of large plain matmuls, because XLA lowers `jax.lax.ragged_dot` on CPUs to a matmul of every row with every expert.
+  Rows move by gathers only, forward and backward. First derivatives only.
+
+  Args:
+    plan: of G groups, [G, A] arrays; overflow included.
+    x: tokens.
+    experts: a pytree, applied once, to all groups' rows together.
+    capacity: C; None = dropless, which is what this dispatcher is for.
+    platform: of the devices that will run it, e.g. "cpu", as `jax.Device.platform` says.
+
+  Returns:
+    The gate-weighted sum of each token's experts, summed in float32, in x's dtype; 0 for tokens that have none.
+
+  Raises:
+    ConfigError: unknown platform.
+  """
+  if platform not in GROUPED_MATMULS:
+    raise ConfigError("platform", platform, f"must be one of {', '.join(GROUPED_MATMULS)}")
+  groups, tokens, width = x.shape
+  plan = jax.vmap(lambda p: drop_overflow(p, capacity))(plan)
+  token = plan.token + tokens * jnp.arange(groups, dtype=plan.token.dtype)[:, None]
+  y = GROUPED_MATMULS[platform](token.reshape(-1), plan.expert.reshape(-1), plan.gate.reshape(-1),
+                                x.reshape(-1, width), experts)
+  return y.astype(x.dtype).reshape(x.shape)
+
+
+def _by_chunks(token, expert, gate, x, experts):
+  rank, start, load = _sort(expert, experts.num_experts)
+  where = layout(load, token.size)
+  slots = token.size + where.classes[-1]
+  slot = rank + (where.first - start).at[expert].get(mode="clip")
+  slot = jnp.where(expert < experts.num_experts, slot, slots)
+  return apply_chunks(x, gate, experts, make_routes(token, slot, x.shape[0], slots), where)
+
+
+def _by_ragged_dot(token, expert, gate, x, experts):
+  rank, _, load = _sort(expert, experts.num_experts)
+  slot = jnp.where(expert < experts.num_experts, rank, token.size)
+  routes = make_routes(token, slot, x.shape[0], token.size)
+  return combine(experts.ragged(take(x, routes), load), gate, routes)
+
+
+GROUPED_MATMULS = {"cpu": _by_chunks, "gpu": _by_ragged_dot, "cuda": _by_ragged_dot, "rocm": _by_ragged_dot,
+                   "tpu": _by_ragged_dot}
+
+
+def plan_layout(plan: RoutingPlan, capacity: int | None = None) -> Layout:
+  """How the experts' rows of a concrete plan are cut on a CPU: what the loops of a compiled program will do."""
+  plan = jax.vmap(lambda p: drop_overflow(p, capacity))(plan)
+  return layout(_sort(plan.expert.reshape(-1), plan.num_experts)[2], plan.expert.size)
+
+
+def _sort(expert: Int[Array, "A"], num_experts: int):
+  """Each assignment's rank when sorted by expert, and each expert's start and load in that order."""
+  order = jnp.argsort(expert, stable=True)
+  edges = jnp.searchsorted(expert[order], jnp.arange(num_experts + 1))
+  rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)
+  return rank, edges[:-1], edges[1:] - edges[:-1]

@@ -1,0 +1,81 @@
+"""What is computed: experts' weights as a pytree, applied to equal buffers, one expert's rows or ragged groups."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+# Elementwise functions by name. The gated ones (arXiv 2002.05202) apply theirs to a second product, which multiplies
+# the first.
+ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "geglu": jax.nn.gelu, "swiglu": jax.nn.silu}
+_GATED = frozenset({"geglu", "swiglu"})
+
+
+def is_gated(activation: str) -> bool:
+  """Whether the FFN has a third matrix, whose product passes the nonlinearity and multiplies the other's."""
+  return activation in _GATED
+
+
+def activate(activation: str, pre: dict[str, Any]) -> Array:
+  """Hidden units from pre-activations: f(up), or f(gate) * up for gated activations. GELU is the tanh form.
+
+  Args:
+    activation: a key of `ACTIVATIONS`.
+    pre: {"up": [..., F]} and, for gated activations, {"gate": [..., F]}.
+  """
+  function = ACTIVATIONS[activation]
+  return function(pre["gate"]) * pre["up"] if is_gated(activation) else function(pre["up"])
+
+
+@typing.no_type_check  # JAX rebuilds pytrees with placeholder leaves, which no shape check survives.
+@struct.dataclass
+class Experts:
+  """E feed-forward networks without biases: down(f(up x)), or down(f(gate x) * up x) if gated.
+
+  Weights are cast to the dtype of the rows they are applied to; their gradients come back in their own dtype.
+  `gate` is present if and only if `is_gated(activation)`.
+  """
+
+  up: Float[Array, "E D F"]
+  down: Float[Array, "E F D"]
+  gate: Float[Array, "E D F"] | None
+  activation: str = struct.field(pytree_node=False)
+
+  @property
+  def num_experts(self) -> int:
+    return self.up.shape[0]
+
+  @property
+  def weights(self) -> dict[str, Array]:
+    """All weights, by name; every leaf has leading axis E."""
+    gate = {"gate": self.gate} if is_gated(self.activation) else {}
+    return {"up": self.up, "down": self.down} | gate
+
+  def buffers(self, x: Float[Array, "E N D"]) -> Float[Array, "E N D"]:
+    """All experts on buffers of equal size: expert e on x[e]."""
+    w = self.weights
+    pre = {name: jnp.einsum("end,edf->enf", x, w[name].astype(x.dtype)) for name in w if name != "down"}
+    return jnp.einsum("enf,efd->end", activate(self.activation, pre), w["down"].astype(x.dtype))
+
+  def hidden(self, w: dict[str, Any], rows: Float[Array, "N D"]) -> dict[str, Any]:
+    """Pre-activations [N, F] of one expert, whose slice of `weights` is `w`: what a backward pass has to keep."""
+    return {name: rows @ w[name].astype(rows.dtype) for name in w if name != "down"}
+
+  def output(self, w: dict[str, Any], pre: dict[str, Any]) -> Float[Array, "N D"]:
+    """The rest of one expert, from the pre-activations that `hidden` returned."""
+    return activate(self.activation, pre) @ w["down"].astype(pre["up"].dtype)
+
+  def ragged(self, rows: Float[Array, "N D"], group_sizes: Int[Array, "E"]) -> Float[Array, "N D"]:
+    """All experts on rows sorted by expert, `group_sizes[e]` for expert e, by `jax.lax.ragged_dot`.
+
+    What rows after the last group become is undefined. A grouped kernel on GPU and TPU; XLA's CPU lowering multiplies
+    every row with every expert (E times the FLOPs).
+    """
+    w = jax.tree.map(lambda leaf: leaf.astype(rows.dtype), self.weights)
+    pre = {name: jax.lax.ragged_dot(rows, w[name], group_sizes) for name in w if name != "down"}
+    return jax.lax.ragged_dot(activate(self.activation, pre), w["down"], group_sizes)

@@ -1,0 +1,81 @@
+"""Capacity, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.dispatch import drop_overflow, expert_capacity, slot_index
+from moe_jax.dispatch.capacity import slots
+from moe_jax.errors import ConfigError
+from moe_jax.routing import RoutingContext, RoutingPlan, top_k
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(("tokens", "experts", "k", "factor", "basis", "minimum", "expected"), [
+  (1024, 128, 1, 1.25, "tokens", 1, 10),
+  (2048, 32, 2, 1.25, "tokens", 1, 80),
+  (4096, 64, 2, 2.0, "tokens", 1, 128),
+  (456, 32, 2, 1.25, "tokens", 1, 18),  # 17.8: Mesh-TensorFlow's floor has 17
+  (4096, 64, 2, 1.25, "tokens", 4, 80),
+  (4096, 64, 2, 1.25, "assignments", 4, 160),  # V-MoE: K times as many
+  (256, 8, 2, 1.0, "assignments", 1, 64),  # GShard's 2N/(G E)
+  (16, 64, 1, 1.0, "tokens", 1, 1), (16, 64, 1, 1.0, "tokens", 4, 4),  # 0.25
+  (16, 2, 1, 9.0, "tokens", 1, 16),  # never more than S
+  (2, 2, 1, 1.0, "tokens", 4, 2),
+  (16, 4, 2, None, "tokens", 4, None),
+])
+def test_expert_capacity(tokens, experts, k, factor, basis, minimum, expected):
+  # Catches: a factor K too many or too few, floor for round, minimum beyond S.
+  assert expert_capacity(tokens, experts, tokens * k, factor, basis, minimum) == expected
+
+
+@pytest.mark.parametrize(("factor", "basis", "minimum", "field"), [
+  (1.0, "token", 1, "capacity_basis"), (0.0, "tokens", 1, "capacity_factor"), (None, "tokens", 0, "min_capacity"),
+  (None, "choices", 1, "capacity_basis")])
+def test_bad_capacity_is_named(factor, basis, minimum, field):
+  with pytest.raises(ConfigError, match=field):
+    expert_capacity(16, 4, 16, factor, basis, minimum)
+
+
+# Assignments in priority order, 2 experts, 2 is nobody: expert 0 is named at 0, 2, 5; expert 1 at 1, 4.
+PLAN = RoutingPlan(token=jnp.array([0, 1, 2, 3, 0, 1]), expert=jnp.array([0, 1, 0, 2, 1, 0]),
+                   gate=jnp.array([0.9, 0.8, 0.0, 0.0, 0.5, 0.4]), num_experts=2)
+
+
+def test_slot_index():
+  # Catches: inclusive counts, an unstable sort, nobody counted among the last expert's.
+  assert slot_index(PLAN).tolist() == [0, 0, 1, 0, 1, 2]
+
+
+def test_drop_overflow():
+  # Catches: serving the last instead of the first, a gate that outlives its assignment; a 0 gate that loses its slot.
+  one, two = drop_overflow(PLAN, 1), drop_overflow(PLAN, 2)
+  assert one.expert.tolist() == [0, 1, 2, 2, 2, 2] and two.expert.tolist() == [0, 1, 0, 2, 1, 2]
+  np.testing.assert_allclose(two.gate, [0.9, 0.8, 0.0, 0.0, 0.5, 0.0])
+  assert drop_overflow(PLAN, None) is PLAN
+  again = drop_overflow(one, 1)
+  assert again.expert.tolist() == one.expert.tolist()  # what has a slot keeps it
+
+
+def test_slots():
+  # Four tokens; 4 marks an empty slot. Catches: the next expert's rows in an empty slot, a read beyond the end.
+  token, gate = slots(PLAN, 4, tokens=4)
+  assert token.tolist() == [[0, 2, 1, 4], [1, 0, 4, 4]]
+  np.testing.assert_allclose(gate, [[0.9, 0.0, 0.4, 0.0], [0.8, 0.5, 0.0, 0.0]])
+  empty = PLAN.replace(expert=jnp.full(6, 2))
+  assert np.all(slots(empty, 2, tokens=4)[0] == 4) and not np.any(slots(empty, 2, tokens=4)[1])
+
+
+def test_priority_decides_who_is_left_out():
+  # The design's example in small: 256 tokens, 8 experts, K = 2, 40 slots (1.25 a token). Token-major leaves many tokens
+  # with nobody; choice-major far fewer. Catches: the two orders swapped.
+  logits = jax.random.normal(jax.random.key(0), (256, 8))
+  alone = {}
+  for priority in ("choice", "token"):
+    kept = drop_overflow(top_k(logits, RoutingContext(), k=2, priority=priority), 40)
+    served = np.zeros(256, bool)
+    served[np.asarray(kept.token)[np.asarray(kept.expert) < 8]] = True
+    alone[priority] = 1 - served.mean()
+  assert alone["choice"] < 0.05 < 0.2 < alone["token"]

@@ -1,0 +1,68 @@
+"""The three forms of the experts agree with each other and with a loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.dispatch import ExpertFunction
+from moe_jax.experts import ACTIVATIONS, Experts, activate, is_gated
+
+pytestmark = pytest.mark.unit
+
+E, D, F, N = 3, 4, 6, 5
+
+
+def make(activation, key=0):
+  up, down, gate = (jax.random.normal(k, s) for k, s in zip(
+    jax.random.split(jax.random.key(key), 3), [(E, D, F), (E, F, D), (E, D, F)], strict=True))
+  return Experts(up=up, down=down, gate=gate if is_gated(activation) else None, activation=activation)
+
+
+def by_hand(experts, e, rows):
+  """Plain NumPy, activations from their definitions."""
+  up = rows @ np.asarray(experts.up[e])
+  gelu = lambda v: 0.5 * v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3)))
+  silu = lambda v: v / (1 + np.exp(-v))
+  functions = {"relu": lambda v: np.maximum(v, 0), "gelu": gelu, "geglu": gelu, "swiglu": silu}
+  function = functions[experts.activation]
+  hidden = function(rows @ np.asarray(experts.gate[e])) * up if is_gated(experts.activation) else function(up)
+  return hidden @ np.asarray(experts.down[e])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_all_forms_equal_the_definition(activation):
+  # Catches: up and gate swapped, the activation on the wrong product, experts' weights mixed up.
+  experts, x = make(activation), jax.random.normal(jax.random.key(9), (E, N, D))
+  expected = np.stack([by_hand(experts, e, np.asarray(x[e])) for e in range(E)])
+  np.testing.assert_allclose(experts.buffers(x), expected, rtol=1e-4, atol=1e-5)
+  slices = [jax.tree.map(lambda leaf, e=e: leaf[e], experts.weights) for e in range(E)]
+  chunked = jnp.stack([experts.output(w, experts.hidden(w, x[e])) for e, w in enumerate(slices)])
+  np.testing.assert_allclose(chunked, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+def test_ragged_groups_with_an_idle_expert(activation):
+  # Catches: group sizes read as boundaries, an empty group that shifts the next.
+  experts, rows = make(activation), jax.random.normal(jax.random.key(9), (5, D))
+  actual = experts.ragged(rows, jnp.array([2, 0, 3]))
+  expected = np.concatenate([by_hand(experts, 0, np.asarray(rows[:2])), by_hand(experts, 2, np.asarray(rows[2:]))])
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_cast_to_the_rows_dtype_and_gradients_are_not():
+  # Catches: float32 matmuls under bfloat16 activations; gradients rounded to bfloat16.
+  experts, x = make("swiglu"), jnp.ones((E, N, D), jnp.bfloat16)
+  assert experts.buffers(x).dtype == jnp.bfloat16
+  grads = jax.grad(lambda experts: experts.buffers(x).astype(jnp.float32).sum())(experts)
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
+  rows = experts.ragged(x[0], jnp.array([N, 0, 0]))
+  assert rows.dtype == jnp.bfloat16
+
+
+def test_protocol_and_gating():
+  # Catches: a form that the dispatchers call and that is missing; a third matrix in a two-matrix FFN.
+  assert isinstance(make("gelu"), ExpertFunction)
+  assert [is_gated(a) for a in ("gelu", "relu", "geglu", "swiglu")] == [False, False, True, True]
+  assert set(make("gelu").weights) == {"up", "down"} and set(make("geglu").weights) == {"up", "down", "gate"}
+  np.testing.assert_allclose(activate("relu", {"up": jnp.array([-1.0, 2.0])}), [0.0, 2.0])
