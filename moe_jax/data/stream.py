@@ -1,0 +1,156 @@
+"""Pipeline `stream`: documents are tokenised and packed while training reads them; their tokens are not kept on disk.
+
+For text too large to tokenise beforehand. Documents are mixed (shares count documents, not tokens) into one endless
+sequence; row r of the global batch reads documents r, r + B, r + 2B, ... and cuts their tokens into windows. So the
+batches are the same for any number of processes, and a row's position is two integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grain
+import numpy as np
+from grain import experimental as grain_experimental
+
+from moe_jax.data.mixture import mix, weights
+from moe_jax.data.rows import Rows, batch
+from moe_jax.data.sources import Source
+from moe_jax.data.tokenizers import Tokenizer
+from moe_jax.errors import ConfigError
+
+
+class Row:
+  """The endless tokens of one row: documents `first`, `first + stride`, ... of `dataset`, each behind a boundary.
+
+  Attributes:
+    position: (document, offset) of the first input of the next window: the how-manieth document of this row, and which
+      of its tokens (0 = its boundary).
+  """
+
+  def __init__(self, dataset, tokenizer: Tokenizer, first: int, stride: int, position: tuple[int, int]):
+    self._dataset, self._tokenizer, self._first, self._stride = dataset, tokenizer, first, stride
+    document, offset = self.position = position
+    self._next_document = document  # the first one that was not tokenised
+    self._ends: list[int] = []  # of the tokenised documents from `document` on, counted from its start
+    self._tokens = np.zeros(0, np.int32)  # of these documents, from `position` on
+    if offset:
+      self._read()
+      self._tokens = self._tokens[offset:]
+
+  def _read(self) -> None:
+    text = self._dataset[self._first + self._next_document * self._stride]
+    tokens = np.append(np.int32(self._tokenizer.boundary), self._tokenizer.encode(text))
+    self._next_document += 1
+    self._ends.append(len(tokens) + (self._ends[-1] if self._ends else 0))
+    self._tokens = np.concatenate([self._tokens, tokens])
+
+  def window(self, seq_len: int) -> np.ndarray:
+    """The next `seq_len` tokens and the one after, int32 [seq_len + 1]; moves on by `seq_len`."""
+    while len(self._tokens) <= seq_len:
+      self._read()
+    out, self._tokens = self._tokens[:seq_len + 1], self._tokens[seq_len:]
+    document, offset = self.position
+    offset += seq_len
+    while self._ends and self._ends[0] <= offset:
+      done = self._ends.pop(0)
+      document, offset, self._ends = document + 1, offset - done, [end - done for end in self._ends]
+    self.position = document, offset
+    return out
+
+
+class TrainStream:
+  """Endless batches of packed documents. The state is the position of each row that was last returned."""
+
+  def __init__(self, data, tokenizer: Tokenizer, sources: Sequence[Source], rows: Rows, seq_len: int):
+    documents = [source.documents("train") for source in sources]
+    self._dataset = mix(documents, weights(data.weights, sources, [len(d) for d in documents]), sources, data.seed)
+    self._tokenizer, self._rows, self._seq_len, self._threads = tokenizer, rows, seq_len, data.threads
+    self._positions = np.zeros((rows.size, 2), np.int64)
+    self._iterator = None
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    if self._iterator is None:
+      self._iterator = iter(grain_experimental.ThreadPrefetchIterDataset(
+          _Batches(self._make_rows, self._seq_len, self._threads, self._tokenizer.boundary),
+          prefetch_buffer_size=2 if self._threads else 0))
+    out = next(self._iterator)
+    self._positions = out.pop("positions_of_rows")
+    return out
+
+  def _make_rows(self) -> list[Row]:
+    return [Row(self._dataset, self._tokenizer, self._rows.first + r, self._rows.batch_size, (document, offset))
+            for r, (document, offset) in enumerate(self._positions.tolist())]
+
+  def get_state(self) -> dict[str, Any]:
+    """Gathers the positions of all processes where there are several: each of them has to call it."""
+    index = np.arange(self._rows.first, self._rows.first + self._rows.size)
+    table = gather(np.concatenate([index[:, None], self._positions], axis=1))
+    rows = {str(row): [document, offset] for row, document, offset in table.tolist()}
+    return {"pipeline": "stream", "batch_size": self._rows.batch_size, "rows": rows}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Raises ConfigError for the state of another pipeline or another batch size."""
+    if state.get("pipeline") != "stream":
+      raise ConfigError("data.pipeline", "stream", f"the saved position is one of pipeline {state.get('pipeline')!r}")
+    if state["batch_size"] != self._rows.batch_size:
+      raise ConfigError("train.batch_size", self._rows.batch_size, "the saved position is one of rows of batches of "
+                        f"{state['batch_size']}; pipeline stream resumes with the same batch size only")
+    self.close()
+    mine = range(self._rows.first, self._rows.first + self._rows.size)
+    self._positions = np.array([state["rows"][str(r)] for r in mine], np.int64)
+
+  def close(self) -> None:
+    if self._iterator is not None:
+      self._iterator.close()
+    self._iterator = None
+
+
+class _Batches(grain.IterDataset):
+  """Batches with the positions after them, so that what is read ahead does not count as read."""
+
+  def __init__(self, make_rows, seq_len: int, threads: int, boundary: int):
+    super().__init__()
+    self._args = make_rows, seq_len, threads, boundary
+
+  def __iter__(self):
+    return _BatchIterator(*self._args)
+
+
+class _BatchIterator(grain.DatasetIterator):
+
+  def __init__(self, make_rows, seq_len: int, threads: int, boundary: int):
+    super().__init__()
+    self._rows, self._seq_len, self._boundary = make_rows(), seq_len, boundary
+    self._pool = ThreadPoolExecutor(threads) if threads else None
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    each = self._pool.map if self._pool else map
+    tokens = np.stack(list(each(lambda row: row.window(self._seq_len), self._rows)))
+    return batch(tokens, self._boundary) | {"positions_of_rows": np.array([r.position for r in self._rows], np.int64)}
+
+  def close(self) -> None:
+    if self._pool:
+      self._pool.shutdown()
+    super().close()
+
+  def get_state(self) -> dict[str, Any]:
+    return {}  # TrainStream starts a new iterator at its own positions instead
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    raise NotImplementedError
+
+
+def gather(table: np.ndarray) -> np.ndarray:
+  """The rows of every process's int64 table, one below the other; `table` itself where JAX has one process."""
+  import jax
+  if jax.process_count() == 1:
+    return table
+  from jax.experimental import multihost_utils
+  halves = np.ascontiguousarray(table, "<i8").view("<i4")  # JAX would cut int64 to int32
+  return np.asarray(multihost_utils.process_allgather(halves)).reshape(-1, halves.shape[-1]).copy().view("<i8")

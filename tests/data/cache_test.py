@@ -1,0 +1,109 @@
+import errno
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from moe_jax.data import cache
+from moe_jax.errors import ConfigError
+
+pytestmark = pytest.mark.unit
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+BUILDER = """
+import pathlib, sys, time
+from moe_jax.data import cache
+def write(file):
+  for i in range(20):
+    file.write(b"%04d" % i)
+    file.flush()
+    print(i, flush=True)
+    time.sleep(float(sys.argv[2]))
+cache.built(pathlib.Path(sys.argv[1]), write)
+"""
+WHOLE = b"".join(b"%04d" % i for i in range(20))
+
+
+def _builder(path, pause):
+  return subprocess.Popen([sys.executable, "-c", BUILDER, str(path), str(pause)], stdout=subprocess.PIPE, cwd=ROOT,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def test_a_killed_builder_leaves_no_file(tmp_path):
+  # Catches: writing under the final name.
+  path = tmp_path / "sub" / "x.bin"
+  process = _builder(path, 0.5)
+  for _ in range(3):
+    process.stdout.readline()
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert not path.exists() and list(path.parent.glob("*.tmp"))
+  assert cache.built(path, lambda file: file.write(WHOLE)).read_bytes() == WHOLE
+
+
+def test_builders_at_the_same_time_leave_one_whole_file(tmp_path):
+  # Catches: two builders that write into the same unfinished file, and one that deletes the other's.
+  path = tmp_path / "x.bin"
+  processes = [_builder(path, 0.02) for _ in range(3)]
+  for process in processes:
+    process.communicate()
+  assert [p.returncode for p in processes] == [0, 0, 0]
+  assert path.read_bytes() == WHOLE and list(tmp_path.iterdir()) == [path]
+
+
+def test_remains_are_swept_but_not_the_work_of_others(tmp_path):
+  # Catches: remains that pile up, and the sweep of a file that another builder is writing.
+  old, new = tmp_path / "x.bin.aa.tmp", tmp_path / "x.bin.bb.tmp"
+  for left in (old, new):
+    left.write_bytes(b"?")
+  os.utime(old, (time.time() - 7200,) * 2)
+  cache.built(tmp_path / "x.bin", lambda file: file.write(b"1"))
+  assert not old.exists() and new.exists()
+
+
+def test_a_failed_build_leaves_nothing_and_a_file_is_built_once(tmp_path):
+  # Catches: an unfinished file kept after an exception; a file rewritten on every start.
+  def fail(file):
+    file.write(b"half")
+    raise RuntimeError("no")
+
+  with pytest.raises(RuntimeError):
+    cache.built(tmp_path / "x", fail)
+  assert not list(tmp_path.iterdir())
+  cache.built(tmp_path / "x", lambda file: file.write(b"1"))
+  assert cache.built(tmp_path / "x", fail).read_bytes() == b"1"
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+  # Catches: an OSError traceback instead of the field and the remedy.
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ConfigError, match="data.cache_dir"):
+    cache.built(tmp_path / "file" / "x", lambda file: None)
+
+
+def test_full_disk(tmp_path):
+  # Catches: a traceback instead of the field; the unfinished file left on the full disk.
+  def fail(file):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  with pytest.raises(ConfigError, match="data.cache_dir=.* is full"):
+    cache.built(tmp_path / "x", fail)
+  assert not list(tmp_path.iterdir())
+
+
+def test_cache_dir(monkeypatch):
+  # Catches: ignoring the configured folder or XDG_CACHE_HOME.
+  monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+  assert cache.cache_dir("/y").as_posix() == "/y"
+  assert cache.cache_dir("").as_posix() == "/x/moe_jax"
+  monkeypatch.delenv("XDG_CACHE_HOME")
+  assert cache.cache_dir("") == pathlib.Path.home() / ".cache" / "moe_jax"
+
+
+def test_key_tells_parts_apart():
+  # Catches: joining the parts without a separator.
+  assert cache.key("a", "bc") != cache.key("ab", "c") and cache.key("a", 1) == cache.key("a", 1)

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from moe_jax.data.documents import InMemory, Subset, split
+from moe_jax.errors import ConfigError
+
+pytestmark = pytest.mark.unit
+
+
+def _documents(n):
+  texts = [b"%d" % i * (i % 4) for i in range(n)]  # some are empty
+  return InMemory([f"k{i}" for i in range(n)], np.frombuffer(b"".join(texts), np.uint8), np.cumsum([*map(len, texts)]))
+
+
+def test_in_memory_gives_documents_back():
+  # Catches: an end that is off by one.
+  assert [_documents(6)[i] for i in range(6)] == [b"", b"1", b"22", b"333", b"", b"5"]
+
+
+def test_split_is_a_partition_near_the_fraction():
+  # Catches: a document on both sides or on none; the fraction given to the wrong side.
+  sides = split("s", _documents(2000), 0.1)
+  keys = {side: [d.key(i) for i in range(len(d))] for side, d in sides.items()}
+  assert sorted(keys["train"] + keys["validation"]) == sorted(f"k{i}" for i in range(2000))
+  assert 0.08 < len(keys["validation"]) / 2000 < 0.12
+
+
+def test_a_document_stays_on_its_side_when_others_come():
+  # Catches: a split by position or by a random permutation, which would leak held-out text into later runs.
+  few, many = (split("s", _documents(n), 0.3)["validation"] for n in (500, 1000))
+  few, many = ({d.key(i) for i in range(len(d))} for d in (few, many))
+  assert few == {key for key in many if int(key[1:]) < 500}
+
+
+def test_both_sides_have_a_document():
+  # Catches: an empty side, by chance of the hash, in a small source.
+  for fraction in (1e-9, 1 - 1e-9):
+    sides = split("s", _documents(2), fraction)
+    assert len(sides["train"]) == len(sides["validation"]) == 1
+
+
+def test_errors():
+  # Catches: accepting a source that cannot be split.
+  with pytest.raises(ConfigError, match="data.sources='s': has a single document"):
+    split("s", _documents(1), 0.5)
+  for fraction in (0, 1, -0.1, float("nan")):
+    with pytest.raises(ConfigError, match="data.validation_fraction"):
+      split("s", _documents(5), fraction)
+
+
+def test_subset_is_a_sequence():
+  # Catches: negative or too large indices that reach into other documents; iteration that does not end.
+  subset = Subset(_documents(6), [3, 1])
+  assert list(subset) == [b"333", b"1"] and subset.key(0) == "k3"
+  for i in (-1, 2):
+    with pytest.raises(IndexError):
+      subset[i]

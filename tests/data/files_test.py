@@ -1,0 +1,82 @@
+import json
+
+import pytest
+
+from moe_jax.data import make_sources
+from moe_jax.errors import ConfigError
+
+pytestmark = pytest.mark.unit
+
+
+def _open(data, name):
+  data.sources = (name,)
+  return make_sources(data)[0]
+
+
+def _all(source):
+  """Key -> text over both splits."""
+  return {d.key(i): d[i] for d in source.splits.values() for i in range(len(d))}
+
+
+def test_a_folder_is_its_files(data, tmp_path):
+  # Catches: hidden or empty files that count, paths of this machine in keys, folders that are not entered.
+  folder = tmp_path / "t"
+  (folder / "sub").mkdir(parents=True)
+  for path, text in (("a.txt", b"one"), ("sub/b.txt", b"two\xff\xfe"), (".hidden", b"no"), ("empty", b"")):
+    (folder / path).write_bytes(text)
+  assert _all(_open(data, f"text:{folder}")) == {"a.txt:0": b"one", "sub/b.txt:0": b"two\xff\xfe"}
+  assert _all(_open(data, f"text:{tmp_path}/*/**/*.txt")) == {"t/a.txt:0": b"one", "t/sub/b.txt:0": b"two\xff\xfe"}
+
+
+@pytest.mark.parametrize("line", [b"some line of text\n", "\u4e16".encode()])
+def test_a_large_file_is_several_documents(data, tmp_path, line):
+  # Catches: bytes lost or doubled at the cuts, a cut inside a line, or inside a character where there is no line end.
+  content = line * (300_000 // len(line))
+  (tmp_path / "big.txt").write_bytes(content)
+  documents = _all(_open(data, f"text:{tmp_path}/big.txt"))
+  in_order = [documents[key] for key in sorted(documents, key=lambda k: int(k.split(":")[1]))]
+  assert b"".join(in_order) == content and len(in_order) == 5
+  assert all(len(d) <= 2**16 and len(d) % len(line) == 0 for d in in_order)
+
+
+def test_fingerprint_is_of_the_text_not_of_the_place(data, tmp_path):
+  # Catches: a fingerprint with absolute paths or times, or one that misses an edit or a renamed file.
+  prints = []
+  for place, files in (("x", {"a": b"1", "b": b"2"}), ("y", {"a": b"1", "b": b"2"}), ("z", {"a": b"1", "b": b"3"}),
+                       ("w", {"a": b"1", "c": b"2"})):
+    (tmp_path / place).mkdir()
+    for name, text in files.items():
+      (tmp_path / place / name).write_bytes(text)
+    prints.append(_open(data, f"text:{tmp_path}/{place}").fingerprint)
+  assert prints[0] == prints[1] and len(set(prints)) == 3
+
+
+def test_jsonl(data, tmp_path):
+  # Catches: blank lines that count, escapes left in, a last line without line end that is lost.
+  lines = [json.dumps({"text": f"line {i} \u4e16\n", "n": i}) for i in range(9)]
+  (tmp_path / "a.jsonl").write_text("\n".join(lines[:5]) + "\n\n")
+  (tmp_path / "b.jsonl").write_text("\n".join(lines[5:]))
+  source = _open(data, f"jsonl:{tmp_path}/*.jsonl")
+  assert sorted(_all(source).values()) == [f"line {i} \u4e16\n".encode() for i in range(9)]
+  assert {key.split(":")[0] for key in _all(source)} == {"a.jsonl", "b.jsonl"}
+
+
+def test_jsonl_errors_name_the_line(data, tmp_path):
+  # Catches: a KeyError or JSONDecodeError in the middle of training that does not say where.
+  (tmp_path / "a.jsonl").write_text('{"body": "x"}\n{"body": "y"}\n')
+  with pytest.raises(ConfigError, match=r"data.text_field='text': .*a.jsonl at byte \d+: .* it has body"):
+    _open(data, f"jsonl:{tmp_path}/a.jsonl")
+  (tmp_path / "b.jsonl").write_text("{'text': 1}\nplain text\n")
+  with pytest.raises(ConfigError, match="b.jsonl at byte .* not JSON"):
+    _open(data, f"jsonl:{tmp_path}/b.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_nothing_there(data, tmp_path, kind):
+  # Catches: an empty source that trains on nothing, or fails without naming the source.
+  (tmp_path / "empty").write_text("")
+  (tmp_path / "folder").mkdir()
+  for name, remedy in (("missing", "no such file"), ("empty", "the file is empty"), ("folder", "no files"),
+                       ("x*.txt", "no file matches")):
+    with pytest.raises(ConfigError, match=f"data.sources='{kind}:.*{remedy}"):
+      _open(data, f"{kind}:{tmp_path}/{name}")

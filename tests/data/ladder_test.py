@@ -1,0 +1,87 @@
+"""The ladder of baselines: against a slow Witten-Bell in dicts, by hand, and on texts whose answer is known."""
+
+import collections
+import json
+import math
+import random
+
+import pytest
+
+from moe_jax.data.ladder import ORDERS, cached_ladder, ladder, lzma_bits_per_byte, witten_bell
+
+pytestmark = pytest.mark.unit
+
+TRAIN = [b"the cat sat on the mat", b"", b"a man, a plan, a canal", b"\x00\xff\x00\xff", b"the"]
+VALIDATION = [b"the hat sat", b"", b"panama \x00\xff!", b"t"]
+
+
+def slow_witten_bell(train, validation, n):
+  """The recursion, one byte at a time."""
+  follow = [collections.defaultdict(collections.Counter) for _ in range(n)]
+  context = lambda document, i, k: (("^",) * k + tuple(document))[i : i + k]
+  for document in train:
+    for i, byte in enumerate(document):
+      for k in range(n):
+        follow[k][context(document, i, k)][byte] += 1
+  bits = total = 0
+  for document in validation:
+    for i, byte in enumerate(document):
+      p = 1 / 256
+      for k in range(n):
+        seen = follow[k].get(context(document, i, k))
+        if seen:
+          p = (seen[byte] + len(seen) * p) / (seen.total() + len(seen))
+      bits -= math.log2(p)
+      total += 1
+  return bits / total
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_equals_the_slow_reference(n):
+  # Catches contexts that cross documents, a start mark that is predicted, and T(h) taken for c(h).
+  assert witten_bell(TRAIN, VALIDATION, 5)[n - 1] == pytest.approx(slow_witten_bell(TRAIN, VALIDATION, n), rel=1e-12)
+
+
+def test_unigram_by_hand():
+  # c(a) = 3, c(b) = 1, T = 2: p(a) = (3 + 2/256) / 6, p(z) = (2/256) / 6. Catches a missing floor of 1/256.
+  expected = -(math.log2((3 + 2 / 256) / 6) + math.log2((2 / 256) / 6)) / 2
+  assert witten_bell([b"aaab"], [b"az"], 1)[0] == pytest.approx(expected)
+
+
+def test_no_training_text_is_uniform():
+  # Catches a division by zero for contexts that were never seen.
+  assert ladder([], [b"abc"])["5-gram"] == 8.0
+
+
+def test_rungs_fall_on_markov_text_and_stay_on_noise():
+  # Catches rungs in the wrong order: second-order text helps the trigram most; noise cannot be predicted.
+  rng = random.Random(0)
+  text = bytearray(b"ab")
+  for _ in range(20_000):
+    text.append(ord("a") + (3 * text[-1] + 4 * text[-2] + (rng.random() < 0.1)) % 16)
+  figures = ladder([bytes(text[:18_000])], [bytes(text[18_000:])])
+  assert list(figures) == [*ORDERS, "lzma"]
+  assert figures["unigram"] > figures["bigram"] > figures["trigram"] + 0.4
+  noise = ladder([rng.randbytes(5000)], [rng.randbytes(2000)])
+  assert all(7.9 < value < 9 for value in noise.values())
+
+
+def test_lzma_reaches_back_to_the_first_byte():
+  # Catches a small dictionary: 9 MiB of zeros lie between the two copies, more than an 8 MiB one.
+  rng = random.Random(0)
+  copy = rng.randbytes(20_000)
+  assert lzma_bits_per_byte([copy + bytes(9 << 20)], [copy]) < 0.1
+
+
+def test_cache_is_read_keyed_and_survives_damage(tmp_path):
+  # Catches a key that is ignored, and a cache file cut short that ends the run.
+  calls = []
+  documents = lambda: calls.append(1) or (TRAIN, VALIDATION)
+  first = cached_ladder("k", documents, tmp_path / "new")
+  assert cached_ladder("k", documents, tmp_path / "new") == first and len(calls) == 1
+  cached_ladder("other", documents, tmp_path / "new")
+  assert len(calls) == 2
+  for path in (tmp_path / "new").glob("*.json"):
+    assert json.loads(path.read_text()) == first
+    path.write_text('{"unigram": ')
+  assert cached_ladder("k", documents, tmp_path / "new") == first and len(calls) == 3

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from moe_jax.data.mixture import local_rows, mix, weights
+from moe_jax.data.rows import Rows
+from moe_jax.data.sources import Source
+from moe_jax.errors import ConfigError
+
+pytestmark = pytest.mark.unit
+
+
+def _sources(*names):
+  return [Source(name, "", {}) for name in names]
+
+
+def _mix(shares, names="abc", seed=0, sizes=(70, 40, 30)):
+  records = [[f"{name}{i}" for i in range(size)] for name, size in zip(names, sizes, strict=False)]
+  return mix(records, shares, _sources(*names), seed)
+
+
+def test_weights():
+  # Catches: shares that do not sum to 1, or ignore the configured weights.
+  a, b = _sources("a", "b")
+  assert weights((), [a, b], [30, 10]) == [0.75, 0.25]
+  assert weights((2, 3), [a, b], [30, 10]) == [0.4, 0.6]
+  assert weights((0, 1), [a, b], [30, 10]) == [0, 1]
+
+
+@pytest.mark.parametrize("wrong", [(1,), (1, 2, 3), (1, -1), (0, 0), (1, float("nan")), (1, float("inf"))])
+def test_wrong_weights(wrong):
+  # Catches: zip() that drops a source in silence; Grain's own error, which names no field.
+  with pytest.raises(ConfigError, match="data.weights="):
+    weights(wrong, _sources("a", "b"), [1, 1])
+
+
+def test_shares_are_exact():
+  # Catches: proportions that Grain truncates (6/5 of 100 -> 119), a source that is left out.
+  dataset = _mix([0.5, 0.3, 0.2])
+  counts = {name: sum(dataset[i][0] == name for i in range(1000)) for name in "abc"}
+  assert counts == {"a": 500, "b": 300, "c": 200}
+  dataset = _mix([5 / 11, 6 / 11], "ab")
+  assert sum(dataset[i][0] == "a" for i in range(2200)) == 1000
+
+
+def test_share_zero_is_never_drawn():
+  # Catches: Grain's error for a proportion of 0.
+  assert {_mix([0.5, 0, 0.5])[i][0] for i in range(50)} == {"a", "c"}
+
+
+def test_every_epoch_has_every_record_once_in_a_new_order():
+  # Catches: sampling with replacement; the same order in each epoch; no shuffle.
+  dataset = _mix([1.0], "a", sizes=(50,))
+  first, second = ([dataset[i] for i in range(e * 50, e * 50 + 50)] for e in (0, 1))
+  assert sorted(first) == sorted(second) == sorted(f"a{i}" for i in range(50))
+  assert first != second and first != [f"a{i}" for i in range(50)]
+
+
+def test_order_depends_on_the_seed_but_not_on_the_neighbours():
+  # Catches: seeds by position, so that a source added in front changes the order of all others.
+  alone, other = _mix([1.0], "b", sizes=(40,)), _mix([1.0], "b", seed=1, sizes=(40,))
+  mixed = _mix([0.5, 0.3, 0.2], sizes=(70, 40, 30))
+  of_b = [mixed[i] for i in range(100) if mixed[i][0] == "b"]
+  assert [alone[i] for i in range(len(of_b))] == of_b
+  assert [alone[i] for i in range(40)] != [other[i] for i in range(40)]
+
+
+def test_rows_of_processes_make_the_global_batches():
+  # Catches: a process that starts at another batch, or skips rows.
+  dataset = _mix([0.5, 0.3, 0.2])
+  local = [local_rows(dataset, Rows(first, 2, 6), start=3) for first in (0, 2, 4)]
+  joined = np.concatenate([np.array([rows[i] for i in range(4)]).reshape(2, 2) for rows in local], axis=1)
+  assert joined.reshape(-1).tolist() == [dataset[i] for i in range(18, 30)]

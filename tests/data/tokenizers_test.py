@@ -1,0 +1,173 @@
+import io
+import json
+
+import numpy as np
+import pytest
+
+from moe_jax.data import make_tokenizer
+from moe_jax.errors import ConfigError
+
+pytestmark = pytest.mark.unit
+
+TEXT = "  two  spaces,\n\ttab \u00e9\u00df \u4e16\u754c \U0001f600 <s> <|endoftext|> and </s> done\n"
+WORDS = "".join(f"the quick {i} brown fox jumps over {i * 7 % 13} lazy dogs\n" for i in range(300))
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_file(tmp_path_factory):
+  """A lossless model, as the docstring of SentencePiece says."""
+  import sentencepiece
+  path, model = tmp_path_factory.mktemp("sp") / "m.model", io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(WORDS.splitlines(True)), model_writer=model, model_type="bpe", vocab_size=350,
+      normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False, byte_fallback=True,
+      allow_whitespace_only_pieces=True, user_defined_symbols=["\n"], minloglevel=2)
+  path.write_bytes(model.getvalue())
+  return path
+
+
+def _train(tokenizer, special):
+  from tokenizers import pre_tokenizers, trainers
+  trainer = trainers.BpeTrainer(vocab_size=350, special_tokens=special, show_progress=False,
+                                initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+  tokenizer.train_from_iterator(WORDS.splitlines(True), trainer)
+
+
+@pytest.fixture(scope="module")
+def hf_file(tmp_path_factory):
+  """Byte-level BPE with all that could change a text: a post-processor, truncation, padding."""
+  import tokenizers
+  from tokenizers import decoders, models, pre_tokenizers, processors
+  path = tmp_path_factory.mktemp("hf") / "tokenizer.json"
+  tokenizer = tokenizers.Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  _train(tokenizer, ["<|endoftext|>"])
+  end = tokenizer.token_to_id("<|endoftext|>")
+  tokenizer.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A",
+                                                           special_tokens=[("<|endoftext|>", end)])
+  tokenizer.enable_truncation(5)
+  tokenizer.enable_padding(length=400)
+  tokenizer.save(str(path))
+  return path
+
+
+@pytest.fixture(params=["bytes", "sentencepiece", "hf"])
+def tokenizer(request):
+  kinds = {"bytes": "bytes", "sentencepiece": "sentencepiece:{}", "hf": "hf:{}"}
+  file = None if request.param == "bytes" else request.getfixturevalue(f"{request.param}_file")
+  return make_tokenizer(kinds[request.param].format(file))
+
+
+@pytest.mark.parametrize("text", [TEXT, WORDS, "", " ", "\n", "a"])
+def test_text_comes_back_and_its_bytes_are_counted(tokenizer, text):
+  # Catches: wrong lengths of byte pieces, of spaces or of multi-byte characters; a prefix space; special tokens written
+  # in a text that become special (0 bytes); truncation, padding and post-processing that the file asks for.
+  ids = tokenizer.encode(text.encode())
+  assert ids.dtype == np.int32 and ids.ndim == 1
+  assert tokenizer.decode(ids) == text.encode()
+  assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
+  assert tokenizer.boundary not in ids and (ids >= 0).all() and (ids < tokenizer.size).all()
+
+
+def test_shape_of_a_tokenizer(tokenizer):
+  # Catches: a boundary that is no id or stands for bytes; lengths that do not cover all ids.
+  assert tokenizer.byte_lengths.shape == (tokenizer.size,)
+  assert 0 <= tokenizer.boundary < tokenizer.size and tokenizer.byte_lengths[tokenizer.boundary] == 0
+  assert tokenizer.fingerprint
+
+
+def test_any_bytes_and_any_ids(tokenizer):
+  # Catches: a UnicodeDecodeError on bytes that are no text, or on ids that a model samples.
+  ids = tokenizer.encode(bytes(range(256)))
+  assert tokenizer.byte_lengths[ids].sum() == len(tokenizer.decode(ids))
+  assert tokenizer.decode(np.arange(tokenizer.size))
+  assert tokenizer.decode([tokenizer.boundary]) == b""
+  assert tokenizer.decode([]) == b""
+
+
+def test_bytes_tokenizer():
+  # Catches: an offset, a boundary inside the bytes, a size that eight devices cannot share.
+  tokenizer = make_tokenizer("bytes")
+  assert tokenizer.encode(b"\x00a\xff").tolist() == [0, 97, 255]
+  assert (tokenizer.boundary, tokenizer.size) == (256, 264)
+  assert tokenizer.decode([97, 256, 263, 98]) == b"ab"
+  assert tokenizer.byte_lengths.sum() == 256
+
+
+def test_subwords_are_subwords(sentencepiece_file, hf_file):
+  # Catches: a tokenizer that falls back to bytes for everything.
+  for spec in (f"sentencepiece:{sentencepiece_file}", f"hf:{hf_file}"):
+    assert len(make_tokenizer(spec).encode(WORDS.encode())) < len(WORDS) / 2
+
+
+def test_boundary_is_the_models_own_where_it_has_one(sentencepiece_file, hf_file, tmp_path):
+  # Catches: an appended id where a pretrained model has one; a boundary that collides with a piece.
+  import tokenizers
+  assert make_tokenizer(f"sentencepiece:{sentencepiece_file}").boundary == 1  # <s>
+  own = make_tokenizer(f"hf:{hf_file}")
+  assert own.boundary == tokenizers.Tokenizer.from_file(str(hf_file)).token_to_id("<|endoftext|>")
+  spec = json.loads(hf_file.read_text())
+  spec["added_tokens"] = []
+  (tmp_path / "t.json").write_text(json.dumps(spec))
+  appended = make_tokenizer(f"hf:{tmp_path}/t.json")
+  assert appended.boundary == own.size and appended.size % 8 == 0 and appended.size > appended.boundary
+
+
+def test_fingerprints_differ(sentencepiece_file, hf_file, tmp_path):
+  # Catches: tokens of one tokenizer read from the cache of another.
+  (tmp_path / "t.json").write_text(hf_file.read_text().replace("<|endoftext|>", "<s>"))
+  specs = ("bytes", f"sentencepiece:{sentencepiece_file}", f"hf:{hf_file}", f"hf:{tmp_path}/t.json")
+  assert len({make_tokenizer(spec).fingerprint for spec in specs}) == 4
+
+
+def test_a_lossy_model_is_told(tmp_path, caplog):
+  # Catches: bits per byte of another text than the one on disk, unsaid.
+  import logging
+
+  import sentencepiece
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(WORDS.splitlines()), model_writer=model,
+                                           vocab_size=60, minloglevel=2)
+  (tmp_path / "m.model").write_bytes(model.getvalue())
+  with caplog.at_level(logging.WARNING, logger="absl"):
+    make_tokenizer(f"sentencepiece:{tmp_path}/m.model")
+  assert "changes text" in caplog.text
+
+
+@pytest.mark.parametrize("content, spec, remedy", [
+    (None, "byte", "did you mean 'bytes'"),
+    (None, "sentencepeice:x", "did you mean 'sentencepiece'"),
+    (None, "bytes:x", "takes no file"),
+    (None, "hf", "names no file"),
+    (None, "sentencepiece:", "names no file"),
+    (None, "hf:{}", "there is no such file"),
+    (None, "sentencepiece:{}", "there is no such file"),
+    (b"", "sentencepiece:{}", "the file is empty"),
+    (b"Plain text, of no use.\n" * 9, "sentencepiece:{}", "is not a SentencePiece model"),
+    (bytes(range(256)), "sentencepiece:{}", "is not a SentencePiece model"),
+    (b'{"model": {}}', "sentencepiece:{}", "is a JSON file; write hf:"),
+    (b"Plain text", "hf:{}", "is not JSON; a SentencePiece model is sentencepiece:"),
+    (b"\xff\xfe\x00", "hf:{}", "is not JSON"),
+    (b'{"vocab_size": 5}', "hf:{}", "no tokenizer.json"),
+    (b'["model"]', "hf:{}", "no tokenizer.json"),
+    (b'{"model": {"type": "WordPiece", "vocab": {"a": 0}}}', "hf:{}", "cannot be counted"),
+    (b'{"model": {"type": "Nonsense"}, "decoder": {"type": "ByteLevel"}}', "hf:{}", "not a tokenizer.json that this"),
+])
+def test_errors(tmp_path, content, spec, remedy):
+  # Catches: errors of the bindings (RuntimeError, bare Exception), which name neither field nor remedy.
+  path = tmp_path / "file"
+  if content is not None:
+    path.write_bytes(content)
+  with pytest.raises(ConfigError, match=f"^data.tokenizer=.*{remedy}"):
+    make_tokenizer(spec.format(path))
+
+
+def test_a_model_given_to_the_other_kind(sentencepiece_file, hf_file, tmp_path):
+  # Catches: errors that do not say which kind it is.
+  with pytest.raises(ConfigError, match="a SentencePiece model is sentencepiece:"):
+    make_tokenizer(f"hf:{sentencepiece_file}")
+  with pytest.raises(ConfigError, match="write hf:"):
+    make_tokenizer(f"sentencepiece:{hf_file}")
+  with pytest.raises(ConfigError, match="is a folder"):
+    make_tokenizer(f"hf:{tmp_path}")
