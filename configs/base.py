@@ -1,0 +1,104 @@
+"""Every key there is, with its unit and constraint. An experiment's file is this plus its differences."""
+
+import inspect
+
+from ml_collections import config_dict
+
+from moe_jax.dispatch import DISPATCHERS
+from moe_jax.routing import ROUTERS
+
+
+def _options(table):
+  """`{name: {option: default}}` of a table of functions, read off their keyword-only arguments."""
+  return {name: {p.name: p.default for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY}
+          for name, f in table.items()}
+
+
+def get_config():
+  c = config_dict.ConfigDict()
+  c.seed = 0  # initialisation, dropout and routing noise; the order of the data has data.seed
+
+  c.model = m = config_dict.ConfigDict()
+  m.family = "decoder"
+  m.vocab_size = 0  # entries of the embedding; 0 = the tokenizer's size
+  m.d_model = 128
+  m.num_layers = 4
+  m.num_heads = 4  # query heads
+  m.num_kv_heads = 4  # divides num_heads
+  m.head_dim = 32  # even, because RoPE rotates pairs
+  m.d_ff = 512  # hidden width of the dense FFNs
+  m.activation = "swiglu"  # gelu, relu, geglu, swiglu
+  m.norm = "rmsnorm"  # rmsnorm, layernorm (without bias)
+  m.rope_theta = 10_000.0
+  m.tied_embeddings = True
+  m.dropout = 0.0  # probability, on the output of each sublayer
+  m.dtype = "float32"  # of activations: float32, bfloat16; parameters and routers are always float32
+  m.scan_layers = True  # one compiled body for all repeats of the layer pattern
+  m.remat = "none"  # none, full (save a layer's input only), dots (save matmul outputs too)
+
+  m.moe = e = config_dict.ConfigDict()
+  e.num_experts = 8  # 0 = a dense model
+  e.first = 1  # layer i has experts if i >= first and (i - first) % every == 0
+  e.every = 2
+  e.d_ff = 512  # hidden width of one expert
+  e.num_shared_experts = 0  # experts of width d_ff that every token visits (DeepSeekMoE)
+  e.router = {"name": "top_k"} | _options(ROUTERS)  # only the options of the named router are read
+  e.dispatcher = {"name": "grouped"} | _options(DISPATCHERS)
+  e.group_size = 0  # tokens routed together; divides tokens a batch; 0 = one sequence
+  e.capacity_factor = config_dict.placeholder(float)  # slots an expert, as a multiple; None = dropless
+  e.eval_capacity_factor = config_dict.placeholder(float)  # the same at evaluation; None = capacity_factor
+  e.capacity_basis = "tokens"  # slots = factor * S / E (tokens) or factor * S * K / E (assignments)
+  e.min_capacity = 1  # slots
+  e.jitter = 0.0  # the router sees its input times U[1 - jitter, 1 + jitter]; training only
+  e.balance_loss = 0.01  # weights of the auxiliary losses, each 1.0 (or 0.0 for CV^2) at perfect balance
+  e.balance_counts = "top_1"  # f of the balance loss counts first choices (top_1) or all assignments (all)
+  e.balance_over = "group"  # group, global: over what f and P are averaged before they are multiplied
+  e.z_loss = 0.001
+  e.importance_loss = 0.0
+  e.load_loss = 0.0
+  e.layer_reduce = "mean"  # mean, sum: how the layers' auxiliary losses become one
+  e.bias_update_rate = 0.0  # step of the loss-free balancing bias (DeepSeek-V3); 0 = no bias
+  e.allow_noncausal_routing = False  # routers that see later tokens cheat in a causal model
+
+  c.data = d = config_dict.ConfigDict()
+  d.sources = ("embedded:prose", "embedded:code", "embedded:tables")  # or text:GLOB, jsonl:GLOB, tfds:NAME
+  d.weights = ()  # share of each source; () = proportional to its tokens (windows) or documents (stream)
+  d.pipeline = "windows"  # windows: tokenised once, shuffled globally; stream: tokenised and packed on the fly
+  d.tokenizer = "bytes"  # bytes, sentencepiece:FILE, hf:FILE
+  d.seq_len = 256  # tokens
+  d.validation_fraction = 0.05  # of the documents, by a hash of their key
+  d.seed = 0
+  d.threads = 2  # that read ahead
+  d.cache_dir = ""  # of tokenised sources; "" = $XDG_CACHE_HOME/moe_jax or ~/.cache/moe_jax
+  d.tfds_dir = ""  # where TFDS datasets were prepared; "" = TFDS's default
+  d.text_field = "text"  # of a JSONL line or a TFDS example
+  d.validation_split = ""  # of TFDS sources; "" = by the hash, as elsewhere
+
+  c.optimizer = o = config_dict.ConfigDict()
+  o.name = "adamw"  # adamw, adafactor
+  o.learning_rate = 1e-3  # peak
+  o.schedule = "cosine"  # after the warm-up: cosine, rsqrt, wsd, constant
+  o.warmup_steps = 100
+  o.final_fraction = 0.1  # of the peak, at the last step (cosine, wsd)
+  o.decay_fraction = 0.2  # of all steps that decay (wsd)
+  o.b1 = 0.9
+  o.b2 = 0.95
+  o.eps = 1e-8
+  o.weight_decay = 0.1  # on matrices, not on norm scales
+  o.clip_norm = 1.0  # global; 0 = none
+
+  c.train = t = config_dict.ConfigDict()
+  t.steps = 1000
+  t.batch_size = 32  # sequences a step, over all processes
+  t.accumulate_steps = 1  # microbatches a step; divides batch_size
+  t.log_every = 10  # steps
+  t.eval_every = 200  # steps
+  t.eval_batches = 16  # a source; 0 = its whole validation split
+  t.checkpoint_every = 200  # steps
+  t.output_z_loss = 0.0  # weight of log^2 Z of the output softmax
+
+  c.mesh = {"data": -1, "fsdp": 1, "expert": 1, "tensor": 1}  # devices an axis; -1 = all that are left
+
+  c.report = {"compare": ""}  # results.json of another run, shown beside this one's
+
+  return c.lock()

@@ -1,0 +1,59 @@
+"""What a layer returns beside its output, and what it is told beside its input."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+
+@typing.no_type_check  # JAX rebuilds pytrees with placeholder leaves, which no shape check survives.
+@struct.dataclass
+class Aux:
+  """Losses (unweighted) and metrics of a layer; a layer without experts returns empty ones.
+
+  Returned, never sown: nothing is silently dropped, and `nn.scan` stacks it by layer.
+
+  Attributes:
+    losses: name -> scalar of a layer, [Lm] of a stack of layers, scalar again of a model.
+    metrics: name -> array; a stack of layers adds a leading axis Lm, the layers with experts in order.
+  """
+
+  losses: dict[str, Float[Array, "*Lm"]] = struct.field(default_factory=dict)
+  metrics: dict[str, Array] = struct.field(default_factory=dict)
+
+
+def stack(auxes: Sequence[Aux]) -> Aux:
+  """The layers' Aux as one with a leading axis; those without experts contribute nothing."""
+  full = [aux for aux in auxes if aux.metrics]
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *full) if full else Aux()
+
+
+def concatenate(stacks: Sequence[Aux]) -> Aux:
+  """Stacks of layers, one behind the other."""
+  full = [aux for aux in stacks if aux.metrics]
+  return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *full) if full else Aux()
+
+
+@typing.no_type_check
+@struct.dataclass
+class LayerContext:
+  """What every layer of a model sees beside the activations. B sequences of L tokens.
+
+  Attributes:
+    token_ids: vocabulary ids.
+    segment_ids: which document of its row a token belongs to, from 1; 0 is padding.
+    positions: place in the document, from 0.
+    train: dropout, jitter and noise are on.
+    return_routing: also report each token's first-choice expert (costs memory: for evaluation).
+  """
+
+  token_ids: Int[Array, "B L"]
+  segment_ids: Int[Array, "B L"]
+  positions: Int[Array, "B L"]
+  train: bool = struct.field(pytree_node=False, default=False)
+  return_routing: bool = struct.field(pytree_node=False, default=False)

@@ -1,0 +1,7 @@
+"""The device mesh, and the one table that says which of its axes carries which dimension."""
+
+from moe_jax.sharding.mesh import AXES, make_mesh, mesh_sizes, platform
+from moe_jax.sharding.rules import RULES, batch_sharding, constrain, param_shardings, replicated, spec
+
+__all__ = ["AXES", "RULES", "batch_sharding", "constrain", "make_mesh", "mesh_sizes", "param_shardings", "platform",
+           "replicated", "spec"]

@@ -1,0 +1,91 @@
+"""ONE table from logical axis to mesh axes, and the three things that read it.
+
+Parameters get their logical axes from `nn.with_logical_partitioning`, activations from `constrain`. Flax's own
+`nn.with_logical_constraint` needs its rules from a context manager and is silent when there is none; `constrain` reads
+the table, and does nothing only where no mesh is set (`jax.set_mesh`; the older `with mesh:` does not count).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+# A name that is not in the table is an error: it would silently be replicated.
+RULES: Mapping[str, tuple[str, ...]] = {
+    # parameters
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "expert": ("expert",),
+    "router": (),  # the router's outputs: every device routes its own tokens to all experts
+    "norm": (),
+    "layers": (),  # stacked by nn.scan
+    # activations
+    "batch": ("data", "fsdp"),
+    "length": (),
+    "group": ("data", "fsdp"),  # groups of tokens that are routed together
+    "act_embed": (),
+    "act_heads": ("tensor",),
+    "act_mlp": ("tensor",),
+    "act_vocab": ("tensor",),
+}
+
+
+def spec(axes: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, int]) -> PartitionSpec:
+  """The `PartitionSpec` of an array with these logical axes and this shape, on a mesh of these sizes.
+
+  A dimension that its mesh axes do not divide (a vocabulary of 257 over tensor=2, a batch of one) is kept whole, and a
+  mesh axis is used for the first dimension that asks for it.
+  """
+  used: set[str] = set()
+  entries = []
+  for axis, dimension in zip(axes, shape, strict=True):
+    mesh_axes = tuple(m for m in (RULES[axis] if axis else ()) if sizes.get(m, 1) > 1 and m not in used)
+    if not mesh_axes or dimension % math.prod(sizes[m] for m in mesh_axes):
+      entries.append(None)
+    else:
+      used.update(mesh_axes)
+      entries.append(mesh_axes if len(mesh_axes) > 1 else mesh_axes[0])
+  return PartitionSpec(*entries)
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+  """`x`, laid out over the current mesh by its logical axes; `x` itself where no mesh is set."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, dict(mesh.shape)))
+
+
+def param_shardings(mesh: jax.sharding.Mesh, variables: Any) -> Any:
+  """The `NamedSharding` of every variable, in the structure of `nn.unbox(variables)`.
+
+  Args:
+    mesh: the mesh.
+    variables: what `jax.eval_shape(model.init, ...)` returns, its boxes still on. Leaves without a box are replicated.
+  """
+  def one(leaf):
+    if not isinstance(leaf, nn.LogicallyPartitioned):
+      return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, spec(leaf.names, leaf.value.shape, dict(mesh.shape)))
+
+  return jax.tree.map(one, variables, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """How a batch `[B, ...]` is split: rows over data and fsdp, copied over expert and tensor."""
+  return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """A whole copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,181 @@
+"""The MoE layer against the oracle, and what it must not do."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+import tiny
+from flax import linen as nn
+
+from moe_jax.dispatch import DISPATCHERS
+from moe_jax.errors import ConfigError
+from moe_jax.layers import LOSSES, DenseFfn, LayerContext, MoeLayer
+from moe_jax.layers.moe import first_choice, group_size
+from moe_jax.routing import ROUTERS, RoutingContext, RoutingPlan, top_k
+
+pytestmark = pytest.mark.numerics
+
+B, L, D, E = 2, 6, 8, 4
+X = jax.random.normal(jax.random.key(0), (B, L, D))
+PADDED = jnp.asarray([[1, 1, 1, 1, 0, 0], [1, 1, 1, 2, 2, 2]])
+
+
+def context(segments=None, **kwargs):
+  segments = jnp.ones((B, L), jnp.int32) if segments is None else segments
+  return LayerContext(jnp.zeros_like(segments), segments, jnp.zeros_like(segments), **kwargs)
+
+
+def make(k=2, dispatcher="einsum", gate_norm="none", **kwargs):
+  return MoeLayer(num_experts=E, d_ff=5, activation="gelu", router=functools.partial(top_k, k=k, gate_norm=gate_norm),
+                  dispatcher=DISPATCHERS[dispatcher], platform="cpu", **kwargs)
+
+
+def run(layer, variables, x, context, bias=None, seed=0):
+  """`layer.apply` as one compiled program: op by op it takes longer to compile than to run."""
+  rngs = {"router": jax.random.key(seed)} if context.train else {}
+  return tiny.quick_jit(layer.apply)(variables, x, context, bias, rngs=rngs)
+
+
+def initialise(layer, scale=30.0):
+  """Variables whose router is confident, so that a slip in the gates shows."""
+  variables = nn.unbox(tiny.quick_jit(layer.init)(jax.random.key(1), X, context()))
+  variables["params"]["router"] *= scale
+  return variables
+
+
+@pytest.mark.parametrize("factor", [None, 0.5])
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_the_layer_is_the_oracle(k, factor):
+  # Catches: groups that are not sequences; capacity from the wrong S; gates after softmax over the wrong axis.
+  layer = make(k, capacity_factor=factor)
+  variables = initialise(layer)
+  y, aux = run(layer, variables, X, context(PADDED))
+  w = jax.tree.map(np.asarray, variables["params"])
+  capacity = None if factor is None else max(1, round(factor * L / E))
+  dropped = asked = 0
+  for b in range(B):
+    plan = reference.top_k(np.asarray(X[b]) @ w["router"], k, "none", valid=np.asarray(PADDED[b] > 0))
+    kept = reference.drop_overflow(plan, E, capacity)
+    expected = np.zeros((L, D))
+    for token, expert, gate in kept:
+      expected[token] += gate * (np.asarray(jax.nn.gelu(X[b, token] @ w["up"][expert])) @ w["down"][expert])
+    np.testing.assert_allclose(y[b], expected, atol=1e-5)
+    asked, dropped = asked + len(plan), dropped + len(plan) - len(kept)
+  assert float(aux.metrics["drop_rate"]) == pytest.approx(dropped / asked)
+
+
+@pytest.mark.parametrize("k, gate_norm, learns", [(1, "none", True), (1, "top_k", False), (2, "top_k", True)])
+def test_gradient_of_the_router(k, gate_norm, learns):
+  # Catches: a gate that carries no gradient. At K = 1, renormalised gates are the constant 1: the known trap.
+  layer = make(k, gate_norm=gate_norm)
+  variables = initialise(layer, 1.0)
+  loss = lambda v: jnp.sum(jnp.sin(layer.apply(v, X, context())[0]))
+  grad = tiny.quick_jit(jax.grad(loss))(variables)["params"]["router"]
+  assert (float(jnp.abs(grad).max()) > 1e-3) == learns
+
+
+def test_router_is_float32_in_a_bfloat16_model():
+  # Catches: logits in bfloat16, whose ties and rounding change which expert is chosen.
+  layer = make(dtype=jnp.bfloat16)
+  x = X.astype(jnp.bfloat16)
+  variables = initialise(layer, 1.0)
+  jaxpr = str(jax.make_jaxpr(lambda v, x: layer.apply(v, x, context()))(variables, x))
+  assert re.search(r":f32\[2,6,4\] = dot_general", jaxpr) and not re.search(r":bf16\[2,6,4\]", jaxpr)
+  assert set(re.findall(r":(\w+)\[[\d,]*\] = exp ", jaxpr)) == {"f32"}  # softmax and losses
+  assert jax.eval_shape(layer.apply, variables, x, context())[0].dtype == jnp.bfloat16
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_jitter_reaches_the_router_and_not_the_experts_and_only_in_training():
+  # Catches: experts that see jittered input (a published bug); evaluation that is random.
+  layer, clean = make(4, jitter=0.5, gate_norm="none"), make(4)
+  variables = initialise(layer, 1.0)
+  train = lambda m, seed: run(m, variables, X, context(train=True), seed=seed)[0]
+  assert float(jnp.abs(train(layer, 0) - train(layer, 1)).max()) > 1e-4
+  np.testing.assert_array_equal(run(layer, variables, X, context())[0], run(clean, variables, X, context())[0])
+  # With a router of zeros jitter changes no gate, so nothing may change at all.
+  variables["params"]["router"] *= 0
+  np.testing.assert_array_equal(train(layer, 0), train(clean, 1))
+
+
+def test_eval_capacity_and_basis():
+  # Catches: the training capacity used at evaluation; a basis that is not passed on.
+  rate = lambda train, **kwargs: float(
+      run(make(2, **kwargs), variables, X, context(train=train))[1].metrics["drop_rate"])
+  variables = initialise(make(2))
+  assert rate(True, capacity_factor=0.5, eval_capacity_factor=4.0) > 0
+  assert rate(False, capacity_factor=0.5, eval_capacity_factor=4.0) == 0
+  assert rate(False, capacity_factor=0.5) == rate(True, capacity_factor=0.5)
+  assert rate(True, capacity_factor=0.7, capacity_basis="assignments") < rate(True, capacity_factor=0.7)
+
+
+def test_padding_changes_nothing():
+  # Catches: padding that takes slots, counts in a loss or a metric, or shifts the noise of real tokens.
+  layer = make(2, capacity_factor=1.0, loss_names=tuple(LOSSES), group_size=L)
+  variables = initialise(layer)
+  y, aux = run(layer, variables, X, context())
+  more = jnp.concatenate([X, 7 + X]), context(jnp.repeat(jnp.asarray([1, 0]), B)[:, None] * jnp.ones((1, L), jnp.int32))
+  y2, aux2 = run(layer, variables, *more)
+  np.testing.assert_allclose(y2[:B], y, atol=1e-6)
+  np.testing.assert_array_equal(y2[B:], 0)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), aux, aux2)
+
+
+def test_balance_over_groups_and_over_all():
+  # Two groups that are collapsed on different experts: E each, but E/2 once f and P are averaged (f = P = 1/2 on two).
+  # Catches: "global" that averages products.
+  logits = jnp.zeros((2, L, E)).at[0, :, 0].set(50.0).at[1, :, 1].set(50.0)
+  valid = jnp.ones((2, L), bool)
+  plan = jax.vmap(lambda l: top_k(l, RoutingContext(), k=1))(logits)
+  value = lambda over: float(LOSSES["balance"](make(1, balance_over=over), logits, plan, valid))
+  assert value("group") == pytest.approx(E) and value("global") == pytest.approx(E / 2)
+  assert float(LOSSES["z"](make(1), logits, plan, valid)) == pytest.approx(2500, rel=1e-3)
+  assert float(LOSSES["importance"](make(1), logits, plan, valid)) == pytest.approx(E - 1, rel=1e-3)
+  assert float(LOSSES["load"](make(1), logits, plan, valid)) == pytest.approx(E - 1, rel=1e-3)
+
+
+def test_shared_experts_are_added_once():
+  # Catches: shared experts that are gated or dispatched.
+  shared = functools.partial(DenseFfn, d_ff=7, activation="gelu")
+  layer, plain = make(2, shared=shared), make(2)
+  variables = initialise(layer)
+  alone = DenseFfn(d_ff=7, activation="gelu").apply({"params": variables["params"]["shared"]}, X, context())[0]
+  np.testing.assert_allclose(run(layer, variables, X, context())[0],
+                             run(plain, variables, X, context())[0] + alone, atol=1e-5)
+
+
+def test_bias_moves_the_choice():
+  # Catches: a bias that is dropped on the way to the router.
+  layer = make(1)
+  variables = initialise(layer, 1.0)
+  load = lambda bias: run(layer, variables, X, context(), bias)[1].metrics["load"]
+  np.testing.assert_allclose(load(jnp.asarray([0.0, 0.0, 2.0, 0.0])), [0, 0, 1, 0])
+  np.testing.assert_array_equal(load(jnp.zeros(E)), load(None))
+
+
+def test_first_choice():
+  # Token 0: gates .3 on 2 and .6 on 1; token 1: nobody; token 2: expert 0. Catches: the first listed for the largest.
+  plan = RoutingPlan(token=jnp.asarray([0, 0, 1, 2]), expert=jnp.asarray([2, 1, E, 0]),
+                     gate=jnp.asarray([0.3, 0.6, 0.0, 0.1]), num_experts=E)
+  assert first_choice(plan, 3).tolist() == [1, E, 0]
+
+
+def test_group_size():
+  # Catches: a silent reshape across the wrong tokens.
+  assert group_size(0, 4, 8) == 8 and group_size(16, 4, 8) == 16 and group_size(64, 1, 8) == 8
+  with pytest.raises(ConfigError, match="group_size"):
+    group_size(12, 4, 8)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_every_router_reports_every_loss_and_metric(router):
+  # Catches: a router whose plan the layer's losses or metrics cannot read.
+  layer = make(loss_names=tuple(LOSSES), group_size=B * L).clone(router=ROUTERS[router])
+  y, aux = run(layer, initialise(layer), X, context(PADDED, return_routing=True))
+  assert set(aux.losses) == set(LOSSES) and all(bool(jnp.isfinite(v)) for v in aux.losses.values())
+  assert float(aux.metrics["load"].sum()) == pytest.approx(1.0) and aux.metrics["top1_expert"].shape == (B, L)
+  assert bool(jnp.all(y[0, 4:] == 0))

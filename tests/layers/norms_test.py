@@ -1,0 +1,34 @@
+"""Norms, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.layers.norms import NORMS
+
+pytestmark = pytest.mark.unit
+
+X = jnp.asarray([[3.0, 4.0, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("rmsnorm", [1.2, 1.6, 0.0, 0.0]),  # RMS = sqrt(25 / 4) = 2.5
+    # mean 1.75, deviations 1.25 2.25 -1.75 -1.75, variance (1.5625 + 5.0625 + 2 * 3.0625) / 4 = 3.1875
+    ("layernorm", [0.7001, 1.2603, -0.9802, -0.9802]),
+])
+def test_by_hand(name, expected):
+  # Catches: a sum in place of a mean; a mean that is not subtracted; a scale that does not multiply.
+  norm = NORMS[name]()
+  y = norm.apply({"params": {"scale": jnp.full(4, 2.0)}}, X)
+  np.testing.assert_allclose(y[0], 2 * np.asarray(expected), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_bfloat16_in_bfloat16_out_float32_inside(name):
+  # Catches: squares in bfloat16, and a scale that promotes the residual stream to float32.
+  x = jax.random.normal(jax.random.key(0), (4, 512), jnp.bfloat16) * 100
+  y = NORMS[name]().apply({"params": {"scale": jnp.ones(512)}}, x)
+  exact = NORMS[name]().apply({"params": {"scale": jnp.ones(512)}}, x.astype(jnp.float32))
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))

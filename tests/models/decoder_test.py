@@ -1,0 +1,223 @@
+"""The decoder: what it may see, and that its options change speed and not values."""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import linen as nn
+
+from configs import base
+from moe_jax import build, sharding
+from moe_jax.layers import Aux
+from moe_jax.models import update_router_state
+
+pytestmark = pytest.mark.numerics
+
+V, L = 32, 8
+SIZES = {"d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4, "d_ff": 24,
+         "moe": {"first": 0, "num_experts": 4, "d_ff": 12, "dispatcher": {"name": "einsum"}}}
+
+
+def make(**changes):
+  """A decoder of a few thousand weights; changes are keys of config.model, `moe__` before those of its experts."""
+  c = base.get_config()
+  c.model.update(SIZES)
+  c.model.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+  return build.model(c, V, sharding.make_mesh({"data": 1}))
+
+
+def packed(rows):
+  """tokens, segment_ids, positions of rows of documents, given as lengths; what is left of a row is padding."""
+  tokens = np.stack([np.random.default_rng(i).permutation(V)[:L] for i in range(len(rows))])
+  segments, positions = np.zeros((2, len(rows), L), np.int32)
+  for r, lengths in enumerate(rows):
+    ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    segments[r, :len(ids)] = ids
+    positions[r, :len(ids)] = np.concatenate([np.arange(n) for n in lengths])
+  return tuple(jnp.asarray(a, jnp.int32) for a in (tokens, segments, positions))
+
+
+def initialise(model, batch):
+  return nn.unbox(tiny.quick_jit(lambda key: model.init(key, *batch, train=False))(jax.random.key(0)))
+
+
+def run(model, variables, batch, **kwargs):
+  return tiny.quick_jit(lambda v, *b: model.apply(v, *b, train=False, **kwargs))(variables, *batch)
+
+
+def test_what_a_position_sees():
+  # The row's tokens are distinct and the embedding is untied, so the gradient by a token's embedding says whether a
+  # position sees it. Catches: a mask off by one, attention or expert slots across documents, positions that look ahead.
+  model = make(tied_embeddings=False, moe__num_shared_experts=1)
+  batch = tokens, segments, _ = packed([[3, 5]])
+  variables = initialise(model, batch)
+
+  def gradients(embedding):
+    variables["params"]["embedding"] = embedding
+    logits, _ = model.apply(variables, *batch, train=False)
+    return jnp.sum(jnp.sin(logits[0]), axis=-1)  # [L]
+
+  by_token = tiny.quick_jit(jax.jacrev(gradients))(variables["params"]["embedding"])[:, tokens[0]]  # [L, L, D]
+  sees = np.asarray(jnp.abs(by_token).max(axis=-1) > 1e-7)
+  same = np.asarray(segments[0][:, None] == segments[0])
+  np.testing.assert_array_equal(sees, np.tril(same))
+
+
+def test_packed_documents_are_as_if_alone():
+  # Catches: positions that do not restart, documents that change each other's output (nothing is dropped here).
+  model = make()
+  tokens, segments, positions = batch = packed([[3, 4]])
+  variables = initialise(model, batch)
+  logits, _ = run(model, variables, batch)
+  alone = jnp.zeros((2, L), jnp.int32).at[0, :3].set(tokens[0, :3]).at[1, :4].set(tokens[0, 3:7])
+  _, *places = packed([[3], [4]])
+  separate, _ = run(model, variables, (alone, *places))
+  np.testing.assert_allclose(logits[0, :3], separate[0, :3], atol=1e-5)
+  np.testing.assert_allclose(logits[0, 3:7], separate[1, :4], atol=1e-5)
+
+
+def test_padding_changes_nothing():
+  # Catches: padding rows in losses and metrics of the whole model.
+  model = make(moe__capacity_factor=1.0)
+  batch = packed([[3, 4], [6]])
+  variables = initialise(model, batch)
+  logits, aux = run(model, variables, batch)
+  more = tuple(jnp.concatenate([a, jnp.zeros((2, L), jnp.int32)]) for a in batch)
+  logits2, aux2 = run(model, variables, more)
+  np.testing.assert_allclose(logits2[:2], logits, atol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), aux, aux2)
+
+
+def test_scanned_layers_equal_unrolled_layers():
+  # 5 layers: D M D M D, of which the first four are two repeats. Catches: a bias row or a metric of the wrong layer,
+  # parameters that are shared between repeats, a remainder that is applied first.
+  changes = dict(num_layers=5, moe__first=1, moe__bias_update_rate=0.1)
+  scanned, unrolled = make(**changes), make(**changes, scan_layers=False)
+  batch = packed([[3, 5], [8]])
+  variables = initialise(scanned, batch)
+  variables["router_state"] = {"bias": jnp.asarray([[0.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]])}
+  params = dict(variables["params"])
+  repeats = params.pop("repeats")
+  for i in range(4):
+    params[f"layer_{i}"] = jax.tree.map(operator.itemgetter(i // 2), repeats[f"layer_{i % 2}"])
+  assert jax.tree.structure(params) == jax.tree.structure(initialise(unrolled, batch)["params"])
+  assert not np.array_equal(repeats["layer_0"]["ffn"]["up"][0], repeats["layer_0"]["ffn"]["up"][1])
+  logits, aux = run(scanned, variables, batch, return_routing=True)
+  logits2, aux2 = run(unrolled, variables | {"params": params}, batch, return_routing=True)
+  np.testing.assert_allclose(logits, logits2, atol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), aux, aux2)
+  assert aux.metrics["load"].shape == (2, 4) and aux.metrics["top1_expert"].shape == (2, 2, L)
+  assert aux.metrics["load"][0, 1] == 0.5 and aux.metrics["load"][1, 3] == 0.5  # K = 2: each token, once
+
+
+def _gradients(model, variables, batch):
+  def loss(params):
+    logits, aux = model.apply({"params": params}, *batch, train=True,
+                              rngs={"dropout": jax.random.key(1), "router": jax.random.key(2)})
+    return jnp.mean(jnp.square(logits)) + aux.losses["balance"]
+  return tiny.quick_jit(jax.value_and_grad(loss))(variables["params"])
+
+
+def test_rematerialisation_changes_no_value():
+  # Catches: dropout or jitter that is drawn anew in the backward pass.
+  batch = packed([[8]])
+  models = [make(remat=remat, dropout=0.3, moe__jitter=0.1) for remat in
+            ("none", "full", "dots")]
+  variables = initialise(models[0], batch)
+  first, *others = [_gradients(model, variables, batch) for model in models]
+  for other in others:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), first, other)
+  programs = [str(jax.make_jaxpr(functools.partial(m.apply, train=False))(variables, *batch)) for m in models]
+  assert ["remat" in program for program in programs] == [False, True, True]
+
+
+def test_dropout_only_in_training():
+  # Catches: dropout at evaluation; one mask for all layers and steps.
+  model = make(dropout=0.5, moe__num_experts=0)
+  batch = packed([[8]])
+  variables = initialise(model, batch)
+  train = tiny.quick_jit(lambda key: model.apply(variables, *batch, train=True, rngs={"dropout": key})[0])
+  assert not np.allclose(train(jax.random.key(0)), train(jax.random.key(1)))
+  np.testing.assert_allclose(run(model, variables, batch)[0], run(make(moe__num_experts=0), variables, batch)[0])
+
+
+def test_bfloat16_activations_over_float32_weights():
+  # Catches: logits in bfloat16, weights in bfloat16, a residual stream that silently becomes float32.
+  model = make(dtype="bfloat16")
+  batch = packed([[8]])
+  variables = initialise(model, batch)
+  value, gradient = _gradients(model, variables, batch)
+  assert all(leaf.dtype == jnp.float32 and bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
+  assert bool(jnp.isfinite(value)) and float(jnp.abs(gradient["layer_0"]["ffn"]["router"]).max()) > 0
+  logits, _ = jax.eval_shape(lambda v: model.apply(v, *batch, train=False), variables)
+  assert logits.dtype == jnp.float32
+  jaxpr = str(jax.make_jaxpr(lambda v: model.apply(v, *batch, train=False))(variables))
+  assert ":bf16[1,8,16] = add" in jaxpr and ":f32[1,8,16] = add" not in jaxpr
+
+
+def test_a_dense_model_reports_nothing():
+  # Catches: losses of experts that are not there.
+  model = make(moe__num_experts=0)
+  aux = jax.eval_shape(lambda key: model.init_with_output(key, *packed([[8]]), train=True), jax.random.key(0))[0][1]
+  assert aux == Aux()
+
+
+def test_layers_reduce_by_mean_or_sum():
+  # Catches: a coefficient that is worth num_layers times as much as it says.
+  batch = packed([[8]])
+  mean, total = (make(num_layers=2, moe__every=1, moe__layer_reduce=how) for how in ("mean", "sum"))
+  variables = initialise(mean, batch)
+  losses, losses2 = (run(model, variables, batch)[1].losses for model in (mean, total))
+  assert float(losses2["z"]) == pytest.approx(2 * float(losses["z"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_begin_with_unit_variance(tied):
+  # Catches: an embedding that is off by sqrt(D). Left out: the tied logit of the token just read, near sqrt(D).
+  model = make(d_model=64, head_dim=16, tied_embeddings=tied, moe__num_experts=0)
+  tokens, _, _ = batch = packed([[8]] * 8)
+  logits, _ = run(model, initialise(model, batch), batch)
+  own = jax.nn.one_hot(tokens, V, dtype=bool)
+  assert 0.7 < float(jnp.std(logits[~own])) < 1.4
+  assert float(jnp.mean(logits[own])) == pytest.approx(6.5 if tied else 0.0, abs=2.0)
+
+
+def test_router_state_by_hand():
+  # Loads .5 .25 .25 0 of 4 experts, mean .25: signs -1 0 0 +1. Catches: the sign; a mean over layers.
+  state = {"bias": jnp.asarray([[0.1, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])}
+  load = jnp.asarray([[0.5, 0.25, 0.25, 0.0], [0.25, 0.25, 0.25, 0.25]])
+  new = update_router_state(state, load, 0.01)
+  np.testing.assert_allclose(new["bias"], [[0.09, 0, 0, 0.01], [0, 0, 0, 0]], atol=1e-7)
+  assert update_router_state({}, load, 0.01) == {}
+
+
+DATA, FSDP, EXPERT, TENSOR = {"data": 8}, {"data": 4, "fsdp": 2}, {"data": 2, "expert": 4}, {"data": 1, "tensor": 2}
+
+
+@pytest.mark.parametrize("dispatcher, meshes", [
+    ("einsum", (DATA, FSDP, EXPERT, TENSOR)), ("scatter", (FSDP, EXPERT)), ("grouped", (FSDP, EXPERT))])
+def test_any_mesh_computes_the_same(dispatcher, meshes):
+  # Catches: a loss that is one shard's, a dispatch that mixes groups of two devices, constraints that do not act.
+  batch = packed([[3, 5], [8], [4], [2, 2, 2], [8], [1, 7], [5], [6]])
+  model = make(moe__dispatcher__name=dispatcher, num_kv_heads=2)
+  variables = initialise(model, batch)
+
+  def loss(params, *batch):
+    logits, aux = model.apply({"params": params}, *batch, train=True, rngs={"router": jax.random.key(0)})
+    return jnp.mean(jnp.square(logits) * (batch[1] > 0)[..., None]) + sum(aux.losses.values()), aux
+
+  step = jax.value_and_grad(loss, has_aux=True)
+  expected = tiny.quick_jit(step)(variables["params"], *batch)
+  boxed = jax.eval_shape(lambda key: model.init(key, *batch, train=False), jax.random.key(0))
+  for sizes in meshes:
+    mesh = sharding.make_mesh(sizes)
+    placed = sharding.param_shardings(mesh, boxed)["params"]
+    with jax.set_mesh(mesh):
+      rows = sharding.batch_sharding(mesh)
+      value = tiny.quick_jit(step, in_shardings=(placed, rows, rows, rows))(
+          jax.device_put(variables["params"], placed), *jax.device_put(batch, rows))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), expected, value)

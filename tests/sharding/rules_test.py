@@ -1,0 +1,55 @@
+"""One table decides what lies where."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+from jax.sharding import PartitionSpec as P
+
+from moe_jax.sharding import RULES, batch_sharding, constrain, make_mesh, param_shardings, spec
+
+pytestmark = pytest.mark.unit
+
+SIZES = {"data": 2, "fsdp": 2, "expert": 2, "tensor": 1}
+
+
+def test_spec_reads_the_table():
+  # Catches: a rule applied to the wrong dimension, or a mesh axis of size 1 that is named anyway.
+  assert spec(("expert", "embed", "mlp"), (4, 8, 6), SIZES) == P("expert", "fsdp", None)
+  assert spec(("batch", "length", "act_embed"), (8, 3, 4), SIZES) == P(("data", "fsdp"), None, None)
+
+
+def test_dimensions_that_do_not_divide_stay_whole():
+  # Catches: a batch of one (sampling) that fails on a mesh.
+  assert spec(("batch", "length"), (1, 5), SIZES) == P(None, None)
+
+
+def test_no_mesh_axis_is_used_twice():
+  # Catches: P("fsdp", "fsdp"), which JAX refuses.
+  assert spec(("embed", "embed"), (4, 4), SIZES) == P("fsdp", None)
+
+
+def test_unknown_axes_are_errors():
+  # Catches: a misspelt axis that silently replicates a parameter.
+  with pytest.raises(KeyError):
+    spec(("embd",), (4,), SIZES)
+  assert all(set(axes) <= {"data", "fsdp", "expert", "tensor"} for axes in RULES.values())
+
+
+def test_constrain_acts_under_set_mesh_only():
+  # Catches: a constraint that is a silent no-op under `jax.set_mesh`.
+  x = jnp.zeros((8, 2))
+  assert constrain(x, "batch", None) is x
+  with jax.set_mesh(make_mesh({"data": 8})):
+    assert jax.jit(lambda x: constrain(x, "batch", None))(x).sharding.spec == P("data")
+
+
+def test_param_shardings_have_the_structure_of_the_unboxed_tree():
+  # Catches: boxes left in the tree, or unboxed leaves that are dropped.
+  tree = {"a": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((4, 6), jnp.float32), names=("embed", "mlp")),
+          "b": jax.ShapeDtypeStruct((3,), jnp.float32)}
+  mesh = make_mesh({"data": 4, "fsdp": 2})
+  placed = param_shardings(mesh, tree)
+  assert jax.tree.structure(placed) == jax.tree.structure({"a": 0, "b": 0})
+  assert placed["a"].spec == P("fsdp", None) and placed["b"].spec == P()
+  assert batch_sharding(mesh).spec == P(("data", "fsdp"))
