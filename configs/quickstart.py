@@ -17,7 +17,6 @@ def get_config():
   c.model.moe.router.top_k.gate_norm = "none"
 
   c.data.seq_len = 128
-  c.data.weights = (0.35, 0.45, 0.2)  # prose is the hardest of the three and has few bytes
 
   c.optimizer.learning_rate = 4e-3
   c.optimizer.warmup_steps = 50

@@ -7,7 +7,7 @@ import functools
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from moe_jax import sharding
 from moe_jax.dispatch import DISPATCHERS
-from moe_jax.errors import ConfigError
+from moe_jax.errors import ConfigError, choose
 from moe_jax.experts import ACTIVATIONS
 from moe_jax.layers import LOSSES, NORMS, Attention, DenseFfn, MoeLayer
 from moe_jax.models import LAYER_REDUCE, REMAT, Decoder, moe_layers
@@ -37,19 +37,12 @@ def bind(table: Mapping[str, Callable], options: Mapping[str, Any] | ConfigDict,
   Raises:
     ConfigError: unknown name or option (with the nearest match), option of the wrong type.
   """
-  check_name(f"{field}.name", options["name"], table)
+  choose(f"{field}.name", options["name"], table)
   for name in options:
     if name != "name":
-      check_name(field, name, table)
+      choose(field, name, table)
       _check_options(table[name], options[name], f"{field}.{name}")
   return functools.partial(table[options["name"]], **dict(options.get(options["name"], {})))
-
-
-def check_name(field: str, value: Any, known: Collection[str]) -> None:
-  """Raises ConfigError, with the nearest of the `known` names, unless `value` is one of them."""
-  if value not in known:
-    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
-    raise ConfigError(field, value, (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}")
 
 
 def _check_options(function: Callable, options: Mapping[str, Any] | ConfigDict, field: str) -> None:
@@ -76,8 +69,8 @@ def model(config: ConfigDict, vocab_size: int, mesh: jax.sharding.Mesh) -> nn.Mo
   wanted = config.model.vocab_size
   if wanted and wanted < vocab_size:
     raise ConfigError("model.vocab_size", wanted, f"the tokenizer has {vocab_size} ids; use at least that, or 0")
-  check_name("model.family", config.model.family, FAMILIES)
-  return FAMILIES[config.model.family](config.model, wanted or vocab_size, sharding.platform(mesh))
+  family = choose("model.family", config.model.family, FAMILIES)
+  return family(config.model, wanted or vocab_size, sharding.platform(mesh))
 
 
 def _decoder(m: ConfigDict, vocab_size: int, platform: str) -> Decoder:
@@ -217,7 +210,7 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
     num_devices: devices that the mesh must fit; None: only what holds on any number of devices is checked.
   """
   for field, known in NAMES.items():
-    check_name(field, _get(config, field), known)
+    choose(field, _get(config, field), known)
   for words, (holds, fields) in RANGES.items():
     for field in fields:
       if _get(config, field) is not None and not holds(_get(config, field)):

@@ -1,6 +1,10 @@
-"""The one exception that means "the user's input is wrong", and how it is shown."""
+"""The one exception that means "the user's input is wrong", and the look-up that raises it."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -17,3 +21,22 @@ class ConfigError(ValueError):
   def __init__(self, field: str, value: object, remedy: str):
     self.field, self.value, self.remedy = field, value, remedy
     super().__init__(f"{field}={value!r}: {remedy}")
+
+
+def choose(field: str, name: Any, table: Collection[str], shown: object = None) -> Any:
+  """`table[name]` of a literal table, or `name` itself where the table is only a list of names.
+
+  Args:
+    field: dotted config key that holds `name`.
+    name: one of `table`.
+    table: names, or a mapping from names.
+    shown: what the user wrote, where `name` is only a part of it.
+
+  Raises:
+    ConfigError: there is no such name; proposes the nearest and lists all.
+  """
+  if name in table:
+    return table[name] if isinstance(table, Mapping) else name
+  near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.5)
+  hint = f"did you mean {near[0]!r}? " if near else ""
+  raise ConfigError(field, name if shown is None else shown, f"{hint}known: {', '.join(table)}")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_jax.errors import ConfigError
+from moe_jax.errors import ConfigError, choose
 
 pytestmark = pytest.mark.unit
 
@@ -18,3 +18,14 @@ def test_it_is_a_value_error():
   # Catches: callers of the library, who expect bad arguments to be ValueErrors, no longer catching it.
   with pytest.raises(ValueError, match="train.steps=0"):
     raise ConfigError("train.steps", 0, "must be at least 1")
+
+
+def test_the_nearest_name_is_proposed():
+  # Catches: an error that does not say what would be right; one that shows a part of what the user wrote.
+  table = {"text": 1, "embedded": 2}
+  with pytest.raises(ConfigError, match=r"^f='emb:x': did you mean 'embedded'\? known: text, embedded$"):
+    choose("f", "embeded", table, shown="emb:x")
+  with pytest.raises(ConfigError, match="^f='zzz': known: text, embedded$"):
+    choose("f", "zzz", table)
+  assert choose("f", "text", table) == 1
+  assert choose("f", "text", tuple(table)) == "text"

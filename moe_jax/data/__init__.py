@@ -20,12 +20,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moe_jax.data.choices import choose
 from moe_jax.data.rows import Rows, process_rows
 from moe_jax.data.sources import Source, fingerprints, make_sources
 from moe_jax.data.tokenizers import Tokenizer, make_tokenizer
 from moe_jax.data.windows import TrainWindows, validation_windows
-from moe_jax.errors import ConfigError
+from moe_jax.errors import ConfigError, choose
 
 __all__ = [
     "PIPELINES", "Rows", "Source", "Tokenizer", "fingerprints", "make_sources", "make_tokenizer", "train_iterator",

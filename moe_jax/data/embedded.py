@@ -25,9 +25,8 @@ import numpy as np
 from absl import logging
 
 from moe_jax.data import cache
-from moe_jax.data.choices import choose
 from moe_jax.data.documents import InMemory, Subset, split
-from moe_jax.errors import ConfigError
+from moe_jax.errors import ConfigError, choose
 
 _RECIPE = 1  # changes with the text that the functions below produce
 _MIN_DOCSTRING = 80  # characters; shorter ones are mostly formulaic

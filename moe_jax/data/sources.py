@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from moe_jax.data.choices import choose
 from moe_jax.data.documents import Subset
-from moe_jax.errors import ConfigError
+from moe_jax.errors import ConfigError, choose
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int32
 
-from moe_jax.data.choices import choose
-from moe_jax.errors import ConfigError
+from moe_jax.errors import ConfigError, choose
 
 # The special token that starts a document, where a tokenizer.json has one of these; else a new id is appended.
 _BOUNDARIES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>", "</s>", "<eos>")

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 @pytest.mark.parametrize("names, remedy", [
     (("embeded:prose",), "did you mean 'embedded'"),
-    (("prose",), "there are embedded, jsonl, text, tfds"),
+    (("prose",), "known: embedded, text, jsonl, tfds"),
     (("text:",), "names nothing"),
     (("embedded",), "names nothing"),
     ((), "at least one source"),

@@ -1,0 +1,206 @@
+"""Line charts and load maps as inline SVG, without a plotting library: small files, text that stays text."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from moe_jax.report.colours import LOAD_LABELS, LOAD_SCALE, load_pixels, png
+
+_FONT = 12  # px, in the SVG's own units; a chart is drawn at about its own size
+_TOP, _BOTTOM, _LEFT = 10, 40, 50
+
+
+class Line(NamedTuple):
+  """A line of a chart. `faint` lines are drawn thin and pale and are not in the legend."""
+
+  label: str
+  x: Float[np.ndarray, "T"]
+  y: Float[np.ndarray, "T"]
+  colour: str
+  faint: bool = False
+
+
+class Level(NamedTuple):
+  """A dashed horizontal line with its name at the right edge."""
+
+  label: str
+  y: float
+
+
+def line_chart(title: str, lines: Sequence[Line], *, levels: Sequence[Level] = (), note: str = "", log: bool = False,
+               top: float = math.inf, bottom: float | None = None, width: int = 540, height: int = 240,
+               x_label: str = "step") -> str:
+  """A figure with a title, a legend (if there is more than one line) and an SVG; "" if there is nothing to draw.
+
+  Args:
+    lines: values that are not finite leave gaps and are counted under the title.
+    levels: reference lines; they widen the range of y.
+    note: one line under the title, e.g. the unit.
+    log: logarithmic y; values <= 0 leave gaps.
+    top: upper bound of the range of y, where early values would squeeze the rest.
+    bottom: lower end of the range of y; None = from the data.
+  """
+  lines = [line._replace(y=np.where(line.y > 0, line.y, np.nan) if log else line.y) for line in lines if len(line.x)]
+  levels = [level for level in levels if math.isfinite(level.y) and (level.y > 0 or not log)]
+  lost = sum(int((~np.isfinite(line.y)).sum()) for line in lines)
+  if not lines:
+    return ""
+  right = 16 + (max(len(level.label) for level in levels) * 6.6 if levels else 0)
+  inner = (width - _LEFT - right, height - _TOP - _BOTTOM)
+  xs = _range([line.x for line in lines] + [np.zeros(1)])
+  ys = _y_range(lines, levels, top, bottom, log)
+  warning = f'<p class="warn">{lost} values not finite{" or not positive" if log else ""}</p>' if lost else ""
+  legend = "".join(f'<span><b style="background:{line.colour}"></b>{html.escape(line.label)}</span>'
+                   for line in lines if not line.faint) if sum(not line.faint for line in lines) > 1 else ""
+  body = _axes(inner, xs, ys, log, x_label) + _levels(levels, inner, ys, log) + _plot(lines, inner, xs, ys, log)
+  return (f'<figure><figcaption>{html.escape(title)}</figcaption>{_note(note)}{warning}'
+          f'{f"<div class=legend>{legend}</div>" if legend else ""}'
+          f"{_svg(title, width, height, body)}</figure>")
+
+
+def load_map(title: str, steps: Float[np.ndarray, "T"], load: Float[np.ndarray, "T E"], *, width: int = 540,
+             note: str = "") -> str:
+  """Load of each expert over time as coloured cells, relative to the uniform share 1/E."""
+  experts = load.shape[1]
+  height = int(np.clip(experts * 9, 110, 420)) + _TOP + _BOTTOM
+  inner = (width - _LEFT - 16, height - _TOP - _BOTTOM)
+  picture = png(load_pixels(np.ascontiguousarray(load.T) * experts))
+  body = (f'<image href="{picture}" x="{_LEFT}" y="{_TOP}" width="{inner[0]}" height="{inner[1]}" '
+          'preserveAspectRatio="none" style="image-rendering:pixelated"/>')
+  every = max(1, math.ceil(experts / (inner[1] / 14)))
+  for expert in range(0, experts, every):
+    y = _TOP + (expert + 0.5) / experts * inner[1]
+    body += f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{expert}</text>'
+  body += f'<text x="12" y="{_TOP + inner[1] / 2}" transform="rotate(-90 12 {_TOP + inner[1] / 2})" ' \
+          'text-anchor="middle">expert</text>'
+  body += _x_axis(inner, _range([steps]), "step")
+  labels = "".join(f"<span>{label}</span>" for label in LOAD_LABELS)
+  scale = f'<div class="scale"><i style="background:linear-gradient(90deg, {LOAD_SCALE})"></i><div>{labels}</div></div>'
+  return (f'<figure><figcaption>{html.escape(title)}</figcaption>{_note(note)}'
+          f"{_svg(title, width, height, body)}{scale}</figure>")
+
+
+def _svg(title: str, width: int, height: int, body: str) -> str:
+  return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">{body}</svg>'
+
+
+def _note(note: str) -> str:
+  return f'<p class="note">{html.escape(note)}</p>' if note else ""
+
+
+def _range(values: Sequence[np.ndarray]) -> tuple[float, float]:
+  finite = np.concatenate([v[np.isfinite(v)] for v in values])
+  low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+  return (low, high) if high > low else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
+
+
+def _y_range(lines, levels, top, bottom, log) -> tuple[float, float]:
+  """Of the data and the levels, with a margin."""
+  low, high = _range([line.y for line in lines] + [np.array([level.y for level in levels])])
+  if top > low:
+    high = min(high, top)
+  if log:
+    return (low / 1.15, high * 1.15) if low > 0 else (0.1, 10.0)  # nothing is finite
+  margin = 0.04 * (high - low)
+  return (low - margin if bottom is None else min(bottom, low)), high + margin
+
+
+def _scale(value, low: float, high: float, log: bool = False):
+  """Where `value` lies between low (0) and high (1)."""
+  if log:
+    with np.errstate(invalid="ignore", divide="ignore"):
+      return (np.log(value) - math.log(low)) / (math.log(high) - math.log(low))
+  return (value - low) / (high - low)
+
+
+def _plot(lines, inner, xs, ys, log) -> str:
+  """The lines, cut off at the plot's edges by a nested SVG."""
+  width, height = inner
+  body = ""
+  for line in lines:
+    x, y = width * _scale(line.x, *xs), height * (1 - _scale(line.y, *ys, log=log))
+    path, pen = [], False
+    for a, b in zip(x.tolist(), y.tolist(), strict=True):
+      drawn = math.isfinite(a) and math.isfinite(b)
+      if drawn:
+        path.append(f"{'L' if pen else 'M'}{a:.1f} {np.clip(b, -9999, 9999):.1f}")
+      pen = drawn
+    style = 'stroke-width="1" opacity=".35"' if line.faint else 'stroke-width="1.8"'
+    body += f'<path d="{"".join(path)}" fill="none" stroke="{line.colour}" {style} stroke-linejoin="round"/>'
+    if np.isfinite(y).sum() <= 30 and not line.faint:
+      body += "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.6" fill="{line.colour}"><title>'
+                      f'{html.escape(line.label)}: {value:.4g} at step {step:g}</title></circle>'
+                      for a, b, value, step in zip(x.tolist(), y.tolist(), line.y, line.x, strict=True)
+                      if math.isfinite(b) and -9 <= b <= height + 9)
+  return (f'<svg x="{_LEFT}" y="{_TOP - 3}" width="{width + 3}" height="{height + 6}" '
+          f'viewBox="0 -3 {width + 3} {height + 6}">{body}</svg>')
+
+
+def _levels(levels, inner, ys, log) -> str:
+  """Dashed lines; their names are pushed apart so that none covers another."""
+  width, height = inner
+  placed = sorted((_TOP + height * (1 - float(_scale(level.y, *ys, log=log))), level.label) for level in levels)
+  placed = [(y, label) for y, label in placed if _TOP - 3 <= y <= _TOP + height + 3]
+  spots = [y for y, _ in placed]
+  for _ in range(50):
+    for i in range(len(spots) - 1):
+      overlap = _FONT + 1 - (spots[i + 1] - spots[i])
+      if overlap > 0:
+        spots[i], spots[i + 1] = spots[i] - overlap / 2, spots[i + 1] + overlap / 2
+  body = ""
+  for (y, label), spot in zip(placed, spots, strict=True):
+    body += f'<path d="M{_LEFT} {y:.1f}h{width:.1f}l8 {spot - y:.1f}" class="level"/>'
+    body += f'<text x="{_LEFT + width + 11:.1f}" y="{spot + 4:.1f}">{html.escape(label)}</text>'
+  return body
+
+
+def _axes(inner, xs, ys, log, x_label) -> str:
+  width, height = inner
+  body = ""
+  for tick in _log_ticks(*ys) if log else _ticks(*ys, max(2, int(height / 38))):
+    y = _TOP + height * (1 - float(_scale(tick, *ys, log=log)))
+    body += f'<path d="M{_LEFT} {y:.1f}h{width:.1f}" class="grid"/>'
+    body += f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(tick)}</text>'
+  return body + _x_axis(inner, xs, x_label)
+
+
+def _x_axis(inner, xs, label) -> str:
+  width, height = inner
+  base = _TOP + height
+  body = f'<path d="M{_LEFT} {base:.1f}h{width:.1f}" class="axis"/>' + (
+    f'<text x="{_LEFT + width / 2:.1f}" y="{base + 33:.1f}" text-anchor="middle">{html.escape(label)}</text>')
+  for tick in _ticks(*xs, max(2, int(width / 60))):
+    x = _LEFT + width * float(_scale(tick, *xs))
+    body += f'<path d="M{x:.1f} {base:.1f}v4" class="axis"/>'
+    body += f'<text x="{x:.1f}" y="{base + 17:.1f}" text-anchor="middle">{_short(tick)}</text>'
+  return body
+
+
+def _ticks(low: float, high: float, count: int) -> list[float]:
+  """About `count` round numbers between low and high."""
+  raw = (high - low) / max(1, count)
+  power = 10.0 ** math.floor(math.log10(raw))
+  step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
+  return [step * i for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+  decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+  steps = (1, 2, 5) if math.log10(high / low) < 2.2 else (1,)
+  ticks = [m * 10.0**d for d in decades for m in steps if low <= m * 10.0**d <= high]
+  return ticks if len(ticks) > 1 else _ticks(low, high, 4)
+
+
+def _short(value: float) -> str:
+  """A tick's label: 0.002, 1.5, 20k, 3M, 1e-6."""
+  size = abs(value)
+  for unit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+    if size >= unit:
+      return f"{value / (1e3 if letter == 'k' else unit):g}{letter}"
+  return "0" if size < 1e-12 else f"{value:.4g}"

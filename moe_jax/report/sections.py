@@ -1,0 +1,285 @@
+"""The sections of the report, each a string of HTML or "" where the run has nothing to show."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from moe_jax.report.charts import Level, Line, line_chart, load_map
+from moe_jax.report.colours import expert_colour, series_colour
+from moe_jax.report.records import Curve, Workdir, branch, curve, number, smooth, starts, thin
+from moe_jax.report.routing_page import routing_section
+from moe_jax.report.style import CSS
+
+POINTS = 400  # of a line
+SMALL = {"width": 374, "height": 210}  # of charts three in a row
+LINE_EXPERTS = 16  # with more experts, load is drawn as a map
+_BITS = "bits_per_byte/"
+_RUNGS = {"lzma": "LZMA"}  # how a rung of the ladder is shown, where not by its key
+
+
+def page(run: Workdir) -> str:
+  """The whole document."""
+  layers = layer_names(run)
+  body = "".join((_header(run, layers), _table(run), _loss(run), _optimizer(run), _load(run, layers),
+                  _routers(run, layers), routing_section(run.routing, layers), _sample(run), _config(run)))
+  title = html.escape(f"{_name(run)}: run report")
+  return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+          f'<meta name="viewport" content="width=device-width"><title>{title}</title>'
+          f'<style>{CSS}</style></head><body>{body}</body></html>\n')
+
+
+def layer_names(run: Workdir) -> list[str]:
+  """A name for each layer with experts: its number in the model where that is known, else its rank."""
+  load = curve(run.train, "moe/load")
+  count = load.values.shape[1] if load is not None and load.values.ndim == 3 else None
+  if count is None:
+    pages = run.routing.get("pages")
+    experts = branch({"page": pages[0]}, "page").get("experts") if isinstance(pages, list) and pages else None
+    count = len(experts) if isinstance(experts, list) else 0
+  known = run.routing.get("layers")
+  if isinstance(known, list) and len(known) == count:
+    return [f"layer {i}" for i in known]
+  model, moe = branch(run.config, "model"), branch(run.config, "model", "moe")
+  try:
+    chosen = [i for i in range(moe["first"], model["num_layers"]) if (i - moe["first"]) % moe["every"] == 0]
+  except (KeyError, TypeError, ZeroDivisionError):
+    chosen = []
+  return [f"layer {i}" for i in chosen] if len(chosen) == count else [f"MoE layer {i}" for i in range(count)]
+
+
+def _name(run: Workdir) -> str:
+  """The config's name: `quickstart` of `configs/quickstart.py`."""
+  path = str(run.results.get("config") or run.meta.get("config") or run.path.resolve().name)
+  name, _, variant = path.rpartition("/")[2].partition(":")
+  return PurePath(name).stem + (f" ({variant})" if variant else "")
+
+
+def _header(run: Workdir, layers: Sequence[str]) -> str:
+  start = ([{}, *starts(run.meta)])[-1]
+  packages = branch(run.results, "versions") or branch(start, "packages")
+  commit = start.get("commit")
+  facts = [
+    str(start.get("time", ""))[:16].replace("T", " ") + (" UTC" if start.get("time") else ""),
+    f"seed {run.results.get('seed', run.config.get('seed'))}",
+    run.results.get("hardware") or start.get("devices"),
+    f"Python {run.results.get('python') or start.get('python', '?')}" if run.results or start else "",
+    ", ".join(f"{name} {packages[name]}" for name in ("jax", "flax", "optax") if name in packages),
+    f"commit {commit[:10]}" if isinstance(commit, str) else "",
+  ]
+  line = " · ".join(html.escape(str(fact)) for fact in facts if fact)
+  done = max([number(lines[-1]["step"]) for lines in (run.train, run.eval) if lines], default=0.0)
+  wanted = number(branch(run.config, "train").get("steps"))
+  banner = ""
+  if not run.results and done < wanted:
+    banner = f'<p class="banner">This run is not finished: step {done:g} of {wanted:g}.</p>'
+  elif not run.results:
+    banner = '<p class="banner">This run has no final evaluation (results.json).</p>'
+  words = html.escape(_model_words(run, layers))
+  return (f'<h1>{html.escape(_name(run))}</h1><p class="meta">{line}</p><p class="lead">{words}</p>{banner}'
+          f"{_tiles(run, done)}")
+
+
+def _model_words(run: Workdir, layers: Sequence[str]) -> str:
+  """The model in a sentence, as far as the config says."""
+  model, moe = branch(run.config, "model"), branch(run.config, "model", "moe")
+  if not model:
+    return ""
+  words = f"{model.get('num_layers')} layers, width {model.get('d_model')}"
+  if not moe.get("num_experts"):
+    return words + ", dense"
+  router = str(branch(moe, "router").get("name"))
+  options = ", ".join(f"{k} = {v}" for k, v in branch(moe, "router", router).items())
+  factor = moe.get("capacity_factor")
+  capacity = "dropless" if factor is None else f"capacity factor {factor}"
+  where = ", ".join(name.rpartition(" ")[2] for name in layers[:8]) + (", …" if len(layers) > 8 else "")
+  return (f"{words}; {moe['num_experts']} experts of width {moe.get('d_ff')} in layers {where}; "
+          f"router {router} ({options}); {capacity}")
+
+
+def _tiles(run: Workdir, done: float) -> str:
+  parameters = branch(run.results, "parameters")
+  speed = curve(run.train, "tokens_per_second")
+  speeds = speed.values[np.isfinite(speed.values)] if speed is not None else []
+  tiles = [
+    ("parameters", _count(parameters.get("total"))), ("activated a token", _count(parameters.get("activated"))),
+    ("FLOPs a token", _count(run.results.get("flops_per_token"))),
+    ("steps", f"{number(run.results.get('steps', done)):g}"), ("training tokens", _count(run.results.get("tokens"))),
+    ("training time", _time(number(run.results.get("wall_seconds")))),
+    ("tokens a second", _count(np.median(speeds)) if len(speeds) else ""),
+  ]
+  return '<div class="tiles">' + "".join(
+    f"<div><b>{value}</b><span>{name}</span></div>" for name, value in tiles if value) + "</div>"
+
+
+def final_bits(run: Workdir) -> tuple[dict[str, float], str]:
+  """Bits per byte of each source, and where they come from: the final evaluation, else the last one there was."""
+  final = branch(run.results, "bits_per_byte")
+  if final:
+    return {str(name): number(value) for name, value in final.items()}, "on the whole validation split"
+  for line in reversed(run.eval):
+    bits = {name.removeprefix(_BITS): number(value) for name, value in line.items() if name.startswith(_BITS)}
+    if bits:
+      return bits, f"on the evaluation batches of step {line['step']:g}"
+  return {}, ""
+
+
+def _table(run: Workdir) -> str:
+  """Bits per byte beside the ladder, and a mark where the run is below a rung."""
+  bits, where = final_bits(run)
+  if not bits:
+    return ""
+  ladders = {name: branch(run.results, "ladder", name) for name in bits}
+  rungs = list(dict.fromkeys(name for ladder in ladders.values() for name in ladder))
+  compare = branch(run.results, "compare")
+  others, differ = branch(compare, "bits_per_byte"), compare.get("other_data") or ()
+  columns = ["this run"] + [compare.get("label", "compared run")] * bool(others) + rungs
+  rows = ""
+  for name, value in bits.items():
+    cells = [others.get(name)] * bool(others) + [ladders[name].get(rung) for rung in rungs]
+    rows += f'<tr><td>{html.escape(name)}</td><td class="run">{_bits(value)}</td>' + "".join(
+      f'<td{" class=beaten" if value < number(cell) else ""}>{_bits(cell)}{star}</td>'
+      for cell, star in zip(cells, ["*" * (name in differ)] * bool(others) + [""] * len(rungs), strict=True)) + "</tr>"
+  head = "".join(f"<th>{html.escape(str(c))}</th>" for c in ["bits per byte", *(_RUNGS.get(c, c) for c in columns)])
+  words = (f"Held-out bits per byte {where}; lower is better, ✓ = this run is lower. An n-gram model sees n − 1 bytes "
+           "of context; n-grams and LZMA know the same training text." if rungs else
+           f"Held-out bits per byte {where}; lower is better.")
+  star = '<p class="note">* on another version of this text</p>' if differ else ""
+  return f'<h2>Result</h2><p class="lead">{words}</p><div class="wide"><table><tr>{head}</tr>{rows}</table>{star}</div>'
+
+
+def _loss(run: Workdir) -> str:
+  charts = ""
+  train = curve(run.train, "cross_entropy") or curve(run.train, "loss")
+  if train is not None and train.values.ndim == 1:
+    smoothed = thin(Curve(train.steps, smooth(train.values, len(train.steps) // 40)), POINTS)
+    lines = [Line("as logged", *thin(train, POINTS), series_colour(0), faint=True),
+             Line("smoothed", *smoothed, series_colour(0))]
+    charts += line_chart("Training cross-entropy", lines, note="nats a token; pale: as logged, bold: smoothed")
+  names = [name for line in run.eval[-1:] for name in line if name.startswith(_BITS)]
+  for i, name in enumerate(names):
+    source = name.removeprefix(_BITS)
+    data = curve(run.eval, name)
+    rungs = [Level(_RUNGS.get(rung, rung), number(value))
+             for rung, value in branch(run.results, "ladder", source).items()]
+    top = max([level.y for level in rungs if level.label != "unigram"], default=math.inf)
+    rungs = [level for level in rungs if level.y <= top]
+    if data is not None and data.values.ndim == 1:
+      charts += line_chart(f"Validation: {source}", [Line(source, *thin(data, POINTS), series_colour(i))], levels=rungs,
+                           note="bits per byte", top=top + 0.5 if np.nanmin(data.values, initial=math.inf) < top
+                           else math.inf)
+  return f'<h2>Loss</h2><div class="figures two">{charts}</div>' if charts else ""
+
+
+def _optimizer(run: Workdir) -> str:
+  charts = ""
+  for name, title, log in (("learning_rate", "Learning rate", False), ("grad_norm", "Gradient norm", True),
+                           ("tokens_per_second", "Tokens a second", False)):
+    data = curve(run.train, name)
+    if data is not None and data.values.ndim == 1:
+      note = "before clipping" if name == "grad_norm" else ""
+      charts += line_chart(title, [Line(title, *thin(data, POINTS), series_colour(0))], log=log, note=note, **SMALL,
+                           bottom=None if log else 0.0)
+  return f'<h2>Optimization</h2><div class="figures">{charts}</div>' if charts else ""
+
+
+def _load(run: Workdir, layers: Sequence[str]) -> str:
+  """Who gets the tokens: a line for each expert, or a map where there are many."""
+  data = curve(run.train, "moe/load")
+  if data is None or data.values.ndim != 3:
+    return ""
+  _, count, experts = data.values.shape
+  data = thin(data, int(np.clip(60_000 / (count * experts), 40, 300)))
+  charts = ""
+  for i in range(count):
+    load = data.values[:, i]
+    if experts <= LINE_EXPERTS:
+      lines = [Line(str(e), data.steps, load[:, e], expert_colour(e)) for e in range(experts)]
+      charts += line_chart(layers[i], lines, levels=[Level("1/E", 1 / experts)], bottom=0.0)
+    else:
+      charts += load_map(layers[i], data.steps, load)
+  words = ("The fraction of a layer's assignments that each expert gets; 1/E is perfect balance."
+           if experts <= LINE_EXPERTS else
+           "Load as a multiple of the uniform share 1/E: blue experts starve, brown ones are crowded.")
+  return f'<h2>Load of the experts</h2><p class="lead">{words}</p><div class="figures two">{charts}</div>'
+
+
+# Metric -> title, note. Those of the layers are [Lm], the losses are one number.
+_ROUTER_CHARTS: Mapping[str, tuple[str, str]] = {
+  "moe/drop_rate": ("Drop rate", "assignments beyond capacity, of all"),
+  "moe/entropy": ("Router entropy", "nats, mean over tokens; ln E = undecided"),
+  "moe/max_violation": ("Maximum violation", "load of the fullest expert × E − 1; 0 = balanced"),
+  "balance": ("Balance loss", "unweighted; 1 = balanced, E = all tokens to one expert"),
+  "z": ("Router z-loss", "unweighted; mean of (log Σ exp logits)²"),
+  "moe/logit_max": ("Largest router logit", ""),
+  "importance": ("Importance loss", "unweighted; squared coefficient of variation, 0 = balanced"),
+  "load": ("Load loss", "unweighted; squared coefficient of variation, 0 = balanced"),
+}
+
+
+def _routers(run: Workdir, layers: Sequence[str]) -> str:
+  load = curve(run.train, "moe/load")
+  experts = load.values.shape[-1] if load is not None and load.values.ndim == 3 else 0
+  levels = {"moe/entropy": [Level("ln E", math.log(experts))] if experts else [], "balance": [Level("balanced", 1.0)]}
+  charts = ""
+  for name, (title, note) in _ROUTER_CHARTS.items():
+    data = curve(run.train, name)
+    if data is None or data.values.ndim > 2:
+      continue
+    data = thin(data, POINTS)
+    columns = data.values.reshape(len(data.steps), -1).T
+    names = layers if data.values.ndim == 2 and len(layers) == len(columns) else [str(i) for i in range(len(columns))]
+    lines = [Line(names[i], data.steps, y, series_colour(i)) for i, y in enumerate(columns)]
+    bottom = 0.0 if name in ("moe/drop_rate", "moe/entropy", "moe/max_violation", "z") else None
+    charts += line_chart(title, lines, note=note, levels=levels.get(name, []), bottom=bottom, **SMALL)
+  return f'<h2>Routers</h2><div class="figures">{charts}</div>' if charts else ""
+
+
+def _sample(run: Workdir) -> str:
+  sample = run.results.get("sample")
+  if not isinstance(sample, str) or not sample:
+    return ""
+  words = "What the model writes as the start of a document."
+  return f'<h2>Sample</h2><p class="lead">{words}</p><pre>{html.escape(sample)}</pre>'
+
+
+def _config(run: Workdir) -> str:
+  if not run.config:
+    return ""
+  command = "".join(f"<pre>{html.escape(str(start['command']))}</pre>" for start in starts(run.meta)[-1:]
+                    if "command" in start)
+  data = json.dumps(run.config, indent=2, ensure_ascii=False)
+  prints = "".join(f"<tr><td>{html.escape(str(k))}</td><td><code>{html.escape(str(v)[:16])}</code></td></tr>"
+                   for k, v in branch(run.meta, "data").items())
+  prints = f"<table><tr><th>source</th><th>SHA-256</th></tr>{prints}</table>" if prints else ""
+  return (f"<h2>Configuration</h2>{command}{prints}<details><summary>All keys, resolved</summary>"
+          f"<pre>{html.escape(data)}</pre></details>")
+
+
+def _bits(value: Any) -> str:
+  return f"{number(value):.3f}" if math.isfinite(number(value)) else "–"
+
+
+def _count(value: Any) -> str:
+  """1234567 -> 1.23 M."""
+  value = number(value)
+  if not math.isfinite(value):
+    return ""
+  for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    if value >= unit:
+      return f"{value / unit:.3g} {letter}"
+  return f"{value:g}"
+
+
+def _time(seconds: float) -> str:
+  if not math.isfinite(seconds):
+    return ""
+  if seconds < 100:
+    return f"{seconds:.0f} s"
+  return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

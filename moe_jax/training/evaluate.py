@@ -1,0 +1,53 @@
+"""Bits per byte of a model on each source's validation text."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from moe_jax import data, sharding
+from moe_jax.training.state import TrainState
+from moe_jax.training.step import Batch, eval_step
+
+Totals = dict[str, dict[str, float]]  # source -> nats, tokens, bytes
+
+
+def put(mesh: Mesh, batch: Batch) -> Batch:
+  """This process's rows as a part of the global batch, on the mesh."""
+  place = sharding.batch_sharding(mesh)
+  return {name: jax.make_array_from_process_local_data(place, rows) for name, rows in batch.items()}
+
+
+def make_eval(config, model: nn.Module, mesh: Mesh, tokenizer: data.Tokenizer,
+              sources: Sequence[data.Source]) -> Callable[..., Totals]:
+  """`eval_fn(state, num_batches=0) -> Totals`; 0 batches = all of each source's validation text."""
+  lengths = jnp.asarray(tokenizer.byte_lengths, jnp.int32)
+  step = jax.jit(functools.partial(eval_step, model=model))
+  batch_size = config.train.batch_size // config.train.accumulate_steps
+
+  def evaluate(state: TrainState, num_batches: int = 0) -> Totals:
+    totals = {}
+    with jax.set_mesh(mesh):
+      for source in sources:
+        total = {"nats": 0.0, "tokens": 0, "bytes": 0}
+        for batch in data.validation_batches(config.data, tokenizer, source, batch_size, num_batches):
+          sums = step(state.params, state.router_state, put(mesh, batch), lengths)
+          total = {name: total[name] + sums[name].item() for name in total}
+        totals[source.name] = total
+    return totals
+
+  return evaluate
+
+
+def summary(totals: Totals) -> dict[str, float]:
+  """`bits_per_byte/<source>`, `loss/<source>` (mean nats a token), and `bits_per_byte` of all bytes together."""
+  bits = lambda t: t["nats"] / (math.log(2) * t["bytes"]) if t["bytes"] else math.nan
+  result = {f"bits_per_byte/{name}": bits(t) for name, t in totals.items()}
+  result |= {f"loss/{name}": t["nats"] / t["tokens"] if t["tokens"] else math.nan for name, t in totals.items()}
+  return result | {"bits_per_byte": bits({k: sum(t[k] for t in totals.values()) for k in ("nats", "bytes")})}

@@ -1,0 +1,118 @@
+"""Optimizers and learning-rate schedules: two literal tables, and what binds them to `config.optimizer`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from moe_jax.errors import ConfigError, choose
+
+Schedule = Callable[[Any], Any]  # step (from 0) -> learning rate
+
+
+def cosine(peak: float, steps: int, warmup: int, *, final_fraction: float, **_) -> Schedule:
+  """After the warm-up half a cosine, from `peak` down to `final_fraction * peak` at step `steps - 1`."""
+  def rate(step):
+    done = jnp.clip((step - warmup) / max(steps - 1 - warmup, 1), 0.0, 1.0)
+    return peak * (final_fraction + (1 - final_fraction) * 0.5 * (1 + jnp.cos(math.pi * done)))
+  return _warm(rate, peak, warmup)
+
+
+def rsqrt(peak: float, steps: int, warmup: int, **_) -> Schedule:
+  """After the warm-up `peak * sqrt(warmup / (step + 1))`, as in T5 and Switch; it does not know the run's length."""
+  del steps
+  return _warm(lambda step: peak * jnp.sqrt(max(warmup, 1) / jnp.maximum(step + 1, max(warmup, 1))), peak, warmup)
+
+
+def wsd(peak: float, steps: int, warmup: int, *, final_fraction: float, decay_fraction: float, **_) -> Schedule:
+  """Warm-up, stable, decay (MiniCPM): constant until the last `decay_fraction` of the steps, then a straight line.
+
+  Deviation: MiniCPM decays exponentially; the line follows Hägele et al. 2024.
+  """
+  length = max(round(steps * decay_fraction), 1)
+  def rate(step):
+    done = jnp.clip((step - (steps - 1 - length)) / length, 0.0, 1.0)
+    return peak * (1 - (1 - final_fraction) * done)
+  return _warm(rate, peak, warmup)
+
+
+def constant(peak: float, steps: int, warmup: int, **_) -> Schedule:
+  """`peak` after the warm-up."""
+  del steps
+  return _warm(lambda step: jnp.full_like(jnp.asarray(step, jnp.float32), peak), peak, warmup)
+
+
+SCHEDULES = {"cosine": cosine, "rsqrt": rsqrt, "wsd": wsd, "constant": constant}
+
+
+def _warm(rate: Schedule, peak: float, warmup: int) -> Schedule:
+  """`rate` preceded by a straight line: step n of the warm-up uses `peak * (n + 1) / warmup`, so none is 0."""
+  def warmed(step):
+    step = jnp.asarray(step, jnp.float32)
+    return jnp.where(step < warmup, peak * (step + 1) / max(warmup, 1), rate(step))
+  return warmed
+
+
+def decayed(params: PyTree) -> PyTree:
+  """Which leaves weight decay touches: matrices, not norm scales or biases (scanned layers stack those to two axes)."""
+  name = lambda path: str(getattr(path[-1], "key", path[-1]))
+  return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim >= 2 and name(path) not in ("scale", "bias"), params)
+
+
+def adamw(schedule: Schedule, o) -> optax.GradientTransformation:
+  """AdamW (Loshchilov and Hutter 2019, Algorithm 2); the decay is scaled by the learning rate."""
+  return optax.adamw(schedule, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=decayed)
+
+
+def adafactor(schedule: Schedule, o) -> optax.GradientTransformation:
+  """Adafactor (Shazeer and Stern 2018): factored second moments, no first moment, steps relative to the weights' RMS.
+
+  Deviation: scanned layers stack a weight over layers; the RMS of weights and of updates is taken over the stack.
+  Deviation: weight decay is decoupled and scaled by the learning rate, as in `adamw`; b1, b2 and eps are not read.
+  """
+  decay = [optax.add_decayed_weights(o.weight_decay, mask=decayed)] if o.weight_decay else []
+  return optax.chain(
+      optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms(), *decay,
+      optax.scale_by_learning_rate(schedule))
+
+
+OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor}
+
+
+def validate(o) -> None:
+  """Refuses what `make` could not build. `o` is `config.optimizer`.
+
+  Raises:
+    ConfigError: an unknown name, or a number out of its range.
+  """
+  choose("optimizer.name", o.name, OPTIMIZERS)
+  choose("optimizer.schedule", o.schedule, SCHEDULES)
+  ranges = {
+      "learning_rate": (o.learning_rate > 0, "a positive number, such as 1e-3"),
+      "warmup_steps": (o.warmup_steps >= 0, "a number of steps, 0 or more"),
+      "final_fraction": (0 <= o.final_fraction <= 1, "a fraction from 0 to 1"),
+      "decay_fraction": (0 < o.decay_fraction <= 1, "a fraction above 0, up to 1"),
+      "b1": (0 <= o.b1 < 1, "a number from 0 to below 1"),
+      "b2": (0 <= o.b2 < 1, "a number from 0 to below 1"),
+      "eps": (o.eps > 0, "a positive number, such as 1e-8"),
+      "weight_decay": (o.weight_decay >= 0, "0 or more"),
+      "clip_norm": (o.clip_norm >= 0, "a positive global norm, or 0 for no clipping"),
+  }
+  for key, (good, remedy) in ranges.items():
+    if not good:
+      raise ConfigError(f"optimizer.{key}", o[key], f"must be {remedy}")
+
+
+def make(o, steps: int) -> tuple[optax.GradientTransformation, Schedule]:
+  """`(optimizer, schedule)` of `config.optimizer` for `steps` steps; gradients are clipped by their global norm."""
+  validate(o)
+  schedule = SCHEDULES[o.schedule](o.learning_rate, steps, o.warmup_steps, final_fraction=o.final_fraction,
+                                   decay_fraction=o.decay_fraction)
+  clip = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
+  return optax.chain(*clip, OPTIMIZERS[o.name](schedule, o)), schedule

@@ -1,0 +1,110 @@
+"""One update and one evaluation, as pure functions: no I/O, no clock, no global; jit them, vmap them over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, PyTree
+
+from moe_jax.models import update_router_state
+from moe_jax.training.state import TrainState
+
+Batch = dict[str, Array | np.ndarray]  # inputs, targets, segment_ids, positions: Int[B, L]; segment 0 is padding
+REDUCE = {"logit_max": jnp.max}  # of metrics over microbatches; all others are averaged
+
+
+def train_step(state: TrainState, batch: Batch, *, model: nn.Module, optimizer: optax.GradientTransformation,
+               schedule: Callable, loss_weights: dict[str, float], accumulate_steps: int = 1,
+               output_z_loss: float = 0.0, bias_update_rate: float = 0.0) -> tuple[TrainState, dict[str, Array]]:
+  """One update: loss = cross-entropy + output z-loss + sum of weighted auxiliary losses.
+
+  The cross-entropy (nats) is the mean over the batch's real targets, also when the batch is cut into microbatches,
+  which therefore equal the big batch wherever nothing is dropped. Auxiliary losses are averaged over microbatches.
+
+  Args:
+    state: donate it.
+    batch: see `Batch`.
+    model: called as `(tokens, segment_ids, positions, train=True) -> (logits, Aux)`.
+    optimizer, schedule: of `optimizers.make`; the schedule is only reported.
+    loss_weights: weight of each of `Aux.losses`.
+    accumulate_steps: microbatches; divides B.
+    output_z_loss: weight of the mean of log^2 Z of the output softmax.
+    bias_update_rate: step of the loss-free balancing bias; 0 leaves `router_state` alone.
+
+  Returns:
+    The next state, and metrics: loss, cross_entropy, grad_norm (before clipping), learning_rate, the unweighted
+    auxiliary losses, and `moe/...` by layer.
+  """
+  key = jax.random.fold_in(state.rng, state.step)
+  total = jnp.maximum(jnp.sum(batch["segment_ids"] > 0), 1).astype(jnp.float32)
+
+  def loss_of(params, micro, key):
+    keys = {"dropout": jax.random.fold_in(key, 0), "router": jax.random.fold_in(key, 1)}
+    variables = {"params": params} | ({"router_state": state.router_state} if state.router_state else {})
+    logits, aux = model.apply(variables, micro["inputs"], micro["segment_ids"], micro["positions"], train=True,
+                              rngs=keys)
+    nats, log_z = token_nats(logits, micro["targets"])
+    real = micro["segment_ids"] > 0
+    parts = {"cross_entropy": jnp.sum(nats * real) / total}
+    if output_z_loss:
+      parts["output_z"] = jnp.sum(jnp.square(log_z) * real) / total
+    scaled = {name: value / accumulate_steps for name, value in aux.losses.items()}
+    loss = parts["cross_entropy"] + output_z_loss * parts.get("output_z", 0.0)
+    loss += sum(loss_weights[name] * value for name, value in scaled.items())
+    return loss, ({"loss": loss} | parts | scaled, aux.metrics)
+
+  grads, losses, moe = _accumulate(jax.grad(loss_of, has_aux=True), state.params, batch, key, accumulate_steps)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  router_state = state.router_state
+  if bias_update_rate:
+    router_state = update_router_state(router_state, moe["load"], bias_update_rate)
+  metrics = losses | {"grad_norm": optax.global_norm(grads), "learning_rate": schedule(state.step)}
+  metrics |= {f"moe/{name}": value for name, value in moe.items()}
+  return state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state,
+                       router_state=router_state), metrics
+
+
+def _accumulate(grad_of: Callable, params: PyTree, batch: Batch, key: Array, steps: int):
+  """Sums gradients and losses over `steps` microbatches, and reduces their metrics."""
+  if steps == 1:
+    grads, (losses, moe) = grad_of(params, batch, key)
+    return grads, losses, moe
+  # Microbatch m takes rows m, m + steps, ...: each device keeps its own rows.
+  micro = jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1), batch)
+
+  def one(total, xs):
+    grads, (losses, moe) = grad_of(params, xs[0], jax.random.fold_in(key, xs[1]))
+    return jax.tree.map(jnp.add, total, grads), (losses, moe)
+
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  grads, (losses, moe) = jax.lax.scan(one, zeros, (micro, jnp.arange(2, steps + 2)))
+  moe = {name: REDUCE.get(name, jnp.mean)(value, axis=0) for name, value in moe.items()}
+  return grads, jax.tree.map(lambda x: jnp.sum(x, axis=0), losses), moe
+
+
+def eval_step(params: PyTree, router_state: PyTree, batch: Batch, byte_lengths: Int[Array, "V"], *,
+              model: nn.Module) -> dict[str, Array]:
+  """Sums over the batch's real targets: `nats`, `tokens`, and `bytes` that those tokens stand for.
+
+  Bits per byte = nats / (ln 2 * bytes); it compares models whatever their tokenizers. A document's boundary costs nats
+  and stands for no byte.
+  """
+  variables = {"params": params} | ({"router_state": router_state} if router_state else {})
+  logits, _ = model.apply(variables, batch["inputs"], batch["segment_ids"], batch["positions"], train=False)
+  nats, _ = token_nats(logits, batch["targets"])
+  real = batch["segment_ids"] > 0
+  return {"nats": jnp.sum(nats * real), "tokens": jnp.sum(real),
+          "bytes": jnp.sum(byte_lengths[batch["targets"]] * real)}
+
+
+def token_nats(logits: Float[Array, "B L V"], targets: Int[Array, "B L"]
+               ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+  """`(-log p(target), log Z)` for each position, in float32."""
+  logits = logits.astype(jnp.float32)
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  return log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], log_z

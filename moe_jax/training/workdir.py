@@ -1,0 +1,163 @@
+"""A run's directory: claimed by writing its config, refused to any other run.
+
+    config.json   the resolved config        meta.json      versions, data fingerprints, every start's command
+    checkpoints/  see checkpoints.py         metrics.jsonl  see metrics.py, and tb/ for TensorBoard
+    results.json, routing.json, report.html  written at the end
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import tempfile
+from typing import Any
+
+from moe_jax.errors import ConfigError
+
+# What may change between two starts of one run: it moves no number, or only says how long and how often.
+FREE = ("mesh", "report", "train.steps", "train.log_every", "train.eval_every", "train.eval_batches",
+        "train.checkpoint_every", "data.threads", "data.cache_dir", "data.tfds_dir", "model.remat")
+PACKAGES = ("moe_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_MISSING = "(not set)"
+
+
+def check(directory: pathlib.Path, config) -> None:
+  """Refuses a directory that cannot be, or is not, this run's. Writes nothing.
+
+  Raises:
+    ConfigError: a file, a directory that cannot be written, that holds something else, or that holds another run.
+  """
+  if directory.exists() and not directory.is_dir():
+    raise ConfigError("workdir", str(directory), "is a file; name a directory, which is created if missing")
+  home = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+  if not home.is_dir():
+    raise ConfigError("workdir", str(directory), f"cannot be created, because {home} is a file; name another directory")
+  if not _writable(home):
+    raise ConfigError("workdir", str(directory), f"{home} cannot be written; name a directory that you may write")
+  stored = read_json(directory / "config.json")
+  if stored is None:
+    if (directory / "checkpoints").is_dir() and any((directory / "checkpoints").iterdir()):
+      raise ConfigError("workdir", str(directory), "holds checkpoints but no config.json, so whose they are is "
+                        "unknown; name another directory")
+    return
+  difference = first_difference(stored, plain(config))
+  if difference:
+    key, before, now = difference
+    raise ConfigError(key, now, f"the run in {directory} has {key}={before!r}; give the same value, or another "
+                      "--workdir")
+
+
+def check_data(directory: pathlib.Path, fingerprints: dict[str, str]) -> None:
+  """Refuses data other than those that the run began with.
+
+  Raises:
+    ConfigError: names the first source that differs.
+  """
+  stored = (read_json(directory / "meta.json") or {}).get("data", fingerprints)
+  for name in sorted(stored.keys() | fingerprints.keys()):
+    before, now = stored.get(name, "none"), fingerprints.get(name, "none")
+    if before != now:
+      raise ConfigError("data.sources", name, f"its data have SHA-256 {now[:16]}, but the run in {directory} "
+                        f"began with {before[:16]}; restore the data, or give another --workdir")
+
+
+def claim(directory: pathlib.Path, config) -> None:
+  """Makes the directory this run's, before anything else is put there: writes `config.json` unless there is one."""
+  directory.mkdir(parents=True, exist_ok=True)
+  if not (directory / "config.json").exists():
+    write_json(directory / "config.json", plain(config))
+
+
+def note_start(directory: pathlib.Path, config, facts: dict[str, Any], start: dict[str, Any]) -> None:
+  """Adds a start to `meta.json`, which keeps the `facts` of the first, and renews `config.json` (`FREE` keys vary)."""
+  meta = read_json(directory / "meta.json") or facts | {"starts": []}
+  now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+  meta["starts"].append({"time": now} | versions() | start)
+  write_json(directory / "meta.json", meta)
+  write_json(directory / "config.json", plain(config))
+
+
+def versions() -> dict[str, Any]:
+  """Interpreter, packages, git commit (None outside a clone) and machine of this process."""
+  found = {}
+  for name in PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      found[name] = "not installed"
+  return {"python": platform.python_version(), "packages": found, "commit": _commit(), "machine": platform.platform()}
+
+
+def first_difference(stored: dict, config: dict, prefix: str = "") -> tuple[str, Any, Any] | None:
+  """`(key, stored, new)` of the first field, in the config's order, that differs and is not in `FREE`."""
+  for key in [*config, *(k for k in stored if k not in config)]:
+    name = prefix + key
+    before, now = stored.get(key, _MISSING), config.get(key, _MISSING)
+    if name in FREE or before == now:
+      continue
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+      return name, before, now
+    difference = first_difference(before, now, name + ".")
+    if difference:
+      return difference
+  return None
+
+
+def plain(config) -> dict[str, Any]:
+  """A ConfigDict as JSON would return it: tuples are lists."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """The file's content; None if there is no file.
+
+  Raises:
+    ConfigError: it is not JSON.
+  """
+  if not path.exists():
+    return None
+  try:
+    return json.loads(path.read_text())
+  except (ValueError, OSError) as error:
+    raise ConfigError("workdir", str(path.parent), f"its {path.name} cannot be read ({error}); "
+                      "restore that file, or name another directory") from error
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+  """Writes the whole file or, if killed, none of it."""
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  with os.fdopen(handle, "w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.chmod(temporary, 0o644)
+  os.replace(temporary, path)
+
+
+def _writable(directory: pathlib.Path) -> bool:
+  try:  # os.access says yes to root on a read-only file system
+    with tempfile.TemporaryFile(dir=directory):
+      return True
+  except OSError:
+    return False
+
+
+def _commit() -> str | None:
+  try:
+    root = pathlib.Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # installed, perhaps below somebody else's clone
+      return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()
+  except (OSError, subprocess.SubprocessError):
+    return None

@@ -1,0 +1,75 @@
+"""Charts: where lines and labels lie."""
+
+import re
+
+import numpy as np
+import pytest
+
+from moe_jax.report.charts import Level, Line, line_chart, load_map
+
+pytestmark = pytest.mark.unit
+
+
+def points(svg):
+  """Each line as a list of strokes, each a list of (x, y)."""
+  paths = re.findall(r'<path d="([^"]*)" fill="none" stroke="#', svg)
+  return [[[tuple(map(float, p.split())) for p in re.split("L", stroke)] for stroke in path.split("M")[1:]]
+          for path in paths]
+
+
+def line(*y, label="a"):
+  return Line(label, np.arange(1.0, len(y) + 1), np.array(y, float), "#0072b2")
+
+
+def test_larger_is_higher_and_later_is_further_right():
+  # Catches an axis upside down.
+  (stroke,), = points(line_chart("t", [line(1, 3, 2)]))
+  (x0, y0), (x1, y1), (x2, y2) = stroke
+  assert x0 < x1 < x2 and y1 < y2 < y0
+
+
+def test_gaps_split_the_line():
+  # Catches "nan" in a path, after which browsers draw nothing.
+  svg = line_chart("t", [line(1, np.nan, 2, np.inf, 3, 4)])
+  assert [len(stroke) for stroke in points(svg)[0]] == [1, 1, 2]
+  assert "2 values not finite" in svg and "nan" not in svg
+
+
+@pytest.mark.parametrize("y", [[np.nan, np.nan], [0, 0], [5], [1e-30, 2e-30], [-1e9, 1e9], [0, -1]])
+@pytest.mark.parametrize("log", [False, True])
+def test_degenerate_values(y, log):
+  # Catches a division by zero range, log of nothing, endless ticks.
+  svg = line_chart("t", [line(*y)], log=log, levels=[Level("l", 0.0), Level("n", np.nan)])
+  assert svg.count("<text") < 40 and not re.search(r'="[^"]*(nan|inf)', svg)
+
+
+def test_nothing_to_draw():
+  # Catches an empty frame.
+  assert line_chart("t", []) == "" and line_chart("t", [line()]) == ""
+
+
+def test_labels_of_levels_do_not_overlap():
+  # Catches names of rungs printed over each other: 2.05, 2.0 and 1.95 are a pixel or two apart.
+  svg = line_chart("t", [line(8, 2)], levels=[Level("trigram", 2.05), Level("5-gram", 2.0), Level("other", 1.95)])
+  at = sorted(float(y) for y in re.findall(r'y="([\d.]+)">(?:trigram|5-gram|other)', svg))
+  assert len(at) == 3 and min(np.diff(at)) >= 12
+
+
+def test_top_keeps_the_early_values_from_squeezing_the_rest():
+  # Catches a bound that is ignored: without it, 0.1 of loss is a hundredth of the height.
+  (stroke,), = points(line_chart("t", [line(12, 2.1, 2.0)], top=2.2))
+  assert stroke[2][1] - stroke[1][1] > 50 and stroke[0][1] < 0
+
+
+def test_legend_only_for_several_lines_and_never_for_faint_ones():
+  # Catches a legend that repeats the title.
+  assert "legend" not in line_chart("t", [line(1, 2), line(1, 2)._replace(faint=True)])
+  assert line_chart("t", [line(1, 2, label="<a>"), line(2, 3, label="b")]).count("<span><b") == 2
+  assert "&lt;a&gt;" in line_chart("t", [line(1, 2, label="<a>"), line(2, 3, label="b")])
+
+
+def test_load_map_labels_experts():
+  # Catches labels crowded for many experts.
+  svg = load_map("t", np.arange(5.0), np.full((5, 64), 1 / 64))
+  shown = [int(e) for e in re.findall(r'text-anchor="end">(\d+)<', svg)]
+  assert shown[0] == 0 and 10 < len(shown) <= 40 and "data:image/png" in svg

@@ -1,0 +1,50 @@
+"""Reading a workdir's files."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from moe_jax.report.records import Curve, curve, numbers, read_workdir, smooth, thin
+
+pytestmark = pytest.mark.unit
+
+
+def test_last_line_of_a_step_wins_and_steps_are_sorted(tmp_path):
+  # Catches curves that run backwards where a resumed run logged steps again.
+  lines = [{"step": s, "kind": "train", "loss": l} for s, l in ((2, 5), (4, 4), (6, 3), (4, 3.5), (6, 2.5), (8, 2))]
+  broken = '\nnot json\n{"kind": "train"}\n[1]\n{"st'
+  (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + broken)
+  found = curve(read_workdir(tmp_path).train, "loss")
+  assert found.steps.tolist() == [2, 4, 6, 8] and found.values.tolist() == [5, 3.5, 2.5, 2]
+
+
+def test_curve_of_arrays_takes_the_last_shape():
+  # Catches np.stack of ragged lines (a run resumed with another number of experts).
+  lines = [{"step": 1, "x": [[1, 2]]}, {"step": 2, "x": [[1, None, 3]]}, {"step": 3, "x": [[4, 5, "NaN"]]}, {"step": 4}]
+  found = curve(lines, "x")
+  assert found.steps.tolist() == [2, 3]
+  np.testing.assert_array_equal(found.values, [[[1, np.nan, 3]], [[4, 5, np.nan]]])
+  assert curve(lines, "y") is None
+
+
+def test_numbers():
+  # Catches a null or a text that raises, and a ragged list that passes.
+  assert math.isnan(numbers(None)) and math.isnan(numbers("x"))
+  assert numbers([[1, 2], [3]]) is None
+
+
+def test_thin_keeps_means_and_the_last_step():
+  # Catches a NaN that spoils its bucket, and a curve that ends before the run.
+  data = Curve(np.arange(1.0, 11), np.array([1, np.nan, 3, 3, 5, 5, 7, 7, np.nan, np.nan]))
+  out = thin(data, 5)
+  np.testing.assert_array_equal(out.steps, [2, 4, 6, 8, 10])
+  np.testing.assert_array_equal(out.values, [1, 3, 5, 7, np.nan])
+  assert thin(data, 10) is data
+
+
+def test_smooth_is_unbiased_and_skips_gaps():
+  # Catches an average that starts at 0, and a NaN that poisons all that follows.
+  out = smooth(np.array([np.nan, 4.0, 4.0, np.nan, 4.0, 8.0]), 4)
+  assert math.isnan(out[0]) and out[1:5].tolist() == [4.0] * 4 and 4 < out[5] < 8

@@ -1,0 +1,62 @@
+"""Words and names of the report's sections."""
+
+import json
+import re
+
+import pytest
+import synthetic
+
+from moe_jax.report.records import read_workdir
+from moe_jax.report.sections import final_bits, layer_names, page
+
+pytestmark = pytest.mark.unit
+
+
+def test_layers_are_named_by_their_place_in_the_model(tmp_path):
+  # Catches MoE layers counted 0, 1, 2 where the model has them at 1, 3, 5.
+  path = synthetic.write_workdir(tmp_path / "run", layers=3, steps=20)
+  assert layer_names(read_workdir(path)) == ["layer 1", "layer 3", "layer 5"]
+  (path / "routing.json").unlink()
+  assert layer_names(read_workdir(path)) == ["layer 1", "layer 3", "layer 5"]
+  (path / "config.json").unlink()
+  assert layer_names(read_workdir(path)) == ["MoE layer 0", "MoE layer 1", "MoE layer 2"]
+
+
+def test_final_figures_come_before_those_of_an_evaluation(tmp_path):
+  # Catches the last training-time evaluation (some batches) shown although there is a full one.
+  path = synthetic.write_workdir(tmp_path / "run", steps=20)
+  assert final_bits(read_workdir(path)) == (dict.fromkeys(synthetic.SOURCES, 2.0), "on the whole validation split")
+  (path / "results.json").unlink()
+  bits, where = final_bits(read_workdir(path))
+  assert bits["embedded:prose"] == pytest.approx(2.513, abs=1e-3) and "step 20" in where
+
+
+def test_header_says_what_ran(tmp_path):
+  # Catches a header that leaves out what a reader needs to run it again.
+  text = page(read_workdir(synthetic.write_workdir(tmp_path / "run", steps=20)))
+  for words in ("<h1>quickstart</h1>", "2026-01-05 10:11 UTC", "seed 7", "1 x cpu, 2 cores", "Python 3.11.7",
+                "jax 0.10.2", "commit 0123456789", "8 experts of width 32 in layers 1, 3", "top_k (k = 2)", "dropless",
+                "1.23 M", "8.19 M", "5 min"):
+    assert words in text, words
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0])
+def test_validation_curve_is_visible_beside_the_ladder(tmp_path, shift):
+  # Catches a range of y that ends at the bigram's figure although the whole curve lies above it.
+  path = synthetic.write_workdir(tmp_path / "run", steps=40)
+  lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+  for line in lines:
+    line |= {name: value + shift for name, value in line.items() if name.startswith("bits_per_byte/")}
+  (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  figure = re.search(r"Validation: embedded:prose.*?</figure>", page(read_workdir(path))).group()
+  assert figure.count("<circle") == 2 and "bigram" in figure
+
+
+def test_text_that_differs_is_marked(tmp_path):
+  # Catches a comparison across versions of the text that does not say so.
+  path = synthetic.write_workdir(tmp_path / "run", steps=20)
+  results = json.loads((path / "results.json").read_text())
+  results["compare"]["other_data"] = ["embedded:prose"]
+  (path / "results.json").write_text(json.dumps(results))
+  text = page(read_workdir(path))
+  assert "2.125*" in text and "another version of this text" in text

@@ -1,0 +1,32 @@
+"""The style sheet and the script name what the page has."""
+
+import re
+
+import pytest
+import synthetic
+
+from moe_jax.report import write_report
+from moe_jax.report.style import CSS, SCRIPT
+
+pytestmark = pytest.mark.unit
+
+
+def test_style_and_page_agree_on_their_classes(tmp_path):
+  # Catches a class that is renamed in one place only.
+  pages = ""
+  for name, options in {"lines": {}, "maps": {"experts": 32}, "early": {"stop": 10, "nan_from": 4}}.items():
+    pages += write_report(synthetic.write_workdir(tmp_path / name, **options)).read_text()
+  body = re.sub(r"<(style|script).*?</\1>", "", pages, flags=re.S)
+  used = {name for names in re.findall(r'class="?([\w ]+)', body) for name in names.split()}
+  styled = set(re.findall(r"\.([a-z]+)(?![\w(])", CSS)) - {"only", "on"}  # these two are the script's
+  experts = {name for name in used if re.fullmatch(r"e\d+|none", name)}
+  assert used - experts == styled
+
+
+def test_script_finds_what_it_looks_for(tmp_path):
+  # Catches an id or attribute that is renamed in one place only.
+  text = write_report(synthetic.write_workdir(tmp_path / "run")).read_text()
+  for name in re.findall(r"getElementById\('([\w-]+)'\)", SCRIPT):
+    assert text.count(f'id="{name}"') == 1
+  for name in re.findall(r"querySelectorAll\('\[([\w-]+)\]'\)", SCRIPT):
+    assert f" {name}=" in re.sub(r"<script>.*?</script>", "", text, flags=re.S)

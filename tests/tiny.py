@@ -1,0 +1,47 @@
+"""A model of a few thousand weights on a few kilobytes of text: what end-to-end tests train."""
+
+import functools
+import pathlib
+import random
+
+import jax
+
+# As command-line overrides, so that tests in this process and in others train the same thing.
+OVERRIDES = {
+    "model.d_model": 16, "model.num_layers": 2, "model.num_heads": 2, "model.num_kv_heads": 2, "model.head_dim": 8,
+    "model.d_ff": 32, "model.moe.d_ff": 32, "model.moe.num_experts": 4,
+    "model.moe.dispatcher.name": "einsum",  # compiles fastest
+    "data.seq_len": 32, "data.threads": 1, "data.validation_fraction": 0.3,
+    "train.batch_size": 4, "train.steps": 6, "train.log_every": 2, "train.eval_every": 3, "train.eval_batches": 1,
+    "train.checkpoint_every": 2, "optimizer.warmup_steps": 2, "mesh.data": 1,
+}
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
+WORDS = "the expert routes a token to one of many small networks and each learns what it sees best".split()
+
+
+def write_corpus(directory: pathlib.Path) -> pathlib.Path:
+  """A folder of text files, the same each time."""
+  directory.mkdir(parents=True, exist_ok=True)
+  draw = random.Random(0)
+  for i in range(40):
+    (directory / f"{i:02}.txt").write_text(" ".join(draw.choices(WORDS, k=60)) + "\n")
+  return directory
+
+
+def overrides(directory: pathlib.Path, **changes) -> dict:
+  """`OVERRIDES` on a corpus under `directory`, with changes (`__` stands for the dot)."""
+  corpus = write_corpus(directory / "corpus")
+  paths = {"data.sources": (f"text:{corpus}/*.txt",), "data.cache_dir": str(directory / "cache")}
+  return OVERRIDES | paths | {key.replace("__", "."): value for key, value in changes.items()}
+
+
+def flags(directory: pathlib.Path, **changes) -> list[str]:
+  return [f"--config.{key}={value}" for key, value in overrides(directory, **changes).items()]
+
+
+def config(directory: pathlib.Path, **changes):
+  """The ConfigDict that those flags make of configs/base.py."""
+  from configs import base
+  c = base.get_config()
+  c.update_from_flattened_dict(overrides(directory, **changes))
+  return c

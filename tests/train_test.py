@@ -1,0 +1,207 @@
+"""The command: mistakes end in one sentence, and a run that is killed ends like one that was not."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from moe_jax import inspect as inspection
+from moe_jax import train
+from moe_jax.training import loop, metrics, workdir
+
+pytestmark = pytest.mark.smoke
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _hooks(monkeypatch):
+  for name in ("excepthook", "unraisablehook"):  # a damaged checkpoint replaces them
+    monkeypatch.setattr(sys, name, getattr(sys, name))
+
+
+def arguments(tmp_path, *extra, **changes):
+  flags = tiny.flags(tmp_path, **changes)
+  return ["train", "--config=configs/base.py", f"--workdir={tmp_path / 'run'}", *flags, *extra]
+
+
+def fails(capfd, argv, *words):
+  """The message of a command that must fail with one sentence, code 2 and no traceback."""
+  assert train.main(argv) == 2
+  err = [line for line in capfd.readouterr().err.splitlines() if line]
+  assert len(err) == 1 and err[0].startswith("error: "), err
+  for word in words:
+    assert word in err[0], (word, err[0])
+  return err[0]
+
+
+@pytest.mark.parametrize("extra, words", [
+    (["--config.model.moe.router.name=swich"], ["model.moe.router.name='swich'", "top_k, expert_choice"]),
+    (["--config.model.moe.router.name=top_q"], ["model.moe.router.name='top_q'", "did you mean 'top_k'"]),
+    (["--config.model.moe.num_exports=4"], ["model.moe.num_exports='4'", "did you mean model.moe.num_experts?"]),
+    (["--config.num_experts=4"], ["num_experts='4'", "did you mean model.moe.num_experts?"]),
+    (["--config.train.steps=many"], ["train.steps='many'", "of type int, as in 6"]),
+    (["--config.model.moe.capacity_factor=big"], ["model.moe.capacity_factor='big'", "a number"]),
+    (["--config.model.tied_embeddings=maybe"], ["model.tied_embeddings='maybe'", "of type bool"]),
+    (["--config.train.steps"], ["--config.train.steps", "Missing value"]),
+    (["--config.model.moe.router.top_k.k=9"], ["k=9", "4"]),  # K > E
+    (["--config.mesh.data=8"], ["train.batch_size=4", "multiple of 8"]),
+    (["--config.mesh.data=3", "--config.mesh.expert=4"], ["mesh", "8 devices"]),
+    (["--config.optimizer.name=adam"], ["optimizer.name='adam'", "'adamw'"]),
+    (["--config.data.sources=text:/nowhere/*.txt"], ["data.sources", "/nowhere/*.txt"]),
+    (["--config.data.sources=embedded:prosa"], ["data.sources", "prosa", "prose"]),
+    (["--config.data.tokenizer=byte"], ["data.tokenizer='byte'", "bytes"]),
+    (["--config.data.tokenizer=sentencepiece:/nowhere/x.model"], ["data.tokenizer", "/nowhere/x.model"]),
+    (["--workdr=x"], ["--workdr", "unknown", "--workdir"]),
+    (["workdir"], ["argument='workdir'", "--flag=value"]),
+    (["--workdir="], ["workdir=''", "missing"]),
+    (["--config=configs/quickstrat.py"], ["quickstrat.py", "no such file", "did you mean configs/quickstart.py?"]),
+    (["--config=configs/quickstart.py:variant"], ["configs/quickstart.py:variant", "get_config"]),
+    (["--config="], ["config=''", "is missing", "configs/"]),
+    (["--workdir=/proc/self/new"], ["workdir='/proc/self/new'", "cannot be written"]),
+])
+def test_a_mistake_on_the_command_line(tmp_path, capfd, extra, words):
+  # Catches: a mistake that surfaces as a traceback, or only after something was written.
+  fails(capfd, arguments(tmp_path, *extra), *words)
+  assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_in_files(tmp_path, capfd):
+  # Catches: files read too late, or errors of the libraries that read them passed on.
+  (tmp_path / "empty.txt").write_text("")
+  fails(capfd, arguments(tmp_path, data__sources=f"text:{tmp_path}/empty.txt"), "data.sources", "empty")
+  (tmp_path / "text.model").write_text("no model")
+  wrong = f"sentencepiece:{tmp_path}/text.model"
+  fails(capfd, arguments(tmp_path, data__tokenizer=wrong), "data.tokenizer", "text.model")
+  (tmp_path / "broken.py").write_text("def get_config(:")
+  fails(capfd, arguments(tmp_path, f"--config={tmp_path}/broken.py"), "broken.py", "SyntaxError")
+  (tmp_path / "nothing.py").write_text("x = 1")
+  fails(capfd, arguments(tmp_path, f"--config={tmp_path}/nothing.py"), "nothing.py", "get_config")
+  (tmp_path / "file").write_text("")
+  fails(capfd, arguments(tmp_path, f"--workdir={tmp_path}/file"), "workdir", "is a file")
+
+
+def test_a_workdir_that_is_not_this_runs(tmp_path, capfd):
+  # Catches: another run's files overwritten; a damaged checkpoint that silently starts a new run.
+  place = tmp_path / "run"
+  config = train.parse(arguments(tmp_path)).config
+  workdir.claim(place, config)
+  source = config.data.sources[0]
+  workdir.note_start(place, config, {"config": "x", "data": {source: "0" * 64}}, {})
+  fails(capfd, arguments(tmp_path), "data.sources", "0000000000000000", source)
+  fails(capfd, arguments(tmp_path, model__d_model=32), "model.d_model=32", "model.d_model=16")
+  fails(capfd, arguments(tmp_path, seed=7), "seed=7", "seed=0")
+  assert "starts" in json.loads((place / "meta.json").read_text())
+  (place / "meta.json").unlink()
+  (place / "checkpoints" / "4" / "state").mkdir(parents=True)
+  fails(capfd, arguments(tmp_path), "checkpoints/4", "cannot be read", "delete this directory")
+  fails(capfd, arguments(tmp_path, train__steps=2), "train.steps=2", "already at step 4")
+  assert not (place / "metrics.jsonl").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path, capfd):
+  # Catches: --debug that does nothing.
+  assert train.main(arguments(tmp_path, "--debug", "--config.optimizer.name=adam")) == 2
+  assert "Traceback" in capfd.readouterr().err
+
+
+def test_divergence_exits_with_1(tmp_path, capfd, monkeypatch):
+  # Catches: a NaN run that counts as a success.
+  def diverge(*_):
+    raise loop.Diverged("training has diverged: at step 3")
+  monkeypatch.setattr(loop, "train", diverge)
+  assert train.main(arguments(tmp_path)) == 1
+  assert capfd.readouterr().err == "error: training has diverged: at step 3\n"
+
+
+def test_configs_are_found_from_anywhere(tmp_path, monkeypatch):
+  # Catches: a path that works only in the clone; a file in the working directory that loses against the clone's.
+  monkeypatch.chdir(tmp_path)
+  for name in ("configs/quickstart.py", "quickstart.py"):
+    assert train.load_config(name).model.family == "decoder"
+  (tmp_path / "mine.py").write_text("from configs import base\ndef get_config(steps):\n  c = base.get_config()\n"
+                                    "  c.train.steps = int(steps)\n  return c\n")
+  command = train.parse(["train", "--config", "mine.py:77", "--workdir", "w", "--config.seed", "3"])
+  assert (command.config.train.steps, command.config.seed, command.path) == (77, 3, "mine.py:77")
+
+
+def execute(argv, **environment):
+  environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"} | environment
+  return subprocess.run([sys.executable, *argv], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_as_a_process_a_mistake_exits_with_2(tmp_path):
+  # Catches: an exit code lost on the way out, noise of the libraries on standard error.
+  done = execute(["-m", "moe_jax.train", *arguments(tmp_path, "--config.model.moe.router.name=swich")[1:]])
+  assert done.returncode == 2 and done.stdout == ""
+  assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: model.moe.router.name='swich': ")
+
+
+# A run without its report that sends itself a signal: "TERM 3" when it reads batch 3, "KILL 2" when it reads batch 2,
+# "SAVE 4" = SIGKILL when the checkpoint of step 4 is complete and about to get its name.
+DRIVER = """
+import os, pathlib, signal, sys
+from moe_jax import data, train
+from moe_jax.training import finish
+finish.finish = lambda *args, **kwargs: print("finished")
+what, step = os.environ["STOP"].split()
+make = data.train_iterator
+def train_iterator(*args, **kwargs):
+  batches = make(*args, **kwargs)
+  read = type(batches).__next__
+  def following(self):
+    batch = read(self)
+    if what in ("TERM", "KILL") and self.get_state()["batches"] == int(step):
+      os.kill(os.getpid(), getattr(signal, "SIG" + what))
+    return batch
+  type(batches).__next__ = following
+  return batches
+data.train_iterator = train_iterator
+def deadly(move):
+  def moved(source, target, *args, **kwargs):
+    if what == "SAVE" and pathlib.Path(target).name == step:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return move(source, target, *args, **kwargs)
+  return moved
+os.rename, os.replace = deadly(os.rename), deadly(os.replace)
+sys.exit(train.main(sys.argv))
+"""
+
+
+def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path):
+  # Catches: anything that a checkpoint forgets (a moment, the bias, the key, the place in the data), a batch read
+  # twice, a half-written checkpoint that is trusted, metrics told twice. Noise, dropout
+  # and the bias make each of them show.
+  argv = arguments(tmp_path, model__dropout=0.1, model__moe__jitter=0.01, model__moe__bias_update_rate=0.01,
+                   model__moe__dispatcher__name="grouped")[1:]
+  elsewhere = [arg.replace(str(tmp_path / "run"), str(tmp_path / "whole")) for arg in argv]
+  run = lambda args, stop: execute(["-c", DRIVER, *args], STOP=stop)
+  sources = lambda: {p: p.stat().st_mtime_ns for p in (ROOT / "moe_jax").rglob("*.py")}
+  before = sources()
+  whole = run(elsewhere, "NEVER 0")
+  assert whole.returncode == 0 and "finished" in whole.stdout, whole.stderr
+  for stop, code, expected in (("KILL 2", -signal.SIGKILL, ""), ("TERM 3", 0, "stopped by SIGTERM after step 3 of 6"),
+                               ("SAVE 4", -signal.SIGKILL, ""), ("NEVER 0", 0, "finished")):
+    done = run(argv, stop)
+    assert done.returncode == code and expected in done.stdout, (stop, done.stdout, done.stderr)
+    if stop == "SAVE 4":
+      names = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
+      assert "4" not in names and any(name.startswith("4.") for name in names), names
+  assert sources() == before, "moe_jax was edited while this test ran, so it compared two programs: run it again"
+  lines = lambda name: [{k: v for k, v in line.items() if k != "tokens_per_second"}
+                        for line in metrics.read(tmp_path / name / "metrics.jsonl")]
+  assert lines("whole") == lines("run") and len(lines("run")) == 5
+  one, other = (inspection.describe(tmp_path / name) for name in ("whole", "run"))
+  assert (one["step"], one["starts"], other["starts"]) == (6, 1, 4)
+  assert one["parameters_sha256"] == other["parameters_sha256"]
+
+  # Catches: the tracebacks of readers that Orbax abandons when one fails, which only a process of its own shows.
+  for file in (tmp_path / "run" / "checkpoints" / "6" / "state").rglob("d/*"):
+    os.truncate(file, 10)
+  for command in (["-m", "moe_jax.train", *argv], ["-m", "moe_jax.inspect", str(tmp_path / "run")]):
+    done = execute(command)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "checkpoints/6" in done.stderr, done.stderr

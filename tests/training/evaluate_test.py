@@ -1,0 +1,51 @@
+"""Evaluation over whole validation splits and over several sources."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import linen as nn
+
+from moe_jax import data, sharding
+from moe_jax.layers import Aux
+from moe_jax.training import evaluate
+from moe_jax.training.state import TrainState
+
+pytestmark = pytest.mark.unit
+
+
+class Uniform(nn.Module):
+  size: int
+
+  @nn.compact
+  def __call__(self, tokens, segment_ids, positions, *, train):
+    return jnp.zeros((*tokens.shape, self.size)), Aux()
+
+
+@pytest.mark.parametrize("sizes", [{"data": 1}, {"data": 4}])
+def test_a_uniform_model_costs_log_v_a_target(tmp_path, sizes):
+  # Catches: bytes of the text that are never a target, or twice; padding of the last batch counted; a sum per device.
+  config = tiny.config(tmp_path)
+  tokenizer, sources = data.make_tokenizer("bytes"), data.make_sources(config.data)
+  mesh = sharding.make_mesh(sizes)
+  eval_fn = evaluate.make_eval(config, Uniform(tokenizer.size), mesh, tokenizer, sources)
+  state = TrainState(step=jnp.int32(0), params={}, opt_state=(), router_state={}, rng=jax.random.key(0))
+  documents = list(sources[0].documents("validation"))
+  (total,) = eval_fn(state).values()
+  assert total["bytes"] == sum(map(len, documents)) and total["tokens"] == total["bytes"] + len(documents)
+  np.testing.assert_allclose(total["nats"], total["tokens"] * math.log(tokenizer.size), rtol=1e-6)
+  (some,) = eval_fn(state, 1).values()
+  assert some["tokens"] == 4 * 32
+
+
+def test_sources_are_averaged_by_bytes():
+  # Catches: a mean of the sources' values, which weighs a small source like a large one. (10 + 60) / (10 + 30) = 1.75
+  totals = {"a": {"nats": 10 * math.log(2), "tokens": 5, "bytes": 10},
+            "b": {"nats": 60 * math.log(2), "tokens": 6, "bytes": 30}, "empty": {"nats": 0.0, "tokens": 0, "bytes": 0}}
+  result = evaluate.summary(totals)
+  assert result["bits_per_byte"] == pytest.approx(1.75)
+  assert result["bits_per_byte/b"] == pytest.approx(2.0) and result["loss/b"] == pytest.approx(10 * math.log(2))
+  assert math.isnan(result["bits_per_byte/empty"])

@@ -1,0 +1,51 @@
+"""metrics.jsonl: one line an event, none twice after a resume, none lost."""
+
+import json
+
+import numpy as np
+import pytest
+
+from moe_jax.training import metrics
+
+pytestmark = pytest.mark.unit
+
+
+def test_lines_after_the_restored_step_are_dropped(tmp_path):
+  # Catches: a resumed run that repeats steps 3 and 4; a line that a kill cut short and the next one is glued to.
+  writer = metrics.MetricsWriter(tmp_path, 0)
+  for step in (1, 2, 3, 4):
+    writer.write(step, "train", {"loss": float(step)})
+  writer.close()
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(path.read_text() + '{"step": 5, "ki')
+  writer = metrics.MetricsWriter(tmp_path, 2)
+  writer.write(3, "train", {"loss": 30.0})
+  writer.close()
+  assert [(line["step"], line["loss"]) for line in metrics.read(path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+  assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_arrays_are_lists_and_nan_is_null(tmp_path):
+  # Catches: NaN, which is no JSON; an array written as its repr.
+  writer = metrics.MetricsWriter(tmp_path, 0)
+  writer.write(1, "train", {"loss": np.float32("nan"), "moe/load": np.array([[0.25, 0.75]], np.float32)})
+  writer.close()
+  line = json.loads((tmp_path / "metrics.jsonl").read_text())
+  assert line == {"step": 1, "kind": "train", "loss": None, "moe/load": [[0.25, 0.75]]}
+
+
+def test_tensorboard_gets_a_curve_an_entry(tmp_path):
+  # Catches: scalars that never reach the event file.
+  writer = metrics.MetricsWriter(tmp_path, 0)
+  writer.write(1, "train", {"loss": 1.0, "moe/load": np.ones((1, 2))})
+  writer.close()
+  content = b"".join(p.read_bytes() for p in (tmp_path / "tb").iterdir())
+  assert b"train/loss" in content and b"train/moe/load/0/1" in content
+
+
+def test_other_processes_write_nothing(tmp_path):
+  # Catches: processes that overwrite each other's lines.
+  writer = metrics.MetricsWriter(tmp_path, 0, active=False)
+  writer.write(1, "train", {"loss": 1.0})
+  writer.close()
+  assert not list(tmp_path.iterdir())

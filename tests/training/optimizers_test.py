@@ -1,0 +1,98 @@
+"""Schedules at their corners, and what an optimizer's update does to a matrix and to a norm scale."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from moe_jax.errors import ConfigError
+from moe_jax.training import optimizers
+
+pytestmark = pytest.mark.unit
+
+
+def rates(name, at, *, steps=100, warmup=10, final_fraction=0.1, decay_fraction=0.2):
+  schedule = optimizers.SCHEDULES[name](2.0, steps, warmup, final_fraction=final_fraction,
+                                        decay_fraction=decay_fraction)
+  return [float(schedule(jnp.int32(step))) for step in at]
+
+
+@pytest.mark.parametrize("name", optimizers.SCHEDULES)
+def test_warmup_is_a_line_that_reaches_the_peak(name):
+  # Catches: a first step of rate 0, a warm-up that ends one step early or late.
+  after = 2 * (10 / 11) ** 0.5 if name == "rsqrt" else 2.0
+  np.testing.assert_allclose(rates(name, [0, 4, 9, 10]), [0.2, 1.0, 2.0, after], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name, at, expected", [
+    ("cosine", [99, 200], [0.2, 0.2]),  # final_fraction * peak at the last step and behind it
+    ("cosine", [10 + 89 // 2], [2 * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * 44 / 89)))]),
+    ("rsqrt", [39, 89], [2 * (10 / 40) ** 0.5, 2 * (10 / 90) ** 0.5]),
+    ("wsd", [50, 79, 89, 99], [2.0, 2.0, 1.1, 0.2]),  # flat, then a line over the last 20 steps
+    ("constant", [50, 99, 1000], [2.0, 2.0, 2.0]),
+])
+def test_after_the_warmup(name, at, expected):
+  # Catches: a decay that misses final_fraction at the last step, rsqrt of (step - warmup).
+  np.testing.assert_allclose(rates(name, at), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", optimizers.SCHEDULES)
+def test_no_warmup(name):
+  # Catches: a division by zero where warmup_steps is 0.
+  assert np.isfinite(rates(name, [0, 1, 99], warmup=0)).all()
+  assert rates(name, [0], warmup=0) == [2.0]
+
+
+def settings(**changes):
+  o = base.get_config().optimizer
+  o.update({"warmup_steps": 0, "schedule": "constant", "learning_rate": 0.5} | changes)
+  return o
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_weight_decay_only_on_matrices(name):
+  # Catches: decay of norm scales, also of those that a scan over layers has stacked into a matrix.
+  params = {"kernel": jnp.ones((2, 3)), "norm": {"scale": jnp.ones(3)},
+            "repeats": {"norm": {"scale": jnp.ones((4, 3))}}}
+  optimizer, _ = optimizers.make(settings(name=name, weight_decay=0.1), 10)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+  np.testing.assert_allclose(updates["kernel"], -0.5 * 0.1, rtol=1e-5)
+  np.testing.assert_allclose(updates["norm"]["scale"], 0.0, atol=1e-7)
+  np.testing.assert_allclose(updates["repeats"]["norm"]["scale"], 0.0, atol=1e-7)
+
+
+def test_adamw_first_step_is_the_sign_times_the_rate():
+  # Catches: b1 and b2 exchanged or bias correction lost: then the first step is not g / |g|.
+  optimizer, _ = optimizers.make(settings(weight_decay=0.0, clip_norm=0.0), 10)
+  params = {"w": jnp.zeros((1, 2))}
+  updates, _ = optimizer.update({"w": jnp.array([[3.0, -0.01]])}, optimizer.init(params), params)
+  np.testing.assert_allclose(updates["w"], [[-0.5, 0.5]], rtol=1e-4)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+  # Catches: clipping by value or by leaf. Norm of (3, 4) is 5: both shrink to a fifth, which Adam's second step shows.
+  params = {"a": jnp.zeros((1, 1)), "b": jnp.zeros((1, 1))}
+  optimizer, _ = optimizers.make(settings(weight_decay=0.0, clip_norm=1.0), 10)
+  _, state = optimizer.update({"a": jnp.full((1, 1), 3.0), "b": jnp.full((1, 1), 4.0)}, optimizer.init(params), params)
+  mu = next(s.mu for s in state[1] if hasattr(s, "mu"))
+  np.testing.assert_allclose([mu["a"].item(), mu["b"].item()], [0.1 * 0.6, 0.1 * 0.8], rtol=1e-4)
+
+
+def test_adafactor_factors_its_second_moment():
+  # Catches: an Adafactor that stores a whole second moment, which is its only point.
+  params = {"w": jnp.ones((256, 512))}
+  optimizer, _ = optimizers.make(settings(name="adafactor", weight_decay=0.0), 10)
+  assert sum(x.size for x in jax.tree.leaves(optimizer.init(params))) < 2000
+
+
+@pytest.mark.parametrize("key, value, words", [
+    ("name", "adamW", "'adamw'"), ("schedule", "cosin", "'cosine'"), ("learning_rate", -1.0, "positive"),
+    ("final_fraction", 1.5, "fraction"), ("b1", 1.0, "below 1"), ("clip_norm", -1.0, "0 for no clipping"),
+])
+def test_mistakes_name_the_field(key, value, words):
+  # Catches: a mistake that only optax notices.
+  with pytest.raises(ConfigError, match=words) as error:
+    optimizers.validate(settings(**{key: value}))
+  assert error.value.field == f"optimizer.{key}"

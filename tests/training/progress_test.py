@@ -1,0 +1,68 @@
+"""What a run shows: lines in a log, a bar on a terminal, nothing on the other processes."""
+
+import io
+
+import pytest
+
+from moe_jax.training.progress import Progress
+
+pytestmark = pytest.mark.unit
+
+
+class Clock:
+  now = 0.0
+
+  def __call__(self):
+    return self.now
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_a_line_has_loss_rate_and_time_left():
+  # Catches: compilation counted in the rate, time left reckoned from all steps of a resumed run.
+  clock, out = Clock(), io.StringIO()
+  progress = Progress(steps=1011, start=1000, tokens_per_step=500, stream=out, clock=clock)
+  clock.now += 100.0  # the first step compiles
+  progress.step(1001, 5.0)
+  for n in range(1002, 1007):
+    clock.now += 2.0
+    progress.step(n, 4.0)
+  assert progress.log(4.0) == pytest.approx(250.0)  # 500 tokens / 2 s
+  assert out.getvalue() == ("step 1001/1011  loss 5.0000  compiled in 100 s\n"
+                            "step 1006/1011  loss 4.0000  250 tokens/s  0:00:10 left\n")
+
+
+def test_time_of_evaluation_does_not_count():
+  # Catches: a rate that drops after every evaluation.
+  clock = Clock()
+  progress = Progress(10, 0, 100, stream=io.StringIO(), clock=clock)
+  progress.step(1, 1.0)
+  clock.now += 50.0
+  progress.pause(50.0)
+  clock.now += 1.0
+  progress.step(2, 1.0)
+  assert progress.log(1.0) == pytest.approx(100.0)
+
+
+def test_a_terminal_gets_a_bar_and_no_lines():
+  # Catches: a bar that is never drawn; log lines that tear it.
+  out = Terminal()
+  progress = Progress(4, 0, 100, stream=out)
+  for n in range(1, 5):
+    progress.step(n, 1.5)
+    progress.log(1.5)
+  progress.close()
+  assert "4/4" in out.getvalue() and "loss 1.500" in out.getvalue() and "step 4/4" not in out.getvalue()
+
+
+def test_other_processes_are_silent():
+  # Catches: one copy of each line a process.
+  out = io.StringIO()
+  progress = Progress(4, 0, 100, active=False, stream=out)
+  progress.step(1, 1.0)
+  progress.log(1.0)
+  progress.say("x")
+  assert out.getvalue() == ""

@@ -1,0 +1,155 @@
+"""The pure steps: what is in the loss, that microbatches add up, that seeds can be mapped, bits of a uniform model."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import linen as nn
+
+from moe_jax import build, sharding
+from moe_jax.layers import Aux
+from moe_jax.training import evaluate, optimizers
+from moe_jax.training import state as states
+from moe_jax.training import step as steps
+
+pytestmark = pytest.mark.unit
+LOSSES = {"balance": 0.01, "z": 0.001}
+
+
+def batch_of(rows, length, padded=0, vocab=264, seed=0):
+  tokens = np.random.default_rng(seed).integers(0, vocab - 8, (rows, length + 1)).astype(np.int32)
+  segments = np.ones((rows, length), np.int32)
+  segments[rows - 1, length - padded:] = 0
+  return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": segments,
+          "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1))}
+
+
+def setup(tmp_path, **changes):
+  config = tiny.config(tmp_path, **changes)
+  mesh = sharding.make_mesh(dict(config.mesh))
+  model = build.model(config, 264, mesh)
+  optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
+  step = functools.partial(steps.train_step, model=model, optimizer=optimizer, schedule=schedule,
+                           loss_weights=build.loss_weights(config))
+  with jax.set_mesh(mesh):
+    return config, step, states.create(mesh, model, optimizer, 0, config.data.seq_len)[1]()
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+  """`(step, state, weights)`: compiled once for the tests that need nothing special."""
+  config, step, state = setup(tmp_path_factory.mktemp("usual"), optimizer__learning_rate=0.01)
+  return tiny.quick_jit(functools.partial(step, output_z_loss=0.5)), state, build.loss_weights(config)
+
+
+def test_microbatches_equal_the_big_batch(tmp_path):
+  # Catches: a mean of microbatch means, which padding makes different; gradients averaged twice; a loss that is only
+  # the last microbatch's. Dropless and without auxiliary losses or noise, so that they must agree.
+  config, step, state = setup(tmp_path, model__moe__balance_loss=0.0, model__moe__z_loss=0.0)
+  batch = batch_of(4, 32, padded=29)
+  whole, a = tiny.quick_jit(step)(state, batch)
+  parts, b = tiny.quick_jit(functools.partial(step, accumulate_steps=2))(state, batch)
+  np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+  np.testing.assert_allclose(a["grad_norm"], b["grad_norm"], rtol=1e-4)
+  assert a["moe/load"].shape == b["moe/load"].shape
+  # Adam's first step divides by |g|: its first moment (0.1 * clipped gradient) says more than the weights.
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), whole.opt_state, parts.opt_state)
+
+
+def test_loss_is_the_sum_of_its_parts(usual):
+  # Catches: a weight applied twice or not at all; the output z-loss forgotten.
+  step, state, weights = usual
+  _, m = step(state, batch_of(4, 32))
+  expected = m["cross_entropy"] + 0.5 * m["output_z"] + sum(w * m[name] for name, w in weights.items())
+  assert set(weights) == {"balance", "z"}
+  np.testing.assert_allclose(m["loss"], expected, rtol=1e-6)
+  assert float(m["learning_rate"]) == pytest.approx(5e-3)  # half of the peak: step 0 of a warm-up of 2
+
+
+def test_padding_changes_nothing(usual):
+  # Catches: padding that takes experts' slots, is attended to, or counts in a loss or a gradient.
+  step, state, _ = usual
+  batch = batch_of(4, 32, padded=20)
+  other = batch_of(4, 32, seed=1)
+  real = batch["segment_ids"] > 0
+  changed = batch | {name: np.where(real, batch[name], other[name]) for name in ("inputs", "targets")}
+  (_, a), (_, b) = step(state, batch), step(state, changed)
+  for name in ("loss", "cross_entropy", "output_z", "grad_norm"):
+    np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
+
+
+def test_a_few_steps_learn(usual):
+  # Catches: an update of the wrong sign.
+  step, state, _ = usual
+  batch, losses = batch_of(4, 32), []
+  for _ in range(6):
+    state, metrics = step(state, batch)
+    losses.append(float(metrics["cross_entropy"]))
+  assert losses[-1] < losses[0] - 0.2 and int(state.step) == 6
+
+
+def test_randomness_comes_from_the_step(tmp_path):
+  # Catches: the same noise at every step; noise that differs between two runs of the same step.
+  config, step, state = setup(tmp_path, model__dropout=0.5)
+  step, batch = tiny.quick_jit(step), batch_of(4, 32)
+  loss = lambda s: float(step(s, batch)[1]["loss"])
+  assert loss(state) == loss(state) != loss(state.replace(step=state.step + 1))
+
+
+def test_seeds_can_be_mapped(usual):
+  # Catches: I/O or a concrete value in the step; runs that see each other.
+  step, state, _ = usual
+  many = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+  many = many.replace(params=many.params | {"embedding": many.params["embedding"].at[1].multiply(2.0)})
+  after, metrics = tiny.quick_jit(jax.vmap(step.__wrapped__, in_axes=(0, None)))(many, batch_of(4, 32))
+  alone, expected = step(state, batch_of(4, 32))
+  np.testing.assert_allclose(metrics["loss"][0], expected["loss"], rtol=1e-5)
+  assert metrics["loss"].shape == (2,) and metrics["loss"][0] != metrics["loss"][1]
+  assert after.params["embedding"].shape == (2, *alone.params["embedding"].shape)
+
+
+def test_the_balancing_bias_moves_against_the_load(tmp_path):
+  # Catches: a router state that is never updated, or pushed the wrong way.
+  config, step, state = setup(tmp_path, model__moe__bias_update_rate=0.125)
+  after, m = tiny.quick_jit(functools.partial(step, bias_update_rate=0.125))(state, batch_of(4, 32))
+  bias = np.asarray(after.router_state["bias"])
+  load = np.asarray(m["moe/load"])
+  np.testing.assert_array_equal(bias, 0.125 * np.sign(load.mean(-1, keepdims=True) - load))
+
+
+class Uniform(nn.Module):
+  """Says that each of V tokens is equally likely."""
+
+  vocab_size: int
+
+  @nn.compact
+  def __call__(self, tokens, segment_ids, positions, *, train):
+    scale = self.param("scale", nn.initializers.zeros, ())
+    return scale + jnp.zeros((*tokens.shape, self.vocab_size)), Aux()
+
+
+def test_a_uniform_model_has_log2_v_bits_a_byte():
+  # Catches: bits for nats, padding counted, a boundary's cost left out, tokens for bytes.
+  # 256 ids, one byte each: 8 bits.
+  model, batch = Uniform(256), batch_of(2, 8, padded=3, vocab=256)
+  sums = steps.eval_step({"scale": jnp.zeros(())}, {}, jax.tree.map(jnp.asarray, batch), jnp.ones(256, jnp.int32),
+                         model=model)
+  assert int(sums["tokens"]) == int(sums["bytes"]) == 2 * 8 - 3
+  totals = {"a": {k: float(v) for k, v in sums.items()}, "b": {"nats": 0.0, "tokens": 1, "bytes": 13}}
+  result = evaluate.summary(totals)
+  np.testing.assert_allclose([result["bits_per_byte/a"], result["loss/a"], result["bits_per_byte"]],
+                             [8.0, math.log(256), 4.0], rtol=1e-6)
+
+
+def test_bytes_are_those_that_tokens_stand_for():
+  # Catches: byte lengths looked up by input instead of target. Targets 2, 3 (padding): token 2 stands for 5 bytes.
+  batch = {"inputs": np.array([[1, 2]]), "targets": np.array([[2, 3]]), "segment_ids": np.array([[1, 0]]),
+           "positions": np.array([[0, 1]])}
+  sums = steps.eval_step({"scale": jnp.zeros(())}, {}, jax.tree.map(jnp.asarray, batch), jnp.array([0, 1, 5, 7]),
+                         model=Uniform(4))
+  assert int(sums["bytes"]) == 5
+  np.testing.assert_allclose(sums["nats"], math.log(4), rtol=1e-6)
