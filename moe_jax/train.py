@@ -70,7 +70,8 @@ def _train(command: Command, argv: Sequence[str]) -> int:
   logging.getLogger("jax").setLevel(logging.WARNING)
   from moe_jax.training import loop
   try:
-    loop.train(config, command.workdir, {"config": command.path, "command": shlex.join(argv)})
+    line = "python -m moe_jax.train " + shlex.join(argv[1:])
+    loop.train(config, command.workdir, {"config": command.path, "command": line})
   except loop.Diverged as error:
     print(f"error: {error}", file=sys.stderr, flush=True)
     return 1

@@ -1,0 +1,72 @@
+"""The README's result tables, made from the `results.json` files beside this script.
+
+  python -m experiments.embedded_corpus.table             prints them
+  python -m experiments.embedded_corpus.table --write     puts them between the README's markers
+  python -m experiments.embedded_corpus.table --add DIR   keeps DIR/results.json here, for the two above
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+README = HERE.parent.parent / "README.md"
+MODELS = ("quickstart", "desk")
+RUNGS = ("unigram", "bigram", "trigram", "4-gram", "5-gram", "lzma")
+KEPT = ("config", "seed", "steps", "tokens", "wall_seconds", "bits_per_byte", "ladder", "parameters", "flops_per_token",
+        "data", "hardware", "python", "versions", "commit", "sample")
+
+
+def add(workdir: pathlib.Path) -> None:
+  """Copies a run's results to `<name of the workdir>.json`, without its paths."""
+  results = json.loads((workdir / "results.json").read_text())
+  text = json.dumps({key: results[key] for key in KEPT}, indent=2)
+  (HERE / f"{workdir.name}.json").write_text(text + "\n")
+
+
+def load(name: str) -> list[dict]:
+  """The results of `<name>.json` and `<name>_seed<n>.json`, in the order of their seeds."""
+  runs = [json.loads(path.read_text()) for path in [HERE / f"{name}.json", *HERE.glob(f"{name}_seed*.json")]]
+  return sorted(runs, key=lambda run: run["seed"])
+
+
+def table(name: str) -> str:
+  """One Markdown table: rows are domains; columns the model's seeds, its dense twin, the ladder."""
+  runs, twins = load(name), load(f"dense_{name}")
+  columns = [f"{name}, seed {r['seed']}" for r in runs] + [f"dense twin, seed {r['seed']}" for r in twins]
+  lines = [_row(["domain", *columns, *RUNGS]), _row(["---"] + ["---:"] * (len(columns) + len(RUNGS)))]
+  for domain, ladder in runs[0]["ladder"].items():
+    values = [r["bits_per_byte"][domain] for r in runs + twins] + [ladder[rung] for rung in RUNGS]
+    lines.append(_row([domain.removeprefix("embedded:")] + [f"{v:.3f}" for v in values]))
+  about = [f"{r['steps']} steps, {r['tokens'] / 1e6:.1f}M tokens, {r['wall_seconds'] / 60:.1f} min"
+           for r in runs + twins]
+  notes = "; ".join(f"{column}: {text}" for column, text in zip(columns, about, strict=True))
+  first = runs[0]
+  versions = ", ".join(f"{k} {first['versions'][k]}" for k in ("jax", "flax"))
+  about = f"Bits per byte on held-out documents, lower is better. {notes}. Python {first['python']}, {versions}, "
+  return "\n".join([*lines, "", about + f"{first['hardware']}."])
+
+
+def _row(cells) -> str:
+  return "| " + " | ".join(cells) + " |"
+
+
+def replace(text: str) -> str:
+  """`text` with what lies between each pair of markers made anew."""
+  for name in MODELS:
+    begin, end = f"<!-- table:{name} -->\n", f"\n<!-- /table:{name} -->"
+    head, rest = text.split(begin)
+    text = head + begin + table(name) + end + rest.split(end, 1)[1]
+  return text
+
+
+if __name__ == "__main__":
+  if sys.argv[1:2] == ["--add"]:
+    for directory in sys.argv[2:]:
+      add(pathlib.Path(directory))
+  elif "--write" in sys.argv[1:]:
+    README.write_text(replace(README.read_text()))
+  else:
+    print("\n\n".join(table(name) for name in MODELS))
