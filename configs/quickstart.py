@@ -23,11 +23,11 @@ def get_config():
   c.optimizer.final_fraction = 0.02
 
   c.train.batch_size = 16
-  c.train.steps = 1000
+  c.train.steps = 800
   c.train.log_every = 20
-  c.train.eval_every = 250
+  c.train.eval_every = 200
   c.train.eval_batches = 8
-  c.train.checkpoint_every = 250
+  c.train.checkpoint_every = 200
 
   c.report.compare = "experiments/embedded_corpus/dense_quickstart.json"
   return c

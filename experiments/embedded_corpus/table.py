@@ -46,7 +46,14 @@ def table(name: str) -> str:
   first = runs[0]
   versions = ", ".join(f"{k} {first['versions'][k]}" for k in ("jax", "flax"))
   about = f"Bits per byte on held-out documents, lower is better. {notes}. Python {first['python']}, {versions}, "
-  return "\n".join([*lines, "", about + f"{first['hardware']}."])
+  distances = (f" {name}, seed {first['seed']}, minus the 5-gram: {_minus(first, '5-gram')}; "
+               f"minus LZMA: {_minus(first, 'lzma')}.")
+  return "\n".join([*lines, "", about + f"{first['hardware']}." + distances])
+
+
+def _minus(run: dict, rung: str) -> str:
+  return ", ".join(f"{run['bits_per_byte'][domain] - ladder[rung]:+.3f} ({domain.removeprefix('embedded:')})"
+                   for domain, ladder in run["ladder"].items())
 
 
 def _row(cells) -> str:
