@@ -63,6 +63,7 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
         data.train_iterator(config.data, tokenizer, sources, config.train.batch_size)))
     if first:
       workdir.claim(directory, config)
+      stack.enter_context(workdir.exclusive(directory))
     checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints"))
     state, seconds = _begin(config, mesh, model, optimizer, checkpoints, batches)
     begun = int(state.step)

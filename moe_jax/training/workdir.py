@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -15,6 +17,7 @@ import pathlib
 import platform
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from moe_jax.errors import ConfigError
@@ -71,6 +74,24 @@ def claim(directory: pathlib.Path, config) -> None:
   directory.mkdir(parents=True, exist_ok=True)
   if not (directory / "config.json").exists():
     write_json(directory / "config.json", plain(config))
+
+
+@contextlib.contextmanager
+def exclusive(directory: pathlib.Path) -> Iterator[None]:
+  """Holds the directory for this process. The system lets go of it however the process ends.
+
+  Raises:
+    ConfigError: another process of this machine trains there.
+  """
+  with (directory / ".lock").open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise ConfigError("workdir", str(directory), "another process is training there; wait until it has ended, or "
+                        "name another directory") from error
+    except OSError:  # a file system without locks
+      pass
+    yield
 
 
 def note_start(directory: pathlib.Path, config, facts: dict[str, Any], start: dict[str, Any]) -> None:

@@ -84,3 +84,13 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
   with pytest.raises(OSError):
     workdir.write_json(path, 2)
   assert json.loads(path.read_text()) == 1
+
+
+def test_two_processes_cannot_train_in_one_directory(tmp_path):
+  # Catches: checkpoints and metrics of two runs interleaved; a directory that stays locked after its process ended.
+  with workdir.exclusive(tmp_path):
+    with pytest.raises(ConfigError, match="workdir=.*another process is training there"):
+      with workdir.exclusive(tmp_path):
+        pass
+  with workdir.exclusive(tmp_path):
+    pass
