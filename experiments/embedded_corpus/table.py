@@ -27,8 +27,8 @@ def add(workdir: pathlib.Path) -> None:
 
 
 def load(name: str) -> list[dict]:
-  """The results of `<name>.json` and `<name>_seed<n>.json`, in the order of their seeds."""
-  runs = [json.loads(path.read_text()) for path in [HERE / f"{name}.json", *HERE.glob(f"{name}_seed*.json")]]
+  """The results of `<name>.json` and `<name>_seed<n>.json`, as many as there are, in the order of their seeds."""
+  runs = [json.loads(path.read_text()) for path in [*HERE.glob(f"{name}.json"), *HERE.glob(f"{name}_seed*.json")]]
   return sorted(runs, key=lambda run: run["seed"])
 
 
