@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -215,7 +214,7 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
     for field in fields:
       if _get(config, field) is not None and not holds(_get(config, field)):
         raise ConfigError(field, _get(config, field), f"must be {words}")
-  optimizers = importlib.import_module("moe_jax.training.optimizers")  # at the last stage, so not at the top
+  from moe_jax.training import optimizers  # not at the top: training imports this module
   optimizers.validate(config.optimizer)
   _validate_attention(config.model)
   if config.model.moe.num_experts:
