@@ -201,6 +201,12 @@ RANGES: Mapping[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
 }
 
 
+# What the entries of a tuple must be; config_flags looks only at the tuple.
+ENTRIES: Mapping[str, tuple[Any, str]] = {
+    "data.sources": (str, "a string, such as 'embedded:prose'"), "data.weights": ((int, float), "a number"),
+}
+
+
 def validate(config: ConfigDict, num_devices: int | None = None) -> None:
   """Raises ConfigError for what is wrong with a config, before anything is compiled.
 
@@ -214,6 +220,10 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
     for field in fields:
       if _get(config, field) is not None and not holds(_get(config, field)):
         raise ConfigError(field, _get(config, field), f"must be {words}")
+  for field, (kinds, words) in ENTRIES.items():
+    for entry in _get(config, field):
+      if not isinstance(entry, kinds):
+        raise ConfigError(field, _get(config, field), f"{entry!r} in it must be {words}")
   from moe_jax.training import optimizers  # not at the top: training imports this module
   optimizers.validate(config.optimizer)
   _validate_attention(config.model)

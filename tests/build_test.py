@@ -47,6 +47,8 @@ WRONG = [  # changes, the field that is blamed, words of the remedy
     ({"model.moe.balance_over": "groups"}, "model.moe.balance_over", "'group'"),
     ({"model.moe.layer_reduce": "avg"}, "model.moe.layer_reduce", "mean, sum"),
     ({"data.pipeline": "window"}, "data.pipeline", "'windows'"),
+    ({"data.sources": (1, "embedded:prose")}, "data.sources", "1 in it must be a string"),
+    ({"data.weights": ("a", 1.0)}, "data.weights", "'a' in it must be a number"),
     ({f"{R}.top_k.k": 9}, f"{R}.top_k.k", "num_experts=8"),
     ({f"{R}.top_k.k": 0}, f"{R}.top_k.k", "between 1"),
     ({f"{R}.top_k.k": 2.0}, f"{R}.top_k.k", "type int"),

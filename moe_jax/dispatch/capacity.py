@@ -51,8 +51,7 @@ def slot_index(plan: RoutingPlan) -> Int[Array, "A"]:
 
   The counter runs on whether or not an assignment fits. In [0, A); 0 where the assignment names nobody.
   """
-  order, start, _ = by_expert(plan)
-  rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)
+  rank, start, _ = ranks(plan.expert, plan.num_experts)
   return jnp.where(plan.expert < plan.num_experts, rank - start[jnp.minimum(plan.expert, plan.num_experts - 1)], 0)
 
 
@@ -64,14 +63,21 @@ def drop_overflow(plan: RoutingPlan, capacity: int | None) -> RoutingPlan:
   return plan.replace(expert=jnp.where(fits, plan.expert, plan.num_experts), gate=jnp.where(fits, plan.gate, 0.0))
 
 
-def by_expert(plan: RoutingPlan) -> tuple[Int[Array, "A"], Int[Array, "E"], Int[Array, "E"]]:
+def by_expert(expert: Int[Array, "A"], num_experts: int) -> tuple[Int[Array, "A"], Int[Array, "E"], Int[Array, "E"]]:
   """The assignments sorted by expert and then by priority: (order, start, count).
 
   Expert e's assignments are order[start[e] : start[e] + count[e]]; those that name nobody are last.
   """
-  order = jnp.argsort(plan.expert, stable=True).astype(jnp.int32)
-  edges = jnp.searchsorted(plan.expert[order], jnp.arange(plan.num_experts + 1)).astype(jnp.int32)
+  order = jnp.argsort(expert, stable=True).astype(jnp.int32)
+  edges = jnp.searchsorted(expert[order], jnp.arange(num_experts + 1)).astype(jnp.int32)
   return order, edges[:-1], edges[1:] - edges[:-1]
+
+
+def ranks(expert: Int[Array, "A"], num_experts: int) -> tuple[Int[Array, "A"], Int[Array, "E"], Int[Array, "E"]]:
+  """Each assignment's place in the order of `by_expert`, and each expert's start and count there."""
+  order, start, count = by_expert(expert, num_experts)
+  rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)
+  return rank, start, count
 
 
 def slots(plan: RoutingPlan, capacity: int, tokens: int) -> tuple[Int[Array, "E C"], Float[Array, "E C"]]:
@@ -80,7 +86,7 @@ def slots(plan: RoutingPlan, capacity: int, tokens: int) -> tuple[Int[Array, "E 
   An empty slot holds token `tokens`, which is out of bounds (gathers fill it, scatters drop it, one-hot makes it
   zeros), with gate 0. An assignment whose gate is 0 keeps its slot.
   """
-  order, start, count = by_expert(plan)
+  order, start, count = by_expert(plan.expert, plan.num_experts)
   slot = jnp.arange(capacity)
   assignment = order[jnp.minimum(start[:, None] + slot, order.size - 1)]
   filled = slot < count[:, None]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from moe_jax.dispatch.capacity import drop_overflow
+from moe_jax.dispatch.capacity import drop_overflow, ranks
 from moe_jax.dispatch.chunks import apply_chunks
 from moe_jax.dispatch.expert_function import ExpertFunction
 from moe_jax.dispatch.routes import combine, make_routes, take
@@ -48,7 +48,7 @@ def grouped(plan: RoutingPlan, x: Float[Array, "G S D"], experts: ExpertFunction
 
 
 def _by_chunks(token, expert, gate, x, experts):
-  rank, start, load = _sort(expert, experts.num_experts)
+  rank, start, load = ranks(expert, experts.num_experts)
   where = layout(load, token.size)
   slots = token.size + where.classes[-1]
   slot = rank + (where.first - start).at[expert].get(mode="clip")
@@ -57,7 +57,7 @@ def _by_chunks(token, expert, gate, x, experts):
 
 
 def _by_ragged_dot(token, expert, gate, x, experts):
-  rank, _, load = _sort(expert, experts.num_experts)
+  rank, _, load = ranks(expert, experts.num_experts)
   slot = jnp.where(expert < experts.num_experts, rank, token.size)
   routes = make_routes(token, slot, x.shape[0], token.size)
   return combine(experts.ragged(take(x, routes), load), gate, routes)
@@ -70,12 +70,4 @@ GROUPED_MATMULS = {"cpu": _by_chunks, "gpu": _by_ragged_dot, "cuda": _by_ragged_
 def plan_layout(plan: RoutingPlan, capacity: int | None = None) -> Layout:
   """How the experts' rows of a concrete plan are cut on a CPU: what the loops of a compiled program will do."""
   plan = jax.vmap(lambda p: drop_overflow(p, capacity))(plan)
-  return layout(_sort(plan.expert.reshape(-1), plan.num_experts)[2], plan.expert.size)
-
-
-def _sort(expert: Int[Array, "A"], num_experts: int):
-  """Each assignment's rank when sorted by expert, and each expert's start and load in that order."""
-  order = jnp.argsort(expert, stable=True)
-  edges = jnp.searchsorted(expert[order], jnp.arange(num_experts + 1))
-  rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)
-  return rank, edges[:-1], edges[1:] - edges[:-1]
+  return layout(ranks(plan.expert.reshape(-1), plan.num_experts)[2], plan.expert.size)

@@ -43,11 +43,6 @@ def entropy(logits: Float[Array, "*G S E"], valid: Bool[Array, "*G S"] | None) -
   return _token_mean(-jnp.sum(jnp.exp(log_p) * log_p, axis=-1), valid)
 
 
-def top_probability(logits: Float[Array, "*G S E"], valid: Bool[Array, "*G S"] | None) -> Float[Array, ""]:
-  """Mean over real tokens of the largest probability; in [1/E, 1]."""
-  return _token_mean(jnp.max(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), axis=-1), valid)
-
-
 def logit_max(logits: Float[Array, "*G S E"], valid: Bool[Array, "*G S"] | None) -> Float[Array, ""]:
   """The largest magnitude of any logit of a real token; what the z-loss holds down."""
   magnitude = jnp.max(jnp.abs(logits.astype(jnp.float32)), axis=-1)

@@ -48,7 +48,6 @@ def test_entropy_probability_logit():
   logits = jnp.array([[0.0, 0.0, 0.0, 0.0], [-9.0, 0.0, 0.0, 0.0], [50.0, 0.0, 0.0, 0.0]])
   one = jnp.array([True, False, False])
   assert float(metrics.entropy(logits, one)) == pytest.approx(math.log(4))
-  assert float(metrics.top_probability(logits, one)) == pytest.approx(0.25)
   assert float(metrics.logit_max(logits, jnp.array([True, True, False]))) == 9.0
   assert float(metrics.logit_max(logits, None)) == 50.0
   assert float(metrics.entropy(1e4 * logits, None)) == pytest.approx((math.log(4) + math.log(3)) / 3, rel=1e-5)
