@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: run desk venv test check bench clean
+.PHONY: run desk venv test test-reference check bench clean
 
 run: venv  ## train configs/quickstart.py on the embedded corpus: a few minutes on two CPU cores
 	$(BIN)/python -m moe_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
@@ -14,20 +14,34 @@ desk: venv  ## train configs/desk.py: up to 45 minutes on two CPU cores
 test: venv  ## all tests, on CPU
 	$(PYTEST)
 
+test-reference: .venv-reference/installed  ## routers against published implementations: downloads torch (gigabytes)
+	.venv-reference/bin/python -m pytest -m reference
+
 check: venv  ## lint
 	$(BIN)/ruff check .
 
-bench: venv  ## each dispatcher's time and FLOPs beside a dense FFN of the same activated FLOPs
+bench: venv  ## each dispatcher beside a dense FFN of the same activated FLOPs, and what each router costs
 	$(BIN)/python -m experiments.bench.run
+	$(BIN)/python -m experiments.bench.routing
 
 venv: .venv/installed  ## .venv with the package and its test extra, and nothing else
 
 .venv/installed: setup.py
+	$(call install,.venv,test)
+
+.venv-reference/installed: setup.py
+	$(call install,.venv-reference,$(REFERENCE))
+
+# $(call install,folder,extras): an environment there with the package and those extras. `call` splits at commas, which is
+# why two extras are a variable.
+REFERENCE := test,reference
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "PYTHON=$(PYTHON) is older than 3.11: call make with PYTHON=/path/to/python3.11 or newer" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(2)]'
 	@touch $@
+endef
 
 clean:  ## everything that the other targets made, except runs/
-	rm -rf .venv *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-reference *.egg-info .pytest_cache .ruff_cache

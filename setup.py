@@ -30,6 +30,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "hf": ["safetensors>=0.5"],
         "eval": ["lm-eval>=0.4.9"],
+        "reference": ["torch==2.13.0", "transformers>=5.23", "st-moe-pytorch>=0.1.8"],
     },
     entry_points={"console_scripts": ["moe-jax-train=moe_jax.train:run", "moe-jax-inspect=moe_jax.inspect:run"]},
 )

@@ -1,17 +1,15 @@
 """Every key there is, with its unit and constraint. An experiment's file is this plus its differences."""
 
-import inspect
-
 from ml_collections import config_dict
 
+from moe_jax.build.bind import defaults
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.routing import ROUTERS
 
 
 def _options(table):
-  """`{name: {option: default}}` of a table of functions, read off their keyword-only arguments."""
-  return {name: {p.name: p.default for p in inspect.signature(f).parameters.values() if p.kind is p.KEYWORD_ONLY}
-          for name, f in table.items()}
+  """`{name: {option: default}}` of a table of functions."""
+  return {name: defaults(function) for name, function in table.items()}
 
 
 def get_config():
@@ -42,20 +40,34 @@ def get_config():
   e.every = 2
   e.d_ff = 512  # hidden width of one expert
   e.num_shared_experts = 0  # experts of width d_ff that every token visits (DeepSeekMoE)
+  e.shared_gate = False  # multiply what they make by sigmoid(w x) (Qwen1.5-MoE)
   e.router = {"name": "top_k"} | _options(ROUTERS)  # only the options of the named router are read
+  e.gate_network = "linear"  # linear, tanh (two layers, LLaMA-MoE): what makes the router's logits
+  e.router_init_scale = 0.1  # standard deviation of the router's first weights, times sqrt(fan_in); 0 = zeros
+  e.routed_scale = 1.0  # factor on all gates (LLaMA-MoE's N/k, DeepSeek-V2's 16, V3's 2.5)
+  e.soft_slots = 0  # above 0: Soft MoE with that many slots an expert, in place of any router
+  e.replay_gate = "stored"  # of a stored plan: stored, softmax, softmax_kept, sigmoid, sigmoid_kept
   e.dispatcher = {"name": "grouped"} | _options(DISPATCHERS)
   e.group_size = 0  # tokens routed together; divides tokens a batch; 0 = one sequence
   e.capacity_factor = config_dict.placeholder(float)  # slots an expert, as a multiple; None = dropless
   e.eval_capacity_factor = config_dict.placeholder(float)  # the same at evaluation; None = capacity_factor
   e.capacity_basis = "tokens"  # slots = factor * S / E (tokens) or factor * S * K / E (assignments)
+  e.capacity_rounding = "nearest"  # nearest (flaxformer), down (Mesh-TensorFlow), up (V-MoE)
   e.min_capacity = 1  # slots
   e.jitter = 0.0  # the router sees its input times U[1 - jitter, 1 + jitter]; training only
+  e.jitter_on = "input"  # input (Switch), logits (the text of ST-MoE)
   e.balance_loss = 0.01  # weights of the auxiliary losses, each 1.0 (or 0.0 for CV^2) at perfect balance
   e.balance_counts = "top_1"  # f of the balance loss counts first choices (top_1) or all assignments (all)
   e.balance_over = "group"  # group, global: over what f and P are averaged before they are multiplied
+  e.balance_scores = "softmax"  # softmax, sigmoid (DeepSeek-V3): what P averages
   e.z_loss = 0.001
   e.importance_loss = 0.0
+  e.importance_of = "probs"  # probs (V-MoE), gates (Shazeer 2017)
   e.load_loss = 0.0
+  e.device_loss = 0.0  # balance between the groups of experts that `devices` counts (DeepSeekMoE)
+  e.communication_loss = 0.0  # balance of what is sent to them (DeepSeek-V2)
+  e.devices = 1  # groups of num_experts / devices consecutive experts; divides num_experts
+  e.threshold_loss = 0.0  # trains the thresholds of strictly_balanced
   e.layer_reduce = "mean"  # mean, sum: how the layers' auxiliary losses become one
   e.bias_update_rate = 0.0  # step of the loss-free balancing bias (DeepSeek-V3); 0 = no bias
   e.allow_noncausal_routing = False  # routers that see later tokens cheat in a causal model
@@ -86,6 +98,7 @@ def get_config():
   o.eps = 1e-8
   o.weight_decay = 0.1  # on matrices, not on norm scales
   o.clip_norm = 1.0  # global; 0 = none
+  o.freeze = ()  # names of parameters that do not train, such as ("router",)
 
   c.train = t = config_dict.ConfigDict()
   t.steps = 1000

@@ -7,7 +7,7 @@
     models    whole networks        token ids -> (logits, Aux)
     training  steps, loop, state
 
-Each imports only what stands above it. `build.py` makes these objects out of a config; `data/`, `sharding/` and
+Each imports only what stands above it. `build/` makes these objects out of a config; `data/`, `sharding/` and
 `errors.py` may be imported by all.
 
 | letter | meaning                          | word       | meaning                          |

@@ -1,5 +1,7 @@
 """Train a model: `python -m moe_jax.train --config=configs/quickstart.py --workdir=DIR [--config.key=value] [--debug]`.
 
+`--config.model.moe=NAME` puts the routing of a paper into the config; `python -m moe_jax.routers` lists the names.
+
 The same command on the same workdir goes on where the run stopped. Ctrl-C or SIGTERM saves and stops. Exit codes:
 0 done, or stopped and saved; 1 the loss is no longer finite; 2 the command is wrong, told in one sentence.
 """
@@ -18,6 +20,7 @@ from collections.abc import Sequence
 
 from moe_jax.errors import ConfigError
 
+PRESET = "config.model.moe"  # the flag that takes a routing preset by name
 ROOT = pathlib.Path(__file__).resolve().parent.parent  # of the clone, where configs/ is
 
 
@@ -89,6 +92,7 @@ def parse(argv: Sequence[str]) -> Command:
   from ml_collections import config_flags
   path, rest = _take_config(argv)
   config = load_config(path)
+  rest = _take_preset(rest, config)
   _check_keys(rest, config)
   values = flags.FlagValues()
   flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
@@ -126,6 +130,15 @@ def _take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
     raise ConfigError("config", path, "is missing; give --config=configs/X.py, X one of " + ", ".join(
         name.removesuffix(".py") for name in known))
   return path, rest
+
+
+def _take_preset(args: Sequence[str], config) -> list[str]:
+  """Writes the presets that `--config.model.moe=NAME` names into the config; returns the other arguments."""
+  from moe_jax import build
+  names = [arg.partition("=")[2] for arg in args if arg.lstrip("-").startswith(f"{PRESET}=")]
+  for name in names:
+    build.use_preset(config, name)
+  return [arg for arg in args if not arg.lstrip("-").startswith(f"{PRESET}=")]
 
 
 def load_config(path: str):

@@ -40,7 +40,7 @@ def fails(capfd, argv, *words):
 
 
 @pytest.mark.parametrize("extra, words", [
-    (["--config.model.moe.router.name=swich"], ["model.moe.router.name='swich'", "top_k, expert_choice"]),
+    (["--config.model.moe.router.name=swich"], ["model.moe.router.name='swich'", "top_k, ", "expert_choice, "]),
     (["--config.model.moe.router.name=top_q"], ["model.moe.router.name='top_q'", "did you mean 'top_k'"]),
     (["--config.model.moe.num_exports=4"], ["model.moe.num_exports='4'", "did you mean model.moe.num_experts?"]),
     (["--config.num_experts=4"], ["num_experts='4'", "did you mean model.moe.num_experts?"]),
@@ -116,6 +116,16 @@ def test_divergence_exits_with_1(tmp_path, capfd, monkeypatch):
   monkeypatch.setattr(loop, "train", diverge)
   assert train.main(arguments(tmp_path)) == 1
   assert capfd.readouterr().err == "error: training has diverged: at step 3\n"
+
+
+def test_routing_presets_on_the_command_line(tmp_path, capfd):
+  # Catches: a preset that undoes what else the command line says, or comes after it; an unknown one with a traceback.
+  parse = lambda *extra: train.parse(arguments(tmp_path) + list(extra)).config.model.moe
+  e = parse("--config.model.moe=st_moe", "--config.model.moe.z_loss=0.5", "--config.model.moe.router.st_moe.k=3")
+  assert e.router["name"] == "st_moe" and e.router.st_moe.k == 3 and e.z_loss == 0.5 and e.capacity_factor == 1.25
+  assert parse("--config.model.moe.z_loss=0.5", "--config.model.moe=st_moe").z_loss == 0.5
+  assert train.main([*arguments(tmp_path), "--config.model.moe=gshrad"]) == 2
+  assert "did you mean 'gshard'" in capfd.readouterr().err
 
 
 def test_configs_are_found_from_anywhere(tmp_path, monkeypatch):

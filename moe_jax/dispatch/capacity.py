@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.errors import ConfigError
+from moe_jax.errors import ConfigError, choose
 from moe_jax.routing.plan import RoutingPlan
+
+ROUNDINGS = {"nearest": round, "down": math.floor, "up": math.ceil}
 
 
 def expert_capacity(tokens: int, experts: int, assignments: int, factor: float | None, basis: str,
-                    minimum: int) -> int | None:
+                    minimum: int, rounding: str = "nearest") -> int | None:
   """Slots an expert, C; None means that nobody is ever dropped.
 
       basis "tokens":      C = round(factor * S / E)   Switch Eq. 3, ST-MoE, Expert Choice (its k), flaxformer
@@ -25,25 +29,25 @@ def expert_capacity(tokens: int, experts: int, assignments: int, factor: float |
     factor: > 0, or None for dropless.
     basis: what the factor multiplies.
     minimum: least slots an expert, >= 1.
+    rounding: "nearest" (flaxformer), "down" (Mesh-TensorFlow) or "up" (V-MoE, which goes on to a multiple of 4).
 
   Returns:
     C in [1, S] (no expert can use more than S slots), or None.
 
   Raises:
-    ConfigError: unknown basis, factor <= 0, minimum < 1.
-
-  Deviation: Mesh-TensorFlow rounds down; V-MoE rounds up to a multiple of 4.
+    ConfigError: unknown basis or rounding, factor <= 0, minimum < 1.
   """
   slots = {"tokens": tokens, "assignments": assignments}
   if basis not in slots:
     raise ConfigError("model.moe.capacity_basis", basis, f"must be one of {', '.join(slots)}")
+  choose("model.moe.capacity_rounding", rounding, ROUNDINGS)
   if minimum < 1:
     raise ConfigError("model.moe.min_capacity", minimum, "an expert needs at least 1 slot")
   if factor is None:
     return None
   if factor <= 0:
     raise ConfigError("model.moe.capacity_factor", factor, "must be > 0, or None for dropless")
-  return min(max(round(factor * slots[basis] / experts), minimum), tokens)
+  return min(max(ROUNDINGS[rounding](factor * slots[basis] / experts), minimum), tokens)
 
 
 def slot_index(plan: RoutingPlan) -> Int[Array, "A"]:

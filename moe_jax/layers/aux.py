@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from moe_jax.routing import RoutingPlan
+
 
 @typing.no_type_check  # JAX rebuilds pytrees with placeholder leaves, which no shape check survives.
 @struct.dataclass
@@ -49,7 +51,7 @@ class LayerContext:
     segment_ids: which document of its row a token belongs to, from 1; 0 is padding.
     positions: place in the document, from 0.
     train: dropout, jitter and noise are on.
-    return_routing: also report each token's first-choice expert (costs memory: for evaluation).
+    return_routing: also report each layer's plan and each token's first-choice expert (costs memory: for evaluation).
   """
 
   token_ids: Int[Array, "B L"]
@@ -57,3 +59,17 @@ class LayerContext:
   positions: Int[Array, "B L"]
   train: bool = struct.field(pytree_node=False, default=False)
   return_routing: bool = struct.field(pytree_node=False, default=False)
+
+
+@typing.no_type_check
+@struct.dataclass
+class LayerRouting:
+  """What a layer's router gets from outside: of a layer, or of Lm layers with experts (then with a leading axis).
+
+  Attributes:
+    bias: of loss-free balancing, see `RoutingContext`.
+    stored: a plan of [G, A] arrays to follow instead of the router's (`routing/replay.py`).
+  """
+
+  bias: Float[Array, "*Lm E"] | None = None
+  stored: RoutingPlan | None = None

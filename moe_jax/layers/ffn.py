@@ -26,7 +26,7 @@ class DenseFfn(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"], context: LayerContext,
-               bias: None = None) -> tuple[Float[Array, "B L D"], Aux]:
+               routing: None = None) -> tuple[Float[Array, "B L D"], Aux]:
     width = x.shape[-1]
     into = lambda name: constrain(x @ projection(self, name, (width, self.d_ff), ("embed", "mlp"), fan_in=width,
                                                  dtype=self.dtype), "batch", "length", "act_mlp")

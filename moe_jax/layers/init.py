@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
-def projection(module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str], *, fan_in: int,
+def projection(module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str | None], *, fan_in: int,
                scale: float = 1.0, dtype: DTypeLike = jnp.float32) -> Float[Array, "..."]:
   """Parameter `name` of `module`: float32, truncated normal of std scale / sqrt(fan_in), returned in `dtype`."""
   # A normal cut at two standard deviations keeps this share of its standard deviation.

@@ -13,12 +13,13 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_jax.dispatch import drop_overflow, expert_capacity
 from moe_jax.errors import ConfigError
 from moe_jax.experts import Experts, is_gated
-from moe_jax.layers.aux import Aux, LayerContext
+from moe_jax.layers.aux import Aux, LayerContext, LayerRouting
+from moe_jax.layers.gate import NETWORKS, learned
 from moe_jax.layers.init import projection
-from moe_jax.routing import RoutingContext, RoutingPlan, group_axes, losses, metrics, noise
+from moe_jax.layers.moe_losses import LossOptions, auxiliary_losses
+from moe_jax.routing import RoutingContext, RoutingPlan, group_axes, metrics, noise
+from moe_jax.routing.replay import replay
 from moe_jax.sharding import constrain
-
-ROUTER_SCALE = 0.1  # of the initial router, see layers/init.py
 
 
 class MoeLayer(nn.Module):
@@ -34,16 +35,23 @@ class MoeLayer(nn.Module):
     router: (logits [S, E], context) -> plan; a function of `ROUTERS` with its options bound.
     dispatcher: (plan, x, experts, capacity, platform) -> y; a function of `DISPATCHERS` with its options bound.
     platform: of the devices that will run this: "cpu", "gpu", "tpu".
+    learned: fields of `RoutingContext` that this layer learns for the router, see `LEARNED`.
+    groups: N, of experts, where the router is hierarchical.
+    network: a key of `NETWORKS`: how logits are made of x.
+    router_init_scale: initial standard deviation of the router's weights, times sqrt(fan_in); 0: zeros.
+    jitter: the router's input is multiplied by U[1 - jitter, 1 + jitter] in training.
+    jitter_on: "input" (Switch, Mesh-TensorFlow) or "logits" (ST-MoE's text).
+    routed_scale: factor on all gates.
     shared: makes the dense FFN that every token visits; None: there is none.
+    shared_gate: multiply what that makes by sigmoid(w x) (Qwen1.5-MoE).
     group_size: S; 0: one sequence. All tokens are one group where there are fewer.
-    capacity_factor: see `expert_capacity`, also for the next two; None: dropless.
+    capacity_factor: see `expert_capacity`, also for the next three; None: dropless.
     capacity_basis: "tokens" or "assignments".
+    capacity_rounding: "nearest", "down" or "up".
     min_capacity: slots.
     eval_capacity_factor: takes the place of capacity_factor where train is False, unless None.
-    jitter: the router's input is multiplied by U[1 - jitter, 1 + jitter] in training.
-    loss_names: which of `LOSSES` to report.
-    balance_counts: "top_1" or "all", see `losses.balance_terms`.
-    balance_over: "group" or "global": over what f and P are averaged before they are multiplied.
+    losses: which to report.
+    replay_gate: how gates are made where a stored plan is followed, see `replay`.
     output_scale: factor on the initial output projections.
     dtype: of the activations; parameters, router and gates are float32.
   """
@@ -54,50 +62,73 @@ class MoeLayer(nn.Module):
   router: Callable[..., RoutingPlan]
   dispatcher: Callable[..., Array]
   platform: str
+  learned: tuple[str, ...] = ()
+  groups: int = 1
+  network: str = "linear"
+  router_init_scale: float = 0.1
+  jitter: float = 0.0
+  jitter_on: str = "input"
+  routed_scale: float = 1.0
   shared: Callable[..., nn.Module] | None = None
+  shared_gate: bool = False
   group_size: int = 0
   capacity_factor: float | None = None
   capacity_basis: str = "tokens"
+  capacity_rounding: str = "nearest"
   min_capacity: int = 1
   eval_capacity_factor: float | None = None
-  jitter: float = 0.0
-  loss_names: tuple[str, ...] = ()
-  balance_counts: str = "top_1"
-  balance_over: str = "group"
+  losses: LossOptions = LossOptions()
+  replay_gate: str = "stored"
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"], context: LayerContext,
-               bias: Float[Array, "E"] | None = None) -> tuple[Float[Array, "B L D"], Aux]:
+               routing: LayerRouting | None = None) -> tuple[Float[Array, "B L D"], Aux]:
     size = group_size(self.group_size, *x.shape[:2])
     grouped = lambda t: constrain(t.reshape(-1, size, *t.shape[2:]), "group", *(None,) * (t.ndim - 1))  # [G, S, ...]
-    groups, valid = grouped(x), grouped(context.segment_ids > 0)
-    logits = self._logits(groups, context.train)
+    groups, routing = grouped(x), routing or LayerRouting()
+    logits, fields = self._logits(groups, context.train)
     noisy = context.train and self.has_rng("router")
     keys = jax.random.split(self.make_rng("router"), groups.shape[0]) if noisy else None
-    routing = RoutingContext(key=keys, valid=valid, token_ids=grouped(context.token_ids), bias=bias,
-                             train=context.train)
-    plan = jax.vmap(self.router, in_axes=(0, group_axes(routing)))(logits, routing)
+    seen = RoutingContext(key=keys, valid=grouped(context.segment_ids > 0), token_ids=grouped(context.token_ids),
+                          bias=routing.bias, train=context.train, **fields)
+    plan = self._plan(logits, seen, routing.stored)
     capacity = self._capacity(size, plan.expert.shape[-1], context.train)
-    y = self.dispatcher(plan, groups, self._experts(x.shape[-1]), capacity, self.platform).reshape(x.shape)
+    scaled = plan.replace(gate=self.routed_scale * plan.gate)
+    y = self.dispatcher(scaled, groups, self._experts(x.shape[-1]), capacity, self.platform).reshape(x.shape)
     if self.shared is not None:
-      y += self.shared(name="shared")(x, context)[0]
+      y += self._shared(x, context)
     kept = jax.vmap(lambda p: drop_overflow(p, capacity))(plan)
-    aux = Aux({name: LOSSES[name](self, logits, plan, valid) for name in self.loss_names},
-              _metrics(logits, plan, kept, valid))
+    aux = Aux(auxiliary_losses(self.losses, logits, plan, seen), _metrics(logits, plan, kept, seen.valid))
     if context.return_routing:
       aux.metrics["top1_expert"] = jax.vmap(lambda p: first_choice(p, size))(plan).reshape(x.shape[:2])
+      aux.metrics["plan"] = plan
     return constrain(y, "batch", "length", "act_embed"), aux
 
-  def _logits(self, x: Float[Array, "G S D"], train: bool) -> Float[Array, "G S E"]:
-    """Router logits, in float32 to the last bit of the hardware's ability, whatever the dtype of the model."""
+  def _logits(self, x: Float[Array, "G S D"], train: bool) -> tuple[Float[Array, "G S E"], dict[str, Array]]:
+    """Router logits and the learned fields of its context, in float32 whatever the dtype of the model."""
     x = x.astype(jnp.float32)
-    if self.jitter and train:
+    shaken = bool(self.jitter and train)
+    if shaken and self.jitter_on == "input":
       x = noise.jitter(self.make_rng("router"), x, self.jitter)
-    weight = projection(self, "router", (x.shape[-1], self.num_experts), ("embed", "router"), fan_in=x.shape[-1],
-                        scale=ROUTER_SCALE)
-    return jnp.einsum("gsd,de->gse", x, weight, precision=jax.lax.Precision.HIGHEST)
+    logits = NETWORKS[self.network](self, x, self.num_experts, self.router_init_scale)
+    if shaken and self.jitter_on == "logits":
+      logits = noise.jitter(self.make_rng("router"), logits, self.jitter)
+    return logits, learned(self, x, self.learned, self.num_experts, self.groups, self.router_init_scale)
+
+  def _plan(self, logits: Float[Array, "G S E"], context: RoutingContext, stored: RoutingPlan | None) -> RoutingPlan:
+    if stored is None:
+      return jax.vmap(self.router, in_axes=(0, group_axes(context)))(logits, context)
+    follow = lambda stored, logits, context: replay(stored, logits, context, gate=self.replay_gate)
+    return jax.vmap(follow, in_axes=(0, 0, group_axes(context)))(stored, logits, context)
+
+  def _shared(self, x: Float[Array, "B L D"], context: LayerContext) -> Float[Array, "B L D"]:
+    y = self.shared(name="shared")(x, context)[0]
+    if not self.shared_gate:
+      return y
+    weight = projection(self, "shared_gate", (x.shape[-1], 1), ("embed", None), fan_in=x.shape[-1], dtype=self.dtype)
+    return jax.nn.sigmoid(x @ weight) * y
 
   def _experts(self, width: int) -> Experts:
     """The weights [E, D, F], [E, F, D]; float32, cast to the dtype of the rows where they are used."""
@@ -112,7 +143,7 @@ class MoeLayer(nn.Module):
     evaluates = not train and self.eval_capacity_factor is not None
     return expert_capacity(tokens, self.num_experts, assignments,
                            self.eval_capacity_factor if evaluates else self.capacity_factor, self.capacity_basis,
-                           self.min_capacity)
+                           self.min_capacity, self.capacity_rounding)
 
 
 def group_size(wanted: int, batch: int, length: int) -> int:
@@ -126,30 +157,6 @@ def group_size(wanted: int, batch: int, length: int) -> int:
     raise ConfigError("model.moe.group_size", wanted, f"must divide the {batch} x {length} tokens of a batch, or be 0 "
                       "for groups of one sequence")
   return size
-
-
-def _balance(layer: MoeLayer, logits, plan, valid):
-  f, p = jax.vmap(lambda l, q, v: losses.balance_terms(l, q, v, layer.balance_counts))(logits, plan, valid)
-  if layer.balance_over == "global":
-    return losses.balance(losses.over_groups(f, valid), losses.over_groups(p, valid))
-  return losses.over_groups(jax.vmap(losses.balance)(f, p), valid)
-
-
-def _load(layer: MoeLayer, logits, plan, valid):
-  """With V-MoE's sigma of 1/E, about the logits as they are: no noise is added to them."""
-  k = max(plan.expert.shape[-1] // logits.shape[1], 1)
-  one = lambda l, v: losses.load(l, l, v, k, 1.0 / layer.num_experts)
-  return losses.over_groups(jax.vmap(one)(logits, valid), valid)
-
-
-# name -> f(layer, logits [G, S, E], plan, valid [G, S]) -> scalar, unweighted.
-LOSSES = {
-    "balance": _balance,
-    "z": lambda layer, logits, plan, valid: losses.over_groups(jax.vmap(losses.z)(logits, valid), valid),
-    "importance": lambda layer, logits, plan, valid: losses.over_groups(
-        jax.vmap(losses.importance)(logits, valid), valid),
-    "load": _load,
-}
 
 
 def _metrics(logits: Float[Array, "G S E"], plan: RoutingPlan, kept: RoutingPlan,

@@ -12,9 +12,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from moe_jax.layers import Aux, LayerContext, concatenate, stack
+from moe_jax.layers import Aux, LayerContext, LayerRouting, concatenate, stack
 from moe_jax.layers.init import projection
 from moe_jax.models.pattern import Pattern, find_pattern
+from moe_jax.routing import RoutingPlan
 from moe_jax.sharding import constrain
 
 Factory = Callable[..., nn.Module]  # takes a name, returns a module
@@ -33,16 +34,16 @@ class Block(nn.Module):
   """x + attention(norm(x)), then x + ffn(norm(x)): pre-norm (Xiong et al. 2020), dropout on each addition."""
 
   attention: Factory
-  ffn: Factory  # dense or experts: (x, context, bias) -> (y, Aux)
+  ffn: Factory  # dense or experts: (x, context, routing) -> (y, Aux)
   norm: Factory
   dropout: float = 0.0
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"], context: LayerContext,
-               bias: Float[Array, "E"] | None = None) -> tuple[Float[Array, "B L D"], Aux]:
+               routing: LayerRouting | None = None) -> tuple[Float[Array, "B L D"], Aux]:
     drop = lambda y: nn.Dropout(self.dropout, deterministic=not context.train)(y)
     x = x + drop(self.attention(name="attention")(self.norm(name="attention_norm")(x), context))
-    y, aux = self.ffn(name="ffn")(self.norm(name="ffn_norm")(x), context, bias)
+    y, aux = self.ffn(name="ffn")(self.norm(name="ffn_norm")(x), context, routing)
     return constrain(x + drop(y), "batch", "length", "act_embed"), aux
 
 
@@ -51,7 +52,7 @@ class Stack(nn.Module):
 
   Attributes:
     blocks: factories of the blocks, which are named layer_0, layer_1, ...
-    has_experts: which of them have experts; they take the rows of `bias` in order.
+    has_experts: which of them have experts; they take the rows of `routing` in order.
   """
 
   blocks: Sequence[Factory]
@@ -59,10 +60,10 @@ class Stack(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"], context: LayerContext,
-               bias: Float[Array, "Lm E"] | None = None) -> tuple[Float[Array, "B L D"], Aux]:
+               routing: LayerRouting) -> tuple[Float[Array, "B L D"], Aux]:
     auxes = []
     for i, (make, has_experts) in enumerate(zip(self.blocks, self.has_experts, strict=True)):
-      own = bias[sum(self.has_experts[:i])] if has_experts and bias is not None else None
+      own = _rows(routing, sum(self.has_experts[:i])) if has_experts else None
       x, aux = make(name=f"layer_{i}")(x, context, own)
       auxes.append(aux)
     return x, stack(auxes)
@@ -112,7 +113,8 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], *,
-               train: bool, return_routing: bool = False) -> tuple[Float[Array, "B L V"], Aux]:
+               train: bool, return_routing: bool = False, stored: RoutingPlan | None = None
+               ) -> tuple[Float[Array, "B L V"], Aux]:
     """Float32 logits of the token after each token; the layers' losses (one number each) and metrics ([Lm, ...]).
 
     Args:
@@ -120,14 +122,15 @@ class Decoder(nn.Module):
       segment_ids: document of each token within its row, from 1; 0 is padding, whose logits mean nothing.
       positions: place of each token in its document, from 0.
       train: dropout and routing noise on, from the RNG streams "dropout" and "router".
-      return_routing: adds the metric "top1_expert" [Lm, B, L].
+      return_routing: adds the metrics "top1_expert" [Lm, B, L] and "plan", a RoutingPlan of [Lm, G, A] arrays.
+      stored: such a plan, of the same tokens, to follow instead of the routers' (`routing/replay.py`).
     """
     context = LayerContext(tokens, segment_ids, positions, train=train, return_routing=return_routing)
     embedding = self.param("embedding", nn.with_logical_partitioning(
         nn.initializers.normal(self.d_model ** -0.5), ("vocab", "embed")), (self.vocab_size, self.d_model), jnp.float32)
     x = jnp.take(embedding, tokens, axis=0).astype(self.dtype) * math.sqrt(self.d_model)
     x = nn.Dropout(self.dropout, deterministic=not train)(constrain(x, "batch", "length", "act_embed"))
-    x, aux = self._layers(x, context)
+    x, aux = self._layers(x, context, LayerRouting(self._bias(), stored))
     x = self.norm(name="final_norm")(x)
     head = embedding.astype(self.dtype).T if self.tied_embeddings else projection(
         self, "head", (self.d_model, self.vocab_size), ("embed", "vocab"), fan_in=self.d_model, dtype=self.dtype)
@@ -135,23 +138,22 @@ class Decoder(nn.Module):
     reduced = {name: LAYER_REDUCE[self.layer_reduce](by_layer) for name, by_layer in aux.losses.items()}
     return constrain(logits, "batch", "length", "act_vocab"), aux.replace(losses=reduced)
 
-  def _layers(self, x: Float[Array, "B L D"], context: LayerContext) -> tuple[Float[Array, "B L D"], Aux]:
-    """Single layers, the scanned repeats, single layers. Rows of the balancing bias go to layers with experts."""
+  def _layers(self, x: Float[Array, "B L D"], context: LayerContext,
+              routing: LayerRouting) -> tuple[Float[Array, "B L D"], Aux]:
+    """Single layers, the scanned repeats, single layers. Rows of `routing` go to layers with experts."""
     layers = range(len(self.has_experts))
     pattern = find_pattern(self.has_experts if self.scan_layers else layers)
-    bias = self._bias()
     row = lambda layer: sum(self.has_experts[:layer])  # of the first layer with experts from `layer` on
     auxes = []
     repeats = [pattern.scanned] if pattern.repeats else []
     for layer in (*layers[:pattern.prefix], *repeats, *layers[pattern.scanned.stop:]):
       if isinstance(layer, range):
-        per_repeat = (row(layer.stop) - row(layer.start)) // pattern.repeats
-        rows = None if bias is None else bias[row(layer.start):row(layer.stop)].reshape(
-            pattern.repeats, per_repeat, bias.shape[-1])
-        x, aux = self._repeats(pattern)(x, context, rows)
+        own = _rows(routing, slice(row(layer.start), row(layer.stop)))
+        own = jax.tree.map(lambda leaf: leaf.reshape(pattern.repeats, -1, *leaf.shape[1:]), own)
+        x, aux = self._repeats(pattern)(x, context, own)
         auxes.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux))  # [repeats * period's Lm, ...]
       else:
-        own = bias[row(layer)] if bias is not None and self.has_experts[layer] else None
+        own = _rows(routing, row(layer)) if self.has_experts[layer] else None
         x, aux = self._block(self.has_experts[layer], scanned=False)(name=f"layer_{layer}")(x, context, own)
         auxes.append(stack([aux]))
     return x, concatenate(auxes)
@@ -176,6 +178,11 @@ class Decoder(nn.Module):
       return None
     shape = (sum(self.has_experts), self.num_biased_experts)
     return self.variable("router_state", "bias", jnp.zeros, shape, jnp.float32).value
+
+
+def _rows(routing: LayerRouting, index: int | slice) -> LayerRouting:
+  """The rows of some layers with experts."""
+  return jax.tree.map(lambda leaf: leaf[index], routing)
 
 
 def update_router_state(router_state: Mapping[str, Array], load: Float[Array, "Lm E"],

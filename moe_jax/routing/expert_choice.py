@@ -11,7 +11,9 @@ from moe_jax.routing.plan import RoutingContext, RoutingPlan
 
 
 def expert_choice(logits: Float[Array, "S E"], context: RoutingContext, *, capacity_factor: float = 2.0) -> RoutingPlan:
-  """Each expert picks its C = c*S/E highest-scoring tokens (section 3.2 of the paper; no auxiliary loss is needed).
+  """Each expert picks its C = c*S/E highest-scoring tokens; no auxiliary loss is needed.
+
+  Paper: Expert Choice (Zhou et al. 2022, arXiv 2202.09368) Sec. 3.2.
 
       S = softmax(logits) over experts,  G, I = TopK(S^T, C)  over tokens
 
@@ -44,6 +46,6 @@ def expert_choice(logits: Float[Array, "S E"], context: RoutingContext, *, capac
                      gate=jnp.where(real, gate, 0.0).reshape(-1), num_experts=num_experts)
 
 
-def looks_ahead(**_) -> bool:
-  """Whether later tokens change what earlier ones get: always, because a group's tokens compete for the same slots."""
-  return True
+def looks_ahead(**_) -> str:
+  """"yes": a group's tokens compete for the same slots, whatever the capacity."""
+  return "yes"

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -16,6 +18,13 @@ def load(plan: RoutingPlan) -> Float[Array, "E"]:
   """Each expert's share of the assignments; sums to 1. Of `plan`: what was asked for; of `kept`: what was served."""
   named = jnp.zeros(plan.num_experts).at[plan.expert].add(1.0, mode="drop")
   return named / jnp.maximum(jnp.sum(named), 1.0)
+
+
+def importance(plan: RoutingPlan) -> Float[Array, "E"]:
+  """Each expert's share of the summed gates; sums to 1, or is all 0 where all gates are 0."""
+  summed = jnp.zeros(plan.num_experts).at[plan.expert].add(plan.gate, mode="drop")
+  total = jnp.sum(summed)
+  return summed / jnp.where(total > 0, total, 1.0)
 
 
 def max_violation(load: Float[Array, "E"]) -> Float[Array, ""]:
@@ -37,6 +46,45 @@ def dropped_tokens(kept: RoutingPlan, valid: Bool[Array, "*G S"]) -> Float[Array
   return jnp.sum(valid & ~served.reshape(valid.shape)) / jnp.maximum(jnp.sum(valid), 1)
 
 
+def capacity_used(kept: RoutingPlan, capacity: int) -> Float[Array, ""]:
+  """The share of all groups' E * C slots that hold a token, in [0, 1]; `kept` is what that capacity left of a plan.
+
+  Dropless routing has no slots and so no such number: do not call this where the capacity is None.
+  """
+  groups = math.prod(kept.expert.shape[:-1])
+  return jnp.sum(kept.expert < kept.num_experts) / (groups * kept.num_experts * capacity)
+
+
+def gate_norm(plan: RoutingPlan, valid: Bool[Array, "*G S"]) -> Float[Array, ""]:
+  """Mean over real tokens of the sum of their gates. 1 for gates that are renormalised over a token's experts.
+
+  Of `plan`: what the router gave; of `kept`: what arrived. Their difference is the mass that capacity took.
+  """
+  return jnp.sum(plan.gate) / jnp.maximum(jnp.sum(valid), 1)
+
+
+def coactivation(plan: RoutingPlan, num_tokens: int) -> Float[Array, "E E"]:
+  """Entry (i, j): the share of expert i's tokens that visit j too. Its diagonal is 1; rows of idle experts are 0.
+
+  Args:
+    plan: of any layout, with or without an axis of groups.
+    num_tokens: S, tokens a group.
+  """
+  visits = _visits(plan, num_tokens).reshape(-1, plan.num_experts).astype(jnp.float32)
+  both = visits.T @ visits  # counts: exact in float32 up to 2^24 tokens
+  return both / jnp.maximum(jnp.diagonal(both)[:, None], 1.0)
+
+
+def churn(before: RoutingPlan, after: RoutingPlan, num_tokens: int) -> Float[Array, ""]:
+  """The share of the (token, expert) pairs of `before` that `after` lacks: 0 all are there, 1 none is.
+
+  The two plans are of the same tokens and experts, as two checkpoints route them; S = `num_tokens` a group. Neither
+  order nor gates count.
+  """
+  old, new = _visits(before, num_tokens), _visits(after, num_tokens)
+  return jnp.sum(old & ~new) / jnp.maximum(jnp.sum(old), 1)
+
+
 def entropy(logits: Float[Array, "*G S E"], valid: Bool[Array, "*G S"] | None) -> Float[Array, ""]:
   """Mean over real tokens of the entropy of softmax(logits), in nats; in [0, ln E]."""
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
@@ -47,6 +95,13 @@ def logit_max(logits: Float[Array, "*G S E"], valid: Bool[Array, "*G S"] | None)
   """The largest magnitude of any logit of a real token; what the z-loss holds down."""
   magnitude = jnp.max(jnp.abs(logits.astype(jnp.float32)), axis=-1)
   return jnp.max(magnitude if valid is None else jnp.where(valid, magnitude, 0.0))
+
+
+def _visits(plan: RoutingPlan, num_tokens: int) -> Bool[Array, "G S E"]:
+  """Which expert serves which token; one group where the plan has no axis of groups."""
+  token, expert = (a.reshape(-1, a.shape[-1]) for a in (plan.token, plan.expert))
+  nobody = jnp.zeros((num_tokens, plan.num_experts), bool)
+  return jax.vmap(lambda t, e: nobody.at[t, e].set(True, mode="drop"))(token, expert)
 
 
 def _token_mean(values, valid):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 
 from flax import struct
@@ -40,6 +41,10 @@ class RoutingContext:
     token_ids: vocabulary ids of the tokens, for hash routing.
     bias: what balancing adds to each expert's score when experts are *selected* (never to the gate);
       shared by all groups.
+    noise_std: standard deviation, > 0, of the learned noise on each logit (Shazeer's softplus(x W_noise)).
+    primary: logits of the N groups of experts (hierarchical gating).
+    primary_noise_std: of the noise on those.
+    threshold: learned, by expert, shared by all groups (Shazeer 2017, appendix F).
     train: False turns off everything random.
   """
 
@@ -47,12 +52,17 @@ class RoutingContext:
   valid: Bool[Array, "*G S"] | None = None
   token_ids: Int[Array, "*G S"] | None = None
   bias: Float[Array, "E"] | None = None
+  noise_std: Float[Array, "*G S E"] | None = None
+  primary: Float[Array, "*G S N"] | None = None
+  primary_noise_std: Float[Array, "*G S N"] | None = None
+  threshold: Float[Array, "E"] | None = None
   train: bool = struct.field(pytree_node=False, default=False)
 
 
-# `in_axes` that map a context over groups: per-group fields on axis 0, the shared bias on none.
+_SHARED = ("bias", "threshold")  # by all groups
+
+
 def group_axes(context: RoutingContext) -> RoutingContext:
-  """The `in_axes` of `context` for a `jax.vmap` over groups: all fields by group, the bias shared."""
-  axis = lambda leaf: None if leaf is None else 0
-  return context.replace(key=axis(context.key), valid=axis(context.valid),
-                         token_ids=axis(context.token_ids), bias=None)
+  """The `in_axes` of `context` for a `jax.vmap` over groups: all fields by group, what experts share by none."""
+  fields = [f.name for f in dataclasses.fields(context) if f.name != "train"]
+  return context.replace(**{name: None if name in _SHARED or getattr(context, name) is None else 0 for name in fields})

@@ -6,13 +6,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.errors import ConfigError
+from moe_jax.routing.options import check_k, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.token_choice import PRIORITIES, leak, token_choice
 
 
 def top_k(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 2, gate_norm: str = "top_k",
           priority: str = "choice") -> RoutingPlan:
-  """Each token picks its K most probable experts; K = 1 with gate_norm "none" is Switch (sections 2.1 and 2.2).
+  """Each token picks its K most probable experts; K = 1 with gate_norm "none" is Switch.
+
+  Paper: Switch (arXiv 2101.03961) Sec. 2.1, GLaM (2112.06905), Mixtral (2401.04088), DBRX, Qwen1.5-MoE, OLMoE
+  (2409.02060), DeepSeekMoE (2401.06066).
 
       p(x) = softmax(logits),  T = TopK(p(x) + b),  y = sum_{i in T} g_i(x) E_i(x)
 
@@ -23,55 +27,33 @@ def top_k(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 2, g
     logits: router outputs of one group; float32 arithmetic whatever their dtype.
     context: padding takes no expert: `expert` E and gate 0.
     k: experts a token, in [1, E].
-    gate_norm: what g is. "none": p_i, out of all E experts (Switch, V-MoE, Qwen1.5-MoE); "top_k": p_i divided by the
-      sum over T of p_j (GShard Algorithm 1, ST-MoE appendix G, Mixtral). At K = 1 the latter is the constant 1: the
-      task's loss then gives the router a gradient of exactly zero.
-    priority: who is served first. "choice": all first choices by position, then all second choices (GShard
-      Algorithm 1); "token": all choices of the first token, then those of the second; "gate": as "choice", but tokens
-      ordered by the probability of their first choice, which orders all K choices (batch-prioritised routing: V-MoE,
-      ST-MoE Table 18).
+    gate_norm: what g is. "none": p_i, out of all E experts (Switch, V-MoE, Qwen1.5-MoE, DeepSeekMoE, OLMoE); "top_k":
+      p_i divided by the sum over T of p_j (Mixtral, DBRX, GLaM). At K = 1 the latter is the constant 1: the task's
+      loss then gives the router a gradient of exactly zero.
+    priority: who is served first, see `token_choice`; "gate" orders tokens by the probability of their first choice.
 
   Returns:
     A plan of A = K*S assignments, gates in [0, 1].
 
   Raises:
     ConfigError: k outside [1, E]; unknown gate_norm or priority.
-
-  Deviation: GShard drops a second choice at random with probability 1 - 2 g_2; here none is.
   """
-  num_tokens, num_experts = logits.shape
-  _check(num_experts, k, gate_norm, priority)
+  num_experts = logits.shape[-1]
+  check_k("top_k", k, num_experts)
+  check_name("top_k", "gate_norm", gate_norm, _GATE_NORMS)
+  check_name("top_k", "priority", priority, PRIORITIES)
   logits = logits.astype(jnp.float32)
   probs = jax.nn.softmax(logits, axis=-1)
   scores = jax.lax.stop_gradient(probs if context.bias is None else probs + context.bias)
   _, expert = jax.lax.top_k(scores, k)  # [S, K]
   gate = _GATE_NORMS[gate_norm](logits, probs, expert)
-  first = jnp.take_along_axis(jax.lax.stop_gradient(probs), expert[:, :1], axis=-1)[:, 0]
-  if context.valid is not None:
-    expert = jnp.where(context.valid[:, None], expert, num_experts)
-    gate = jnp.where(context.valid[:, None], gate, 0.0)
-    first = jnp.where(context.valid, first, -1.0)  # padding last
-  token, choice = _PRIORITIES[priority](num_tokens, k, first)
-  return RoutingPlan(token=token, expert=expert[token, choice], gate=gate[token, choice], num_experts=num_experts)
+  first = jax.lax.stop_gradient(_gather(probs, expert[:, :1])[:, 0])
+  return token_choice(expert, gate, context, num_experts, priority=priority, score=first)
 
 
-def looks_ahead(*, priority: str = "choice", **_) -> bool:
-  """Whether later tokens change which expert serves an earlier token's first choice: only under priority "gate".
-
-  With K > 1 and priority "choice", a later token's first choice still displaces an earlier token's *second* choice, and
-  only where capacity overflows: so it is in GShard and GLaM, and so it is trained here. Priority "token" or no capacity
-  limit is strictly causal.
-  """
-  return priority == "gate"
-
-
-def _check(num_experts: int, k: int, gate_norm: str, priority: str):
-  where = "model.moe.router.top_k"
-  if not 1 <= k <= num_experts:
-    raise ConfigError(f"{where}.k", k, f"a token takes between 1 and num_experts={num_experts} experts")
-  for field, value, table in (("gate_norm", gate_norm, _GATE_NORMS), ("priority", priority, _PRIORITIES)):
-    if value not in table:
-      raise ConfigError(f"{where}.{field}", value, f"must be one of {', '.join(table)}")
+def looks_ahead(*, k: int = 2, priority: str = "choice", **_) -> str:
+  """"no", "overflow" or "yes", see `LOOKS_AHEAD`."""
+  return leak(k, priority)
 
 
 def _gather(values: Float[Array, "S E"], expert: Int[Array, "S K"]) -> Float[Array, "S K"]:
@@ -83,19 +65,3 @@ _GATE_NORMS = {
   # The softmax of the chosen logits is p_i / sum_{j in T} p_j, without the division by a sum that may underflow.
   "top_k": lambda logits, probs, expert: jax.nn.softmax(_gather(logits, expert), axis=-1),
 }
-
-
-def _by_choice(num_tokens: int, k: int, first: Float[Array, "S"]):
-  return jnp.tile(jnp.arange(num_tokens), k), jnp.repeat(jnp.arange(k), num_tokens)  # [K*S]
-
-
-def _by_token(num_tokens: int, k: int, first: Float[Array, "S"]):
-  return jnp.repeat(jnp.arange(num_tokens), k), jnp.tile(jnp.arange(k), num_tokens)  # [S*K]
-
-
-def _by_gate(num_tokens: int, k: int, first: Float[Array, "S"]):
-  order = jnp.argsort(-first, stable=True)
-  return jnp.tile(order, k), jnp.repeat(jnp.arange(k), num_tokens)  # [K*S]
-
-
-_PRIORITIES = {"choice": _by_choice, "token": _by_token, "gate": _by_gate}

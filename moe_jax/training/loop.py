@@ -75,6 +75,8 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
     total, activated = build.parameter_counts(config, tokenizer.size)
     progress.say(f"{total:,} parameters, {activated:,} of them activated by a token, on {mesh.size} devices; " + (
         f"going on from step {begun}" if begun else "a new run"))
+    for line in build.routing_summary(config).splitlines():
+      progress.say(line)
     interrupt = stack.enter_context(Interrupt())
     clock = time.monotonic() - seconds
     state, stopped = _steps(config, state, batches, update, mesh, eval_fn, checkpoints, writer, progress, interrupt,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -59,10 +60,13 @@ def _warm(rate: Schedule, peak: float, warmup: int) -> Schedule:
   return warmed
 
 
+_UNDECAYED = ("scale", "bias", "router_threshold")
+
+
 def decayed(params: PyTree) -> PyTree:
-  """Which leaves weight decay touches: matrices, not norm scales or biases (scanned layers stack those to two axes)."""
+  """Which leaves weight decay touches: matrices, not vectors (which scanned layers stack to two axes)."""
   name = lambda path: str(getattr(path[-1], "key", path[-1]))
-  return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim >= 2 and name(path) not in ("scale", "bias"), params)
+  return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim >= 2 and name(path) not in _UNDECAYED, params)
 
 
 def adamw(schedule: Schedule, o) -> optax.GradientTransformation:
@@ -110,9 +114,26 @@ def validate(o) -> None:
 
 
 def make(o, steps: int) -> tuple[optax.GradientTransformation, Schedule]:
-  """`(optimizer, schedule)` of `config.optimizer` for `steps` steps; gradients are clipped by their global norm."""
+  """`(optimizer, schedule)` of `config.optimizer` for `steps` steps; gradients are clipped by their global norm.
+
+  Parameters that `o.freeze` names have no part in that norm and never change, not by weight decay either.
+  """
   validate(o)
   schedule = SCHEDULES[o.schedule](o.learning_rate, steps, o.warmup_steps, final_fraction=o.final_fraction,
                                    decay_fraction=o.decay_fraction)
   clip = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
-  return optax.chain(*clip, OPTIMIZERS[o.name](schedule, o)), schedule
+  still = [optax.masked(optax.set_to_zero(), functools.partial(frozen, names=tuple(o.freeze)))] if o.freeze else []
+  return optax.chain(*still, *clip, OPTIMIZERS[o.name](schedule, o), *still), schedule
+
+
+def frozen(params: PyTree, names: Sequence[str]) -> PyTree:
+  """Which leaves have one of `names` anywhere in their path.
+
+  Raises:
+    ConfigError: a name is in no path.
+  """
+  parts = lambda path: {str(getattr(entry, "key", entry)) for entry in path}
+  known = set().union(*(parts(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)))
+  for name in names:
+    choose("optimizer.freeze", name, sorted(known))
+  return jax.tree_util.tree_map_with_path(lambda path, _: bool(parts(path) & set(names)), params)

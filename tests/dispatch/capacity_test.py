@@ -8,7 +8,8 @@ import pytest
 from moe_jax.dispatch import drop_overflow, expert_capacity, slot_index
 from moe_jax.dispatch.capacity import slots
 from moe_jax.errors import ConfigError
-from moe_jax.routing import RoutingContext, RoutingPlan, top_k
+from moe_jax.routing import RoutingContext, RoutingPlan
+from moe_jax.routing.top_k import top_k
 
 pytestmark = pytest.mark.unit
 
@@ -79,3 +80,14 @@ def test_priority_decides_who_is_left_out():
     served[np.asarray(kept.token)[np.asarray(kept.expert) < 8]] = True
     alone[priority] = 1 - served.mean()
   assert alone["choice"] < 0.05 < 0.2 < alone["token"]
+
+
+@pytest.mark.parametrize(("tokens", "experts", "factor", "down", "nearest", "up"), [
+  (1024, 128, 1.25, 10, 10, 10), (2048, 32, 1.25, 80, 80, 80), (456, 32, 1.25, 17, 18, 18), (455, 32, 1.25, 17, 18, 18),
+  (100, 32, 1.0, 3, 3, 4)])
+def test_three_codebases_round_in_three_ways(tokens, experts, factor, down, nearest, up):
+  # 456 * 1.25 / 32 = 17.8: Mesh-TensorFlow has 17 slots, flaxformer 18. Catches: one rounding for all.
+  slots = lambda rounding: expert_capacity(tokens, experts, tokens, factor, "tokens", 1, rounding)
+  assert (slots("down"), slots("nearest"), slots("up")) == (down, nearest, up)
+  with pytest.raises(ConfigError, match="capacity_rounding"):
+    slots("floor")

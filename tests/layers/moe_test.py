@@ -13,15 +13,19 @@ from flax import linen as nn
 
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.errors import ConfigError
-from moe_jax.layers import LOSSES, DenseFfn, LayerContext, MoeLayer
+from moe_jax.layers import LOSSES, DenseFfn, LayerContext, LayerRouting, LossOptions, MoeLayer, load_without_noise
 from moe_jax.layers.moe import first_choice, group_size
-from moe_jax.routing import ROUTERS, RoutingContext, RoutingPlan, top_k
+from moe_jax.routing import LEARNED, LOADS, ROUTERS, RoutingPlan
+from moe_jax.routing.top_k import top_k
 
 pytestmark = pytest.mark.numerics
 
 B, L, D, E = 2, 6, 8, 4
 X = jax.random.normal(jax.random.key(0), (B, L, D))
 PADDED = jnp.asarray([[1, 1, 1, 1, 0, 0], [1, 1, 1, 2, 2, 2]])
+
+
+ALL_BUT_THRESHOLD = tuple(name for name in LOSSES if name != "threshold")  # which one router alone has
 
 
 def context(segments=None, **kwargs):
@@ -34,10 +38,10 @@ def make(k=2, dispatcher="einsum", gate_norm="none", **kwargs):
                   dispatcher=DISPATCHERS[dispatcher], platform="cpu", **kwargs)
 
 
-def run(layer, variables, x, context, bias=None, seed=0):
+def run(layer, variables, x, context, routing=None, seed=0):
   """`layer.apply` as one compiled program: op by op it takes longer to compile than to run."""
   rngs = {"router": jax.random.key(seed)} if context.train else {}
-  return tiny.quick_jit(layer.apply)(variables, x, context, bias, rngs=rngs)
+  return tiny.quick_jit(layer.apply)(variables, x, context, routing, rngs=rngs)
 
 
 def initialise(layer, scale=30.0):
@@ -115,7 +119,7 @@ def test_eval_capacity_and_basis():
 
 def test_padding_changes_nothing():
   # Catches: padding that takes slots, counts in a loss or a metric, or shifts the noise of real tokens.
-  layer = make(2, capacity_factor=1.0, loss_names=tuple(LOSSES), group_size=L)
+  layer = make(2, capacity_factor=1.0, losses=LossOptions(ALL_BUT_THRESHOLD, devices=2), group_size=L)
   variables = initialise(layer)
   y, aux = run(layer, variables, X, context())
   more = jnp.concatenate([X, 7 + X]), context(jnp.repeat(jnp.asarray([1, 0]), B)[:, None] * jnp.ones((1, L), jnp.int32))
@@ -123,19 +127,6 @@ def test_padding_changes_nothing():
   np.testing.assert_allclose(y2[:B], y, atol=1e-6)
   np.testing.assert_array_equal(y2[B:], 0)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), aux, aux2)
-
-
-def test_balance_over_groups_and_over_all():
-  # Two groups that are collapsed on different experts: E each, but E/2 once f and P are averaged (f = P = 1/2 on two).
-  # Catches: "global" that averages products.
-  logits = jnp.zeros((2, L, E)).at[0, :, 0].set(50.0).at[1, :, 1].set(50.0)
-  valid = jnp.ones((2, L), bool)
-  plan = jax.vmap(lambda l: top_k(l, RoutingContext(), k=1))(logits)
-  value = lambda over: float(LOSSES["balance"](make(1, balance_over=over), logits, plan, valid))
-  assert value("group") == pytest.approx(E) and value("global") == pytest.approx(E / 2)
-  assert float(LOSSES["z"](make(1), logits, plan, valid)) == pytest.approx(2500, rel=1e-3)
-  assert float(LOSSES["importance"](make(1), logits, plan, valid)) == pytest.approx(E - 1, rel=1e-3)
-  assert float(LOSSES["load"](make(1), logits, plan, valid)) == pytest.approx(E - 1, rel=1e-3)
 
 
 def test_shared_experts_are_added_once():
@@ -152,7 +143,7 @@ def test_bias_moves_the_choice():
   # Catches: a bias that is dropped on the way to the router.
   layer = make(1)
   variables = initialise(layer, 1.0)
-  load = lambda bias: run(layer, variables, X, context(), bias)[1].metrics["load"]
+  load = lambda bias: run(layer, variables, X, context(), LayerRouting(bias))[1].metrics["load"]
   np.testing.assert_allclose(load(jnp.asarray([0.0, 0.0, 2.0, 0.0])), [0, 0, 1, 0])
   np.testing.assert_array_equal(load(jnp.zeros(E)), load(None))
 
@@ -173,9 +164,54 @@ def test_group_size():
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_every_router_reports_every_loss_and_metric(router):
-  # Catches: a router whose plan the layer's losses or metrics cannot read.
-  layer = make(loss_names=tuple(LOSSES), group_size=B * L).clone(router=ROUTERS[router])
-  y, aux = run(layer, initialise(layer), X, context(PADDED, return_routing=True))
-  assert set(aux.losses) == set(LOSSES) and all(bool(jnp.isfinite(v)) for v in aux.losses.values())
+  # Catches: a router whose plan the layer's losses or metrics cannot read; a learned input that the layer forgets.
+  names = tuple(LOSSES) if "threshold" in LEARNED.get(router, ()) else ALL_BUT_THRESHOLD
+  options = {"device_limited": {"k": 2, "groups": 2, "kept_groups": 1}, "sigmoid_bias": {"k": 2},
+             "hierarchical": {"groups": 2}}.get(router, {})
+  losses = LossOptions(names, devices=2, load=functools.partial(LOADS[router], groups=2, primary_k=2, k=2)
+                       if router in LOADS else load_without_noise)
+  layer = make(losses=losses, group_size=B * L).clone(
+      router=functools.partial(ROUTERS[router], **options), learned=LEARNED.get(router, ()), groups=2)
+  y, aux = run(layer, initialise(layer), X, context(PADDED, train=True, return_routing=True))
+  assert set(aux.losses) == set(names) and all(bool(jnp.isfinite(v)) for v in aux.losses.values())
   assert float(aux.metrics["load"].sum()) == pytest.approx(1.0) and aux.metrics["top1_expert"].shape == (B, L)
   assert bool(jnp.all(y[0, 4:] == 0))
+
+
+def test_routed_scale():
+  # Catches: a factor on the shared experts too, or on none.
+  variables = initialise(make(2))
+  np.testing.assert_allclose(run(make(2, routed_scale=2.5), variables, X, context())[0],
+                             2.5 * run(make(2), variables, X, context())[0], rtol=1e-5)
+
+
+def test_shared_gate():
+  # y = routed + sigmoid(x w) * shared(x), one gate a token (Qwen1.5-MoE). Catches: a gate on the routed part.
+  shared = functools.partial(DenseFfn, d_ff=7, activation="gelu")
+  layer, plain = make(2, shared=shared, shared_gate=True), make(2)
+  variables = initialise(layer)
+  p = variables["params"]
+  alone = DenseFfn(d_ff=7, activation="gelu").apply({"params": p["shared"]}, X, context())[0]
+  expected = run(plain, variables, X, context())[0] + jax.nn.sigmoid(X @ p["shared_gate"]) * alone
+  np.testing.assert_allclose(run(layer, variables, X, context())[0], expected, atol=1e-5)
+
+
+def test_jitter_on_logits():
+  # Catches: logits that are left alone; evaluation that is random.
+  layer = make(4, jitter=0.5, jitter_on="logits")
+  variables = initialise(layer, 1.0)
+  train = lambda seed: run(layer, variables, X, context(train=True), seed=seed)[0]
+  assert float(jnp.abs(train(0) - train(1)).max()) > 1e-5
+  np.testing.assert_array_equal(run(layer, variables, X, context())[0], run(make(4), variables, X, context())[0])
+
+
+def test_a_stored_plan_is_followed():
+  # Catches: a stored plan that is ignored; gates that are recomputed where they should be the stored ones.
+  layer = make(2)
+  first, second = initialise(layer), initialise(layer, -30.0)  # opposite preferences
+  _, aux = run(layer, first, X, context(return_routing=True))
+  followed, aux2 = run(layer, second, X, context(return_routing=True), LayerRouting(stored=aux.metrics["plan"]))
+  jax.tree.map(np.testing.assert_array_equal, aux2.metrics["plan"], aux.metrics["plan"])
+  np.testing.assert_allclose(followed, run(layer, first, X, context())[0], atol=1e-5)  # the experts are the same
+  fresh = run(layer.clone(replay_gate="softmax"), second, X, context(), LayerRouting(stored=aux.metrics["plan"]))[0]
+  assert float(jnp.abs(fresh - followed).max()) > 1e-3

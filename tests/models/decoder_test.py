@@ -114,6 +114,23 @@ def test_scanned_layers_equal_unrolled_layers():
   assert aux.metrics["load"][0, 1] == 0.5 and aux.metrics["load"][1, 3] == 0.5  # K = 2: each token, once
 
 
+def test_a_stored_plan_is_followed_by_every_layer():
+  # Routers of other weights route otherwise; with the first run's plans stored, they give the same plans, layer by
+  # layer, scanned or not. Catches: a layer that gets another's plan; a plan that is not passed into the scan.
+  model = make(num_layers=5, moe__first=1)
+  batch = packed([[3, 5], [8]])
+  variables = initialise(model, batch)
+  _, aux = run(model, variables, batch, return_routing=True)
+  plan = aux.metrics["plan"]
+  assert plan.token.shape[0] == 2 and plan.num_experts == 4
+  flipped = jax.tree_util.tree_map_with_path(
+      lambda path, w: -5 * w if path[-1].key == "router" else w, variables["params"])
+  _, other = run(model, {"params": flipped}, batch, return_routing=True)
+  assert np.any(other.metrics["plan"].expert != plan.expert)
+  _, replayed = run(model, {"params": flipped}, batch, return_routing=True, stored=plan)
+  jax.tree.map(np.testing.assert_array_equal, replayed.metrics["plan"], plan)
+
+
 def _gradients(model, variables, batch):
   def loss(params):
     logits, aux = model.apply({"params": params}, *batch, train=True,

@@ -8,7 +8,8 @@ import reference
 
 from moe_jax.dispatch import expert_capacity
 from moe_jax.errors import ConfigError
-from moe_jax.routing import RoutingContext, expert_choice
+from moe_jax.routing import RoutingContext
+from moe_jax.routing.expert_choice import expert_choice
 
 pytestmark = pytest.mark.unit
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.routing import RoutingContext, losses, top_k
+from moe_jax.routing import RoutingContext, RoutingPlan, losses
+from moe_jax.routing.top_k import top_k
 
 pytestmark = pytest.mark.unit
 
@@ -99,10 +100,73 @@ def test_load_has_a_gradient():
   assert np.all(np.isfinite(gradient)) and np.abs(gradient).max() > 1e-4
 
 
+def _cyclic(k, sharp=4.0):
+  """Token t prefers experts t, t + 1, ... (mod E): each expert gets as many of each choice."""
+  logits = -sharp * ((jnp.arange(E) - jnp.arange(S)[:, None]) % E).astype(jnp.float32)
+  return logits, _plan(logits, k)
+
+
+def _collapsed(k):
+  """All tokens choose experts 0 to K - 1, and P is on expert 0 alone."""
+  logits = -200.0 * jnp.tile(jnp.arange(E, dtype=jnp.float32), (S, 1))
+  return logits, _plan(logits, k)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_values_of_published_losses(k):
+  # What each publication's definition gives at balance and at collapse, by its factor on ours. Catches: a definition
+  # that is off by E, E^2 or K, from which a coefficient could not be copied.
+  def value(example, counts, scores="softmax"):
+    logits, plan = example
+    return float(losses.balance(*losses.balance_terms(logits, plan, None, counts, scores)))
+  balanced, collapsed = _cyclic(k), _collapsed(k)
+  for example, top_1, every in ((balanced, 1.0, 1.0), (collapsed, E, E / k)):
+    assert value(example, "top_1") == pytest.approx(top_1)  # Switch N sum f P; Mesh-TensorFlow; GShard's times E^2
+    assert value(example, "top_1") / E ** 2 == pytest.approx(top_1 / E ** 2)  # GShard as printed: 1/E^2, 1/E
+    assert value(example, "all") == pytest.approx(every)  # DeepSeekMoE L_ExpBal / alpha_1: 1, N' at K' = 1
+    assert k * value(example, "all") == pytest.approx(k * every)  # flaxformer, Hugging Face: K, E at K = 1
+  # Equal sigmoids are equal shares; a collapse of sigmoids is one on K experts and zero elsewhere.
+  assert value((jnp.zeros((S, E)), balanced[1]), "all", "sigmoid") == pytest.approx(1)
+  logits = jnp.where(jnp.arange(E) < k, 50.0, -50.0) * jnp.ones((S, 1))
+  assert value((logits, _collapsed(k)[1]), "all", "sigmoid") == pytest.approx(E / k)
+
+
+def test_device_and_communication_losses():
+  # L_DevBal / alpha_2 is 1 at balance, D at collapse. E = 4 experts on D = 2 devices; collapse on expert 0 is on device
+  # 0 alone. Top-2 of cyclic preferences: tokens 0 and 2 (mod 4) stay on one device, 1 and 3 use both, so that 1.5 of at
+  # most M = 2 devices a token: f'' sums to 3/4. Catches: experts of a device that are not neighbours, M left out,
+  # tokens counted twice on a device.
+  def device(example):
+    f, p = losses.balance_terms(*example, None, "all")
+    return float(losses.balance(losses.by_device(f, 2), losses.by_device(p, 2)))
+  communication = lambda example, m: float(losses.balance(*losses.communication_terms(*example, None, 2, m)))
+  assert device(_cyclic(1)) == pytest.approx(1) and device(_collapsed(1)) == pytest.approx(2)
+  assert communication(_cyclic(1), 1) == pytest.approx(1) and communication(_collapsed(1), 1) == pytest.approx(2)
+  assert communication(_cyclic(2), 2) == pytest.approx(0.75)
+  f, _ = losses.communication_terms(*_cyclic(2), None, 2, 2)
+  np.testing.assert_allclose(f, [0.375, 0.375])
+  assert communication(_cyclic(4), 2) == pytest.approx(1)  # K = E: all devices see all tokens
+
+
+def test_gate_importance():
+  # Gates 0.5, 0.9 on expert 0 and 0.5 on expert 1 of 3: sums 1.4, 0.5, 0; nobody's gate counts for none.
+  # Catches: counts in place of gates, the sentinel wrapped round to the last expert.
+  plan = RoutingPlan(token=jnp.array([0, 1, 2, 0]), expert=jnp.array([0, 0, 3, 1]),
+                     gate=jnp.array([0.5, 0.9, 0.0, 0.5]), num_experts=3)
+  sums = np.array([1.4, 0.5, 0.0])
+  assert float(losses.gate_importance(plan)) == pytest.approx(sums.var() / sums.mean() ** 2, rel=1e-5)
+  assert float(losses.gate_importance(_cyclic(2)[1])) == pytest.approx(0.0, abs=1e-6)
+  assert float(losses.gate_importance(_collapsed(1)[1])) == pytest.approx(E - 1)
+  assert float(losses.gate_importance(_plan(jnp.zeros((S, E)), 2, jnp.zeros(S, bool)))) == 0.0
+
+
 @jax.jit
 def _all_losses(logits, valid):
   plan = _plan(logits, 2, valid)
-  return jnp.stack([losses.balance(*losses.balance_terms(logits, plan, valid, "top_1")),
+  return jnp.stack([losses.balance(*losses.communication_terms(logits, plan, valid, 2, 2)),
+                    losses.gate_importance(plan),
+                    losses.balance(*losses.balance_terms(logits, plan, valid, "all", "sigmoid")),
+                    losses.balance(*losses.balance_terms(logits, plan, valid, "top_1")),
                     losses.balance(*losses.balance_terms(logits, plan, valid, "all")),
                     losses.z(logits, valid), losses.importance(logits, valid),
                     losses.load(logits, logits, valid, 2, 0.5)])

@@ -7,7 +7,8 @@ import pytest
 import reference
 
 from moe_jax.errors import ConfigError
-from moe_jax.routing import LOOKS_AHEAD, RoutingContext, top_k
+from moe_jax.routing import RoutingContext
+from moe_jax.routing.top_k import looks_ahead, top_k
 
 pytestmark = pytest.mark.unit
 
@@ -121,6 +122,7 @@ def test_bad_options_are_named(options, field):
     top_k(LOGITS, RoutingContext(), **options)
 
 
-def test_looks_ahead_default_is_the_routers_default():
-  # Catches: a changed default priority of the router that its causality statement misses.
-  assert LOOKS_AHEAD["top_k"]() is False and LOOKS_AHEAD["top_k"](k=1, priority="gate") is True
+def test_looks_ahead():
+  # Catches: a first choice that is said to be safe under batch priority; Switch that is said to leak.
+  said = [looks_ahead(**o) for o in ({}, {"k": 1}, {"priority": "token"}, {"k": 1, "priority": "gate"})]
+  assert said == ["overflow", "no", "no", "yes"]

@@ -96,3 +96,28 @@ def test_mistakes_name_the_field(key, value, words):
   with pytest.raises(ConfigError, match=words) as error:
     optimizers.validate(settings(**{key: value}))
   assert error.value.field == f"optimizer.{key}"
+
+
+def test_frozen_parameters_never_change():
+  # Catches: weight decay on what is frozen; its gradient in the global norm, which would shrink all other steps.
+  o = base.get_config().optimizer
+  o.freeze = ("router",)
+  params = {"ffn": {"router": jnp.ones((2, 2)), "up": jnp.ones((2, 2))}}
+  grads = {"ffn": {"router": jnp.full((2, 2), 1e6), "up": jnp.full((2, 2), 0.1)}}
+
+  def updates(o, grads):
+    optimizer, _ = optimizers.make(o, 10)
+    return optimizer.update(grads, optimizer.init(params), params)[0]["ffn"]
+  frozen = updates(o, grads)
+  o.freeze = ()
+  alone = updates(o, {"ffn": grads["ffn"] | {"router": jnp.zeros((2, 2))}})
+  assert not np.any(frozen["router"]) and np.any(frozen["up"])
+  np.testing.assert_allclose(frozen["up"], alone["up"])
+
+
+def test_freezing_what_there_is_not():
+  # Catches: a misspelt name that silently trains.
+  o = base.get_config().optimizer
+  o.freeze = ("ruoter",)
+  with pytest.raises(ConfigError, match="did you mean 'router'"):
+    optimizers.make(o, 10)[0].init({"router": jnp.ones(2), "up": jnp.ones(2)})

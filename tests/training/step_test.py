@@ -28,8 +28,10 @@ def batch_of(rows, length, padded=0, vocab=264, seed=0):
           "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1))}
 
 
-def setup(tmp_path, **changes):
+def setup(tmp_path, edit=None, **changes):
   config = tiny.config(tmp_path, **changes)
+  if edit:
+    edit(config)
   mesh = sharding.make_mesh(dict(config.mesh))
   model = build.model(config, 264, mesh)
   optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
@@ -153,3 +155,28 @@ def test_bytes_are_those_that_tokens_stand_for():
                          model=Uniform(4))
   assert int(sums["bytes"]) == 5
   np.testing.assert_allclose(sums["nats"], math.log(4), rtol=1e-6)
+
+
+# One for each router, and those with parts of their own: a tanh gate, a shared gate, Soft MoE.
+PRESETS = ("adaptive_mixtures", "llama_moe", "hierarchical", "strictly_balanced", "mesh_tf_top_2", "qwen1_5_moe",
+           "switch_no_token_left_behind", "expert_choice", "expert_choice_cap_2", "st_moe", "base_layers", "s_base",
+           "hash", "random", "soft_moe", "deepseek_v2", "deepseek_v3")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_train(tmp_path, name):
+  # Catches: a preset whose learned inputs, losses or state the step cannot carry; a router that does not train.
+  def changed(c):
+    c.model.moe.allow_noncausal_routing = True
+    build.use_preset(c, name)
+  small = dict(model__num_layers=1, model__moe__first=0, model__moe__num_experts=8, model__activation="relu",
+               optimizer__weight_decay=0.0)
+  config, step, state = setup(tmp_path, edit=changed, **small)
+  after, m = tiny.quick_jit(functools.partial(step, bias_update_rate=build.bias_update_rate(config)))(
+      state, batch_of(4, 32, padded=5))
+  assert np.isfinite(m["loss"]) and np.isfinite(m["grad_norm"]) and set(build.loss_weights(config)) <= set(m)
+  before, after = state.params["layer_0"]["ffn"], after.params["layer_0"]["ffn"]
+  moved = {key for key in before if key != "shared" and np.any(before[key] != after[key])}
+  router = {key for key in before if "router" in key or key in ("mu", "scale", "shared_gate")}
+  constant = {"hash": router, "random": router, "base_layers": set()}.get(name, set())
+  assert moved == {"up", "down"} | router - constant

@@ -1,0 +1,115 @@
+"""What routing costs: everything in a MoE layer's forward pass that is no expert's matmul, as a share of the whole.
+
+`python -m experiments.bench.routing` times, for each router at shape S1, the layer from x to y (router logits, plan,
+sorting, gathering, experts, combining; dispatcher `grouped`, dropless), and the same with experts that hand their rows
+on as they are. The ratio is that share. Slicing an expert's weights out of the stack counts as part of its matmuls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from experiments.bench.run import SHAPES, Progress, dense, environment, random, workload
+from moe_jax.dispatch import DISPATCHERS
+from moe_jax.routing import ROUTERS, RoutingContext
+
+# As many experts a token as the shape has, for all of them.
+OPTIONS = {
+  "top_k": {"k": 2}, "expert_choice": {"capacity_factor": 2.0}, "sigmoid_bias": {"k": 2}, "gshard": {},
+  "st_moe": {"k": 2}, "device_limited": {"k": 2, "groups": 4, "kept_groups": 2},
+  "no_token_left_behind": {}, "sinkhorn": {"k": 2}, "base": {}, "capped_expert_choice": {},
+}
+
+
+@struct.dataclass
+class Copies:
+  """Experts that hand on their rows: what is left of a layer is routing and bookkeeping."""
+
+  weights: jax.Array  # [E, 1]
+
+  @property
+  def num_experts(self):
+    return self.weights.shape[0]
+
+  def hidden(self, w, rows):
+    return rows
+
+  def output(self, w, pre):
+    return pre
+
+  def ragged(self, rows, group_sizes):
+    return rows
+
+
+def layer(router, x, weight, experts, platform):
+  """y [1, T, D] and the logits' share of the work: one group of all tokens."""
+  logits = jnp.einsum("sd,de->se", x, weight, precision=jax.lax.Precision.HIGHEST)
+  plan = router(logits, RoutingContext(train=True))
+  return DISPATCHERS["grouped"](jax.tree.map(lambda a: a[None], plan), x[None], experts, None, platform)
+
+
+def measure(names, shape, repeats, progress):
+  """{router: {layer_ms, bookkeeping_ms, share, ratio}}: medians over interleaved rounds."""
+  x, logits, experts = workload(shape)
+  weight = random(jax.random.key(9), shape.d_model, shape.experts)
+  platform = next(iter(x.devices())).platform
+  programs = {"dense FFN": dense(shape, experts)[0]["forward"][1]}
+  for name in names:
+    router = functools.partial(ROUTERS[name], **OPTIONS[name])
+    for part, inner in (("layer", experts), ("bookkeeping", Copies(jnp.zeros((shape.experts, 1))))):
+      progress(f"compiling {part} of {name}")
+      f = jax.jit(lambda x, w, inner, router=router: layer(router, x, w, inner, platform))
+      programs[name, part] = functools.partial(f.lower(x, weight, inner).compile(), x, weight, inner)
+  times = {key: [] for key in programs}
+  for round_number in range(repeats + 1):
+    for key, program in programs.items():
+      progress(f"timing {key}")
+      start = time.perf_counter()
+      jax.block_until_ready(program())
+      if round_number:  # The first round warms up.
+        times[key].append(1e3 * (time.perf_counter() - start))
+  times = {key: np.array(values) for key, values in times.items()}
+  median = lambda values: float(np.median(values))
+  return {name: {
+    "layer_ms": median(times[name, "layer"]), "bookkeeping_ms": median(times[name, "bookkeeping"]),
+    "share": median(times[name, "bookkeeping"] / times[name, "layer"]),
+    "ratio": median(times[name, "layer"] / times["dense FFN"])} for name in names}
+
+
+def main():
+  parser = argparse.ArgumentParser(prog="python -m experiments.bench.routing", description=__doc__)
+  parser.add_argument("--routers", default=",".join(OPTIONS), help=f"comma-separated, of {', '.join(OPTIONS)}")
+  parser.add_argument("--shape", default="S1", choices=SHAPES)
+  parser.add_argument("--repeats", type=int, default=11, help="timed rounds; medians are shown (%(default)s)")
+  parser.add_argument("--out", default="", help="JSON file for the results")
+  flags = parser.parse_args()
+  names = flags.routers.split(",")
+  if unknown := [name for name in names if name not in OPTIONS]:
+    parser.error(f"--routers={unknown[0]}: must be among {', '.join(OPTIONS)}")
+  if flags.repeats < 1:
+    parser.error(f"--repeats={flags.repeats}: must be at least 1")
+  progress = Progress(2 * len(names) + (2 * len(names) + 1) * (flags.repeats + 1))
+  before = environment()
+  results = measure(names, SHAPES[flags.shape], flags.repeats, progress)
+  progress.clear()
+  print(f"{flags.shape}, forward: router, plan, sorting, gathering and combining, as a share of the layer's time; the "
+        "layer's time over a dense FFN's\n")
+  print(f"{'':24}{'layer':>11}{'bookkeeping':>13}{'share':>8}{'layer/dense':>13}")
+  for name, r in results.items():
+    print(f"{name:24}{r['layer_ms']:8.1f} ms{r['bookkeeping_ms']:10.1f} ms{100 * r['share']:6.1f} %{r['ratio']:13.2f}")
+  if flags.out:
+    report = {"environment": before, "shape": flags.shape, "repeats": flags.repeats, "routers": results}
+    pathlib.Path(flags.out).write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  main()

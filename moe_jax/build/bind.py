@@ -1,0 +1,50 @@
+"""From a name and options in a config to a function with its options bound."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moe_jax.errors import ConfigError, choose
+
+
+def defaults(function: Callable) -> dict[str, Any]:
+  """Name and default of each option, that is of each keyword-only argument."""
+  return {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def bind(table: Mapping[str, Callable], options: Mapping[str, Any] | ConfigDict, field: str) -> functools.partial:
+  """The function of `table` that `options` names, with its options bound.
+
+  Args:
+    table: name -> function whose keyword-only arguments are its options.
+    options: {"name": name, name: {option: value}, ...}; the options of other names are checked, too, and not used.
+    field: dotted key of `options`, for messages.
+
+  Raises:
+    ConfigError: unknown name or option (with the nearest match), option of the wrong type.
+  """
+  choose(f"{field}.name", options["name"], table)
+  for name in options:
+    if name != "name":
+      choose(field, name, table)
+      _check_options(table[name], options[name], f"{field}.{name}")
+  return functools.partial(table[options["name"]], **dict(options.get(options["name"], {})))
+
+
+def _check_options(function: Callable, options: Mapping[str, Any] | ConfigDict, field: str) -> None:
+  known = defaults(function)
+  for name, value in options.items():
+    if name not in known:
+      near = difflib.get_close_matches(name, known, n=1)
+      raise ConfigError(f"{field}.{name}", value, (f"did you mean {near[0]!r}? " if near else "") + (
+          f"the options are {', '.join(known)}" if known else "there are no options here"))
+    default = known[name]
+    number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
+    if default is not None and type(value) is not type(default) and not number:
+      raise ConfigError(f"{field}.{name}", value, f"must be of type {type(default).__name__}, as in {default!r}")

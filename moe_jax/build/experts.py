@@ -1,0 +1,120 @@
+"""The layers with experts of a config: `config.model.moe`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from moe_jax.build.bind import bind
+from moe_jax.dispatch import DISPATCHERS
+from moe_jax.layers import LOSSES, LossOptions, MoeLayer, SoftMoeLayer, load_without_noise
+from moe_jax.models import moe_layers
+from moe_jax.routing import LEARNED, LOADS, LOOKS_AHEAD, ROUTERS, RoutingContext, RoutingPlan
+
+
+def moe_layer(m: ConfigDict, dense: functools.partial, platform: str) -> functools.partial:
+  """What makes a layer with experts, where `dense` makes one without.
+
+  Args:
+    m: config.model.
+    dense: a bound `DenseFfn`; shared experts are such FFNs, of their own width.
+    platform: of the devices that will run it.
+  """
+  e = m.moe
+  shared = functools.partial(dense, d_ff=e.num_shared_experts * e.d_ff) if e.num_shared_experts else None
+  common = dict(num_experts=e.num_experts, d_ff=e.d_ff, activation=m.activation, shared=shared,
+                group_size=e.group_size, output_scale=dense.keywords["output_scale"], dtype=dense.keywords["dtype"])
+  if e.soft_slots:
+    return functools.partial(SoftMoeLayer, slots=e.soft_slots, **common)
+  router = router_of(e)
+  return functools.partial(
+      MoeLayer, router=router, dispatcher=bind(DISPATCHERS, e.dispatcher, "model.moe.dispatcher"), platform=platform,
+      learned=LEARNED.get(e.router["name"], ()), groups=option(router, "groups", 1), network=e.gate_network,
+      router_init_scale=e.router_init_scale, jitter=e.jitter, jitter_on=e.jitter_on, routed_scale=e.routed_scale,
+      shared_gate=e.shared_gate, replay_gate=e.replay_gate, losses=_losses(m, router), **capacity_rule(e, router),
+      **common)
+
+
+def router_of(e: ConfigDict) -> functools.partial:
+  """The router that `config.model.moe` names, with its options."""
+  return bind(ROUTERS, e.router, "model.moe.router")
+
+
+def option(router: functools.partial, name: str, default=None):
+  """The value of a router's option; `default` if it has none of that name."""
+  parameter = inspect.signature(router).parameters.get(name)
+  return default if parameter is None else parameter.default
+
+
+def capacity_rule(e: ConfigDict, router: functools.partial) -> dict:
+  """A router with a capacity of its own fills its slots exactly: there is nothing to drop."""
+  own = option(router, "capacity_factor")
+  if own is not None:
+    return dict(capacity_factor=float(own), capacity_basis="tokens")
+  return dict(capacity_factor=e.capacity_factor, eval_capacity_factor=e.eval_capacity_factor,
+              capacity_basis=e.capacity_basis, capacity_rounding=e.capacity_rounding, min_capacity=e.min_capacity)
+
+
+def _losses(m: ConfigDict, router: functools.partial) -> LossOptions:
+  e, size = m.moe, 64 * m.moe.num_experts  # any size will do that leaves K whole
+  k = max(round(trace_router(e, size).expert.shape[-1] / size), 1)
+  own = LOADS.get(e.router["name"])
+  load = functools.partial(own, **router.keywords) if own else functools.partial(load_without_noise, k=k)
+  return LossOptions(names=tuple(moe_loss_weights(m)), balance_counts=e.balance_counts, balance_over=e.balance_over,
+                     balance_scores=e.balance_scores, importance_of=e.importance_of, devices=e.devices,
+                     devices_a_token=option(router, "kept_groups", min(k, e.devices)), load=load, k=k)
+
+
+def trace_router(e: ConfigDict, size: int) -> RoutingPlan:
+  """The abstract plan of one group in training; raises what the router raises of its options."""
+  shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
+  router = router_of(e)
+  fields = {"noise_std": (size, e.num_experts), "primary": (size, option(router, "groups", 1)),
+            "primary_noise_std": (size, option(router, "groups", 1)), "threshold": (e.num_experts,)}
+  given = {name: shape(*fields[name]) for name in LEARNED.get(e.router["name"], ())}
+  context = RoutingContext(token_ids=jax.ShapeDtypeStruct((size,), jnp.int32), train=True, **given)
+  return jax.eval_shape(router, shape(size, e.num_experts), context)
+
+
+def has_experts(m: ConfigDict) -> tuple[bool, ...]:
+  """For each layer of config.model, whether it has experts."""
+  return moe_layers(m.num_layers, m.moe.first, m.moe.every) if m.moe.num_experts else (False,) * m.num_layers
+
+
+def looks_ahead(e: ConfigDict) -> str:
+  """"no", "overflow" or "yes", see `LOOKS_AHEAD`, of config.model.moe."""
+  return "yes" if e.soft_slots else LOOKS_AHEAD[e.router["name"]](**router_of(e).keywords)
+
+
+def group_tokens(e: ConfigDict, seq_len: int) -> int:
+  """S, tokens that are routed together."""
+  return e.group_size or seq_len
+
+
+def experts_a_token(m: ConfigDict, seq_len: int) -> float:
+  """A/S: K for token choice, on average the capacity factor for expert choice; E*p/S for Soft MoE's p slots."""
+  size = group_tokens(m.moe, seq_len)
+  if m.moe.soft_slots:
+    return m.moe.num_experts * m.moe.soft_slots / size
+  return trace_router(m.moe, size).expert.shape[-1] / size
+
+
+def loss_weights(config: ConfigDict) -> dict[str, float]:
+  """What each of `Aux.losses` is multiplied by in the training loss; those of weight 0 are not there."""
+  return moe_loss_weights(config.model)
+
+
+def moe_loss_weights(m: ConfigDict) -> dict[str, float]:
+  """The same, of config.model."""
+  weights = {name: m.moe[f"{name}_loss"] for name in LOSSES}
+  routed = any(has_experts(m)) and not m.moe.soft_slots
+  return {name: weight for name, weight in weights.items() if weight} if routed else {}
+
+
+def bias_update_rate(config: ConfigDict) -> float:
+  """Step of the loss-free balancing bias; 0 = there is none."""
+  return config.model.moe.bias_update_rate if any(has_experts(config.model)) else 0.0

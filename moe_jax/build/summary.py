@@ -1,0 +1,84 @@
+"""What a config's routing does, in words: what the header of a run prints."""
+
+from __future__ import annotations
+
+import functools
+
+from ml_collections import ConfigDict
+
+from moe_jax.build.experts import (
+    capacity_rule,
+    experts_a_token,
+    group_tokens,
+    has_experts,
+    looks_ahead,
+    moe_loss_weights,
+    option,
+    router_of,
+    trace_router,
+)
+from moe_jax.dispatch import expert_capacity
+
+
+def routing_summary(config: ConfigDict) -> str:
+  """The resolved routing semantics in words, one line a question; "" for a dense model."""
+  m = config.model
+  e = m.moe
+  if not any(has_experts(m)):
+    return ""
+  size = group_tokens(e, config.data.seq_len)
+  if e.soft_slots:
+    return f"routing: soft_moe, {e.num_experts} experts of {e.soft_slots} slots; each slot mixes all {size} tokens"
+  router = router_of(e)
+  options = ", ".join(f"{name}={value!r}" for name, value in router.keywords.items()) or "no options"
+  lines = {
+      "routing": f"{e.router['name']} ({options}) over {e.num_experts} experts of width {e.d_ff}, groups of {size} "
+                 f"tokens, {experts_a_token(m, config.data.seq_len):g} experts a token, {_shared_words(e)}",
+      "capacity": _capacity_words(e, router, size),
+      "priority": option(router, "priority", "the router's own order"),
+      "gates": f"gate_norm={option(router, 'gate_norm', 'as the router defines')}, times {e.routed_scale:g}; "
+               f"{e.gate_network} gate network, float32" + (f"; jitter {e.jitter:g} on its {e.jitter_on}"
+                                                            if e.jitter else ""),
+      "losses": _loss_words(m),
+      "causal": CAUSAL["no" if looks_ahead(e) == "overflow" and _dropless(e, router) else looks_ahead(e)],
+  }
+  return "\n".join(f"{name:>9}: {words}" for name, words in lines.items())
+
+
+CAUSAL = {"no": "no later token changes what an earlier one gets",
+          "overflow": "where slots run out, a later token's first choice displaces an earlier one's second",
+          "yes": "NOT causal: later tokens change what earlier ones get"}
+
+
+def _dropless(e: ConfigDict, router: functools.partial) -> bool:
+  rule = capacity_rule(e, router)
+  return rule["capacity_factor"] is None and rule.get("eval_capacity_factor") is None
+
+
+def _shared_words(e: ConfigDict) -> str:
+  if not e.num_shared_experts:
+    return "none shared"
+  return f"{e.num_shared_experts} shared" + (" behind a sigmoid gate" if e.shared_gate else "")
+
+
+def _capacity_words(e: ConfigDict, router: functools.partial, size: int) -> str:
+  rule = capacity_rule(e, router)
+  words, basis = [], {"tokens": "S/E", "assignments": "S*K/E"}[rule["capacity_basis"]]
+  for when, factor in (("training", rule["capacity_factor"]),
+                       ("evaluation", rule.get("eval_capacity_factor") or rule["capacity_factor"])):
+    slots = expert_capacity(size, e.num_experts, trace_router(e, size).expert.shape[-1], factor, rule["capacity_basis"],
+                            rule.get("min_capacity", 1), rule.get("capacity_rounding", "nearest"))
+    words.append(f"{when}: " + ("dropless" if slots is None else f"{slots} slots an expert ({factor:g} {basis})"))
+  return "; ".join(words)
+
+
+def _loss_words(m: ConfigDict) -> str:
+  weights = moe_loss_weights(m)
+  words = [f"{name} {weight:g}" for name, weight in weights.items()]
+  if {"balance", "device", "communication"} & set(weights):
+    words.append(f"f counts {m.moe.balance_counts}, per {m.moe.balance_over}, P of {m.moe.balance_scores}")
+  if "importance" in weights:
+    words.append(f"importance of {m.moe.importance_of}")
+  if m.moe.bias_update_rate:
+    words.append(f"bias step {m.moe.bias_update_rate:g}")
+  return ", ".join([*words, f"{m.moe.layer_reduce} over layers"]) if words else "none"

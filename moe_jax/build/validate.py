@@ -1,0 +1,183 @@
+"""What is wrong with a config, before anything is compiled."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moe_jax import sharding
+from moe_jax.build.bind import bind
+from moe_jax.build.experts import (
+    group_tokens,
+    has_experts,
+    looks_ahead,
+    moe_loss_weights,
+    option,
+    router_of,
+    trace_router,
+)
+from moe_jax.build.models import DTYPES, FAMILIES
+from moe_jax.dispatch import DISPATCHERS
+from moe_jax.dispatch.capacity import ROUNDINGS
+from moe_jax.errors import ConfigError, choose
+from moe_jax.experts import ACTIVATIONS
+from moe_jax.layers import NETWORKS, NORMS
+from moe_jax.models import LAYER_REDUCE, REMAT
+from moe_jax.routing import BIASED, replay
+from moe_jax.routing.losses import SCORES
+
+# Which names a key may take.
+NAMES: Mapping[str, Any] = {
+    "model.family": FAMILIES, "model.activation": ACTIVATIONS, "model.norm": NORMS, "model.dtype": DTYPES,
+    "model.remat": REMAT, "model.moe.capacity_basis": ("tokens", "assignments"),
+    "model.moe.balance_counts": ("top_1", "all"), "model.moe.balance_over": ("group", "global"),
+    "model.moe.capacity_rounding": ROUNDINGS, "model.moe.gate_network": NETWORKS,
+    "model.moe.jitter_on": ("input", "logits"), "model.moe.balance_scores": SCORES,
+    "model.moe.importance_of": ("probs", "gates"), "model.moe.replay_gate": replay.GATES,
+    "model.moe.layer_reduce": LAYER_REDUCE, "data.pipeline": ("windows", "stream"),
+}
+
+# Words -> (whether a number is so, which keys must be). None passes: the key is a placeholder.
+RANGES: Mapping[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
+    "at least 1": (lambda v: v >= 1, (
+        "model.d_model", "model.num_layers", "model.num_heads", "model.num_kv_heads", "model.head_dim", "model.d_ff",
+        "model.moe.every", "model.moe.d_ff", "model.moe.min_capacity", "model.moe.devices", "data.seq_len",
+        "train.steps", "train.batch_size", "train.accumulate_steps", "train.log_every", "train.eval_every",
+        "train.checkpoint_every")),
+    "at least 0": (lambda v: v >= 0, (
+        "model.vocab_size", "model.moe.num_experts", "model.moe.first", "model.moe.num_shared_experts",
+        "model.moe.group_size", "model.moe.balance_loss", "model.moe.z_loss", "model.moe.importance_loss",
+        "model.moe.load_loss", "model.moe.device_loss", "model.moe.communication_loss", "model.moe.threshold_loss",
+        "model.moe.bias_update_rate", "model.moe.router_init_scale", "model.moe.soft_slots", "train.eval_batches",
+        "train.output_z_loss")),
+    "above 0": (lambda v: v > 0, ("model.rope_theta", "model.moe.capacity_factor", "model.moe.eval_capacity_factor",
+                                  "model.moe.routed_scale")),
+    "at least 0 and below 1": (lambda v: 0 <= v < 1, (
+        "model.dropout", "model.moe.jitter", "data.validation_fraction")),
+}
+
+
+# What the entries of a tuple must be; config_flags looks only at the tuple.
+ENTRIES: Mapping[str, tuple[Any, str]] = {
+    "data.sources": (str, "a string, such as 'embedded:prose'"), "data.weights": ((int, float), "a number"),
+    "optimizer.freeze": (str, "the name of a parameter, such as 'router'"),
+}
+
+
+def validate(config: ConfigDict, num_devices: int | None = None) -> None:
+  """Raises ConfigError for what is wrong with a config, before anything is compiled.
+
+  Args:
+    config: as of configs/base.py.
+    num_devices: devices that the mesh must fit; None: only what holds on any number of devices is checked.
+  """
+  for field, known in NAMES.items():
+    choose(field, _get(config, field), known)
+  for words, (holds, fields) in RANGES.items():
+    for field in fields:
+      if _get(config, field) is not None and not holds(_get(config, field)):
+        raise ConfigError(field, _get(config, field), f"must be {words}")
+  for field, (kinds, words) in ENTRIES.items():
+    for entry in _get(config, field):
+      if not isinstance(entry, kinds):
+        raise ConfigError(field, _get(config, field), f"{entry!r} in it must be {words}")
+  from moe_jax.training import optimizers  # not at the top: training imports this module
+  optimizers.validate(config.optimizer)
+  _validate_attention(config.model)
+  if config.model.moe.num_experts:
+    _validate_experts(config)
+  _validate_batch(config)
+  _validate_mesh(config, num_devices)
+
+
+def _validate_attention(m: ConfigDict) -> None:
+  if m.num_heads % m.num_kv_heads:
+    raise ConfigError("model.num_kv_heads", m.num_kv_heads, f"must divide num_heads={m.num_heads}")
+  if m.head_dim % 2:
+    raise ConfigError("model.head_dim", m.head_dim, "must be even, because RoPE rotates pairs")
+
+
+def _validate_experts(config: ConfigDict) -> None:
+  e = config.model.moe
+  if not any(has_experts(config.model)):
+    raise ConfigError("model.moe.first", e.first, f"no layer has experts: must be below num_layers="
+                      f"{config.model.num_layers}, or set num_experts=0 for a dense model")
+  router, name = router_of(e), e.router["name"]
+  bind(DISPATCHERS, e.dispatcher, "model.moe.dispatcher")
+  if not e.soft_slots:
+    trace_router(e, group_tokens(e, config.data.seq_len))
+    _validate_gates(router, name)
+    _validate_balancing(config.model, name)
+  if looks_ahead(e) == "yes" and not e.allow_noncausal_routing:
+    field, shown = ("soft_slots", e.soft_slots) if e.soft_slots else ("router.name", name)
+    raise ConfigError(f"model.moe.{field}", shown, f"{'Soft MoE' if e.soft_slots else name} lets later tokens decide "
+                      "what earlier ones get, which a causal model must not; use another router or priority, or set "
+                      "model.moe.allow_noncausal_routing=True")
+
+
+def _validate_gates(router: functools.partial, name: str) -> None:
+  """A gate that is the constant 1 gives the router a gradient of zero."""
+  k, norm = option(router, "k"), option(router, "gate_norm")
+  if k == 1 and norm == "top_k":
+    raise ConfigError(f"model.moe.router.{name}.gate_norm", norm, "with k=1 every gate is the constant 1 and the "
+                      "router learns nothing from the text; use 'none', the raw score, as Switch does")
+  if name == "noisy_top_k" and k == 1 or name == "hierarchical" and k == option(router, "primary_k") == 1:
+    raise ConfigError(f"model.moe.router.{name}.k", k, "every gate would be the constant 1 and the router would learn "
+                      "nothing from the text; use 2 or more, or the router top_k with gate_norm='none'")
+
+
+def _validate_balancing(m: ConfigDict, name: str) -> None:
+  e, weights = m.moe, moe_loss_weights(m)
+  if e.num_experts % e.devices:
+    raise ConfigError("model.moe.devices", e.devices, f"must divide num_experts={e.num_experts}")
+  for loss in ("device", "communication"):
+    if loss in weights and e.devices == 1:
+      raise ConfigError(f"model.moe.{loss}_loss", weights[loss], "is a constant while model.moe.devices=1; set the "
+                        "number of groups that the experts form")
+  groups = option(router_of(e), "kept_groups") and option(router_of(e), "groups")
+  if "communication" in weights and groups and groups != e.devices:
+    raise ConfigError("model.moe.devices", e.devices, f"must be the router's groups={groups} for communication_loss")
+  if ("threshold" in weights) != (name == "strictly_balanced"):
+    raise ConfigError("model.moe.threshold_loss", e.threshold_loss, "must be above 0 with the router "
+                      "strictly_balanced, which learns its thresholds by it, and 0 with all others")
+  if e.bias_update_rate and name not in BIASED:
+    raise ConfigError("model.moe.bias_update_rate", e.bias_update_rate, f"{name} reads no bias; must be 0, or use one "
+                      f"of {', '.join(BIASED)}")
+
+
+def _validate_batch(config: ConfigDict) -> None:
+  t, size = config.train, group_tokens(config.model.moe, config.data.seq_len)
+  if t.batch_size % t.accumulate_steps:
+    raise ConfigError("train.accumulate_steps", t.accumulate_steps, f"must divide batch_size={t.batch_size}")
+  tokens = t.batch_size // t.accumulate_steps * config.data.seq_len
+  if config.model.moe.num_experts and tokens % size:
+    raise ConfigError("model.moe.group_size", size, f"must divide the {tokens} tokens of a microbatch "
+                      "(batch_size / accumulate_steps * seq_len), or be 0 for groups of one sequence")
+
+
+def _validate_mesh(config: ConfigDict, num_devices: int | None) -> None:
+  asked = dict(config.mesh)
+  if num_devices is None:
+    num_devices = math.prod(size for size in asked.values() if size > 0)  # -1 becomes 1
+  sizes = dict(zip(sharding.AXES, sharding.mesh_sizes(asked, num_devices), strict=True))
+  m, micro, rows = config.model, config.train.batch_size // config.train.accumulate_steps, sizes["data"] * sizes["fsdp"]
+  if micro % rows:
+    raise ConfigError("train.batch_size", config.train.batch_size, f"a microbatch of {micro} sequences must be a "
+                      f"multiple of {rows}, the mesh's data={sizes['data']} times fsdp={sizes['fsdp']}")
+  divided = {"fsdp": ("model.d_model",), "tensor": ("model.num_heads", "model.num_kv_heads", "model.d_ff")}
+  if m.moe.num_experts:
+    divided |= {"expert": ("model.moe.num_experts",), "tensor": (*divided["tensor"], "model.moe.d_ff")}
+  for axis, fields in divided.items():
+    for field in fields:
+      if _get(config, field) % sizes[axis]:
+        raise ConfigError(f"mesh.{axis}", sizes[axis], f"must divide {field}={_get(config, field)}")
+  if not m.moe.num_experts and sizes["expert"] > 1:
+    raise ConfigError("mesh.expert", sizes["expert"], "a dense model has no experts to split; must be 1")
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+  return functools.reduce(lambda node, key: node[key], field.split("."), config)

@@ -1,0 +1,169 @@
+"""Say which routers there are: `python -m moe_jax.routers [--write FILE]`.
+
+Prints two Markdown tables, of `ROUTERS` and of the presets that `--config.model.moe=NAME` takes. Papers and equations
+come from the routers' docstrings, options from their signatures, values of losses from running them. `--write
+README.md` puts the tables between that file's markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from moe_jax.build.bind import defaults
+from moe_jax.build.presets import NEUTRAL, PRESETS
+from moe_jax.errors import ConfigError
+from moe_jax.layers import LossOptions, load_without_noise
+from moe_jax.layers.moe_losses import auxiliary_losses
+from moe_jax.routing import LEARNED, LOADS, LOOKS_AHEAD, ROUTERS, RoutingContext
+
+EXPERTS, TOKENS, DEVICES = 16, 64, 4  # of the examples at which losses are evaluated
+BALANCING = ("balance", "device", "communication", "importance", "load")
+CAUSAL = {"no": "yes", "overflow": "yes, but for second choices where slots run out", "yes": "no"}
+
+
+def run() -> None:
+  """The console entry point."""
+  sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: Sequence[str]) -> int:
+  """Prints or writes the tables; returns the exit code."""
+  parser = argparse.ArgumentParser(prog="python -m moe_jax.routers", description="Lists the routers and presets.")
+  parser.add_argument("--write", metavar="FILE", help="put the tables between the markers of a Markdown file")
+  flags = parser.parse_args(argv)
+  tables = {"routers": router_table(), "presets": preset_table()}
+  if not flags.write:
+    print("\n\n".join(tables.values()))
+    return 0
+  file = pathlib.Path(flags.write)
+  try:
+    text = file.read_text()
+    for name, table in tables.items():
+      text = replace(text, name, table)
+  except (OSError, ConfigError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  file.write_text(text)
+  return 0
+
+
+def router_table() -> str:
+  """A row a router."""
+  rows = [(f"`{name}`", paper(f), f"`{equation(f)}`", balance_values(name), CAUSAL[LOOKS_AHEAD[name]()],
+           ", ".join(f"`{option}={value!r}`" for option, value in defaults(f).items()) or "none")
+          for name, f in ROUTERS.items()]
+  head = ("router", "paper", "equation", f"losses at balance → collapse (E={EXPERTS})", "causal-safe",
+          "options with defaults")
+  return _markdown(head, rows)
+
+
+def preset_table() -> str:
+  """A row a preset: what it says beside its router's defaults and `NEUTRAL`."""
+  show = lambda values: ", ".join(f"`{key}={value:g}`" if isinstance(value, float) else f"`{key}={value!r}`"
+                                  for key, value in values.items())
+  rows = []
+  for name, (router, options, keys) in PRESETS.items():
+    said = {key: value for key, value in keys.items() if value != NEUTRAL.get(key)}
+    soft = "soft_slots" in keys
+    looks = "yes" if soft else LOOKS_AHEAD[router](**options)
+    if looks == "overflow" and not keys.get("capacity_factor") and "capacity_factor" not in options:
+      looks = "no"  # dropless: there is no slot to lose
+    rows.append((f"`{name}`", "Soft MoE layer" if soft else f"`{router}`", "" if soft else show(options), show(said),
+                 CAUSAL[looks]))
+  return _markdown(("preset", "router", "its options", "keys of `model.moe`", "causal-safe"), rows)
+
+
+def paper(router: Callable) -> str:
+  """The paragraph of the docstring that begins with "Paper: "."""
+  found = [" ".join(block.split()) for block in _paragraphs(router) if block.startswith("Paper: ")]
+  if len(found) != 1:
+    raise ValueError(f"the docstring of {router.__name__} needs one paragraph that begins with 'Paper: '")
+  return found[0].removeprefix("Paper: ").rstrip(".")
+
+
+def equation(router: Callable) -> str:
+  """The first indented paragraph of the docstring."""
+  found = [block for block in _paragraphs(router) if block.startswith("    ")]
+  if not found:
+    raise ValueError(f"the docstring of {router.__name__} needs its equation as an indented paragraph")
+  return "; ".join(" ".join(line.split()).rstrip(",;") for line in found[0].splitlines())
+
+
+def balance_values(name: str) -> str:
+  """What the losses that presets use with this router are at perfect balance and at collapse, by running it."""
+  used = {key.removesuffix("_loss") for router, _, keys in PRESETS.values() if router == name for key in keys}
+  names = tuple(each for each in BALANCING if each in used)
+  if not names:
+    return "none"
+  balanced, collapsed = (_losses(name, names, collapsed=c) for c in (False, True))
+  return ", ".join(f"{each} {_short(balanced[each])} → {_short(collapsed[each])}" for each in names)
+
+
+def _losses(name: str, names: tuple[str, ...], collapsed: bool) -> dict[str, float]:
+  logits, context = example(name, collapsed)
+  router, options = ROUTERS[name], defaults(ROUTERS[name])
+  plan = router(logits, context)
+  k = max(plan.expert.shape[-1] // TOKENS, 1)
+  load = (lambda l, c: LOADS[name](l, c, **options)) if name in LOADS else (
+      lambda l, c: load_without_noise(l, c, k=k))
+  devices = options["groups"] if "kept_groups" in options and options["groups"] > 1 else DEVICES
+  keys = next(keys for preset, _, keys in PRESETS.values() if preset == name and f"{names[0]}_loss" in keys)
+  loss = LossOptions(names=names, balance_counts="all", balance_scores=keys.get("balance_scores", "softmax"),
+                     importance_of=keys.get("importance_of", "probs"), devices=devices,
+                     devices_a_token=min(options.get("kept_groups", k), devices), load=load, k=k)
+  batch = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
+  context = batch(context).replace(valid=jnp.ones((1, TOKENS), bool))
+  return {each: float(value) for each, value in auxiliary_losses(loss, *batch((logits, plan)), context).items()}
+
+
+def example(name: str, collapsed: bool) -> tuple[Float[Array, "S E"], RoutingContext]:
+  """Logits and context at which a router is perfectly balanced, or sends every token to the same experts."""
+  token, learned = jnp.arange(TOKENS)[:, None], LEARNED.get(name, ())
+  groups = defaults(ROUTERS[name]).get("groups", 1) if "primary" in learned else 1
+  in_group = EXPERTS // groups
+  shift = 0 if collapsed else 1  # each token prefers the expert after the last one's
+  scale = 200.0 if collapsed else 4.0
+  prefer = lambda first, size: -scale * ((jnp.arange(size) - shift * first) % size)
+  fields = {"primary": prefer(token // in_group, groups), "noise_std": jnp.full((TOKENS, EXPERTS), 0.1),
+            "primary_noise_std": jnp.full((TOKENS, groups), 0.1), "threshold": jnp.zeros(EXPERTS)}
+  logits = jnp.tile(prefer(token, in_group), (1, groups))
+  return logits, RoutingContext(token_ids=token[:, 0], train=True, **{key: fields[key] for key in learned})
+
+
+def replace(text: str, name: str, table: str) -> str:
+  """`text` with `table` between the markers of that name.
+
+  Raises:
+    ConfigError: there are no such markers.
+  """
+  start, end = f"<!-- table:{name} -->\n", f"\n<!-- /table:{name} -->"
+  pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
+  if not pattern.search(text):
+    raise ConfigError("write", name, f"the file has no lines {start.strip()} and {end.strip()} to write between")
+  return pattern.sub(lambda _: start + table + end, text)
+
+
+def _short(value: float) -> str:
+  return f"{round(value, 3):g}"
+
+
+def _paragraphs(router: Callable) -> list[str]:
+  return [block.strip("\n") for block in (inspect.getdoc(router) or "").split("\n\n")]
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  line = lambda cells: "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+  return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,31 @@
+"""The layers with experts of a config."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from changed import config
+
+from moe_jax import build, sharding
+
+pytestmark = pytest.mark.unit
+
+
+R = "model.moe.router"
+
+
+def test_loss_weights_name_what_the_model_reports():
+  # Catches: a loss that is computed and not weighted, or weighted and not computed (a KeyError in the first step).
+  c = config({"model.moe.z_loss": 0.0, "model.moe.load_loss": 0.5})
+  assert build.loss_weights(c) == {"balance": 0.01, "load": 0.5}
+  model = build.model(c, 264, sharding.make_mesh({"data": 1}))
+  ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+  run = lambda key, ids: model.init_with_output(key, ids, ids, ids, train=False)[0][1].losses
+  assert set(jax.eval_shape(run, jax.random.key(0), ids)) == {"balance", "load"}
+  assert build.loss_weights(config({"model.moe.num_experts": 0})) == {}
+
+
+def test_expert_choice_sizes_its_own_slots():
+  # Catches: the layer's capacity dropping what the router chose; dropless buffers of S slots.
+  c = config({f"{R}.name": "expert_choice", f"{R}.expert_choice.capacity_factor": 3, "model.moe.capacity_factor": 0.1})
+  layer = build.model(c, 264, sharding.make_mesh({"data": 1})).moe.keywords
+  assert layer["capacity_factor"] == 3.0 and layer["capacity_basis"] == "tokens"

@@ -1,0 +1,59 @@
+"""The losses of a layer, over groups."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax.layers import LOSSES, LossOptions
+from moe_jax.layers.moe_losses import auxiliary_losses
+from moe_jax.routing import RoutingContext
+from moe_jax.routing.top_k import top_k
+
+pytestmark = pytest.mark.numerics
+
+L, E = 6, 4
+
+
+def _plan(logits, k=1):
+  return jax.vmap(lambda l: top_k(l, RoutingContext(), k=k, gate_norm="none"))(logits)
+
+
+def test_balance_over_groups_and_over_all():
+  # Two groups that are collapsed on different experts: E each, but E/2 once f and P are averaged (f = P = 1/2 on two).
+  # Of 2 devices, each group uses one (2), together both (1). Catches: "global" that averages products.
+  logits = jnp.zeros((2, L, E)).at[0, :, 0].set(50.0).at[1, :, 2].set(50.0)
+  context = RoutingContext(valid=jnp.ones((2, L), bool))
+  value = lambda name, **o: float(auxiliary_losses(LossOptions((name,), **o), logits, _plan(logits), context)[name])
+  assert value("balance", balance_over="group") == pytest.approx(E)
+  assert value("balance", balance_over="global") == pytest.approx(E / 2)
+  assert value("device", devices=2, balance_over="group") == pytest.approx(2)
+  assert value("device", devices=2, balance_over="global") == pytest.approx(1)
+  assert value("communication", devices=2, balance_over="group") == pytest.approx(2)
+  assert value("communication", devices=2, balance_over="global") == pytest.approx(1)
+  assert value("z") == pytest.approx(2500, rel=1e-3)
+  assert value("importance") == pytest.approx(E - 1, rel=1e-3)
+  assert value("importance", importance_of="gates") == pytest.approx(E - 1, rel=1e-3)
+  assert value("load") == pytest.approx(E - 1, rel=1e-3)
+
+
+def test_groups_weigh_as_many_tokens_as_they_have():
+  # A group of padding alone must not pull a mean towards 0. Catches: a plain mean over groups.
+  logits = jax.random.normal(jax.random.key(0), (2, L, E))
+  names = tuple(name for name in LOSSES if name != "threshold")
+  run = lambda logits, valid: auxiliary_losses(LossOptions(names, devices=2), logits, jax.vmap(
+      lambda l, v: top_k(l, RoutingContext(valid=v), k=2))(logits, valid), RoutingContext(valid=valid))
+  half = run(logits, jnp.asarray([[True] * L, [False] * L]))
+  alone = run(logits[:1], jnp.ones((1, L), bool))
+  for name in names:
+    np.testing.assert_allclose(half[name], alone[name], rtol=1e-5, err_msg=name)
+
+
+def test_threshold_trains_thresholds_only():
+  # Catches: a threshold loss that trains the router, or one that is not handed to the thresholds.
+  logits = jax.random.normal(jax.random.key(0), (1, 8, E))
+  f = lambda logits, threshold: auxiliary_losses(
+      LossOptions(("threshold",), k=2), logits, _plan(logits),
+      RoutingContext(valid=jnp.ones((1, 8), bool), threshold=threshold))["threshold"]
+  d_logits, d_threshold = jax.grad(f, argnums=(0, 1))(logits, jnp.zeros(E))
+  assert not np.any(d_logits) and np.all(np.abs(d_threshold) > 0)

@@ -1,0 +1,44 @@
+"""Expert Choice (arXiv 2202.09368), capped: Dykstra's alternating KL projections on the matrix A itself."""
+
+import numpy as np
+
+from oracles import draws
+
+
+def capped_expert_choice(logits, context, capacity_factor=2.0, max_experts=2, entropy=0.001, iterations=100):
+  scores = draws.softmax(logits).T  # [E, S]
+  num_experts, num_tokens = scores.shape
+  capacity = min(max(round(capacity_factor * num_tokens / num_experts), 1), num_tokens)
+  tokens = draws.valid_tokens(logits, context)
+  if not tokens:
+    return []
+  row_sum = min(capacity, len(tokens), len(tokens) * max_experts / num_experts)
+  a = dykstra(scores[:, tokens], row_sum, max_experts, entropy, iterations)
+  picks = {}
+  for e in range(num_experts):
+    picks[e] = sorted(range(len(tokens)), key=lambda j: (-a[e, j], j))[:capacity]
+  plan = []
+  for e in range(num_experts):
+    for j in picks[e]:
+      rivals = sorted((i for i in range(num_experts) if j in picks[i]), key=lambda i: (-scores[i, tokens[j]], i))
+      if e in rivals[:max_experts]:
+        plan.append((tokens[j], e, scores[e, tokens[j]]))
+  return plan
+
+
+def dykstra(scores, row_sum, max_experts, entropy, iterations):
+  """A after `iterations` sweeps, before it is cut at 1 for the last time. Each projection is one NumPy line.
+
+  Dykstra with Bregman projections: undo the set's last correction (times q), project, and q becomes the quotient.
+  """
+  a = np.exp((scores - scores.max(axis=1, keepdims=True)) / entropy)  # rows are scaled next: a factor changes nothing
+  q_column, q_entry = np.ones_like(a), np.ones_like(a)
+  for _ in range(iterations):
+    a = a * (row_sum / a.sum(axis=1, keepdims=True))
+    uncapped = a * q_column
+    a = uncapped * np.minimum(1.0, max_experts / uncapped.sum(axis=0, keepdims=True))
+    q_column = uncapped / a
+    uncut = a * q_entry
+    a = np.minimum(uncut, 1.0)
+    q_entry = uncut / a
+  return uncut

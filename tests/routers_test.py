@@ -1,0 +1,67 @@
+"""The tables of routers and presets are made from the code, and README has them."""
+
+import pathlib
+
+import pytest
+
+from moe_jax import routers
+from moe_jax.build import PRESETS
+from moe_jax.errors import ConfigError
+from moe_jax.routing import ROUTERS
+
+pytestmark = pytest.mark.unit
+
+README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
+
+
+def test_the_readme_has_the_tables(capsys):
+  # Catches: a router, option or docstring that changed without `python -m moe_jax.routers --write README.md`.
+  assert routers.main([]) == 0
+  printed = capsys.readouterr().out.strip()
+  tables = [routers.router_table(), routers.preset_table()]
+  assert printed == "\n\n".join(tables)
+  text = README.read_text()
+  for name, table in zip(("routers", "presets"), tables, strict=True):
+    assert routers.replace(text, name, table) == text, "run python -m moe_jax.routers --write README.md"
+  assert printed.count("\n| `") == len(ROUTERS) + len(PRESETS)
+
+
+def test_values_at_balance_and_collapse():
+  # E = 16. Catches: a loss of another scale; K of a router that is not its own. See papers' definitions in losses.py:
+  # balance E/K of gshard (K = 2), load E/K - 1 of noisy top-4, E - 1 of importance; 8 devices of which 3 are used.
+  value = routers.balance_values
+  assert value("gshard") == "balance 1 → 8"
+  assert value("noisy_top_k") == value("hierarchical") == "importance 0 → 15, load 0 → 3"
+  assert value("device_limited") == "balance 1 → 2.667, device 1 → 2.667, communication 1 → 2.667"
+  assert value("expert_choice") == "none"
+
+
+def test_docstrings():
+  def mine(logits, context):
+    """Does things.
+
+    Paper: A paper
+    (Sec. 1).
+
+        a = b,
+        c = d
+    """
+  assert routers.paper(mine) == "A paper (Sec. 1)" and routers.equation(mine) == "a = b; c = d"
+  for router in ROUTERS.values():
+    assert "rXiv" in routers.paper(router) or "1991" in routers.paper(router)
+  for broken in (routers.paper, routers.equation):
+    with pytest.raises(ValueError, match="docstring"):
+      broken(lambda logits, context: None)
+
+
+def test_writing(tmp_path, capsys):
+  # Catches: a file without markers that is overwritten, a traceback for a missing one.
+  file = tmp_path / "a.md"
+  file.write_text("nothing")
+  assert routers.main([f"--write={file}"]) == 2 and file.read_text() == "nothing"
+  assert routers.main([f"--write={tmp_path / 'no.md'}"]) == 2
+  assert capsys.readouterr().err.count("error: ") == 2
+  with pytest.raises(ConfigError, match="table:x"):
+    routers.replace("", "x", "")
+  assert routers.replace("a\n<!-- table:x -->\nold\n<!-- /table:x -->\nb", "x", "| new |") == (
+      "a\n<!-- table:x -->\n| new |\n<!-- /table:x -->\nb")
