@@ -42,11 +42,10 @@ def capped_expert_choice(logits: Float[Array, "S E"], context: RoutingContext, *
     ConfigError: capacity_factor, entropy <= 0; max_experts, iterations < 1; max_experts < capacity_factor where tokens
       then have too few places for the experts' slots.
 
-  Deviation: a token that after TopK is in more than b experts' lists, because A is not integral yet, keeps the b that
-  it likes best (largest S), and the others' slots stay empty: no token ever gets more than b. With the paper's lambda
-  and 100 iterations b = c = 2 leaves 2 to 19% of the slots empty on normal logits, b = 3 at most 4%; more iterations
-  fill them. Where padding, or the rounding of C, leaves fewer than E*C places, rows sum to what each expert can get,
-  see `_row_sum`.
+  Deviation: after 100 iterations with the paper's lambda A is not integral yet, and TopK alone would put tokens into
+  more than b lists. So no token ever gets more than b: it keeps the b experts that it likes best (largest S), and the
+  others list their next tokens that have a place left, until no slot can be filled. Where padding, or the rounding of
+  C, leaves fewer than E*C places, rows sum to what each expert can get, see `_row_sum`, and slots stay empty.
   """
   num_tokens, num_experts = logits.shape
   _check(num_tokens, num_experts, capacity_factor, max_experts, entropy, iterations)
@@ -55,8 +54,9 @@ def capped_expert_choice(logits: Float[Array, "S E"], context: RoutingContext, *
   scores = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).T  # [E, S]
   kernel = jnp.where(valid, jax.lax.stop_gradient(scores) / entropy, _NEVER)
   log_a = _project(kernel, _row_sum(valid, num_experts, capacity, max_experts), max_experts, iterations)
-  _, token = jax.lax.top_k(log_a, capacity)  # [E, C]
-  kept = valid[token] & _within_cap(scores, token, max_experts)
+  chosen = _choose(log_a, jax.lax.stop_gradient(scores), valid, capacity, max_experts)
+  _, token = jax.lax.top_k(jnp.where(chosen, log_a, -jnp.inf), capacity)  # [E, C]
+  kept = jnp.take_along_axis(chosen, token, axis=-1)
   expert = jnp.where(kept, jnp.arange(num_experts)[:, None], num_experts)
   gate = jnp.where(kept, jnp.take_along_axis(scores, token, axis=-1), 0.0)
   return RoutingPlan(token=token.reshape(-1), expert=expert.reshape(-1), gate=gate.reshape(-1),  # [E*C]
@@ -100,13 +100,30 @@ def _row_sum(valid: Bool[Array, "S"], num_experts: int, capacity: int, max_exper
   return jnp.minimum(float(capacity), real * min(1.0, max_experts / num_experts))
 
 
-def _within_cap(scores: Float[Array, "E S"], token: Int[Array, "E C"], max_experts: int) -> Bool[Array, "E C"]:
-  """Which of the lists' entries are among the `max_experts` that their token likes best of those that list it."""
-  row = jnp.arange(len(scores))[:, None]
-  listed = jnp.zeros(scores.shape, bool).at[row, token].set(True)
-  order = jnp.argsort(jnp.where(listed, -scores, jnp.inf), axis=0, stable=True)  # experts, the token's best first
-  rank = jnp.argsort(order, axis=0)
-  return rank[row, token] < max_experts
+def _choose(log_a: Float[Array, "E S"], scores: Float[Array, "E S"], valid: Bool[Array, "S"], capacity: int,
+            max_experts: int) -> Bool[Array, "E S"]:
+  """Which expert gets which token: at most `capacity` tokens an expert and `max_experts` experts a token.
+
+  In rounds: experts list as many tokens as they have free slots, by A, of those that have a place left; tokens keep as
+  many of these as they have places, by S. The first round is the paper's TopK.
+  """
+  def one_round(state):
+    chosen, _ = state
+    free = capacity - jnp.sum(chosen, axis=1, keepdims=True)  # [E, 1]
+    places = jnp.where(valid, max_experts - jnp.sum(chosen, axis=0), 0)  # [S]
+    listed = _among(~chosen & (places > 0), log_a, free, axis=1)
+    new = _among(listed, scores, places, axis=0)
+    return chosen | new, jnp.any(new)
+
+  start = jnp.zeros(log_a.shape, bool), jnp.array(True)
+  return jax.lax.while_loop(lambda state: state[1], one_round, start)[0]
+
+
+def _among(mask: Bool[Array, "E S"], values: Float[Array, "E S"], count: Int[Array, "..."],
+           axis: int) -> Bool[Array, "E S"]:
+  """The `count` largest values along an axis of those in the mask; ties to the lower index."""
+  order = jnp.argsort(jnp.where(mask, -values, jnp.inf), axis=axis, stable=True)
+  return mask & (jnp.argsort(order, axis=axis) < count)
 
 
 def _capacity(num_tokens: int, num_experts: int, capacity_factor: float) -> int:

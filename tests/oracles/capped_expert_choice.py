@@ -14,16 +14,30 @@ def capped_expert_choice(logits, context, capacity_factor=2.0, max_experts=2, en
     return []
   row_sum = min(capacity, len(tokens), len(tokens) * max_experts / num_experts)
   a = dykstra(scores[:, tokens], row_sum, max_experts, entropy, iterations)
-  picks = {}
-  for e in range(num_experts):
-    picks[e] = sorted(range(len(tokens)), key=lambda j: (-a[e, j], j))[:capacity]
+  chosen = fill(a, scores[:, tokens], capacity, max_experts)
   plan = []
   for e in range(num_experts):
-    for j in picks[e]:
-      rivals = sorted((i for i in range(num_experts) if j in picks[i]), key=lambda i: (-scores[i, tokens[j]], i))
-      if e in rivals[:max_experts]:
-        plan.append((tokens[j], e, scores[e, tokens[j]]))
+    for j in sorted(chosen[e], key=lambda j: (-a[e, j], j)):
+      plan.append((tokens[j], e, scores[e, tokens[j]]))
   return plan
+
+
+def fill(a, scores, capacity, max_experts):
+  """Expert -> its tokens: experts ask by A, tokens accept by score, until nobody is accepted any more."""
+  experts, tokens = range(a.shape[0]), range(a.shape[1])
+  chosen = {e: [] for e in experts}
+  while True:
+    places = [max_experts - sum(j in chosen[e] for e in experts) for j in tokens]
+    asked = {j: [] for j in tokens}
+    for e in experts:
+      can = [j for j in tokens if places[j] > 0 and j not in chosen[e]]
+      for j in sorted(can, key=lambda j: (-a[e, j], j))[:capacity - len(chosen[e])]:
+        asked[j].append(e)
+    accepted = [(e, j) for j in tokens for e in sorted(asked[j], key=lambda e: (-scores[e, j], e))[:places[j]]]
+    if not accepted:
+      return chosen
+    for e, j in accepted:
+      chosen[e].append(j)
 
 
 def dykstra(scores, row_sum, max_experts, entropy, iterations):

@@ -42,11 +42,24 @@ def test_by_hand():
 
 
 def test_a_token_in_too_many_lists_keeps_the_best():
-  # Nothing tells the tokens apart, so both experts list tokens 0 and 1, with equal A. Catches: a cap that trusts A; a
-  # slot whose expert is nobody but has a gate; a tie that goes to the higher expert.
+  # Nothing tells the tokens apart, so both experts list tokens 0 and 1, with equal A. They keep expert 0; expert 1
+  # lists tokens 2 and 3 next. Catches: a cap that trusts A, a slot that stays empty, a tie that goes to the higher.
   plan = run(capped_expert_choice, jnp.zeros((4, 2)), capacity_factor=1.0, max_experts=1)
-  assert _triples(plan) == [(0, 0, 0.5), (1, 0, 0.5)]
+  assert _triples(plan) == [(0, 0, 0.5), (1, 0, 0.5), (2, 1, 0.5), (3, 1, 0.5)]
+
+
+def test_what_cannot_be_filled_names_nobody():
+  # Two real tokens of four and one place each: of 2 * 2 slots two stay empty. Catches: a gate of an empty slot.
+  context = RoutingContext(valid=jnp.array([True, True, False, False]))
+  plan = run(capped_expert_choice, jnp.zeros((4, 2)), context, capacity_factor=1.0, max_experts=1)
   assert plan.expert.tolist() == [0, 0, 2, 2] and plan.gate.tolist() == [0.5, 0.5, 0.0, 0.0]
+
+
+def test_nearly_all_slots_are_filled_with_the_papers_values():
+  # 100 sweeps at lambda = 0.001 and b = c = 2 leave A far from integral: TopK alone would leave a fifth of the slots
+  # empty. Catches: experts that do not ask again.
+  logits = jax.random.normal(jax.random.key(0), (256, 8)) + 0.3 * jax.random.normal(jax.random.key(1), (1, 8))
+  assert np.mean(np.asarray(run(capped_expert_choice, logits).expert) == 8) < 0.02
 
 
 @pytest.mark.parametrize("max_experts", [2, 3])
