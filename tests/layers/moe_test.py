@@ -82,9 +82,13 @@ def test_gradient_of_the_router(k, gate_norm, learns):
   assert (float(jnp.abs(grad).max()) > 1e-3) == learns
 
 
-def test_router_is_float32_in_a_bfloat16_model():
-  # Catches: logits in bfloat16, whose ties and rounding change which expert is chosen.
-  layer = make(dtype=jnp.bfloat16)
+@pytest.mark.parametrize("router, options, network", [
+    ("top_k", {}, "linear"), ("noisy_top_k", {"k": 2}, "tanh"), ("hierarchical", {"groups": 2}, "linear"),
+    ("sigmoid_bias", {"k": 2}, "linear"), ("expert_choice", {}, "linear"), ("sinkhorn", {}, "linear")])
+def test_router_is_float32_in_a_bfloat16_model(router, options, network):
+  # Catches: logits, or what else a router learns, in bfloat16, whose ties and rounding change which expert is chosen.
+  layer = make(dtype=jnp.bfloat16).clone(router=functools.partial(ROUTERS[router], **options), network=network,
+                                         learned=LEARNED.get(router, ()), groups=2)
   x = X.astype(jnp.bfloat16)
   variables = initialise(layer, 1.0)
   jaxpr = str(jax.make_jaxpr(lambda v, x: layer.apply(v, x, context()))(variables, x))

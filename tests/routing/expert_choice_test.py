@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from oracles.compare import check_appended_padding, check_oracle, draw
 
 from moe_jax.dispatch import expert_capacity
 from moe_jax.errors import ConfigError
@@ -70,3 +71,24 @@ def test_router_learns():
 def test_bad_factor_is_named():
   with pytest.raises(ConfigError, match="capacity_factor"):
     expert_choice(LOGITS, RoutingContext(), capacity_factor=0.0)
+
+
+def _oracle(logits, context, *, capacity_factor):
+  return reference.expert_choice(logits, capacity_factor, np.asarray(context.valid))
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 5.0])
+def test_equals_the_oracle_on_50_draws(factor):
+  # Half of the groups have tied experts and tied tokens. Catches: what one draw happens to hide.
+  check_oracle(expert_choice, _oracle, *draw(1), capacity_factor=factor)
+
+
+@pytest.mark.parametrize(("tokens", "experts"), [(1, 5), (4, 1), (4, 3)])
+def test_equals_the_oracle_at_the_corners(tokens, experts):
+  # S = 1 and E = 1: C is clipped to [1, S]. Catches: top_k with C > S.
+  check_oracle(expert_choice, _oracle, *draw(3, 5, tokens, experts), capacity_factor=2.0)
+
+
+def test_appended_padding_changes_nothing():
+  # The same C = 3 with 5 padded rows. Catches: padding that is chosen.
+  check_appended_padding(expert_choice, longer={"capacity_factor": 2.0 * 12 / 17}, capacity_factor=2.0)

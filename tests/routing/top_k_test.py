@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from oracles.compare import check_appended_padding, check_oracle, draw
 
 from moe_jax.errors import ConfigError
 from moe_jax.routing import RoutingContext
@@ -105,6 +106,30 @@ def test_equals_the_oracle(k, gate_norm, priority):
   actual = reference.assignments(plan)
   assert [a[:2] for a in actual] == [a[:2] for a in expected]
   np.testing.assert_allclose([a[2] for a in actual], [a[2] for a in expected], rtol=1e-5)
+
+
+def _oracle(logits, context, **options):
+  bias = None if context.bias is None else np.asarray(context.bias)
+  return reference.top_k(logits, options["k"], options.get("gate_norm", "top_k"), options.get("priority", "choice"),
+                         np.asarray(context.valid), bias)
+
+
+@pytest.mark.parametrize("options", [{"k": 1, "gate_norm": "none"}, {"k": 2}, {"k": 3, "priority": "gate"},
+                                     {"k": 5, "priority": "token"}], ids=str)
+def test_equals_the_oracle_on_50_draws(options):
+  # Half of the groups have tied experts and tied tokens. Catches: what one draw happens to hide.
+  check_oracle(top_k, _oracle, *draw(1), **options)
+
+
+@pytest.mark.parametrize(("tokens", "experts", "k"), [(1, 5, 2), (4, 1, 1), (4, 3, 3)])
+def test_equals_the_oracle_at_the_corners(tokens, experts, k):
+  # S = 1, E = 1, K = E. Catches: a division by E - 1, K clipped to E - 1.
+  check_oracle(top_k, _oracle, *draw(3, 5, tokens, experts), k=k)
+
+
+def test_appended_padding_changes_nothing():
+  # Catches: padding that goes before real tokens under "gate".
+  check_appended_padding(top_k, k=2, priority="gate")
 
 
 @pytest.mark.parametrize(("gate_norm", "trains"), [("none", True), ("top_k", False)])
