@@ -32,5 +32,6 @@ setup(
         "eval": ["lm-eval>=0.4.9"],
         "reference": ["torch==2.13.0", "transformers>=5.23", "st-moe-pytorch>=0.1.8"],
     },
-    entry_points={"console_scripts": ["moe-jax-train=moe_jax.train:run", "moe-jax-inspect=moe_jax.inspect:run"]},
+    entry_points={"console_scripts": ["moe-jax-train=moe_jax.train:run", "moe-jax-inspect=moe_jax.inspect:run",
+                                      "moe-jax-describe=moe_jax.describe:run"]},
 )

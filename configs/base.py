@@ -17,17 +17,32 @@ def get_config():
   c.seed = 0  # initialisation, dropout and routing noise; the order of the data has data.seed
 
   c.model = m = config_dict.ConfigDict()
-  m.family = "decoder"
+  m.family = "decoder"  # decoder, encoder_decoder
   m.vocab_size = 0  # entries of the embedding; 0 = the tokenizer's size
+  m.target_vocab_size = 0  # entries of a second embedding, of encoder_decoder's targets (GShard); 0 = there is none
   m.d_model = 128
-  m.num_layers = 4
+  m.num_layers = 4  # of the decoder, where there is an encoder, too
+  m.num_encoder_layers = 0  # of encoder_decoder; 0 = num_layers
   m.num_heads = 4  # query heads
   m.num_kv_heads = 4  # divides num_heads
-  m.head_dim = 32  # even, because RoPE rotates pairs
+  m.head_dim = 32  # even with position="rope", which rotates pairs
+  m.attention = "grouped_query"  # grouped_query, latent (DeepSeek-V2), which reads num_heads, rope_theta and `latent`
+  m.position = "rope"  # rope, relative (T5's bucketed bias, each layer its own), none
+  m.rope_theta = 10_000.0
+  m.relative_buckets = 32  # of position="relative"; a multiple of 4
+  m.relative_max_distance = 128  # tokens, from which on all distances share the last bucket
+  m.qkv_bias = False  # additive biases on queries, keys and values (Qwen)
+  m.qk_norm = False  # RMSNorm over all of a token's query features, and over its key features (OLMoE)
+  m.clip_qkv = 0.0  # queries, keys and values are cut to [-clip_qkv, clip_qkv] (DBRX); 0 = not
+  m.sliding_window = 0  # tokens that a query sees, itself included (Mixtral); 0 = all earlier ones
+  m.query_scale = 0.0  # factor on queries; 0 = head_dim ** -0.5 (T5: 1.0)
+  # Widths of latent attention: of the keys' and values' latent, of the queries' (0 = no latent), and of a head.
+  m.latent = {"kv_rank": 512, "query_rank": 0, "nope_dim": 128, "rope_dim": 64, "value_dim": 128}  # rope_dim even
   m.d_ff = 512  # hidden width of the dense FFNs
   m.activation = "swiglu"  # gelu, relu, geglu, swiglu
+  m.ffn_bias = "none"  # none, additive, multiplicative (ST-MoE): on hidden units, of dense FFNs and experts
   m.norm = "rmsnorm"  # rmsnorm, layernorm (without bias)
-  m.rope_theta = 10_000.0
+  m.embed_scale = True  # rows of the embedding times sqrt(d_model) on the way in
   m.tied_embeddings = True
   m.dropout = 0.0  # probability, on the output of each sublayer
   m.dtype = "float32"  # of activations: float32, bfloat16; parameters and routers are always float32
@@ -39,6 +54,8 @@ def get_config():
   e.first = 1  # layer i has experts if i >= first and (i - first) % every == 0
   e.every = 2
   e.d_ff = 512  # hidden width of one expert
+  e.activation = ""  # of the experts, as model.activation; "" = that (GLaM: gated dense FFNs, plain experts)
+  e.extra_ffn = False  # a dense FFN with its own norm and residual right before each layer's experts (ST-MoE)
   e.num_shared_experts = 0  # experts of width d_ff that every token visits (DeepSeekMoE)
   e.shared_gate = False  # multiply what they make by sigmoid(w x) (Qwen1.5-MoE)
   e.router = {"name": "top_k"} | _options(ROUTERS)  # only the options of the named router are read
@@ -77,7 +94,11 @@ def get_config():
   d.weights = ()  # share of each source; () = proportional to its tokens (windows) or documents (stream)
   d.pipeline = "windows"  # windows: tokenised once, shuffled globally; stream: tokenised and packed on the fly
   d.tokenizer = "bytes"  # bytes, sentencepiece:FILE, hf:FILE
-  d.seq_len = 256  # tokens
+  d.objective = "next_token"  # next_token; span_corruption (T5), which an encoder_decoder needs
+  d.seq_len = 256  # tokens; of the decoder, where there is an encoder, too
+  d.encoder_len = 256  # tokens that an encoder reads (span_corruption)
+  d.noise_density = 0.15  # share of the tokens that are masked (span_corruption)
+  d.mean_span = 3.0  # tokens, mean length of a masked span (span_corruption)
   d.validation_fraction = 0.05  # of the documents, by a hash of their key
   d.seed = 0
   d.threads = 2  # that read ahead
@@ -89,10 +110,13 @@ def get_config():
   c.optimizer = o = config_dict.ConfigDict()
   o.name = "adamw"  # adamw, adafactor
   o.learning_rate = 1e-3  # peak
-  o.schedule = "cosine"  # after the warm-up: cosine, rsqrt, wsd, constant
+  o.schedule = "cosine"  # after the warm-up: cosine, rsqrt, wsd, steps, constant; flat_rsqrt holds the peak till then
   o.warmup_steps = 100
   o.final_fraction = 0.1  # of the peak, at the last step (cosine, wsd)
   o.decay_fraction = 0.2  # of all steps that decay (wsd)
+  o.milestones = (0.8, 0.9)  # fractions of all steps, from each of which on the rate is times milestone_factor (steps)
+  o.milestone_factor = 0.316
+  o.update_clip = 1.0  # RMS that a matrix's update may have before its learning rate (adafactor)
   o.b1 = 0.9
   o.b2 = 0.95
   o.eps = 1e-8
@@ -111,6 +135,9 @@ def get_config():
   t.output_z_loss = 0.0  # weight of log^2 Z of the output softmax
 
   c.mesh = {"data": -1, "fsdp": 1, "expert": 1, "tensor": 1}  # devices an axis; -1 = all that are left
+
+  # What the paper claims, in numbers of parameters (0.0 = it says nothing); shown by `python -m moe_jax.describe`.
+  c.paper = {"name": "", "parameters": 0.0, "activated": 0.0, "note": ""}
 
   c.report = {"compare": ""}  # results.json of another run, shown beside this one's
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,6 +16,9 @@ from jaxtyping import Array, Float, Int
 # the first.
 ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "geglu": jax.nn.gelu, "swiglu": jax.nn.silu}
 _GATED = frozenset({"geglu", "swiglu"})
+
+# How a learned vector may change hidden units, and what it begins as: with no effect (ST-MoE, appendix C).
+FFN_BIASES: Mapping[str, Any] = {"none": None, "additive": (operator.add, 0.0), "multiplicative": (operator.mul, 1.0)}
 
 
 def is_gated(activation: str) -> bool:
@@ -32,19 +37,32 @@ def activate(activation: str, pre: dict[str, Any]) -> Array:
   return function(pre["gate"]) * pre["up"] if is_gated(activation) else function(pre["up"])
 
 
+def add_bias(ffn_bias: str, hidden: Array, bias: Array | None) -> Array:
+  """hidden + bias or hidden * bias: what comes between activation and output projection (ST-MoE, appendix C).
+
+  Args:
+    ffn_bias: a key of `FFN_BIASES`.
+    hidden: [..., F].
+    bias: [F], or of any shape that multiplies `hidden`; not read for "none".
+  """
+  return hidden if ffn_bias == "none" else FFN_BIASES[ffn_bias][0](hidden, bias.astype(hidden.dtype))
+
+
 @typing.no_type_check  # JAX rebuilds pytrees with placeholder leaves, which no shape check survives.
 @struct.dataclass
 class Experts:
-  """E feed-forward networks without biases: down(f(up x)), or down(f(gate x) * up x) if gated.
+  """E feed-forward networks: down(f(up x)), or down(f(gate x) * up x) if gated; `hidden_bias` acts on what `down` gets.
 
   Weights are cast to the dtype of the rows they are applied to; their gradients come back in their own dtype.
-  `gate` is present if and only if `is_gated(activation)`.
+  `gate` is present if and only if `is_gated(activation)`, `hidden_bias` if and only if `ffn_bias` is not "none".
   """
 
   up: Float[Array, "E D F"]
   down: Float[Array, "E F D"]
   gate: Float[Array, "E D F"] | None
   activation: str = struct.field(pytree_node=False)
+  hidden_bias: Float[Array, "E F"] | None = None
+  ffn_bias: str = struct.field(pytree_node=False, default="none")
 
   @property
   def num_experts(self) -> int:
@@ -54,21 +72,23 @@ class Experts:
   def weights(self) -> dict[str, Array]:
     """All weights, by name; every leaf has leading axis E."""
     gate = {"gate": self.gate} if is_gated(self.activation) else {}
-    return {"up": self.up, "down": self.down} | gate
+    bias = {} if self.ffn_bias == "none" else {"hidden_bias": self.hidden_bias}
+    return {"up": self.up, "down": self.down} | gate | bias
 
   def buffers(self, x: Float[Array, "E N D"]) -> Float[Array, "E N D"]:
     """All experts on buffers of equal size: expert e on x[e]."""
     w = self.weights
-    pre = {name: jnp.einsum("end,edf->enf", x, w[name].astype(x.dtype)) for name in w if name != "down"}
-    return jnp.einsum("enf,efd->end", activate(self.activation, pre), w["down"].astype(x.dtype))
+    pre = {name: jnp.einsum("end,edf->enf", x, w[name].astype(x.dtype)) for name in _inward(w)}
+    bias = None if self.hidden_bias is None else self.hidden_bias[:, None]
+    return jnp.einsum("enf,efd->end", self._hidden_units(pre, bias), w["down"].astype(x.dtype))
 
   def hidden(self, w: dict[str, Any], rows: Float[Array, "N D"]) -> dict[str, Any]:
     """Pre-activations [N, F] of one expert, whose slice of `weights` is `w`: what a backward pass has to keep."""
-    return {name: rows @ w[name].astype(rows.dtype) for name in w if name != "down"}
+    return {name: rows @ w[name].astype(rows.dtype) for name in _inward(w)}
 
   def output(self, w: dict[str, Any], pre: dict[str, Any]) -> Float[Array, "N D"]:
     """The rest of one expert, from the pre-activations that `hidden` returned."""
-    return activate(self.activation, pre) @ w["down"].astype(pre["up"].dtype)
+    return self._hidden_units(pre, w.get("hidden_bias")) @ w["down"].astype(pre["up"].dtype)
 
   def ragged(self, rows: Float[Array, "N D"], group_sizes: Int[Array, "E"]) -> Float[Array, "N D"]:
     """All experts on rows sorted by expert, `group_sizes[e]` for expert e, by `jax.lax.ragged_dot`.
@@ -77,5 +97,15 @@ class Experts:
     every row with every expert (E times the FLOPs).
     """
     w = jax.tree.map(lambda leaf: leaf.astype(rows.dtype), self.weights)
-    pre = {name: jax.lax.ragged_dot(rows, w[name], group_sizes) for name in w if name != "down"}
-    return jax.lax.ragged_dot(activate(self.activation, pre), w["down"], group_sizes)
+    pre = {name: jax.lax.ragged_dot(rows, w[name], group_sizes) for name in _inward(w)}
+    bias = None if self.hidden_bias is None else jnp.repeat(
+        w["hidden_bias"], group_sizes, axis=0, total_repeat_length=rows.shape[0])
+    return jax.lax.ragged_dot(self._hidden_units(pre, bias), w["down"], group_sizes)
+
+  def _hidden_units(self, pre: dict[str, Any], bias: Array | None) -> Array:
+    return add_bias(self.ffn_bias, activate(self.activation, pre), bias)
+
+
+def _inward(weights: dict[str, Any]) -> list[str]:
+  """The weights that make pre-activations, in the order of `weights`."""
+  return [name for name in weights if name in ("up", "gate")]

@@ -16,7 +16,7 @@ import pathlib
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from moe_jax.errors import ConfigError
 
@@ -26,11 +26,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent  # of the clone, where con
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-  """A command line, read: the resolved (locked) config, where it came from, and the workdir."""
+  """A command line, read: the resolved (locked) config, where it came from, and the workdir (None: not asked for)."""
 
   config: object
   path: str
-  workdir: pathlib.Path
+  workdir: pathlib.Path | None
 
 
 def run() -> None:
@@ -39,19 +39,30 @@ def run() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code. All output about mistakes goes to standard error."""
+  """Does what the command line says; returns the exit code."""
+  return guarded(argv, __doc__, lambda rest: _train(parse(rest), argv))
+
+
+def guarded(argv: Sequence[str], text: str, action: Callable[[Sequence[str]], int]) -> int:
+  """The exit code of `action` on the command line without --debug, or of its mistake, told on standard error.
+
+  Args:
+    argv: the command line.
+    text: printed for --help.
+    action: takes the arguments; returns the exit code.
+  """
   if any(arg in ("-h", "--help", "--helpfull") for arg in argv[1:]):
-    print(__doc__)
+    print(text)
     return 0
   debug = "--debug" in argv
   try:
-    return _train(parse([arg for arg in argv if arg != "--debug"]), argv)
+    return action([arg for arg in argv if arg != "--debug"])
   except ConfigError as error:
-    code, text = 2, str(error)
+    code, said = 2, str(error)
     shown = traceback.format_exc() if debug else ""
   except KeyboardInterrupt:
-    code, text, shown = 130, "interrupted; what was saved before is kept, and the same command goes on from there", ""
-  print(f"{shown}error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    code, said, shown = 130, "interrupted; what was saved before is kept, and the same command goes on from there", ""
+  print(f"{shown}error: {' '.join(said.split())}", file=sys.stderr, flush=True)
   return code
 
 
@@ -81,8 +92,12 @@ def _train(command: Command, argv: Sequence[str]) -> int:
   return 0
 
 
-def parse(argv: Sequence[str]) -> Command:
-  """Reads a command line (`argv[0]` is the program).
+def parse(argv: Sequence[str], workdir: bool = True) -> Command:
+  """Reads a command line.
+
+  Args:
+    argv: `argv[0]` is the program.
+    workdir: whether there must be a --workdir; otherwise there is no such flag.
 
   Raises:
     ConfigError: a flag is missing, unknown or malformed; the config's file is missing or broken; an override names no
@@ -95,17 +110,20 @@ def parse(argv: Sequence[str]) -> Command:
   rest = _take_preset(rest, config)
   _check_keys(rest, config)
   values = flags.FlagValues()
-  flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
+  if workdir:
+    flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
   try:
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest, lock_config=True)
     positional = values(rest)[1:]
   except flags.UnrecognizedFlagError as error:
-    raise ConfigError("flag", f"--{error.flagname}", "unknown; the flags are --config, --config.KEY, --workdir, --debug"
-                      ) from error
+    known = ["--config", "--config.KEY", *["--workdir"] * workdir, "--debug"]
+    raise ConfigError("flag", f"--{error.flagname}", f"unknown; the flags are {', '.join(known)}") from error
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
     raise _override_error(rest, config, error) from error
   if positional:
     raise ConfigError("argument", positional[0], "is no flag; write --flag=value, without spaces around the =")
+  if not workdir:
+    return Command(config, path, None)
   if not values.workdir:
     raise ConfigError("workdir", values.workdir, "is missing; say where the run shall live, as in "
                       "--workdir=runs/quickstart")
@@ -126,7 +144,7 @@ def _take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
       rest.append(argv[i])
     i += 1
   if not path:
-    known = sorted(p.name for p in (ROOT / "configs").glob("*.py") if p.name != "base.py")
+    known = sorted(p.name for p in (ROOT / "configs").glob("*.py") if p.name not in ("base.py", "shared.py"))
     raise ConfigError("config", path, "is missing; give --config=configs/X.py, X one of " + ", ".join(
         name.removesuffix(".py") for name in known))
   return path, rest

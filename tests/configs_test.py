@@ -4,6 +4,7 @@ After a change that is meant: `python tests/configs_test.py`, look at the diff, 
 CHANGELOG.
 """
 
+import importlib
 import json
 import pathlib
 import sys
@@ -12,7 +13,11 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SNAPSHOTS = ROOT / "tests" / "config_snapshots"
-CONFIGS = ("base.py", "quickstart.py", "desk.py", "dense_baseline.py:quickstart", "dense_baseline.py:desk")
+FAMILIES = ("dbrx", "deepseek_moe", "deepseek_v2", "deepseek_v3", "expert_choice", "glam", "gshard", "llama_moe",
+            "mixtral", "olmoe", "qwen1_5_moe", "st_moe", "switch", "t5")  # of papers, each with a variant "desk"
+CONFIGS = ("base.py", "quickstart.py", "desk.py", "dense_baseline.py:quickstart", "dense_baseline.py:desk",
+           *(f"{family}.py:desk" for family in FAMILIES))
+NO_CONFIGS = {"shared.py"}  # what files of configs/ share
 
 pytestmark = pytest.mark.unit
 
@@ -34,7 +39,8 @@ def test_a_config_resolves_as_before(name):
 
 def test_every_config_has_a_snapshot():
   # Catches: a new config file that nobody watches.
-  assert {p.name for p in (ROOT / "configs").glob("*.py")} == {name.partition(":")[0] for name in CONFIGS}
+  files = {p.name for p in (ROOT / "configs").glob("*.py")} - NO_CONFIGS
+  assert files == {name.partition(":")[0] for name in CONFIGS}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -44,8 +50,43 @@ def test_every_config_is_valid(name):
   from moe_jax.train import load_config
   config = load_config(f"configs/{name}")
   build.validate(config, 1)
-  total, activated = build.parameter_counts(config, 264)
+  total, activated = build.parameter_counts(config, 364)
   assert 0 < activated <= total
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_variant_is_valid(family):
+  # Catches: a size of a paper that its own groups, heads or batch do not divide.
+  from moe_jax import build
+  from moe_jax.errors import ConfigError
+  module = importlib.import_module(f"configs.{family}")
+  for variant in module.VARIANTS:
+    c = module.get_config(variant)
+    build.validate(c)
+    assert c.paper.name and c.paper.parameters
+  assert module.get_config() == module.get_config(next(iter(module.VARIANTS)))  # the one that "desk" shrinks
+  with pytest.raises(ConfigError, match="config='desks': did you mean 'desk'"):
+    module.get_config("desks")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_desk_keeps_the_routing_and_shrinks_the_rest(family):
+  # Catches: a desk model that routes otherwise than its paper, that is no desk's size, or whose experts of a token are
+  # not as wide as its dense FFN.
+  from moe_jax import build
+  from moe_jax.build.experts import experts_a_token
+  module = importlib.import_module(f"configs.{family}")
+  small, c = module.get_config("desk"), module.get_config()
+  sized = ("num_experts", "d_ff", "group_size")
+  keep = lambda e: {key: value for key, value in e.to_dict().items() if key not in sized}
+  assert keep(small.model.moe) == keep(c.model.moe)
+  assert (small.model.family, small.model.position, small.model.attention) == (
+      c.model.family, c.model.position, c.model.attention)
+  assert build.parameter_counts(small, 364)[0] < 10e6 and small.train.steps == 800
+  e = small.model.moe
+  if e.num_experts:
+    together = e.d_ff * (experts_a_token(small.model, small.data.seq_len) + e.num_shared_experts)
+    assert abs(together - small.model.d_ff) < 8
 
 
 if __name__ == "__main__":

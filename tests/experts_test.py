@@ -13,10 +13,11 @@ pytestmark = pytest.mark.unit
 E, D, F, N = 3, 4, 6, 5
 
 
-def make(activation, key=0):
-  up, down, gate = (jax.random.normal(k, s) for k, s in zip(
-    jax.random.split(jax.random.key(key), 3), [(E, D, F), (E, F, D), (E, D, F)], strict=True))
-  return Experts(up=up, down=down, gate=gate if is_gated(activation) else None, activation=activation)
+def make(activation, ffn_bias="none", key=0):
+  up, down, gate, bias = (jax.random.normal(k, s) for k, s in zip(
+    jax.random.split(jax.random.key(key), 4), [(E, D, F), (E, F, D), (E, D, F), (E, F)], strict=True))
+  return Experts(up=up, down=down, gate=gate if is_gated(activation) else None, activation=activation,
+                 hidden_bias=None if ffn_bias == "none" else bias, ffn_bias=ffn_bias)
 
 
 def by_hand(experts, e, rows):
@@ -27,13 +28,19 @@ def by_hand(experts, e, rows):
   functions = {"relu": lambda v: np.maximum(v, 0), "gelu": gelu, "geglu": gelu, "swiglu": silu}
   function = functions[experts.activation]
   hidden = function(rows @ np.asarray(experts.gate[e])) * up if is_gated(experts.activation) else function(up)
+  hidden = hidden + experts.hidden_bias[e] if experts.ffn_bias == "additive" else hidden
+  hidden = hidden * experts.hidden_bias[e] if experts.ffn_bias == "multiplicative" else hidden
   return hidden @ np.asarray(experts.down[e])
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_all_forms_equal_the_definition(activation):
-  # Catches: up and gate swapped, the activation on the wrong product, experts' weights mixed up.
-  experts, x = make(activation), jax.random.normal(jax.random.key(9), (E, N, D))
+BIASED = [("relu", "additive"), ("swiglu", "additive"), ("gelu", "multiplicative"), ("geglu", "multiplicative")]
+
+
+@pytest.mark.parametrize("activation, ffn_bias", [(activation, "none") for activation in ACTIVATIONS] + BIASED)
+def test_all_forms_equal_the_definition(activation, ffn_bias):
+  # Catches: up and gate swapped, the activation on the wrong product, experts' weights mixed up, a bias before the
+  # activation.
+  experts, x = make(activation, ffn_bias), jax.random.normal(jax.random.key(9), (E, N, D))
   expected = np.stack([by_hand(experts, e, np.asarray(x[e])) for e in range(E)])
   np.testing.assert_allclose(experts.buffers(x), expected, rtol=1e-4, atol=1e-5)
   slices = [jax.tree.map(lambda leaf, e=e: leaf[e], experts.weights) for e in range(E)]
@@ -41,10 +48,10 @@ def test_all_forms_equal_the_definition(activation):
   np.testing.assert_allclose(chunked, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation", ["relu", "swiglu"])
-def test_ragged_groups_with_an_idle_expert(activation):
-  # Catches: group sizes read as boundaries, an empty group that shifts the next.
-  experts, rows = make(activation), jax.random.normal(jax.random.key(9), (5, D))
+@pytest.mark.parametrize("activation, ffn_bias", [("relu", "none"), ("swiglu", "none"), *BIASED])
+def test_ragged_groups_with_an_idle_expert(activation, ffn_bias):
+  # Catches: group sizes read as boundaries, an empty group that shifts the next, another expert's bias.
+  experts, rows = make(activation, ffn_bias), jax.random.normal(jax.random.key(9), (5, D))
   actual = experts.ragged(rows, jnp.array([2, 0, 3]))
   expected = np.concatenate([by_hand(experts, 0, np.asarray(rows[:2])), by_hand(experts, 2, np.asarray(rows[2:]))])
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
@@ -52,7 +59,7 @@ def test_ragged_groups_with_an_idle_expert(activation):
 
 def test_weights_are_cast_to_the_rows_dtype_and_gradients_are_not():
   # Catches: float32 matmuls under bfloat16 activations; gradients rounded to bfloat16.
-  experts, x = make("swiglu"), jnp.ones((E, N, D), jnp.bfloat16)
+  experts, x = make("swiglu", "additive"), jnp.ones((E, N, D), jnp.bfloat16)
   assert experts.buffers(x).dtype == jnp.bfloat16
   grads = jax.grad(lambda experts: experts.buffers(x).astype(jnp.float32).sum())(experts)
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
@@ -65,4 +72,5 @@ def test_protocol_and_gating():
   assert isinstance(make("gelu"), ExpertFunction)
   assert [is_gated(a) for a in ("gelu", "relu", "geglu", "swiglu")] == [False, False, True, True]
   assert set(make("gelu").weights) == {"up", "down"} and set(make("geglu").weights) == {"up", "down", "gate"}
+  assert set(make("gelu", "additive").weights) == {"up", "down", "hidden_bias"}
   np.testing.assert_allclose(activate("relu", {"up": jnp.array([-1.0, 2.0])}), [0.0, 2.0])

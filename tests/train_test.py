@@ -151,6 +151,35 @@ def test_as_a_process_a_mistake_exits_with_2(tmp_path):
   assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: model.moe.router.name='swich': ")
 
 
+def test_an_encoder_decoder_trains_stops_resumes_and_reports(tmp_path, capfd):
+  # Catches: any part of a run that takes a decoder for granted: initialisation, steps, checkpoints, evaluation, the
+  # report; a resumed run that masks other spans than one that was not interrupted.
+  changes = dict(model__family="encoder_decoder", model__position="relative", model__relative_buckets=8,
+                 model__relative_max_distance=16, model__query_scale=1.0, model__embed_scale=False,
+                 model__num_encoder_layers=4, model__dropout=0.1, data__objective="span_corruption",
+                 data__encoder_len=48, data__noise_density=0.3, data__mean_span=2.0, train__eval_every=2)
+  for steps in (2, 4):
+    assert train.main(arguments(tmp_path, train__steps=steps, optimizer__schedule="constant", **changes)) == 0
+  place = tmp_path / "run"
+  results = json.loads((place / "results.json").read_text())
+  (score,) = results["nats_per_target"].values()
+  assert results["steps"] == 4 and 0 < score < 6.2 and "bits_per_byte" not in results
+  assert results["sample"] == "" and results["ladder"] == {}
+  lines = metrics.read(place / "metrics.jsonl")
+  assert [(line["step"], line["kind"]) for line in lines] == [(n, kind) for n in (2, 4) for kind in ("train", "eval")]
+  assert len(lines[0]["moe/load"]) == 3 and "nats_per_target" in lines[1]
+  routing = json.loads((place / "routing.json").read_text())
+  assert routing["layers"] == [1, 3] and len(routing["pages"][0]["experts"]) == 2
+  report = (place / "report.html").read_text()
+  assert all(words in report for words in ("encoder layer 3", "decoder layer 1", "nats a target"))
+  assert "bits per byte" not in report and "nats a target" in capfd.readouterr().out
+  argv = arguments(tmp_path, train__steps=4, optimizer__schedule="constant", **changes)
+  argv = [arg.replace(str(place), str(tmp_path / "whole")) for arg in argv]
+  assert train.main(argv) == 0
+  one, other = (inspection.describe(tmp_path / name)["parameters_sha256"] for name in ("run", "whole"))
+  assert one == other
+
+
 # A run without its report that sends itself a signal: "TERM 3" when it reads batch 3, "KILL 2" when it reads batch 2,
 # "SAVE 4" = SIGKILL when the checkpoint of step 4 is complete and about to get its name.
 DRIVER = """

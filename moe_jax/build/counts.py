@@ -2,46 +2,114 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from moe_jax.build.experts import experts_a_token
-from moe_jax.build.models import FAMILIES
+from moe_jax.build.experts import encoder_layers, experts_a_token
+from moe_jax.build.models import abstract_variables
+
+KINDS = ("embedding", "attention", "dense FFN", "experts", "router", "norms", "relative bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+  """One parameter of a model: where it is, its logical axes ("layers" where it is stacked) and its number of values."""
+
+  path: tuple[str, ...]
+  axes: tuple[str | None, ...]
+  size: int
+
+  @property
+  def kind(self) -> str:
+    """One of `KINDS`: shared and extra FFNs are dense ones, attention's norms are norms, a head is an embedding."""
+    if self.path[-1] == "relative_bias":
+      return "relative bias"
+    if set(self.axes) <= {"norm", "layers"}:
+      return "norms"
+    if "vocab" in self.axes:
+      return "embedding"
+    if "expert" in self.axes:
+      return "experts"
+    if "router" in self.axes or self.path[-1] == "shared_gate":
+      return "router"
+    return "attention" if {"attention", "cross_attention"} & set(self.path) else "dense FFN"
+
+  @property
+  def multiplies(self) -> bool:
+    """Whether it is a matrix that tokens are multiplied with, be it that an embedding is tied to the output."""
+    return self.kind not in ("norms", "relative bias") and not self.path[-1].endswith("_bias")
 
 
 def parameter_counts(config: ConfigDict, vocab_size: int) -> tuple[int, int]:
   """(total, activated) parameters, by `jax.eval_shape` of the real model; activated: those that one token meets.
 
   Of E experts a token meets A/S: K for token choice, the capacity factor on average for expert choice. The embedding
-  counts in full in both.
+  counts in full in both, and so do an encoder and its decoder, which meet different tokens of an example.
   """
-  total = activated = 0
-  for leaf in _parameters(config, vocab_size):
-    total += leaf.value.size
-    activated += leaf.value.size * (experts_a_token(config.model, config.data.seq_len) / config.model.moe.num_experts
-                                    if "expert" in leaf.names else 1)
+  total, activated, share = 0, 0.0, _expert_share(config)
+  for leaf in parameters(config, vocab_size):
+    total += leaf.size
+    activated += leaf.size * (share if leaf.kind == "experts" else 1)
   return total, round(activated)
 
 
-def flops_per_token(config: ConfigDict, vocab_size: int) -> float:
-  """FLOPs of the forward pass's matmuls a token: 2 a weight that the token meets, and 4 L H P a layer for attention.
+def parameters_by_kind(config: ConfigDict, vocab_size: int) -> dict[str, int]:
+  """Parameters of each of `KINDS`; they add up to the total of `parameter_counts`."""
+  counts = dict.fromkeys(KINDS, 0)
+  for leaf in parameters(config, vocab_size):
+    counts[leaf.kind] += leaf.size
+  return counts
 
-  Attention is counted as computed, over all L positions. Not counted: the embedding look-up, dispatch, norms,
-  softmaxes. Training costs about three times this.
+
+def flops_per_token(config: ConfigDict, vocab_size: int) -> float:
+  """FLOPs of the forward pass's matmuls a token: 2 a weight that the token meets, and attention.
+
+  A token is one of the data.seq_len positions of a row. In an encoder-decoder these are the decoder's, and the work of
+  the encoder on its data.encoder_len positions is divided among them; the decoder's keys and values of what the encoder
+  made are computed there, too.
+
+  Attention is counted as computed, over all positions that a query may see if it is the last of its row: scores and
+  averages of values, 4 L H P a layer, 2 L H (nope + rope + value) for latent attention. Not counted: the embedding
+  look-up, dispatch, norms, softmaxes. Training costs about three times this.
   """
   m = config.model
-  _, activated = parameter_counts(config, vocab_size)
-  vectors = sum(leaf.value.size for leaf in _parameters(config, vocab_size) if set(leaf.names) <= {"norm", "layers"})
-  lookup = 0 if m.tied_embeddings else (m.vocab_size or vocab_size) * m.d_model
-  attention = 4 * m.num_layers * config.data.seq_len * m.num_heads * m.head_dim
-  return float(2 * (activated - vectors - lookup) + attention)
+  lookups = {"embedding"} if not m.tied_embeddings or m.target_vocab_size else set()
+  lookups |= {"target_embedding"} if not m.tied_embeddings else set()
+  source = config.data.encoder_len / config.data.seq_len  # positions of the encoder for each of the decoder's
+  flops, share = 0.0, _expert_share(config)
+  for leaf in parameters(config, vocab_size):
+    of_source = leaf.path[0] == "encoder" or "cross_attention" in leaf.path and leaf.path[-1] in ("key", "value")
+    if leaf.multiplies and leaf.path[-1] not in lookups:
+      flops += 2 * leaf.size * (share if leaf.kind == "experts" else 1) * (source if of_source else 1)
+  return flops + _attention_flops(config)
 
 
-def _parameters(config: ConfigDict, vocab_size: int) -> list[nn.LogicallyPartitioned]:
-  built = FAMILIES[config.model.family](config.model, config.model.vocab_size or vocab_size, "cpu")
-  tokens = jax.ShapeDtypeStruct((1, config.data.seq_len), jnp.int32)
-  init = lambda key, *args: built.init(key, *args, train=False)["params"]
-  return jax.tree.leaves(jax.eval_shape(init, jax.random.key(0), tokens, tokens, tokens),
-                         is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+def _attention_flops(config: ConfigDict) -> float:
+  m, length = config.model, config.data.seq_len
+  features = 2 * m.head_dim  # of a key and a value
+  if m.attention == "latent":
+    features = m.latent.nope_dim + m.latent.rope_dim + m.latent.value_dim
+  seen = min(length, m.sliding_window or length)
+  keys = m.num_layers * seen  # that a token's query meets in all layers
+  if m.family == "encoder_decoder":
+    source = config.data.encoder_len
+    keys += m.num_layers * source + encoder_layers(m) * source * source / length
+  return 2.0 * m.num_heads * features * keys
+
+
+def _expert_share(config: ConfigDict) -> float:
+  """The share of all experts that one token meets."""
+  experts = config.model.moe.num_experts
+  return experts_a_token(config.model, config.data.seq_len) / experts if experts else 0.0
+
+
+def parameters(config: ConfigDict, vocab_size: int) -> list[Parameter]:
+  """The parameters of a config's model; `vocab_size` is the tokenizer's, used where model.vocab_size is 0."""
+  boxed = jax.tree_util.tree_leaves_with_path(abstract_variables(config, vocab_size)["params"],
+                                              is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+  return [Parameter(tuple(entry.key for entry in path), tuple(leaf.names), math.prod(leaf.value.shape))
+          for path, leaf in boxed]

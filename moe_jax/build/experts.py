@@ -21,13 +21,15 @@ def moe_layer(m: ConfigDict, dense: functools.partial, platform: str) -> functoo
 
   Args:
     m: config.model.
-    dense: a bound `DenseFfn`; shared experts are such FFNs, of their own width.
+    dense: a bound `DenseFfn`; shared experts are such FFNs, of their own width and activation.
     platform: of the devices that will run it.
   """
   e = m.moe
-  shared = functools.partial(dense, d_ff=e.num_shared_experts * e.d_ff) if e.num_shared_experts else None
-  common = dict(num_experts=e.num_experts, d_ff=e.d_ff, activation=m.activation, shared=shared,
-                group_size=e.group_size, output_scale=dense.keywords["output_scale"], dtype=dense.keywords["dtype"])
+  activation = e.activation or m.activation
+  shared = functools.partial(dense, d_ff=e.num_shared_experts * e.d_ff, activation=activation)
+  common = dict(num_experts=e.num_experts, d_ff=e.d_ff, activation=activation,
+                shared=shared if e.num_shared_experts else None, ffn_bias=m.ffn_bias, group_size=e.group_size,
+                output_scale=dense.keywords["output_scale"], dtype=dense.keywords["dtype"])
   if e.soft_slots:
     return functools.partial(SoftMoeLayer, slots=e.soft_slots, **common)
   router = router_of(e)
@@ -81,8 +83,14 @@ def trace_router(e: ConfigDict, size: int) -> RoutingPlan:
 
 
 def has_experts(m: ConfigDict) -> tuple[bool, ...]:
-  """For each layer of config.model, whether it has experts."""
-  return moe_layers(m.num_layers, m.moe.first, m.moe.every) if m.moe.num_experts else (False,) * m.num_layers
+  """For each layer of config.model, whether it has experts; those of an encoder come first."""
+  return tuple(experts for layers in (encoder_layers(m), m.num_layers) for experts in (
+      moe_layers(layers, m.moe.first, m.moe.every) if m.moe.num_experts else (False,) * layers))
+
+
+def encoder_layers(m: ConfigDict) -> int:
+  """The number of layers of config.model's encoder; 0 = it has none."""
+  return (m.num_encoder_layers or m.num_layers) if m.family == "encoder_decoder" else 0
 
 
 def looks_ahead(e: ConfigDict) -> str:

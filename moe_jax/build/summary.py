@@ -1,4 +1,4 @@
-"""What a config's routing does, in words: what the header of a run prints."""
+"""What a config's model and its routing are, in words: what `describe` and the header of a run print."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from moe_jax.build.experts import (
     capacity_rule,
+    encoder_layers,
     experts_a_token,
     group_tokens,
     has_experts,
@@ -18,6 +19,38 @@ from moe_jax.build.experts import (
     trace_router,
 )
 from moe_jax.dispatch import expert_capacity
+
+
+def model_summary(config: ConfigDict) -> str:
+  """The architecture in words, one line a question."""
+  m = config.model
+  encoder, layers = encoder_layers(m), has_experts(m)
+  stacks = f"{encoder} + {m.num_layers}" if encoder else f"{m.num_layers}"
+  entries = " and ".join(f"{size:,}" for size in (m.vocab_size, m.target_vocab_size) if size) or "the tokenizer's"
+  rows = (f"{config.data.encoder_len} tokens to {config.data.seq_len}" if encoder
+          else f"{config.data.seq_len} tokens")
+  lines = {
+      "model": f"{m.family.replace('_', '-')}, {stacks} layers of width {m.d_model}, {sum(layers)} with experts",
+      "attention": _attention_words(m),
+      "ffn": f"{m.activation} of width {m.d_ff}" + (f", {m.ffn_bias} bias" if m.ffn_bias != "none" else "") + (
+          f", and one more before each of the {sum(layers)} layers' experts" if m.moe.extra_ffn else ""),
+      "embedding": f"{entries} entries, {'tied to' if m.tied_embeddings else 'beside'} the output projection",
+      "numbers": f"{m.dtype} activations, {m.norm}, dropout {m.dropout:g}, remat={m.remat}",
+      "batch": f"{config.train.batch_size:,} rows of {rows}, {config.train.steps:,} steps of {config.optimizer.name}",
+  }
+  return "\n".join(f"{name:>9}: {words}" for name, words in lines.items())
+
+
+def _attention_words(m: ConfigDict) -> str:
+  if m.attention == "latent":
+    queries = f"queries from {m.latent.query_rank}" if m.latent.query_rank else "full queries"
+    return (f"latent, {m.num_heads} heads of {m.latent.nope_dim} + {m.latent.rope_dim} rotated and values of "
+            f"{m.latent.value_dim}, keys and values from {m.latent.kv_rank}, {queries}")
+  more = [f"query scale {m.query_scale:g}"] * bool(m.query_scale) + ["biases"] * m.qkv_bias
+  more += ["normalised queries and keys"] * m.qk_norm + [f"clipped to {m.clip_qkv:g}"] * bool(m.clip_qkv)
+  more += [f"window of {m.sliding_window}"] * bool(m.sliding_window)
+  where = {"rope": f"rope (theta {m.rope_theta:g})", "relative": "relative biases", "none": "no positions"}[m.position]
+  return ", ".join([f"{m.num_heads} heads of {m.head_dim}, {m.num_kv_heads} of keys and values", where, *more])
 
 
 def routing_summary(config: ConfigDict) -> str:
@@ -36,7 +69,7 @@ def routing_summary(config: ConfigDict) -> str:
                  f"tokens, {experts_a_token(m, config.data.seq_len):g} experts a token, {_shared_words(e)}",
       "capacity": _capacity_words(e, router, size),
       "priority": option(router, "priority", "the router's own order"),
-      "gates": f"gate_norm={option(router, 'gate_norm', 'as the router defines')}, times {e.routed_scale:g}; "
+      "gates": f"{_norm_words(option(router, 'gate_norm'))}, times {e.routed_scale:g}; "
                f"{e.gate_network} gate network, float32" + (f"; jitter {e.jitter:g} on its {e.jitter_on}"
                                                             if e.jitter else ""),
       "losses": _loss_words(m),
@@ -48,6 +81,10 @@ def routing_summary(config: ConfigDict) -> str:
 CAUSAL = {"no": "no later token changes what an earlier one gets",
           "overflow": "where slots run out, a later token's first choice displaces an earlier one's second",
           "yes": "NOT causal: later tokens change what earlier ones get"}
+
+
+def _norm_words(gate_norm: str | None) -> str:
+  return f"gate_norm={gate_norm}" if gate_norm else "normalised as the router defines"
 
 
 def _dropless(e: ConfigDict, router: functools.partial) -> bool:

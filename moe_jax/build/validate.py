@@ -20,12 +20,13 @@ from moe_jax.build.experts import (
     router_of,
     trace_router,
 )
-from moe_jax.build.models import DTYPES, FAMILIES
+from moe_jax.build.models import ATTENTIONS, DTYPES, FAMILIES
+from moe_jax.data.span_corruption import raw_length
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.dispatch.capacity import ROUNDINGS
 from moe_jax.errors import ConfigError, choose
-from moe_jax.experts import ACTIVATIONS
-from moe_jax.layers import NETWORKS, NORMS
+from moe_jax.experts import ACTIVATIONS, FFN_BIASES
+from moe_jax.layers import NETWORKS, NORMS, POSITIONS
 from moe_jax.models import LAYER_REDUCE, REMAT
 from moe_jax.routing import BIASED, replay
 from moe_jax.routing.losses import SCORES
@@ -33,29 +34,36 @@ from moe_jax.routing.losses import SCORES
 # Which names a key may take.
 NAMES: Mapping[str, Any] = {
     "model.family": FAMILIES, "model.activation": ACTIVATIONS, "model.norm": NORMS, "model.dtype": DTYPES,
-    "model.remat": REMAT, "model.moe.capacity_basis": ("tokens", "assignments"),
+    "model.remat": REMAT, "model.attention": ATTENTIONS, "model.position": POSITIONS, "model.ffn_bias": FFN_BIASES,
+    "model.moe.capacity_basis": ("tokens", "assignments"),
     "model.moe.balance_counts": ("top_1", "all"), "model.moe.balance_over": ("group", "global"),
     "model.moe.capacity_rounding": ROUNDINGS, "model.moe.gate_network": NETWORKS,
     "model.moe.jitter_on": ("input", "logits"), "model.moe.balance_scores": SCORES,
     "model.moe.importance_of": ("probs", "gates"), "model.moe.replay_gate": replay.GATES,
     "model.moe.layer_reduce": LAYER_REDUCE, "data.pipeline": ("windows", "stream"),
+    "data.objective": ("next_token", "span_corruption"),
 }
 
 # Words -> (whether a number is so, which keys must be). None passes: the key is a placeholder.
 RANGES: Mapping[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "at least 1": (lambda v: v >= 1, (
         "model.d_model", "model.num_layers", "model.num_heads", "model.num_kv_heads", "model.head_dim", "model.d_ff",
+        "model.latent.kv_rank", "model.latent.nope_dim", "model.latent.rope_dim", "model.latent.value_dim",
         "model.moe.every", "model.moe.d_ff", "model.moe.min_capacity", "model.moe.devices", "data.seq_len",
+        "data.encoder_len", "data.mean_span",
         "train.steps", "train.batch_size", "train.accumulate_steps", "train.log_every", "train.eval_every",
         "train.checkpoint_every")),
     "at least 0": (lambda v: v >= 0, (
-        "model.vocab_size", "model.moe.num_experts", "model.moe.first", "model.moe.num_shared_experts",
+        "model.vocab_size", "model.num_encoder_layers", "model.clip_qkv", "model.sliding_window", "model.query_scale",
+        "model.target_vocab_size", "model.latent.query_rank", "model.moe.num_experts", "model.moe.first",
+        "model.moe.num_shared_experts",
         "model.moe.group_size", "model.moe.balance_loss", "model.moe.z_loss", "model.moe.importance_loss",
         "model.moe.load_loss", "model.moe.device_loss", "model.moe.communication_loss", "model.moe.threshold_loss",
         "model.moe.bias_update_rate", "model.moe.router_init_scale", "model.moe.soft_slots", "train.eval_batches",
         "train.output_z_loss")),
     "above 0": (lambda v: v > 0, ("model.rope_theta", "model.moe.capacity_factor", "model.moe.eval_capacity_factor",
                                   "model.moe.routed_scale")),
+    "above 0 and below 1": (lambda v: 0 < v < 1, ("data.noise_density",)),
     "at least 0 and below 1": (lambda v: 0 <= v < 1, (
         "model.dropout", "model.moe.jitter", "data.validation_fraction")),
 }
@@ -64,6 +72,7 @@ RANGES: Mapping[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
 # What the entries of a tuple must be; config_flags looks only at the tuple.
 ENTRIES: Mapping[str, tuple[Any, str]] = {
     "data.sources": (str, "a string, such as 'embedded:prose'"), "data.weights": ((int, float), "a number"),
+    "optimizer.milestones": ((int, float), "a number"),
     "optimizer.freeze": (str, "the name of a parameter, such as 'router'"),
 }
 
@@ -87,6 +96,7 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
         raise ConfigError(field, _get(config, field), f"{entry!r} in it must be {words}")
   from moe_jax.training import optimizers  # not at the top: training imports this module
   optimizers.validate(config.optimizer)
+  _validate_objective(config)
   _validate_attention(config.model)
   if config.model.moe.num_experts:
     _validate_experts(config)
@@ -94,11 +104,48 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
   _validate_mesh(config, num_devices)
 
 
+def _validate_objective(config: ConfigDict) -> None:
+  """An encoder has something to read, and nobody makes what is not read."""
+  family, d = config.model.family, config.data
+  needed = {"decoder": "next_token", "encoder_decoder": "span_corruption"}[family]
+  if d.objective != needed:
+    raise ConfigError("data.objective", d.objective, f"model.family={family!r} trains on {needed!r}; use that, or "
+                      "another family")
+  if d.objective == "span_corruption":
+    raw_length(d.encoder_len, d.seq_len, d.noise_density, d.mean_span)
+
+
 def _validate_attention(m: ConfigDict) -> None:
+  if m.attention == "latent":
+    return _validate_latent(m)
   if m.num_heads % m.num_kv_heads:
     raise ConfigError("model.num_kv_heads", m.num_kv_heads, f"must divide num_heads={m.num_heads}")
-  if m.head_dim % 2:
+  if m.position == "rope" and m.head_dim % 2:
     raise ConfigError("model.head_dim", m.head_dim, "must be even, because RoPE rotates pairs")
+  if m.relative_buckets < 4 or m.relative_buckets % 4:
+    raise ConfigError("model.relative_buckets", m.relative_buckets, "must be a multiple of 4: two directions, and of "
+                      "each half the buckets hold one distance")
+  if m.relative_max_distance <= m.relative_buckets // 2:
+    raise ConfigError("model.relative_max_distance", m.relative_max_distance, f"must be above {m.relative_buckets // 2}"
+                      f", half of relative_buckets={m.relative_buckets}, which hold one distance each")
+  if m.family == "encoder_decoder" and m.sliding_window:
+    raise ConfigError("model.sliding_window", m.sliding_window, "is for family='decoder', whose attention is causal; "
+                      "must be 0")
+
+
+# What latent attention has not, and what each key must then be.
+_NOT_LATENT: Mapping[str, Any] = {
+    "family": "decoder", "position": "rope", "qkv_bias": False, "qk_norm": False, "clip_qkv": 0.0, "sliding_window": 0,
+    "query_scale": 0.0}
+
+
+def _validate_latent(m: ConfigDict) -> None:
+  for key, value in _NOT_LATENT.items():
+    if m[key] != value:
+      raise ConfigError(f"model.{key}", m[key], f"attention='latent' has only {value!r}; use that, or "
+                        "attention='grouped_query'")
+  if m.latent.rope_dim % 2:
+    raise ConfigError("model.latent.rope_dim", m.latent.rope_dim, "must be even, because RoPE rotates pairs")
 
 
 def _validate_experts(config: ConfigDict) -> None:
@@ -106,10 +153,13 @@ def _validate_experts(config: ConfigDict) -> None:
   if not any(has_experts(config.model)):
     raise ConfigError("model.moe.first", e.first, f"no layer has experts: must be below num_layers="
                       f"{config.model.num_layers}, or set num_experts=0 for a dense model")
+  if e.activation:
+    choose("model.moe.activation", e.activation, ACTIVATIONS)
   router, name = router_of(e), e.router["name"]
   bind(DISPATCHERS, e.dispatcher, "model.moe.dispatcher")
   if not e.soft_slots:
-    trace_router(e, group_tokens(e, config.data.seq_len))
+    for length in _lengths(config).values():
+      trace_router(e, group_tokens(e, length))
     _validate_gates(router, name)
     _validate_balancing(config.model, name)
   if looks_ahead(e) == "yes" and not e.allow_noncausal_routing:
@@ -150,13 +200,20 @@ def _validate_balancing(m: ConfigDict, name: str) -> None:
 
 
 def _validate_batch(config: ConfigDict) -> None:
-  t, size = config.train, group_tokens(config.model.moe, config.data.seq_len)
+  t, e = config.train, config.model.moe
   if t.batch_size % t.accumulate_steps:
     raise ConfigError("train.accumulate_steps", t.accumulate_steps, f"must divide batch_size={t.batch_size}")
-  tokens = t.batch_size // t.accumulate_steps * config.data.seq_len
-  if config.model.moe.num_experts and tokens % size:
-    raise ConfigError("model.moe.group_size", size, f"must divide the {tokens} tokens of a microbatch "
-                      "(batch_size / accumulate_steps * seq_len), or be 0 for groups of one sequence")
+  for name, length in _lengths(config).items():
+    tokens, size = t.batch_size // t.accumulate_steps * length, group_tokens(e, length)
+    if e.num_experts and tokens % size:
+      raise ConfigError("model.moe.group_size", size, f"must divide the {tokens} tokens of a microbatch "
+                        f"(batch_size / accumulate_steps * {name}), or be 0 for groups of one sequence")
+
+
+def _lengths(config: ConfigDict) -> dict[str, int]:
+  """Of the rows whose tokens are routed."""
+  d = config.data
+  return {"seq_len": d.seq_len} | ({"encoder_len": d.encoder_len} if d.objective == "span_corruption" else {})
 
 
 def _validate_mesh(config: ConfigDict, num_devices: int | None) -> None:
@@ -168,7 +225,8 @@ def _validate_mesh(config: ConfigDict, num_devices: int | None) -> None:
   if micro % rows:
     raise ConfigError("train.batch_size", config.train.batch_size, f"a microbatch of {micro} sequences must be a "
                       f"multiple of {rows}, the mesh's data={sizes['data']} times fsdp={sizes['fsdp']}")
-  divided = {"fsdp": ("model.d_model",), "tensor": ("model.num_heads", "model.num_kv_heads", "model.d_ff")}
+  kv_heads = () if m.attention == "latent" else ("model.num_kv_heads",)
+  divided = {"fsdp": ("model.d_model",), "tensor": ("model.num_heads", *kv_heads, "model.d_ff")}
   if m.moe.num_experts:
     divided |= {"expert": ("model.moe.num_experts",), "tensor": (*divided["tensor"], "model.moe.d_ff")}
   for axis, fields in divided.items():

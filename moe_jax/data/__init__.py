@@ -7,6 +7,10 @@ A batch is a dict of int32 arrays `[b, L]`, this process's rows (a contiguous bl
 - `segment_ids`: 1, 2, ... for the documents of the window, 0 = padding (only in the last validation batch).
 - `positions`: restart at 0 at the start of the window and at each boundary.
 
+With data.objective="span_corruption" a row is a window of text with masked spans (`span_corruption.py`): `targets` are
+the spans, `inputs` the same shifted right by one, and `encoder_tokens`, `encoder_segment_ids` and `encoder_positions`
+`[b, data.encoder_len]` hold the rest of the window. What follows on bits per byte holds for the other objective only.
+
 Bits per byte: sum the nats of all targets whose segment id is not 0, divide by `tokenizer.byte_lengths[targets].sum()`
 over the same targets and by ln 2. A boundary stands for 0 bytes, so its cost counts and its length does not. Validation
 windows predict each byte of the validation documents exactly once, so the divisor is the size of the text and the
@@ -22,13 +26,14 @@ import numpy as np
 
 from moe_jax.data.rows import Rows, process_rows
 from moe_jax.data.sources import Source, fingerprints, make_sources
+from moe_jax.data.span_corruption import span_corruption
 from moe_jax.data.tokenizers import Tokenizer, make_tokenizer
 from moe_jax.data.windows import TrainWindows, validation_windows
 from moe_jax.errors import ConfigError, choose
 
 __all__ = [
     "PIPELINES", "Rows", "Source", "Tokenizer", "fingerprints", "make_sources", "make_tokenizer", "train_iterator",
-    "validation_batches",
+    "validation_batches", "vocab_size",
 ]
 
 
@@ -38,6 +43,12 @@ def _stream(*args):
 
 
 PIPELINES = {"windows": TrainWindows, "stream": _stream}
+
+
+def vocab_size(data, tokenizer: Tokenizer) -> int:
+  """Ids that batches hold: the tokenizer's and, for span corruption, its sentinels'."""
+  corruption = span_corruption(data, tokenizer.size, tokenizer.boundary)
+  return tokenizer.size + (len(corruption.sentinels) if corruption else 0)
 
 
 def train_iterator(data, tokenizer: Tokenizer, sources: Sequence[Source], batch_size: int,

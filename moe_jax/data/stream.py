@@ -18,6 +18,7 @@ from grain import experimental as grain_experimental
 from moe_jax.data.mixture import mix, weights
 from moe_jax.data.rows import Rows, batch
 from moe_jax.data.sources import Source
+from moe_jax.data.span_corruption import SpanCorruption, span_corruption
 from moe_jax.data.tokenizers import Tokenizer
 from moe_jax.errors import ConfigError
 
@@ -26,12 +27,13 @@ class Row:
   """The endless tokens of one row: documents `first`, `first + stride`, ... of `dataset`, each behind a boundary.
 
   Attributes:
+    first: its first document; the row's place in the global batch.
     position: (document, offset) of the first input of the next window: the how-manieth document of this row, and which
       of its tokens (0 = its boundary).
   """
 
   def __init__(self, dataset, tokenizer: Tokenizer, first: int, stride: int, position: tuple[int, int]):
-    self._dataset, self._tokenizer, self._first, self._stride = dataset, tokenizer, first, stride
+    self._dataset, self._tokenizer, self.first, self._stride = dataset, tokenizer, first, stride
     document, offset = self.position = position
     self._next_document = document  # the first one that was not tokenised
     self._ends: list[int] = []  # of the tokenised documents from `document` on, counted from its start
@@ -41,7 +43,7 @@ class Row:
       self._tokens = self._tokens[offset:]
 
   def _read(self) -> None:
-    text = self._dataset[self._first + self._next_document * self._stride]
+    text = self._dataset[self.first + self._next_document * self._stride]
     tokens = np.append(np.int32(self._tokenizer.boundary), self._tokenizer.encode(text))
     self._next_document += 1
     self._ends.append(len(tokens) + (self._ends[-1] if self._ends else 0))
@@ -68,6 +70,7 @@ class TrainStream:
     documents = [source.documents("train") for source in sources]
     self._dataset = mix(documents, weights(data.weights, sources, [len(d) for d in documents]), sources, data.seed)
     self._tokenizer, self._rows, self._seq_len, self._threads = tokenizer, rows, seq_len, data.threads
+    self._corruption = span_corruption(data, tokenizer.size, tokenizer.boundary, seq_len)
     self._positions = np.zeros((rows.size, 2), np.int64)
     self._iterator = None
 
@@ -77,7 +80,7 @@ class TrainStream:
   def __next__(self) -> dict[str, np.ndarray]:
     if self._iterator is None:
       self._iterator = iter(grain_experimental.ThreadPrefetchIterDataset(
-          _Batches(self._make_rows, self._seq_len, self._threads, self._tokenizer.boundary),
+          _Batches(self._make_rows, self._seq_len, self._threads, self._tokenizer.boundary, self._corruption),
           prefetch_buffer_size=2 if self._threads else 0))
     out = next(self._iterator)
     self._positions = out.pop("positions_of_rows")
@@ -114,9 +117,9 @@ class TrainStream:
 class _Batches(grain.IterDataset):
   """Batches with the positions after them, so that what is read ahead does not count as read."""
 
-  def __init__(self, make_rows, seq_len: int, threads: int, boundary: int):
+  def __init__(self, make_rows, seq_len: int, threads: int, boundary: int, corruption: SpanCorruption | None):
     super().__init__()
-    self._args = make_rows, seq_len, threads, boundary
+    self._args = make_rows, seq_len, threads, boundary, corruption
 
   def __iter__(self):
     return _BatchIterator(*self._args)
@@ -124,15 +127,23 @@ class _Batches(grain.IterDataset):
 
 class _BatchIterator(grain.DatasetIterator):
 
-  def __init__(self, make_rows, seq_len: int, threads: int, boundary: int):
+  def __init__(self, make_rows, seq_len: int, threads: int, boundary: int, corruption: SpanCorruption | None):
     super().__init__()
-    self._rows, self._seq_len, self._boundary = make_rows(), seq_len, boundary
+    self._rows, self._seq_len, self._boundary, self._corruption = make_rows(), seq_len, boundary, corruption
     self._pool = ThreadPoolExecutor(threads) if threads else None
 
   def __next__(self) -> dict[str, np.ndarray]:
     each = self._pool.map if self._pool else map
-    tokens = np.stack(list(each(lambda row: row.window(self._seq_len), self._rows)))
-    return batch(tokens, self._boundary) | {"positions_of_rows": np.array([r.position for r in self._rows], np.int64)}
+    if self._corruption:
+      rows = list(each(self._corrupted, self._rows))
+      out = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    else:
+      out = batch(np.stack(list(each(lambda row: row.window(self._seq_len), self._rows))), self._boundary)
+    return out | {"positions_of_rows": np.array([r.position for r in self._rows], np.int64)}
+
+  def _corrupted(self, row: Row) -> dict[str, np.ndarray]:
+    key = row.first, *row.position  # each window of each row has its own
+    return self._corruption.example(row.window(self._corruption.raw)[:-1], "stream", *key)
 
   def close(self) -> None:
     if self._pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -14,6 +15,7 @@ from moe_jax.data.documents import Subset
 from moe_jax.data.mixture import local_rows, mix, weights
 from moe_jax.data.rows import Rows, batch
 from moe_jax.data.sources import Source
+from moe_jax.data.span_corruption import span_corruption
 from moe_jax.data.tokenizers import Tokenizer
 from moe_jax.errors import ConfigError
 
@@ -58,11 +60,13 @@ class TrainWindows:
   """Endless batches of shuffled windows. The state is the number of batches that were returned."""
 
   def __init__(self, data, tokenizer: Tokenizer, sources: Sequence[Source], rows: Rows, seq_len: int):
-    records = [Windows(flat_tokens(data, tokenizer, source, "train"), seq_len) for source in sources]
+    self._corruption = span_corruption(data, tokenizer.size, tokenizer.boundary, seq_len)
+    length = self._corruption.raw if self._corruption else seq_len
+    records = [Windows(flat_tokens(data, tokenizer, source, "train"), length) for source in sources]
     shares = weights(data.weights, sources, [max(1, len(r)) for r in records])
     for source, record, share in zip(sources, records, shares, strict=True):
       if share > 0:
-        _check_window(source, record, seq_len)
+        _check_window(source, record, f"{length} tokens" if self._corruption else f"data.seq_len={length} tokens")
     self._dataset = mix(records, shares, sources, data.seed)
     self._rows, self._threads, self._boundary = rows, data.threads, tokenizer.boundary
     self._batches, self._iterator = 0, None
@@ -79,9 +83,13 @@ class TrainWindows:
 
   def _start(self):
     import grain
-    local = local_rows(self._dataset, self._rows, self._batches)
+    dataset = self._dataset
+    if self._corruption:  # by the place in the sequence of all rows, so that each epoch masks other spans
+      dataset = dataset.map_with_index(lambda i, tokens: self._corruption.example(tokens[:-1], "train", i))
+    batches = local_rows(dataset, self._rows, self._batches).batch(self._rows.size, drop_remainder=True)
+    if not self._corruption:
+      batches = batches.map(functools.partial(batch, boundary=self._boundary))
     ahead = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=4 * self._threads)
-    batches = local.batch(self._rows.size, drop_remainder=True).map(functools.partial(batch, boundary=self._boundary))
     return iter(batches.to_iter_dataset(ahead))
 
   def get_state(self) -> dict[str, Any]:
@@ -100,26 +108,37 @@ class TrainWindows:
     self._iterator = None
 
 
-def _check_window(source: Source, record: Windows, seq_len: int) -> None:
+def _check_window(source: Source, record: Windows, window: str) -> None:
   if not len(record):
-    raise ConfigError("data.sources", source.name, f"its training documents are shorter than one window of data.seq_len"
-                      f"={seq_len} tokens; add text or lower data.seq_len")
+    raise ConfigError("data.sources", source.name, f"its training documents are shorter than one window of {window}; "
+                      "add text or lower data.seq_len")
 
 
 def validation_windows(data, tokenizer: Tokenizer, source: Source, rows: Rows, seq_len: int,
                        num_batches: int) -> Iterator[dict[str, np.ndarray]]:
   """Batches of the windows of the validation split; see `moe_jax.data.validation_batches`."""
   flat = flat_tokens(data, tokenizer, source, "validation")
-  targets = len(flat) - 1
-  windows = -(-targets // seq_len)
+  corruption = span_corruption(data, tokenizer.size, tokenizer.boundary, seq_len)
+  length = corruption.raw if corruption else seq_len
+  windows = -(-(len(flat) - 1) // length)
   chosen = np.arange(windows)
   if 0 < num_batches * rows.batch_size < windows:
     wanted = num_batches * rows.batch_size
     chosen = np.arange(wanted) * windows // wanted
   for start in range(0, len(chosen), rows.batch_size):
     mine = chosen[start + rows.first:start + rows.first + rows.size]
-    tokens, valid = np.zeros((rows.size, seq_len + 1), np.int32), np.zeros(rows.size, np.int32)
-    for row, window in enumerate(mine):
-      piece = flat[window * seq_len:(window + 1) * seq_len + 1]
-      tokens[row, :len(piece)], valid[row] = piece, len(piece) - 1
-    yield batch(tokens, tokenizer.boundary, valid)
+    pieces = [flat[window * length:(window + 1) * length + 1] for window in mine]
+    pieces += [flat[:0]] * (rows.size - len(pieces))
+    if corruption:
+      examples = [corruption.example(piece[:-1], "validation", window)
+                  for piece, window in itertools.zip_longest(pieces, mine)]
+      yield {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+    else:
+      yield _next_token(pieces, seq_len, tokenizer.boundary)
+
+
+def _next_token(pieces: Sequence[np.ndarray], seq_len: int, boundary: int) -> dict[str, np.ndarray]:
+  tokens, valid = np.zeros((len(pieces), seq_len + 1), np.int32), np.zeros(len(pieces), np.int32)
+  for row, piece in enumerate(pieces):
+    tokens[row, :len(piece)], valid[row] = piece, max(len(piece) - 1, 0)
+  return batch(tokens, boundary, valid)

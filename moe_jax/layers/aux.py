@@ -52,6 +52,8 @@ class LayerContext:
     positions: place in the document, from 0.
     train: dropout, jitter and noise are on.
     return_routing: also report each layer's plan and each token's first-choice expert (costs memory: for evaluation).
+    memory: the encoder's output, M tokens, which cross-attention reads; None in a model without an encoder.
+    memory_segments: which segment each of these belongs to; a token sees those of its own.
   """
 
   token_ids: Int[Array, "B L"]
@@ -59,6 +61,8 @@ class LayerContext:
   positions: Int[Array, "B L"]
   train: bool = struct.field(pytree_node=False, default=False)
   return_routing: bool = struct.field(pytree_node=False, default=False)
+  memory: Float[Array, "B M D"] | None = None
+  memory_segments: Int[Array, "B M"] | None = None
 
 
 @typing.no_type_check

@@ -1,10 +1,10 @@
 """How weights begin.
 
 - Projections: truncated normal of standard deviation 1/sqrt(fan_in), so that unit-variance features stay so.
-- Projections that add to the residual stream (attention output, FFN output) times 1/sqrt(2 num_layers), so that the
-  sum of all 2 num_layers additions has unit variance (Radford et al. 2019).
+- Projections that add to the residual stream (attention output, FFN output) times 1/sqrt(n), so that the sum of all n
+  additions (two a layer, three in the decoder of an encoder-decoder) has unit variance (Radford et al. 2019).
 - The router: as a projection times 0.1 (Switch, Sec. 2.4), so that routing begins near uniform.
-- The embedding: see `models/decoder.py`.
+- The embedding: see `models/decoder.py` and `models/encoder_decoder.py`.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.dispatch import drop_overflow, expert_capacity
 from moe_jax.errors import ConfigError
-from moe_jax.experts import Experts, is_gated
 from moe_jax.layers.aux import Aux, LayerContext, LayerRouting
+from moe_jax.layers.ffn import experts
 from moe_jax.layers.gate import NETWORKS, learned
 from moe_jax.layers.init import projection
 from moe_jax.layers.moe_losses import LossOptions, auxiliary_losses
@@ -32,6 +32,7 @@ class MoeLayer(nn.Module):
     num_experts: E.
     d_ff: F, hidden width of one expert.
     activation: a key of `ACTIVATIONS`.
+    ffn_bias: a key of `FFN_BIASES`: what a vector of each expert does to its hidden units.
     router: (logits [S, E], context) -> plan; a function of `ROUTERS` with its options bound.
     dispatcher: (plan, x, experts, capacity, platform) -> y; a function of `DISPATCHERS` with its options bound.
     platform: of the devices that will run this: "cpu", "gpu", "tpu".
@@ -79,6 +80,7 @@ class MoeLayer(nn.Module):
   eval_capacity_factor: float | None = None
   losses: LossOptions = LossOptions()
   replay_gate: str = "stored"
+  ffn_bias: str = "none"
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
@@ -96,7 +98,8 @@ class MoeLayer(nn.Module):
     plan = self._plan(logits, seen, routing.stored)
     capacity = self._capacity(size, plan.expert.shape[-1], context.train)
     scaled = plan.replace(gate=self.routed_scale * plan.gate)
-    y = self.dispatcher(scaled, groups, self._experts(x.shape[-1]), capacity, self.platform).reshape(x.shape)
+    weights = experts(self, self.num_experts, x.shape[-1], self.d_ff, self.activation, self.ffn_bias, self.output_scale)
+    y = self.dispatcher(scaled, groups, weights, capacity, self.platform).reshape(x.shape)
     if self.shared is not None:
       y += self._shared(x, context)
     kept = jax.vmap(lambda p: drop_overflow(p, capacity))(plan)
@@ -129,15 +132,6 @@ class MoeLayer(nn.Module):
       return y
     weight = projection(self, "shared_gate", (x.shape[-1], 1), ("embed", None), fan_in=x.shape[-1], dtype=self.dtype)
     return jax.nn.sigmoid(x @ weight) * y
-
-  def _experts(self, width: int) -> Experts:
-    """The weights [E, D, F], [E, F, D]; float32, cast to the dtype of the rows where they are used."""
-    into = lambda name: projection(self, name, (self.num_experts, width, self.d_ff), ("expert", "embed", "mlp"),
-                                   fan_in=width)
-    down = projection(self, "down", (self.num_experts, self.d_ff, width), ("expert", "mlp", "embed"),
-                      fan_in=self.d_ff, scale=self.output_scale)
-    return Experts(up=into("up"), down=down, gate=into("gate") if is_gated(self.activation) else None,
-                   activation=self.activation)
 
   def _capacity(self, tokens: int, assignments: int, train: bool) -> int | None:
     evaluates = not train and self.eval_capacity_factor is not None

@@ -10,9 +10,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from moe_jax.experts import Experts, is_gated
 from moe_jax.layers.aux import Aux, LayerContext, LayerRouting
-from moe_jax.layers.init import projection
+from moe_jax.layers.ffn import experts
 from moe_jax.layers.moe import group_size
 from moe_jax.routing import metrics
 from moe_jax.sharding import constrain
@@ -42,6 +41,7 @@ class SoftMoeLayer(nn.Module):
     slots: p, of each expert. The experts cost what E*p tokens a group would.
     d_ff: hidden width of one expert.
     activation: a key of `ACTIVATIONS`.
+    ffn_bias: as in `MoeLayer`.
     shared: makes the dense FFN that every token visits; None: there is none.
     group_size: S; 0: one sequence. All tokens are one group where there are fewer.
     output_scale: factor on the initial output projections.
@@ -54,6 +54,7 @@ class SoftMoeLayer(nn.Module):
   activation: str
   shared: Callable[..., nn.Module] | None = None
   group_size: int = 0
+  ffn_bias: str = "none"
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
@@ -70,7 +71,8 @@ class SoftMoeLayer(nn.Module):
     dispatch = jax.nn.softmax(jnp.where(real, logits, _MASKED), axis=1)
     combine = jnp.where(real, jax.nn.softmax(logits, axis=(2, 3)), 0.0)
     inputs = jnp.einsum("gsep,gsd->egpd", dispatch.astype(groups.dtype), groups)
-    outputs = self._experts(x.shape[-1]).buffers(inputs.reshape(self.num_experts, -1, x.shape[-1]))
+    weights = experts(self, self.num_experts, x.shape[-1], self.d_ff, self.activation, self.ffn_bias, self.output_scale)
+    outputs = weights.buffers(inputs.reshape(self.num_experts, -1, x.shape[-1]))
     y = jnp.einsum("gsep,egpd->gsd", combine.astype(groups.dtype), outputs.reshape(inputs.shape)).reshape(x.shape)
     if self.shared is not None:
       y += self.shared(name="shared")(x, context)[0]
@@ -87,15 +89,6 @@ class SoftMoeLayer(nn.Module):
     scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ()), (), jnp.float32)
     return scale * jnp.einsum("gsd,dep->gsep", _normalize(x.astype(jnp.float32), -1), _normalize(mu, 0),
                               precision=jax.lax.Precision.HIGHEST)
-
-  def _experts(self, width: int) -> Experts:
-    """The weights [E, D, F], [E, F, D], named and initialised as those of `MoeLayer`."""
-    into = lambda name: projection(self, name, (self.num_experts, width, self.d_ff), ("expert", "embed", "mlp"),
-                                   fan_in=width)
-    down = projection(self, "down", (self.num_experts, self.d_ff, width), ("expert", "mlp", "embed"),
-                      fan_in=self.d_ff, scale=self.output_scale)
-    return Experts(up=into("up"), down=down, gate=into("gate") if is_gated(self.activation) else None,
-                   activation=self.activation)
 
 
 def _normalize(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:

@@ -1,6 +1,8 @@
 """Whole models: token ids in, logits and Aux out."""
 
-from moe_jax.models.decoder import LAYER_REDUCE, REMAT, Decoder, update_router_state
+from moe_jax.models.decoder import Decoder, update_router_state
+from moe_jax.models.encoder_decoder import EncoderDecoder, Tower
 from moe_jax.models.pattern import moe_layers
+from moe_jax.models.stack import LAYER_REDUCE, REMAT
 
-__all__ = ["LAYER_REDUCE", "REMAT", "Decoder", "moe_layers", "update_router_state"]
+__all__ = ["LAYER_REDUCE", "REMAT", "Decoder", "EncoderDecoder", "Tower", "moe_layers", "update_router_state"]

@@ -86,6 +86,45 @@ def starts(meta: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
   return [start for start in found if isinstance(start, dict)] if isinstance(found, list) else []
 
 
+def layer_names(run: Workdir) -> list[str]:
+  """A name for each layer with experts: its number in the model where that is known, else its rank."""
+  load = curve(run.train, "moe/load")
+  count = load.values.shape[1] if load is not None and load.values.ndim == 3 else None
+  if count is None:
+    count = page_layers(run)
+  model, moe, known = branch(run.config, "model"), branch(run.config, "model", "moe"), run.routing.get("layers")
+  if isinstance(known, list) and len(known) == count and not encoder_layers(model):
+    return [f"layer {i}" for i in known]
+  try:
+    chosen = lambda layers: [i for i in range(moe["first"], layers) if (i - moe["first"]) % moe["every"] == 0]
+    names = [f"layer {i}" for i in chosen(model["num_layers"])]
+    if encoder := encoder_layers(model):
+      names = [f"encoder layer {i}" for i in chosen(encoder)] + [f"decoder {name}" for name in names]
+  except (KeyError, TypeError, ZeroDivisionError):
+    names = []
+  return names if len(names) == count else [f"MoE layer {i}" for i in range(count)]
+
+
+def page_layers(run: Workdir) -> int:
+  """How many layers with experts the pages of routing.json show: all, or the encoder's, which come first."""
+  pages = run.routing.get("pages")
+  experts = branch({"page": pages[0]}, "page").get("experts") if isinstance(pages, list) and pages else None
+  return len(experts) if isinstance(experts, list) else 0
+
+
+def encoder_layers(model: Mapping[str, Any]) -> int:
+  """Of the config's model; 0 = it has no encoder."""
+  encoder = model.get("num_encoder_layers") or model.get("num_layers")
+  return encoder if model.get("family") == "encoder_decoder" and isinstance(encoder, int) else 0
+
+
+def measure(run: Workdir) -> tuple[str, str]:
+  """What the run is judged by, and its unit in words."""
+  if branch(run.config, "data").get("objective") == "span_corruption":
+    return "nats_per_target", "nats a target"
+  return "bits_per_byte", "bits per byte"
+
+
 def number(value: Any) -> float:
   """As a float; NaN if it is none ("NaN", null, text)."""
   try:

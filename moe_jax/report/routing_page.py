@@ -35,8 +35,8 @@ def routing_section(routing: Mapping[str, Any], layers: Sequence[str]) -> str:
   data = {"experts": experts, "layers": list(layers), "pages": [page.tolist() for page in chosen]}
   return (
     '<h2>Held-out text by expert</h2><p class="lead">Each token of the first validation pages stands on the colour of '
-    "its first-choice expert. · is a space, ↵ a line's end, → a tab, ◆ the start of a document. Point at a token for "
-    "its experts in all layers; click an expert to see only its tokens.</p>"
+    "its first-choice expert. · is a space, ↵ a line's end, → a tab, ◆ the start of a document or a masked span. Point "
+    "at a token for its experts in all layers; click an expert to see only its tokens.</p>"
     f'<style>{_classes(experts)}</style><div id="routing">{_controls(layers, sum(counts))}'
     f'<div class="pages">{body}</div></div>'
     f'<script type="application/json" id="routing-data">{_script_safe(data)}</script><script>{SCRIPT}</script>')

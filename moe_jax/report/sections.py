@@ -13,14 +13,26 @@ import numpy as np
 
 from moe_jax.report.charts import Level, Line, line_chart, load_map
 from moe_jax.report.colours import expert_colour, series_colour
-from moe_jax.report.records import Curve, Workdir, branch, curve, number, smooth, starts, thin
+from moe_jax.report.records import (
+    Curve,
+    Workdir,
+    branch,
+    curve,
+    encoder_layers,
+    layer_names,
+    measure,
+    number,
+    page_layers,
+    smooth,
+    starts,
+    thin,
+)
 from moe_jax.report.routing_page import routing_section
 from moe_jax.report.style import CSS
 
 POINTS = 400  # of a line
 SMALL = {"width": 374, "height": 210}  # of charts three in a row
 LINE_EXPERTS = 16  # with more experts, load is drawn as a map
-_BITS = "bits_per_byte/"
 _RUNGS = {"lzma": "LZMA"}  # how a rung of the ladder is shown, where not by its key
 
 
@@ -28,30 +40,12 @@ def page(run: Workdir) -> str:
   """The whole document."""
   layers = layer_names(run)
   body = "".join((_header(run, layers), _table(run), _loss(run), _optimizer(run), _load(run, layers),
-                  _routers(run, layers), routing_section(run.routing, layers), _sample(run), _config(run)))
+                  _routers(run, layers), routing_section(run.routing, layers[:page_layers(run)]), _sample(run),
+                  _config(run)))
   title = html.escape(f"{_name(run)}: run report")
   return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
           f'<meta name="viewport" content="width=device-width"><title>{title}</title>'
           f'<style>{CSS}</style></head><body>{body}</body></html>\n')
-
-
-def layer_names(run: Workdir) -> list[str]:
-  """A name for each layer with experts: its number in the model where that is known, else its rank."""
-  load = curve(run.train, "moe/load")
-  count = load.values.shape[1] if load is not None and load.values.ndim == 3 else None
-  if count is None:
-    pages = run.routing.get("pages")
-    experts = branch({"page": pages[0]}, "page").get("experts") if isinstance(pages, list) and pages else None
-    count = len(experts) if isinstance(experts, list) else 0
-  known = run.routing.get("layers")
-  if isinstance(known, list) and len(known) == count:
-    return [f"layer {i}" for i in known]
-  model, moe = branch(run.config, "model"), branch(run.config, "model", "moe")
-  try:
-    chosen = [i for i in range(moe["first"], model["num_layers"]) if (i - moe["first"]) % moe["every"] == 0]
-  except (KeyError, TypeError, ZeroDivisionError):
-    chosen = []
-  return [f"layer {i}" for i in chosen] if len(chosen) == count else [f"MoE layer {i}" for i in range(count)]
 
 
 def _name(run: Workdir) -> str:
@@ -91,7 +85,8 @@ def _model_words(run: Workdir, layers: Sequence[str]) -> str:
   model, moe = branch(run.config, "model"), branch(run.config, "model", "moe")
   if not model:
     return ""
-  words = f"{model.get('num_layers')} layers, width {model.get('d_model')}"
+  encoder = f"{encoder_layers(model)} encoder and " if encoder_layers(model) else ""
+  words = f"{encoder}{model.get('num_layers')} {'decoder ' if encoder else ''}layers, width {model.get('d_model')}"
   if not moe.get("num_experts"):
     return words + ", dense"
   router = str(branch(moe, "router").get("name"))
@@ -118,38 +113,39 @@ def _tiles(run: Workdir, done: float) -> str:
     f"<div><b>{value}</b><span>{name}</span></div>" for name, value in tiles if value) + "</div>"
 
 
-def final_bits(run: Workdir) -> tuple[dict[str, float], str]:
-  """Bits per byte of each source, and where they come from: the final evaluation, else the last one there was."""
-  final = branch(run.results, "bits_per_byte")
+def final_scores(run: Workdir) -> tuple[dict[str, float], str]:
+  """The measure of each source, and where it comes from: the final evaluation, else the last one there was."""
+  name, _ = measure(run)
+  final, prefix = branch(run.results, name), f"{name}/"
   if final:
     return {str(name): number(value) for name, value in final.items()}, "on the whole validation split"
   for line in reversed(run.eval):
-    bits = {name.removeprefix(_BITS): number(value) for name, value in line.items() if name.startswith(_BITS)}
-    if bits:
-      return bits, f"on the evaluation batches of step {line['step']:g}"
+    scores = {name.removeprefix(prefix): number(value) for name, value in line.items() if name.startswith(prefix)}
+    if scores:
+      return scores, f"on the evaluation batches of step {line['step']:g}"
   return {}, ""
 
 
 def _table(run: Workdir) -> str:
-  """Bits per byte beside the ladder, and a mark where the run is below a rung."""
-  bits, where = final_bits(run)
-  if not bits:
+  """The measure beside the ladder, and a mark where the run is below a rung."""
+  (key, unit), (scores, where) = measure(run), final_scores(run)
+  if not scores:
     return ""
-  ladders = {name: branch(run.results, "ladder", name) for name in bits}
+  ladders = {name: branch(run.results, "ladder", name) for name in scores}
   rungs = list(dict.fromkeys(name for ladder in ladders.values() for name in ladder))
   compare = branch(run.results, "compare")
-  others, differ = branch(compare, "bits_per_byte"), compare.get("other_data") or ()
+  others, differ = branch(compare, key), compare.get("other_data") or ()
   columns = ["this run"] + [compare.get("label", "compared run")] * bool(others) + rungs
   rows = ""
-  for name, value in bits.items():
+  for name, value in scores.items():
     cells = [others.get(name)] * bool(others) + [ladders[name].get(rung) for rung in rungs]
     rows += f'<tr><td>{html.escape(name)}</td><td class="run">{_bits(value)}</td>' + "".join(
       f'<td{" class=beaten" if value < number(cell) else ""}>{_bits(cell)}{star}</td>'
       for cell, star in zip(cells, ["*" * (name in differ)] * bool(others) + [""] * len(rungs), strict=True)) + "</tr>"
-  head = "".join(f"<th>{html.escape(str(c))}</th>" for c in ["bits per byte", *(_RUNGS.get(c, c) for c in columns)])
-  words = (f"Held-out bits per byte {where}; lower is better, ✓ = this run is lower. An n-gram model sees n − 1 bytes "
+  head = "".join(f"<th>{html.escape(str(c))}</th>" for c in [unit, *(_RUNGS.get(c, c) for c in columns)])
+  words = (f"Held-out {unit} {where}; lower is better, ✓ = this run is lower. An n-gram model sees n − 1 bytes "
            "of context; n-grams and LZMA know the same training text." if rungs else
-           f"Held-out bits per byte {where}; lower is better.")
+           f"Held-out {unit} {where}; lower is better.")
   star = '<p class="note">* on another version of this text</p>' if differ else ""
   return f'<h2>Result</h2><p class="lead">{words}</p><div class="wide"><table><tr>{head}</tr>{rows}</table>{star}</div>'
 
@@ -162,9 +158,10 @@ def _loss(run: Workdir) -> str:
     lines = [Line("as logged", *thin(train, POINTS), series_colour(0), faint=True),
              Line("smoothed", *smoothed, series_colour(0))]
     charts += line_chart("Training cross-entropy", lines, note="nats a token; pale: as logged, bold: smoothed")
-  names = [name for line in run.eval[-1:] for name in line if name.startswith(_BITS)]
+  key, unit = measure(run)
+  names = [name for line in run.eval[-1:] for name in line if name.startswith(f"{key}/")]
   for i, name in enumerate(names):
-    source = name.removeprefix(_BITS)
+    source = name.removeprefix(f"{key}/")
     data = curve(run.eval, name)
     rungs = [Level(_RUNGS.get(rung, rung), number(value))
              for rung, value in branch(run.results, "ladder", source).items()]
@@ -172,7 +169,7 @@ def _loss(run: Workdir) -> str:
     rungs = [level for level in rungs if level.y <= top]
     if data is not None and data.values.ndim == 1:
       charts += line_chart(f"Validation: {source}", [Line(source, *thin(data, POINTS), series_colour(i))], levels=rungs,
-                           note="bits per byte", top=top + 0.5 if np.nanmin(data.values, initial=math.inf) < top
+                           note=unit, top=top + 0.5 if np.nanmin(data.values, initial=math.inf) < top
                            else math.inf)
   return f'<h2>Loss</h2><div class="figures two">{charts}</div>' if charts else ""
 

@@ -22,7 +22,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.training.state import TrainState
 
 ITEMS = ("state", "data", "meta")
-BITS = "bits_per_byte"  # the metric by which a checkpoint is best
+BITS = "bits_per_byte"  # the metric by which a checkpoint is best, whatever the run's measure
 
 
 class Checkpoints:
@@ -51,13 +51,16 @@ class Checkpoints:
   def latest_step(self) -> int | None:
     return self._manager.latest_step()
 
-  def save(self, step: int, state: TrainState, data: dict, meta: dict, bits_per_byte: float | None = None) -> None:
-    """Starts to save; returns when `state` may be donated. Does nothing if this step is already there."""
+  def save(self, step: int, state: TrainState, data: dict, meta: dict, score: float | None = None) -> None:
+    """Starts to save; returns when `state` may be donated. Does nothing if this step is already there.
+
+    Of two checkpoints, the one with the lower `score` is the better.
+    """
     if step in self._manager.all_steps():
       return
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data),
                               meta=ocp.args.JsonSave(meta))
-    metrics = None if bits_per_byte is None else {BITS: float(bits_per_byte)}
+    metrics = None if score is None else {BITS: float(score)}
     self._manager.save(step, args=args, metrics=metrics, force=True)
 
   def restore(self, abstract: TrainState) -> tuple[TrainState, dict, dict]:

@@ -1,4 +1,5 @@
-"""Bits per byte of a model on each source's validation text."""
+"""Bits per byte of a model on each source's validation text; where only a part of the text is predicted, nats a target.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +18,10 @@ from moe_jax.training.step import Batch, eval_step
 
 Totals = dict[str, dict[str, float]]  # source -> nats, tokens, bytes
 
+# By data.objective: what a run is judged by, and its unit in words. What span corruption masks is not all of the text,
+# so that its nats are no length of a code for it.
+MEASURES = {"next_token": ("bits_per_byte", "bits per byte"), "span_corruption": ("nats_per_target", "nats a target")}
+
 
 def put(mesh: Mesh, batch: Batch) -> Batch:
   """This process's rows as a part of the global batch, on the mesh."""
@@ -27,7 +32,8 @@ def put(mesh: Mesh, batch: Batch) -> Batch:
 def make_eval(config, model: nn.Module, mesh: Mesh, tokenizer: data.Tokenizer,
               sources: Sequence[data.Source]) -> Callable[..., Totals]:
   """`eval_fn(state, num_batches=0) -> Totals`; 0 batches = all of each source's validation text."""
-  lengths = jnp.asarray(tokenizer.byte_lengths, jnp.int32)
+  special = data.vocab_size(config.data, tokenizer) - tokenizer.size  # sentinels stand for no byte
+  lengths = jnp.pad(jnp.asarray(tokenizer.byte_lengths, jnp.int32), (0, special))
   step = jax.jit(functools.partial(eval_step, model=model))
   batch_size = config.train.batch_size // config.train.accumulate_steps
 
@@ -45,9 +51,16 @@ def make_eval(config, model: nn.Module, mesh: Mesh, tokenizer: data.Tokenizer,
   return evaluate
 
 
-def summary(totals: Totals) -> dict[str, float]:
-  """`bits_per_byte/<source>`, `loss/<source>` (mean nats a token), and `bits_per_byte` of all bytes together."""
+def summary(totals: Totals, measure: str = "bits_per_byte") -> dict[str, float]:
+  """`<measure>/<source>`, `loss/<source>` (mean nats a target), and `<measure>` of all the text together.
+
+  Args:
+    totals: of all sources.
+    measure: "bits_per_byte" or "nats_per_target".
+  """
+  mean = lambda t: t["nats"] / t["tokens"] if t["tokens"] else math.nan
   bits = lambda t: t["nats"] / (math.log(2) * t["bytes"]) if t["bytes"] else math.nan
-  result = {f"bits_per_byte/{name}": bits(t) for name, t in totals.items()}
-  result |= {f"loss/{name}": t["nats"] / t["tokens"] if t["tokens"] else math.nan for name, t in totals.items()}
-  return result | {"bits_per_byte": bits({k: sum(t[k] for t in totals.values()) for k in ("nats", "bytes")})}
+  of = {"bits_per_byte": bits, "nats_per_target": mean}[measure]
+  result = {f"{measure}/{name}": of(t) for name, t in totals.items()}
+  result |= {f"loss/{name}": mean(t) for name, t in totals.items()}
+  return result | {measure: of({k: sum(t[k] for t in totals.values()) for k in ("nats", "tokens", "bytes")})}

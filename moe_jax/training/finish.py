@@ -22,6 +22,7 @@ from moe_jax.report import write_report
 from moe_jax.training import evaluate, workdir
 from moe_jax.training.sample import next_logits, sample
 from moe_jax.training.state import TrainState
+from moe_jax.training.step import apply
 
 ROOT = Path(__file__).resolve().parents[2]  # of the clone, which `report.compare` is relative to
 LADDER_BYTES = 32_000_000  # sources with more training text get no ladder: it would take minutes
@@ -42,20 +43,22 @@ def finish(config, directory: Path, model: nn.Module, state: TrainState, tokeniz
     eval_fn: see `evaluate.make_eval`.
     run_info: config (path), command, steps, tokens, wall_seconds; copied into the results.
   """
-  totals = evaluate.summary(eval_fn(state, 0))
+  measure, _ = evaluate.MEASURES[config.data.objective]
+  totals, continues = evaluate.summary(eval_fn(state, 0), measure), config.data.objective == "next_token"
   variables = {"params": state.params} | ({"router_state": state.router_state} if state.router_state else {})
   with jax.set_mesh(mesh):
-    text = sample_text(config, model, variables, tokenizer)
+    text = sample_text(config, model, variables, tokenizer) if continues else ""
     routing = routing_pages(config, model, variables, tokenizer, sources, mesh)
   if jax.process_index():
     return {}
   of = lambda prefix: {s.name: totals[f"{prefix}/{s.name}"] for s in sources}
-  total, activated = build.parameter_counts(config, tokenizer.size)
+  size = data.vocab_size(config.data, tokenizer)
+  total, activated = build.parameter_counts(config, size)
   results = dict(run_info) | {
-      "seed": config.seed, "bits_per_byte": of("bits_per_byte"), "loss": of("loss"),
-      "ladder": {s.name: rungs for s in sources if (rungs := source_ladder(config.data, s))},
+      "seed": config.seed, measure: of(measure), "loss": of("loss"),
+      "ladder": {s.name: rungs for s in sources if continues and (rungs := source_ladder(config.data, s))},
       "parameters": {"total": total, "activated": activated},
-      "flops_per_token": build.flops_per_token(config, tokenizer.size), "data": data.fingerprints(sources),
+      "flops_per_token": build.flops_per_token(config, size), "data": data.fingerprints(sources),
       "hardware": _hardware(mesh), "sample": text}
   results |= {{"packages": "versions"}.get(name, name): value for name, value in workdir.versions().items()}
   results |= comparison(config.report.compare, results)
@@ -64,7 +67,8 @@ def finish(config, directory: Path, model: nn.Module, state: TrainState, tokeniz
   if routing:
     workdir.write_atomically(directory / "routing.json", json.dumps(routing))
   path = write_report(directory)
-  print(f"\n{table(results)}\n\nsample, temperature {TEMPERATURE}:\n{text}\n\nreport: {path}", flush=True)
+  shown = f"sample, temperature {TEMPERATURE}:\n{text}\n\n" if continues else ""
+  print(f"\n{table(results)}\n\n{shown}report: {path}", flush=True)
   return results
 
 
@@ -87,16 +91,19 @@ def routing_pages(config, model: nn.Module, variables: Mapping[str, Any], tokeni
                   sources: Sequence[data.Source], mesh: Mesh) -> dict[str, Any]:
   """The first validation tokens of each source with each token's first-choice expert, for the report; {} if dense.
 
+  In an encoder-decoder they are the encoder's tokens and layers.
+
   Returns:
     {"num_experts": E, "layers": [index of each of the Lm layers with experts],
      "pages": [{"source", "pieces": [text, or None for a special token], "experts": [[expert] * tokens] * Lm}]};
     an expert of E means nobody.
   """
   def routed(variables, batch):
-    _, aux = model.apply(variables, batch["inputs"], batch["segment_ids"], batch["positions"], train=False,
-                         return_routing=True)
-    return {"inputs": batch["inputs"], "segment_ids": batch["segment_ids"]} | {
-        name: aux.metrics[name] for name in ("top1_expert", "load") if name in aux.metrics}
+    _, aux = apply(model, variables, batch, train=False, return_routing=True)
+    tokens, prefix = ("encoder_tokens", "encoder_") if "encoder_tokens" in batch else ("inputs", "")
+    seen = {"inputs": batch[tokens], "segment_ids": batch[f"{prefix}segment_ids"]}
+    found = {"top1_expert": f"{prefix}top1_expert", "load": "load"}
+    return seen | {name: aux.metrics[key] for name, key in found.items() if key in aux.metrics}
 
   routed = jax.jit(routed, out_shardings=sharding.replicated(mesh))
   rows, pages, experts = config.train.batch_size // config.train.accumulate_steps, [], 0
@@ -112,14 +119,15 @@ def routing_pages(config, model: nn.Module, variables: Mapping[str, Any], tokeni
     pages.append({"source": source.name, "pieces": pieces(tokenizer, seen["inputs"].ravel()[real]),
                   "experts": chosen.tolist()})
     experts = seen["load"].shape[-1]
-  layers = [i for i, has_experts in enumerate(getattr(model, "has_experts", ())) if has_experts]
+  experts_of = getattr(model, "encoder_experts", getattr(model, "has_experts", ()))
+  layers = [i for i, has_experts in enumerate(experts_of) if has_experts]
   return {"num_experts": experts, "layers": layers, "pages": pages} if pages else {}
 
 
 def pieces(tokenizer: data.Tokenizer, ids: np.ndarray) -> list[str | None]:
   """The text that each token stands for, with `\\xe2` for bytes that are not UTF-8 by themselves; None for specials."""
   ids = np.asarray(ids)
-  lengths = tokenizer.byte_lengths[ids]
+  lengths = np.append(tokenizer.byte_lengths, 0)[np.minimum(ids, len(tokenizer.byte_lengths))]  # 0 of sentinels
   text = tokenizer.decode(ids)
   ends = np.cumsum(lengths)
   if len(text) == lengths.sum():
@@ -145,36 +153,41 @@ def source_ladder(settings, source: data.Source) -> dict[str, float] | None:
 
 
 def comparison(path: str, results: Mapping[str, Any]) -> dict[str, Any]:
-  """{"compare": {"label", "bits_per_byte", "other_data"}} of another run's results.json; {} if there is none to read.
+  """{"compare": {"label", MEASURE, "other_data"}} of another run's results.json; {} if there is none to read.
 
   Args:
     path: relative to the clone or, failing that, to the working directory; "" = none.
     results: this run's; sources whose text differs from theirs are listed in `other_data`.
   """
+  measure, _ = measure_of(results)
   if not path:
     return {}
   place = next((p for p in (ROOT / path, Path(path)) if p.is_file()), None)
   try:
     other = json.loads(place.read_text()) if place else None
     name = Path(str(other["config"]).partition(":")[0]).stem.replace("_", " ")
-    bits = {s: float(other["bits_per_byte"][s]) for s in results["bits_per_byte"]
-            if other["bits_per_byte"].get(s) is not None}
+    scores = {s: float(other[measure][s]) for s in results[measure] if other[measure].get(s) is not None}
   except (OSError, ValueError, TypeError, KeyError, AttributeError):
     print(f"report.compare={path!r}: no results of a run there, so there is nothing to compare with", flush=True)
     return {}
   theirs = other.get("data") or {}
-  differ = [s for s in bits if theirs.get(s) != results["data"].get(s)]
-  return {"compare": {"label": name, "bits_per_byte": bits, "other_data": differ}}
+  differ = [s for s in scores if theirs.get(s) != results["data"].get(s)]
+  return {"compare": {"label": name, measure: scores, "other_data": differ}}
+
+
+def measure_of(results: Mapping[str, Any]) -> tuple[str, str]:
+  """The one of `evaluate.MEASURES` that results hold."""
+  return next((name, words) for name, words in evaluate.MEASURES.values() if name in results)
 
 
 def table(results: Mapping[str, Any]) -> str:
-  """Bits per byte: a line for each source; this run, the compared one, the ladder."""
-  compare = results.get("compare", {})
+  """The run's measure: a line for each source; this run, the compared one, the ladder."""
+  compare, (measure, words) = results.get("compare", {}), measure_of(results)
   rungs = list(dict.fromkeys(rung for ladder in results["ladder"].values() for rung in ladder))
-  head = ["bits per byte", "this run", *([compare["label"]] if compare else []), *rungs]
+  head = [words, "this run", *([compare["label"]] if compare else []), *rungs]
   lines = [[name.upper() if name == "lzma" else name for name in head]]
-  for source, value in results["bits_per_byte"].items():
-    other = [compare["bits_per_byte"].get(source)] if compare else []
+  for source, value in results[measure].items():
+    other = [compare[measure].get(source)] if compare else []
     ladder = results["ladder"].get(source, {})
     cells = [_cell(x) for x in [value, *other, *(ladder.get(rung) for rung in rungs)]]
     if source in compare.get("other_data", ()):

@@ -49,7 +49,8 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
   mesh = sharding.make_mesh(dict(config.mesh))
   facts = {"config": start["config"], "data": data.fingerprints(sources), "tokenizer": tokenizer.fingerprint}
   workdir.check_data(directory, facts["data"])
-  model = build.model(config, tokenizer.size, mesh)
+  vocab_size = data.vocab_size(config.data, tokenizer)
+  model = build.model(config, vocab_size, mesh)
   optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
   eval_fn = evaluate.make_eval(config, model, mesh, tokenizer, sources)
   update = jax.jit(functools.partial(
@@ -72,7 +73,7 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
       workdir.note_start(directory, config, facts, start | {"step": begun, "devices": devices})
     writer = stack.enter_context(contextlib.closing(MetricsWriter(directory, begun, active=first)))
     progress = stack.enter_context(contextlib.closing(Progress(config.train.steps, begun, tokens, active=first)))
-    total, activated = build.parameter_counts(config, tokenizer.size)
+    total, activated = build.parameter_counts(config, vocab_size)
     progress.say(f"{total:,} parameters, {activated:,} of them activated by a token, on {mesh.size} devices; " + (
         f"going on from step {begun}" if begun else "a new run"))
     for line in build.routing_summary(config).splitlines():
@@ -107,14 +108,15 @@ def _steps(config, state, batches, update, mesh, eval_fn, checkpoints, writer, p
       progress.step(m, loss)
     if due(t.log_every):
       writer.write(n, "train", metrics | {"tokens_per_second": progress.log(loss)})
-    paused, bits = time.monotonic(), None
+    paused, score = time.monotonic(), None
     if due(t.eval_every):
-      result = evaluate.summary(eval_fn(state, t.eval_batches))
-      bits = result["bits_per_byte"]
+      measure, words = evaluate.MEASURES[config.data.objective]
+      result = evaluate.summary(eval_fn(state, t.eval_batches), measure)
+      score = result[measure]
       writer.write(n, "eval", result)
-      progress.say(f"step {n}/{t.steps}  validation bits per byte: " + _bits(result))
+      progress.say(f"step {n}/{t.steps}  validation {words}: " + _by_source(result, measure))
     if due(t.checkpoint_every) or stop:
-      checkpoints.save(n, state, batches.get_state(), {"seconds": time.monotonic() - clock}, bits)
+      checkpoints.save(n, state, batches.get_state(), {"seconds": time.monotonic() - clock}, score)
     progress.pause(time.monotonic() - paused)
     if stop:
       return state, True
@@ -154,6 +156,6 @@ def _finite(n: int, metrics, checkpoints) -> float:
                  "lower optimizer.learning_rate, a longer optimizer.warmup_steps or a smaller optimizer.clip_norm")
 
 
-def _bits(result: dict[str, float]) -> str:
-  prefix = "bits_per_byte/"
+def _by_source(result: dict[str, float], measure: str) -> str:
+  prefix = f"{measure}/"
   return "  ".join(f"{name.removeprefix(prefix)} {x:.3f}" for name, x in result.items() if name.startswith(prefix))

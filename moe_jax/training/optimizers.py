@@ -26,9 +26,8 @@ def cosine(peak: float, steps: int, warmup: int, *, final_fraction: float, **_) 
 
 
 def rsqrt(peak: float, steps: int, warmup: int, **_) -> Schedule:
-  """After the warm-up `peak * sqrt(warmup / (step + 1))`, as in T5 and Switch; it does not know the run's length."""
-  del steps
-  return _warm(lambda step: peak * jnp.sqrt(max(warmup, 1) / jnp.maximum(step + 1, max(warmup, 1))), peak, warmup)
+  """After the warm-up `peak * sqrt(warmup / (step + 1))`; it does not know the run's length."""
+  return _warm(flat_rsqrt(peak, steps, warmup), peak, warmup)
 
 
 def wsd(peak: float, steps: int, warmup: int, *, final_fraction: float, decay_fraction: float, **_) -> Schedule:
@@ -43,13 +42,27 @@ def wsd(peak: float, steps: int, warmup: int, *, final_fraction: float, decay_fr
   return _warm(rate, peak, warmup)
 
 
+def flat_rsqrt(peak: float, steps: int, warmup: int, **_) -> Schedule:
+  """As `rsqrt`, but `peak` from the first step on instead of a warm-up: T5's 1/sqrt(max(step, 10,000)), peak 0.01."""
+  del steps
+  return lambda step: peak * jnp.sqrt(max(warmup, 1) / jnp.maximum(jnp.asarray(step, jnp.float32) + 1, max(warmup, 1)))
+
+
+def staircase(peak: float, steps: int, warmup: int, *, milestones: Sequence[float], milestone_factor: float,
+              **_) -> Schedule:
+  """After the warm-up `peak`, times `milestone_factor` from each of `milestones`, fractions of all steps (DeepSeek)."""
+  reached = lambda step: sum(jnp.asarray(step >= round(fraction * steps), jnp.float32) for fraction in milestones)
+  return _warm(lambda step: peak * jnp.power(milestone_factor, reached(step)), peak, warmup)
+
+
 def constant(peak: float, steps: int, warmup: int, **_) -> Schedule:
   """`peak` after the warm-up."""
   del steps
   return _warm(lambda step: jnp.full_like(jnp.asarray(step, jnp.float32), peak), peak, warmup)
 
 
-SCHEDULES = {"cosine": cosine, "rsqrt": rsqrt, "wsd": wsd, "constant": constant}
+SCHEDULES = {"cosine": cosine, "rsqrt": rsqrt, "flat_rsqrt": flat_rsqrt, "wsd": wsd, "steps": staircase,
+             "constant": constant}
 
 
 def _warm(rate: Schedule, peak: float, warmup: int) -> Schedule:
@@ -60,13 +73,13 @@ def _warm(rate: Schedule, peak: float, warmup: int) -> Schedule:
   return warmed
 
 
-_UNDECAYED = ("scale", "bias", "router_threshold")
+_UNDECAYED = ("scale", "bias", "threshold")  # how the names of vectors end
 
 
 def decayed(params: PyTree) -> PyTree:
-  """Which leaves weight decay touches: matrices, not vectors (which scanned layers stack to two axes)."""
+  """Which leaves weight decay touches: matrices, not scales, biases and thresholds, however they are stacked."""
   name = lambda path: str(getattr(path[-1], "key", path[-1]))
-  return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim >= 2 and name(path) not in _UNDECAYED, params)
+  return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim >= 2 and not name(path).endswith(_UNDECAYED), params)
 
 
 def adamw(schedule: Schedule, o) -> optax.GradientTransformation:
@@ -79,10 +92,11 @@ def adafactor(schedule: Schedule, o) -> optax.GradientTransformation:
 
   Deviation: scanned layers stack a weight over layers; the RMS of weights and of updates is taken over the stack.
   Deviation: weight decay is decoupled and scaled by the learning rate, as in `adamw`; b1, b2 and eps are not read.
+  The second moment's decay is 1 - t^-0.8, and an update whose RMS exceeds `o.update_clip` is scaled down to it.
   """
   decay = [optax.add_decayed_weights(o.weight_decay, mask=decayed)] if o.weight_decay else []
   return optax.chain(
-      optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms(), *decay,
+      optax.scale_by_factored_rms(), optax.clip_by_block_rms(o.update_clip), optax.scale_by_param_block_rms(), *decay,
       optax.scale_by_learning_rate(schedule))
 
 
@@ -106,6 +120,10 @@ def validate(o) -> None:
       "b2": (0 <= o.b2 < 1, "a number from 0 to below 1"),
       "eps": (o.eps > 0, "a positive number, such as 1e-8"),
       "weight_decay": (o.weight_decay >= 0, "0 or more"),
+      "milestones": (all(0 < m < 1 for m in o.milestones) and list(o.milestones) == sorted(o.milestones),
+                     "ascending fractions of all steps, each between 0 and 1"),
+      "milestone_factor": (o.milestone_factor > 0, "a positive factor, such as 0.316"),
+      "update_clip": (o.update_clip > 0, "a positive RMS, such as 1.0"),
       "clip_norm": (o.clip_norm >= 0, "a positive global norm, or 0 for no clipping"),
   }
   for key, (good, remedy) in ranges.items():
@@ -120,7 +138,8 @@ def make(o, steps: int) -> tuple[optax.GradientTransformation, Schedule]:
   """
   validate(o)
   schedule = SCHEDULES[o.schedule](o.learning_rate, steps, o.warmup_steps, final_fraction=o.final_fraction,
-                                   decay_fraction=o.decay_fraction)
+                                   decay_fraction=o.decay_fraction, milestones=tuple(o.milestones),
+                                   milestone_factor=o.milestone_factor)
   clip = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
   still = [optax.masked(optax.set_to_zero(), functools.partial(frozen, names=tuple(o.freeze)))] if o.freeze else []
   return optax.chain(*still, *clip, OPTIMIZERS[o.name](schedule, o), *still), schedule

@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from moe_jax.models import update_router_state
 from moe_jax.training.state import TrainState
 
-Batch = dict[str, Array | np.ndarray]  # inputs, targets, segment_ids, positions: Int[B, L]; segment 0 is padding
+# inputs, targets, segment_ids, positions: Int[B, L]; segment 0 is padding. For an encoder-decoder also encoder_tokens,
+# encoder_segment_ids, encoder_positions: Int[B, M].
+Batch = dict[str, Array | np.ndarray]
 REDUCE = {"logit_max": jnp.max}  # of metrics over microbatches; all others are averaged
 
 
@@ -29,7 +31,7 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module, optimizer: 
   Args:
     state: donate it.
     batch: see `Batch`.
-    model: called as `(tokens, segment_ids, positions, train=True) -> (logits, Aux)`.
+    model: called as in `apply`.
     optimizer, schedule: of `optimizers.make`; the schedule is only reported.
     loss_weights: weight of each of `Aux.losses`.
     accumulate_steps: microbatches; divides B.
@@ -46,8 +48,7 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module, optimizer: 
   def loss_of(params, micro, key):
     keys = {"dropout": jax.random.fold_in(key, 0), "router": jax.random.fold_in(key, 1)}
     variables = {"params": params} | ({"router_state": state.router_state} if state.router_state else {})
-    logits, aux = model.apply(variables, micro["inputs"], micro["segment_ids"], micro["positions"], train=True,
-                              rngs=keys)
+    logits, aux = apply(model, variables, micro, train=True, rngs=keys)
     nats, log_z = token_nats(logits, micro["targets"])
     real = micro["segment_ids"] > 0
     parts = {"cross_entropy": jnp.sum(nats * real) / total}
@@ -95,11 +96,23 @@ def eval_step(params: PyTree, router_state: PyTree, batch: Batch, byte_lengths: 
   and stands for no byte.
   """
   variables = {"params": params} | ({"router_state": router_state} if router_state else {})
-  logits, _ = model.apply(variables, batch["inputs"], batch["segment_ids"], batch["positions"], train=False)
+  logits, _ = apply(model, variables, batch, train=False)
   nats, _ = token_nats(logits, batch["targets"])
   real = batch["segment_ids"] > 0
   return {"nats": jnp.sum(nats * real), "tokens": jnp.sum(real),
           "bytes": jnp.sum(byte_lengths[batch["targets"]] * real)}
+
+
+def apply(model: nn.Module, variables: PyTree, batch: Batch, **kwargs):
+  """What the model makes of a batch: `(tokens, segment_ids, positions, **kwargs) -> (logits, Aux)`.
+
+  A batch with an encoder's inputs adds `encoder={"tokens", "segment_ids", "positions"}`.
+  """
+  prefix = "encoder_"
+  source = {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)}
+  if source:
+    kwargs["encoder"] = source
+  return model.apply(variables, batch["inputs"], batch["segment_ids"], batch["positions"], **kwargs)
 
 
 def token_nats(logits: Float[Array, "B L V"], targets: Int[Array, "B L"]

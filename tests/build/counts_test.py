@@ -28,6 +28,61 @@ def test_parameters_and_flops_by_hand():
   assert build.flops_per_token(untied, 10) == 2 * 1440 + 1024
   ec = config(sizes | {f"{R}.name": "expert_choice", f"{R}.expert_choice.capacity_factor": 1.0})
   assert build.parameter_counts(ec, 10) == (1768, 1480 - 144)
+  assert build.parameters_by_kind(config(sizes), 10) == {
+      "embedding": 80, "attention": 512, "dense FFN": 384 + 144, "experts": 576, "router": 32, "norms": 40,
+      "relative bias": 0}
+
+
+BIASES = {"model.position": "relative", "model.relative_buckets": 8, "model.relative_max_distance": 16}
+DENSE = {"model.d_model": 8, "model.num_layers": 1, "model.num_heads": 2, "model.num_kv_heads": 1, "model.head_dim": 4,
+         "model.d_ff": 16, "model.moe.num_experts": 0, "model.activation": "relu", "data.seq_len": 16}
+MATRICES = 2 * 8 * 8 + 2 * 8 * 4 + 2 * 8 * 16 + 10 * 8  # queries and output, keys and values, FFN, tied embedding
+
+
+def test_vectors_are_no_matmuls():
+  # Catches: biases and looked-up relative positions that count 2 FLOPs a value, or as another kind's parameters.
+  vectors = config(DENSE | BIASES | {"model.qkv_bias": True, "model.qk_norm": True, "model.ffn_bias": "additive"})
+  assert build.flops_per_token(vectors, 10) == 2 * MATRICES + 4 * 16 * 8
+  # Biases of 8 + 4 + 4 on q, k, v and of 16 in the FFN; norms of 3 * 8 and 8 + 4; a bias of 2 heads x 8 buckets.
+  assert build.parameters_by_kind(vectors, 10) == {
+      "embedding": 80, "attention": 192 + 16, "dense FFN": 256 + 16, "experts": 0, "router": 0, "norms": 36,
+      "relative bias": 16}
+
+
+def test_flops_of_a_window():
+  # Catches: scores counted that the window cuts off; a window longer than the row.
+  windows = [build.flops_per_token(config(DENSE | {"model.sliding_window": w}), 10) for w in (0, 6, 99)]
+  assert windows == [2 * MATRICES + 4 * 8 * seen for seen in (16, 6, 16)]
+
+
+def test_flops_of_latent_attention():
+  # Scores over 4 + 2 features, averages of values of 3: 2 heads * 16 keys * 2 * 9. Catches: head_dim read.
+  latent = {f"model.latent.{key}": value for key, value in {
+      "kv_rank": 5, "query_rank": 0, "nope_dim": 4, "rope_dim": 2, "value_dim": 3}.items()}
+  c = config(DENSE | {"model.attention": "latent"} | latent)
+  matrices = 8 * 2 * 6 + 8 * (5 + 2) + 5 * 2 * (4 + 3) + 2 * 3 * 8 + 2 * 8 * 16 + 80
+  assert build.flops_per_token(c, 10) == 2 * matrices + 2 * 2 * 16 * 9
+  assert build.parameters_by_kind(c, 10)["norms"] == 3 * 8 + 5
+
+
+def test_flops_of_an_encoder_decoder():
+  # 32 positions of the source for 16 of the target: the encoder counts twice a token, and so do the cross-attention's
+  # keys and values (2 * 8 * 4). Catches: an encoder that is free, a target's embedding that is looked up counted.
+  both = DENSE | BIASES | {"model.family": "encoder_decoder", "model.num_encoder_layers": 2, "data.encoder_len": 32}
+  layer = MATRICES - 80
+  cross, source = 2 * 8 * 8, 2 * 8 * 4
+  encoder = 2 * (2 * layer + 4 * 32 * 8) * 2
+  decoder = 2 * (layer + cross + 2 * source) + 4 * (16 + 32) * 8
+  assert build.flops_per_token(config(both), 10) == encoder + decoder + 2 * 80
+  assert build.flops_per_token(config(both | {"model.target_vocab_size": 12}), 10) == encoder + decoder + 2 * 12 * 8
+
+
+def test_a_changed_config_is_counted_anew():
+  # Catches: shapes that are remembered for a config object and not for what is in it.
+  c = config(DENSE)
+  before = build.parameter_counts(c, 10)[0]
+  c.model.d_ff += 1
+  assert build.parameter_counts(c, 10)[0] == before + 2 * 8 and build.parameter_counts(c, 12)[0] == before + 4 * 8
 
 
 def test_a_scanned_model_has_the_same_counts():

@@ -24,6 +24,18 @@ def test_loss_weights_name_what_the_model_reports():
   assert build.loss_weights(config({"model.moe.num_experts": 0})) == {}
 
 
+@pytest.mark.parametrize("soft_slots", [0, 1])
+def test_experts_have_an_activation_of_their_own(soft_slots):
+  # Catches: dense FFNs that take the experts' (GLaM's are gated, its experts are not), shared experts that do not.
+  changes = {"model.ffn_bias": "additive", "model.moe.num_shared_experts": 1, "model.moe.soft_slots": soft_slots}
+  for own, expected in (("", "swiglu"), ("gelu", "gelu")):
+    c = config(changes | {"model.moe.activation": own})
+    model = build.model(c, 264, sharding.make_mesh({"data": 1}))
+    made = (model.dense.keywords, model.moe.keywords, model.moe.keywords["shared"].keywords)
+    assert [part["activation"] for part in made] == ["swiglu", expected, expected]
+    assert all(part["ffn_bias"] == "additive" for part in made)
+
+
 def test_expert_choice_sizes_its_own_slots():
   # Catches: the layer's capacity dropping what the router chose; dropless buffers of S slots.
   c = config({f"{R}.name": "expert_choice", f"{R}.expert_choice.capacity_factor": 3, "model.moe.capacity_factor": 0.1})

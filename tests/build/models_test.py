@@ -8,6 +8,7 @@ from changed import config
 from moe_jax import build, sharding
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.errors import ConfigError
+from moe_jax.layers import Attention, LatentAttention
 from moe_jax.routing import ROUTERS
 
 pytestmark = pytest.mark.unit
@@ -23,6 +24,51 @@ def test_vocabulary():
   assert build.model(config({"model.vocab_size": 512}), 264, mesh).vocab_size == 512
   with pytest.raises(ConfigError, match="model.vocab_size=100"):
     build.model(config({"model.vocab_size": 100}), 264, mesh)
+
+
+def test_every_key_of_attention_arrives():
+  # Catches: a key of the config that nobody reads.
+  keys = {"position": "relative", "relative_buckets": 8, "relative_max_distance": 9, "qkv_bias": True, "qk_norm": True,
+          "clip_qkv": 8.0, "sliding_window": 7, "query_scale": 0.5, "rope_theta": 5e5, "num_kv_heads": 2}
+  mesh = sharding.make_mesh({"data": 1})
+  made = build.model(config({f"model.{key}": value for key, value in keys.items()}), 264, mesh).attention
+  assert made.func is Attention and {key: made.keywords[key] for key in keys} == keys
+  widths = {"kv_rank": 6, "query_rank": 5, "nope_dim": 4, "rope_dim": 2, "value_dim": 3}
+  latent = {"model.attention": "latent", "model.rope_theta": 5e5, "model.num_heads": 7}
+  latent |= {f"model.latent.{key}": value for key, value in widths.items()}
+  made = build.model(config(latent), 264, mesh).attention
+  assert made.func is LatentAttention and set(made.keywords) == {*widths, "num_heads", "rope_theta", "output_scale",
+                                                                 "dtype"}
+  assert {key: made.keywords[key] for key in widths} == widths
+  assert made.keywords["rope_theta"] == 5e5 and made.keywords["num_heads"] == 7
+
+
+def test_stacks_of_an_encoder_decoder():
+  # Catches: a causal encoder, positions in cross-attention, no dropout on attention weights, one stack's layers given
+  # to the other, additions to the residual stream miscounted (8, 2 of them extra, and 2 * 3).
+  c = config({"model.family": "encoder_decoder", "model.num_encoder_layers": 3, "model.num_layers": 2,
+              "model.position": "relative", "model.dropout": 0.1, "model.moe.first": 1, "model.moe.every": 1,
+              "model.moe.extra_ffn": True, "data.objective": "span_corruption"})
+  model = build.model(c, 264, sharding.make_mesh({"data": 1}))
+  assert model.encoder_experts == (False, True, True) and model.decoder_experts == (False, True)
+  encoder, decoder = model.encoder.keywords, model.decoder.keywords
+  assert [t["attention"].keywords["causal"] for t in (encoder, decoder)] == [False, True]
+  assert encoder["cross"] is None and decoder["cross"].keywords["position"] == "none"
+  assert decoder["attention"].keywords["position"] == "relative" and decoder["cross"].keywords["dropout"] == 0.1
+  for tower, additions in ((encoder, 8), (decoder, 7)):
+    assert {tower[part].keywords["output_scale"] for part in ("attention", "dense", "moe")} == {additions ** -0.5}
+  with pytest.raises(ConfigError, match="model.target_vocab_size=100"):
+    build.model(config({"model.family": "encoder_decoder", "model.target_vocab_size": 100}), 264,
+                sharding.make_mesh({"data": 1}))
+
+
+def test_additions_to_the_residual_stream_are_counted():
+  # 4 layers, of which 2 have experts. Catches: extra FFNs that make the stream's first variance exceed 1.
+  mesh = sharding.make_mesh({"data": 1})
+  for extra, additions in ((False, 8), (True, 10)):
+    model = build.model(config({"model.moe.extra_ffn": extra}), 264, mesh)
+    assert model.extra_ffn == extra
+    assert {part.keywords["output_scale"] for part in (model.attention, model.dense, model.moe)} == {additions ** -0.5}
 
 
 @pytest.mark.parametrize("router", ROUTERS)

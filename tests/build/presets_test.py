@@ -11,8 +11,8 @@ from moe_jax.routing import ROUTERS
 
 pytestmark = pytest.mark.unit
 
-OF_SIZE = {"num_experts", "first", "every", "d_ff", "router", "dispatcher", "group_size", "replay_gate",
-           "allow_noncausal_routing"}
+OF_SIZE = {"num_experts", "first", "every", "d_ff", "activation", "extra_ffn", "router", "dispatcher", "group_size",
+           "replay_gate", "allow_noncausal_routing"}
 
 
 def preset(name, changes=()):

@@ -46,3 +46,25 @@ def test_own_capacity_soft_and_dense():
   build.use_preset(c, "soft_moe")
   assert "8 experts of 8 slots" in build.routing_summary(c)
   assert build.routing_summary(config({"model.moe.num_experts": 0})) == ""
+
+
+def _model(**changes):
+  c = config({key.replace("__", "."): value for key, value in changes.items()})
+  return dict(line.strip().split(": ", 1) for line in build.model_summary(c).splitlines())
+
+
+def test_the_model_in_words():
+  # Catches: experts counted in layers that have none, a decoder called by its encoder's depth, an attention or a
+  # vocabulary of another kind.
+  lines = _model()
+  assert lines["model"] == "decoder, 4 layers of width 128, 2 with experts"
+  assert lines["attention"] == "4 heads of 32, 4 of keys and values, rope (theta 10000)"
+  assert lines["embedding"] == "the tokenizer's entries, tied to the output projection"
+  lines = _model(model__family="encoder_decoder", model__num_encoder_layers=6, model__position="relative",
+                 model__query_scale=1.0, model__moe__extra_ffn=True, model__vocab_size=64, model__target_vocab_size=32,
+                 data__seq_len=30)
+  assert lines["model"] == "encoder-decoder, 6 + 4 layers of width 128, 5 with experts"
+  assert lines["attention"].endswith("relative biases, query scale 1") and "64 and 32 entries" in lines["embedding"]
+  assert "one more before each of the 5 layers' experts" in lines["ffn"]
+  assert lines["batch"].startswith("32 rows of 256 tokens to 30,")
+  assert "keys and values from 512, full queries" in _model(model__attention="latent")["attention"]

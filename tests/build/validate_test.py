@@ -16,6 +16,8 @@ def test_the_base_config_is_valid():
 
 
 R, W = "model.moe.router", "model.moe.dispatcher"
+SPANS = {"model.family": "encoder_decoder", "data.objective": "span_corruption"}
+T5 = {"model.family": "encoder_decoder", "data.objective": "span_corruption"}
 WRONG = [  # changes, the field that is blamed, words of the remedy
     ({f"{R}.name": "swich"}, f"{R}.name", "known: adaptive_mixture, "),
     ({f"{R}.name": "expert_choise"}, f"{R}.name", "did you mean 'expert_choice'"),
@@ -65,6 +67,43 @@ WRONG = [  # changes, the field that is blamed, words of the remedy
      f"{R}.expert_choice.capacity_factor", "> 0"),
     ({"model.num_kv_heads": 3}, "model.num_kv_heads", "num_heads=4"),
     ({"model.head_dim": 31}, "model.head_dim", "even"),
+    ({"model.attention": "latnet"}, "model.attention", "'latent'"),
+    ({"model.position": "rotary"}, "model.position", "rope, relative, none"),
+    ({"model.ffn_bias": "add"}, "model.ffn_bias", "none, additive, multiplicative"),
+    ({"model.moe.activation": "swigelu"}, "model.moe.activation", "'swiglu'"),
+    ({"model.relative_buckets": 30}, "model.relative_buckets", "multiple of 4"),
+    ({"model.relative_buckets": 0}, "model.relative_buckets", "multiple of 4"),
+    ({"model.relative_max_distance": 16}, "model.relative_max_distance", "above 16, half of relative_buckets=32"),
+    ({"model.clip_qkv": -8.0}, "model.clip_qkv", "at least 0"),
+    ({"model.sliding_window": -1}, "model.sliding_window", "at least 0"),
+    ({"model.query_scale": -1.0}, "model.query_scale", "at least 0"),
+    ({"model.num_encoder_layers": -1}, "model.num_encoder_layers", "at least 0"),
+    ({"model.latent.kv_rank": 0}, "model.latent.kv_rank", "at least 1"),
+    ({"model.latent.query_rank": -1}, "model.latent.query_rank", "at least 0"),
+    ({**SPANS, "model.sliding_window": 8}, "model.sliding_window", "causal"),
+    ({**SPANS, "model.attention": "latent"}, "model.family", "'decoder'"),
+    ({"model.attention": "latent", "model.latent.rope_dim": 3}, "model.latent.rope_dim", "even"),
+    ({"model.attention": "latent", "model.position": "relative"}, "model.position", "'rope'"),
+    ({"model.attention": "latent", "model.position": "none"}, "model.position", "'rope'"),
+    ({"model.attention": "latent", "model.qkv_bias": True}, "model.qkv_bias", "'grouped_query'"),
+    ({"model.attention": "latent", "model.qk_norm": True}, "model.qk_norm", "'grouped_query'"),
+    ({"model.attention": "latent", "model.clip_qkv": 8.0}, "model.clip_qkv", "'grouped_query'"),
+    ({"model.attention": "latent", "model.sliding_window": 8}, "model.sliding_window", "'grouped_query'"),
+    ({"model.attention": "latent", "model.query_scale": 1.0}, "model.query_scale", "'grouped_query'"),
+    ({"model.attention": "latent", "mesh.data": 1, "mesh.tensor": 8}, "mesh.tensor", "num_heads=4"),
+    ({"model.family": "encoder_decoder"}, "data.objective", "'span_corruption'"),
+    ({"data.objective": "span_corruption"}, "data.objective", "'next_token'"),
+    ({"data.objective": "next_tokens"}, "data.objective", "'next_token'"),
+    (T5 | {"data.encoder_len": 0}, "data.encoder_len", "at least 1"),
+    (T5 | {"data.encoder_len": 1}, "data.encoder_len", "at least 2"),
+    (T5 | {"data.seq_len": 2}, "data.seq_len", "at least 3"),
+    (T5 | {"data.noise_density": 1.0}, "data.noise_density", "below 1"),
+    (T5 | {"data.mean_span": 0.5}, "data.mean_span", "at least 1"),
+    (T5 | {"model.target_vocab_size": -1}, "model.target_vocab_size", "at least 0"),
+    (T5 | {"data.encoder_len": 96, "model.moe.group_size": 1024, "train.batch_size": 8}, "model.moe.group_size",
+     "encoder_len"),
+    (T5 | {f"{R}.name": "expert_choice"}, f"{R}.name", "allow_noncausal_routing"),
+    (T5 | {"model.attention": "latent"}, "model.family", "'decoder'"),
     ({"model.d_model": 0}, "model.d_model", "at least 1"),
     ({"model.num_layers": -2}, "model.num_layers", "at least 1"),
     ({"model.dropout": 1.0}, "model.dropout", "below 1"),
@@ -99,6 +138,20 @@ def test_mistakes_are_refused_by_name(changes, field, words):
 def test_dense_models_need_no_experts_to_be_right():
   # Catches: keys of experts that a dense model trips over.
   build.validate(config({"model.moe.num_experts": 0, "model.moe.first": 99, f"{R}.top_k.k": 99}), 8)
+
+
+def test_an_encoder_decoder_is_valid():
+  # Catches: layers of the encoder alone that have experts refused, keys of an encoder that a decoder trips over.
+  build.validate(config(T5), 8)
+  build.validate(config(T5 | {"model.num_encoder_layers": 2, "model.num_layers": 1}), 8)
+  build.validate(config({"data.encoder_len": 1}), 8)
+
+
+def test_only_what_is_used_must_fit():
+  # Catches: a head of odd width refused without RoPE; key-value heads, which latent attention has not, that must fit.
+  build.validate(config({"model.position": "relative", "model.head_dim": 31}), 8)
+  build.validate(config({"model.attention": "latent", "model.num_kv_heads": 3, "model.head_dim": 31, "mesh.data": 2,
+                         "mesh.tensor": 4}), 8)
 
 
 def test_noncausal_routing_on_demand():

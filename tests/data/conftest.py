@@ -10,7 +10,8 @@ def data(tmp_path):
   return config_dict.ConfigDict(dict(
       sources=("embedded:prose", "embedded:code", "embedded:tables"), weights=(), pipeline="windows",
       tokenizer="bytes", seq_len=16, validation_fraction=0.25, seed=0, threads=0, cache_dir=str(tmp_path / "cache"),
-      tfds_dir=str(tmp_path / "tfds"), text_field="text", validation_split=""))
+      tfds_dir=str(tmp_path / "tfds"), text_field="text", validation_split="", objective="next_token",
+      encoder_len=24, noise_density=0.15, mean_span=3.0))
 
 
 @pytest.fixture

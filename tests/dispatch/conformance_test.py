@@ -253,6 +253,33 @@ def test_plan_invariants_and_drop(name, options, capacity):
   assert np.all(np.asarray(dropped.gate)[np.asarray(dropped.expert) == E] == 0)
 
 
+@pytest.mark.parametrize(("dispatcher", "platform"), [*((name, "cpu") for name in DISPATCHERS), ("grouped", "gpu")])
+def test_experts_with_a_bias_on_hidden_units(dispatcher, platform):
+  # Catches: a dispatcher whose experts know no bias, take another's, or give it no gradient; rows of nobody in it.
+  logits, x, d_y = _inputs()
+  bias = jnp.asarray(np.random.default_rng(5).normal(size=(E, F)), jnp.float32)
+  experts = _experts().replace(hidden_bias=bias, ffn_bias="multiplicative")
+  plan = _route("top_k", TOP_2, logits)
+  gates = np.zeros(logits.shape, np.float32)
+  for g, assignments in enumerate(_kept(plan, 2)):
+    for token, expert, gate in assignments:
+      gates[g, token, expert] = gate
+
+  def dispatched(x, experts):
+    return DISPATCHERS[dispatcher](plan, x, experts, 2, platform)
+
+  def dense(x, experts):
+    g, up = (jnp.einsum("gsd,edf->gsef", x, experts.weights[name]) for name in ("gate", "up"))
+    hidden = g * jax.nn.sigmoid(g) * up * experts.hidden_bias
+    return jnp.einsum("gse,gsef,efd->gsd", gates, hidden, experts.down)
+
+  def with_gradients(f):
+    y, pull = jax.vjp(f, jnp.asarray(x), experts)
+    return y, pull(jnp.asarray(d_y))
+
+  _close(with_gradients(dispatched), with_gradients(dense))
+
+
 @each_dispatcher
 def test_jit_equals_no_jit(dispatcher):
   # Catches: a Python value that a trace froze.

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from moe_jax.layers import Attention, LayerContext, rope
 from moe_jax.layers.attention import visible
+from moe_jax.layers.relative_bias import bucket
 
 pytestmark = pytest.mark.numerics
 
@@ -18,6 +19,7 @@ B, L, D = 2, 6, 8
 SEGMENTS = jnp.asarray([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
 POSITIONS = jnp.asarray([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
 CONTEXT = LayerContext(jnp.zeros((B, L), jnp.int32), SEGMENTS, POSITIONS)
+ROWS, PLACES = np.asarray(SEGMENTS), np.asarray(POSITIONS)
 
 
 def test_rope_depends_on_the_difference_of_positions_only():
@@ -46,25 +48,124 @@ def test_visible_is_causal_within_documents():
   np.testing.assert_array_equal(visible(SEGMENTS)[0], expected)
 
 
+def test_visible_without_order_and_with_a_window():
+  # Catches: a window that is one too wide, or that ends a document's view of its own; an encoder that is causal.
+  same = np.asarray(SEGMENTS[0][:, None] == SEGMENTS[0])
+  np.testing.assert_array_equal(visible(SEGMENTS, causal=False)[0], same)
+  near = np.subtract.outer(np.arange(L), np.arange(L))
+  np.testing.assert_array_equal(visible(SEGMENTS, window=2)[0], same & (near >= 0) & (near <= 1))
+
+
+def by_loops(layer, w, x, memory=None, memory_segments=None):
+  """The layer over rows of a batch, heads and places, in NumPy."""
+  source, to = (x, ROWS) if memory is None else (np.asarray(memory), np.asarray(memory_segments))
+  distance = PLACES[:, :, None] - PLACES[:, None, :]
+  buckets = bucket(distance, not layer.causal, layer.relative_buckets, layer.relative_max_distance)
+  heads = {}
+  for name, rows in (("query", x), ("key", source), ("value", source)):
+    t = np.einsum("bld,dhp->blhp", rows, w[name]) + (w[f"{name}_bias"] if layer.qkv_bias else 0.0)
+    t = np.clip(t, -layer.clip_qkv, layer.clip_qkv) if layer.clip_qkv else t
+    if layer.qk_norm and name != "value":
+      flat = t.reshape(*t.shape[:2], -1)
+      flat = flat / np.sqrt(np.mean(flat ** 2, axis=-1, keepdims=True) + 1e-6) * w[f"{name}_norm"]["scale"]
+      t = flat.reshape(t.shape)
+    rotate = layer.position == "rope" and name != "value"
+    heads[name] = np.asarray(rope(jnp.asarray(t), POSITIONS, layer.rope_theta)) if rotate else t
+  y = np.zeros(x.shape)
+  for b, h, i in np.ndindex(B, layer.num_heads, L):
+    g = h // (layer.num_heads // layer.num_kv_heads)
+    seen = [j for j in range(source.shape[1]) if to[b, j] == ROWS[b, i]
+            and (to[b, j] > 0 if memory is not None else j <= i or not layer.causal)
+            and (not layer.sliding_window or i - j < layer.sliding_window)]
+    scores = [heads["query"][b, i, h] @ heads["key"][b, j, g] * (layer.query_scale or layer.head_dim ** -0.5)
+              for j in seen]
+    if layer.position == "relative":
+      scores += w["relative_bias"][h, buckets[b, i, seen]]
+    for s, j in zip(scores, seen, strict=True):
+      y[b, i] += np.exp(s) / np.sum(np.exp(scores)) * heads["value"][b, j, g] @ w["output"][h]
+  return y
+
+
+def check(layer, *memory):
+  """Against the loops, with weights none of which is 0 or 1; returns the weights and the layer's output."""
+  rng = np.random.default_rng(0)
+  draw = lambda shape: rng.normal(size=shape).astype(np.float32)
+  x = draw((B, L, D))
+  shapes = nn.unbox(jax.eval_shape(layer.init, jax.random.key(0), x, CONTEXT, *memory))["params"]
+  w = jax.tree.map(lambda leaf: draw(leaf.shape) / 2, shapes)
+  y = tiny.quick_jit(layer.apply)({"params": w}, x, CONTEXT, *memory)
+  np.testing.assert_allclose(y, by_loops(layer, w, x, *memory), atol=2e-5)
+  return w, y
+
+
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_grouped_queries_equal_loops_over_heads(kv_heads):
   # Catches: query heads read the wrong key-value head; a missing 1/sqrt(P); softmax over the wrong axis.
-  layer = Attention(num_heads=4, num_kv_heads=kv_heads, head_dim=6)
-  x = jax.random.normal(jax.random.key(0), (B, L, D))
-  y, variables = tiny.quick_jit(layer.init_with_output)(jax.random.key(1), x, CONTEXT)
-  w = nn.unbox(variables)["params"]
-  q, k, v = (np.einsum("bld,dhp->blhp", x, w[name]) for name in ("query", "key", "value"))
-  q, k = (np.asarray(rope(jnp.asarray(t), POSITIONS, 10_000.0)) for t in (q, k))
-  expected = np.zeros((B, L, D))
-  for b in range(B):
-    for h in range(4):
-      g = h // (4 // kv_heads)
-      for i in range(L):
-        seen = [j for j in range(i + 1) if SEGMENTS[b, j] == SEGMENTS[b, i]]
-        scores = np.exp([q[b, i, h] @ k[b, j, g] / np.sqrt(6) for j in seen])
-        mixed = sum(s * v[b, j, g] for s, j in zip(scores / scores.sum(), seen, strict=True))
-        expected[b, i] += mixed @ w["output"][h]
-  np.testing.assert_allclose(y, expected, atol=1e-5)
+  w, _ = check(Attention(num_heads=4, num_kv_heads=kv_heads, head_dim=6))
+  assert set(w) == {"query", "key", "value", "output"}
+
+
+RELATIVE = {"position": "relative", "relative_buckets": 4, "relative_max_distance": 4}
+OPTIONS = [
+  {"position": "none"}, {"causal": False}, {"qkv_bias": True}, {"qk_norm": True}, {"clip_qkv": 0.7},
+  {"sliding_window": 2}, {"query_scale": 1.0}, RELATIVE, RELATIVE | {"causal": False},
+  {"qkv_bias": True, "qk_norm": True, "clip_qkv": 0.7, "sliding_window": 3, "query_scale": 0.3, **RELATIVE}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o))
+def test_options_equal_loops(options):
+  # Catches: a bias after the clip, a norm a head in place of one a token, a norm after the rotation or of values, a
+  # relative bias of another query head of the same group, distances of the wrong sign, one scaled with the scores.
+  w, _ = check(Attention(num_heads=4, num_kv_heads=2, head_dim=6, **options))
+  vectors = {"query_bias": (4, 6), "key_bias": (2, 6), "value_bias": (2, 6)} if "qkv_bias" in options else {}
+  vectors |= {"query_norm": (24,), "key_norm": (12,)} if "qk_norm" in options else {}
+  vectors |= {"relative_bias": (4, 4)} if options.get("position") == "relative" else {}
+  shapes = {name: jax.tree.leaves(leaf)[0].shape for name, leaf in w.items()}
+  assert shapes == vectors | {"query": (D, 4, 6), "key": (D, 2, 6), "value": (D, 2, 6), "output": (4, 6, D)}
+
+
+MEMORY_SEGMENTS = jnp.asarray([[2, 2, 1, 0], [0, 2, 0, 0]])
+
+
+def test_attention_to_a_memory_equals_loops():
+  # The second row's text is document 1, of which its memory has nothing. Catches: a causal mask over the memory, its
+  # padding seen by padding, an average over other documents where a query sees nothing.
+  layer = Attention(num_heads=4, num_kv_heads=2, head_dim=6, position="none", qk_norm=True)
+  _, y = check(layer, jax.random.normal(jax.random.key(3), (B, 4, D)), MEMORY_SEGMENTS)
+  assert not np.any(y[1]) and not np.any(y[0, 5]) and np.all(np.any(y[0, :5], axis=-1))
+
+
+def test_a_memory_has_segments_and_no_positions():
+  # Catches: keys rotated by the queries' positions; a memory that all documents of a row see.
+  x = jnp.ones((B, L, D))
+  for position, memory in (("rope", (x, SEGMENTS)), ("none", (x,))):
+    with pytest.raises(ValueError, match="memory"):
+      Attention(num_heads=2, num_kv_heads=2, head_dim=4, position=position).init(jax.random.key(0), x, CONTEXT, *memory)
+
+
+def test_dropout_of_weights_only_in_training():
+  # Values are 1 whatever the token, so without dropout every output is. Catches: dropout at evaluation, or of outputs,
+  # whose factor would be one of 0 and 2.
+  layer = Attention(num_heads=1, num_kv_heads=1, head_dim=1, position="none", dropout=0.5)
+  x = jnp.ones((1, 64, 1))
+  ids = jnp.ones((1, 64), jnp.int32)
+  w = {name: jnp.ones((1, 1, 1)) for name in ("query", "key", "value", "output")}
+  run = lambda train: tiny.quick_jit(lambda key: layer.apply(
+      {"params": w}, x, LayerContext(ids, ids, 0 * ids, train=train), rngs={"dropout": key}))(jax.random.key(0))
+  np.testing.assert_allclose(run(False), 1.0, atol=1e-6)
+  dropped = run(True)
+  assert len(np.unique(dropped.round(4))) > 16 and float(dropped.mean()) == pytest.approx(1.0, abs=0.3)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_scores_begin_with_unit_variance(scale):
+  # Catches: T5's unscaled scores begun with queries of unit variance, which saturate the softmax.
+  layer = Attention(num_heads=16, num_kv_heads=16, head_dim=64, query_scale=scale)
+  w = nn.unbox(layer.init(jax.random.key(0), jnp.zeros((B, L, 64)), CONTEXT))["params"]
+  x = jax.random.normal(jax.random.key(1), (2, 64, 64))
+  q, k = (jnp.einsum("ld,dhp->lhp", rows, w[name]) for rows, name in zip(x, ("query", "key"), strict=True))
+  scores = jnp.einsum("qhp,khp->hqk", q, k) * (scale or 64 ** -0.5)
+  assert float(jnp.std(scores)) == pytest.approx(1.0, rel=0.1)
 
 
 def test_softmax_is_float32_in_a_bfloat16_model():

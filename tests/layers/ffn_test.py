@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from moe_jax.experts import ACTIVATIONS, is_gated
 from moe_jax.layers import Aux, DenseFfn, LayerContext
+from moe_jax.layers.ffn import experts
 
 pytestmark = pytest.mark.unit
 
@@ -27,4 +28,48 @@ def test_formula(activation):
   f = FORMULAS[activation]
   hidden = f(x @ w["gate"]) * (x @ w["up"]) if is_gated(activation) else f(x @ w["up"])
   np.testing.assert_allclose(y, hidden @ w["down"], atol=1e-5)
-  assert aux == Aux() and ("gate" in w) == is_gated(activation)
+  assert aux == Aux() and set(w) == {"up", "down"} | ({"gate"} if is_gated(activation) else set())
+
+
+@pytest.mark.parametrize("ffn_bias", ["additive", "multiplicative"])
+def test_a_bias_on_hidden_units(ffn_bias):
+  # Catches: a bias before the activation or after the output projection; one that begins with an effect (0 and 1).
+  x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+  ids = jnp.ones((2, 3), jnp.int32)
+  context = LayerContext(ids, ids, ids)
+  plain, layer = (DenseFfn(d_ff=16, activation="relu", ffn_bias=kind) for kind in ("none", ffn_bias))
+  w, without = (nn.unbox(one.init(jax.random.key(1), x, context))["params"] for one in (layer, plain))
+  np.testing.assert_array_equal(layer.apply({"params": w}, x, context)[0],
+                                plain.apply({"params": without}, x, context)[0])
+  assert w["hidden_bias"].shape == (16,)
+  bias = jax.random.normal(jax.random.key(2), (16,))
+  y, _ = layer.apply({"params": w | {"hidden_bias": bias}}, x, context)
+  hidden = jnp.maximum(x @ w["up"], 0)
+  hidden = hidden + bias if ffn_bias == "additive" else hidden * bias
+  np.testing.assert_allclose(y, hidden @ w["down"], atol=1e-5)
+
+
+class Three(nn.Module):
+  """Three experts from 4 to 6 features and back."""
+
+  ffn_bias: str = "none"
+
+  @nn.compact
+  def __call__(self):
+    return experts(self, 3, 4, 6, "swiglu", self.ffn_bias, 0.5)
+
+
+def test_weights_of_experts():
+  # Catches: weights begun in another order, which changes every model; a bias without its axis of experts; an output
+  # projection that is not scaled.
+  made, variables = Three("multiplicative").init_with_output(jax.random.key(0))
+  boxes = variables["params"]
+  assert {name: box.names for name, box in boxes.items()} == {
+      "down": ("expert", "mlp", "embed"), "up": ("expert", "embed", "mlp"), "gate": ("expert", "embed", "mlp"),
+      "hidden_bias": ("expert", "mlp")}
+  assert list(boxes) == ["down", "up", "gate", "hidden_bias"]
+  assert made.ffn_bias == "multiplicative" and made.hidden_bias.shape == (3, 6) and np.all(made.hidden_bias == 1)
+  assert float(jnp.std(made.down)) < 0.75 * float(jnp.std(made.up))
+  plain = nn.unbox(Three().init(jax.random.key(0)))["params"]
+  for name, weight in plain.items():
+    np.testing.assert_array_equal(weight, boxes[name].value)

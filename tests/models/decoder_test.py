@@ -49,10 +49,18 @@ def run(model, variables, batch, **kwargs):
   return tiny.quick_jit(lambda v, *b: model.apply(v, *b, train=False, **kwargs))(variables, *batch)
 
 
-def test_what_a_position_sees():
+RELATIVE = {"position": "relative", "relative_buckets": 4, "relative_max_distance": 6}
+LATENT = {"attention": "latent", "latent": {"kv_rank": 6, "query_rank": 5, "nope_dim": 4, "rope_dim": 2,
+                                            "value_dim": 3}}
+
+
+@pytest.mark.parametrize("window, changes", [
+    (L, {"moe__num_shared_experts": 1}), (L, RELATIVE | {"moe__extra_ffn": True}), (L, LATENT),
+    (3, RELATIVE | {"sliding_window": 3})], ids=["rope", "relative", "latent", "window"])
+def test_what_a_position_sees(window, changes):
   # The row's tokens are distinct and the embedding is untied, so the gradient by a token's embedding says whether a
   # position sees it. Catches: a mask off by one, attention or expert slots across documents, positions that look ahead.
-  model = make(tied_embeddings=False, moe__num_shared_experts=1)
+  model = make(tied_embeddings=False, **changes)
   batch = tokens, segments, _ = packed([[3, 5]])
   variables = initialise(model, batch)
 
@@ -64,12 +72,13 @@ def test_what_a_position_sees():
   by_token = tiny.quick_jit(jax.jacrev(gradients))(variables["params"]["embedding"])[:, tokens[0]]  # [L, L, D]
   sees = np.asarray(jnp.abs(by_token).max(axis=-1) > 1e-7)
   same = np.asarray(segments[0][:, None] == segments[0])
-  np.testing.assert_array_equal(sees, np.tril(same))
+  np.testing.assert_array_equal(sees, np.tril(same) & ~np.tril(np.ones((L, L), bool), -window))
 
 
-def test_packed_documents_are_as_if_alone():
+@pytest.mark.parametrize("changes", [{}, RELATIVE, LATENT], ids=["rope", "relative", "latent"])
+def test_packed_documents_are_as_if_alone(changes):
   # Catches: positions that do not restart, documents that change each other's output (nothing is dropped here).
-  model = make()
+  model = make(**changes)
   tokens, segments, positions = batch = packed([[3, 4]])
   variables = initialise(model, batch)
   logits, _ = run(model, variables, batch)
@@ -92,10 +101,12 @@ def test_padding_changes_nothing():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), aux, aux2)
 
 
-def test_scanned_layers_equal_unrolled_layers():
+@pytest.mark.parametrize("changes", [{}, RELATIVE | {"moe__extra_ffn": True, "ffn_bias": "multiplicative"}],
+                         ids=["plain", "st_moe"])
+def test_scanned_layers_equal_unrolled_layers(changes):
   # 5 layers: D M D M D, of which the first four are two repeats. Catches: a bias row or a metric of the wrong layer,
   # parameters that are shared between repeats, a remainder that is applied first.
-  changes = dict(num_layers=5, moe__first=1, moe__bias_update_rate=0.1)
+  changes = changes | dict(num_layers=5, moe__first=1, moe__bias_update_rate=0.1)
   scanned, unrolled = make(**changes), make(**changes, scan_layers=False)
   batch = packed([[3, 5], [8]])
   variables = initialise(scanned, batch)
@@ -192,6 +203,42 @@ def test_layers_reduce_by_mean_or_sum():
   assert float(losses2["z"]) == pytest.approx(2 * float(losses["z"]), rel=1e-5)
 
 
+def test_an_extra_ffn_comes_right_before_the_experts():
+  # Against the parts, by hand: x + extra(norm(x)), then x + experts(norm(x)). Catches: an extra FFN in layers without
+  # experts, after them or beside them; a norm or a residual that it shares with them.
+  changes = dict(num_layers=2, moe__first=1, moe__extra_ffn=True, moe__activation="relu", scan_layers=False)
+  model, batch = make(**changes), packed([[3, 5]])
+  params = initialise(model, batch)["params"]
+  assert "extra" not in params["layer_0"] and set(params["layer_1"]["extra"]) == {"up", "gate", "down"}
+  assert set(params["layer_1"]["ffn"]) == {"router", "up", "down"}  # plain experts beside gated FFNs
+  silent = jax.tree.map(lambda leaf: leaf, params)
+  silent["layer_1"] = params["layer_1"] | {"ffn": params["layer_1"]["ffn"] | {
+      "down": jnp.zeros_like(params["layer_1"]["ffn"]["down"])}}
+  # Without experts, the layer is one of a dense model whose FFN is the extra one.
+  dense = make(num_layers=2, moe__num_experts=0, scan_layers=False)
+  layer = {"ffn": params["layer_1"]["extra"], "ffn_norm": params["layer_1"]["extra_norm"],
+           **{name: params["layer_1"][name] for name in ("attention", "attention_norm")}}
+  logits, _ = run(model, {"params": silent}, batch)
+  np.testing.assert_allclose(logits, run(dense, {"params": params | {"layer_1": layer}}, batch)[0], atol=1e-5)
+  # With experts, and an extra FFN that adds nothing, it is the layer without.
+  extra = params["layer_1"]["extra"] | {"down": jnp.zeros_like(params["layer_1"]["extra"]["down"])}
+  logits, _ = run(model, {"params": params | {"layer_1": params["layer_1"] | {"extra": extra}}}, batch)
+  without = {name: leaf for name, leaf in params["layer_1"].items() if not name.startswith("extra")}
+  expected, _ = run(make(**changes | {"moe__extra_ffn": False}), {"params": params | {"layer_1": without}}, batch)
+  np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_embed_scale():
+  # Catches: a flag that nobody reads; one that changes the weights and not what becomes of them.
+  batch = packed([[8]])
+  models = [make(moe__num_experts=0, tied_embeddings=False, embed_scale=scale) for scale in (True, False)]
+  variables = initialise(models[0], batch)
+  jax.tree.map(np.testing.assert_array_equal, variables, initialise(models[1], batch))
+  larger = variables["params"] | {"embedding": 4.0 * variables["params"]["embedding"]}  # sqrt(d_model)
+  np.testing.assert_allclose(run(models[1], {"params": larger}, batch)[0], run(models[0], variables, batch)[0],
+                             atol=1e-5)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_begin_with_unit_variance(tied):
   # Catches: an embedding that is off by sqrt(D). Left out: the tied logit of the token just read, near sqrt(D).
@@ -215,12 +262,17 @@ def test_router_state_by_hand():
 DATA, FSDP, EXPERT, TENSOR = {"data": 8}, {"data": 4, "fsdp": 2}, {"data": 2, "expert": 4}, {"data": 1, "tensor": 2}
 
 
-@pytest.mark.parametrize("dispatcher, meshes", [
-    ("einsum", (DATA, FSDP, EXPERT, TENSOR)), ("scatter", (FSDP, EXPERT)), ("grouped", (FSDP, EXPERT))])
-def test_any_mesh_computes_the_same(dispatcher, meshes):
+ALL = RELATIVE | {"qkv_bias": True, "qk_norm": True, "ffn_bias": "additive", "moe__extra_ffn": True}
+
+
+@pytest.mark.parametrize("dispatcher, meshes, changes", [
+    ("einsum", (DATA, FSDP, EXPERT, TENSOR), {}), ("scatter", (FSDP, EXPERT), {}), ("grouped", (FSDP, EXPERT), {}),
+    ("einsum", ({"data": 1, "fsdp": 2, "expert": 2, "tensor": 2},), ALL),
+    ("einsum", ({"data": 1, "fsdp": 2, "tensor": 2},), LATENT)])
+def test_any_mesh_computes_the_same(dispatcher, meshes, changes):
   # Catches: a loss that is one shard's, a dispatch that mixes groups of two devices, constraints that do not act.
   batch = packed([[3, 5], [8], [4], [2, 2, 2], [8], [1, 7], [5], [6]])
-  model = make(moe__dispatcher__name=dispatcher, num_kv_heads=2)
+  model = make(moe__dispatcher__name=dispatcher, num_kv_heads=2, **changes)
   variables = initialise(model, batch)
 
   def loss(params, *batch):

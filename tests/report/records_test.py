@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from moe_jax.report.records import Curve, curve, numbers, read_workdir, smooth, thin
+from moe_jax.report.records import Curve, curve, layer_names, measure, numbers, page_layers, read_workdir, smooth, thin
 
 pytestmark = pytest.mark.unit
 
@@ -27,6 +27,20 @@ def test_curve_of_arrays_takes_the_last_shape():
   assert found.steps.tolist() == [2, 3]
   np.testing.assert_array_equal(found.values, [[[1, np.nan, 3]], [[4, 5, np.nan]]])
   assert curve(lines, "y") is None
+
+
+def test_what_an_encoder_decoder_is_judged_by_and_how_its_layers_are_called(tmp_path):
+  # Catches: the decoder's layers under the encoder's names, bits per byte of a part of the text.
+  model = {"family": "encoder_decoder", "num_encoder_layers": 4, "num_layers": 2, "moe": {"first": 1, "every": 2}}
+  (tmp_path / "config.json").write_text(json.dumps({"model": model, "data": {"objective": "span_corruption"}}))
+  (tmp_path / "routing.json").write_text(json.dumps({"layers": [1, 3], "pages": [{"experts": [[0], [1]]}]}))
+  (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "kind": "train", "moe/load": [[0.5, 0.5]] * 3}))
+  run = read_workdir(tmp_path)
+  assert layer_names(run) == ["encoder layer 1", "encoder layer 3", "decoder layer 1"] and page_layers(run) == 2
+  assert measure(run) == ("nats_per_target", "nats a target")
+  (tmp_path / "config.json").write_text(json.dumps({"model": model | {"num_encoder_layers": 0, "num_layers": 3}}))
+  assert layer_names(read_workdir(tmp_path)) == ["MoE layer 0", "MoE layer 1", "MoE layer 2"]  # 1 + 1, not 3
+  assert measure(read_workdir(tmp_path)) == ("bits_per_byte", "bits per byte")
 
 
 def test_numbers():

@@ -7,7 +7,7 @@ import pytest
 import synthetic
 
 from moe_jax.report.records import read_workdir
-from moe_jax.report.sections import final_bits, layer_names, page
+from moe_jax.report.sections import final_scores, layer_names, page
 
 pytestmark = pytest.mark.unit
 
@@ -25,9 +25,9 @@ def test_layers_are_named_by_their_place_in_the_model(tmp_path):
 def test_final_figures_come_before_those_of_an_evaluation(tmp_path):
   # Catches the last training-time evaluation (some batches) shown although there is a full one.
   path = synthetic.write_workdir(tmp_path / "run", steps=20)
-  assert final_bits(read_workdir(path)) == (dict.fromkeys(synthetic.SOURCES, 2.0), "on the whole validation split")
+  assert final_scores(read_workdir(path)) == (dict.fromkeys(synthetic.SOURCES, 2.0), "on the whole validation split")
   (path / "results.json").unlink()
-  bits, where = final_bits(read_workdir(path))
+  bits, where = final_scores(read_workdir(path))
   assert bits["embedded:prose"] == pytest.approx(2.513, abs=1e-3) and "step 20" in where
 
 

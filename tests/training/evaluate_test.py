@@ -49,3 +49,32 @@ def test_sources_are_averaged_by_bytes():
   assert result["bits_per_byte"] == pytest.approx(1.75)
   assert result["bits_per_byte/b"] == pytest.approx(2.0) and result["loss/b"] == pytest.approx(10 * math.log(2))
   assert math.isnan(result["bits_per_byte/empty"])
+
+
+def test_nats_per_target():
+  # 10 nats of 5 targets and 60 of 6. Catches: bits per byte of a part of the text; a mean of the sources' means.
+  totals = {"a": {"nats": 10.0, "tokens": 5, "bytes": 10}, "b": {"nats": 60.0, "tokens": 6, "bytes": 30}}
+  result = evaluate.summary(totals, "nats_per_target")
+  assert result["nats_per_target"] == pytest.approx(70 / 11) and result["nats_per_target/b"] == pytest.approx(10.0)
+  assert not [name for name in result if "bits" in name]
+
+
+class Source(nn.Module):
+  """As sure of a target as the encoder's first token says."""
+
+  @nn.compact
+  def __call__(self, tokens, segment_ids, positions, *, train, encoder):
+    assert set(encoder) == {"tokens", "segment_ids", "positions"}
+    return jnp.zeros((*tokens.shape, 264 + 100)) + 0.0 * encoder["tokens"][:, :1, None], Aux()
+
+
+def test_an_encoder_gets_its_inputs(tmp_path):
+  # Catches: a batch's source that is not passed on; targets without a row in the table of bytes; padding counted.
+  config = tiny.config(tmp_path, data__objective="span_corruption", data__encoder_len=40)
+  tokenizer, sources = data.make_tokenizer("bytes"), data.make_sources(config.data)
+  eval_fn = evaluate.make_eval(config, Source(), sharding.make_mesh({"data": 1}), tokenizer, sources)
+  state = TrainState(step=jnp.int32(0), params={}, opt_state=(), router_state={}, rng=jax.random.key(0))
+  (total,) = eval_fn(state).values()
+  np.testing.assert_allclose(total["nats"] / total["tokens"], math.log(364), rtol=1e-6)
+  batches = data.validation_batches(config.data, tokenizer, sources[0], 4)
+  assert total["tokens"] == sum((b["segment_ids"] > 0).sum() for b in batches) and 0 < total["bytes"] < total["tokens"]

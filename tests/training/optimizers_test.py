@@ -12,13 +12,13 @@ from moe_jax.training import optimizers
 pytestmark = pytest.mark.unit
 
 
-def rates(name, at, *, steps=100, warmup=10, final_fraction=0.1, decay_fraction=0.2):
-  schedule = optimizers.SCHEDULES[name](2.0, steps, warmup, final_fraction=final_fraction,
-                                        decay_fraction=decay_fraction)
+def rates(name, at, *, steps=100, warmup=10, **options):
+  options = {"final_fraction": 0.1, "decay_fraction": 0.2, "milestones": (0.6, 0.9), "milestone_factor": 0.5} | options
+  schedule = optimizers.SCHEDULES[name](2.0, steps, warmup, **options)
   return [float(schedule(jnp.int32(step))) for step in at]
 
 
-@pytest.mark.parametrize("name", optimizers.SCHEDULES)
+@pytest.mark.parametrize("name", [name for name in optimizers.SCHEDULES if name != "flat_rsqrt"])
 def test_warmup_is_a_line_that_reaches_the_peak(name):
   # Catches: a first step of rate 0, a warm-up that ends one step early or late.
   after = 2 * (10 / 11) ** 0.5 if name == "rsqrt" else 2.0
@@ -31,6 +31,8 @@ def test_warmup_is_a_line_that_reaches_the_peak(name):
     ("rsqrt", [39, 89], [2 * (10 / 40) ** 0.5, 2 * (10 / 90) ** 0.5]),
     ("wsd", [50, 79, 89, 99], [2.0, 2.0, 1.1, 0.2]),  # flat, then a line over the last 20 steps
     ("constant", [50, 99, 1000], [2.0, 2.0, 2.0]),
+    ("flat_rsqrt", [0, 9, 10, 39], [2.0, 2.0, 2 * (10 / 11) ** 0.5, 1.0]),  # no warm-up before the peak
+    ("steps", [59, 60, 89, 90, 99, 1000], [2.0, 1.0, 1.0, 0.5, 0.5, 0.5]),
 ])
 def test_after_the_warmup(name, at, expected):
   # Catches: a decay that misses final_fraction at the last step, rsqrt of (step - warmup).
@@ -87,7 +89,20 @@ def test_adafactor_factors_its_second_moment():
   assert sum(x.size for x in jax.tree.leaves(optimizer.init(params))) < 2000
 
 
+def test_adafactor_clips_its_updates():
+  # Catches: update_clip that is not read, or read after the step was scaled by the weights' RMS. Adafactor's first
+  # step divides a gradient by its own size, so that an update of RMS 1 is cut to update_clip.
+  def step(clip):
+    optimizer, _ = optimizers.make(settings(name="adafactor", weight_decay=0.0, clip_norm=0.0, update_clip=clip), 10)
+    params = {"w": jnp.full((2, 2), 3.0)}
+    return optimizer.update({"w": jnp.full((2, 2), 7.0)}, optimizer.init(params), params)[0]["w"]
+  np.testing.assert_allclose(step(1.0), -0.5 * 3.0, rtol=1e-3)
+  np.testing.assert_allclose(step(0.1), -0.5 * 3.0 * 0.1, rtol=1e-3)
+
+
 @pytest.mark.parametrize("key, value, words", [
+    ("milestones", (0.9, 0.8), "ascending"), ("milestones", (0.5, 1.0), "between 0 and 1"),
+    ("milestone_factor", 0.0, "0.316"), ("update_clip", 0.0, "positive RMS"),
     ("name", "adamW", "'adamw'"), ("schedule", "cosin", "'cosine'"), ("learning_rate", -1.0, "positive"),
     ("final_fraction", 1.5, "fraction"), ("b1", 1.0, "below 1"), ("clip_norm", -1.0, "0 for no clipping"),
 ])
@@ -121,3 +136,11 @@ def test_freezing_what_there_is_not():
   o.freeze = ("ruoter",)
   with pytest.raises(ConfigError, match="did you mean 'router'"):
     optimizers.make(o, 10)[0].init({"router": jnp.ones(2), "up": jnp.ones(2)})
+
+
+def test_what_decays():
+  # Biases of heads, buckets and experts have two axes and more, and a multiplicative bias begins at 1. Catches: decay
+  # by the number of axes alone; a name that is compared whole.
+  params = {name: jnp.ones((2, 3, 4)) for name in ("scale", "query_bias", "relative_bias", "hidden_bias",
+                                                   "router_threshold", "up", "router")}
+  assert {name for name, decays in optimizers.decayed(params).items() if decays} == {"up", "router"}

@@ -1,0 +1,27 @@
+"""DBRX (Databricks 2024), the released configuration: 16 SwiGLU experts in each layer, top-4, trained dropless.
+
+  python -m moe_jax.train --config=configs/dbrx.py:132b --workdir=runs/dbrx
+  python -m moe_jax.train --config=configs/dbrx.py:desk --workdir=runs/dbrx_desk  # minutes on a CPU
+
+Open: batch and optimizer are not public, OLMoE's recipe stands in; C4 stands in for the data, whose mix changed over
+the 12T tokens.
+"""
+
+from configs import shared
+
+VARIANTS = {
+    "132b": {"model.d_model": 6144, "model.d_ff": 10_752, "model.num_layers": 40, "model.num_heads": 48,
+             "model.num_kv_heads": 8, "model.head_dim": 128, "model.vocab_size": 100_352, "paper.parameters": 132e9,
+             "paper.activated": 36e9},
+}
+
+
+def get_config(variant="132b"):
+  c = shared.paper_scale("dbrx", shared.variant(variant, VARIANTS))
+  c.paper.name = "DBRX"
+  c.model.moe.first, c.model.moe.every = 0, 1
+  c.model.norm, c.model.tied_embeddings = "layernorm", False
+  c.model.rope_theta, c.model.clip_qkv = 5e5, 8.0
+  shared.adamw(c, 4e-4, 2500)
+  shared.batch(c, sequences=128, seq_len=32_768, tokens=12e12)
+  return shared.desk(c) if variant == "desk" else c

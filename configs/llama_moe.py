@@ -1,0 +1,34 @@
+"""LLaMA-MoE (Zhu et al. 2024, arXiv 2406.16554): LLaMA-2-7B's FFNs cut into experts, whose gate is a network with tanh.
+
+  python -m moe_jax.train --config=configs/llama_moe.py:3_5b_4_16 --workdir=runs/llama_moe  # or :3_0b_2_16, :3_5b_2_8
+  python -m moe_jax.train --config=configs/llama_moe.py:desk --workdir=runs/llama_moe_desk  # minutes on a CPU
+
+Gates are multiplied by N/K; CV^2 is of the unbiased variance, E/(E - 1) times ours.
+Open: the experts begin from nothing and not from LLaMA-2's FFNs; C4 stands in for SlimPajama and its sampling weights;
+that the decay is a cosine is from memory.
+"""
+
+from configs import shared
+
+COLUMNS = ("model.moe.num_experts", "model.moe.router.noisy_top_k.k", "model.moe.d_ff", "paper.activated")
+VARIANTS = {  # experts, experts a token, width of one, activated
+    "3_5b_4_16": (16, 4, 688, 3.5e9),
+    "3_0b_2_16": (16, 2, 688, 3.0e9),
+    "3_5b_2_8": (8, 2, 1376, 3.5e9),
+}
+LLAMA_2_7B = {"model.d_model": 4096, "model.d_ff": 11_008, "model.num_layers": 32, "model.num_heads": 32,
+              "model.head_dim": 128, "model.vocab_size": 32_000, "paper.parameters": 6.7e9}
+
+
+def get_config(variant="3_5b_4_16"):
+  sizes = shared.variant(variant, VARIANTS, COLUMNS)
+  experts, k = sizes["model.moe.num_experts"], sizes["model.moe.router.noisy_top_k.k"]
+  c = shared.paper_scale("llama_moe", LLAMA_2_7B | sizes)
+  c.paper.name = "LLaMA-MoE"
+  c.model.moe.first, c.model.moe.every = 0, 1
+  c.model.moe.routed_scale = experts / k
+  c.model.moe.importance_loss = c.model.moe.load_loss = 0.01 * experts / (experts - 1)
+  c.model.tied_embeddings = False
+  shared.adamw(c, 2e-4, 100)
+  shared.batch(c, sequences=3584, seq_len=4096, tokens=13_623 * 3584 * 4096)
+  return shared.desk(c) if variant == "desk" else c

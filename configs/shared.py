@@ -1,0 +1,105 @@
+"""What the papers' configs share: how a size is put into a config, training recipes, and the size for a desk.
+
+Tokenizers are files that you bring: `--config.data.tokenizer=sentencepiece:FILE`, `hf:FILE`, or `bytes`. TFDS datasets
+are prepared once, see README; where a paper's data are not public, C4 stands in.
+"""
+
+from configs import base, quickstart
+from moe_jax import build
+from moe_jax.build.experts import experts_a_token
+from moe_jax.errors import choose
+
+
+def paper_scale(preset, sizes):
+  """The base config with a paper's routing, then its sizes.
+
+  Args:
+    preset: a name of `build.PRESETS`.
+    sizes: dotted key -> value; key-value heads and the experts' width are those of the queries and of the dense FFN
+      where it does not name them. A preset's own numbers of experts count only where it does not name them either.
+  """
+  c = base.get_config()
+  build.use_preset(c, preset)
+  c.model.dtype, c.model.remat = "bfloat16", "full"
+  same = {"model.num_kv_heads": sizes["model.num_heads"], "model.moe.d_ff": sizes["model.d_ff"]}
+  c.update_from_flattened_dict(same | sizes)
+  c.train.log_every, c.train.eval_every, c.train.checkpoint_every = 100, 5000, 1000
+  c.data.pipeline = "stream"
+  c.data.sources, c.data.validation_split = ("tfds:c4/en:3.0.1",), "validation"
+  return c
+
+
+def variant(name, variants, columns=()):
+  """The sizes of a variant, dotted key -> value; those of "desk" are the first one's, which `desk` then shrinks.
+
+  Args:
+    name: what follows the colon in --config=configs/FAMILY.py:NAME.
+    variants: name -> such sizes, or only their values, in the order of `columns`.
+    columns: the keys of such values.
+
+  Raises:
+    ConfigError: there is no such variant.
+  """
+  known = {**variants, "desk": next(iter(variants.values()))}
+  found = choose("config", name, known)
+  return dict(zip(columns, found, strict=True)) if columns else dict(found)
+
+
+def t5(c, sequences, steps, encoder_len=512, seq_len=114):
+  """The T5 1.1 encoder-decoder: relative position biases, RMSNorm, no scale on queries or embeddings; its Adafactor.
+
+  A row of 512 tokens with 15% of them masked in spans of 3 has 114 to restore.
+  """
+  c.model.family = "encoder_decoder"
+  c.model.position, c.model.query_scale, c.model.embed_scale = "relative", 1.0, False
+  adafactor(c)
+  c.data.tokenizer, c.data.objective = "sentencepiece:tokenizer.model", "span_corruption"
+  c.data.encoder_len, c.data.seq_len = encoder_len, seq_len
+  c.train.batch_size, c.train.steps = sequences, steps
+
+
+def adafactor(c):
+  """Adafactor without decay or global clipping; rate 0.01 for 10,000 steps, then 1/sqrt(step) (T5, GShard, GLaM)."""
+  o = c.optimizer
+  o.name, o.schedule, o.learning_rate, o.warmup_steps = "adafactor", "flat_rsqrt", 0.01, 10_000
+  o.weight_decay = o.clip_norm = 0.0
+
+
+def adamw(c, learning_rate, warmup_steps, schedule="cosine", **keys):
+  """AdamW with b2 0.95, decay 0.1 and clipping at 1, as of all open models here; rates differ."""
+  c.optimizer.learning_rate, c.optimizer.warmup_steps, c.optimizer.schedule = learning_rate, warmup_steps, schedule
+  c.optimizer.update(keys)
+  c.data.tokenizer = "hf:tokenizer.json"
+
+
+def batch(c, sequences, seq_len, tokens):
+  """`sequences` rows of `seq_len` tokens a step, until `tokens` have been read."""
+  c.train.batch_size, c.data.seq_len = sequences, seq_len
+  c.train.steps = round(tokens / (sequences * seq_len))
+
+
+def desk(c):
+  """The same architecture and routing, at the size and with the training of configs/quickstart.py: minutes on a CPU.
+
+  Four layers of width 128 (a stack), 16 experts at most, and experts of which a token's together are as wide as the
+  dense FFN. An encoder reads 128 tokens, and its decoder as many as at the paper's scale in proportion.
+  """
+  m, e, quick = c.model, c.model.moe, quickstart.get_config()
+  m.num_kv_heads = max(quick.model.num_heads * m.num_kv_heads // m.num_heads, 1)
+  for key in ("vocab_size", "target_vocab_size", "d_model", "d_ff", "num_layers", "num_heads", "head_dim", "dtype",
+              "remat"):
+    m[key] = quick.model[key]
+  m.dropout = 0.0
+  m.latent.update({"kv_rank": 32, "query_rank": 48 if m.latent.query_rank else 0, "nope_dim": 32, "rope_dim": 16,
+                   "value_dim": 32})
+  e.num_experts, e.group_size = min(e.num_experts, 16), 0
+  encoder_len, seq_len, length = c.data.encoder_len, c.data.seq_len, quick.data.seq_len
+  c.data.update({key: value for key, value in quick.data.items() if not key.startswith(
+      ("objective", "noise_density", "mean_span"))})
+  if c.data.objective == "span_corruption":
+    c.data.encoder_len, c.data.seq_len = length, -(-length * seq_len // encoder_len)
+  c.optimizer, c.train = quick.optimizer, quick.train
+  if e.num_experts:
+    e.d_ff = round(m.d_ff / (experts_a_token(m, c.data.seq_len) + e.num_shared_experts))
+  c.paper.update({"parameters": 0.0, "activated": 0.0, "note": "this size is no paper's"})
+  return c

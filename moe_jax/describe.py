@@ -1,0 +1,82 @@
+"""Say what a config is: `python -m moe_jax.describe --config=configs/mixtral.py:8x7b [--config.key=value] [--debug]`.
+
+Architecture, routing, parameters, FLOPs and memory, and how far they are from what the paper claims. Everything comes
+from the shapes of the real model and optimizer: no parameter is made, whatever the size. Exit code 2: the command is
+wrong, told in one sentence.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+
+from moe_jax import train
+
+
+def run() -> None:
+  """The console entry point."""
+  sys.exit(main(sys.argv))
+
+
+def main(argv: Sequence[str]) -> int:
+  """Prints the description; returns the exit code."""
+  def say(rest: Sequence[str]) -> int:
+    print(describe(train.parse(rest, workdir=False).config))
+    return 0
+  return train.guarded(argv, __doc__, say)
+
+
+def describe(config) -> str:
+  """What `config` is, one line a question.
+
+  Raises:
+    ConfigError: the config is wrong, or it needs the size of a tokenizer that is not there.
+  """
+  from moe_jax import build, data
+  build.validate(config)
+  vocab_size = build.fixed_vocab_size(config)
+  if not vocab_size:
+    vocab_size = data.vocab_size(config.data, data.make_tokenizer(config.data.tokenizer))
+  total, activated = build.parameter_counts(config, vocab_size)
+  flops = build.flops_per_token(config, vocab_size)
+  lines = [build.model_summary(config), build.routing_summary(config),
+           f"  weights: {total:,} parameters, {activated:,} of them activated by a token"]
+  lines += [f"{'':>11}{kind:<14}{count:>22,}{count / total:>9.2%}"
+            for kind, count in build.parameters_by_kind(config, vocab_size).items() if count]
+  lines += [f"    flops: {flops:.4g} a token forward, {3 * flops:.4g} in training", _memory(config, vocab_size, total),
+            _claim(config.paper, total, activated)]
+  return "\n".join(line for line in lines if line)
+
+
+def _memory(config, vocab_size: int, total: int) -> str:
+  import jax
+  from flax import linen as nn
+
+  from moe_jax import build
+  from moe_jax.training import optimizers
+  optimizer, _ = optimizers.make(config.optimizer, config.train.steps)
+  moments = jax.eval_shape(optimizer.init, nn.unbox(build.abstract_variables(config, vocab_size)["params"]))
+  held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(moments))
+  return (f"   memory: {_bytes(4 * total)} of float32 weights, as much of gradients, {_bytes(held)} of "
+          f"{config.optimizer.name}'s state; about {_bytes(build.activation_bytes(config, vocab_size))} of activations "
+          "a row, saved for the backward pass")
+
+
+def _claim(paper, total: int, activated: int) -> str:
+  """The paper's claim and how far the counts are from it; "" where there is none."""
+  pairs = ((paper.parameters, total, "parameters"), (paper.activated, activated, "activated"))
+  words = [f"{claim:.4g} {what} (ours {count / claim - 1:+.2%})" for claim, count, what in pairs if claim]
+  said = [f"{paper.name} claims {', '.join(words)}"] * bool(words) + [paper.note] * bool(paper.note)
+  return f"    paper: {'; '.join(said)}" if said else ""
+
+
+def _bytes(count: int | float) -> str:
+  """In units of 1000."""
+  units = ("B", "kB", "MB", "GB", "TB")
+  step = min(int(math.log10(max(count, 1)) / 3), len(units) - 1)
+  return f"{count / 1000 ** step:.4g} {units[step]}"
+
+
+if __name__ == "__main__":
+  run()

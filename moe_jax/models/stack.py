@@ -1,0 +1,139 @@
+"""Pre-norm blocks one after the other, with the stretch of layers that repeats compiled once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from moe_jax.layers import Aux, LayerContext, LayerRouting, concatenate, stack
+from moe_jax.models.pattern import Pattern, find_pattern
+from moe_jax.sharding import constrain
+
+Factory = Callable[..., nn.Module]  # takes a name, returns a module
+
+# What a rematerialised layer keeps for its backward pass besides its input. None: nothing is recomputed.
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights; not attention scores
+}
+
+LAYER_REDUCE = {"mean": jnp.mean, "sum": jnp.sum}
+
+
+class Block(nn.Module):
+  """x + attention(norm(x)), then x + ffn(norm(x)): pre-norm (Xiong et al. 2020), dropout on each addition.
+
+  With `cross`, between the two: x + cross(norm(x)), which reads `context.memory`. With `extra`, right before the
+  second: x + extra(norm(x)), a dense FFN (ST-MoE, appendix C).
+  """
+
+  attention: Factory
+  ffn: Factory  # dense or experts: (x, context, routing) -> (y, Aux)
+  norm: Factory
+  cross: Factory | None = None  # attention to an encoder's output
+  extra: Factory | None = None  # a dense FFN
+  dropout: float = 0.0
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B L D"], context: LayerContext,
+               routing: LayerRouting | None = None) -> tuple[Float[Array, "B L D"], Aux]:
+    drop = lambda y: nn.Dropout(self.dropout, deterministic=not context.train)(y)
+    x = x + drop(self.attention(name="attention")(self.norm(name="attention_norm")(x), context))
+    if self.cross is not None:
+      x = x + drop(self.cross(name="cross_attention")(self.norm(name="cross_attention_norm")(x), context,
+                                                      context.memory, context.memory_segments))
+    if self.extra is not None:
+      x = x + drop(self.extra(name="extra")(self.norm(name="extra_norm")(x), context)[0])
+    y, aux = self.ffn(name="ffn")(self.norm(name="ffn_norm")(x), context, routing)
+    return constrain(x + drop(y), "batch", "length", "act_embed"), aux
+
+
+class Stack(nn.Module):
+  """Blocks one after the other, with their Aux stacked: the body of the scan.
+
+  Attributes:
+    blocks: factories of the blocks, which are named layer_0, layer_1, ...
+    has_experts: which of them have experts; they take the rows of `routing` in order.
+  """
+
+  blocks: Sequence[Factory]
+  has_experts: Sequence[bool]
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B L D"], context: LayerContext,
+               routing: LayerRouting) -> tuple[Float[Array, "B L D"], Aux]:
+    auxes = []
+    for i, (make, has_experts) in enumerate(zip(self.blocks, self.has_experts, strict=True)):
+      own = rows(routing, sum(self.has_experts[:i])) if has_experts else None
+      x, aux = make(name=f"layer_{i}")(x, context, own)
+      auxes.append(aux)
+    return x, stack(auxes)
+
+
+def make_block(remat: str, scanned: bool, **parts: Any) -> Factory:
+  """A factory of a `Block` of these parts; `remat` is a key of `REMAT`."""
+  policy = REMAT[remat]
+  # Under scan, nothing can undo the recomputation, so there is no need to fence it off from the compiler.
+  block = Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=not scanned)
+  return functools.partial(block, **parts)
+
+
+def run_layers(block: Callable[[bool, bool], Factory], has_experts: Sequence[bool], scan_layers: bool,
+               x: Float[Array, "B L D"], context: LayerContext,
+               routing: LayerRouting) -> tuple[Float[Array, "B L D"], Aux]:
+  """Single layers, the scanned repeats, single layers; to be called in a compact method, whose module owns them.
+
+  Args:
+    block: (whether it has experts, whether it is scanned) -> a factory of that block.
+    has_experts: for each layer, whether it has experts; those that do take the rows of `routing` in order.
+    scan_layers: compile the repeating stretch once (`find_pattern`).
+    x: the first layer's input.
+    context: what every layer sees.
+    routing: of all the layers with experts.
+  """
+  layers = range(len(has_experts))
+  pattern = find_pattern(has_experts if scan_layers else layers)
+  row = lambda layer: sum(has_experts[:layer])  # of the first layer with experts from `layer` on
+  auxes = []
+  repeats = [pattern.scanned] if pattern.repeats else []
+  for layer in (*layers[:pattern.prefix], *repeats, *layers[pattern.scanned.stop:]):
+    if isinstance(layer, range):
+      own = rows(routing, slice(row(layer.start), row(layer.stop)))
+      own = jax.tree.map(lambda leaf: leaf.reshape(pattern.repeats, -1, *leaf.shape[1:]), own)
+      x, aux = _repeats(block, has_experts, pattern)(x, context, own)
+      auxes.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux))  # [repeats * period's Lm, ...]
+    else:
+      own = rows(routing, row(layer)) if has_experts[layer] else None
+      x, aux = block(has_experts[layer], False)(name=f"layer_{layer}")(x, context, own)
+      auxes.append(stack([aux]))
+  return x, concatenate(auxes)
+
+
+def _repeats(block: Callable[[bool, bool], Factory], has_experts: Sequence[bool], pattern: Pattern) -> nn.Module:
+  period = tuple(has_experts[pattern.prefix:pattern.prefix + pattern.period])
+  scanned = nn.scan(Stack, length=pattern.repeats, in_axes=(nn.broadcast, 0), out_axes=0,
+                    variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True, "router": True},
+                    metadata_params={nn.PARTITION_NAME: "layers"})
+  return scanned(tuple(block(experts, True) for experts in period), period, name="repeats")
+
+
+def balancing_bias(module: nn.Module, num_layers: int, num_experts: int) -> Float[Array, "Lm E"] | None:
+  """What loss-free balancing adds to the experts' scores, for each layer with experts; starts at 0.
+
+  A variable of `module` in the collection "router_state"; None without `num_experts`.
+  """
+  if not num_experts:
+    return None
+  return module.variable("router_state", "bias", jnp.zeros, (num_layers, num_experts), jnp.float32).value
+
+
+def rows(routing: LayerRouting, index: int | slice) -> LayerRouting:
+  """The rows of some layers with experts."""
+  return jax.tree.map(lambda leaf: leaf[index], routing)
