@@ -153,10 +153,14 @@ def _take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
 def _take_preset(args: Sequence[str], config) -> list[str]:
   """Writes the presets that `--config.model.moe=NAME` names into the config; returns the other arguments."""
   from moe_jax import build
-  names = [arg.partition("=")[2] for arg in args if arg.lstrip("-").startswith(f"{PRESET}=")]
-  for name in names:
-    build.use_preset(config, name)
-  return [arg for arg in args if not arg.lstrip("-").startswith(f"{PRESET}=")]
+  rest = []
+  for arg in args:
+    flag, _, name = arg.partition("=")
+    if flag.lstrip("-") == PRESET and flag.startswith("-"):
+      build.use_preset(config, name)
+    else:
+      rest.append(arg)
+  return rest
 
 
 def load_config(path: str):

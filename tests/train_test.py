@@ -126,6 +126,8 @@ def test_routing_presets_on_the_command_line(tmp_path, capfd):
   assert parse("--config.model.moe.z_loss=0.5", "--config.model.moe=st_moe").z_loss == 0.5
   assert train.main([*arguments(tmp_path), "--config.model.moe=gshrad"]) == 2
   assert "did you mean 'gshard'" in capfd.readouterr().err
+  assert train.main([*arguments(tmp_path), "--config.model.moe", "gshard"]) == 2  # without the =
+  assert "model.moe='': known: " in capfd.readouterr().err
 
 
 def test_configs_are_found_from_anywhere(tmp_path, monkeypatch):

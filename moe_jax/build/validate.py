@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from moe_jax import sharding
@@ -20,7 +21,7 @@ from moe_jax.build.experts import (
     router_of,
     trace_router,
 )
-from moe_jax.build.models import ATTENTIONS, DTYPES, FAMILIES
+from moe_jax.build.models import ATTENTIONS, DTYPES, FAMILIES, abstract_variables
 from moe_jax.data.span_corruption import raw_length
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.dispatch.capacity import ROUNDINGS
@@ -101,6 +102,8 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
   if config.model.moe.num_experts:
     _validate_experts(config)
   _validate_batch(config)
+  if config.optimizer.freeze:  # before a workdir is claimed
+    optimizers.frozen(nn.unbox(abstract_variables(config, 1)["params"]), config.optimizer.freeze)
   _validate_mesh(config, num_devices)
 
 
@@ -157,6 +160,13 @@ def _validate_experts(config: ConfigDict) -> None:
     choose("model.moe.activation", e.activation, ACTIVATIONS)
   router, name = router_of(e), e.router["name"]
   bind(DISPATCHERS, e.dispatcher, "model.moe.dispatcher")
+  if e.shared_gate and not e.num_shared_experts:
+    raise ConfigError("model.moe.shared_gate", e.shared_gate, "there is no shared expert to gate; must be False, or "
+                      "set num_shared_experts")
+  if e.soft_slots and (e.bias_update_rate or e.shared_gate):
+    key = "bias_update_rate" if e.bias_update_rate else "shared_gate"
+    raise ConfigError(f"model.moe.{key}", e[key], f"Soft MoE (soft_slots={e.soft_slots}) has none; must be "
+                      f"{type(e[key])()}")
   if not e.soft_slots:
     for length in _lengths(config).values():
       trace_router(e, group_tokens(e, length))
