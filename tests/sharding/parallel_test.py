@@ -1,12 +1,15 @@
-"""Three training steps on any mesh equal those on one device: weights, metrics, router state, and that on every device.
+"""Three training steps on any mesh equal those on one device: gradients, weights, metrics, router state, on every copy.
 
-What each dispatcher computes and sends on more meshes: dispatch/expert_mesh_test.
+What each dispatcher computes and sends on more meshes: dispatch/expert_mesh_test. All that runs in a `jax.shard_map`
+does so with check_vma=True, see `expert_mesh.over_mesh`.
 """
 
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from changed import config as changed
@@ -19,11 +22,15 @@ from moe_jax.training.step import train_step
 
 pytestmark = pytest.mark.numerics
 
-ROWS, LENGTH, V = 8, 16, 264
-ONE, EIGHT, TWO_BY_FOUR, ALL = (("data", 1),), (("data", 1), ("expert", 8)), (("data", 2), ("expert", 4)), (
-    ("data", 1), ("fsdp", 2), ("expert", 2), ("tensor", 2))
-RUNS = [("all_to_all", EIGHT), ("ragged_all_to_all", TWO_BY_FOUR)] + [
-    (name, ALL) for name in DISPATCHERS if name != "ragged_all_to_all"]
+ROWS, LENGTH, ENCODER_LENGTH, V = 8, 16, 24, 264
+ONE = "data=1"
+MESHES = ("data=8", "fsdp=8", "expert=8",
+          "data=2 fsdp=4", "data=2 expert=4", "fsdp=4 tensor=2", "expert=4 tensor=2", "fsdp=2 expert=4",
+          "fsdp=2 expert=2 tensor=2", "data=2 expert=2 tensor=2", "data=2 fsdp=2 expert=2")
+SOME = {("all_to_all", "expert=8"), ("ragged_all_to_all", "data=2 expert=4"), ("all_gather", "expert=4 tensor=2"),
+        ("grouped", "fsdp=8"), ("scatter", "data=2 expert=2 tensor=2"), ("einsum", "fsdp=2 expert=2 tensor=2")}
+RUNS = [pytest.param(name, mesh, marks=() if (name, mesh) in SOME else pytest.mark.every_variant)
+        for mesh in MESHES for name in DISPATCHERS]
 PLATFORM = {"grouped": "tpu", "all_gather": "tpu"}  # jax.lax.ragged_dot, which compiles faster than the loops for CPUs
 # A router whose state moves, experts that overflow, noise, a bias: whatever could come out otherwise on some device.
 CHANGES = {
@@ -35,75 +42,114 @@ CHANGES = {
     "model.moe.balance_over": "global", "data.seq_len": LENGTH, "train.batch_size": ROWS, "optimizer.warmup_steps": 0,
     # Adam divides by the root of squares: with its usual eps, gradients of 1e-9 would decide the sign of an update.
     "optimizer.eps": 1e-3, "optimizer.learning_rate": 0.05}
+FAMILIES = {
+    "one layer": {},
+    "scanned and rematerialised": {"model.num_layers": 2, "model.moe.every": 1, "model.scan_layers": True,
+                                   "model.remat": "full"},
+    "encoder_decoder": {"model.family": "encoder_decoder", "model.position": "relative",
+                        "data.objective": "span_corruption", "data.encoder_len": ENCODER_LENGTH}}
 
 
 @functools.cache
 def batches():
-  """Three, of skewed tokens and padded rows."""
+  """Three, of skewed tokens and padded rows; an encoder's inputs among them."""
   rng, made = np.random.default_rng(0), []
+
+  def rows(prefix, length):
+    real = np.arange(length) < rng.integers(length // 2, length + 1, (ROWS, 1))
+    return {f"{prefix}segment_ids": real.astype(np.int32),
+            f"{prefix}positions": np.tile(np.arange(length, dtype=np.int32), (ROWS, 1))}
+
   for _ in range(3):
     tokens = rng.zipf(1.3, (ROWS, LENGTH + 1)).clip(max=V - 8).astype(np.int32)
-    real = np.arange(LENGTH) < rng.integers(LENGTH // 2, LENGTH + 1, (ROWS, 1))
-    made.append({"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": real.astype(np.int32),
-                 "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))})
+    source = rng.zipf(1.3, (ROWS, ENCODER_LENGTH)).clip(max=V - 8).astype(np.int32)
+    made.append({"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "encoder_tokens": source}
+                | rows("", LENGTH) | rows("encoder_", ENCODER_LENGTH))
   return made
 
 
-def setup(dispatcher, sizes):
-  """(config, mesh, model, optimizer, schedule) of a run on the mesh of these sizes."""
-  config = changed(CHANGES | {"model.moe.dispatcher.name": dispatcher} | {f"mesh.{axis}": n for axis, n in sizes})
+def batch_of(config, batch):
+  """The part of a batch that the model of a config reads."""
+  encodes = config.data.objective == "span_corruption"
+  return {name: value for name, value in batch.items() if encodes or not name.startswith("encoder_")}
+
+
+def setup(dispatcher, mesh, family):
+  """(config, mesh, model, optimizer, schedule) of a run."""
+  sizes = {f"mesh.{axis}": int(n) for axis, n in (part.split("=") for part in f"data=1 {mesh}".split())}
+  config = changed(CHANGES | FAMILIES[family] | {"model.moe.dispatcher.name": dispatcher} | sizes)
   build.validate(config, 8)
-  mesh = sharding.make_mesh(dict(config.mesh))
-  model = build.FAMILIES["decoder"](config.model, V, PLATFORM.get(dispatcher, "cpu"))
-  return config, mesh, model, *optimizers.make(config.optimizer, 6)
+  model = build.FAMILIES[config.model.family](config.model, V, PLATFORM.get(dispatcher, "cpu"))
+  optimizer, schedule = optimizers.make(config.optimizer, 6)
+  return config, sharding.make_mesh(dict(config.mesh)), model, optax.chain(remember_gradients(), optimizer), schedule
+
+
+def remember_gradients():
+  """Leaves the last gradients in the optimizer's state, before anything is done to them."""
+  return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params),
+                                      lambda grads, before, params=None: (grads, grads))
 
 
 @functools.cache
-def first_state(sizes):
-  """The state before the first step, drawn on one device, on the mesh of these sizes."""
-  _, mesh, model, optimizer, _ = setup("einsum", sizes)
-  abstract, draw = states.create(mesh, model, optimizer, 0, LENGTH, ROWS)
-  return draw() if sizes == ONE else jax.tree.map(
-      lambda leaf, like: jax.device_put(leaf, like.sharding), first_state(ONE), abstract)
+def first_state(mesh, family):
+  """The state before the first step, drawn on one device, on this mesh."""
+  _, devices, model, optimizer, _ = setup("einsum", mesh, family)
+  abstract, draw = states.create(devices, model, optimizer, 0, LENGTH, ROWS)
+  return draw() if mesh == ONE else jax.tree.map(
+      lambda leaf, like: jax.device_put(leaf, like.sharding), first_state(ONE, family), abstract)
 
 
 @functools.cache
-def three_steps(dispatcher, sizes):
+def three_steps(dispatcher, mesh, family="one layer"):
   """(state, metrics of each step) after a run, still on its devices."""
-  config, mesh, model, optimizer, schedule = setup(dispatcher, sizes)
+  config, devices, model, optimizer, schedule = setup(dispatcher, mesh, family)
   step = functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule,
                            loss_weights=build.loss_weights(config), bias_update_rate=build.bias_update_rate(config))
-  state, metrics = first_state(sizes), []
+  state, metrics = first_state(mesh, family), []
   places = jax.tree.map(lambda leaf: leaf.sharding, state)
-  step = tiny.quick_jit(step, out_shardings=(places, sharding.replicated(mesh)))
-  with jax.set_mesh(mesh):
+  step = tiny.quick_jit(step, out_shardings=(places, sharding.replicated(devices)))
+  with jax.set_mesh(devices):
     for batch in batches():
-      state, seen = step(state, evaluate.put(mesh, batch))
+      state, seen = step(state, evaluate.put(devices, batch_of(config, batch)))
       metrics.append(seen)
   return state, metrics
 
 
-@pytest.mark.parametrize("dispatcher, sizes", RUNS, ids=lambda value: None if isinstance(value, str) else "x".join(
-    str(n) for _, n in value if n > 1))
-def test_any_mesh_trains_the_same(dispatcher, sizes):
-  # Catches: a gradient summed over copies or not over devices, a loss or load that is one device's, noise that depends
-  # on the mesh, tokens dropped in the order of devices, a router's bias that moves differently from device to device.
-  state, metrics = three_steps(dispatcher, sizes)
-  expected, wanted = three_steps("einsum", ONE)
+def assert_as_on_one_device(state, metrics, family):
+  expected, wanted = three_steps("einsum", ONE, family)
   close = lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-5)
   jax.tree.map(close, metrics, wanted)
-  trained = lambda s: (s.params, s.opt_state, s.router_state)
+  trained = lambda s: (s.params, s.opt_state, s.router_state)  # gradients: opt_state[0]
   jax.tree.map(close, trained(state), trained(expected))
   for name in ("moe/load", "moe/drop_rate", "moe/dropped_tokens"):  # counts: the decisions are the same ones
     np.testing.assert_array_equal(metrics[-1][name], wanted[-1][name])
   jax.tree.map(assert_copies_agree, (trained(state), metrics))
 
 
-def test_the_run_exercises_what_it_should():
-  # Catches: a comparison of runs in which nobody is dropped, no bias moves, or nothing is learnt.
-  state, metrics = three_steps("einsum", ONE)
-  assert all(0 < m["moe/drop_rate"].min() < 1 for m in metrics) and np.ptp(state.router_state["bias"]) > 0
+@pytest.mark.parametrize("dispatcher, mesh", RUNS)
+def test_any_mesh_trains_the_same(dispatcher, mesh):
+  # Catches: a gradient summed over copies or not over devices, a loss or load that is one device's, noise that depends
+  # on the mesh, tokens dropped in the order of devices, a router's bias that moves differently from device to device.
+  assert_as_on_one_device(*three_steps(dispatcher, mesh), "one layer")
+
+
+@pytest.mark.parametrize("family, dispatcher, mesh", [
+    ("scanned and rematerialised", "grouped", "data=2 expert=4"),
+    ("encoder_decoder", "all_to_all", "fsdp=2 expert=2 tensor=2")])
+def test_stacks_of_layers_train_the_same(family, dispatcher, mesh):
+  # Catches: a recomputed layer that draws other noise, weights stacked over layers that are split along "layers", an
+  # encoder's output or padding that stays one device's.
+  assert_as_on_one_device(*three_steps(dispatcher, mesh, family), family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_run_exercises_what_it_should(family):
+  # Catches: a comparison of runs in which nobody is dropped, no bias moves, a weight has no gradient, nothing is
+  # learnt.
+  state, metrics = three_steps("einsum", ONE, family)
+  assert all(0 < m["moe/drop_rate"].min() < 1 for m in metrics) and np.any(state.router_state["bias"])
   assert metrics[-1]["loss"] < metrics[0]["loss"]
+  assert all(np.abs(gradient).max() > 1e-3 for gradient in jax.tree.leaves(state.opt_state[0]))
 
 
 def assert_copies_agree(leaf):
