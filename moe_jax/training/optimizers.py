@@ -13,6 +13,7 @@ import optax
 from jaxtyping import PyTree
 
 from moe_jax.errors import ConfigError, choose
+from moe_jax.experts import AXES as EXPERT_AXES
 
 Schedule = Callable[[Any], Any]  # step (from 0) -> learning rate
 
@@ -90,14 +91,63 @@ def adamw(schedule: Schedule, o) -> optax.GradientTransformation:
 def adafactor(schedule: Schedule, o) -> optax.GradientTransformation:
   """Adafactor (Shazeer and Stern 2018): factored second moments, no first moment, steps relative to the weights' RMS.
 
-  Deviation: scanned layers stack a weight over layers; the RMS of weights and of updates is taken over the stack.
+  Layers and experts whose weights are stacked each have an Adafactor of their own, as in T5X, whose factor rules call
+  both axes BATCH: the second moment is factored, and the RMS of weights and updates taken, a matrix at a time.
   Deviation: weight decay is decoupled and scaled by the learning rate, as in `adamw`; b1, b2 and eps are not read.
+  Deviation: of attention's [D, H, P] the two longest dimensions are factored (Mesh-TensorFlow); T5X joins heads and P.
   The second moment's decay is 1 - t^-0.8, and an update whose RMS exceeds `o.update_clip` is scaled down to it.
   """
   decay = [optax.add_decayed_weights(o.weight_decay, mask=decayed)] if o.weight_decay else []
-  return optax.chain(
-      optax.scale_by_factored_rms(), optax.clip_by_block_rms(o.update_clip), optax.scale_by_param_block_rms(), *decay,
-      optax.scale_by_learning_rate(schedule))
+  one = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(o.update_clip),
+                    optax.scale_by_param_block_rms())
+  return optax.chain(_each_alone(one), *decay, optax.scale_by_learning_rate(schedule))
+
+
+def stacked(path: Sequence[str], rank: int) -> int:
+  """How many leading axes of the weight at `path` count layers (of a scan) and experts; `rank` is of the whole."""
+  layers = "repeats" in path
+  return layers + (path[-1] in EXPERT_AXES and rank - layers == len(EXPERT_AXES[path[-1]]))
+
+
+def _each_alone(one: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`one`, whose first state is a `FactoredState` and whose others are empty, on every layer and expert by itself.
+
+  Its state has the shape that it has of whole trees, so that each slot's path ends with its weight's.
+  """
+  def alone(function, path, leaf, in_axes=0):
+    for _ in range(stacked(keys(path), leaf.ndim)):
+      function = jax.vmap(function, in_axes)
+    return function
+
+  def init(params):
+    each = jax.tree_util.tree_map_with_path(lambda path, x: alone(lambda x: one.init(x)[0], path, x)(x), params)
+    return _slots(each)._replace(count=jnp.zeros((), jnp.int32))
+
+  def update(grads, state, params):
+    def matrix(count, grad, row, col, v, param):
+      empty = [optax.EmptyState()] * 2
+      step, (factors, *_) = one.update(grad, (optax.FactoredState(count, row, col, v), *empty), param)
+      return step, factors
+
+    each = jax.tree_util.tree_map_with_path(
+        lambda path, grad, *rest: alone(matrix, path, grad, (None, 0, 0, 0, 0, 0))(state.count, grad, *rest),
+        grads, state.v_row, state.v_col, state.v, params)
+    pair = lambda leaf: isinstance(leaf, tuple)
+    steps, factors = (jax.tree.map(lambda leaf, i=i: leaf[i], each, is_leaf=pair) for i in range(2))
+    return steps, _slots(factors)._replace(count=state.count + 1)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _slots(each: PyTree) -> optax.FactoredState:
+  """A tree of states as one state of trees."""
+  state = lambda leaf: isinstance(leaf, optax.FactoredState)
+  return optax.FactoredState(*(jax.tree.map(lambda leaf, i=i: leaf[i], each, is_leaf=state) for i in range(4)))
+
+
+def keys(path) -> tuple[str, ...]:
+  """The names along a path of `jax.tree_util`."""
+  return tuple(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)
 
 
 OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor}

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PyTree
 
 from moe_jax import sharding
+from moe_jax.training.optimizers import keys, stacked
 
 
 @typing.no_type_check
@@ -76,16 +77,16 @@ def state_shardings(mesh: Mesh, boxed: PyTree, abstract: TrainState) -> TrainSta
   """
   placed = sharding.param_shardings(mesh, boxed)
   replicated = NamedSharding(mesh, PartitionSpec())
-  weights = {_names(path): (leaf.shape, place) for (path, leaf), place in zip(
+  weights = {keys(path): (leaf.shape, place) for (path, leaf), place in zip(
       jax.tree_util.tree_leaves_with_path(abstract.params), jax.tree.leaves(placed["params"]), strict=True)}
 
   def moment(path, leaf):
-    names = _names(path)
+    names = keys(path)
     for start in range(len(names)):
       shape, place = weights.get(names[start:], (None, None))
       if shape == leaf.shape:
         return place
-      if shape and (lost := _averaged(names[start - 1], shape, leaf.shape)) is not None:
+      if shape and (lost := _averaged(names[start - 1], names[start:], shape, leaf.shape)) is not None:
         return NamedSharding(mesh, PartitionSpec(*(axes for i, axes in enumerate(place.spec) if i != lost)))
     return replicated
 
@@ -94,13 +95,15 @@ def state_shardings(mesh: Mesh, boxed: PyTree, abstract: TrainState) -> TrainSta
       router_state=placed.get("router_state", {}), rng=replicated)
 
 
-def _averaged(slot: str, weight: tuple[int, ...], factor: tuple[int, ...]) -> int | None:
-  """The dimension that optax's `v_row` (the longest one) or `v_col` (the next) has lost; None if it is no such factor.
+def _averaged(slot: str, path: tuple[str, ...], weight: tuple[int, ...], factor: tuple[int, ...]) -> int | None:
+  """The dimension of the weight at `path` that optax's `v_row` (the longest one) or `v_col` (the next) has lost.
+
+  Layers and experts do not count. None if it is no such factor.
   """
-  place = {"v_row": -1, "v_col": -2}.get(slot)
-  if place is None or len(weight) < 2:
+  place, alone = {"v_row": -1, "v_col": -2}.get(slot), stacked(path, len(weight))
+  if place is None or len(weight) - alone < 2:
     return None
-  lost = int(np.argsort(weight)[place])
+  lost = alone + int(np.argsort(weight[alone:])[place])
   return lost if weight[:lost] + weight[lost + 1:] == factor else None
 
 
@@ -122,7 +125,3 @@ def _unbox(variables: PyTree) -> PyTree:
   # nn.unbox would also look for logical rules in a context; where weights live is decided in `state_shardings`.
   boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
   return jax.tree.map(lambda leaf: leaf.value if boxed(leaf) else leaf, variables, is_leaf=boxed)
-
-
-def _names(path) -> tuple[str, ...]:
-  return tuple(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)

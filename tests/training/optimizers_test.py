@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from changed import config
+from flax import linen as nn
 
 from configs import base
+from moe_jax import build
 from moe_jax.errors import ConfigError
 from moe_jax.training import optimizers
 
@@ -87,6 +90,55 @@ def test_adafactor_factors_its_second_moment():
   params = {"w": jnp.ones((256, 512))}
   optimizer, _ = optimizers.make(settings(name="adafactor", weight_decay=0.0), 10)
   assert sum(x.size for x in jax.tree.leaves(optimizer.init(params))) < 2000
+
+
+def adafactor_alone(weight, gradients, rate, clip):
+  """What Adafactor (Shazeer and Stern 2018, Algorithms 4 and 5) makes of one matrix or vector, in NumPy."""
+  rms = lambda x: np.sqrt(np.mean(np.square(x)))
+  moments = [0.0, 0.0]
+  for t, gradient in enumerate(gradients, 1):
+    beta, square = 1 - t ** -0.8, np.square(gradient) + 1e-30
+    means = [square.mean(-1, keepdims=True), square.mean(-2, keepdims=True)] if square.ndim == 2 else [square, 1.0]
+    moments = [beta * v + (1 - beta) * mean for v, mean in zip(moments, means, strict=True)]
+    second = moments[0] * moments[1] / moments[0].mean() if square.ndim == 2 else moments[0]
+    update = gradient / np.sqrt(second)
+    weight = weight - rate * max(rms(weight), 1e-3) * update / max(1, rms(update) / clip)
+  return weight
+
+
+def test_adafactor_takes_layers_and_experts_each_alone():
+  # Of [layers, E, D, F] and [layers, E, F]; E is the longest axis of the first, so that optax alone would factor it.
+  # Catches: second moments averaged over experts, an update clipped, or scaled, by what other experts or layers do.
+  rng = np.random.default_rng(0)
+  shapes = {"up": (1, 131, 128, 130), "hidden_bias": (2, 3, 130)}
+  scale = lambda shape: np.exp(rng.normal(size=shape[:2])).reshape(*shape[:2], *(1,) * (len(shape) - 2))
+  draw = lambda: {name: (scale(shape) * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
+  weights, gradients, tree = draw(), [draw(), draw()], lambda leaves: {"repeats": {"layer_0": {"ffn": leaves}}}
+  optimizer, _ = optimizers.make(settings(name="adafactor", weight_decay=0.0, clip_norm=0.0, update_clip=0.9,
+                                          schedule="constant", warmup_steps=0, learning_rate=0.01), 10)
+  params = tree(jax.tree.map(jnp.asarray, weights))
+  state = optimizer.init(params)
+  assert max(x.size for x in jax.tree.leaves(state)) == 131 * 130  # of v_col
+  for gradient in gradients:
+    updates, state = optimizer.update(tree(gradient), state, params)
+    params = jax.tree.map(jnp.add, params, updates)
+  for name, actual in params["repeats"]["layer_0"]["ffn"].items():
+    for at in [(0, 0), (0, 2), (-1, 1)]:
+      wanted = adafactor_alone(weights[name][at], [gradient[name][at] for gradient in gradients], 0.01, 0.9)
+      np.testing.assert_allclose(actual[at], wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, {"model.scan_layers": False}, {
+    "model.family": "encoder_decoder", "model.position": "relative", "model.ffn_bias": "multiplicative",
+    "model.moe.num_shared_experts": 1}, {"model.attention": "latent"}])
+def test_stacked_weights_are_those_whose_first_axes_are_layers_and_experts(changes):
+  # Catches: a stack under another name, a dense FFN or attention taken for experts.
+  variables = build.abstract_variables(config({"model.num_layers": 6} | changes), 264)
+  boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+  leaves = jax.tree_util.tree_leaves_with_path(variables["params"], is_leaf=boxed)
+  wanted = [sum(axis in ("layers", "expert") for axis in leaf.names) for _, leaf in leaves]
+  assert [optimizers.stacked(optimizers.keys(path), leaf.value.ndim) for path, leaf in leaves] == wanted
+  assert max(wanted) == (1 if changes.get("model.scan_layers") is False else 2)
 
 
 def test_adafactor_clips_its_updates():
