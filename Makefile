@@ -1,7 +1,8 @@
 # Every target sets up what it needs: `make run` and `make test` work on a fresh machine with Python >= 3.11 and PyPI.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest -n 2
+LIBTPU := .venv/libtpu
+PYTEST := PYTHONPATH=$(LIBTPU) $(BIN)/python -m pytest -n 2
 
 .PHONY: run desk venv test test-all test-reference demo-multiprocess check bench clean
 
@@ -11,10 +12,10 @@ run: venv  ## train configs/quickstart.py on the embedded corpus: a few minutes 
 desk: venv  ## train configs/desk.py: up to 45 minutes on two CPU cores
 	$(BIN)/python -m moe_jax.train --config=configs/desk.py --workdir=runs/desk
 
-test: venv  ## all tests, on CPU
+test: venv $(LIBTPU)/asked  ## all tests, on CPU
 	$(PYTEST)
 
-test-all: venv  ## those, and a step of every variant of every paper's config, shrunk
+test-all: venv $(LIBTPU)/asked  ## those, and a step of every variant of every paper's config, shrunk
 	$(PYTEST) -m ''
 
 test-reference: .venv-reference/installed  ## routers against published implementations: downloads torch (gigabytes)
@@ -34,6 +35,14 @@ venv: .venv/installed  ## .venv with the package and its test extra, and nothing
 
 .venv/installed: setup.py
 	$(call install,.venv,test)
+
+# The TPU's compiler, of the version that jax asks for, where only tests look: elsewhere JAX would search for TPUs with it.
+$(LIBTPU)/asked: .venv/installed
+	@mkdir -p $(LIBTPU)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(LIBTPU) "$$($(BIN)/python -c \
+	  'from importlib.metadata import requires as r; print(next(x.split(";")[0] for x in r("jax") if x.startswith("libtpu")))')" \
+	  || echo "no TPU compiler for this machine: its tests are skipped" >&2
+	@touch $@
 
 .venv-reference/installed: setup.py
 	$(call install,.venv-reference,$(REFERENCE))
