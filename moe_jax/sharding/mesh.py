@@ -47,7 +47,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence | None = None) -> jax.
   """The mesh of `sizes` (see `mesh_sizes`) over the first `devices`; every axis is `AxisType.Auto` (GSPMD).
 
   On a TPU its axes lie along the torus; several slices, between which the network is slow, are told apart by the first
-  part of `data` alone.
+  part of `data` alone. An axis of slices before `data` would compile to the same program: gradients are
+  reduce-scattered within a slice, all-reduced between slices, and gathered within a slice again.
 
   Raises:
     ConfigError: see `mesh_sizes`; or `data` does not hold whole slices.
