@@ -5,6 +5,7 @@ from ml_collections import config_dict
 from moe_jax.build.bind import defaults
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.routing import ROUTERS
+from moe_jax.sharding import CHANGEABLE
 
 
 def _options(table):
@@ -135,6 +136,9 @@ def get_config():
   t.output_z_loss = 0.0  # weight of log^2 Z of the output softmax
 
   c.mesh = {"data": -1, "fsdp": 1, "expert": 1, "tensor": 1}  # devices an axis; -1 = all that are left
+
+  # Mesh axes that split each logical axis, from the first on as many as divide it; see moe_jax/sharding/rules.py.
+  c.sharding = dict(CHANGEABLE)
 
   # What the paper claims, in numbers of parameters (0.0 = it says nothing); shown by `python -m moe_jax.describe`.
   c.paper = {"name": "", "parameters": 0.0, "activated": 0.0, "note": ""}

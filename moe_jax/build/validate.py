@@ -227,6 +227,7 @@ def _lengths(config: ConfigDict) -> dict[str, int]:
 
 
 def _validate_mesh(config: ConfigDict, num_devices: int | None) -> None:
+  sharding.check_rules(dict(config.sharding))
   asked = dict(config.mesh)
   if num_devices is None:
     num_devices = math.prod(size for size in asked.values() if size > 0)  # -1 becomes 1

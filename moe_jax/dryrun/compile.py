@@ -93,9 +93,10 @@ def lower(config, mesh: jax.sharding.Mesh) -> Lowered:
   model = make_model(config, vocab_size, mesh)
   optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
   rows = config.train.batch_size // config.train.accumulate_steps
-  state, _ = states.create(mesh, model, optimizer, config.seed, config.data.seq_len, rows)
-  with jax.set_mesh(mesh):
-    stage = updates.make(config, model, optimizer, schedule).lower(state, abstract_batch(config, mesh))
+  with sharding.use_rules(dict(config.sharding)):
+    state, _ = states.create(mesh, model, optimizer, config.seed, config.data.seq_len, rows)
+    with jax.set_mesh(mesh):
+      stage = updates.make(config, model, optimizer, schedule).lower(state, abstract_batch(config, mesh))
   return Lowered(stage, mesh, model, state, vocab_size, time.monotonic() - start)
 
 

@@ -128,7 +128,8 @@ def _kept(config: Any, fitting: Sequence[dict[str, int]], devices: Sequence, voc
   for sizes in fitting:
     mesh = jax.sharding.Mesh(np.array(devices).reshape(tuple(sizes.values())), tuple(sizes))
     placed = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-    state = jax.tree.map(placed, shapes, states.state_shardings(mesh, boxed, shapes))
+    with sharding.use_rules(dict(config.sharding)):
+      state = jax.tree.map(placed, shapes, states.state_shardings(mesh, boxed, shapes))
     weights = ideal.held(state.params)
     yield weights, 2 * weights + ideal.held(state.opt_state)
 

@@ -1,4 +1,4 @@
-"""ONE table from logical axis to mesh axes, and the three things that read it.
+"""ONE table from logical axis to mesh axes, what a config changes in it, and the three things that read it.
 
 Parameters get their logical axes from `nn.with_logical_partitioning`, activations from `constrain`. Flax's own
 `nn.with_logical_constraint` needs its rules from a context manager and is silent when there is none; `constrain` reads
@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
+
+from moe_jax.errors import ConfigError, choose
+from moe_jax.sharding.mesh import AXES
 
 # A name that is not in the table is an error: it would silently be replicated.
 RULES: Mapping[str, tuple[str, ...]] = {
@@ -39,6 +43,46 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "act_mlp": ("tensor",),
     "act_vocab": ("tensor",),
 }
+# What `config.sharding` cannot change: the dispatchers' `jax.shard_map` and the readers of the data are written for it.
+FIXED = ("batch", "group", "group_at_expert")
+CHANGEABLE = {axis: mesh_axes for axis, mesh_axes in RULES.items() if axis not in FIXED}
+_OF_EXPERTS = ("expert", "embed", "mlp")  # dispatchers gather over "fsdp" and "expert" and add up over "tensor"
+
+# The rules that take the place of the table's, as a tuple of items; a part of what `jax.jit` remembers a program by.
+_changes = jax.make_user_context(())
+
+
+def use_rules(rules: Mapping[str, Sequence[str]]) -> AbstractContextManager:
+  """A context in which these rules, as of `config.sharding`, take the place of the table's.
+
+  Raises:
+    ConfigError: see `check_rules`.
+  """
+  check_rules(rules)
+  return _changes(tuple(sorted((axis, tuple(mesh_axes)) for axis, mesh_axes in rules.items())))
+
+
+def check_rules(rules: Mapping[str, Sequence[str]]) -> None:
+  """Refuses rules that nothing could follow.
+
+  Raises:
+    ConfigError: an unknown logical axis or mesh axis, with the nearest there is; one mesh axis twice; an axis whose
+      layout others rely on.
+  """
+  for axis, mesh_axes in rules.items():
+    field = f"sharding.{axis}"
+    if axis in FIXED:
+      raise ConfigError(field, mesh_axes, f"cannot be changed: dispatchers and data readers rely on {RULES[axis]}")
+    choose("sharding", axis, CHANGEABLE)
+    if isinstance(mesh_axes, str):
+      raise ConfigError(field, mesh_axes, f"must be a tuple of mesh axes, such as ({mesh_axes!r},)")
+    for mesh_axis in mesh_axes:
+      choose(field, mesh_axis, AXES, tuple(mesh_axes))
+    if len(set(mesh_axes)) < len(mesh_axes):
+      raise ConfigError(field, tuple(mesh_axes), "names a mesh axis twice")
+    if axis in _OF_EXPERTS and not set(mesh_axes) <= set(RULES[axis]):
+      raise ConfigError(field, tuple(mesh_axes), f"dispatchers know how to join experts' weights over {RULES[axis]}; "
+                        "leave some of these out, or all")
 
 
 def spec(axes: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, int]) -> PartitionSpec:
@@ -49,9 +93,10 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, i
   A mesh axis is used for the first dimension that asks for it.
   """
   used: set[str] = set()
+  rules = RULES | dict(_changes.value)
   entries = []
   for axis, dimension in zip(axes, shape, strict=True):
-    mesh_axes = tuple(m for m in (RULES[axis] if axis else ()) if sizes.get(m, 1) > 1 and m not in used)
+    mesh_axes = tuple(m for m in (rules[axis] if axis else ()) if sizes.get(m, 1) > 1 and m not in used)
     while dimension % math.prod(sizes[m] for m in mesh_axes):
       mesh_axes = mesh_axes[:-1]
     used.update(mesh_axes)

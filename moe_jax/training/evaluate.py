@@ -40,7 +40,7 @@ def make_eval(config, model: nn.Module, mesh: Mesh, tokenizer: data.Tokenizer,
 
   def evaluate(state: TrainState, num_batches: int = 0) -> Totals:
     totals, (index, count) = {}, sharding.reader(mesh)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), sharding.use_rules(dict(config.sharding)):
       for source in sources:
         total = {"nats": 0.0, "tokens": 0, "bytes": 0}
         for batch in data.validation_batches(config.data, tokenizer, source, batch_size, num_batches,

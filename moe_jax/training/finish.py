@@ -46,7 +46,7 @@ def finish(config, directory: Path, model: nn.Module, state: TrainState, tokeniz
   measure, _ = evaluate.MEASURES[config.data.objective]
   totals, continues = evaluate.summary(eval_fn(state, 0), measure), config.data.objective == "next_token"
   variables = {"params": state.params} | ({"router_state": state.router_state} if state.router_state else {})
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), sharding.use_rules(dict(config.sharding)):
     text = sample_text(config, model, variables, tokenizer) if continues else ""
     routing = routing_pages(config, model, variables, tokenizer, sources, mesh)
   if jax.process_index():

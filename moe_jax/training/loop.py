@@ -55,7 +55,7 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
   update = updates.make(config, model, optimizer, schedule)
   tokens = config.train.batch_size * config.data.seq_len
 
-  with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+  with jax.set_mesh(mesh), sharding.use_rules(dict(config.sharding)), contextlib.ExitStack() as stack:
     index, count = sharding.reader(mesh)
     batches = stack.enter_context(contextlib.closing(data.train_iterator(
         config.data, tokenizer, sources, config.train.batch_size, process_index=index, process_count=count)))

@@ -23,8 +23,9 @@ from typing import Any
 from moe_jax.errors import ConfigError
 
 # What may change between two starts of one run: it moves no number, or only says how long and how often.
-FREE = ("mesh", "paper", "report", "train.steps", "train.log_every", "train.eval_every", "train.eval_batches",
-        "train.checkpoint_every", "data.threads", "data.cache_dir", "data.tfds_dir", "model.remat")
+FREE = ("mesh", "sharding", "paper", "report", "train.steps", "train.log_every", "train.eval_every",
+        "train.eval_batches", "train.checkpoint_every", "data.threads", "data.cache_dir", "data.tfds_dir",
+        "model.remat")
 PACKAGES = ("moe_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _MISSING = "(not set)"
 

@@ -47,7 +47,9 @@ FAMILIES = {
     "scanned and rematerialised": {"model.num_layers": 2, "model.moe.every": 1, "model.scan_layers": True,
                                    "model.remat": "full"},
     "encoder_decoder": {"model.family": "encoder_decoder", "model.position": "relative",
-                        "data.objective": "span_corruption", "data.encoder_len": ENCODER_LENGTH}}
+                        "data.objective": "span_corruption", "data.encoder_len": ENCODER_LENGTH},
+    "other rules": {"sharding.vocab": ("tensor", "fsdp"), "sharding.embed": (), "sharding.mlp": (),
+                    "sharding.act_embed": ("tensor",)}}
 
 
 @functools.cache
@@ -93,8 +95,9 @@ def remember_gradients():
 @functools.cache
 def first_state(mesh, family):
   """The state before the first step, drawn on one device, on this mesh."""
-  _, devices, model, optimizer, _ = setup("einsum", mesh, family)
-  abstract, draw = states.create(devices, model, optimizer, 0, LENGTH, ROWS)
+  config, devices, model, optimizer, _ = setup("einsum", mesh, family)
+  with sharding.use_rules(dict(config.sharding)):
+    abstract, draw = states.create(devices, model, optimizer, 0, LENGTH, ROWS)
   return draw() if mesh == ONE else jax.tree.map(
       lambda leaf, like: jax.device_put(leaf, like.sharding), first_state(ONE, family), abstract)
 
@@ -108,7 +111,7 @@ def three_steps(dispatcher, mesh, family="one layer"):
   state, metrics = first_state(mesh, family), []
   places = jax.tree.map(lambda leaf: leaf.sharding, state)
   step = tiny.quick_jit(step, out_shardings=(places, sharding.replicated(devices)))
-  with jax.set_mesh(devices):
+  with jax.set_mesh(devices), sharding.use_rules(dict(config.sharding)):
     for batch in batches():
       state, seen = step(state, evaluate.put(devices, batch_of(config, batch)))
       metrics.append(seen)
@@ -135,10 +138,11 @@ def test_any_mesh_trains_the_same(dispatcher, mesh):
 
 @pytest.mark.parametrize("family, dispatcher, mesh", [
     ("scanned and rematerialised", "grouped", "data=2 expert=4"),
-    ("encoder_decoder", "all_to_all", "fsdp=2 expert=2 tensor=2")])
-def test_stacks_of_layers_train_the_same(family, dispatcher, mesh):
+    ("encoder_decoder", "all_to_all", "fsdp=2 expert=2 tensor=2"),
+    *(("other rules", name, "fsdp=2 expert=2 tensor=2") for name in ("all_to_all", "grouped"))])
+def test_other_models_and_rules_train_the_same(family, dispatcher, mesh):
   # Catches: a recomputed layer that draws other noise, weights stacked over layers that are split along "layers", an
-  # encoder's output or padding that stays one device's.
+  # encoder's output or padding that stays one device's, a dispatcher that counts on rules that the config has changed.
   assert_as_on_one_device(*three_steps(dispatcher, mesh, family), family)
 
 

@@ -6,7 +6,8 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
-from moe_jax.sharding import RULES, batch_sharding, constrain, make_mesh, param_shardings, spec
+from moe_jax.errors import ConfigError
+from moe_jax.sharding import RULES, batch_sharding, constrain, make_mesh, param_shardings, spec, use_rules
 
 pytestmark = pytest.mark.unit
 
@@ -37,6 +38,31 @@ def test_unknown_axes_are_errors():
   with pytest.raises(KeyError):
     spec(("embd",), (4,), SIZES)
   assert all(set(axes) <= {"data", "fsdp", "expert", "tensor"} for axes in RULES.values())
+
+
+def test_a_config_changes_rules_within_a_context_only():
+  # Catches: a change that outlives its run, a program compiled under other rules that is used again.
+  x, mesh = jnp.zeros((8, 4)), make_mesh({"fsdp": 4, "tensor": 2})
+  f = jax.jit(lambda x: constrain(x, "vocab", "embed"))
+  with jax.set_mesh(mesh):
+    for _ in range(2):
+      with use_rules({"vocab": ("tensor", "fsdp"), "embed": ()}):
+        assert f(x).sharding.spec == P(("tensor", "fsdp"))
+        assert spec(("vocab", "embed"), (8, 4), dict(mesh.shape)) == P(("tensor", "fsdp"), None)
+      assert f(x).sharding.spec == P("tensor", "fsdp")
+
+
+@pytest.mark.parametrize("rules, words", [
+    ({"vocb": ("tensor",)}, "sharding='vocb': did you mean 'vocab'?"),
+    ({"vocab": ("tensr",)}, "sharding.vocab=('tensr',): did you mean 'tensor'?"),
+    ({"vocab": "tensor"}, "such as ('tensor',)"), ({"heads": ("tensor", "tensor")}, "twice"),
+    ({"batch": ("data",)}, "dispatchers and data readers rely on"), ({"group_at_expert": ()}, "cannot be changed"),
+    ({"embed": ("tensor",)}, "leave some of these out"), ({"expert": ("data",)}, "leave some of these out")])
+def test_rules_that_nothing_could_follow_are_refused(rules, words):
+  # Catches: a silent copy of everything, a batch that no reader reads, partial sums that nobody adds up.
+  with pytest.raises(ConfigError) as error:
+    use_rules(rules)
+  assert words in str(error.value)
 
 
 def test_constrain_acts_under_set_mesh_only():
