@@ -6,6 +6,7 @@ A study's own module says its rows and calls `main`:
   python -m experiments.STUDY --print           prints each row's command, for a pod or a queue
   python -m experiments.STUDY --only=A,B        only the rows whose names contain A or B
   python -m experiments.STUDY --processes=N     N rows at a time (default 1)
+  python -m experiments.STUDY --devices=0,1,2   a row at a time on each of these GPUs
   python -m experiments.STUDY --workdir=DIR     where the runs live (default runs/STUDY)
 """
 
@@ -17,6 +18,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import queue
 import shlex
 import signal
 import subprocess
@@ -81,7 +83,7 @@ def unfinished(rows: Mapping[str, Row], results: pathlib.Path) -> dict[str, Row]
 
 
 def run(rows: Mapping[str, Row], results: pathlib.Path, workdir: pathlib.Path, processes: int = 1,
-        program: Sequence[str] = TRAIN) -> None:
+        program: Sequence[str] = TRAIN, devices: Sequence[str] = ()) -> None:
   """Trains the unfinished rows, `processes` at a time; each that ends adds a line to `results`.
 
   A line has the row's name, its arguments and what its results.json says, or `diverged` where the loss was no longer
@@ -93,6 +95,8 @@ def run(rows: Mapping[str, Row], results: pathlib.Path, workdir: pathlib.Path, p
     workdir: where the folders and logs of the runs are.
     processes: rows at a time.
     program: takes the flags of `moe_jax.train` and leaves its files and exit codes.
+    devices: as in CUDA_VISIBLE_DEVICES; each trains a row at a time and sees no other, whatever `processes` says.
+      () = every run sees all.
 
   Raises:
     ConfigError: a row's command is wrong, in the words of `moe_jax.train`, or it was killed.
@@ -102,12 +106,24 @@ def run(rows: Mapping[str, Row], results: pathlib.Path, workdir: pathlib.Path, p
   results.parent.mkdir(parents=True, exist_ok=True)
   running: set[subprocess.Popen] = set()
   stopping = threading.Event()
+  free: queue.SimpleQueue[str] = queue.SimpleQueue()
+  for device in devices:
+    free.put(device)
 
   def one(name: str) -> dict[str, Any]:
+    device = free.get() if devices else None
+    try:
+      return train(name, {} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+    finally:
+      if device is not None:
+        free.put(device)
+
+  def train(name: str, variables: Mapping[str, str]) -> dict[str, Any]:
     directory = workdir / name
     command = [*program, f"--workdir={directory}", *rows[name].arguments()]
     with open(workdir / f"{name}.log", "a") as log:
-      process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+      process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True,
+                                 env=os.environ | variables)
       running.add(process)
       if stopping.is_set():
         process.terminate()
@@ -116,7 +132,7 @@ def run(rows: Mapping[str, Row], results: pathlib.Path, workdir: pathlib.Path, p
     return _line(name, rows[name], code, directory, workdir / f"{name}.log")
 
   previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-  pool = concurrent.futures.ThreadPoolExecutor(processes)
+  pool = concurrent.futures.ThreadPoolExecutor(len(devices) or processes)
   try:
     futures = [pool.submit(one, name) for name in todo]
     done = concurrent.futures.as_completed(futures)
@@ -154,12 +170,13 @@ def _append(results: pathlib.Path, line: Mapping[str, Any]) -> None:
   os.replace(partial, results)
 
 
-def main(argv: Sequence[str], rows: Mapping[str, Row], folder: pathlib.Path) -> int:
-  """The command line of a study whose results.jsonl is in `folder`; returns the exit code."""
+def main(argv: Sequence[str], rows: Mapping[str, Row], folder: pathlib.Path, file: str = "results.jsonl") -> int:
+  """The command line of a study whose lines of results are in `file` of `folder`; returns the exit code."""
   parser = argparse.ArgumentParser(prog=f"python -m experiments.{folder.name}")
   parser.add_argument("--print", action="store_true", help="print each row's command and run nothing")
   parser.add_argument("--only", default="", help="comma-separated parts of rows' names")
   parser.add_argument("--processes", type=int, default=1, help="rows at a time")
+  parser.add_argument("--devices", default="", help="comma-separated GPUs, each of which trains a row at a time")
   parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs") / folder.name)
   given = parser.parse_args(argv)
   chosen = {name: row for name, row in rows.items() if any(part in name for part in given.only.split(","))}
@@ -170,7 +187,8 @@ def main(argv: Sequence[str], rows: Mapping[str, Row], folder: pathlib.Path) -> 
       print("\n".join(shlex.join(["python", "-m", "moe_jax.train", f"--workdir={given.workdir / name}",
                                   *row.arguments()]) for name, row in chosen.items()))
     else:
-      run(chosen, folder / "results.jsonl", given.workdir, given.processes)
+      run(chosen, folder / file, given.workdir, given.processes,
+          devices=[device for device in given.devices.split(",") if device])
   except ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # Does what --config says: ok, diverge, wrong, slow (until it is told to stop; its second start is ok). Counts starts.
 PROGRAM = """
-import json, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 flags = dict(arg.removeprefix("--").split("=", 1) for arg in sys.argv[1:])
 place, what = pathlib.Path(flags["workdir"]), flags["config"]
 place.mkdir(exist_ok=True)
@@ -35,7 +35,10 @@ if what == "slow" and not (place / "saved").exists():
   signal.signal(signal.SIGTERM, stop)
   (place / "ready").write_text("")
   time.sleep(60)
-(place / "results.json").write_text(json.dumps({"loss": len(what), "sample": "long", "seed": flags.get("config.seed")}))
+seen = {"device": os.environ["CUDA_VISIBLE_DEVICES"]} if what == "device" else {}
+time.sleep(0.1 if seen else 0)
+(place / "results.json").write_text(json.dumps({"loss": len(what), "sample": "long", "seed": flags.get("config.seed"),
+                                                **seen}))
 """
 FAKE = (sys.executable, "-c", PROGRAM)
 
@@ -57,6 +60,14 @@ def test_a_study_runs_each_row_once(tmp_path):
   assert starts(tmp_path) == {"a": 1, "b": 1, "c": 1}
   assert {name: line["loss"] for name, line in found.items()} == {"a": 2, "b": 2, "c": 2}
   assert found["a"] == {"row": "a", "arguments": ["--config=ok"], "loss": 2, "seed": None}
+
+
+def test_each_device_trains_a_row_at_a_time(tmp_path):
+  # Catches: runs that all see all devices, a device that is never used, or that is not given back after a run.
+  rows = {name: sweep.Row("device") for name in "abcd"}
+  sweep.run(rows, tmp_path / "results.jsonl", tmp_path / "runs", 1, FAKE, devices=("5", "7"))
+  found = [line["device"] for line in sweep.load(tmp_path / "results.jsonl").values()]
+  assert len(found) == 4 and set(found) == {"5", "7"}
 
 
 def test_a_row_that_diverges_is_an_outcome_and_one_that_is_wrong_is_not(tmp_path):
