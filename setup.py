@@ -32,6 +32,7 @@ setup(
         "hf": ["safetensors>=0.5"],
         "eval": ["lm-eval>=0.4.9"],
         "vowels": ["praat-parselmouth>=0.4.5", "matplotlib>=3.8"],  # experiments/vowels
+        "laws": ["matplotlib>=3.8"],  # the figures of experiments/scaling_laws
         "reference": ["torch==2.13.0", "transformers>=5.23", "st-moe-pytorch>=0.1.8"],
     },
     entry_points={"console_scripts": ["moe-jax-train=moe_jax.train:run", "moe-jax-inspect=moe_jax.inspect:run",
