@@ -18,12 +18,13 @@ def get_config():
   c.seed = 0  # initialisation, dropout and routing noise; the order of the data has data.seed
 
   c.model = m = config_dict.ConfigDict()
-  m.family = "decoder"  # decoder, encoder_decoder
+  m.family = "decoder"  # decoder, encoder_decoder, lstm (each layer is one, experts may follow it)
   m.vocab_size = 0  # entries of the embedding; 0 = the tokenizer's size
   m.target_vocab_size = 0  # entries of a second embedding, of encoder_decoder's targets (GShard); 0 = there is none
   m.d_model = 128
   m.num_layers = 4  # of the decoder, where there is an encoder, too
   m.num_encoder_layers = 0  # of encoder_decoder; 0 = num_layers
+  m.lstm_units = 0  # of each LSTM of family lstm; 0 = d_model, all else is projected to d_model
   m.num_heads = 4  # query heads
   m.num_kv_heads = 4  # divides num_heads
   m.head_dim = 32  # even with position="rope", which rotates pairs
@@ -140,8 +141,9 @@ def get_config():
   # Mesh axes that split each logical axis, from the first on as many as divide it; see moe_jax/sharding/rules.py.
   c.sharding = dict(CHANGEABLE)
 
-  # What the paper claims, in numbers of parameters (0.0 = it says nothing); shown by `python -m moe_jax.describe`.
-  c.paper = {"name": "", "parameters": 0.0, "activated": 0.0, "note": ""}
+  # What the paper claims, in numbers of parameters: all, activated, without embedding and softmax; and in multiply-adds
+  # a time step, also without (0.0 = it says nothing). Shown by `python -m moe_jax.describe`.
+  c.paper = {"name": "", "parameters": 0.0, "activated": 0.0, "without_embedding": 0.0, "operations": 0.0, "note": ""}
 
   c.report = {"compare": ""}  # results.json of another run, shown beside this one's
 

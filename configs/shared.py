@@ -21,7 +21,8 @@ def paper_scale(preset, sizes):
   c = base.get_config()
   build.use_preset(c, preset)
   c.model.dtype, c.model.remat = "bfloat16", "full"
-  same = {"model.num_kv_heads": sizes["model.num_heads"], "model.moe.d_ff": sizes["model.d_ff"]}
+  heads = c.model.num_kv_heads  # of families that have none, nobody reads them
+  same = {"model.num_kv_heads": sizes.get("model.num_heads", heads), "model.moe.d_ff": sizes["model.d_ff"]}
   c.update_from_flattened_dict(same | sizes)
   if c.model.moe.capacity_factor is not None:
     c.model.moe.dispatcher.name = "all_to_all"
@@ -94,6 +95,7 @@ def desk(c):
   m.dropout = 0.0
   m.latent.update({"kv_rank": 32, "query_rank": 48 if m.latent.query_rank else 0, "nope_dim": 32, "rope_dim": 16,
                    "value_dim": 32})
+  e.router.hierarchical.groups = min(e.router.hierarchical.groups, 4)
   e.num_experts, e.group_size, e.dispatcher = min(e.num_experts, 16), 0, quick.model.moe.dispatcher
   encoder_len, seq_len, length = c.data.encoder_len, c.data.seq_len, quick.data.seq_len
   c.data.update({key: value for key, value in quick.data.items() if not key.startswith(
@@ -103,5 +105,6 @@ def desk(c):
   c.optimizer, c.train = quick.optimizer, quick.train
   if e.num_experts:
     e.d_ff = round(m.d_ff / (experts_a_token(m, c.data.seq_len) + e.num_shared_experts))
-  c.paper.update({"parameters": 0.0, "activated": 0.0, "note": "this size is no paper's"})
+  c.paper.update({key: 0.0 for key, value in c.paper.items() if isinstance(value, float)})
+  c.paper.note = "this size is no paper's"
   return c

@@ -137,7 +137,7 @@ def run(rows: Mapping[str, Row], results: pathlib.Path, workdir: pathlib.Path, p
     futures = [pool.submit(one, name) for name in todo]
     done = concurrent.futures.as_completed(futures)
     for future in tqdm(done, total=len(rows), initial=len(rows) - len(todo), unit="run"):
-      _append(results, future.result())
+      append(results, future.result())
   except BaseException:
     stopping.set()
     pool.shutdown(wait=False, cancel_futures=True)
@@ -161,7 +161,7 @@ def _line(name: str, row: Row, code: int, directory: pathlib.Path, log: pathlib.
   return line | {key: value for key, value in json.loads(found.read_text()).items() if key not in DROPPED}
 
 
-def _append(results: pathlib.Path, line: Mapping[str, Any]) -> None:
+def append(results: pathlib.Path, line: Mapping[str, Any]) -> None:
   """Adds a line, whole or not at all as far as a reader can tell."""
   text = results.read_text() if results.exists() else ""
   whole = text[:text.rfind("\n") + 1]  # a line that a kill cut short goes

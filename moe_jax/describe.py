@@ -45,7 +45,7 @@ def describe(config) -> str:
   lines += [f"{'':>11}{kind:<14}{count:>22,}{count / total:>9.2%}"
             for kind, count in build.parameters_by_kind(config, vocab_size).items() if count]
   lines += [f"    flops: {flops:.4g} a token forward, {3 * flops:.4g} in training", _memory(config, vocab_size, total),
-            _claim(config.paper, total, activated)]
+            _claim(config, vocab_size, total, activated)]
   return "\n".join(line for line in lines if line)
 
 
@@ -63,10 +63,14 @@ def _memory(config, vocab_size: int, total: int) -> str:
           "a row, saved for the backward pass")
 
 
-def _claim(paper, total: int, activated: int) -> str:
+def _claim(config, vocab_size: int, total: int, activated: int) -> str:
   """The paper's claim and how far the counts are from it; "" where there is none."""
-  pairs = ((paper.parameters, total, "parameters"), (paper.activated, activated, "activated"))
-  words = [f"{claim:.4g} {what} (ours {count / claim - 1:+.2%})" for claim, count, what in pairs if claim]
+  from moe_jax import build
+  paper, kinds = config.paper, build.parameters_by_kind(config, vocab_size)
+  pairs = ((paper.parameters, total, "parameters"), (paper.activated, activated, "activated"),
+           (paper.without_embedding, total - kinds["embedding"], "without embedding and softmax"),
+           (paper.operations, build.operations_per_step(config, vocab_size), "operations a time step"))
+  words = [f"{claim:.6g} {what} (ours {count / claim - 1:+.2%})" for claim, count, what in pairs if claim]
   said = [f"{paper.name} claims {', '.join(words)}"] * bool(words) + [paper.note] * bool(paper.note)
   return f"    paper: {'; '.join(said)}" if said else ""
 

@@ -1,4 +1,4 @@
-"""The parameters of every Transformer of the papers, counted from the shapes of the real models.
+"""The parameters of every model of the papers, counted from the shapes of the real models.
 
 Each row: the config, the integers that a counter of our own, written from the papers' hyper-parameters, gives for all
 and for activated parameters (without biases, two norms a layer and a last one, both embeddings unless tied), what that
@@ -164,3 +164,40 @@ def test_training_flops_of_a_sequence(name, claim, within):
   # embedding that is multiplied, attention that is left out (5% at 16B).
   c = load(name)
   assert abs(3 * build.flops_per_token(c, 0) * c.data.seq_len / claim - 1) < within
+
+
+# Shazeer et al. 2017, Tables 7 and 8, without embedding and softmax. Parameters by our own counter, whose LSTMs have no
+# biases; those of the biases, one a gate; multiply-adds a time step by the same counter.
+LSTM_TABLE = [
+    ("moe_4", 8_392_704, 4096, 8_392_704), ("moe_32", 37_781_504, 4096, 8_421_376),
+    ("moe_256", 272_891_904, 4096, 8_650_752), ("moe_256_h", 272_908_288, 4096, 8_437_760),
+    ("moe_1024_h", 1_079_001_088, 4096, 8_536_064), ("moe_4096_h", 4_303_372_288, 4096, 8_929_280),
+    ("moe_34m", 4_313_874_432, 8192, 33_849_344), ("moe_143m", 4_371_021_824, 32_768, 142_704_640),
+    ("moe_1_wide", 8_389_120, 4096, 8_389_120), ("4xlstm_512", 8_388_608, 8192, 8_388_608),
+    ("lstm_2048_512", 9_437_184, 8192, 9_437_184), ("news_32", 37_781_504, 4096, 8_421_376),
+    ("news_256_h", 272_924_672, 4096, 8_437_760), ("news_1024_h", 1_079_017_472, 4096, 8_486_912),
+    ("news_4096_h", 4_303_421_440, 4096, 8_585_216), ("news_16384_h", 17_200_971_776, 4096, 8_781_824),
+    ("news_65536_h", 68_791_042_048, 4096, 9_175_040), ("news_131072_h", 137_577_627_648, 4096, 9_699_328),
+    ("news_4xlstm_512", 8_388_608, 8192, 8_388_608)]
+
+
+@pytest.mark.parametrize("variant, matrices, biases, operations", LSTM_TABLE, ids=[row[0] for row in LSTM_TABLE])
+def test_lstm_parameters_and_operations(variant, matrices, biases, operations):
+  # All that is printed is ours to its last digit, except the total of MoE-34M (5.94B, printed 6.0) and the operations
+  # of MoE-256 (8.65M, printed 8.6); the parameters of MoE-143M only with its biases. Catches: any matrix too many or
+  # too few, a gate without noise, tied embeddings, gates of all groups or experts that a token does not visit counted.
+  c, total, _, kinds = counts(f"lstm_moe:{variant}")
+  ours, done, paper = total - kinds["embedding"], build.operations_per_step(c, 0), c.paper
+  assert (ours, done) == (matrices + biases, operations)
+  printed = lambda value, unit: round(value / unit, 1)
+  assert printed(ours, 1e6) == printed(paper.without_embedding, 1e6)
+  assert (printed(matrices, 1e6) == printed(paper.without_embedding, 1e6)) == (variant != "moe_143m")
+  assert (printed(total, 1e9) == printed(paper.parameters, 1e9)) == (variant != "moe_34m") == (not paper.note)
+  assert (printed(done, 1e6) == printed(paper.operations, 1e6)) == (variant != "moe_256")
+  assert abs(done - paper.operations) < 0.051e6
+
+
+def test_every_lstm_variant_is_in_the_table():
+  # Catches: a new variant that nobody counts.
+  from configs import lstm_moe
+  assert set(lstm_moe.VARIANTS) == {row[0] for row in LSTM_TABLE}

@@ -1,7 +1,7 @@
 """From ConfigDict to objects. Nothing outside this package reads `config.model`."""
 
 from moe_jax.build.bind import bind
-from moe_jax.build.counts import KINDS, flops_per_token, parameter_counts, parameters_by_kind
+from moe_jax.build.counts import KINDS, flops_per_token, operations_per_step, parameter_counts, parameters_by_kind
 from moe_jax.build.exchange import exchange_bytes
 from moe_jax.build.experts import bias_update_rate, loss_weights
 from moe_jax.build.memory import activation_bytes
@@ -12,4 +12,4 @@ from moe_jax.build.validate import validate
 
 __all__ = ["FAMILIES", "KINDS", "PRESETS", "abstract_variables", "activation_bytes", "bias_update_rate", "bind",
            "exchange_bytes", "fixed_vocab_size", "flops_per_token", "loss_weights", "model", "model_summary",
-           "parameter_counts", "parameters_by_kind", "routing_summary", "use_preset", "validate"]
+           "operations_per_step", "parameter_counts", "parameters_by_kind", "routing_summary", "use_preset", "validate"]

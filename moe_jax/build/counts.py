@@ -9,10 +9,10 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from moe_jax.build.experts import encoder_layers, experts_a_token
+from moe_jax.build.experts import encoder_layers, experts_a_token, option, router_of
 from moe_jax.build.models import abstract_variables
 
-KINDS = ("embedding", "attention", "dense FFN", "experts", "router", "norms", "relative bias")
+KINDS = ("embedding", "attention", "recurrence", "dense FFN", "experts", "router", "norms", "relative bias")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Parameter:
       return "experts"
     if "router" in self.axes or self.path[-1] == "shared_gate":
       return "router"
+    if "lstm" in self.path:
+      return "recurrence"
     return "attention" if {"attention", "cross_attention"} & set(self.path) else "dense FFN"
 
   @property
@@ -88,8 +90,26 @@ def flops_per_token(config: ConfigDict, vocab_size: int) -> float:
   return flops + _attention_flops(config)
 
 
+def operations_per_step(config: ConfigDict, vocab_size: int) -> float:
+  """Multiply-adds a time step as Shazeer et al. 2017 count them (Tables 7 and 8): of LSTMs, experts and their gates.
+
+  Not of embedding and softmax. Of hierarchical gates only those in the groups that a token picks; this package computes
+  them over all experts, which `flops_per_token` counts.
+  """
+  router, share, picked, operations = router_of(config.model.moe), _expert_share(config), 1.0, 0.0
+  if config.model.moe.router["name"] == "hierarchical":
+    picked = option(router, "primary_k") / option(router, "groups")
+  for leaf in parameters(config, vocab_size):
+    if leaf.multiplies and leaf.kind != "embedding":
+      inside = leaf.kind == "router" and "primary" not in leaf.path[-1]
+      operations += leaf.size * (share if leaf.kind == "experts" else picked if inside else 1)
+  return operations
+
+
 def _attention_flops(config: ConfigDict) -> float:
   m, length = config.model, config.data.seq_len
+  if m.family == "lstm":
+    return 0.0
   features = 2 * m.head_dim  # of a key and a value
   if m.attention == "latent":
     features = m.latent.nope_dim + m.latent.rope_dim + m.latent.value_dim

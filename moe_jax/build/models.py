@@ -13,8 +13,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from moe_jax import sharding
 from moe_jax.build.experts import encoder_layers, group_tokens, has_experts, moe_layer
 from moe_jax.errors import ConfigError, choose
-from moe_jax.layers import NORMS, Attention, DenseFfn, LatentAttention
-from moe_jax.models import Decoder, EncoderDecoder, Tower
+from moe_jax.layers import NORMS, Attention, DenseFfn, LatentAttention, Lstm
+from moe_jax.models import Decoder, EncoderDecoder, LstmLm, Tower
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -116,4 +116,20 @@ def _tower(m: ConfigDict, layers: tuple[bool, ...], platform: str, encoder: bool
       dropout=m.dropout, scan_layers=m.scan_layers, remat=m.remat)
 
 
-FAMILIES = {"decoder": _decoder, "encoder_decoder": _encoder_decoder}
+def _lstm(m: ConfigDict, vocab_size: int, platform: str) -> LstmLm:
+  layers, dtype = has_experts(m), DTYPES[m.dtype]
+  # What the experts make passes a sigmoid, which no factor on it keeps small; shared experts are such FFNs.
+  dense = functools.partial(DenseFfn, d_ff=m.d_ff, activation=m.activation, ffn_bias=m.ffn_bias, output_scale=1.0,
+                            dtype=dtype)
+  units = m.lstm_units or m.d_model
+  biased = any(layers) and m.moe.bias_update_rate
+  return LstmLm(
+      vocab_size=vocab_size, d_model=m.d_model, has_experts=layers,
+      lstm=functools.partial(Lstm, units=units, projected=0 if units == m.d_model else m.d_model, dtype=dtype),
+      moe=moe_layer(m, dense, platform) if any(layers) else None,
+      num_biased_experts=m.moe.num_experts if biased else 0, embed_scale=m.embed_scale,
+      tied_embeddings=m.tied_embeddings, dropout=m.dropout, dtype=dtype, scan_layers=m.scan_layers, remat=m.remat,
+      layer_reduce=m.moe.layer_reduce)
+
+
+FAMILIES = {"decoder": _decoder, "encoder_decoder": _encoder_decoder, "lstm": _lstm}

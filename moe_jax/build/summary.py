@@ -31,14 +31,25 @@ def model_summary(config: ConfigDict) -> str:
           else f"{config.data.seq_len} tokens")
   lines = {
       "model": f"{m.family.replace('_', '-')}, {stacks} layers of width {m.d_model}, {sum(layers)} with experts",
+  } | (_recurrence_words(m) if m.family == "lstm" else {
       "attention": _attention_words(m),
       "ffn": f"{m.activation} of width {m.d_ff}" + (f", {m.ffn_bias} bias" if m.ffn_bias != "none" else "") + (
           f", and one more before each of the {sum(layers)} layers' experts" if m.moe.extra_ffn else ""),
+  }) | {
       "embedding": f"{entries} entries, {'tied to' if m.tied_embeddings else 'beside'} the output projection",
-      "numbers": f"{m.dtype} activations, {m.norm}, dropout {m.dropout:g}, remat={m.remat}",
+      "numbers": f"{m.dtype} activations, {'no norms' if m.family == 'lstm' else m.norm}, dropout {m.dropout:g}, "
+                 f"remat={m.remat}",
       "batch": f"{config.train.batch_size:,} rows of {rows}, {config.train.steps:,} steps of {config.optimizer.name}",
   }
   return "\n".join(f"{name:>9}: {words}" for name, words in lines.items())
+
+
+def _recurrence_words(m: ConfigDict) -> dict[str, str]:
+  units = m.lstm_units or m.d_model
+  projected = f", projected to {m.d_model}" if units != m.d_model else ""
+  lines = {"lstm": f"{units} units{projected}, zero state at the start of each document"}
+  return lines | ({"experts": f"{m.moe.activation or m.activation}, their output through a sigmoid"}
+                  if any(has_experts(m)) else {})
 
 
 def _attention_words(m: ConfigDict) -> str:

@@ -55,9 +55,9 @@ RANGES: Mapping[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         "train.steps", "train.batch_size", "train.accumulate_steps", "train.log_every", "train.eval_every",
         "train.checkpoint_every")),
     "at least 0": (lambda v: v >= 0, (
-        "model.vocab_size", "model.num_encoder_layers", "model.clip_qkv", "model.sliding_window", "model.query_scale",
-        "model.target_vocab_size", "model.latent.query_rank", "model.moe.num_experts", "model.moe.first",
-        "model.moe.num_shared_experts",
+        "model.vocab_size", "model.num_encoder_layers", "model.lstm_units", "model.clip_qkv", "model.sliding_window",
+        "model.query_scale", "model.target_vocab_size", "model.latent.query_rank", "model.moe.num_experts",
+        "model.moe.first", "model.moe.num_shared_experts",
         "model.moe.group_size", "model.moe.balance_loss", "model.moe.z_loss", "model.moe.importance_loss",
         "model.moe.load_loss", "model.moe.device_loss", "model.moe.communication_loss", "model.moe.threshold_loss",
         "model.moe.bias_update_rate", "model.moe.router_init_scale", "model.moe.soft_slots", "train.eval_batches",
@@ -110,7 +110,7 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
 def _validate_objective(config: ConfigDict) -> None:
   """An encoder has something to read, and nobody makes what is not read."""
   family, d = config.model.family, config.data
-  needed = {"decoder": "next_token", "encoder_decoder": "span_corruption"}[family]
+  needed = "span_corruption" if family == "encoder_decoder" else "next_token"
   if d.objective != needed:
     raise ConfigError("data.objective", d.objective, f"model.family={family!r} trains on {needed!r}; use that, or "
                       "another family")
@@ -119,6 +119,8 @@ def _validate_objective(config: ConfigDict) -> None:
 
 
 def _validate_attention(m: ConfigDict) -> None:
+  if m.family == "lstm":
+    return _refuse(m, _NOT_LSTM, "family='lstm'", "another family")
   if m.attention == "latent":
     return _validate_latent(m)
   if m.num_heads % m.num_kv_heads:
@@ -140,13 +142,20 @@ def _validate_attention(m: ConfigDict) -> None:
 _NOT_LATENT: Mapping[str, Any] = {
     "family": "decoder", "position": "rope", "qkv_bias": False, "qk_norm": False, "clip_qkv": 0.0, "sliding_window": 0,
     "query_scale": 0.0}
+# What LSTM layers, which have no attention and no dense FFN, have not.
+_NOT_LSTM: Mapping[str, Any] = {
+    "attention": "grouped_query", "qkv_bias": False, "qk_norm": False, "clip_qkv": 0.0, "sliding_window": 0,
+    "query_scale": 0.0, "moe.extra_ffn": False}
+
+
+def _refuse(m: ConfigDict, absent: Mapping[str, Any], who: str, instead: str) -> None:
+  for key, value in absent.items():
+    if _get(m, key) != value:
+      raise ConfigError(f"model.{key}", _get(m, key), f"{who} has only {value!r}; use that, or {instead}")
 
 
 def _validate_latent(m: ConfigDict) -> None:
-  for key, value in _NOT_LATENT.items():
-    if m[key] != value:
-      raise ConfigError(f"model.{key}", m[key], f"attention='latent' has only {value!r}; use that, or "
-                        "attention='grouped_query'")
+  _refuse(m, _NOT_LATENT, "attention='latent'", "attention='grouped_query'")
   if m.latent.rope_dim % 2:
     raise ConfigError("model.latent.rope_dim", m.latent.rope_dim, "must be even, because RoPE rotates pairs")
 
@@ -250,7 +259,10 @@ def _misfit(config: ConfigDict, sizes: Mapping[str, int]) -> tuple[str, Any, str
     return "train.batch_size", t.batch_size, (f"a microbatch of {micro} sequences must be a multiple of {rows}, the "
                                               f"mesh's {product}; nearest batch sizes: {near}")
   kv_heads = () if m.attention == "latent" else ("model.num_kv_heads",)
-  divided = {"fsdp": ("model.d_model",), "tensor": ("model.num_heads", *kv_heads, "model.d_ff")}
+  split = ("model.num_heads", *kv_heads, "model.d_ff")
+  if m.family == "lstm":
+    split = ("model.lstm_units" if m.lstm_units else "model.d_model",)
+  divided = {"fsdp": ("model.d_model",), "tensor": split}
   if m.moe.num_experts:
     divided |= {"expert": ("model.moe.num_experts",), "tensor": (*divided["tensor"], "model.moe.d_ff")}
   for axis, fields in divided.items():

@@ -5,11 +5,12 @@ from moe_jax.layers.aux import Aux, LayerContext, LayerRouting, concatenate, sta
 from moe_jax.layers.ffn import DenseFfn
 from moe_jax.layers.gate import NETWORKS
 from moe_jax.layers.latent_attention import LatentAttention
+from moe_jax.layers.lstm import Lstm
 from moe_jax.layers.moe import MoeLayer
 from moe_jax.layers.moe_losses import LOSSES, LossOptions, load_without_noise
 from moe_jax.layers.norms import NORMS, LayerNorm, RmsNorm
 from moe_jax.layers.soft_moe import SoftMoeLayer
 
 __all__ = ["LOSSES", "NETWORKS", "NORMS", "POSITIONS", "Attention", "Aux", "DenseFfn", "LatentAttention",
-           "LayerContext", "LayerNorm", "LayerRouting", "LossOptions", "MoeLayer", "RmsNorm", "SoftMoeLayer",
+           "LayerContext", "LayerNorm", "LayerRouting", "LossOptions", "Lstm", "MoeLayer", "RmsNorm", "SoftMoeLayer",
            "concatenate", "load_without_noise", "rope", "stack"]

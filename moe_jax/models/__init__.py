@@ -2,7 +2,8 @@
 
 from moe_jax.models.decoder import Decoder, update_router_state
 from moe_jax.models.encoder_decoder import EncoderDecoder, Tower
+from moe_jax.models.lstm import LstmLm
 from moe_jax.models.pattern import moe_layers
 from moe_jax.models.stack import LAYER_REDUCE, REMAT
 
-__all__ = ["LAYER_REDUCE", "REMAT", "Decoder", "EncoderDecoder", "Tower", "moe_layers", "update_router_state"]
+__all__ = ["LAYER_REDUCE", "REMAT", "Decoder", "EncoderDecoder", "LstmLm", "Tower", "moe_layers", "update_router_state"]

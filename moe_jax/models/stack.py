@@ -1,4 +1,4 @@
-"""Pre-norm blocks one after the other, with the stretch of layers that repeats compiled once."""
+"""Blocks one after the other, pre-norm ones or others, with the stretch of layers that repeats compiled once."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ class Stack(nn.Module):
     return x, stack(auxes)
 
 
-def make_block(remat: str, scanned: bool, **parts: Any) -> Factory:
-  """A factory of a `Block` of these parts; `remat` is a key of `REMAT`."""
+def make_block(remat: str, scanned: bool, block: type[nn.Module] = Block, **parts: Any) -> Factory:
+  """A factory of a block of these parts; `remat` is a key of `REMAT`."""
   policy = REMAT[remat]
   # Under scan, nothing can undo the recomputation, so there is no need to fence it off from the compiler.
-  block = Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=not scanned)
+  block = block if policy is None else nn.remat(block, policy=policy, prevent_cse=not scanned)
   return functools.partial(block, **parts)
 
 

@@ -64,6 +64,24 @@ def line_chart(title: str, lines: Sequence[Line], *, levels: Sequence[Level] = (
           f"{_svg(title, width, height, body)}</figure>")
 
 
+def line_file(title: str, lines: Sequence[Line], *, log: bool = False, width: int = 640, height: int = 300,
+              x_label: str = "step") -> str:
+  """The same lines as an SVG file of its own, for a README: on white, with title and legend in it."""
+  inner = (width - _LEFT - 16, height - _TOP - _BOTTOM)
+  xs, ys = _range([line.x for line in lines] + [np.zeros(1)]), _y_range(lines, (), math.inf, None, log)
+  body = _axes(inner, xs, ys, log, x_label) + _plot(lines, inner, xs, ys, log)
+  columns, head, row = 3, 24, 18  # of the legend; px
+  for i, line in enumerate(lines):
+    x, y = _LEFT + i % columns * inner[0] / columns, height + 4 + i // columns * row
+    body += f'<path d="M{x:.1f} {y}h16" stroke="{line.colour}" stroke-width="4"/>'
+    body += f'<text x="{x + 21:.1f}" y="{y + 4}">{html.escape(line.label)}</text>'
+  total = head + height + row * math.ceil(len(lines) / columns)
+  return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" width="{width}" height="{total}">'
+          '<style>text{font:12px sans-serif;fill:#333}.grid{stroke:#e6e6e6}.axis{stroke:#888;fill:none}</style>'
+          f'<rect width="{width}" height="{total}" fill="#fff"/><text x="{_LEFT}" y="17" style="font-weight:bold">'
+          f'{html.escape(title)}</text><g transform="translate(0 {head})">{body}</g></svg>\n')
+
+
 def load_map(title: str, steps: Float[np.ndarray, "T"], load: Float[np.ndarray, "T E"], *, width: int = 540,
              note: str = "") -> str:
   """Load of each expert over time as coloured cells, relative to the uniform share 1/E."""

@@ -29,8 +29,8 @@ def test_parameters_and_flops_by_hand():
   ec = config(sizes | {f"{R}.name": "expert_choice", f"{R}.expert_choice.capacity_factor": 1.0})
   assert build.parameter_counts(ec, 10) == (1768, 1480 - 144)
   assert build.parameters_by_kind(config(sizes), 10) == {
-      "embedding": 80, "attention": 512, "dense FFN": 384 + 144, "experts": 576, "router": 32, "norms": 40,
-      "relative bias": 0}
+      "embedding": 80, "attention": 512, "recurrence": 0, "dense FFN": 384 + 144, "experts": 576, "router": 32,
+      "norms": 40, "relative bias": 0}
 
 
 BIASES = {"model.position": "relative", "model.relative_buckets": 8, "model.relative_max_distance": 16}
@@ -45,8 +45,8 @@ def test_vectors_are_no_matmuls():
   assert build.flops_per_token(vectors, 10) == 2 * MATRICES + 4 * 16 * 8
   # Biases of 8 + 4 + 4 on q, k, v and of 16 in the FFN; norms of 3 * 8 and 8 + 4; a bias of 2 heads x 8 buckets.
   assert build.parameters_by_kind(vectors, 10) == {
-      "embedding": 80, "attention": 192 + 16, "dense FFN": 256 + 16, "experts": 0, "router": 0, "norms": 36,
-      "relative bias": 16}
+      "embedding": 80, "attention": 192 + 16, "recurrence": 0, "dense FFN": 256 + 16, "experts": 0, "router": 0,
+      "norms": 36, "relative bias": 16}
 
 
 def test_flops_of_a_window():

@@ -1,0 +1,88 @@
+"""The README's table and figure, made from results.jsonl and balance.jsonl."""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+from typing import Any
+
+import numpy as np
+
+from experiments import sweep
+from experiments.lstm_moe import study
+from moe_jax.report.charts import Line, line_file
+
+README = pathlib.Path(__file__).resolve().parent / "README.md"
+RESULTS, BALANCE, FIGURE = (README.parent / name for name in ("results.jsonl", "balance.jsonl", "balance.svg"))
+BEGIN, END = "<!-- table:lstm_moe -->\n", "\n<!-- /table:lstm_moe -->"
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
+MEASURES = {"perplexity": 2, "cv_importance": 2, "cv_load": 2, "max_over_mean": 2}  # digits
+HEAD = ("w_importance", "w_load", "perplexity", "CV(Importance)", "CV(Load)", "max/mean load", "the same without noise")
+
+
+def runs() -> dict[tuple[float, float], list[dict[str, Any]]]:
+  """(w_importance, w_load) -> what is known of each finished seed."""
+  results, balance = sweep.load(RESULTS), sweep.load(BALANCE)
+  found = {}
+  for weights in study.PAPER:
+    names = [study.name(*weights, seed) for seed in range(study.SEEDS)]
+    found[weights] = [results[name] | balance[name] | {"perplexity": study.perplexity(results[name])}
+                      for name in names if name in balance]
+  return {weights: seeds for weights, seeds in found.items() if seeds}
+
+
+def table(found: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
+  """Markdown: ours, mean and standard deviation over seeds, then the paper's."""
+  if not found:
+    return "No run is finished."
+  ours = [[f"{weight:g}" for weight in weights] + [_mean(seeds, key, digits) for key, digits in MEASURES.items()] + [
+      _mean(seeds, "evaluated_max_over_mean", 2)] for weights, seeds in found.items()]
+  paper = [[f"{weight:g}" for weight in weights] + [f"{row[0]:.1f}", *(f"{value:.2f}" for value in row[1:])]
+           for weights, row in study.PAPER.items()]
+  every = [seed for seeds in found.values() for seed in seeds]
+  first = every[0]
+  versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax"))
+  seconds = [run["wall_seconds"] for run in every]
+  about = (f"Mean ± standard deviation of {min(map(len, found.values()))} seeds. Perplexity of a held-out byte; "
+           f"{study.EXPERTS} experts, 4 a token; {first['steps']} steps, {first['tokens'] / 1e6:.1f}M tokens, "
+           f"{first['parameters']['total'] / 1e6:.2f}M parameters, {first['parameters']['activated'] / 1e6:.2f}M "
+           f"activated. {sum(seconds) / 60:.0f} minutes of training in all, {min(seconds):.0f} to {max(seconds):.0f} s "
+           f"a run. Python {first['python']}, {versions}, {first['hardware']}; commit {first['commit'][:9]}.")
+  theirs = "Table 6 of the paper: perplexity of a word, 256 experts, ten epochs of 829M words."
+  return "\n\n".join([_markdown(HEAD, ours), about, theirs, _markdown(HEAD[:-1], paper)])
+
+
+def figure(found: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
+  """max/mean load of each logged training batch, mean over seeds, as SVG."""
+  lines = []
+  for colour, (weights, seeds) in zip(COLOURS, found.items(), strict=False):
+    curves = np.array([seed["curve"] for seed in seeds])  # [seeds, T, 2]
+    label = "w_importance {:g}, w_load {:g}".format(*weights)
+    lines.append(Line(label, curves[0, :, 0], curves[..., 1].mean(axis=0), colour))
+  return line_file("max/mean load of a training batch, mean over seeds (1: balanced; 8: four experts get all)", lines,
+                   log=True)
+
+
+def _mean(seeds: list[dict[str, Any]], key: str, digits: int) -> str:
+  values = [seed[key] for seed in seeds]
+  spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+  return f"{statistics.fmean(values):.{digits}f} ± {spread:.{digits}f}"
+
+
+def _markdown(head, rows: list[list[str]]) -> str:
+  lines = [list(head), ["---:"] * len(head), *rows]
+  return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def replace(text: str, made: str) -> str:
+  """`text` with what lies between the markers made anew."""
+  head, rest = text.split(BEGIN)
+  return head + BEGIN + made + END + rest.split(END.lstrip(), 1)[1]
+
+
+def write() -> None:
+  """Renews the README's table and the figure."""
+  found = runs()
+  README.write_text(replace(README.read_text(), table(found)))
+  if found:
+    FIGURE.write_text(figure(found))
