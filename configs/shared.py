@@ -91,6 +91,7 @@ def desk(c):
   m.num_kv_heads = max(quick.model.num_heads * m.num_kv_heads // m.num_heads, 1)
   for key in ("vocab_size", "target_vocab_size", "num_layers", "num_heads", "dtype", "remat"):
     m[key] = quick.model[key]
+  m.lstm_units = 64 * m.lstm_units // m.d_model
   m.d_model, m.d_ff, m.head_dim = 64, 192, 16
   m.dropout = 0.0
   m.latent.update({"kv_rank": 32, "query_rank": 48 if m.latent.query_rank else 0, "nope_dim": 32, "rope_dim": 16,

@@ -44,6 +44,17 @@ def test_dense_models_and_notes(capfd):
                                "is 739M's")
 
 
+def test_claims_without_embedding_and_in_operations(capfd):
+  # Catches: an LSTM shown with attention and norms, claims of Table 8 compared with other counts.
+  lines = said(capfd, "--config=configs/lstm_moe.py:news_131072_h")
+  text = "\n".join(lines)
+  assert "lstm: 512 units, zero state at the start" in text and "no norms" in text and "attention" not in text
+  assert "experts: relu, their output through a sigmoid" in text and "recurrence                 4,198,400" in text
+  assert lines[-1].strip() == ("paper: Shazeer et al. 2017 claims 1.377e+11 parameters (ours -0.01%), 1.37578e+11 "
+                               "without embedding and softmax (ours +0.00%), 9.7e+06 operations a time step (ours "
+                               "-0.01%)")
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["--config=configs/switch.py:d"], ["config='d'", "c_30_heads", "desk"]),
     (["--config=configs/mixtal.py"], ["no such file", "did you mean configs/mixtral.py?"]),

@@ -55,6 +55,7 @@ def shrink(c, directory: pathlib.Path):
   from configs import shared
   c = shared.desk(c)
   m, e = c.model, c.model.moe
+  m.lstm_units = 16 * m.lstm_units // m.d_model
   m.d_model, m.num_heads, m.head_dim, m.d_ff = 16, 4, 8, 32
   m.latent.update({"kv_rank": 8, "query_rank": 8 if m.latent.query_rank else 0, "nope_dim": 8, "rope_dim": 4,
                    "value_dim": 8})

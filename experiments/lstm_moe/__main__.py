@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import pathlib
 import sys
@@ -63,7 +64,8 @@ def _measure(runs: pathlib.Path) -> None:
     if not (runs / name / "checkpoints").is_dir():
       raise ConfigError("workdir", str(runs / name), f"is gone, and with it what its router does; remove the line of "
                         f"{name} from {table.RESULTS} to train it again")
-    sweep.append(table.BALANCE, {"row": name} | study.balance(study.DESK[name], runs / name))
+    date = datetime.date.today().isoformat()
+    sweep.append(table.BALANCE, {"row": name, "date": date} | study.balance(study.DESK[name], runs / name))
 
 
 if __name__ == "__main__":

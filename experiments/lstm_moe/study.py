@@ -1,4 +1,4 @@
-"""Table 6 of Shazeer et al. 2017: its rows, at the paper's size and at a desk, and how evenly a trained model routes."""
+"""Table 6 of Shazeer et al. 2017: its rows, in full and at a desk, and how evenly a trained model routes."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def table(found: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
            f"{study.EXPERTS} experts, 4 a token; {first['steps']} steps, {first['tokens'] / 1e6:.1f}M tokens, "
            f"{first['parameters']['total'] / 1e6:.2f}M parameters, {first['parameters']['activated'] / 1e6:.2f}M "
            f"activated. {sum(seconds) / 60:.0f} minutes of training in all, {min(seconds):.0f} to {max(seconds):.0f} s "
-           f"a run. Python {first['python']}, {versions}, {first['hardware']}; commit {first['commit'][:9]}.")
+           f"a run. {first['date']}, Python {first['python']}, {versions}, {first['hardware']}.")
   theirs = "Table 6 of the paper: perplexity of a word, 256 experts, ten epochs of 829M words."
   return "\n\n".join([_markdown(HEAD, ours), about, theirs, _markdown(HEAD[:-1], paper)])
 
@@ -57,10 +57,9 @@ def figure(found: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
   lines = []
   for colour, (weights, seeds) in zip(COLOURS, found.items(), strict=False):
     curves = np.array([seed["curve"] for seed in seeds])  # [seeds, T, 2]
-    label = "w_importance {:g}, w_load {:g}".format(*weights)
+    label = "({:g}, {:g})".format(*weights)
     lines.append(Line(label, curves[0, :, 0], curves[..., 1].mean(axis=0), colour))
-  return line_file("max/mean load of a training batch, mean over seeds (1: balanced; 8: four experts get all)", lines,
-                   log=True)
+  return line_file("max/mean load of a training batch by (w_importance, w_load), mean over seeds", lines)
 
 
 def _mean(seeds: list[dict[str, Any]], key: str, digits: int) -> str:

@@ -72,10 +72,10 @@ def line_file(title: str, lines: Sequence[Line], *, log: bool = False, width: in
   body = _axes(inner, xs, ys, log, x_label) + _plot(lines, inner, xs, ys, log)
   columns, head, row = 3, 24, 18  # of the legend; px
   for i, line in enumerate(lines):
-    x, y = _LEFT + i % columns * inner[0] / columns, height + 4 + i // columns * row
+    x, y = _LEFT + i % columns * inner[0] / columns, height + 10 + i // columns * row
     body += f'<path d="M{x:.1f} {y}h16" stroke="{line.colour}" stroke-width="4"/>'
     body += f'<text x="{x + 21:.1f}" y="{y + 4}">{html.escape(line.label)}</text>'
-  total = head + height + row * math.ceil(len(lines) / columns)
+  total = head + height + 6 + row * math.ceil(len(lines) / columns)
   return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" width="{width}" height="{total}">'
           '<style>text{font:12px sans-serif;fill:#333}.grid{stroke:#e6e6e6}.axis{stroke:#888;fill:none}</style>'
           f'<rect width="{width}" height="{total}" fill="#fff"/><text x="{_LEFT}" y="17" style="font-weight:bold">'

@@ -62,6 +62,15 @@ def test_stacks_of_an_encoder_decoder():
                 sharding.make_mesh({"data": 1}))
 
 
+def test_lstms_are_projected_to_the_width_of_the_model():
+  # Catches: units that nobody reads, a projection where there is nothing to project.
+  mesh = sharding.make_mesh({"data": 1})
+  for units, made, projected in ((0, 128, 0), (128, 128, 0), (96, 96, 128)):
+    model = build.model(config({"model.family": "lstm", "model.lstm_units": units, "model.dropout": 0.1}), 264, mesh)
+    assert {key: model.lstm.keywords[key] for key in ("units", "projected")} == {"units": made, "projected": projected}
+    assert model.dropout == 0.1 and model.has_experts == (False, True, False, True)
+
+
 def test_additions_to_the_residual_stream_are_counted():
   # 4 layers, of which 2 have experts. Catches: extra FFNs that make the stream's first variance exceed 1.
   mesh = sharding.make_mesh({"data": 1})

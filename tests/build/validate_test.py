@@ -108,6 +108,13 @@ WRONG = [  # changes, the field that is blamed, words of the remedy
      "encoder_len"),
     (T5 | {f"{R}.name": "expert_choice"}, f"{R}.name", "allow_noncausal_routing"),
     (T5 | {"model.attention": "latent"}, "model.family", "'decoder'"),
+    ({"model.family": "lstm", "model.attention": "latent"}, "model.attention", "family='lstm' has only"),
+    ({"model.family": "lstm", "model.sliding_window": 8}, "model.sliding_window", "another family"),
+    ({"model.family": "lstm", "model.moe.extra_ffn": True}, "model.moe.extra_ffn", "False"),
+    ({"model.family": "lstm", "data.objective": "span_corruption"}, "data.objective", "'next_token'"),
+    ({"model.lstm_units": -1}, "model.lstm_units", "at least 0"),
+    ({"model.family": "lstm", "model.lstm_units": 100, "mesh.data": 1, "mesh.tensor": 8}, "mesh.tensor",
+     "model.lstm_units=100"),
     ({"model.d_model": 0}, "model.d_model", "at least 1"),
     ({"model.num_layers": -2}, "model.num_layers", "at least 1"),
     ({"model.dropout": 1.0}, "model.dropout", "below 1"),
@@ -151,6 +158,12 @@ def test_an_encoder_decoder_is_valid():
   build.validate(config(T5), 8)
   build.validate(config(T5 | {"model.num_encoder_layers": 2, "model.num_layers": 1}), 8)
   build.validate(config({"data.encoder_len": 1}), 8)
+
+
+def test_an_lstm_is_valid():
+  # Catches: heads, which it has not, that must fit.
+  build.validate(config({"model.family": "lstm", "model.num_kv_heads": 3, "model.head_dim": 31, "model.d_ff": 7,
+                         "model.position": "relative", "mesh.data": 1, "mesh.tensor": 8}), 8)
 
 
 def test_only_what_is_used_must_fit():

@@ -152,21 +152,18 @@ def test_dropout_is_on_every_layers_output():
   assert (of(True), of(False)) == (4, 0)
 
 
-@pytest.mark.parametrize("dispatcher, sizes, changes", [
-    ("ragged_all_to_all", {"data": 2, "expert": 4}, HIERARCHICAL | {"lstm_units": 24}),
-    ("grouped", {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2}, {"moe__group_size": 8 * L, "lstm_units": 24})])
-def test_any_mesh_computes_the_same(dispatcher, sizes, changes):
+def test_a_mesh_computes_the_same():
   # A projected LSTM, a group of the whole batch, a hierarchical gate. Catches: a parameter without logical axes, units
   # that are summed over copies, a group that lies on several devices and is balanced on each.
   batch = packed([[3, 5], [8], [4], [2, 2, 2], [8], [1, 7], [5], [6]])
-  model = make(**changes, moe__dispatcher__name=dispatcher)
+  model = make(**HIERARCHICAL, moe__group_size=8 * L, lstm_units=24)
   variables = initialise(model, batch)
   step = jax.value_and_grad(functools.partial(_loss, model=model), has_aux=True)
   expected = tiny.quick_jit(step)(variables["params"], *batch)
   boxed = jax.eval_shape(lambda key: model.init(key, *batch, train=False), jax.random.key(0))
   assert all(isinstance(leaf, nn.LogicallyPartitioned) for leaf in jax.tree.leaves(
       boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)))
-  mesh = sharding.make_mesh(sizes)
+  mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "expert": 2, "tensor": 2})
   placed, rows = sharding.param_shardings(mesh, boxed)["params"], sharding.batch_sharding(mesh)
   with jax.set_mesh(mesh):
     value = tiny.quick_jit(step, in_shardings=(placed, rows, rows, rows))(

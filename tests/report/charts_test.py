@@ -1,11 +1,12 @@
 """Charts: where lines and labels lie."""
 
 import re
+import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
 
-from moe_jax.report.charts import Level, Line, line_chart, load_map
+from moe_jax.report.charts import Level, Line, line_chart, line_file, load_map
 
 pytestmark = pytest.mark.unit
 
@@ -73,3 +74,12 @@ def test_load_map_labels_experts():
   svg = load_map("t", np.arange(5.0), np.full((5, 64), 1 / 64))
   shown = [int(e) for e in re.findall(r'text-anchor="end">(\d+)<', svg)]
   assert shown[0] == 0 and 10 < len(shown) <= 40 and "data:image/png" in svg
+
+
+def test_a_chart_as_a_file():
+  # Catches: a file that needs the page's style sheet or script, lines without a legend, text that breaks XML.
+  made = line_file("a < b", [line(1, 3, 2, label="one & two"), line(2, 2, 2, label="three")], log=True)
+  root = ElementTree.fromstring(made)
+  texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+  assert {"a < b", "one & two", "three", "step"} <= set(texts) and len(points(made)) == 2
+  assert root.attrib["viewBox"].split()[3] == root.attrib["height"] and "class=\"level\"" not in made
