@@ -67,7 +67,8 @@ def get_config():
   e.soft_slots = 0  # above 0: Soft MoE with that many slots an expert, in place of any router
   e.replay_gate = "stored"  # of a stored plan: stored, softmax, softmax_kept, sigmoid, sigmoid_kept
   e.dispatcher = {"name": "grouped"} | _options(DISPATCHERS)
-  e.group_size = 0  # tokens routed together; divides tokens a batch; 0 = one sequence
+  e.group_size = 0  # tokens routed together; divides tokens a batch; 0 = those of group_rows sequences
+  e.group_rows = 1  # sequences routed together where group_size is 0; divides a microbatch
   e.capacity_factor = config_dict.placeholder(float)  # slots an expert, as a multiple; None = dropless
   e.eval_capacity_factor = config_dict.placeholder(float)  # the same at evaluation; None = capacity_factor
   e.capacity_basis = "tokens"  # slots = factor * S / E (tokens) or factor * S * K / E (assignments)

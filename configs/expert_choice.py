@@ -17,4 +17,6 @@ def get_config(variant="8b_64e"):
   c = glam.architecture("expert_choice", variant, VARIANTS)
   c.paper.name = "Expert Choice"
   c.model.moe.allow_noncausal_routing = True
+  # Experts take that many tokens and no more: nothing is dropped, and rows travel in buffers of equal size.
+  c.model.moe.capacity_factor, c.model.moe.dispatcher.name = 2.0, "all_to_all"
   return shared.desk(c) if variant == "desk" else c

@@ -24,8 +24,7 @@ def paper_scale(preset, sizes):
   heads = c.model.num_kv_heads  # of families that have none, nobody reads them
   same = {"model.num_kv_heads": sizes.get("model.num_heads", heads), "model.moe.d_ff": sizes["model.d_ff"]}
   c.update_from_flattened_dict(same | sizes)
-  if c.model.moe.capacity_factor is not None:
-    c.model.moe.dispatcher.name = "all_to_all"
+  c.model.moe.dispatcher.name = "ragged_all_to_all" if c.model.moe.capacity_factor is None else "all_to_all"
   c.train.log_every, c.train.eval_every, c.train.checkpoint_every = 100, 5000, 1000
   c.data.pipeline = "stream"
   c.data.sources, c.data.validation_split = ("tfds:c4/en:3.0.1",), "validation"
@@ -97,7 +96,8 @@ def desk(c):
   m.latent.update({"kv_rank": 32, "query_rank": 48 if m.latent.query_rank else 0, "nope_dim": 32, "rope_dim": 16,
                    "value_dim": 32})
   e.router.hierarchical.groups = min(e.router.hierarchical.groups, 4)
-  e.num_experts, e.group_size, e.dispatcher = min(e.num_experts, 16), 0, quick.model.moe.dispatcher
+  e.num_experts, e.group_size, e.group_rows = min(e.num_experts, 16), 0, 1
+  e.dispatcher = quick.model.moe.dispatcher
   encoder_len, seq_len, length = c.data.encoder_len, c.data.seq_len, quick.data.seq_len
   c.data.update({key: value for key, value in quick.data.items() if not key.startswith(
       ("objective", "noise_density", "mean_span"))})

@@ -5,22 +5,22 @@
 
 The released shape: 24 layers a stack and a dense FFN before each layer with experts; `_27` reads Table 11 as 27 layers
 without. Ablations: optimizer.update_clip=0.1 (Table 4), model.ffn_bias=multiplicative (appendix C), model.moe.jitter.
-Open: all data but C4, which takes their place. Deviation: the decoder's groups are as large as the encoder's (in L the
-paper's are 456 and 2048). As released, no batch-prioritised routing in the encoder.
+Groups are of whole rows, so that the decoder's are smaller: in L 456 and 2048 tokens, as in the paper.
+Open: all data but C4, which takes their place. As released, no batch-prioritised routing in the encoder.
 """
 
 from configs import shared
 
 COLUMNS = ("model.d_model", "model.d_ff", "model.num_heads", "model.head_dim", "model.num_layers",
-           "model.moe.num_experts", "model.moe.extra_ffn", "model.moe.group_size", "paper.parameters",
+           "model.moe.num_experts", "model.moe.extra_ffn", "model.moe.group_rows", "paper.parameters",
            "paper.activated", "paper.note")
 NAME = "the paper's 32B are what 1.25 slots a token activate (capacity factor 1.25), not top-2"
-VARIANTS = {  # width, FFN, heads, of width, layers of each stack, experts, extra FFNs, tokens a group, claim
-    "32b": (5120, 20_480, 64, 128, 24, 64, True, 4096, 269e9, 32e9, NAME),
-    "32b_27": (5120, 20_480, 64, 128, 27, 64, False, 4096, 269e9, 32e9, NAME),
-    "l": (1024, 2816, 16, 64, 24, 32, True, 2048, 4.1e9, 0.0, ""),
-    "l_27": (1024, 2816, 16, 64, 27, 32, False, 2048, 4.1e9, 0.0, ""),
-    "dense_l": (1024, 2816, 16, 64, 27, 0, False, 0, 0.8e9, 0.0, ""),
+VARIANTS = {  # width, FFN, heads, of width, layers of each stack, experts, extra FFNs, rows a group, claim
+    "32b": (5120, 20_480, 64, 128, 24, 64, True, 8, 269e9, 32e9, NAME),
+    "32b_27": (5120, 20_480, 64, 128, 27, 64, False, 8, 269e9, 32e9, NAME),
+    "l": (1024, 2816, 16, 64, 24, 32, True, 4, 4.1e9, 0.0, ""),
+    "l_27": (1024, 2816, 16, 64, 27, 32, False, 4, 4.1e9, 0.0, ""),
+    "dense_l": (1024, 2816, 16, 64, 27, 0, False, 1, 0.8e9, 0.0, ""),
 }
 
 

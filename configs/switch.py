@@ -6,28 +6,28 @@
 Experts in every other layer, and in all layers of Switch-C. Selective precision: bfloat16 with a float32 router.
 Where Table 9 and the released configurations differ: XXL has 128 experts (`xxl_64e`: Table 9's 64 make half the claim),
 large has ReLU FFNs of 4096 (`large_128e_geglu`: Table 9's), `c` has Table 9's 32 heads (`c_30_heads`: the released 30;
-the count barely moves). Open: XXL and C are given 576B tokens like all others; the paper's XXL saw 503B. Deviation:
-groups of 4096 in base, too, where the released are of 8192, which do not divide a decoder's batch.
+the count barely moves). Groups are as many tokens of the encoder as in the released configurations (8192 in base), and
+of the decoder those of as many rows. Open: XXL and C are given 576B tokens like all others; the paper's XXL saw 503B.
 """
 
 from configs import shared, t5
 
 COLUMNS = ("model.d_model", "model.d_ff", "model.num_heads", "model.num_layers", "model.activation",
-           "model.tied_embeddings", "model.moe.num_experts", "model.moe.group_size", "paper.parameters", "paper.note")
+           "model.tied_embeddings", "model.moe.num_experts", "model.moe.group_rows", "paper.parameters", "paper.note")
 XXL_64 = "64 experts (Table 9) make half the claim; the released 128 make it"
 GEGLU = "Table 9's GEGLU FFN; the released ReLU of 4096 fits the claim"
-VARIANTS = {  # width, FFN, heads of 64, layers of each stack, FFN, one embedding, experts, tokens a group, claim
-    "base_128e": (768, 3072, 12, 12, "relu", True, 128, 4096, 7.41e9, ""),
-    "base_16e": (768, 3072, 12, 12, "relu", True, 16, 4096, 1.1e9, ""),
-    "base_32e": (768, 3072, 12, 12, "relu", True, 32, 4096, 2.0e9, ""),
-    "base_64e": (768, 3072, 12, 12, "relu", True, 64, 4096, 3.8e9, ""),
-    "base_256e": (768, 3072, 12, 12, "relu", True, 256, 4096, 14.7e9, ""),
-    "large_128e": (1024, 4096, 16, 24, "relu", True, 128, 4096, 26e9, ""),
-    "large_128e_geglu": (1024, 2816, 16, 24, "geglu", True, 128, 4096, 26e9, GEGLU),
-    "xxl_128e": (4096, 10_240, 64, 24, "geglu", False, 128, 4096, 395e9, ""),
-    "xxl_64e": (4096, 10_240, 64, 24, "geglu", False, 64, 4096, 395e9, XXL_64),
-    "c": (2080, 6144, 32, 15, "relu", False, 2048, 2048, 1.571e12, ""),
-    "c_30_heads": (2080, 6144, 30, 15, "relu", False, 2048, 2048, 1.571e12, ""),
+VARIANTS = {  # width, FFN, heads of 64, layers of each stack, FFN, one embedding, experts, rows of 512 a group, claim
+    "base_128e": (768, 3072, 12, 12, "relu", True, 128, 16, 7.41e9, ""),
+    "base_16e": (768, 3072, 12, 12, "relu", True, 16, 16, 1.1e9, ""),
+    "base_32e": (768, 3072, 12, 12, "relu", True, 32, 16, 2.0e9, ""),
+    "base_64e": (768, 3072, 12, 12, "relu", True, 64, 16, 3.8e9, ""),
+    "base_256e": (768, 3072, 12, 12, "relu", True, 256, 16, 14.7e9, ""),
+    "large_128e": (1024, 4096, 16, 24, "relu", True, 128, 8, 26e9, ""),
+    "large_128e_geglu": (1024, 2816, 16, 24, "geglu", True, 128, 8, 26e9, GEGLU),
+    "xxl_128e": (4096, 10_240, 64, 24, "geglu", False, 128, 8, 395e9, ""),
+    "xxl_64e": (4096, 10_240, 64, 24, "geglu", False, 64, 8, 395e9, XXL_64),
+    "c": (2080, 6144, 32, 15, "relu", False, 2048, 4, 1.571e12, ""),
+    "c_30_heads": (2080, 6144, 30, 15, "relu", False, 2048, 4, 1.571e12, ""),
 }
 
 

@@ -78,7 +78,7 @@ def test_desk_keeps_the_routing_and_shrinks_the_rest(family):
   from moe_jax.build.experts import experts_a_token
   module = importlib.import_module(f"configs.{family}")
   small, c = module.get_config("desk"), module.get_config()
-  sized = ("num_experts", "d_ff", "group_size", "dispatcher")
+  sized = ("num_experts", "d_ff", "group_size", "group_rows", "dispatcher")
   keep = lambda e: {key: value for key, value in e.to_dict().items() if key not in sized}
   assert keep(small.model.moe) == keep(c.model.moe)
   assert (small.model.family, small.model.position, small.model.attention) == (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -21,15 +23,17 @@ def exchange_bytes(config: ConfigDict) -> float:
   m = config.model
   layers, split = has_experts(m), encoder_layers(m)
   lengths = (config.data.encoder_len,) * split + (config.data.seq_len,) * m.num_layers
-  tokens = sum(length for length, experts in zip(lengths, layers, strict=True) if experts)
-  if not tokens:
-    return 0.0
+  counts = collections.Counter(length for length, experts in zip(lengths, layers, strict=True) if experts)
   times = 4 if m.remat == "none" else 6
-  return times * tokens * rows_a_token(m, config.data.seq_len) * m.d_model * jnp.dtype(DTYPES[m.dtype]).itemsize
+  rows = sum((count * length * rows_a_token(m, length) for length, count in counts.items()), 0.0)
+  return times * rows * m.d_model * jnp.dtype(DTYPES[m.dtype]).itemsize
 
 
 def rows_a_token(m: ConfigDict, seq_len: int) -> float:
-  """Rows that travel for each token in training: E*C/S slots, or A/S assignments where nothing is dropped."""
+  """Rows that travel for each token in training: E*C/S slots, or A/S assignments where nothing is dropped.
+
+  Of rows of `seq_len` tokens, whose number may decide how E*C/S is rounded.
+  """
   e, size = m.moe, group_tokens(m.moe, seq_len)
   if e.soft_slots:
     return e.num_experts * e.soft_slots / size

@@ -29,7 +29,7 @@ def moe_layer(m: ConfigDict, dense: functools.partial, platform: str) -> functoo
   shared = functools.partial(dense, d_ff=e.num_shared_experts * e.d_ff, activation=activation)
   common = dict(num_experts=e.num_experts, d_ff=e.d_ff, activation=activation,
                 shared=shared if e.num_shared_experts else None, ffn_bias=m.ffn_bias, group_size=e.group_size,
-                output_scale=dense.keywords["output_scale"], dtype=dense.keywords["dtype"])
+                group_rows=e.group_rows, output_scale=dense.keywords["output_scale"], dtype=dense.keywords["dtype"])
   if e.soft_slots:
     return functools.partial(SoftMoeLayer, slots=e.soft_slots, **common)
   router = router_of(e)
@@ -99,8 +99,8 @@ def looks_ahead(e: ConfigDict) -> str:
 
 
 def group_tokens(e: ConfigDict, seq_len: int) -> int:
-  """S, tokens that are routed together."""
-  return e.group_size or seq_len
+  """S, tokens that are routed together in rows of this length."""
+  return e.group_size or e.group_rows * seq_len
 
 
 def experts_a_token(m: ConfigDict, seq_len: int) -> float:

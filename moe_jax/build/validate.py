@@ -50,8 +50,8 @@ RANGES: Mapping[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "at least 1": (lambda v: v >= 1, (
         "model.d_model", "model.num_layers", "model.num_heads", "model.num_kv_heads", "model.head_dim", "model.d_ff",
         "model.latent.kv_rank", "model.latent.nope_dim", "model.latent.rope_dim", "model.latent.value_dim",
-        "model.moe.every", "model.moe.d_ff", "model.moe.min_capacity", "model.moe.devices", "data.seq_len",
-        "data.encoder_len", "data.mean_span",
+        "model.moe.every", "model.moe.d_ff", "model.moe.group_rows", "model.moe.min_capacity", "model.moe.devices",
+        "data.seq_len", "data.encoder_len", "data.mean_span",
         "train.steps", "train.batch_size", "train.accumulate_steps", "train.log_every", "train.eval_every",
         "train.checkpoint_every")),
     "at least 0": (lambda v: v >= 0, (
@@ -222,11 +222,15 @@ def _validate_batch(config: ConfigDict) -> None:
   t, e = config.train, config.model.moe
   if t.batch_size % t.accumulate_steps:
     raise ConfigError("train.accumulate_steps", t.accumulate_steps, f"must divide batch_size={t.batch_size}")
+  rows = t.batch_size // t.accumulate_steps
+  if e.num_experts and not e.group_size and rows % e.group_rows:
+    raise ConfigError("model.moe.group_rows", e.group_rows, f"must divide the {rows} sequences of a microbatch "
+                      "(batch_size / accumulate_steps)")
   for name, length in _lengths(config).items():
-    tokens, size = t.batch_size // t.accumulate_steps * length, group_tokens(e, length)
+    tokens, size = rows * length, group_tokens(e, length)
     if e.num_experts and tokens % size:
       raise ConfigError("model.moe.group_size", size, f"must divide the {tokens} tokens of a microbatch "
-                        f"(batch_size / accumulate_steps * {name}), or be 0 for groups of one sequence")
+                        f"(batch_size / accumulate_steps * {name}), or be 0 for groups of group_rows sequences")
 
 
 def _lengths(config: ConfigDict) -> dict[str, int]:

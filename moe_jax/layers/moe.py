@@ -45,7 +45,8 @@ class MoeLayer(nn.Module):
     routed_scale: factor on all gates.
     shared: makes the dense FFN that every token visits; None: there is none.
     shared_gate: multiply what that makes by sigmoid(w x) (Qwen1.5-MoE).
-    group_size: S; 0: one sequence. All tokens are one group where there are fewer.
+    group_size: S; 0: that of `group_rows` sequences. All tokens are one group where there are fewer.
+    group_rows: see there.
     capacity_factor: see `expert_capacity`, also for the next three; None: dropless.
     capacity_basis: "tokens" or "assignments".
     capacity_rounding: "nearest", "down" or "up".
@@ -73,6 +74,7 @@ class MoeLayer(nn.Module):
   shared: Callable[..., nn.Module] | None = None
   shared_gate: bool = False
   group_size: int = 0
+  group_rows: int = 1
   capacity_factor: float | None = None
   capacity_basis: str = "tokens"
   capacity_rounding: str = "nearest"
@@ -87,7 +89,7 @@ class MoeLayer(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"], context: LayerContext,
                routing: LayerRouting | None = None) -> tuple[Float[Array, "B L D"], Aux]:
-    size = group_size(self.group_size, *x.shape[:2])
+    size = group_size(self.group_size or self.group_rows * x.shape[1], *x.shape[:2])
     grouped = lambda t: constrain(t.reshape(-1, size, *t.shape[2:]), "group", *(None,) * (t.ndim - 1))  # [G, S, ...]
     groups, routing = grouped(x), routing or LayerRouting()
     logits, fields = self._logits(groups, context.train)
@@ -141,15 +143,15 @@ class MoeLayer(nn.Module):
 
 
 def group_size(wanted: int, batch: int, length: int) -> int:
-  """S for a batch: `wanted`, or one sequence if that is 0; all tokens if there are fewer (sampling, a probe).
+  """S for a batch: `wanted`; all tokens if there are fewer (sampling, a probe).
 
   Raises:
     ConfigError: S does not divide the number of tokens.
   """
-  size = min(wanted or length, batch * length)
+  size = min(wanted, batch * length)
   if batch * length % size:
     raise ConfigError("model.moe.group_size", wanted, f"must divide the {batch} x {length} tokens of a batch, or be 0 "
-                      "for groups of one sequence")
+                      "for groups of group_rows whole sequences, which divide their number")
   return size
 
 

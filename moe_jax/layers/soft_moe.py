@@ -43,7 +43,8 @@ class SoftMoeLayer(nn.Module):
     activation: a key of `ACTIVATIONS`.
     ffn_bias: as in `MoeLayer`.
     shared: makes the dense FFN that every token visits; None: there is none.
-    group_size: S; 0: one sequence. All tokens are one group where there are fewer.
+    group_size: S; 0: that of `group_rows` sequences. All tokens are one group where there are fewer.
+    group_rows: see there.
     output_scale: factor on the initial output projections.
     dtype: of the activations; parameters, logits and both softmaxes are float32.
   """
@@ -54,6 +55,7 @@ class SoftMoeLayer(nn.Module):
   activation: str
   shared: Callable[..., nn.Module] | None = None
   group_size: int = 0
+  group_rows: int = 1
   ffn_bias: str = "none"
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
@@ -63,7 +65,7 @@ class SoftMoeLayer(nn.Module):
                routing: LayerRouting | None = None) -> tuple[Float[Array, "B L D"], Aux]:
     if jax.tree.leaves(routing):
       raise ValueError("Soft MoE chooses no experts: it takes neither a balancing bias nor a stored plan")
-    size = group_size(self.group_size, *x.shape[:2])
+    size = group_size(self.group_size or self.group_rows * x.shape[1], *x.shape[:2])
     grouped = lambda t: constrain(t.reshape(-1, size, *t.shape[2:]), "group", *(None,) * (t.ndim - 1))  # [G, S, ...]
     groups, valid = grouped(x.astype(self.dtype)), grouped(context.segment_ids > 0)
     logits = self._logits(groups)

@@ -43,3 +43,11 @@ def test_encoders_send_what_they_read():
   both = build.exchange_bytes(c)
   c.data.encoder_len //= 2
   assert build.exchange_bytes(c) == pytest.approx(0.75 * both)
+
+
+def test_a_capacity_rounds_by_each_stack_s_own_groups():
+  # f S / E = 1.25 * 16 / 4 = 5 slots of the encoder's groups, 1.25 * 6 / 4 = 1.9 of the decoder's, which is 2: 20 and 8
+  # rows in each of 2 layers. Catches: the decoder's rounding for both, groups of rows that are taken for one row.
+  c = config(**{"model.family": "encoder_decoder", "data.encoder_len": 8, "data.seq_len": 3, "model.moe.group_rows": 2,
+                "model.moe.capacity_factor": 1.25})
+  assert build.exchange_bytes(c) == 2 * (20 + 8) / 2 * 8 * 4 * 4

@@ -12,7 +12,7 @@ from moe_jax.routing import ROUTERS
 pytestmark = pytest.mark.unit
 
 OF_SIZE = {"num_experts", "first", "every", "d_ff", "activation", "extra_ffn", "router", "dispatcher", "group_size",
-           "replay_gate", "allow_noncausal_routing"}
+           "group_rows", "replay_gate", "allow_noncausal_routing"}
 
 
 def preset(name, changes=()):

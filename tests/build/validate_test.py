@@ -125,6 +125,8 @@ WRONG = [  # changes, the field that is blamed, words of the remedy
     ({"model.moe.z_loss": float("nan")}, "model.moe.z_loss", "at least 0"),
     ({"model.moe.first": 4}, "model.moe.first", "num_experts=0"),
     ({"model.moe.group_size": 100}, "model.moe.group_size", "8192 tokens"),
+    ({"model.moe.group_rows": 3}, "model.moe.group_rows", "32 sequences of a microbatch"),
+    ({"model.moe.group_rows": 0}, "model.moe.group_rows", "at least 1"),
     ({"train.steps": 0}, "train.steps", "at least 1"),
     ({"train.accumulate_steps": 5}, "train.accumulate_steps", "batch_size=32"),
     ({"train.batch_size": 12}, "train.batch_size", "data=8"),

@@ -1,0 +1,57 @@
+"""Which models on which machines, each with a mesh on which it fits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+# Mixtral's and DBRX's batch of 4M tokens in shorter rows: with one of 32,768 tokens a device, the buffers in which
+# dropless experts receive the worst case need 245 to 293 GiB.
+SHORT = ("data.seq_len=4096", "train.batch_size=1024", "train.accumulate_steps=4")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One dry run.
+
+  Attributes:
+    config: "configs/FILE.py:VARIANT".
+    topology: as after `--topology=`.
+    mesh: as after `--mesh=`.
+    changes: "KEY=VALUE" as after `--config.`.
+  """
+
+  config: str
+  topology: str
+  mesh: str
+  changes: tuple[str, ...] = ()
+
+  def arguments(self, fast: bool = True) -> list[str]:
+    """Of `python -m moe_jax.dryrun`."""
+    return [f"--config={self.config}", f"--topology={self.topology}", f"--mesh={self.mesh}",
+            *(["--fast"] if fast else []), *(f"--config.{change}" for change in self.changes)]
+
+  def by(self, dispatcher: str) -> Row:
+    """The same with another dispatcher."""
+    return dataclasses.replace(self, changes=(*self.changes, f"model.moe.dispatcher.name={dispatcher}"))
+
+
+GLAM = Row("configs/glam.py:64b_64e", "v4:8x8x16", "fsdp=4,expert=64,tensor=4")
+CHOICE = Row("configs/expert_choice.py:8b_64e", "v4:8x8x8", "fsdp=8,expert=64")
+MODELS = {
+    "gshard_600b": Row("configs/gshard.py:600b", "v3:32x32", "expert=2048"),
+    "glam_64b_64e": GLAM,
+    "st_moe_32b": Row("configs/st_moe.py:32b", "v4:4x8x8", "fsdp=4,expert=64"),
+    "switch_c": Row("configs/switch.py:c", "v5p:8x8x8", "expert=512"),
+    "switch_xxl": Row("configs/switch.py:xxl_128e", "v4:4x8x8", "fsdp=2,expert=128"),
+    "expert_choice_8b_64e": CHOICE,
+    "mixtral_8x22b": Row("configs/mixtral.py:8x22b", "v5p:4x8x8", "fsdp=32,expert=8", SHORT),
+    "mixtral_8x22b_h100": Row("configs/mixtral.py:8x22b", "h100:32x8", "fsdp=32,expert=8", SHORT),
+    "dbrx": Row("configs/dbrx.py:132b", "v5p:4x8x8", "fsdp=16,expert=16", SHORT),
+    "dbrx_h100": Row("configs/dbrx.py:132b", "h100:32x8", "fsdp=16,expert=16", SHORT),
+    "deepseek_moe_145b": Row("configs/deepseek_moe.py:145b", "v5p:8x8x8", "fsdp=4,expert=128",
+                             ("train.accumulate_steps=9",)),
+}
+DISPATCHERS = {f"{name}_{dispatcher}": row.by(dispatcher)
+               for name, row in (("glam_64b_64e", GLAM), ("expert_choice_8b_64e", CHOICE))
+               for dispatcher in ("einsum", "ragged_all_to_all")}
+ROWS = MODELS | DISPATCHERS
