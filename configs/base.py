@@ -18,13 +18,16 @@ def get_config():
   c.seed = 0  # initialisation, dropout and routing noise; the order of the data has data.seed
 
   c.model = m = config_dict.ConfigDict()
-  m.family = "decoder"  # decoder, encoder_decoder, lstm (each layer is one, experts may follow it)
+  m.family = "decoder"  # decoder, encoder_decoder, brainformer, lstm (each layer is one, experts may follow it)
   m.vocab_size = 0  # entries of the embedding; 0 = the tokenizer's size
   m.target_vocab_size = 0  # entries of a second embedding, of encoder_decoder's targets (GShard); 0 = there is none
   m.d_model = 128
   m.num_layers = 4  # of the decoder, where there is an encoder, too
   m.num_encoder_layers = 0  # of encoder_decoder; 0 = num_layers
   m.lstm_units = 0  # of each LSTM of family lstm; 0 = d_model, all else is projected to d_model
+  # Sublayers of a block of brainformer, which is stacked num_layers times: attention, ffn or moe, and what differs from
+  # the keys below, as in "attention:width=96,heads=3", "ffn:hidden=256,activation=relu", "moe:gate=top_2,capacity=1".
+  m.block = ()
   m.num_heads = 4  # query heads
   m.num_kv_heads = 4  # divides num_heads
   m.head_dim = 32  # even with position="rope", which rotates pairs
@@ -41,7 +44,7 @@ def get_config():
   # Widths of latent attention: of the keys' and values' latent, of the queries' (0 = no latent), and of a head.
   m.latent = {"kv_rank": 512, "query_rank": 0, "nope_dim": 128, "rope_dim": 64, "value_dim": 128}  # rope_dim even
   m.d_ff = 512  # hidden width of the dense FFNs
-  m.activation = "swiglu"  # gelu, relu, geglu, swiglu
+  m.activation = "swiglu"  # gelu, relu, reglu, geglu, swiglu
   m.ffn_bias = "none"  # none, additive, multiplicative (ST-MoE): on hidden units, of dense FFNs and experts
   m.norm = "rmsnorm"  # rmsnorm, layernorm (without bias)
   m.embed_scale = True  # rows of the embedding times sqrt(d_model) on the way in

@@ -15,8 +15,8 @@ from moe_jax import build
 from moe_jax.errors import choose
 
 TWINS = {"quickstart": quickstart, "desk": desk}
-FAMILIES = ("dbrx", "deepseek_moe", "deepseek_v2", "deepseek_v3", "expert_choice", "glam", "gshard", "llama_moe",
-            "lstm_moe", "mixtral", "olmoe", "qwen1_5_moe", "st_moe", "switch")
+FAMILIES = ("brainformer", "dbrx", "deepseek_moe", "deepseek_v2", "deepseek_v3", "expert_choice", "glam", "gshard",
+            "llama_moe", "lstm_moe", "mixtral", "olmoe", "qwen1_5_moe", "st_moe", "switch")
 
 
 def get_config(twin="quickstart"):

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Int
 
 # Elementwise functions by name. The gated ones (arXiv 2002.05202) apply theirs to a second product, which multiplies
 # the first.
-ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "geglu": jax.nn.gelu, "swiglu": jax.nn.silu}
-_GATED = frozenset({"geglu", "swiglu"})
+ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "reglu": jax.nn.relu, "geglu": jax.nn.gelu,
+               "swiglu": jax.nn.silu}
+_GATED = frozenset({"reglu", "geglu", "swiglu"})
 
 # How a learned vector may change hidden units, and what it begins as: with no effect (ST-MoE, appendix C).
 FFN_BIASES: Mapping[str, Any] = {"none": None, "additive": (operator.add, 0.0), "multiplicative": (operator.mul, 1.0)}

@@ -14,8 +14,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SNAPSHOTS = ROOT / "tests" / "config_snapshots"
 # Of papers, each with a variant "desk".
-FAMILIES = ("dbrx", "deepseek_moe", "deepseek_v2", "deepseek_v3", "expert_choice", "glam", "gshard", "llama_moe",
-            "lstm_moe", "mixtral", "olmoe", "qwen1_5_moe", "st_moe", "switch", "t5")
+FAMILIES = ("brainformer", "dbrx", "deepseek_moe", "deepseek_v2", "deepseek_v3", "expert_choice", "glam", "gshard",
+            "llama_moe", "lstm_moe", "mixtral", "olmoe", "qwen1_5_moe", "st_moe", "switch", "t5")
 CONFIGS = ("base.py", "quickstart.py", "desk.py", "dense_baseline.py:quickstart", "dense_baseline.py:desk",
            *(f"{family}.py:desk" for family in FAMILIES))
 NO_CONFIGS = {"shared.py"}  # what files of configs/ share

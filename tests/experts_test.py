@@ -25,7 +25,8 @@ def by_hand(experts, e, rows):
   up = rows @ np.asarray(experts.up[e])
   gelu = lambda v: 0.5 * v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3)))
   silu = lambda v: v / (1 + np.exp(-v))
-  functions = {"relu": lambda v: np.maximum(v, 0), "gelu": gelu, "geglu": gelu, "swiglu": silu}
+  relu = lambda v: np.maximum(v, 0)
+  functions = {"relu": relu, "reglu": relu, "gelu": gelu, "geglu": gelu, "swiglu": silu}
   function = functions[experts.activation]
   hidden = function(rows @ np.asarray(experts.gate[e])) * up if is_gated(experts.activation) else function(up)
   hidden = hidden + experts.hidden_bias[e] if experts.ffn_bias == "additive" else hidden

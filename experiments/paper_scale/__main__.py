@@ -1,6 +1,6 @@
 """Do the papers' models fit machines of the papers' size, and what would bind? The answers are docs/paper_scale.md.
 
-  python -m experiments.paper_scale               dry runs of the rows that are not there, then the page (`make paper-scale`)
+  python -m experiments.paper_scale               dry runs of rows that are not there, then the page: make paper-scale
   python -m experiments.paper_scale --only=A,B    only rows whose names contain A or B, those that are there again
   python -m experiments.paper_scale --full        with the compilers' full optimisation: minutes a row instead of one
   python -m experiments.paper_scale --print       the commands

@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from moe_jax.build.experts import encoder_layers, experts_a_token, option, router_of
 from moe_jax.build.models import abstract_variables
+from moe_jax.build.sublayers import kind, layout, own_models, sublayer_at
 
-KINDS = ("embedding", "attention", "recurrence", "dense FFN", "experts", "router", "norms", "relative bias")
+KINDS = ("embedding", "attention", "recurrence", "dense FFN", "experts", "router", "widths", "norms", "relative bias")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +26,16 @@ class Parameter:
 
   @property
   def kind(self) -> str:
-    """One of `KINDS`: shared and extra FFNs are dense ones, attention's norms are norms, a head is an embedding."""
+    """One of `KINDS`: shared and extra FFNs are dense ones, attention's norms are norms, a head is an embedding.
+
+    Widths are the matrices into and out of a Brainformer's sublayer of another width than the residual stream's.
+    """
     if self.path[-1] == "relative_bias":
       return "relative bias"
     if set(self.axes) <= {"norm", "layers"}:
       return "norms"
+    if self.path[-1] in ("to_width", "from_width"):
+      return "widths"
     if "vocab" in self.axes:
       return "embedding"
     if "expert" in self.axes:
@@ -49,13 +55,14 @@ class Parameter:
 def parameter_counts(config: ConfigDict, vocab_size: int) -> tuple[int, int]:
   """(total, activated) parameters, by `jax.eval_shape` of the real model; activated: those that one token meets.
 
-  Of E experts a token meets A/S: K for token choice, the capacity factor on average for expert choice. The embedding
+  Of E experts a token meets A/S: K for token choice, the capacity factor on average for expert choice, which may differ
+  between a Brainformer's sublayers. The embedding
   counts in full in both, and so do an encoder and its decoder, which meet different tokens of an example.
   """
-  total, activated, share = 0, 0.0, _expert_share(config)
+  total, activated, shares = 0, 0.0, _expert_shares(config)
   for leaf in parameters(config, vocab_size):
     total += leaf.size
-    activated += leaf.size * (share if leaf.kind == "experts" else 1)
+    activated += leaf.size * (shares[sublayer_at(config.model, leaf.path)] if leaf.kind == "experts" else 1)
   return total, round(activated)
 
 
@@ -82,11 +89,12 @@ def flops_per_token(config: ConfigDict, vocab_size: int) -> float:
   lookups = {"embedding"} if not m.tied_embeddings or m.target_vocab_size else set()
   lookups |= {"target_embedding"} if not m.tied_embeddings else set()
   source = config.data.encoder_len / config.data.seq_len  # positions of the encoder for each of the decoder's
-  flops, share = 0.0, _expert_share(config)
+  flops, shares = 0.0, _expert_shares(config)
   for leaf in parameters(config, vocab_size):
     of_source = leaf.path[0] == "encoder" or "cross_attention" in leaf.path and leaf.path[-1] in ("key", "value")
     if leaf.multiplies and leaf.path[-1] not in lookups:
-      flops += 2 * leaf.size * (share if leaf.kind == "experts" else 1) * (source if of_source else 1)
+      met = shares[sublayer_at(m, leaf.path)] if leaf.kind == "experts" else 1
+      flops += 2 * leaf.size * met * (source if of_source else 1)
   return flops + _attention_flops(config)
 
 
@@ -114,6 +122,10 @@ def _attention_flops(config: ConfigDict) -> float:
   if m.attention == "latent":
     features = m.latent.nope_dim + m.latent.rope_dim + m.latent.value_dim
   seen = min(length, m.sliding_window or length)
+  if entries := layout(m):
+    models = own_models(m)
+    heads = sum(models[entry].num_heads for entry in entries if kind(entry) == "attention")
+    return 2.0 * heads * features * seen
   keys = m.num_layers * seen  # that a token's query meets in all layers
   if m.family == "encoder_decoder":
     source = config.data.encoder_len
@@ -121,10 +133,11 @@ def _attention_flops(config: ConfigDict) -> float:
   return 2.0 * m.num_heads * features * keys
 
 
-def _expert_share(config: ConfigDict) -> float:
-  """The share of all experts that one token meets."""
+def _expert_shares(config: ConfigDict) -> dict[str, float]:
+  """The share of all experts that one token meets, for each of `own_models`."""
   experts = config.model.moe.num_experts
-  return experts_a_token(config.model, config.data.seq_len) / experts if experts else 0.0
+  return {entry: experts_a_token(m, config.data.seq_len) / experts if experts else 0.0
+          for entry, m in own_models(config.model).items()}
 
 
 def parameters(config: ConfigDict, vocab_size: int) -> list[Parameter]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import collections
-
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from moe_jax.build.experts import capacity_rule, encoder_layers, group_tokens, has_experts, router_of, trace_router
+from moe_jax.build.experts import (
+    capacity_rule,
+    encoder_layers,
+    group_tokens,
+    has_experts,
+    layers_with_experts,
+    router_of,
+    trace_router,
+)
 from moe_jax.build.models import DTYPES
 from moe_jax.dispatch import expert_capacity
 
@@ -20,13 +26,13 @@ def exchange_bytes(config: ConfigDict) -> float:
   [E, C, D] slots a group of S tokens are what GShard's AllToAll carries (arXiv 2006.16668, Sec. 3.3). Of these bytes a
   device keeps 1/n where n devices share the experts.
   """
-  m = config.model
-  layers, split = has_experts(m), encoder_layers(m)
-  lengths = (config.data.encoder_len,) * split + (config.data.seq_len,) * m.num_layers
-  counts = collections.Counter(length for length, experts in zip(lengths, layers, strict=True) if experts)
-  times = 4 if m.remat == "none" else 6
-  rows = sum((count * length * rows_a_token(m, length) for length, count in counts.items()), 0.0)
-  return times * rows * m.d_model * jnp.dtype(DTYPES[m.dtype]).itemsize
+  m, length = config.model, config.data.seq_len
+  of_encoder = sum(has_experts(m)[:encoder_layers(m)])
+  values = 0.0  # that go one way, once
+  for i, own in enumerate(layers_with_experts(m)):
+    tokens = config.data.encoder_len if i < of_encoder else length
+    values += tokens * rows_a_token(own, tokens) * own.d_model
+  return (4 if m.remat == "none" else 6) * values * jnp.dtype(DTYPES[m.dtype]).itemsize
 
 
 def rows_a_token(m: ConfigDict, seq_len: int) -> float:

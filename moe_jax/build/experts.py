@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from moe_jax.build.bind import bind
+from moe_jax.build.sublayers import kind, layout, own_models
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.layers import LOSSES, LossOptions, MoeLayer, SoftMoeLayer, load_without_noise
 from moe_jax.models import moe_layers
@@ -83,9 +84,21 @@ def trace_router(e: ConfigDict, size: int) -> RoutingPlan:
 
 
 def has_experts(m: ConfigDict) -> tuple[bool, ...]:
-  """For each layer of config.model, whether it has experts; those of an encoder come first."""
+  """For each layer of config.model, whether it has experts; those of an encoder come first.
+
+  A Brainformer's layers are its sublayers.
+  """
+  if entries := layout(m):
+    return tuple(kind(entry) == "moe" for entry in entries)
   return tuple(experts for layers in (encoder_layers(m), m.num_layers) for experts in (
       moe_layers(layers, m.moe.first, m.moe.every) if m.moe.num_experts else (False,) * layers))
+
+
+def layers_with_experts(m: ConfigDict) -> tuple[ConfigDict, ...]:
+  """For each layer with experts, config.model as it reads it; those of an encoder come first."""
+  models = own_models(m)
+  entries = layout(m) or ("",) * (encoder_layers(m) + m.num_layers)
+  return tuple(models[entry] for entry, experts in zip(entries, has_experts(m), strict=True) if experts)
 
 
 def encoder_layers(m: ConfigDict) -> int:

@@ -8,13 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import freeze
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from moe_jax import sharding
 from moe_jax.build.experts import encoder_layers, group_tokens, has_experts, moe_layer
+from moe_jax.build.sublayers import kind, layout, own_models
 from moe_jax.errors import ConfigError, choose
 from moe_jax.layers import NORMS, Attention, DenseFfn, LatentAttention, Lstm
-from moe_jax.models import Decoder, EncoderDecoder, LstmLm, Tower
+from moe_jax.models import Brainformer, Decoder, EncoderDecoder, LstmLm, Tower
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -132,4 +134,23 @@ def _lstm(m: ConfigDict, vocab_size: int, platform: str) -> LstmLm:
       layer_reduce=m.moe.layer_reduce)
 
 
-FAMILIES = {"decoder": _decoder, "encoder_decoder": _encoder_decoder, "lstm": _lstm}
+def _brainformer(m: ConfigDict, vocab_size: int, platform: str) -> Brainformer:
+  entries, layers = layout(m), has_experts(m)
+  common = dict(output_scale=len(entries) ** -0.5, dtype=DTYPES[m.dtype])
+
+  def sublayer(entry: str, own: ConfigDict) -> dict[str, Any]:
+    dense = functools.partial(DenseFfn, d_ff=own.d_ff, activation=own.activation, ffn_bias=own.ffn_bias, **common)
+    layer = {"attention": lambda: grouped_query(own, **common), "ffn": lambda: dense,
+             "moe": lambda: moe_layer(own, dense, platform)}[kind(entry)]
+    return {"layer": layer(), "attends": kind(entry) == "attention", "width": own.d_model}
+
+  biased = any(layers) and m.moe.bias_update_rate
+  return Brainformer(
+      vocab_size=vocab_size, d_model=m.d_model, layout=entries,
+      sublayers=freeze({entry: sublayer(entry, own) for entry, own in own_models(m).items()}), has_experts=layers,
+      norm=NORMS[m.norm], num_biased_experts=m.moe.num_experts if biased else 0, embed_scale=m.embed_scale,
+      tied_embeddings=m.tied_embeddings, dropout=m.dropout, dtype=DTYPES[m.dtype], scan_layers=m.scan_layers,
+      remat=m.remat, layer_reduce=m.moe.layer_reduce)
+
+
+FAMILIES = {"decoder": _decoder, "encoder_decoder": _encoder_decoder, "brainformer": _brainformer, "lstm": _lstm}

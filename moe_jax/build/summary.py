@@ -12,6 +12,7 @@ from moe_jax.build.experts import (
     experts_a_token,
     group_tokens,
     has_experts,
+    layers_with_experts,
     looks_ahead,
     moe_loss_weights,
     option,
@@ -30,7 +31,9 @@ def model_summary(config: ConfigDict) -> str:
   rows = (f"{config.data.encoder_len} tokens to {config.data.seq_len}" if encoder
           else f"{config.data.seq_len} tokens")
   lines = {
-      "model": f"{m.family.replace('_', '-')}, {stacks} layers of width {m.d_model}, {sum(layers)} with experts",
+      "model": f"{m.family.replace('_', '-')}, {stacks} {'blocks' if m.block else 'layers'} of width {m.d_model}, "
+               f"{sum(layers)} {'sublayers ' if m.block else ''}with experts",
+      "block": " | ".join(m.block),
   } | (_recurrence_words(m) if m.family == "lstm" else {
       "attention": _attention_words(m),
       "ffn": f"{m.activation} of width {m.d_ff}" + (f", {m.ffn_bias} bias" if m.ffn_bias != "none" else "") + (
@@ -41,7 +44,7 @@ def model_summary(config: ConfigDict) -> str:
                  f"remat={m.remat}",
       "batch": f"{config.train.batch_size:,} rows of {rows}, {config.train.steps:,} steps of {config.optimizer.name}",
   }
-  return "\n".join(f"{name:>9}: {words}" for name, words in lines.items())
+  return "\n".join(f"{name:>9}: {words}" for name, words in lines.items() if words)
 
 
 def _recurrence_words(m: ConfigDict) -> dict[str, str]:
@@ -65,19 +68,23 @@ def _attention_words(m: ConfigDict) -> str:
 
 
 def routing_summary(config: ConfigDict) -> str:
-  """The resolved routing semantics in words, one line a question; "" for a dense model."""
-  m = config.model
+  """The resolved routing semantics in words, one line a question; "" for a dense model.
+
+  A Brainformer's sublayers that route differently have such lines each.
+  """
+  return "\n".join(dict.fromkeys(_routing_words(m, config.data.seq_len) for m in layers_with_experts(config.model)))
+
+
+def _routing_words(m: ConfigDict, seq_len: int) -> str:
   e = m.moe
-  if not any(has_experts(m)):
-    return ""
-  size = group_tokens(e, config.data.seq_len)
+  size = group_tokens(e, seq_len)
   if e.soft_slots:
     return f"routing: soft_moe, {e.num_experts} experts of {e.soft_slots} slots; each slot mixes all {size} tokens"
   router = router_of(e)
   options = ", ".join(f"{name}={value!r}" for name, value in router.keywords.items()) or "no options"
   lines = {
       "routing": f"{e.router['name']} ({options}) over {e.num_experts} experts of width {e.d_ff}, groups of {size} "
-                 f"tokens, {experts_a_token(m, config.data.seq_len):g} experts a token, {_shared_words(e)}",
+                 f"tokens, {experts_a_token(m, seq_len):g} experts a token, {_shared_words(e)}",
       "capacity": _capacity_words(e, router, size),
       "priority": option(router, "priority", "the router's own order"),
       "gates": f"{_norm_words(option(router, 'gate_norm'))}, times {e.routed_scale:g}; "

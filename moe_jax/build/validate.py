@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -22,6 +23,7 @@ from moe_jax.build.experts import (
     trace_router,
 )
 from moe_jax.build.models import ATTENTIONS, DTYPES, FAMILIES, abstract_variables
+from moe_jax.build.sublayers import kind, options, own_models
 from moe_jax.data.span_corruption import raw_length
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.dispatch.capacity import ROUNDINGS
@@ -72,6 +74,7 @@ RANGES: Mapping[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
 
 # What the entries of a tuple must be; config_flags looks only at the tuple.
 ENTRIES: Mapping[str, tuple[Any, str]] = {
+    "model.block": (str, "a string, such as 'attention' or 'moe:gate=top_2'"),
     "data.sources": (str, "a string, such as 'embedded:prose'"), "data.weights": ((int, float), "a number"),
     "optimizer.milestones": ((int, float), "a number"),
     "optimizer.freeze": (str, "the name of a parameter, such as 'router'"),
@@ -98,9 +101,12 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
   from moe_jax.training import optimizers  # not at the top: training imports this module
   optimizers.validate(config.optimizer)
   _validate_objective(config)
-  _validate_attention(config.model)
-  if config.model.moe.num_experts:
-    _validate_experts(config)
+  _validate_block(config.model)
+  for entry, own in own_models(config.model).items():
+    with _blamed(entry):
+      _validate_attention(own)
+      if own.moe.num_experts and kind(entry or "moe") == "moe":
+        _validate_experts(config, own)
   _validate_batch(config)
   if config.optimizer.freeze:  # before a workdir is claimed
     optimizers.frozen(nn.unbox(abstract_variables(config, 1)["params"]), config.optimizer.freeze)
@@ -116,6 +122,36 @@ def _validate_objective(config: ConfigDict) -> None:
                       "another family")
   if d.objective == "span_corruption":
     raw_length(d.encoder_len, d.seq_len, d.noise_density, d.mean_span)
+
+
+def _validate_block(m: ConfigDict) -> None:
+  """A Brainformer has sublayers, no other family has, and experts are there if and only if one of them needs some."""
+  if (m.family == "brainformer") != bool(m.block):
+    raise ConfigError("model.block", m.block, "is for family='brainformer', which needs it: its sublayers, such as "
+                      "('attention', 'moe:gate=top_2,hidden=2048', 'ffn'); must be () in other families")
+  for entry in m.block:
+    said = options(entry)
+    if kind(entry) == "moe" and not m.moe.num_experts:
+      raise ConfigError("model.block", entry, "there are no experts for it; set model.moe.num_experts")
+    if m.moe.soft_slots and {"gate", "capacity"} & set(said):
+      raise ConfigError("model.block", entry, f"Soft MoE (soft_slots={m.moe.soft_slots}) has neither gate nor capacity;"
+                        " leave them out")
+  if m.block and m.moe.num_experts and not any(has_experts(m)):
+    raise ConfigError("model.moe.num_experts", m.moe.num_experts, "no sublayer of model.block is 'moe'; must be 0")
+  if m.block and m.moe.extra_ffn:
+    raise ConfigError("model.moe.extra_ffn", True, "family='brainformer' has none but those that model.block names; "
+                      "must be False")
+
+
+@contextlib.contextmanager
+def _blamed(entry: str) -> Iterator[None]:
+  """What is wrong inside is this sublayer's fault, where it says anything of itself."""
+  try:
+    yield
+  except ConfigError as error:
+    if not entry.partition(":")[2]:
+      raise
+    raise ConfigError("model.block", entry, f"{error.field}={error.value!r} {error.remedy}") from error
 
 
 def _validate_attention(m: ConfigDict) -> None:
@@ -160,11 +196,12 @@ def _validate_latent(m: ConfigDict) -> None:
     raise ConfigError("model.latent.rope_dim", m.latent.rope_dim, "must be even, because RoPE rotates pairs")
 
 
-def _validate_experts(config: ConfigDict) -> None:
-  e = config.model.moe
-  if not any(has_experts(config.model)):
-    raise ConfigError("model.moe.first", e.first, f"no layer has experts: must be below num_layers="
-                      f"{config.model.num_layers}, or set num_experts=0 for a dense model")
+def _validate_experts(config: ConfigDict, m: ConfigDict) -> None:
+  """Of the layers with experts that read `m`, which is config.model or what a sublayer makes of it."""
+  e = m.moe
+  if not any(has_experts(m)):
+    raise ConfigError("model.moe.first", e.first, f"no layer has experts: must be below num_layers={m.num_layers}, or "
+                      "set num_experts=0 for a dense model")
   if e.activation:
     choose("model.moe.activation", e.activation, ACTIVATIONS)
   router, name = router_of(e), e.router["name"]
@@ -180,7 +217,7 @@ def _validate_experts(config: ConfigDict) -> None:
     for length in _lengths(config).values():
       trace_router(e, group_tokens(e, length))
     _validate_gates(router, name)
-    _validate_balancing(config.model, name)
+    _validate_balancing(m, name)
   if looks_ahead(e) == "yes" and not e.allow_noncausal_routing:
     field, shown = ("soft_slots", e.soft_slots) if e.soft_slots else ("router.name", name)
     raise ConfigError(f"model.moe.{field}", shown, f"{'Soft MoE' if e.soft_slots else name} lets later tokens decide "
@@ -262,17 +299,19 @@ def _misfit(config: ConfigDict, sizes: Mapping[str, int]) -> tuple[str, Any, str
     near = " or ".join(str(n * rows * t.accumulate_steps) for n in (micro // rows, micro // rows + 1) if n)
     return "train.batch_size", t.batch_size, (f"a microbatch of {micro} sequences must be a multiple of {rows}, the "
                                               f"mesh's {product}; nearest batch sizes: {near}")
-  kv_heads = () if m.attention == "latent" else ("model.num_kv_heads",)
-  split = ("model.num_heads", *kv_heads, "model.d_ff")
+  kv_heads = () if m.attention == "latent" else ("num_kv_heads",)
+  split = ("num_heads", *kv_heads, "d_ff")
   if m.family == "lstm":
-    split = ("model.lstm_units" if m.lstm_units else "model.d_model",)
-  divided = {"fsdp": ("model.d_model",), "tensor": split}
+    split = ("lstm_units" if m.lstm_units else "d_model",)
+  divided = {"fsdp": ("d_model",), "tensor": split}
   if m.moe.num_experts:
-    divided |= {"expert": ("model.moe.num_experts",), "tensor": (*divided["tensor"], "model.moe.d_ff")}
-  for axis, fields in divided.items():
-    for field in fields:
-      if _get(config, field) % sizes[axis]:
-        return f"mesh.{axis}", sizes[axis], f"must divide {field}={_get(config, field)}"
+    divided |= {"expert": ("moe.num_experts",), "tensor": (*divided["tensor"], "moe.d_ff")}
+  for entry, own in {"": m, **own_models(m)}.items():
+    for axis, fields in divided.items():
+      for field in fields:
+        if _get(own, field) % sizes[axis]:
+          where = f" of model.block's {entry!r}" if entry else ""
+          return f"mesh.{axis}", sizes[axis], f"must divide model.{field}={_get(own, field)}{where}"
   return None
 
 

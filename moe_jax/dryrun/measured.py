@@ -35,6 +35,9 @@ TABLE = {  # config's file and variant
     "glam:1_7b_64e": Measured(1 / 1.23, "machine not stated", _BRAIN.format(1.23)),
     "glam:8b_64e": Measured(1 / 0.39, "machine not stated", _BRAIN.format(0.39)),
     "expert_choice:8b_64e": Measured(1 / 0.50, "machine not stated", _BRAIN.format(0.50)),
+    "brainformer:100m_32e": Measured(1 / 1.92, "machine not stated", _BRAIN.format(1.92) + "; Brainformer-1: 2.03"),
+    "brainformer:1b_64e": Measured(1 / 1.23, "machine not stated", _BRAIN.format(1.23) + "; Brainformer-1: 2.00"),
+    "brainformer:8b_64e": Measured(1 / 0.39, "machine not stated", _BRAIN.format(0.39) + "; Brainformer-1: 1.96"),
     "switch:base_128e": Measured(0.0, "32 TPU v3 cores", "arXiv 2101.03961, Table 1: 910 examples a second at capacity "
                                  "factor 1.25"),
     "st_moe:32b": Measured(4.244, "machine not stated", "arXiv 2202.08906, Table 9, capacity factor 1.25"),

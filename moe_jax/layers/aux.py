@@ -30,14 +30,31 @@ class Aux:
 
 
 def stack(auxes: Sequence[Aux]) -> Aux:
-  """The layers' Aux as one with a leading axis; those without experts contribute nothing."""
-  full = [aux for aux in auxes if aux.metrics]
+  """The layers' Aux as one with a leading axis; those without experts contribute nothing.
+
+  Where layers route differently, shorter plans are filled up with assignments that name nobody.
+  """
+  full = _even([aux for aux in auxes if aux.metrics])
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *full) if full else Aux()
 
 
+def _even(auxes: Sequence[Aux]) -> list[Aux]:
+  """The same, with plans of one length."""
+  longest = max((aux.metrics["plan"].expert.shape[-1] for aux in auxes if "plan" in aux.metrics), default=0)
+  fill = lambda aux: aux.replace(metrics=aux.metrics | {"plan": _fill(aux.metrics["plan"], longest)})
+  return [fill(aux) if longest else aux for aux in auxes]
+
+
+def _fill(plan: RoutingPlan, length: int) -> RoutingPlan:
+  """The plan with `length` assignments a group."""
+  more = [(0, 0)] * (plan.expert.ndim - 1) + [(0, length - plan.expert.shape[-1])]
+  return plan.replace(token=jnp.pad(plan.token, more), gate=jnp.pad(plan.gate, more),
+                      expert=jnp.pad(plan.expert, more, constant_values=plan.num_experts))
+
+
 def concatenate(stacks: Sequence[Aux]) -> Aux:
-  """Stacks of layers, one behind the other."""
-  full = [aux for aux in stacks if aux.metrics]
+  """Stacks of layers, one behind the other; their plans are filled up as in `stack`."""
+  full = _even([aux for aux in stacks if aux.metrics])
   return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *full) if full else Aux()
 
 

@@ -79,24 +79,40 @@ class Decoder(nn.Module):
       stored: such a plan, of the same tokens, to follow instead of the routers' (`routing/replay.py`).
     """
     context = LayerContext(tokens, segment_ids, positions, train=train, return_routing=return_routing)
-    embedding = self.param("embedding", nn.with_logical_partitioning(
-        nn.initializers.normal(self.d_model ** -0.5), ("vocab", "embed")), (self.vocab_size, self.d_model), jnp.float32)
-    x = jnp.take(embedding, tokens, axis=0).astype(self.dtype)
-    x = x * math.sqrt(self.d_model) if self.embed_scale else x
-    x = nn.Dropout(self.dropout, deterministic=not train)(constrain(x, "batch", "length", "act_embed"))
+    table, x = embed(self, tokens, train)
     bias = balancing_bias(self, sum(self.has_experts), self.num_biased_experts)
     x, aux = run_layers(self._block, self.has_experts, self.scan_layers, x, context, LayerRouting(bias, stored))
-    x = self.norm(name="final_norm")(x)
-    head = embedding.astype(self.dtype).T if self.tied_embeddings else projection(
-        self, "head", (self.d_model, self.vocab_size), ("embed", "vocab"), fan_in=self.d_model, dtype=self.dtype)
-    logits = jnp.einsum("bld,dv->blv", x, head, preferred_element_type=jnp.float32)
-    reduced = {name: LAYER_REDUCE[self.layer_reduce](by_layer) for name, by_layer in aux.losses.items()}
-    return constrain(logits, "batch", "length", "act_vocab"), aux.replace(losses=reduced)
+    return next_token_logits(self, x, table), reduce_losses(self, aux)
 
   def _block(self, has_experts: bool, scanned: bool) -> Factory:
     return make_block(self.remat, scanned, attention=self.attention, ffn=self.moe if has_experts else self.dense,
                       norm=self.norm, extra=self.dense if has_experts and self.extra_ffn else None,
                       dropout=self.dropout)
+
+
+def embed(model: nn.Module, tokens: Int[Array, "B L"],
+          train: bool) -> tuple[Float[Array, "V D"], Float[Array, "B L D"]]:
+  """The parameter `embedding` of a model that has `Decoder`'s fields, and what its first layer reads of it."""
+  normal = nn.with_logical_partitioning(nn.initializers.normal(model.d_model ** -0.5), ("vocab", "embed"))
+  table = model.param("embedding", normal, (model.vocab_size, model.d_model), jnp.float32)
+  x = jnp.take(table, tokens, axis=0).astype(model.dtype)
+  x = x * math.sqrt(model.d_model) if model.embed_scale else x
+  return table, nn.Dropout(model.dropout, deterministic=not train)(constrain(x, "batch", "length", "act_embed"))
+
+
+def next_token_logits(model: nn.Module, x: Float[Array, "B L D"],
+                      table: Float[Array, "V D"]) -> Float[Array, "B L V"]:
+  """Float32 logits of what the last layer of such a model makes, by the embedding or by a `head`."""
+  x = model.norm(name="final_norm")(x)
+  head = table.astype(model.dtype).T if model.tied_embeddings else projection(
+      model, "head", (model.d_model, model.vocab_size), ("embed", "vocab"), fan_in=model.d_model, dtype=model.dtype)
+  return constrain(jnp.einsum("bld,dv->blv", x, head, preferred_element_type=jnp.float32), "batch", "length",
+                   "act_vocab")
+
+
+def reduce_losses(model: nn.Module, aux: Aux) -> Aux:
+  """With one number a loss in place of one for each layer with experts."""
+  return aux.replace(losses={name: LAYER_REDUCE[model.layer_reduce](by_layer) for name, by_layer in aux.losses.items()})
 
 
 def update_router_state(router_state: Mapping[str, Array], load: Float[Array, "Lm E"],

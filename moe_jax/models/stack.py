@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -85,21 +85,22 @@ def make_block(remat: str, scanned: bool, block: type[nn.Module] = Block, **part
   return functools.partial(block, **parts)
 
 
-def run_layers(block: Callable[[bool, bool], Factory], has_experts: Sequence[bool], scan_layers: bool,
-               x: Float[Array, "B L D"], context: LayerContext,
-               routing: LayerRouting) -> tuple[Float[Array, "B L D"], Aux]:
+def run_layers(block: Callable[[Hashable, bool], Factory], has_experts: Sequence[bool], scan_layers: bool,
+               x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting,
+               kinds: Sequence[Hashable] | None = None) -> tuple[Float[Array, "B L D"], Aux]:
   """Single layers, the scanned repeats, single layers; to be called in a compact method, whose module owns them.
 
   Args:
-    block: (whether it has experts, whether it is scanned) -> a factory of that block.
+    block: (its kind, whether it is scanned) -> a factory of that block.
     has_experts: for each layer, whether it has experts; those that do take the rows of `routing` in order.
     scan_layers: compile the repeating stretch once (`find_pattern`).
     x: the first layer's input.
     context: what every layer sees.
     routing: of all the layers with experts.
+    kinds: for each layer, what `block` is told of it; layers of one kind are alike. None: whether it has experts.
   """
-  layers = range(len(has_experts))
-  pattern = find_pattern(has_experts if scan_layers else layers)
+  layers, kinds = range(len(has_experts)), has_experts if kinds is None else kinds
+  pattern = find_pattern(kinds if scan_layers else layers)
   row = lambda layer: sum(has_experts[:layer])  # of the first layer with experts from `layer` on
   auxes = []
   repeats = [pattern.scanned] if pattern.repeats else []
@@ -107,21 +108,22 @@ def run_layers(block: Callable[[bool, bool], Factory], has_experts: Sequence[boo
     if isinstance(layer, range):
       own = rows(routing, slice(row(layer.start), row(layer.stop)))
       own = jax.tree.map(lambda leaf: leaf.reshape(pattern.repeats, -1, *leaf.shape[1:]), own)
-      x, aux = _repeats(block, has_experts, pattern)(x, context, own)
+      x, aux = _repeats(block, kinds, has_experts, pattern)(x, context, own)
       auxes.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux))  # [repeats * period's Lm, ...]
     else:
       own = rows(routing, row(layer)) if has_experts[layer] else None
-      x, aux = block(has_experts[layer], False)(name=f"layer_{layer}")(x, context, own)
+      x, aux = block(kinds[layer], False)(name=f"layer_{layer}")(x, context, own)
       auxes.append(stack([aux]))
   return x, concatenate(auxes)
 
 
-def _repeats(block: Callable[[bool, bool], Factory], has_experts: Sequence[bool], pattern: Pattern) -> nn.Module:
-  period = tuple(has_experts[pattern.prefix:pattern.prefix + pattern.period])
+def _repeats(block: Callable[[Hashable, bool], Factory], kinds: Sequence[Hashable], has_experts: Sequence[bool],
+             pattern: Pattern) -> nn.Module:
+  period = slice(pattern.prefix, pattern.prefix + pattern.period)
   scanned = nn.scan(Stack, length=pattern.repeats, in_axes=(nn.broadcast, 0), out_axes=0,
                     variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True, "router": True},
                     metadata_params={nn.PARTITION_NAME: "layers"})
-  return scanned(tuple(block(experts, True) for experts in period), period, name="repeats")
+  return scanned(tuple(block(kind, True) for kind in kinds[period]), tuple(has_experts[period]), name="repeats")
 
 
 def balancing_bias(module: nn.Module, num_layers: int, num_experts: int) -> Float[Array, "Lm E"] | None:

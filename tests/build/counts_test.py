@@ -30,6 +30,7 @@ def test_parameters_and_flops_by_hand():
   assert build.parameter_counts(ec, 10) == (1768, 1480 - 144)
   assert build.parameters_by_kind(config(sizes), 10) == {
       "embedding": 80, "attention": 512, "recurrence": 0, "dense FFN": 384 + 144, "experts": 576, "router": 32,
+      "widths": 0,
       "norms": 40, "relative bias": 0}
 
 
@@ -46,6 +47,7 @@ def test_vectors_are_no_matmuls():
   # Biases of 8 + 4 + 4 on q, k, v and of 16 in the FFN; norms of 3 * 8 and 8 + 4; a bias of 2 heads x 8 buckets.
   assert build.parameters_by_kind(vectors, 10) == {
       "embedding": 80, "attention": 192 + 16, "recurrence": 0, "dense FFN": 256 + 16, "experts": 0, "router": 0,
+      "widths": 0,
       "norms": 36, "relative bias": 16}
 
 
@@ -63,6 +65,26 @@ def test_flops_of_latent_attention():
   matrices = 8 * 2 * 6 + 8 * (5 + 2) + 5 * 2 * (4 + 3) + 2 * 3 * 8 + 2 * 8 * 16 + 80
   assert build.flops_per_token(c, 10) == 2 * matrices + 2 * 2 * 16 * 9
   assert build.parameters_by_kind(c, 10)["norms"] == 3 * 8 + 5
+
+
+def test_a_brainformer_by_hand():
+  # Twice: attention of 2 heads of 4 at D=8 (4*8*8 = 256); experts of F=6 at width 4 (2 matrices: 2*4*6 = 48), of which
+  # top-2 meets 2 of 4, with 2*8*4 = 64 to and from that width and a router of 16; attention; experts of F=5 at D=8
+  # (80), of which a capacity of 1 meets one, with a router of 32. Norms: 4*8 a block and 8.
+  # Catches: the share of one gate taken for all sublayers, or of the first stretch's sublayer for the second's; heads
+  # of the config counted in place of a sublayer's.
+  sizes = {"model.family": "brainformer", "model.num_layers": 2, "model.d_model": 8, "model.num_heads": 4,
+           "model.num_kv_heads": 4, "model.head_dim": 4, "model.activation": "relu", "model.moe.num_experts": 4,
+           "data.seq_len": 16, "model.moe.allow_noncausal_routing": True,
+           "model.block": ("attention:heads=2", "moe:width=4,hidden=6,gate=top_2", "attention:heads=2",
+                           "moe:hidden=5,gate=expert_choice,capacity=1")}
+  for scan in (True, False):
+    c = config(sizes | {"model.scan_layers": scan})
+    rest = 80 + 8 + 2 * (512 + 64 + 16 + 32 + 32)
+    assert build.parameter_counts(c, 10) == (rest + 2 * 4 * (48 + 80), rest + 2 * (2 * 48 + 80))
+    attention = 2 * 4 * 2 * 4 * 2 * 16  # 2 FLOPs, 4 layers, keys and values of 2 heads of 4, 16 positions
+    assert build.flops_per_token(c, 10) == 2 * (rest - 8 - 64 + 2 * (2 * 48 + 80)) + attention
+    assert build.parameters_by_kind(c, 10)["widths"] == 2 * 64
 
 
 def test_flops_of_an_encoder_decoder():

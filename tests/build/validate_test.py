@@ -18,6 +18,7 @@ def test_the_base_config_is_valid():
 R, W = "model.moe.router", "model.moe.dispatcher"
 SPANS = {"model.family": "encoder_decoder", "data.objective": "span_corruption"}
 T5 = {"model.family": "encoder_decoder", "data.objective": "span_corruption"}
+BRAIN = {"model.family": "brainformer", "model.block": ("attention", "moe")}
 WRONG = [  # changes, the field that is blamed, words of the remedy
     ({f"{R}.name": "swich"}, f"{R}.name", "known: adaptive_mixture, "),
     ({f"{R}.name": "expert_choise"}, f"{R}.name", "did you mean 'expert_choice'"),
@@ -137,6 +138,29 @@ WRONG = [  # changes, the field that is blamed, words of the remedy
     ({"mesh.data": 1, "mesh.expert": 8, "model.moe.num_experts": 12}, "mesh.expert", "num_experts=12"),
     ({"mesh.data": 1, "mesh.tensor": 8}, "mesh.tensor", "num_heads=4"),
     ({"mesh.expert": 2, "model.moe.num_experts": 0}, "mesh.expert", "dense"),
+    ({"model.family": "brainformer"}, "model.block", "'attention'"),
+    ({"model.block": ("attention",)}, "model.block", "must be ()"),
+    (BRAIN | {"model.block": ("attention", 3)}, "model.block", "3 in it must be a string"),
+    (BRAIN | {"model.block": ("atention", "moe")}, "model.block", "did you mean 'attention'"),
+    (BRAIN | {"model.block": ("attention", "moe:gates=top_2")}, "model.block", "did you mean 'gate'"),
+    (BRAIN | {"model.block": ("attention", "moe:gate=top_1")}, "model.block", "did you mean 'top_2'"),
+    (BRAIN | {"model.block": ("attention:hidden=8", "moe")}, "model.block", "known: width, heads"),
+    (BRAIN | {"model.block": ("attention:heads", "moe")}, "model.block", "whole number above 0"),
+    (BRAIN | {"model.block": ("attention:heads=2.0", "moe")}, "model.block", "whole number above 0"),
+    (BRAIN | {"model.block": ("attention", "moe:capacity=-1")}, "model.block", "number above 0"),
+    (BRAIN | {"model.block": ("attention", "moe:capacity=1,capacity=2")}, "model.block", "twice"),
+    (BRAIN | {"model.block": ("attention", "ffn:activation=swish", "moe")}, "model.block", "did you mean 'swiglu'"),
+    (BRAIN | {"model.block": ("attention", "moe:gate=expert_choice")}, "model.block", "allow_noncausal_routing=True"),
+    (BRAIN | {f"{R}.name": "expert_choice"}, f"{R}.name", "allow_noncausal_routing=True"),
+    (BRAIN | {"model.block": ("attention", "ffn")}, "model.moe.num_experts", "must be 0"),
+    (BRAIN | {"model.moe.num_experts": 0}, "model.block", "set model.moe.num_experts"),
+    (BRAIN | {"model.moe.extra_ffn": True}, "model.moe.extra_ffn", "must be False"),
+    (BRAIN | {"model.block": ("attention", "moe:gate=top_2"), "model.moe.soft_slots": 2}, "model.block", "Soft MoE"),
+    (BRAIN | {"model.attention": "latent"}, "model.family", "'decoder'"),
+    (BRAIN | {"data.objective": "span_corruption"}, "data.objective", "'next_token'"),
+    (BRAIN | {"model.block": ("attention:heads=3", "moe"), "mesh.data": 2, "mesh.tensor": 4}, "mesh.tensor",
+     "num_heads=3 of model.block's 'attention:heads=3'"),
+    (BRAIN | {"model.num_kv_heads": 3}, "model.num_kv_heads", "num_heads=4"),
 ]
 
 
@@ -166,6 +190,14 @@ def test_an_lstm_is_valid():
   # Catches: heads, which it has not, that must fit.
   build.validate(config({"model.family": "lstm", "model.num_kv_heads": 3, "model.head_dim": 31, "model.d_ff": 7,
                          "model.position": "relative", "mesh.data": 1, "mesh.tensor": 8}), 8)
+
+
+def test_a_brainformer_is_valid():
+  # Catches: a block without experts refused, a gate that looks ahead refused where it is meant.
+  build.validate(config(BRAIN), 8)
+  build.validate(config(BRAIN | {"model.block": ("attention", "ffn"), "model.moe.num_experts": 0}), 8)
+  build.validate(config(BRAIN | {"model.block": ("attention", "moe:gate=expert_choice"),
+                                 "model.moe.allow_noncausal_routing": True}), 8)
 
 
 def test_only_what_is_used_must_fit():

@@ -13,8 +13,8 @@ from moe_jax.layers.ffn import experts
 
 pytestmark = pytest.mark.unit
 
-FORMULAS = {"gelu": jax.nn.gelu, "relu": lambda x: jnp.maximum(x, 0), "geglu": jax.nn.gelu,
-            "swiglu": lambda x: x / (1 + jnp.exp(-x))}
+FORMULAS = {"gelu": jax.nn.gelu, "relu": lambda x: jnp.maximum(x, 0), "reglu": lambda x: jnp.maximum(x, 0),
+            "geglu": jax.nn.gelu, "swiglu": lambda x: x / (1 + jnp.exp(-x))}
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

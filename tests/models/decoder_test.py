@@ -8,46 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from flax import linen as nn
+from decoder_inputs import L, V, initialise, make, packed, run
 
-from configs import base
-from moe_jax import build, sharding
+from moe_jax import sharding
 from moe_jax.layers import Aux
 from moe_jax.models import update_router_state
 
 pytestmark = pytest.mark.numerics
-
-V, L = 32, 8
-SIZES = {"d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4, "d_ff": 24,
-         "moe": {"first": 0, "num_experts": 4, "d_ff": 12, "dispatcher": {"name": "einsum"}}}
-
-
-def make(**changes):
-  """A decoder of a few thousand weights; changes are keys of config.model, `moe__` before those of its experts."""
-  c = base.get_config()
-  c.model.update(SIZES)
-  c.model.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-  return build.model(c, V, sharding.make_mesh({"data": 1}))
-
-
-def packed(rows):
-  """tokens, segment_ids, positions of rows of documents, given as lengths; what is left of a row is padding."""
-  tokens = np.stack([np.random.default_rng(i).permutation(V)[:L] for i in range(len(rows))])
-  segments, positions = np.zeros((2, len(rows), L), np.int32)
-  for r, lengths in enumerate(rows):
-    ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-    segments[r, :len(ids)] = ids
-    positions[r, :len(ids)] = np.concatenate([np.arange(n) for n in lengths])
-  return tuple(jnp.asarray(a, jnp.int32) for a in (tokens, segments, positions))
-
-
-def initialise(model, batch):
-  return nn.unbox(tiny.quick_jit(lambda key: model.init(key, *batch, train=False))(jax.random.key(0)))
-
-
-def run(model, variables, batch, **kwargs):
-  return tiny.quick_jit(lambda v, *b: model.apply(v, *b, train=False, **kwargs))(variables, *batch)
-
 
 RELATIVE = {"position": "relative", "relative_buckets": 4, "relative_max_distance": 6}
 LATENT = {"attention": "latent", "latent": {"kv_rank": 6, "query_rank": 5, "nope_dim": 4, "rope_dim": 2,

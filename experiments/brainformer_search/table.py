@@ -1,0 +1,80 @@
+"""What the search found, in Markdown, made from its journal."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import statistics
+from collections import Counter
+from typing import Any
+
+from experiments.brainformer_search import search
+from moe_jax.build.sublayers import kind
+
+BEGIN, END = "<!-- table:brainformer_search -->\n", "\n<!-- /table:brainformer_search -->"
+
+
+def table(journal: Any) -> str:
+  """The finals of the best block and of GLaM's, and what the search was."""
+  head, trials = journal.lines["search"], journal.trials
+  finals = {name: [line for row, line in sorted(journal.lines.items()) if row.startswith(f"final_{name}_")]
+            for name in ("best", "glam")}
+  if not trials or min(map(len, finals.values())) < 2:
+    return f"{len(trials)} trials are finished; the same command goes on from there."
+  lines = ["| block | bits per byte, each seed | mean | standard deviation | steps | time of a step | parameters, "
+           "activated |", "|---|---|---:|---:|---:|---:|---:|"]
+  for name, words in (("best", "best found"), ("glam", "GLaM's")):
+    runs = finals[name]
+    bits = _bits(runs)
+    mean = lambda key, runs=runs: statistics.fmean(run[key] for run in runs)
+    lines.append(f"| {words} | {', '.join(f'{b:.3f}' for b in bits)} | {statistics.fmean(bits):.3f} | "
+                 f"{_deviation(bits)} | {mean('steps'):.0f} | {mean('relative_step'):.2f} of GLaM's | "
+                 f"{runs[0]['parameters'] / 1e6:.2f}M, {runs[0]['activated'] / 1e6:.2f}M |")
+  return "\n".join([*lines, "", verdict(finals), "", _search_words(journal), "", _facts(head)])
+
+
+def verdict(finals: dict[str, list[dict[str, Any]]]) -> str:
+  """Whether the best block is ahead of GLaM's by more than the seeds' spread."""
+  bits = {name: _bits(runs) for name, runs in finals.items()}
+  ahead = statistics.fmean(bits["glam"]) - statistics.fmean(bits["best"])
+  if max(bits["best"]) < min(bits["glam"]):
+    words = "ahead: each of its seeds is below each of GLaM's"
+  elif min(bits["best"]) > max(bits["glam"]):
+    words = "behind: each of its seeds is above each of GLaM's"
+  else:
+    words = "neither ahead nor behind: the seeds of the two overlap"
+  return f"The best block found is {words} (difference of the means {ahead:+.3f} bits per byte, above 0: ahead)."
+
+
+def _bits(runs: list[dict[str, Any]]) -> list[float]:
+  """Held-out bits per byte of each run; infinite where it diverged."""
+  return [math.inf if run["bits_per_byte"] is None else run["bits_per_byte"] for run in runs]
+
+
+def _deviation(bits: list[float]) -> str:
+  return f"{statistics.stdev(bits):.3f}" if all(map(math.isfinite, bits)) else "-"
+
+
+def _search_words(journal: Any) -> str:
+  trials = journal.trials
+  chosen = search.best(journal.done, [line["relative_step"] for line in trials])
+  found = tuple(journal.lines["final_best_1"]["block"])
+  counts = Counter(map(kind, found))
+  ahead = sum(line["reward"] > 0 for line in trials)
+  where = "none was as fast as GLaM's and not stopped, so that GLaM's stands for it" if chosen is None else (
+      f"the best, trial {chosen}, with {trials[chosen]['reward']:+.3f} bits per byte")
+  stopped = sum(line["stopped"] for line in trials)
+  return (f"{len(trials)} trials, {stopped} of them stopped at a quarter, {ahead} above GLaM's "
+          f"in their one seed; {where}. It has {counts['attention']} attention, {counts['ffn']} dense FFN and "
+          f"{counts['moe']} MoE sublayers:\n\n" + "\n".join(f"    {entry}" for entry in found))
+
+
+def _facts(head: dict[str, Any]) -> str:
+  versions = ", ".join(f"{name} {head['versions'][name]}" for name in ("jax", "flax"))
+  return f"`{head['command']}`, {head['date']}, {head['cores']} CPU cores; Python {head['python']}, {versions}."
+
+
+def write(journal: Any, readme: pathlib.Path) -> None:
+  """Puts the table between the README's markers."""
+  head, rest = readme.read_text().split(BEGIN)
+  readme.write_text(head + BEGIN + table(journal) + END + rest.split(END.lstrip(), 1)[1])
