@@ -4,7 +4,7 @@ BIN := .venv/bin
 LIBTPU := .venv/libtpu
 PYTEST := PYTHONPATH=$(LIBTPU) $(BIN)/python -m pytest -n 2
 
-.PHONY: run desk venv test test-all test-reference demo-multiprocess check bench clean
+.PHONY: run desk venv test test-all test-reference demo-multiprocess paper-scale check bench clean
 
 run: venv  ## train configs/quickstart.py on the embedded corpus: a few minutes on two CPU cores
 	$(BIN)/python -m moe_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
@@ -23,6 +23,9 @@ test-reference: .venv-reference/installed  ## routers against published implemen
 
 demo-multiprocess: venv  ## the quickstart's first steps on 1, 2 and 4 processes of this machine, and a checkpoint that changes hands
 	$(BIN)/python -m experiments.multiprocess
+
+paper-scale: .venv-dryrun/installed  ## docs/paper_scale.md: the papers' models compiled for machines of the papers' size
+	.venv-dryrun/bin/python -m experiments.paper_scale
 
 check: venv  ## lint
 	$(BIN)/ruff check .
@@ -44,6 +47,14 @@ $(LIBTPU)/asked: .venv/installed
 	  || echo "no TPU compiler for this machine: its tests are skipped" >&2
 	@touch $@
 
+# The TPU's compiler comes with the extra, the GPU's without the libraries that a GPU would need.
+.venv-dryrun/installed: setup.py
+	$(call install,.venv-dryrun,dryrun)
+	@V=$$(.venv-dryrun/bin/python -c 'import jax; print(jax.__version__)'); \
+	  .venv-dryrun/bin/python -m pip install --quiet --disable-pip-version-check --no-deps jax-cuda12-plugin==$$V \
+	  jax-cuda12-pjrt==$$V nvidia-cuda-nvcc-cu12 || echo "no GPU compiler for jax $$V: rows of GPUs are left out" >&2
+	@touch $@
+
 .venv-reference/installed: setup.py
 	$(call install,.venv-reference,$(REFERENCE))
 
@@ -59,4 +70,4 @@ define install
 endef
 
 clean:  ## everything that the other targets made, except runs/
-	rm -rf .venv .venv-reference *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-dryrun .venv-reference *.egg-info .pytest_cache .ruff_cache

@@ -111,7 +111,8 @@ class Brainformer(nn.Module):
     bias = balancing_bias(self, sum(self.has_experts), self.num_biased_experts)
     x, aux = run_layers(self._sublayer, self.has_experts, self.scan_layers, x, context, LayerRouting(bias, stored),
                         kinds=self.layout)
-    return next_token_logits(self, x, table), reduce_losses(self, aux)
+    logits = next_token_logits(self, self.norm(name="final_norm")(x), table)
+    return logits, reduce_losses(self, aux)
 
   def _sublayer(self, name: str, scanned: bool) -> Factory:
     return make_block(self.remat, scanned, Sublayer, norm=self.norm, dropout=self.dropout, dtype=self.dtype,

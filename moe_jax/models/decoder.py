@@ -82,7 +82,7 @@ class Decoder(nn.Module):
     table, x = embed(self, tokens, train)
     bias = balancing_bias(self, sum(self.has_experts), self.num_biased_experts)
     x, aux = run_layers(self._block, self.has_experts, self.scan_layers, x, context, LayerRouting(bias, stored))
-    return next_token_logits(self, x, table), reduce_losses(self, aux)
+    return next_token_logits(self, self.norm(name="final_norm")(x), table), reduce_losses(self, aux)
 
   def _block(self, has_experts: bool, scanned: bool) -> Factory:
     return make_block(self.remat, scanned, attention=self.attention, ffn=self.moe if has_experts else self.dense,
@@ -102,8 +102,7 @@ def embed(model: nn.Module, tokens: Int[Array, "B L"],
 
 def next_token_logits(model: nn.Module, x: Float[Array, "B L D"],
                       table: Float[Array, "V D"]) -> Float[Array, "B L V"]:
-  """Float32 logits of what the last layer of such a model makes, by the embedding or by a `head`."""
-  x = model.norm(name="final_norm")(x)
+  """Float32 logits of what such a model made last, by the embedding or by a `head`."""
   head = table.astype(model.dtype).T if model.tied_embeddings else projection(
       model, "head", (model.d_model, model.vocab_size), ("embed", "vocab"), fan_in=model.d_model, dtype=model.dtype)
   return constrain(jnp.einsum("bld,dv->blv", x, head, preferred_element_type=jnp.float32), "batch", "length",

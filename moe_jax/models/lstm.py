@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import jax
@@ -12,8 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from moe_jax.layers import Aux, LayerContext, LayerRouting
-from moe_jax.layers.init import projection
-from moe_jax.models.stack import LAYER_REDUCE, Factory, balancing_bias, make_block, run_layers
+from moe_jax.models.decoder import embed, next_token_logits, reduce_losses
+from moe_jax.models.stack import Factory, balancing_bias, make_block, run_layers
 from moe_jax.routing import RoutingPlan
 from moe_jax.sharding import constrain
 
@@ -87,18 +86,10 @@ class LstmLm(nn.Module):
                ) -> tuple[Float[Array, "B L V"], Aux]:
     """As `Decoder`. A document begins where `positions` is 0; there the recurrent state does, too."""
     context = LayerContext(tokens, segment_ids, positions, train=train, return_routing=return_routing)
-    embedding = self.param("embedding", nn.with_logical_partitioning(
-        nn.initializers.normal(self.d_model ** -0.5), ("vocab", "embed")), (self.vocab_size, self.d_model), jnp.float32)
-    x = jnp.take(embedding, tokens, axis=0).astype(self.dtype)
-    x = x * math.sqrt(self.d_model) if self.embed_scale else x
-    x = nn.Dropout(self.dropout, deterministic=not train)(constrain(x, "batch", "length", "act_embed"))
+    table, x = embed(self, tokens, train)
     bias = balancing_bias(self, sum(self.has_experts), self.num_biased_experts)
     x, aux = run_layers(self._block, self.has_experts, self.scan_layers, x, context, LayerRouting(bias, stored))
-    head = embedding.astype(self.dtype).T if self.tied_embeddings else projection(
-        self, "head", (self.d_model, self.vocab_size), ("embed", "vocab"), fan_in=self.d_model, dtype=self.dtype)
-    logits = jnp.einsum("bld,dv->blv", x, head, preferred_element_type=jnp.float32)
-    reduced = {name: LAYER_REDUCE[self.layer_reduce](by_layer) for name, by_layer in aux.losses.items()}
-    return constrain(logits, "batch", "length", "act_vocab"), aux.replace(losses=reduced)
+    return next_token_logits(self, x, table), reduce_losses(self, aux)
 
   def _block(self, has_experts: bool, scanned: bool) -> Factory:
     return make_block(self.remat, scanned, LstmBlock, lstm=self.lstm, moe=self.moe if has_experts else None,
