@@ -56,8 +56,8 @@ def parameter_counts(config: ConfigDict, vocab_size: int) -> tuple[int, int]:
   """(total, activated) parameters, by `jax.eval_shape` of the real model; activated: those that one token meets.
 
   Of E experts a token meets A/S: K for token choice, the capacity factor on average for expert choice, which may differ
-  between a Brainformer's sublayers. The embedding
-  counts in full in both, and so do an encoder and its decoder, which meet different tokens of an example.
+  between a Brainformer's sublayers. The embedding counts in full in both, and so do an encoder and its decoder, which
+  meet different tokens of an example.
   """
   total, activated, shares = 0, 0.0, _expert_shares(config)
   for leaf in parameters(config, vocab_size):
@@ -104,13 +104,14 @@ def operations_per_step(config: ConfigDict, vocab_size: int) -> float:
   Not of embedding and softmax. Of hierarchical gates only those in the groups that a token picks; this package computes
   them over all experts, which `flops_per_token` counts.
   """
-  router, share, picked, operations = router_of(config.model.moe), _expert_share(config), 1.0, 0.0
+  router, shares, picked, operations = router_of(config.model.moe), _expert_shares(config), 1.0, 0.0
   if config.model.moe.router["name"] == "hierarchical":
     picked = option(router, "primary_k") / option(router, "groups")
   for leaf in parameters(config, vocab_size):
     if leaf.multiplies and leaf.kind != "embedding":
       inside = leaf.kind == "router" and "primary" not in leaf.path[-1]
-      operations += leaf.size * (share if leaf.kind == "experts" else picked if inside else 1)
+      share = shares[sublayer_at(config.model, leaf.path)] if leaf.kind == "experts" else 1
+      operations += leaf.size * (picked if inside else share)
   return operations
 
 

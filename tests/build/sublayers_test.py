@@ -33,7 +33,7 @@ def test_what_a_sublayer_reads():
   assert top_2.moe.capacity_basis == "assignments"
   assert (chosen.moe.router.expert_choice.capacity_factor, chosen.moe.capacity_factor) == (3.0, None)
   assert (plain.moe.activation, plain.moe.router.name, plain.activation) == ("reglu", "top_k", "swiglu")
-  assert ffn == m and m.moe.router.expert_choice.capacity_factor == 2.0
+  assert ffn.to_dict() == m.to_dict() and m.moe.router.expert_choice.capacity_factor == 2.0
 
 
 def test_whose_parameter():
