@@ -25,8 +25,11 @@ measured**: no step was run. `make paper-scale` makes this page; `experiments/pa
 - *roofline*: seconds that each resource needs alone; the largest binds, and nothing overlaps worse than that.
 - *MFU*: FLOPs that the model needs, of what the chips could do in the time of what binds.
 - *days*: for all steps of the config.
-- Programs with dropless experts have static shapes, and so room for the worst case, in which all tokens visit the same
-  device: their FLOPs, memory traffic and bytes are upper bounds, of which an even load fills A / min(expert A, T E).
+- *dry run*: wall clock and CPU seconds of the whole command, and its memory; rows shared two cores with other work.
+- Programs with dropless experts (Mixtral, DBRX, DeepSeekMoE) have static shapes, and so room for the worst case, in
+  which all tokens visit the same device: their FLOPs, memory traffic, bytes and days are upper bounds. With one row of
+  32,768 tokens a device such buffers need 245 GiB (Mixtral on v5p) to 293 GiB (on H100s): Mixtral and DBRX have the
+  same 4M tokens a step in rows of 4,096 here, in four microbatches.
 """
 TABLE = ("model", "machine, mesh", "GiB a device, by arithmetic", "sent", "matmuls / memory / networks, s", "binds",
          "tokens a second", "MFU", "days", "paper measured", "dry run")
@@ -47,7 +50,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 def _model(line: Mapping[str, Any]) -> tuple[str, ...]:
   config = f"`{line['arguments'][0].removeprefix('--config=configs/')}`"
-  took = f"{line['seconds']} s, {line['resident_bytes'] / GIB:.1f} GiB"
+  took = f"{line['seconds']} s ({line['cpu_seconds']} s of CPU), {line['resident_bytes'] / GIB:.1f} GiB"
   if "topology" not in line:  # its compiler is missing
     return config, *("",) * (len(TABLE) - 2), took
   where, m = f"{line['topology']}, {text.mesh_words(line['mesh'])}", line["memory"]

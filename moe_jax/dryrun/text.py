@@ -114,7 +114,8 @@ def size(count: int | float) -> str:
   """Bytes, in units of 1024."""
   units = ("B", "KiB", "MiB", "GiB", "TiB")
   step = min(int(math.log(max(count, 1), 1024)), len(units) - 1)
-  return f"{count / 1024 ** step:.3g} {units[step]}"
+  value = count / 1024 ** step
+  return f"{value:.0f} {units[step]}" if value >= 1000 else f"{value:.3g} {units[step]}"
 
 
 def number(value: int | float) -> str:
