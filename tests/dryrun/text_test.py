@@ -40,8 +40,8 @@ def test_many_collectives_are_cut():
   assert "and 2 more" in text.text(many)
 
 
-@pytest.mark.parametrize("count, words", [(1020 * 2 ** 30, "1020 GiB"), (0, "0 B"), (1023, "1.02e+03 B"), (2 ** 20, "1 MiB"),
-                                          (2 ** 50, "1.02e+03 TiB")])
+@pytest.mark.parametrize("count, words", [(0, "0 B"), (1023, "1023 B"), (2 ** 20, "1 MiB"),
+                                          (1020 * 2 ** 30, "1020 GiB"), (2 ** 50, "1024 TiB")])
 def test_sizes(count, words):
   # Catches: the logarithm of 0, units beyond the last.
   assert text.size(count) == words
