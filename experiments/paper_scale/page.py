@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.paper_scale.rows import DISPATCHERS, MODELS, ROWS
+from experiments.paper_scale.rows import COMPARED, MODELS, ROWS
 from moe_jax.dryrun import text
 from moe_jax.dryrun.chips import GIB
 
@@ -91,9 +91,8 @@ COLUMNS = ("model", "dispatcher", "all-to-alls", "formula", "ratio", "all that i
 
 def _exchanges(lines: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
   rows = []
-  for name in sorted({name.split("_einsum")[0].split("_ragged")[0] for name in DISPATCHERS}):
-    for variant, dispatcher in ((f"{name}_einsum", "einsum"), (name, "all_to_all"),
-                                (f"{name}_ragged_all_to_all", "ragged_all_to_all")):
+  for name, variants in COMPARED.items():
+    for dispatcher, variant in variants.items():
       line = lines.get(variant, {})
       if not line.get("fits"):
         continue

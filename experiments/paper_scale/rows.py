@@ -35,15 +35,13 @@ class Row:
     return dataclasses.replace(self, changes=(*self.changes, f"model.moe.dispatcher.name={dispatcher}"))
 
 
-GLAM = Row("configs/glam.py:64b_64e", "v4:8x8x16", "fsdp=4,expert=64,tensor=4")
-CHOICE = Row("configs/expert_choice.py:8b_64e", "v4:8x8x8", "fsdp=8,expert=64")
 MODELS = {
     "gshard_600b": Row("configs/gshard.py:600b", "v3:32x32", "expert=2048"),
-    "glam_64b_64e": GLAM,
+    "glam_64b_64e": Row("configs/glam.py:64b_64e", "v4:8x8x16", "fsdp=4,expert=64,tensor=4"),
     "st_moe_32b": Row("configs/st_moe.py:32b", "v4:4x8x8", "fsdp=4,expert=64"),
     "switch_c": Row("configs/switch.py:c", "v5p:8x8x8", "expert=512"),
     "switch_xxl": Row("configs/switch.py:xxl_128e", "v4:4x8x8", "fsdp=2,expert=128"),
-    "expert_choice_8b_64e": CHOICE,
+    "expert_choice_8b_64e": Row("configs/expert_choice.py:8b_64e", "v4:8x8x8", "fsdp=8,expert=64"),
     "mixtral_8x22b": Row("configs/mixtral.py:8x22b", "v5p:4x8x8", "fsdp=32,expert=8", SHORT),
     "mixtral_8x22b_h100": Row("configs/mixtral.py:8x22b", "h100:32x8", "fsdp=32,expert=8", SHORT),
     "dbrx": Row("configs/dbrx.py:132b", "v5p:4x8x8", "fsdp=16,expert=16", SHORT),
@@ -51,7 +49,9 @@ MODELS = {
     "deepseek_moe_145b": Row("configs/deepseek_moe.py:145b", "v5p:8x8x8", "fsdp=4,expert=128",
                              ("train.accumulate_steps=9",)),
 }
-DISPATCHERS = {f"{name}_{dispatcher}": row.by(dispatcher)
-               for name, row in (("glam_64b_64e", GLAM), ("expert_choice_8b_64e", CHOICE))
-               for dispatcher in ("einsum", "ragged_all_to_all")}
-ROWS = MODELS | DISPATCHERS
+# Name of a model above, which has "all_to_all" -> its rows by dispatcher.
+COMPARED = {name: {dispatcher: name if dispatcher == "all_to_all" else f"{name}_{dispatcher}"
+                   for dispatcher in ("einsum", "all_to_all", "ragged_all_to_all")}
+            for name in ("glam_64b_64e", "expert_choice_8b_64e")}
+ROWS = MODELS | {row: MODELS[name].by(dispatcher) for name, rows in COMPARED.items()
+                 for dispatcher, row in rows.items() if row not in MODELS}
