@@ -1,4 +1,4 @@
-"""The runner of studies: rows of configs, each trained by `python -m moe_jax.train`, with one results.jsonl.
+"""The runner of studies: rows of configs, each trained by a command of its own, with one results.jsonl.
 
 A study's own module says its rows and calls `main`:
 
@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from moe_jax.errors import ConfigError
 
-TRAIN = (sys.executable, "-m", "moe_jax.train")
 DROPPED = ("sample", "command", "compare", "ladder")  # of results.json: long, or said elsewhere in the line
 
 
@@ -42,14 +41,22 @@ class Row:
   Attributes:
     config: "configs/FILE.py" or "configs/FILE.py:VARIANT".
     overrides: dotted key -> value, as after `--config.` on the command line.
+    seeds: how many are trained together by `experiments.seeds`; 0: the config's, by `moe_jax.train`.
   """
 
   config: str
   overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  seeds: int = 0
 
   def arguments(self) -> list[str]:
-    """Of `python -m moe_jax.train`, without the workdir: what makes two runs the same."""
-    return [f"--config={self.config}", *(f"--config.{key}={value}" for key, value in self.overrides.items())]
+    """Of the program, without the workdir: what makes two runs the same."""
+    seeds = [f"--seeds={self.seeds}"] if self.seeds else []
+    return [f"--config={self.config}", *(f"--config.{key}={value}" for key, value in self.overrides.items()), *seeds]
+
+  @property
+  def program(self) -> tuple[str, ...]:
+    """What trains it: a Python's arguments."""
+    return ("-m", "experiments.seeds" if self.seeds else "moe_jax.train")
 
 
 def load(results: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -83,7 +90,7 @@ def unfinished(rows: Mapping[str, Row], results: pathlib.Path) -> dict[str, Row]
 
 
 def run(rows: Mapping[str, Row], results: pathlib.Path, workdir: pathlib.Path, processes: int = 1,
-        program: Sequence[str] = TRAIN, devices: Sequence[str] = ()) -> None:
+        program: Sequence[str] = (), devices: Sequence[str] = ()) -> None:
   """Trains the unfinished rows, `processes` at a time; each that ends adds a line to `results`.
 
   A line has the row's name, its arguments and what its results.json says, or `diverged` where the loss was no longer
@@ -94,7 +101,7 @@ def run(rows: Mapping[str, Row], results: pathlib.Path, workdir: pathlib.Path, p
     results: the file of lines, created where there is none.
     workdir: where the folders and logs of the runs are.
     processes: rows at a time.
-    program: takes the flags of `moe_jax.train` and leaves its files and exit codes.
+    program: takes the flags of `moe_jax.train` and leaves its files and exit codes; () = each row's own.
     devices: as in CUDA_VISIBLE_DEVICES; each trains a row at a time and sees no other, whatever `processes` says.
       () = every run sees all.
 
@@ -120,7 +127,7 @@ def run(rows: Mapping[str, Row], results: pathlib.Path, workdir: pathlib.Path, p
 
   def train(name: str, variables: Mapping[str, str]) -> dict[str, Any]:
     directory = workdir / name
-    command = [*program, f"--workdir={directory}", *rows[name].arguments()]
+    command = [*(program or (sys.executable, *rows[name].program)), f"--workdir={directory}", *rows[name].arguments()]
     with open(workdir / f"{name}.log", "a") as log:
       process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True,
                                  env=os.environ | variables)
@@ -184,7 +191,7 @@ def main(argv: Sequence[str], rows: Mapping[str, Row], folder: pathlib.Path, fil
     if not chosen:
       raise ConfigError("only", given.only, f"is in no row's name; rows: {', '.join(rows)}")
     if given.print:
-      print("\n".join(shlex.join(["python", "-m", "moe_jax.train", f"--workdir={given.workdir / name}",
+      print("\n".join(shlex.join(["python", *row.program, f"--workdir={given.workdir / name}",
                                   *row.arguments()]) for name, row in chosen.items()))
     else:
       run(chosen, folder / file, given.workdir, given.processes,

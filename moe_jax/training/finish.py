@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ def finish(config, directory: Path, model: nn.Module, state: TrainState, tokeniz
       "ladder": {s.name: rungs for s in sources if continues and (rungs := source_ladder(config.data, s))},
       "parameters": {"total": total, "activated": activated},
       "flops_per_token": build.flops_per_token(config, size), "data": data.fingerprints(sources),
-      "hardware": _hardware(mesh), "sample": text}
+      "hardware": workdir.hardware(mesh), "sample": text}
   results |= {{"packages": "versions"}.get(name, name): value for name, value in workdir.versions().items()}
   results |= comparison(config.report.compare, results)
   workdir.write_json(directory / "results.json", _plain(results))
@@ -214,12 +213,6 @@ def _up_to(documents, limit: int) -> list[bytes] | None:
       return None
     found.append(document)
   return found
-
-
-def _hardware(mesh: Mesh) -> str:
-  device = mesh.devices.flat[0]
-  cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
-  return f"{mesh.size} x {device.device_kind}{cores}"
 
 
 def _plain(value):

@@ -20,6 +20,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from moe_jax.errors import ConfigError
 
 # What may change between two starts of one run: it moves no number, or only says how long and how often.
@@ -113,6 +115,13 @@ def versions() -> dict[str, Any]:
     except importlib.metadata.PackageNotFoundError:
       found[name] = "not installed"
   return {"python": platform.python_version(), "packages": found, "commit": _commit(), "machine": platform.platform()}
+
+
+def hardware(mesh: jax.sharding.Mesh) -> str:
+  """The mesh's devices in words, as in "8 x TPU v4"."""
+  device = mesh.devices.flat[0]
+  cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
+  return f"{mesh.size} x {device.device_kind}{cores}"
 
 
 def first_difference(stored: dict, config: dict, prefix: str = "") -> tuple[str, Any, Any] | None:

@@ -1,0 +1,308 @@
+"""Several seeds of one config in one program: `moe_jax.train`'s update, with an axis of seeds on all of its state.
+
+  python -m experiments.seeds --config=configs/X.py --workdir=DIR --seeds=N [--apart] [--config.KEY=VALUE ...]
+
+trains seeds 0 to N-1 on the same batches, on one device: by `jax.vmap` over the whole training step, or with --apart
+one after another in each step (`jax.lax.map`: the activations of one seed at a time), with the same numbers. A seed
+whose loss is no longer finite does not stop the others. The same command goes on after a kill from its last checkpoint.
+In DIR/results.json figures have an axis of seeds, see `results`. Exit codes are those of `moe_jax.train`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import logging
+import math
+import pathlib
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from moe_jax import build, data, sharding
+from moe_jax.errors import ConfigError
+from moe_jax.train import guarded, parse
+from moe_jax.training import evaluate, optimizers, update, workdir
+from moe_jax.training.checkpoints import Checkpoints
+from moe_jax.training.interrupt import Interrupt
+from moe_jax.training.state import TrainState, init_state
+from moe_jax.training.step import Batch, eval_step
+
+VARIED = ("params", "opt_state", "router_state", "rng")  # of a state: what each seed has its own of
+MOE = {"logit_max": np.max, "drop_rate": np.mean, "dropped_tokens": np.mean, "entropy": np.mean,
+       "max_violation": np.mean}  # of metrics: how the layers' values become one
+SCALARS = ("loss", "cross_entropy", "grad_norm")
+MAPS = 50  # moments at most, of which the load of each expert is kept
+
+
+def draw(model, optimizer, seeds: int, seq_len: int, batch_size: int) -> TrainState:
+  """States of seeds 0 to N-1, each as `init_state` draws it, along a first axis of all leaves but `step`. Traceable."""
+  keys = jax.numpy.stack([jax.random.key(seed) for seed in range(seeds)])
+  return jax.vmap(lambda key: init_state(model, optimizer, key, seq_len, batch_size), out_axes=_axes())(keys)
+
+
+def over_seeds(step: Callable, together: bool = True) -> Callable:
+  """`step(state, batch) -> (state, metrics)` for a state of `draw`; metrics get an axis of seeds.
+
+  Args:
+    step: of one seed, as `training.update.make` returns it.
+    together: vmap; otherwise one after another.
+  """
+  if together:
+    return jax.vmap(step, in_axes=(_axes(), None), out_axes=(_axes(), 0))
+
+  def mapped(state: TrainState, batch: Batch):
+    def one(own):
+      new, metrics = step(state.replace(**own), batch)
+      return {name: getattr(new, name) for name in VARIED}, metrics
+    own, metrics = jax.lax.map(one, {name: getattr(state, name) for name in VARIED})
+    return state.replace(step=state.step + 1, **own), metrics
+  return mapped
+
+
+def _axes() -> TrainState:
+  return TrainState(step=None, **dict.fromkeys(VARIED, 0))
+
+
+@dataclasses.dataclass
+class Record:
+  """What is known of the seeds' training so far; saved with each checkpoint.
+
+  Attributes:
+    train: "step" [T]; of each of `SCALARS` and of the router's figures [N][T].
+    eval: "step" [T'], and the measure [N][T'], averaged over the sources.
+    load: "step" [T'']; "layers" [T''][Lm][E]: each expert's share of the assignments of seed 0.
+    diverged: [N]: the first step whose loss or gradient was not finite; None: all were.
+    times: (wall seconds, CPU seconds) of a step of all seeds, over the steps between two looks at the device.
+  """
+
+  train: dict[str, list]
+  eval: dict[str, list]
+  load: dict[str, list]
+  diverged: list[int | None]
+  times: list[list[float]]
+
+  @classmethod
+  def empty(cls, seeds: int) -> Record:
+    return cls({"step": []}, {"step": []}, {"step": [], "layers": []}, [None] * seeds, [])
+
+  def steps(self, done: Sequence[tuple[int, dict[str, np.ndarray]]]) -> None:
+    """Takes the metrics of the steps since the last call."""
+    for n, metrics in done:
+      finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
+      self.diverged = [before if before is not None or good else n
+                       for before, good in zip(self.diverged, finite, strict=True)]
+
+  def point(self, n: int, metrics: dict[str, np.ndarray], maps_every: int) -> None:
+    """Adds those of step `n` to the curves, and the loads once every `maps_every` steps."""
+    self.train["step"].append(n)
+    found = {name: metrics[name] for name in SCALARS}
+    of = {name.removeprefix("moe/"): value for name, value in metrics.items() if name.startswith("moe/")}
+    found |= {name: reduce(of[name], axis=-1) for name, reduce in MOE.items() if name in of}
+    if "load" in of:  # [N, Lm, E]
+      found["load_cv"] = np.std(of["load"] * of["load"].shape[-1], axis=-1).mean(axis=-1)
+      if n // maps_every > (self.load["step"] or [0])[-1] // maps_every:
+        self.load["step"].append(n)
+        self.load["layers"].append(_plain(of["load"][0], 4))
+    _append(self.train, found)
+
+  def evaluated(self, n: int, measure: str, values: Sequence[float]) -> None:
+    self.eval["step"].append(n)
+    _append(self.eval, {measure: values})
+
+
+def train(config, directory: pathlib.Path, seeds: int, together: bool, start: dict[str, Any]) -> dict[str, Any] | None:
+  """Trains until `train.steps`, until no seed is finite, or until a signal; returns the results, None after a signal.
+
+  Raises:
+    ConfigError: as `moe_jax.train`; or the workdir has other seeds.
+  """
+  tokenizer, sources = data.make_tokenizer(config.data.tokenizer), data.make_sources(config.data)
+  size, fingerprints = data.vocab_size(config.data, tokenizer), data.fingerprints(sources)
+  workdir.check_data(directory, fingerprints)
+  mesh = sharding.make_mesh({"data": 1})
+  model = build.model(config, size, mesh)
+  optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
+  rows = config.train.batch_size // config.train.accumulate_steps
+  step = jax.jit(over_seeds(update.make(config, model, optimizer, schedule), together), donate_argnums=0)
+  make = functools.partial(draw, model, optimizer, seeds, config.data.seq_len, rows)
+  evaluator = make_eval(config, model, tokenizer, sources, together)
+  with contextlib.ExitStack() as stack:
+    batches = stack.enter_context(contextlib.closing(data.train_iterator(
+        config.data, tokenizer, sources, config.train.batch_size)))
+    _claim(directory, config, seeds)
+    stack.enter_context(workdir.exclusive(directory))
+    checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints"))
+    record, seconds = Record.empty(seeds), 0.0
+    if checkpoints.latest_step() is None:
+      state = jax.jit(make)()
+    else:
+      place = sharding.replicated(mesh)
+      state, where, meta = checkpoints.restore(jax.tree.map(
+          lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), jax.eval_shape(make)))
+      batches.set_state(where)
+      record, seconds = Record(**meta["record"]), meta["seconds"]
+    workdir.note_start(directory, config, {"data": fingerprints}, start | {"step": int(state.step), "seeds": seeds})
+    interrupt = stack.enter_context(Interrupt())
+    clock = time.monotonic() - seconds
+    state = _steps(config, state, batches, step, evaluator, checkpoints, record, interrupt, clock)
+    seconds = time.monotonic() - clock
+    if interrupt.name:
+      return None
+  return results(config, record, evaluator(state, config.train.eval_batches), size, start | {
+      "seeds": seeds, "steps": int(state.step), "tokens": int(state.step) * config.train.batch_size *
+      config.data.seq_len, "wall_seconds": seconds, "data": fingerprints, "hardware": workdir.hardware(mesh)})
+
+
+def _steps(config, state, batches, step, evaluator, checkpoints, record, interrupt, clock) -> TrainState:
+  """The state after the remaining steps, or those before a signal."""
+  t, measure = config.train, evaluate.MEASURES[config.data.objective][0]
+  maps_every = max(t.log_every, math.ceil(t.steps / MAPS))
+  unread, begun = [], None
+  with tqdm(total=t.steps, initial=int(state.step), unit="step", mininterval=2) as bar:
+    for n in range(int(state.step) + 1, t.steps + 1):
+      due = lambda every, n=n: n % every == 0 or n == t.steps
+      state, metrics = step(state, next(batches))
+      unread.append((n, metrics))
+      bar.update()
+      stop = bool(interrupt.name)
+      if not stop and not any(map(due, (t.log_every, t.eval_every, t.checkpoint_every))):
+        continue
+      unread = [(m, jax.tree.map(np.asarray, metrics)) for m, metrics in unread]  # waits for the device
+      if begun:  # the first steps are mostly compilation
+        record.times.append([(now - then) / len(unread) for now, then in zip(_now(), begun, strict=True)])
+      record.steps(unread)
+      if due(t.log_every):
+        record.point(*unread[-1], maps_every)
+      bar.set_postfix_str("loss " + " ".join(f"{loss:.3f}" for loss in unread[-1][1]["loss"]))
+      if due(t.eval_every):
+        record.evaluated(n, measure, _means(evaluator(state, t.eval_batches), measure))
+      if due(t.checkpoint_every) or stop:
+        checkpoints.save(n, state, batches.get_state(), {"seconds": time.monotonic() - clock,
+                                                         "record": dataclasses.asdict(record)})
+      if stop or all(record.diverged):
+        break
+      unread, begun = [], _now()
+  return state
+
+
+def _now() -> tuple[float, float]:
+  return time.monotonic(), time.process_time()
+
+
+def make_eval(config, model, tokenizer: data.Tokenizer, sources: Sequence[data.Source],
+              together: bool = True) -> Callable[[TrainState, int], list[dict[str, float]]]:
+  """`evaluator(state, batches of each source; 0 = all) -> evaluate.summary of each seed`."""
+  lengths = np.asarray(tokenizer.byte_lengths, np.int32)
+  lengths = np.pad(lengths, (0, data.vocab_size(config.data, tokenizer) - tokenizer.size))
+  rows = config.train.batch_size // config.train.accumulate_steps
+  measure = evaluate.MEASURES[config.data.objective][0]
+
+  @jax.jit
+  def sums(params, router_state, batch, lengths):
+    one = lambda own: eval_step(*own, batch, lengths, model=model)
+    return (jax.vmap(one) if together else functools.partial(jax.lax.map, one))((params, router_state))
+
+  def evaluator(state: TrainState, batches: int) -> list[dict[str, float]]:
+    totals = {}
+    for source in sources:
+      found = [jax.tree.map(lambda x: np.asarray(x, np.float64), sums(state.params, state.router_state, batch, lengths))
+               for batch in data.validation_batches(config.data, tokenizer, source, rows, batches)]
+      totals[source.name] = jax.tree.map(lambda *xs: np.sum(xs, axis=0), *found)  # [N] each
+    count = len(next(iter(totals.values()))["nats"])
+    return [evaluate.summary({name: {key: float(value[i]) for key, value in total.items()}
+                              for name, total in totals.items()}, measure) for i in range(count)]
+  return evaluator
+
+
+def results(config, record: Record, final: Sequence[dict[str, float]], vocab_size: int,
+            facts: dict[str, Any]) -> dict[str, Any]:
+  """What results.json says: the facts, and
+
+    bits_per_byte (or nats_per_target), loss   source -> [N] at the end, on train.eval_batches batches or all of them
+    mean_bits_per_byte (or ...)                [N]: their mean over the sources
+    diverged, train, eval, load                see `Record`; load's "layers" are [Lm][T][E]
+    step_seconds, step_cpu_seconds             of a step of one seed: medians over the run, without evaluations
+
+  and parameters, FLOPs a token, versions and date. None stands for what is not finite.
+  """
+  measure = evaluate.MEASURES[config.data.objective][0]
+  total, activated = build.parameter_counts(config, vocab_size)
+  by_source = {name: {key.removeprefix(f"{name}/"): _plain([seed[key] for seed in final])
+                      for key in final[0] if key.startswith(f"{name}/")} for name in (measure, "loss")}
+  versions = workdir.versions()
+  wall, cpu = (statistics.median(column) / facts["seeds"] for column in zip(*record.times, strict=True)) if (
+      record.times) else (None, None)
+  load = record.load | {"layers": np.swapaxes(np.array(record.load["layers"]), 0, 1).tolist()
+                        if record.load["layers"] else []}
+  return facts | by_source | {
+      f"mean_{measure}": _plain(_means(final, measure)), "diverged": record.diverged, "train": record.train,
+      "eval": record.eval, "load": load, "step_seconds": wall, "step_cpu_seconds": cpu,
+      "parameters": {"total": total, "activated": activated},
+      "flops_per_token": build.flops_per_token(config, vocab_size), "python": versions["python"],
+      "versions": versions["packages"], "commit": versions["commit"], "date": datetime.date.today().isoformat()}
+
+
+def _means(found: Sequence[dict[str, float]], measure: str) -> list[float]:
+  return [statistics.fmean(value for name, value in seed.items() if name.startswith(f"{measure}/")) for seed in found]
+
+
+def _append(curves: dict[str, list], values: dict[str, Sequence[float]]) -> None:
+  """Adds a point to the curve of each seed."""
+  for name, of_seeds in values.items():
+    curves.setdefault(name, [[] for _ in of_seeds])
+    for curve, value in zip(curves[name], _plain(of_seeds), strict=True):
+      curve.append(value)
+
+
+def _plain(value, digits: int = 6):
+  """As JSON can say it: NaN is None."""
+  if isinstance(value, (list, tuple, np.ndarray)):
+    return [_plain(v, digits) for v in value]
+  return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+
+
+def _claim(directory: pathlib.Path, config, seeds: int) -> None:
+  workdir.claim(directory, config)
+  path = directory / "seeds.json"
+  before = workdir.read_json(path)
+  if before not in (None, seeds):
+    raise ConfigError("seeds", seeds, f"the run in {directory} has {before}; give as many, or another --workdir")
+  workdir.write_json(path, seeds)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Does what the command line says; returns the exit code."""
+  return guarded(argv, __doc__, lambda rest: _main(rest, argv))
+
+
+def _main(rest: Sequence[str], argv: Sequence[str]) -> int:
+  given = [arg.partition("=")[2] for arg in rest if arg.startswith("--seeds=")]
+  if len(given) != 1 or not given[0].isdigit() or int(given[0]) < 1:
+    raise ConfigError("seeds", ", ".join(given), "must be given once, the number of seeds, as in --seeds=3")
+  command = parse([arg for arg in rest if arg != "--apart" and not arg.startswith("--seeds=")])
+  build.validate(command.config, 1)
+  workdir.check(command.workdir, command.config)
+  from absl import logging as absl_logging
+  absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is as it should be
+  logging.getLogger("jax").setLevel(logging.WARNING)
+  found = train(command.config, command.workdir, int(given[0]), "--apart" not in rest,
+                {"config": command.path, "command": "python -m experiments.seeds " + shlex.join(argv[1:])})
+  if found is None:
+    print(f"stopped; saved in {command.workdir}; the same command goes on from there", file=sys.stderr)
+    return 0
+  workdir.write_json(command.workdir / "results.json", found)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv))
