@@ -24,7 +24,7 @@ def exchange_bytes(config: ConfigDict) -> float:
   A layer sends its rows of width D twice forward (to the experts and back) and twice backward, and twice more where it
   is recomputed (model.remat). There is one row a slot, filled or not, or one an assignment where nothing is dropped;
   [E, C, D] slots a group of S tokens are what GShard's AllToAll carries (arXiv 2006.16668, Sec. 3.3). Of these bytes a
-  device keeps 1/n where n devices share the experts.
+  device keeps 1/n where n devices share the experts. On TPUs the dispatcher `scatter` sends rows twice more backward.
   """
   m, length = config.model, config.data.seq_len
   of_encoder = sum(has_experts(m)[:encoder_layers(m)])

@@ -10,7 +10,8 @@ splits tokens and experts; what a device of `expert` sends a layer and pass, for
     ragged_all_to_all  2 K T D        dropless, large E; padded to a static worst case where XLA has no ragged one
     all_gather         2 expert T D   dropless, K not far below the size of the axis, or a very uneven load
     grouped            3 E D F        dropless, few experts and many tokens: weights travel, tokens do not
-    scatter, einsum    2 f T D        as all_to_all, but by GSPMD's choice
+    einsum             2 f T D        as all_to_all, but by GSPMD's choice
+    scatter            2 f T D        likewise on CPUs; on TPUs the backward pass sends 4 f T D, see `scatter`
 """
 
 from moe_jax.dispatch.all_gather import all_gather

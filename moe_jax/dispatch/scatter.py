@@ -21,7 +21,9 @@ def scatter(plan: RoutingPlan, x: Float[Array, "G S D"], experts: ExpertFunction
   One gather and one scatter-add of E*C rows a group: each is the other's gradient.
   The experts compute E*C rows a group: f*S with a capacity factor, but E*S if dropless (`capacity` None means C = S),
   E/K times what is needed; use the grouped dispatcher there.
-  On a mesh the buffers go to their experts and back by all-to-alls of GSPMD's; `all_to_all` writes them down.
+  On a mesh the buffers go to their experts and back by all-to-alls of GSPMD's: two forward and two backward. On TPUs
+  GSPMD adds two of the same size around the scatter-add of the tokens' gradient, six in all; `all_to_all` writes its
+  four down.
 
   Args:
     plan: of G groups, [G, A] arrays; overflow included.

@@ -22,6 +22,7 @@ SENDS = {
     "grouped": {"all-gather": 6, "reduce-scatter": 3}}  # weights twice, for the forward and the backward pass
 KERNELS = {"grouped": ["ragged_dot"], "all_gather": ["ragged_dot"],
            "ragged_all_to_all": ["ragged_dot", "ragged_all_to_all"]}
+BUFFERS = 32 * 256 * 4  # bytes of a device's row: f S = 32 slots of width 256 in float32, at f = 1
 SMALL = 8192  # bytes: counts, sums of losses and metrics; tokens and weights have more
 
 
@@ -50,6 +51,8 @@ def test_what_is_sent(dispatcher, tmp_path, monkeypatch):
   for one in found:
     if "/ffn/" in one.op_name and "_logits" not in one.op_name and one.bytes > SMALL:
       sent[one.kind] += one.count
+      if dispatcher in ("einsum", "scatter", "all_to_all"):  # each of them carries the same slots
+        assert one.bytes == BUFFERS, found
   assert sent == SENDS[dispatcher], found
 
 
