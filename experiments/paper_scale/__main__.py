@@ -34,7 +34,6 @@ HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / "results.jsonl"
 KEPT = ("topology", "devices", "mesh", "mode", "tokens", "fits", "memory", "expected", "flops", "roofline", "exchange",
         "paper", "remedies", "versions")  # of a report
-FEW_ARENAS = {"MALLOC_ARENA_MAX": "2"}  # of glibc: ST-MoE's compilation stays below 8 GB, and above without
 
 
 def dry_run(name: str, row: Row, workdir: pathlib.Path, fast: bool) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def dry_run(name: str, row: Row, workdir: pathlib.Path, fast: bool) -> dict[str,
   command = [sys.executable, "-m", "moe_jax.dryrun", *row.arguments(fast), f"--workdir={workdir / name}"]
   start, log = time.monotonic(), workdir / f"{name}.log"
   with open(log, "w") as out:
-    process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | FEW_ARENAS)
+    process = subprocess.Popen(command, stdout=out, stderr=out)
     _, status, used = os.wait4(process.pid, 0)
   process.returncode = os.waitstatus_to_exitcode(status)
   line = {"row": name, "arguments": row.arguments(fast), "seconds": round(time.monotonic() - start),

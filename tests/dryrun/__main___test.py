@@ -1,5 +1,9 @@
 """The command: its flags, its exit codes, its one-sentence errors."""
 
+import ctypes
+import subprocess
+import sys
+
 import canned
 import pytest
 
@@ -68,3 +72,34 @@ def test_where_it_is_written_by_itself(monkeypatch, tmp_path):
   # Catches: a colon or a blank in a folder's name.
   assert command.default_workdir("configs/glam.py:64b_64e", "2 x v4:8x8x16") == "runs/dryrun/glam_64b_64e-2xv4_8x8x16"
   assert page.plain({"a": [float("inf")]}) == {"a": [None]}
+
+
+# Eight threads that hold memory at a time; then malloc_info counts the heaps from which they got it.
+THREADS = """
+import ctypes, sys, threading
+from moe_jax.dryrun import __main__ as command
+libc = ctypes.CDLL(None)
+if sys.argv[1] == "few":
+  command.main(["dryrun", "--help"])
+together = threading.Barrier(8)
+def allocate():
+  kept = bytearray(5000)
+  together.wait()
+  return kept
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+libc.fopen.restype = ctypes.c_void_p
+file = ctypes.c_void_p(libc.fopen(sys.argv[2].encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="a C library without malloc_info")
+def test_threads_share_the_heaps(tmp_path):
+  # Catches: a limit that is never set, set after it counts, or refused by the C library.
+  def heaps(mode):
+    subprocess.run([sys.executable, "-c", THREADS, mode, str(tmp_path / mode)], check=True, capture_output=True)
+    return (tmp_path / mode).read_text().count("<heap nr=")
+  assert heaps("few") <= command.ARENAS < heaps("many")
