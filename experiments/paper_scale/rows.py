@@ -1,8 +1,10 @@
-"""Which models on which machines, each with a mesh on which it fits."""
+"""Which models on which machines, each on its mesh of `moe_jax/dryrun/meshes.py`."""
 
 from __future__ import annotations
 
 import dataclasses
+
+from moe_jax.dryrun import meshes, topology
 
 # Mixtral's and DBRX's batch of 4M tokens in shorter rows: with one of 32,768 tokens a device, the buffers in which
 # dropless experts receive the worst case need 245 to 293 GiB.
@@ -16,14 +18,17 @@ class Row:
   Attributes:
     config: "configs/FILE.py:VARIANT".
     topology: as after `--topology=`.
-    mesh: as after `--mesh=`.
     changes: "KEY=VALUE" as after `--config.`.
   """
 
   config: str
   topology: str
-  mesh: str
   changes: tuple[str, ...] = ()
+
+  @property
+  def mesh(self) -> str:
+    """As after `--mesh=`: what a dry run of this config and machine takes by itself."""
+    return meshes.find(self.config, topology.parse(self.topology))
 
   def arguments(self, fast: bool = True) -> list[str]:
     """Of `python -m moe_jax.dryrun`."""
@@ -36,18 +41,17 @@ class Row:
 
 
 MODELS = {
-    "gshard_600b": Row("configs/gshard.py:600b", "v3:32x32", "expert=2048"),
-    "glam_64b_64e": Row("configs/glam.py:64b_64e", "v4:8x8x16", "fsdp=4,expert=64,tensor=4"),
-    "st_moe_32b": Row("configs/st_moe.py:32b", "v4:4x8x8", "fsdp=4,expert=64"),
-    "switch_c": Row("configs/switch.py:c", "v5p:8x8x8", "expert=512"),
-    "switch_xxl": Row("configs/switch.py:xxl_128e", "v4:4x8x8", "fsdp=2,expert=128"),
-    "expert_choice_8b_64e": Row("configs/expert_choice.py:8b_64e", "v4:8x8x8", "fsdp=8,expert=64"),
-    "mixtral_8x22b": Row("configs/mixtral.py:8x22b", "v5p:4x8x8", "fsdp=32,expert=8", SHORT),
-    "mixtral_8x22b_h100": Row("configs/mixtral.py:8x22b", "h100:32x8", "fsdp=32,expert=8", SHORT),
-    "dbrx": Row("configs/dbrx.py:132b", "v5p:4x8x8", "fsdp=16,expert=16", SHORT),
-    "dbrx_h100": Row("configs/dbrx.py:132b", "h100:32x8", "fsdp=16,expert=16", SHORT),
-    "deepseek_moe_145b": Row("configs/deepseek_moe.py:145b", "v5p:8x8x8", "fsdp=4,expert=128",
-                             ("train.accumulate_steps=9",)),
+    "gshard_600b": Row("configs/gshard.py:600b", "v3:32x32"),
+    "glam_64b_64e": Row("configs/glam.py:64b_64e", "v4:8x8x16"),
+    "st_moe_32b": Row("configs/st_moe.py:32b", "v4:4x8x8"),
+    "switch_c": Row("configs/switch.py:c", "v5p:8x8x8"),
+    "switch_xxl": Row("configs/switch.py:xxl_128e", "v4:4x8x8"),
+    "expert_choice_8b_64e": Row("configs/expert_choice.py:8b_64e", "v4:8x8x8"),
+    "mixtral_8x22b": Row("configs/mixtral.py:8x22b", "v5p:4x8x8", SHORT),
+    "mixtral_8x22b_h100": Row("configs/mixtral.py:8x22b", "h100:32x8", SHORT),
+    "dbrx": Row("configs/dbrx.py:132b", "v5p:4x8x8", SHORT),
+    "dbrx_h100": Row("configs/dbrx.py:132b", "h100:32x8", SHORT),
+    "deepseek_moe_145b": Row("configs/deepseek_moe.py:145b", "v5p:8x8x8", ("train.accumulate_steps=9",)),
 }
 # Name of a model above, which has "all_to_all" -> its rows by dispatcher.
 COMPARED = {name: {dispatcher: name if dispatcher == "all_to_all" else f"{name}_{dispatcher}"

@@ -6,7 +6,8 @@ Nothing is allocated, nothing runs: the compiler of the machine (libtpu, from pi
 needed) gets the shapes of the real model, optimizer and batch. The times are its estimates, not measurements.
 
   --topology=KIND:SHAPE   v2 v3 v4 v5e v5p v6e tpu7x with chips a dimension, or a100 h100 h200 b200 with hosts x GPUs
-  --mesh=AXIS=N,...       devices a mesh axis; those not named get 1, and without --mesh the config's mesh counts
+  --mesh=AXIS=N,...       devices a mesh axis; those not named get 1. Without --mesh a config and machine of
+                          docs/paper_scale.md get the mesh of that page, and others their config.mesh
   --slices=N              that many slices, joined by the data centre's network along the axis data
   --fast                  seconds instead of minutes: memory comes out some 10% lower, cycles are not estimated
   --search                tries meshes, microbatches and recomputation, and ranks those that fit; --search=N compiles N
@@ -62,7 +63,7 @@ def few_arenas() -> None:
 
 
 def _dry_run(argv: Sequence[str]) -> int:
-  from moe_jax.dryrun import page, plan, search, text, topology
+  from moe_jax.dryrun import meshes, page, plan, search, text, topology
   flags, rest = take_flags(argv)
   command = train.parse(rest, workdir=False)
   machine = topology.parse(flags.get("topology"), _whole("slices", flags.get("slices", "1")))
@@ -74,13 +75,17 @@ def _dry_run(argv: Sequence[str]) -> int:
     found = search.search(command.config, command.path, machine, _whole("search", flags["search"] or str(COMPILES)))
     print(search.table(found), page.write_json(workdir / "search.json", found), sep="\n")
     return 0 if any(report["fits"] for report in found) else 1
-  set_mesh(command.config, flags.get("mesh"))
+  said = "mesh" in flags or any(arg.lstrip("-").startswith("config.mesh.") for arg in rest)
+  shipped = None if said else meshes.find(command.path, machine)
+  set_mesh(command.config, flags.get("mesh", shipped))
   report = plan.plan(command.config, command.path, machine, fast)
   print(text.text(report))
+  if shipped:
+    print(f"{'':>10}  The mesh is that of docs/paper_scale.md; --mesh says another.")
   print(f"{'':>10}  {page.write(workdir, report)}")
   if report["fits"]:
     return 0
-  print(f"error: {text.shortage(report)}", file=sys.stderr, flush=True)
+  print(f"error: {text.shortage(report)}; --search ranks what fits", file=sys.stderr, flush=True)
   return 1
 
 

@@ -27,9 +27,11 @@ def remedies(config: Any, mesh: Any, vocab_size: int, expected: Mapping[str, flo
   recomputed = per_row * config.train.batch_size / config.train.accumulate_steps / ideal.batch_shards(sizes)
   if recomputed < 0.9 * activations:
     found.append((activations - recomputed, "--config.model.remat=full"))
-  steps = 2 * config.train.accumulate_steps
-  if config.train.batch_size % (steps * ideal.batch_shards(sizes)) == 0:
-    found.append((activations / 2, f"--config.train.accumulate_steps={steps}"))
+  rows = config.train.batch_size // config.train.accumulate_steps // ideal.batch_shards(sizes)  # of a device at a time
+  parts = next((n for n in range(2, rows + 1) if rows % n == 0), 1)
+  if parts > 1:
+    found.append((activations * (1 - 1 / parts),
+                  f"--config.train.accumulate_steps={parts * config.train.accumulate_steps}"))
   if sizes["data"] > 1:  # copies of weights that data holds
     held = sum(size for kind, size in expected.items() if kind != "activations")
     moved = sizes | {"data": 1, "fsdp": sizes["fsdp"] * sizes["data"]}

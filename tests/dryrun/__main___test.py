@@ -30,12 +30,31 @@ def test_a_plan_that_fits(tmp_path, monkeypatch, capsys):
   assert "matmuls binds" in out and str(tmp_path / "report.html") in out and (tmp_path / "report.json").exists()
 
 
+GLAMS = {"data": 1, "fsdp": 4, "expert": 64, "tensor": 4}  # mesh on v4:8x8x16 in docs/paper_scale.md
+ALL_LEFT = {"data": -1, "fsdp": 1, "expert": 1, "tensor": 1}  # of configs/base.py
+
+
+@pytest.mark.parametrize("arguments, mesh", [
+    (GLAM, GLAMS), ([*GLAM, "--config.model.moe.dispatcher.name=einsum"], GLAMS),
+    ([*GLAM, "--mesh=expert=1024"], ALL_LEFT | {"data": 1, "expert": 1024}),
+    ([*GLAM, "--config.mesh.tensor=2"], ALL_LEFT | {"tensor": 2}), ([*GLAM, "--config.mesh.data=-1"], ALL_LEFT),
+    ([*GLAM, "--slices=2"], ALL_LEFT), ([GLAM[0], "--topology=v4:8x8x8"], ALL_LEFT),
+    (["--config=configs/glam.py:8b_64e", GLAM[1]], ALL_LEFT)])
+def test_which_mesh(tmp_path, monkeypatch, capsys, arguments, mesh):
+  # Catches: a pod's worth of copies of the whole model where a mesh is known that fits; that mesh in place of what the
+  # command says, or on another machine, or unsaid.
+  seen = []
+  monkeypatch.setattr(plan, "plan", lambda config, *rest: seen.append(dict(config.mesh)) or canned.report())
+  assert command.main(["dryrun", *arguments, f"--workdir={tmp_path}"]) == 0 and seen == [mesh]
+  assert ("mesh is that of docs/paper_scale.md" in capsys.readouterr().out) == (mesh == GLAMS)
+
+
 def test_one_that_does_not_is_one_sentence_and_code_1(tmp_path, monkeypatch, capsys):
   # Catches: success reported of a run that would die.
   monkeypatch.setattr(plan, "plan", lambda *arguments: canned.too_large())
   assert command.main(["dryrun", *GLAM, f"--workdir={tmp_path}"]) == 1
   err = capsys.readouterr().err
-  assert err.startswith("error: does not fit; needs 40.00 GiB") and err.count("\n") == 1
+  assert err.startswith("error: does not fit; needs 40.00 GiB") and "--search" in err and err.count("\n") == 1
 
 
 def test_a_search(tmp_path, monkeypatch, capsys):

@@ -28,6 +28,14 @@ def test_the_most_effective_first(tmp_path):
   assert "(about 50 GiB less)" in said[1] and "(about 15 GiB less)" in said[2]
 
 
+def test_the_fewest_microbatches_that_divide_the_rows(tmp_path):
+  # Nine rows a device: in three parts, which save two thirds. Catches: only halves, which nine rows do not have.
+  config = tiny.config(tmp_path, train__batch_size=9 * 4 * 2, train__accumulate_steps=2, model__remat="full")
+  held = {"weights": 1.0 * GIB, "gradients": 1.0 * GIB, "optimizer state": 1.0 * GIB, "activations": 30.0 * GIB}
+  said = found(config, {"data": 1, "fsdp": 2, "expert": 2, "tensor": 1}, held)
+  assert "--config.train.accumulate_steps=6 (about 20 GiB less)" in said
+
+
 def test_what_does_not_help_is_not_proposed(tmp_path):
   # Catches: remat=full where it is on, microbatches below one row a device, a mesh that is there already.
   config = tiny.config(tmp_path, train__batch_size=2, model__remat="full")

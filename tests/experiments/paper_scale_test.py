@@ -10,7 +10,7 @@ from experiments.paper_scale import __main__ as command
 from experiments.paper_scale import page, rows
 from moe_jax import build, train
 from moe_jax.dryrun import __main__ as dryrun
-from moe_jax.dryrun import topology
+from moe_jax.dryrun import meshes, topology
 
 pytestmark = pytest.mark.smoke
 
@@ -24,6 +24,12 @@ def test_rows_suit_their_machines(name):
   dryrun.set_mesh(config, flags["mesh"])
   build.validate(config, machine.num_devices)
   assert math.prod(config.mesh.values()) == machine.num_devices
+
+
+def test_each_shipped_mesh_has_a_row():
+  # Catches: a mesh that a dry run takes by itself and that nobody has compiled.
+  compiled = {(row.config.removeprefix("configs/").replace(".py", ""), row.topology) for row in rows.MODELS.values()}
+  assert compiled == set(meshes.MESHES)
 
 
 def line(name, **changes):
