@@ -42,15 +42,17 @@ class Row:
     config: "configs/FILE.py" or "configs/FILE.py:VARIANT".
     overrides: dotted key -> value, as after `--config.` on the command line.
     seeds: how many are trained together by `experiments.seeds`; 0: the config's, by `moe_jax.train`.
+    apart: the seeds take turns in each step, with --apart.
   """
 
   config: str
   overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   seeds: int = 0
+  apart: bool = False
 
   def arguments(self) -> list[str]:
     """Of the program, without the workdir: what makes two runs the same."""
-    seeds = [f"--seeds={self.seeds}"] if self.seeds else []
+    seeds = [f"--seeds={self.seeds}"] * bool(self.seeds) + ["--apart"] * self.apart
     return [f"--config={self.config}", *(f"--config.{key}={value}" for key, value in self.overrides.items()), *seeds]
 
   @property

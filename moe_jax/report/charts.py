@@ -17,13 +17,17 @@ _TOP, _BOTTOM, _LEFT = 10, 40, 50
 
 
 class Line(NamedTuple):
-  """A line of a chart. `faint` lines are drawn thin and pale and are not in the legend."""
+  """A line of a chart, or a point where T = 1.
+
+  `faint` lines are drawn thin and pale and are not in the legend. `band`: (low [T], high [T]), shaded around the line.
+  """
 
   label: str
   x: Float[np.ndarray, "T"]
   y: Float[np.ndarray, "T"]
   colour: str
   faint: bool = False
+  band: tuple[Float[np.ndarray, "T"], Float[np.ndarray, "T"]] | None = None
 
 
 class Level(NamedTuple):
@@ -58,28 +62,40 @@ def line_chart(title: str, lines: Sequence[Line], *, levels: Sequence[Level] = (
   warning = f'<p class="warn">{lost} values not finite{" or not positive" if log else ""}</p>' if lost else ""
   legend = "".join(f'<span><b style="background:{line.colour}"></b>{html.escape(line.label)}</span>'
                    for line in lines if not line.faint) if sum(not line.faint for line in lines) > 1 else ""
-  body = _axes(inner, xs, ys, log, x_label) + _levels(levels, inner, ys, log) + _plot(lines, inner, xs, ys, log)
+  body = _axes(inner, xs, ys, log, x_label) + _levels(levels, inner, ys, log)
+  body += _plot(lines, inner, xs, ys, log, x_label)
   return (f'<figure><figcaption>{html.escape(title)}</figcaption>{_note(note)}{warning}'
           f'{f"<div class=legend>{legend}</div>" if legend else ""}'
           f"{_svg(title, width, height, body)}</figure>")
 
 
 def line_file(title: str, lines: Sequence[Line], *, log: bool = False, width: int = 640, height: int = 300,
-              x_label: str = "step") -> str:
-  """The same lines as an SVG file of its own, for a README: on white, with title and legend in it."""
+              x_label: str = "step", y_label: str = "", top: float = math.inf, beside: bool = False) -> str:
+  """The same lines as an SVG file of its own, for a README: on white, with title and legend in it.
+
+  Args:
+    lines: as of `line_chart`.
+    top: as of `line_chart`.
+    beside: each label stands beside the last point of its line, and there is no legend.
+  """
   inner = (width - _LEFT - 16, height - _TOP - _BOTTOM)
-  xs, ys = _range([line.x for line in lines] + [np.zeros(1)]), _y_range(lines, (), math.inf, None, log)
-  body = _axes(inner, xs, ys, log, x_label) + _plot(lines, inner, xs, ys, log)
-  columns, head, row = 3, 24, 18  # of the legend; px
-  for i, line in enumerate(lines):
+  xs, ys = _range([line.x for line in lines] + [np.zeros(1)]), _y_range(lines, (), top, None, log)
+  body = _axes(inner, xs, ys, log, x_label) + _plot(lines, inner, xs, ys, log, x_label)
+  columns, head, row, side = 3, 24, 18, 14 if y_label else 0  # of the legend, the title and y's label; px
+  if y_label:
+    body += (f'<text transform="translate(-2 {_TOP + inner[1] / 2:g}) rotate(-90)" text-anchor="middle">'
+             f'{html.escape(y_label)}</text>')
+  for i, line in enumerate(() if beside else lines):
     x, y = _LEFT + i % columns * inner[0] / columns, height + 10 + i // columns * row
     body += f'<path d="M{x:.1f} {y}h16" stroke="{line.colour}" stroke-width="4"/>'
     body += f'<text x="{x + 21:.1f}" y="{y + 4}">{html.escape(line.label)}</text>'
-  total = head + height + 6 + row * math.ceil(len(lines) / columns)
-  return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" width="{width}" height="{total}">'
+  body += _names(lines, inner, xs, ys, log) if beside else ""
+  wide, total = width + side, head + height + 6 + (0 if beside else row * math.ceil(len(lines) / columns))
+  return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {total}" width="{wide}" height="{total}">'
           '<style>text{font:12px sans-serif;fill:#333}.grid{stroke:#e6e6e6}.axis{stroke:#888;fill:none}</style>'
-          f'<rect width="{width}" height="{total}" fill="#fff"/><text x="{_LEFT}" y="17" style="font-weight:bold">'
-          f'{html.escape(title)}</text><g transform="translate(0 {head})">{body}</g></svg>\n')
+          f'<rect width="{wide}" height="{total}" fill="#fff"/><text x="{_LEFT + side}" y="17" '
+          f'style="font-weight:bold">{html.escape(title)}</text><g transform="translate({side} {head})">{body}</g>'
+          '</svg>\n')
 
 
 def load_map(title: str, steps: Float[np.ndarray, "T"], load: Float[np.ndarray, "T E"], *, width: int = 540,
@@ -120,7 +136,8 @@ def _range(values: Sequence[np.ndarray]) -> tuple[float, float]:
 
 def _y_range(lines, levels, top, bottom, log) -> tuple[float, float]:
   """Of the data and the levels, with a margin."""
-  low, high = _range([line.y for line in lines] + [np.array([level.y for level in levels])])
+  bands = [edge for line in lines for edge in line.band or ()]
+  low, high = _range([line.y for line in lines] + bands + [np.array([level.y for level in levels])])
   if top > low:
     high = min(high, top)
   if log:
@@ -137,12 +154,14 @@ def _scale(value, low: float, high: float, log: bool = False):
   return (value - low) / (high - low)
 
 
-def _plot(lines, inner, xs, ys, log) -> str:
+def _plot(lines, inner, xs, ys, log, x_label) -> str:
   """The lines, cut off at the plot's edges by a nested SVG."""
   width, height = inner
   body = ""
   for line in lines:
     x, y = width * _scale(line.x, *xs), height * (1 - _scale(line.y, *ys, log=log))
+    if line.band:
+      body += _band(x, [height * (1 - _scale(edge, *ys, log=log)) for edge in line.band], line.colour)
     path, pen = [], False
     for a, b in zip(x.tolist(), y.tolist(), strict=True):
       drawn = math.isfinite(a) and math.isfinite(b)
@@ -153,11 +172,47 @@ def _plot(lines, inner, xs, ys, log) -> str:
     body += f'<path d="{"".join(path)}" fill="none" stroke="{line.colour}" {style} stroke-linejoin="round"/>'
     if np.isfinite(y).sum() <= 30 and not line.faint:
       body += "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.6" fill="{line.colour}"><title>'
-                      f'{html.escape(line.label)}: {value:.4g} at step {step:g}</title></circle>'
+                      f'{html.escape(line.label)}: {value:.4g} at {x_label} {step:g}</title></circle>'
                       for a, b, value, step in zip(x.tolist(), y.tolist(), line.y, line.x, strict=True)
                       if math.isfinite(b) and -9 <= b <= height + 9)
   return (f'<svg x="{_LEFT}" y="{_TOP - 3}" width="{width + 3}" height="{height + 6}" '
           f'viewBox="0 -3 {width + 3} {height + 6}">{body}</svg>')
+
+
+def _band(x, edges, colour: str) -> str:
+  """The area between two edges, of the points where both are finite; a vertical bar where there is one point."""
+  drawn = np.isfinite(edges[0]) & np.isfinite(edges[1])
+  low, high = (np.clip(edge[drawn], -9999, 9999).tolist() for edge in edges)
+  x = x[drawn].tolist()
+  if len(x) == 1:
+    return f'<path d="M{x[0]:.1f} {low[0]:.1f}V{high[0]:.1f}" stroke="{colour}" stroke-width="1.2"/>'
+  around = [*zip(x, high, strict=True), *zip(x[::-1], low[::-1], strict=True)]
+  return f'<path d="M{"L".join(f"{a:.1f} {b:.1f}" for a, b in around)}Z" fill="{colour}" opacity=".15"/>'
+
+
+def _names(lines, inner, xs, ys, log) -> str:
+  """Each line's label beside its last finite point, moved down where it would lie on another's."""
+  width, height = inner
+  ends = []
+  for line in lines:
+    for i in np.flatnonzero(np.isfinite(line.y))[-1:]:
+      y = _TOP + height * (1 - float(_scale(line.y[i], *ys, log=log)))
+      ends.append((y, _LEFT + width * float(_scale(line.x[i], *xs)), line))
+  body, taken = "", []  # taken: (left, right, y) of the labels so far, from above
+  for y, x, line in sorted(ends, key=lambda end: end[:2]):
+    room = 7.2 * len(line.label)
+    right = x + 8 + room < _LEFT + width  # of its point
+    left, spot = (x + 8 if right else x - 8 - room), y
+    for other_left, other_right, other in sorted(taken, key=lambda label: label[2]):
+      if other_left < left + room and left < other_right and abs(spot - other) < _FONT + 1:
+        spot = other + _FONT + 1
+    taken.append((left, left + room, spot))
+    at = x + 8 if right else x - 8
+    if spot != y:
+      body += f'<path d="M{x:.1f} {y:.1f}L{at:.1f} {spot:.1f}" class="axis"/>'
+    body += (f'<text x="{at:.1f}" y="{spot + 4:.1f}" text-anchor="{"start" if right else "end"}" '
+             f'style="fill:{line.colour}">{html.escape(line.label)}</text>')
+  return body
 
 
 def _levels(levels, inner, ys, log) -> str:

@@ -83,3 +83,27 @@ def test_a_chart_as_a_file():
   texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
   assert {"a < b", "one & two", "three", "step"} <= set(texts) and len(points(made)) == 2
   assert root.attrib["viewBox"].split()[3] == root.attrib["height"] and "class=\"level\"" not in made
+
+
+def test_a_band_lies_around_its_line_and_in_the_plot():
+  # Catches: a range of y that leaves the band out, edges joined crosswise, nan in a path.
+  edges = np.array([0.0, np.nan, 1.0]), np.array([2.0, 4.0, 9.0])
+  made = line_file("t", [line(1, 3, 2)._replace(band=edges)], y_label="bits")
+  (stroke,), = points(made)
+  around = re.search(r'd="M([^"]*)Z" fill="#0072b2" opacity', made)[1]
+  first, last, last_low, first_low = [tuple(map(float, p.split())) for p in around.split("L")]
+  assert first[0] == first_low[0] == stroke[0][0] and last[0] == last_low[0] == stroke[2][0]
+  assert first[1] < stroke[0][1] < first_low[1] and 0 <= last[1] < stroke[2][1] < last_low[1]
+  assert "nan" not in made and ">bits</text>" in made
+
+
+def test_a_point_has_a_bar_and_its_name_beside_it():
+  # Catches: a point without its error, names that lie on each other or outside the picture, a legend as well.
+  def point(label, x, y):
+    return Line(label, np.array([x]), np.array([y]), "#0072b2", band=(np.array([y - 1]), np.array([y + 1])))
+  made = line_file("t", [point("first", 5.0, 3.0), point("second", 5.1, 3.01), point("third", 9.0, 3.0)], beside=True)
+  assert made.count("<circle") == 3 and 'stroke-width="4"' not in made
+  assert len(re.findall(r'd="M[\d.]+ [\d.]+V[\d.]+" stroke="#0072b2"', made)) == 3
+  at = {name: (float(x), float(y), anchor) for x, y, anchor, name in re.findall(
+      r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)" style="fill:#0072b2">(\w+)<', made)}
+  assert abs(at["first"][1] - at["second"][1]) >= 12 and at["third"][2] == "end" and at["third"][0] < 640

@@ -1,0 +1,175 @@
+"""README, table.csv and table.json of a scale, made from its results.jsonl."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import pathlib
+from typing import Any
+
+from experiments import sweep
+from experiments.compare_routers import figures, measures, study
+
+HERE = pathlib.Path(__file__).resolve().parent
+FOLDERS = {"desk": HERE, "gpu": HERE / "gpu"}  # of each scale's results, tables and figures
+RESULTS = "results.jsonl"
+BEGIN, END = "<!-- table:compare_routers -->\n", "\n<!-- /table:compare_routers -->"
+NONE = "The study has not been run to its end yet: there is no line of results."
+
+Summary = dict[str, dict[str, Any]]
+
+
+def write(scale: str) -> None:
+  """Renews the README's tables, table.csv, table.json and the figures of a scale."""
+  folder = FOLDERS[scale]
+  lines = ordered(sweep.load(folder / RESULTS), scale)
+  readme = folder / "README.md"
+  readme.write_text(replace(readme.read_text(), text(lines, scale)))
+  if lines:
+    found = measures.summary(lines)
+    (folder / "table.csv").write_text(as_csv(found))
+    (folder / "table.json").write_text(as_json(lines, found))
+    figures.write(lines, folder)
+
+
+def ordered(lines: measures.Lines, scale: str) -> measures.Lines:
+  """The lines in the order of the study's rows."""
+  return {name: lines[name] for name in study.rows(scale) if name in lines}
+
+
+def replace(readme: str, made: str) -> str:
+  """`readme` with what lies between the markers made anew."""
+  head, rest = readme.split(BEGIN)
+  return head + BEGIN + made + END + rest.split(END.lstrip(), 1)[1]
+
+
+def as_csv(found: Summary) -> str:
+  """A line a row; empty where there is no figure."""
+  made = io.StringIO()
+  writer = csv.DictWriter(made, ["row", *next(iter(found.values()))], lineterminator="\n")
+  writer.writeheader()
+  for name, row in found.items():
+    writer.writerow({"row": name} | {key: _short(value) for key, value in row.items()})
+  return made.getvalue()
+
+
+def as_json(lines: measures.Lines, found: Summary) -> str:
+  """{"rows": row -> figures, "pairs": [{"row", "minus", "mean", "se", "exceeds_seeds_spread"}]}."""
+  pairs = [{"row": a, "minus": b, "mean": _short(d.mean), "se": _short(d.error), "exceeds_seeds_spread": d.exceeds}
+           for (a, b), d in measures.pairs(lines).items()]
+  rows = {name: {key: _short(value) for key, value in row.items()} for name, row in found.items()}
+  return ('{"rows": {\n' + ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()) +
+          '\n},\n"pairs": [\n' + ",\n".join(f" {json.dumps(pair)}" for pair in pairs) + "\n]}\n")
+
+
+def text(lines: measures.Lines, scale: str) -> str:
+  """The Markdown: quality, routing and cost of each row; who is told apart from whom; how it was run."""
+  if not lines:
+    return NONE
+  found, missing = measures.summary(lines), [name for name in study.rows(scale) if name not in lines]
+  said = [f"**The study has not been run to its end yet: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
+          "missing.**"] if missing else []
+  pictures = "\n".join(f"![{shown}]({name})" for name, shown in figures.FILES.items())
+  return "\n\n".join([*said, quality(found), routing(found), cost(found), against_dense(found), matrix(lines),
+                      about(lines), pictures])
+
+
+def quality(found: Summary) -> str:
+  head = ("", "bits per byte", "minus dense", "steps to dense's loss", "minutes to it", "finite seeds", "largest logit")
+  rows = []
+  for name, row in found.items():
+    bold = "**" if row["exceeds_seeds_spread"] else ""
+    minutes = row["seconds_to_dense"] and row["seconds_to_dense"] / 60
+    rows.append([_name(name), _pair(row["bits_per_byte"], row["bits_per_byte_se"], ".3f"),
+                 bold + _pair(row["minus_dense"], row["minus_dense_se"], "+.3f") + bold,
+                 _number(row["steps_to_dense"], ".0f"), _number(minutes, ".1f"),
+                 f"{row['finite_seeds']}/{row['seeds']}", _number(row["logit_max"], ".1f")])
+  marks = "; ".join(f"{mark} {words}" for mark, words in study.MARKS.items())
+  return _markdown(head, rows) + f"\n\n{marks}."
+
+
+def routing(found: Summary) -> str:
+  head = ("", "a token visits", "assignments dropped", "tokens without expert", "load CV", "router entropy", "ln E")
+  rows = []
+  for name, row in found.items():
+    if group := study.group_of(name):
+      rows.append([_name(name), group.title, _number(row["drop_rate"], ".1%"), _number(row["dropped_tokens"], ".1%"),
+                   _number(row["load_cv"], ".2f"), _number(row["router_entropy"], ".2f"),
+                   _number(row["ln_experts"], ".2f")])
+  return _markdown(head, rows)
+
+
+def cost(found: Summary) -> str:
+  head = ("", "step, ms", "over dense", "CPU of a step, ms", "over dense", "parameters", "activated", "FLOPs a token")
+  rows = [[_name(name), _number(row["step_ms"], ".0f"), _number(row["step_over_dense"], ".2f"),
+           _number(row["step_cpu_ms"], ".0f"), _number(row["step_cpu_over_dense"], ".2f"),
+           _number(row["parameters"], ",d"), _number(row["activated_parameters"], ",d"),
+           _number(row["flops_per_token"], ",.0f")] for name, row in found.items()]
+  return _markdown(head, rows)
+
+
+def against_dense(found: Summary) -> str:
+  """Three lists: who is ahead of the dense twin by more than the seeds' spread, who behind, who neither."""
+  routed = {name: row for name, row in found.items() if row["minus_dense"] is not None}
+  told = {name: row for name, row in routed.items() if row["exceeds_seeds_spread"]}
+  parts = {"Below the dense twin by more than the seeds' spread": [n for n in told if told[n]["minus_dense"] < 0],
+           "above it by more": [n for n in told if told[n]["minus_dense"] > 0],
+           "not told apart from it": [n for n in routed if n not in told]}
+  return "; ".join(f"{what}: {', '.join(f'`{n}`' for n in names) or 'none'}" for what, names in parts.items()) + "."
+
+
+def matrix(lines: measures.Lines) -> str:
+  """Row minus column in thousandths of a bit; bold where it exceeds the seeds' spread."""
+  found, names = measures.pairs(lines), list(lines)
+  rows = []
+  for i, name in enumerate(names[1:], 1):
+    cells = [found[other, name] for other in names[:i]]
+    rows.append([f"`{name}`", *(_thousandths(cell) for cell in cells), *[""] * (len(names) - 1 - i)])
+  exceed = [pair for pair in found.values() if pair.exceeds]
+  strict = sum(pair.errors > measures.T_5_PERCENT for pair in exceed)
+  said = (f"Row minus column, thousandths of a bit per byte, ± paired standard error; **bold** exceeds the seeds' "
+          f"spread: {len(exceed)} of {len(found)} pairs, {strict} of them also by {measures.T_5_PERCENT} standard "
+          "errors.")
+  return _markdown(("", *(f"`{name}`" for name in names[:-1])), rows) + "\n\n" + said
+
+
+def about(lines: measures.Lines) -> str:
+  """How it was run: what all lines share, and the time of all."""
+  ran = [line for line in lines.values() if "wall_seconds" in line]
+  if not ran:
+    return "Every seed of every row diverged."
+  first, last = ran[0], max(line["date"] for line in ran)
+  versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax"))
+  return (f"{first['seeds']} seeds; {first['steps']} steps of {first['tokens'] // first['steps']} tokens. "
+          f"{sum(line['wall_seconds'] for line in ran) / 60:.0f} minutes in all. {last}, Python {first['python']}, "
+          f"{versions}, {first['hardware']}.")
+
+
+def _name(name: str) -> str:
+  return f"`{name}`{study.SEES.get(name, '')}"
+
+
+def _thousandths(cell: measures.Difference) -> str:
+  if cell.mean is None:
+    return "–"
+  bold = "**" if cell.exceeds else ""
+  return bold + _pair(-1000 * cell.mean, cell.error and 1000 * cell.error, "+.0f") + bold
+
+
+def _pair(mean: float | None, error: float | None, form: str) -> str:
+  return _number(mean, form) + (f" ± {error:{form.lstrip('+')}}" if error is not None else "")
+
+
+def _number(value: float | None, form: str) -> str:
+  return "–" if value is None else f"{value:{form}}"
+
+
+def _short(value):
+  """Six significant digits."""
+  return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _markdown(head, rows: list[list[str]]) -> str:
+  lines = [list(head), ["---"] + ["---:"] * (len(head) - 1), *rows]
+  return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
