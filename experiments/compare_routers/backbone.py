@@ -13,10 +13,10 @@ EXPERTS = 16
 
 
 def desk():
-  """Half as wide as configs/quickstart.py, with its training: four layers of width 64, 600 steps of 2048 bytes."""
+  """Half as wide as configs/quickstart.py, with its training: four layers of width 64, 400 steps of 2048 bytes."""
   c = quickstart.get_config()
   c.model.update({"d_model": 64, "d_ff": 192, "head_dim": 16})
-  c.train.update({"steps": 600, "log_every": 20, "eval_every": 50, "eval_batches": 12, "checkpoint_every": 100})
+  c.train.update({"steps": 400, "log_every": 20, "eval_every": 50, "eval_batches": 12, "checkpoint_every": 100})
   c.report.compare = ""
   return c
 

@@ -47,14 +47,15 @@ def quality_by_time(lines: measures.Lines) -> str:
   """A point a row: bits per byte, ± standard error, over the time of a step."""
   points = []
   for name, line in lines.items():
-    own, seconds, group = measures.bits(line), line.get("step_seconds"), study.group_of(name)
+    own, seconds, group = measures.bits(line), measures.seconds_a_step(line), study.group_of(name)
     if own.mean is not None and seconds:
       edges = tuple(np.array([own.mean + sign * (own.error or 0.0)]) for sign in (-1, 1))
       colour = series_colour(study.GROUPS.index(group)) if group else DENSE_COLOUR
       points.append(Line(name + study.SEES.get(name, ""), np.array([1000 * seconds]), np.array([own.mean]), colour,
                          band=edges))
   return line_file("Quality and time of each router: mean over seeds ± standard error", points, width=760, height=440,
-                   x_label="step of one seed, ms of wall clock", y_label="validation, bits per byte", beside=True)
+                   x_label="step of one seed, ms (CPU time on a CPU)", y_label="validation, bits per byte",
+                   beside=True)
 
 
 def loads(lines: measures.Lines) -> str:

@@ -125,11 +125,16 @@ def summary(lines: Lines) -> dict[str, dict[str, Any]]:
           for name, line in lines.items()}
 
 
+def seconds_a_step(line: Mapping[str, Any]) -> float | None:
+  """Of one seed: CPU time where a CPU computed, whose cores other work may have shared; elsewhere wall time."""
+  return line.get("step_cpu_seconds" if "cpu" in line.get("hardware", "") else "step_seconds")
+
+
 def _quality(line, dense, target) -> dict[str, Any]:
   own = bits(line)
   against = difference(line, dense) if dense and line is not dense else None
   steps = steps_to(line, target) if target is not None else None
-  seconds = line.get("step_seconds")
+  seconds = seconds_a_step(line)
   return {"bits_per_byte": own.mean, "bits_per_byte_se": own.error,
           "minus_dense": against and against.mean, "minus_dense_se": against and against.error,
           "exceeds_seeds_spread": against and against.exceeds,
@@ -147,11 +152,10 @@ def _routing(name: str, line) -> dict[str, Any]:
 
 
 def _cost(line, dense) -> dict[str, Any]:
-  found = {}
-  for key, short in (("step_seconds", "step_ms"), ("step_cpu_seconds", "step_cpu_ms")):
-    own, other = line.get(key), dense.get(key) if dense else None
-    found[short] = 1000 * own if own else None
-    found[short.replace("ms", "over_dense")] = own / other if own and other else None
+  own, other = seconds_a_step(line), seconds_a_step(dense) if dense else None
+  found = {short: 1000 * line[key] if line.get(key) else None
+           for key, short in (("step_seconds", "step_ms"), ("step_cpu_seconds", "step_cpu_ms"))}
+  found["step_over_dense"] = own / other if own and other else None
   counts = line.get("parameters", {})
   return found | {"parameters": counts.get("total"), "activated_parameters": counts.get("activated"),
                   "flops_per_token": line.get("flops_per_token")}

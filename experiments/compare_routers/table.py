@@ -101,9 +101,9 @@ def routing(found: Summary) -> str:
 
 
 def cost(found: Summary) -> str:
-  head = ("", "step, ms", "over dense", "CPU of a step, ms", "over dense", "parameters", "activated", "FLOPs a token")
-  rows = [[_name(name), _number(row["step_ms"], ".0f"), _number(row["step_over_dense"], ".2f"),
-           _number(row["step_cpu_ms"], ".0f"), _number(row["step_cpu_over_dense"], ".2f"),
+  head = ("", "step, ms", "CPU of a step, ms", "over dense", "parameters", "activated", "FLOPs a token")
+  rows = [[_name(name), _number(row["step_ms"], ".0f"), _number(row["step_cpu_ms"], ".0f"),
+           _number(row["step_over_dense"], ".2f"),
            _number(row["parameters"], ",d"), _number(row["activated_parameters"], ",d"),
            _number(row["flops_per_token"], ",.0f")] for name, row in found.items()]
   return _markdown(head, rows)

@@ -163,21 +163,28 @@ def lines():
 
 
 def test_a_summary_by_hand():
-  # Mixtral's mean curve goes from 2.95 to 1.95 and is at 2.1 after 0.85 of the way: step 18.5, at 0.2 s a step. Of five
-  # logged steps the last is a fifth. Catches: rates of the start of training, logits of the end only, entropy of a
-  # router that reads no logits, times that are not divided by dense's.
+  # Mixtral's mean curve goes from 2.95 to 1.95 and is at 2.1 after 0.85 of the way: step 18.5, at 0.4 s of CPU a step.
+  # Of five logged steps the last is a fifth. Catches: rates of the start of training, logits of the end only, entropy
+  # of a router that reads no logits, times that are not divided by dense's.
   found = measures.summary(lines())
   row = found["mixtral"]
   assert row["minus_dense"] == pytest.approx(-0.15) and row["minus_dense_se"] == pytest.approx(0.05)
   assert row["exceeds_seeds_spread"] and row["steps_to_dense"] == pytest.approx(18.5)
-  assert row["seconds_to_dense"] == pytest.approx(3.7) and row["step_ms"] == pytest.approx(200)
-  assert row["step_over_dense"] == row["step_cpu_over_dense"] == pytest.approx(2) and row["logit_max"] == 30.5
+  assert row["seconds_to_dense"] == pytest.approx(7.4) and row["step_ms"] == pytest.approx(200)
+  assert row["step_cpu_ms"] == pytest.approx(400) and row["step_over_dense"] == pytest.approx(2)
+  assert row["logit_max"] == 30.5
   assert (row["drop_rate"], row["dropped_tokens"], row["load_cv"], row["router_entropy"]) == (0.25, 0.125, 0.5, 2.0)
   assert row["ln_experts"] == pytest.approx(2.7726, abs=1e-4)
   assert found["hash"]["finite_seeds"] == 2 and found["hash"]["router_entropy"] is None
   assert found["hash"]["steps_to_dense"] is None and found["hash"]["minus_dense"] == pytest.approx(0.4)
   assert found["random"]["bits_per_byte"] is None and found["random"]["finite_seeds"] == 0
   assert found["dense"]["minus_dense"] is None and found["dense"]["steps_to_dense"] == 20
+
+
+def test_the_clock_is_that_of_the_hardware():
+  # Catches: CPU time of the process that only feeds a GPU; wall time of a core that others took.
+  assert measures.seconds_a_step(line((2.0,), seconds=0.1)) == pytest.approx(0.2)
+  assert measures.seconds_a_step(line((2.0,), seconds=0.1, hardware="1 x NVIDIA H200")) == pytest.approx(0.1)
 
 
 def test_without_dense_nothing_is_compared_with_it():
@@ -201,7 +208,7 @@ def test_the_text_by_hand():
   assert "| `mixtral` | 1.950 ± 0.029 | **-0.150 ± 0.050** | 18 | 0.1 | 3/3 | 30.5 |" in made
   assert "| `random` | – | – | – | – | 0/3 | – |" in made
   assert "| `mixtral` | 2 of 16, half as wide | 25.0% | 12.5% | 0.50 | 2.00 | 2.77 |" in made
-  assert "| `mixtral` | 200 | 2.00 | 400 | 2.00 | 1,500 | 900 | 5,000 |" in made
+  assert "| `mixtral` | 200 | 400 | 2.00 | 1,500 | 900 | 5,000 |" in made
   assert "Below the dense twin by more than the seeds' spread: `mixtral`; above it by more: none; " in made
   assert "| `mixtral` | **-150 ± 50** | – | -575 ± 25 |" in made
   assert "1 of 6 pairs, 0 of them also by 4.303" in made
