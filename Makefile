@@ -21,7 +21,7 @@ test-all: venv $(LIBTPU)/asked  ## those, and a step of every variant of every p
 test-reference: .venv-reference/installed  ## routers against published implementations: downloads torch (gigabytes)
 	.venv-reference/bin/python -m pytest -m reference
 
-demo-multiprocess: venv  ## the quickstart's first steps on 1, 2 and 4 processes of this machine, and a checkpoint that changes hands
+demo-multiprocess: venv  ## the quickstart's first steps on 1, 2 and 4 processes of this machine, a checkpoint that changes hands, a process that is killed
 	$(BIN)/python -m experiments.multiprocess
 
 paper-scale: .venv-dryrun/installed  ## docs/paper_scale.md: the papers' models compiled for machines of the papers' size

@@ -6,16 +6,21 @@ in the environment they find each other; elsewhere `--distributed=HOST:PORT,PROC
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
+import subprocess
 import sys
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Iterator, Mapping
 
 from moe_jax.errors import ConfigError
 
 DETECT = "detect"  # the flag's default: join where the environment tells of several processes
 HEARTBEAT_SECONDS = 20  # without a sign of life, after which a process counts as dead and the others end
 JOIN_SECONDS = 300  # for all processes to come
+_LAST_WORDS = ("error: this process was killed, or ended because another one is gone; the same command in all "
+               "processes goes on from the last checkpoint")
+_SPEAKER = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
 
 
 def initialize(how: str, environ: Mapping[str, str] = os.environ) -> None:
@@ -32,6 +37,7 @@ def initialize(how: str, environ: Mapping[str, str] = os.environ) -> None:
   if how == "off" or how == DETECT and not several(environ):
     return
   given = {} if how in (DETECT, "auto") else explicit(how)
+  _leave_last_words()
   import jax  # not at the top: a mistake on the command line is told before JAX is loaded
   try:
     jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
@@ -68,11 +74,33 @@ def explicit(how: str) -> dict[str, str | int]:
   return {"coordinator_address": address, "num_processes": processes, "process_id": index}
 
 
-def abandoned(error: Exception) -> NoReturn:
-  """Ends this process at once because another one is gone: nobody is left who could agree on a last checkpoint."""
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """Ends this process at once where its body fails for want of another one; does nothing else.
+
+  Outside of it stands what would wait for the others, such as a checkpoint that is being saved.
+  """
   import jax
-  last = str(error).strip().splitlines()[0]
-  print(f"error: process {jax.process_index()} of {jax.process_count()} lost another one ({last}); end the others and "
-        "start all of them again with the same command: they go on from the last checkpoint", file=sys.stderr,
-        flush=True)
-  os._exit(1)  # the usual way out waits for all processes
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    print(f"process {jax.process_index()} of {jax.process_count()} lost another one: "
+          f"{str(error).strip().splitlines()[0]}", file=sys.stderr, flush=True)
+    os._exit(1)  # the usual way out waits for all processes
+
+
+def _leave_last_words() -> None:
+  """Has a process of its own print `_LAST_WORDS` if this one ends otherwise than by Python's usual way out.
+
+  JAX's runtime aborts a process whose partners are gone from a thread of its own, with a trace of its C++; nothing in
+  this process can speak after that, or after SIGKILL.
+  """
+  speaker = subprocess.Popen([sys.executable, "-I", "-S", "-c", _SPEAKER, _LAST_WORDS], stdin=subprocess.PIPE,
+                             start_new_session=True)  # Ctrl-C is not for it
+
+  def done():
+    with contextlib.suppress(OSError):  # it may have been killed
+      speaker.communicate(b"done")
+  atexit.register(done)

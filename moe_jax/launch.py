@@ -51,19 +51,28 @@ def _launch(args: Sequence[str]) -> int:
 
 def start(processes: int, devices: int, args: Sequence[str]) -> list[subprocess.Popen]:
   """The processes, which find each other at a free port of this machine; what they print gets their number."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  flags = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={devices}"
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip(), "PYTHONUNBUFFERED": "1"}
   children = []
-  for index in range(processes):
-    where = f"--distributed=127.0.0.1:{port},{processes},{index}"
-    child = subprocess.Popen([sys.executable, "-m", "moe_jax.train", *args, where], env=environment,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+  for index, command in enumerate(commands(processes, args)):
+    child = subprocess.Popen(command, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             text=True, errors="replace")
     threading.Thread(target=_echo, args=(index, child), daemon=True).start()
     children.append(child)
   return children
+
+
+def commands(processes: int, args: Sequence[str]) -> list[list[str]]:
+  """The command line of each process, with the address of a free port of this machine."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  return [[sys.executable, "-m", "moe_jax.train", *args, f"--distributed=127.0.0.1:{port},{processes},{index}"]
+          for index in range(processes)]
+
+
+def environment(devices: int) -> dict[str, str]:
+  """Of a process with that many CPU devices."""
+  flags = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={devices}"
+  return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip(), "PYTHONUNBUFFERED": "1"}
 
 
 def supervise(children: Sequence[subprocess.Popen], grace: float = GRACE_SECONDS) -> int:

@@ -98,14 +98,11 @@ def _train(command: Command, argv: Sequence[str]) -> int:
   from moe_jax.training import loop
   try:
     line = "python -m moe_jax.train " + shlex.join(argv[1:])
-    loop.train(config, command.workdir, {"config": command.path, "command": line})
+    with distributed.together():
+      loop.train(config, command.workdir, {"config": command.path, "command": line})
   except loop.Diverged as error:
     print(f"error: {error}", file=sys.stderr, flush=True)
     return 1
-  except jax.errors.JaxRuntimeError as error:
-    if jax.process_count() == 1:
-      raise
-    distributed.abandoned(error)
   return 0
 
 

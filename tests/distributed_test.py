@@ -1,8 +1,11 @@
 """How processes find each other."""
 
+import subprocess
+import sys
+
 import pytest
 
-from moe_jax import distributed, train
+from moe_jax import distributed, launch, train
 from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -35,3 +38,35 @@ def test_the_flag_is_read():
       "coordinator_address": "10.0.0.1:1234", "num_processes": 4, "process_id": 3}
   with pytest.raises(ConfigError, match="of 4 processes the first has INDEX 0 and the last 3"):
     distributed.explicit("10.0.0.1:1234,4,4")
+
+
+IDLE = """
+import sys, time
+from moe_jax import distributed
+distributed.HEARTBEAT_SECONDS = 3
+distributed.initialize(sys.argv[1].partition("=")[2])
+print("joined", flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.smoke
+def test_a_process_that_waits_for_nobody_notices_too():
+  # Between two exchanges, as while a program is compiled. Catches: a survivor whose last words are the runtime's trace.
+  pair = [subprocess.Popen([sys.executable, "-c", IDLE, command[-1]], env=launch.environment(1), text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for command in launch.commands(2, [])]
+  for process in pair:
+    while "joined" not in process.stdout.readline():
+      assert process.poll() is None
+  pair[0].kill()
+  for process in pair:
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode and said.splitlines()[-1] == distributed._LAST_WORDS
+
+
+def test_who_ends_as_usual_has_no_last_words():
+  # Catches: an error after each run, and after each mistake on the command line.
+  program = "from moe_jax import distributed; distributed._leave_last_words(); raise SystemExit({})"
+  for code in (0, 2):
+    done = subprocess.run([sys.executable, "-c", program.format(code)], capture_output=True, text=True)
+    assert done.returncode == code and not done.stderr

@@ -67,6 +67,44 @@ def test_two_processes_train_like_one_and_one_goes_on_with_their_checkpoint(tmp_
   assert list(one) == [2, 4] and two == pytest.approx(one, rel=1e-5)
 
 
+def wait_for(condition, seconds=120):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end
+    time.sleep(0.02)
+
+
+def saved(tmp_path):
+  return max((int(path.name) for path in tmp_path.glob("run/checkpoints/*") if path.name.isdigit()), default=0)
+
+
+def test_one_of_two_is_killed_and_of_the_next_two_one_is_told_to_stop(tmp_path, capfd):
+  # Nobody ends the others, as on a cluster. Catches: a survivor that hangs, or ends with nothing but the runtime's
+  # trace; a restart that begins anew; two that stop at different steps, or say that they were killed.
+  said = []
+  def heard(words):
+    said.append(capfd.readouterr().out)
+    return words in "".join(said)
+  args = command(tmp_path, "run", "--config.train.steps=100000", "--config.train.checkpoint_every=20",
+                 "--config.train.eval_every=100000", "--config.train.log_every=1000")
+  first = launch.start(2, 1, args)
+  wait_for(lambda: saved(tmp_path))
+  first[1].kill()
+  assert first[0].wait(60) not in (None, 0)
+  wait_for(lambda: heard("[0] error: this process was killed, or ended because another one is gone; the same command"))
+  step = saved(tmp_path)
+  second = launch.start(2, 1, args)
+  wait_for(lambda: saved(tmp_path) > step)
+  second[1].send_signal(signal.SIGTERM)
+  assert [child.wait(60) for child in second] == [0, 0]
+  wait_for(lambda: heard(f"stopped by preemption after step {saved(tmp_path)} of"))
+  assert "".join(said).count("error: ") == 2  # of the first two
+  assert heard(f"going on from step {step}") and saved(tmp_path) % 20  # no checkpoint that was due anyway
+  then = saved(tmp_path)
+  assert train.main(["train", *args, "--config.mesh.data=1", f"--config.train.steps={then + 1}"]) == 0
+  assert heard(f"going on from step {then}")
+
+
 @pytest.mark.every_variant
 def test_a_process_that_is_killed_ends_the_others_and_all_go_on(tmp_path):
   # Catches: survivors that hang, and a restart that cannot go on.

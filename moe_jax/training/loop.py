@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from moe_jax import build, data, sharding
+from moe_jax import build, data, distributed, sharding
 from moe_jax.errors import ConfigError
 from moe_jax.training import evaluate, finish, optimizers, workdir
 from moe_jax.training import state as states
@@ -63,6 +63,7 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
       workdir.claim(directory, config)
       stack.enter_context(workdir.exclusive(directory))
     checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints"))
+    stack.enter_context(distributed.together())  # to leave `checkpoints` is to wait for all processes
     state, seconds = _begin(config, mesh, model, optimizer, checkpoints, batches)
     begun = int(state.step)
     if first:
