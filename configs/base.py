@@ -46,7 +46,7 @@ def get_config():
   m.d_ff = 512  # hidden width of the dense FFNs
   m.activation = "swiglu"  # gelu, relu, reglu, geglu, swiglu
   m.ffn_bias = "none"  # none, additive, multiplicative (ST-MoE): on hidden units, of dense FFNs and experts
-  m.norm = "rmsnorm"  # rmsnorm, layernorm (without bias)
+  m.norm = "rmsnorm"  # rmsnorm, rmsnorm_unscaled (without parameters, ST-MoE's ablation), layernorm (without bias)
   m.embed_scale = True  # rows of the embedding times sqrt(d_model) on the way in
   m.tied_embeddings = True
   m.dropout = 0.0  # probability, on the output of each sublayer
@@ -64,8 +64,10 @@ def get_config():
   e.num_shared_experts = 0  # experts of width d_ff that every token visits (DeepSeekMoE)
   e.shared_gate = False  # multiply what they make by sigmoid(w x) (Qwen1.5-MoE)
   e.router = {"name": "top_k"} | _options(ROUTERS)  # only the options of the named router are read
+  e.encoder_priority = ""  # the router's `priority` in the encoder of an encoder_decoder; "" = the same
   e.gate_network = "linear"  # linear, tanh (two layers, LLaMA-MoE): what makes the router's logits
   e.router_init_scale = 0.1  # standard deviation of the router's first weights, times sqrt(fan_in); 0 = zeros
+  e.router_dtype = "float32"  # bfloat16 rounds the logits, their input and weights: for ST-MoE's ablation
   e.routed_scale = 1.0  # factor on all gates (LLaMA-MoE's N/k, DeepSeek-V2's 16, V3's 2.5)
   e.soft_slots = 0  # above 0: Soft MoE with that many slots an expert, in place of any router
   e.replay_gate = "stored"  # of a stored plan: stored, softmax, softmax_kept, sigmoid, sigmoid_kept

@@ -37,9 +37,18 @@ def moe_layer(m: ConfigDict, dense: functools.partial, platform: str) -> functoo
   return functools.partial(
       MoeLayer, router=router, dispatcher=bind(DISPATCHERS, e.dispatcher, "model.moe.dispatcher"), platform=platform,
       learned=LEARNED.get(e.router["name"], ()), groups=option(router, "groups", 1), network=e.gate_network,
-      router_init_scale=e.router_init_scale, jitter=e.jitter, jitter_on=e.jitter_on, routed_scale=e.routed_scale,
-      shared_gate=e.shared_gate, replay_gate=e.replay_gate, losses=_losses(m, router), **capacity_rule(e, router),
-      **common)
+      router_init_scale=e.router_init_scale, router_dtype=e.router_dtype, jitter=e.jitter, jitter_on=e.jitter_on,
+      routed_scale=e.routed_scale, shared_gate=e.shared_gate, replay_gate=e.replay_gate, losses=_losses(m, router),
+      **capacity_rule(e, router), **common)
+
+
+def encoder_model(m: ConfigDict) -> ConfigDict:
+  """config.model as an encoder's layers read it: their router serves in the order that encoder_priority says."""
+  if not m.moe.encoder_priority:
+    return m
+  own = ConfigDict(m.to_dict())
+  own.moe.router[own.moe.router.name].priority = m.moe.encoder_priority
+  return own
 
 
 def router_of(e: ConfigDict) -> functools.partial:
@@ -97,8 +106,8 @@ def has_experts(m: ConfigDict) -> tuple[bool, ...]:
 def layers_with_experts(m: ConfigDict) -> tuple[ConfigDict, ...]:
   """For each layer with experts, config.model as it reads it; those of an encoder come first."""
   models = own_models(m)
-  entries = layout(m) or ("",) * (encoder_layers(m) + m.num_layers)
-  return tuple(models[entry] for entry, experts in zip(entries, has_experts(m), strict=True) if experts)
+  read = [models[entry] for entry in layout(m)] or [encoder_model(m)] * encoder_layers(m) + [m] * m.num_layers
+  return tuple(own for own, experts in zip(read, has_experts(m), strict=True) if experts)
 
 
 def encoder_layers(m: ConfigDict) -> int:

@@ -12,7 +12,7 @@ from flax.core import freeze
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from moe_jax import sharding
-from moe_jax.build.experts import encoder_layers, group_tokens, has_experts, moe_layer
+from moe_jax.build.experts import encoder_layers, encoder_model, group_tokens, has_experts, moe_layer
 from moe_jax.build.sublayers import kind, layout, own_models
 from moe_jax.errors import ConfigError, choose
 from moe_jax.layers import NORMS, Attention, DenseFfn, LatentAttention, Lstm
@@ -98,7 +98,7 @@ def _encoder_decoder(m: ConfigDict, vocab_size: int, platform: str) -> EncoderDe
   biased = any(layers) and m.moe.bias_update_rate
   return EncoderDecoder(
       vocab_size=vocab_size, d_model=m.d_model, encoder_experts=layers[:split], decoder_experts=layers[split:],
-      encoder=_tower(m, layers[:split], platform, encoder=True),
+      encoder=_tower(encoder_model(m), layers[:split], platform, encoder=True),
       decoder=_tower(m, layers[split:], platform, encoder=False), target_vocab_size=m.target_vocab_size,
       num_biased_experts=m.moe.num_experts if biased else 0, embed_scale=m.embed_scale,
       tied_embeddings=m.tied_embeddings, dtype=DTYPES[m.dtype], layer_reduce=m.moe.layer_reduce)

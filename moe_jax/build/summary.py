@@ -88,7 +88,7 @@ def _routing_words(m: ConfigDict, seq_len: int) -> str:
       "capacity": _capacity_words(e, router, size),
       "priority": option(router, "priority", "the router's own order"),
       "gates": f"{_norm_words(option(router, 'gate_norm'))}, times {e.routed_scale:g}; "
-               f"{e.gate_network} gate network, float32" + (f"; jitter {e.jitter:g} on its {e.jitter_on}"
+               f"{e.gate_network} gate network, {e.router_dtype}" + (f"; jitter {e.jitter:g} on its {e.jitter_on}"
                                                             if e.jitter else ""),
       "losses": _loss_words(m),
       "causal": CAUSAL["no" if looks_ahead(e) == "overflow" and _dropless(e, router) else looks_ahead(e)],

@@ -33,6 +33,7 @@ from moe_jax.layers import NETWORKS, NORMS, POSITIONS
 from moe_jax.models import LAYER_REDUCE, REMAT
 from moe_jax.routing import BIASED, replay
 from moe_jax.routing.losses import SCORES
+from moe_jax.routing.token_choice import PRIORITIES
 
 # Which names a key may take.
 NAMES: Mapping[str, Any] = {
@@ -41,7 +42,8 @@ NAMES: Mapping[str, Any] = {
     "model.moe.capacity_basis": ("tokens", "assignments"),
     "model.moe.balance_counts": ("top_1", "all"), "model.moe.balance_over": ("group", "global"),
     "model.moe.capacity_rounding": ROUNDINGS, "model.moe.gate_network": NETWORKS,
-    "model.moe.jitter_on": ("input", "logits"), "model.moe.balance_scores": SCORES,
+    "model.moe.jitter_on": ("input", "logits"), "model.moe.router_dtype": DTYPES,
+    "model.moe.balance_scores": SCORES,
     "model.moe.importance_of": ("probs", "gates"), "model.moe.replay_gate": replay.GATES,
     "model.moe.layer_reduce": LAYER_REDUCE, "data.pipeline": ("windows", "stream"),
     "data.objective": ("next_token", "span_corruption"),
@@ -206,6 +208,8 @@ def _validate_experts(config: ConfigDict, m: ConfigDict) -> None:
     choose("model.moe.activation", e.activation, ACTIVATIONS)
   router, name = router_of(e), e.router["name"]
   bind(DISPATCHERS, e.dispatcher, "model.moe.dispatcher")
+  if e.encoder_priority:
+    _validate_encoder_priority(m, router)
   if e.shared_gate and not e.num_shared_experts:
     raise ConfigError("model.moe.shared_gate", e.shared_gate, "there is no shared expert to gate; must be False, or "
                       "set num_shared_experts")
@@ -223,6 +227,15 @@ def _validate_experts(config: ConfigDict, m: ConfigDict) -> None:
     raise ConfigError(f"model.moe.{field}", shown, f"{'Soft MoE' if e.soft_slots else name} lets later tokens decide "
                       "what earlier ones get, which a causal model must not; use another router or priority, or set "
                       "model.moe.allow_noncausal_routing=True")
+
+
+def _validate_encoder_priority(m: ConfigDict, router: functools.partial) -> None:
+  """There is an encoder, and its router has an order of service that can be another than the decoder's."""
+  value = m.moe.encoder_priority
+  if m.family != "encoder_decoder" or m.moe.soft_slots or option(router, "priority") is None:
+    raise ConfigError("model.moe.encoder_priority", value, "needs family='encoder_decoder' and a router with an option "
+                      "`priority`, such as st_moe; must be ''")
+  choose("model.moe.encoder_priority", value, PRIORITIES)
 
 
 def _validate_gates(router: functools.partial, name: str) -> None:

@@ -40,6 +40,7 @@ class MoeLayer(nn.Module):
     groups: N, of experts, where the router is hierarchical.
     network: a key of `NETWORKS`: how logits are made of x.
     router_init_scale: initial standard deviation of the router's weights, times sqrt(fan_in); 0: zeros.
+    router_dtype: of the products that make the logits; the softmax of what they are rounded to is float32.
     jitter: the router's input is multiplied by U[1 - jitter, 1 + jitter] in training.
     jitter_on: "input" (Switch, Mesh-TensorFlow) or "logits" (ST-MoE's text).
     routed_scale: factor on all gates.
@@ -68,6 +69,7 @@ class MoeLayer(nn.Module):
   groups: int = 1
   network: str = "linear"
   router_init_scale: float = 0.1
+  router_dtype: DTypeLike = jnp.float32
   jitter: float = 0.0
   jitter_on: str = "input"
   routed_scale: float = 1.0
@@ -112,15 +114,17 @@ class MoeLayer(nn.Module):
     return constrain(y, "batch", "length", "act_embed"), aux
 
   def _logits(self, x: Float[Array, "G S D"], train: bool) -> tuple[Float[Array, "G S E"], dict[str, Array]]:
-    """Router logits and the learned fields of its context, in float32 whatever the dtype of the model."""
+    """Router logits and the learned fields of its context: float32 numbers, made in float32 or else in router_dtype."""
     x = x.astype(jnp.float32)
     shaken = bool(self.jitter and train)
     if shaken and self.jitter_on == "input":
       x = noise.jitter(self.make_rng("router"), x, self.jitter)
-    logits = NETWORKS[self.network](self, x, self.num_experts, self.router_init_scale)
+    x = x.astype(self.router_dtype)
+    logits = NETWORKS[self.network](self, x, self.num_experts, self.router_init_scale).astype(jnp.float32)
     if shaken and self.jitter_on == "logits":
       logits = noise.jitter(self.make_rng("router"), logits, self.jitter)
-    return logits, learned(self, x, self.learned, self.num_experts, self.groups, self.router_init_scale)
+    fields = learned(self, x, self.learned, self.num_experts, self.groups, self.router_init_scale)
+    return logits, {name: field.astype(jnp.float32) for name, field in fields.items()}
 
   def _plan(self, logits: Float[Array, "G S E"], context: RoutingContext, stored: RoutingPlan | None) -> RoutingPlan:
     if stored is None:

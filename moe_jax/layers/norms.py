@@ -15,9 +15,15 @@ class RmsNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    y = x.astype(jnp.float32)
-    y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + EPSILON)
-    return (y * _scale(self, x.shape[-1])).astype(x.dtype)
+    return (_over_rms(x) * _scale(self, x.shape[-1])).astype(x.dtype)
+
+
+class UnscaledRmsNorm(nn.Module):
+  """x / RMS(x), without parameters: an ablation of ST-MoE (Table 2)."""
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    return _over_rms(x).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -31,8 +37,13 @@ class LayerNorm(nn.Module):
     return (y * _scale(self, x.shape[-1])).astype(x.dtype)
 
 
+def _over_rms(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+  y = x.astype(jnp.float32)
+  return y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + EPSILON)
+
+
 def _scale(module: nn.Module, width: int) -> Float[Array, "D"]:
   return module.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), (width,), jnp.float32)
 
 
-NORMS = {"rmsnorm": RmsNorm, "layernorm": LayerNorm}
+NORMS = {"rmsnorm": RmsNorm, "rmsnorm_unscaled": UnscaledRmsNorm, "layernorm": LayerNorm}

@@ -43,6 +43,19 @@ def test_every_key_of_attention_arrives():
   assert made.keywords["rope_theta"] == 5e5 and made.keywords["num_heads"] == 7
 
 
+def test_an_encoder_with_a_priority_of_its_own():
+  # Catches: batch-prioritised routing in the decoder, where it would look ahead, or in neither; a config that the model
+  # changes.
+  c = config({"model.family": "encoder_decoder", "data.objective": "span_corruption",
+              "model.moe.router.name": "st_moe", "model.moe.encoder_priority": "gate"})
+  build.validate(c)
+  model = build.model(c, 264, sharding.make_mesh({"data": 1}))
+  of = lambda tower: tower.keywords["moe"].keywords["router"].keywords["priority"]
+  assert (of(model.encoder), of(model.decoder)) == ("gate", "choice")
+  assert "priority: gate" in build.routing_summary(c) and "priority: choice" in build.routing_summary(c)
+  assert c.model.moe.router.st_moe.priority == "choice"
+
+
 def test_stacks_of_an_encoder_decoder():
   # Catches: a causal encoder, positions in cross-attention, no dropout on attention weights, one stack's layers given
   # to the other, additions to the residual stream miscounted (8, 2 of them extra, and 2 * 3).
@@ -57,6 +70,7 @@ def test_stacks_of_an_encoder_decoder():
   assert decoder["attention"].keywords["position"] == "relative" and decoder["cross"].keywords["dropout"] == 0.1
   for tower, additions in ((encoder, 8), (decoder, 7)):
     assert {tower[part].keywords["output_scale"] for part in ("attention", "dense", "moe")} == {additions ** -0.5}
+  assert encoder["moe"].keywords["router"].keywords["priority"] == "choice"
   with pytest.raises(ConfigError, match="model.target_vocab_size=100"):
     build.model(config({"model.family": "encoder_decoder", "model.target_vocab_size": 100}), 264,
                 sharding.make_mesh({"data": 1}))

@@ -98,6 +98,23 @@ def test_router_is_float32_in_a_bfloat16_model(router, options, network):
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+def test_a_bfloat16_router_rounds_its_logits_and_nothing_else():
+  # Catches: a router_dtype that is not passed to the product (it would be float32's), that reaches the softmax, or that
+  # leaves weights in bfloat16.
+  layer = make(router_dtype="bfloat16")
+  variables = initialise(layer, 1.0)
+  jaxpr = str(jax.make_jaxpr(lambda v, x: layer.apply(v, x, context()))(variables, X))
+  assert re.search(r":bf16\[2,6,4\] = dot_general", jaxpr)
+  assert set(re.findall(r":(\w+)\[[\d,]*\] = exp ", jaxpr)) == {"f32"}
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+  half = lambda x: np.asarray(x.astype(jnp.bfloat16), np.float64)
+  largest = np.abs(half(X) @ half(variables["params"]["router"])).max()
+  found = layer.apply(variables, X, context())[1].metrics["logit_max"]
+  assert found.dtype == jnp.float32 and float(found) == float(jnp.bfloat16(found))
+  assert float(found) == pytest.approx(largest, rel=2 ** -8) and float(found) != float(
+      run(make(), variables, X, context())[1].metrics["logit_max"])
+
+
 def test_jitter_reaches_the_router_and_not_the_experts_and_only_in_training():
   # Catches: experts that see jittered input (a published bug); evaluation that is random.
   layer, clean = make(4, jitter=0.5, gate_norm="none"), make(4)

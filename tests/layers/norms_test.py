@@ -12,6 +12,9 @@ pytestmark = pytest.mark.unit
 X = jnp.asarray([[3.0, 4.0, 0.0, 0.0]])
 
 
+SCALED = [name for name in NORMS if name != "rmsnorm_unscaled"]
+
+
 @pytest.mark.parametrize("name, expected", [
     ("rmsnorm", [1.2, 1.6, 0.0, 0.0]),  # RMS = sqrt(25 / 4) = 2.5
     # mean 1.75, deviations 1.25 2.25 -1.75 -1.75, variance (1.5625 + 5.0625 + 2 * 3.0625) / 4 = 3.1875
@@ -24,11 +27,19 @@ def test_by_hand(name, expected):
   np.testing.assert_allclose(y[0], 2 * np.asarray(expected), atol=1e-3)
 
 
+def test_without_parameters_by_hand():
+  # Catches: a scale that is there after all, or learned under another name.
+  norm = NORMS["rmsnorm_unscaled"]()
+  assert not norm.init(jax.random.key(0), X)
+  np.testing.assert_allclose(norm.apply({}, 3 * X)[0], [1.2, 1.6, 0.0, 0.0], atol=1e-3)
+
+
 @pytest.mark.parametrize("name", NORMS)
 def test_bfloat16_in_bfloat16_out_float32_inside(name):
   # Catches: squares in bfloat16, and a scale that promotes the residual stream to float32.
   x = jax.random.normal(jax.random.key(0), (4, 512), jnp.bfloat16) * 100
-  y = NORMS[name]().apply({"params": {"scale": jnp.ones(512)}}, x)
-  exact = NORMS[name]().apply({"params": {"scale": jnp.ones(512)}}, x.astype(jnp.float32))
+  variables = {"params": {"scale": jnp.ones(512)}} if name in SCALED else {}
+  y = NORMS[name]().apply(variables, x)
+  exact = NORMS[name]().apply(variables, x.astype(jnp.float32))
   assert y.dtype == jnp.bfloat16
   np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
