@@ -24,11 +24,12 @@ from moe_jax.routing import ROUTERS
 # What a preset does not say.
 NEUTRAL: Mapping[str, Any] = {
     "num_shared_experts": 0, "shared_gate": False, "gate_network": "linear", "router_init_scale": 0.1,
-    "router_dtype": "float32", "encoder_priority": "", "routed_scale": 1.0, "capacity_factor": None, "eval_capacity_factor": None, "capacity_basis": "tokens",
-    "capacity_rounding": "nearest", "min_capacity": 1, "jitter": 0.0, "jitter_on": "input", "balance_loss": 0.0,
-    "balance_counts": "all", "balance_over": "group", "balance_scores": "softmax", "z_loss": 0.0,
-    "importance_loss": 0.0, "importance_of": "probs", "load_loss": 0.0, "device_loss": 0.0, "communication_loss": 0.0,
-    "devices": 1, "threshold_loss": 0.0, "layer_reduce": "mean", "bias_update_rate": 0.0, "soft_slots": 0,
+    "router_dtype": "float32", "encoder_priority": "", "routed_scale": 1.0, "capacity_factor": None,
+    "eval_capacity_factor": None, "capacity_basis": "tokens", "capacity_rounding": "nearest", "min_capacity": 1,
+    "jitter": 0.0, "jitter_on": "input", "balance_loss": 0.0, "balance_counts": "all", "balance_over": "group",
+    "balance_scores": "softmax", "z_loss": 0.0, "importance_loss": 0.0, "importance_of": "probs", "load_loss": 0.0,
+    "device_loss": 0.0, "communication_loss": 0.0, "devices": 1, "threshold_loss": 0.0, "layer_reduce": "mean",
+    "bias_update_rate": 0.0, "soft_slots": 0,
 }
 
 _SHAZEER = {"router_init_scale": 0.0, "importance_loss": 0.1, "importance_of": "gates", "load_loss": 0.1,

@@ -1,5 +1,7 @@
-"""What a router is given: logits, and whatever else a layer has to learn for it. Of the dtype of x, which is float32, whatever the
-model's, but where ST-MoE's ablation wants it otherwise."""
+"""What a router is given: logits, and whatever else a layer has to learn for it.
+
+All of it has the dtype of x, which is float32, whatever the model's, but in ST-MoE's ablation of that.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,7 @@ def learned(module: nn.Module, x: Float[Array, "G S D"], fields: Sequence[str], 
 
 def project(module: nn.Module, name: str, x: Float[Array, "G S D"], width: int, scale: float,
             axis: str | None = "embed") -> Float[Array, "G S W"]:
-  """x times parameter `name`, in x's dtype to the last bit of the hardware's ability. `axis` is the logical axis of D."""
+  """x times parameter `name`, in x's dtype to the last bit of the hardware's ability. `axis`: the logical one of D."""
   weight = projection(module, name, (x.shape[-1], width), (axis, "router"), fan_in=x.shape[-1], scale=scale,
                       dtype=x.dtype)
   return jnp.einsum("gsd,de->gse", x, weight, precision=jax.lax.Precision.HIGHEST)

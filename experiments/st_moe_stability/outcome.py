@@ -1,0 +1,89 @@
+"""What a row came to: which seeds were stable, what they are worth, how large the router's logits grew."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.st_moe_stability.stability import is_unstable
+
+CURVES = ("step", "cross_entropy", "logit_max")  # of `train` in a line, those that the study reads
+MEASURES = ("mean_nats_per_target", "mean_bits_per_byte")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+  """A mean over seeds, or a difference of two, and its standard error: NaN where fewer than two seeds are there."""
+
+  value: float
+  error: float
+
+  @classmethod
+  def of(cls, values: Sequence[float]) -> Mean:
+    """Of independent seeds; NaN where there is none."""
+    if not values:
+      return cls(math.nan, math.nan)
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return cls(statistics.fmean(values), error)
+
+  def minus(self, other: Mean) -> Mean:
+    """The difference, whose error is the root of the sum of the two squares."""
+    return Mean(self.value - other.value, math.hypot(self.error, other.error))
+
+  @property
+  def sign(self) -> int | None:
+    """+1 or -1 where it is more than two standard errors from 0, else 0; None where the error is not known."""
+    if math.isnan(self.error):
+      return None
+    return 0 if abs(self.value) <= 2 * self.error else int(math.copysign(1, self.value))
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """Of a line of results.jsonl.
+
+  Attributes:
+    stable: of each seed.
+    quality: of each seed at the end, minus the measure, so that more is better; None: not finite.
+    logits: of each seed, the largest magnitude of a router's logit in any step and layer.
+    losses: [N][T], the cross-entropy of each step in nats; None: not finite.
+    logit_curves: [N][T].
+    steps: [T].
+  """
+
+  stable: tuple[bool, ...]
+  quality: tuple[float | None, ...]
+  logits: tuple[float, ...]
+  losses: Sequence[Sequence[float | None]]
+  logit_curves: Sequence[Sequence[float | None]]
+  steps: Sequence[int]
+
+  @property
+  def mean(self) -> Mean:
+    """Quality of the stable seeds."""
+    return Mean.of([value for value, good in zip(self.quality, self.stable, strict=True) if good])
+
+  @property
+  def count(self) -> str:
+    """As the paper's tables say it: stable/total."""
+    return f"{sum(self.stable)}/{len(self.stable)}"
+
+
+def outcome(line: Mapping[str, Any]) -> Outcome:
+  """What a finished row came to.
+
+  Args:
+    line: of results.jsonl, of a run of `experiments.seeds` with train.log_every=1. A seed is unstable if it is in
+      `diverged` or its cross-entropy is unstable (`is_unstable`); the loss itself contains what rows weigh otherwise.
+  """
+  train = line["train"]
+  measure = next(name for name in MEASURES if name in line)
+  finite = lambda values: [value for value in values if value is not None]
+  stable = tuple(step is None and value is not None and not is_unstable(losses) for step, value, losses in zip(
+      line["diverged"], line[measure], train["cross_entropy"], strict=True))
+  return Outcome(stable, tuple(None if value is None else -value for value in line[measure]),
+                 tuple(max(finite(values), default=math.nan) for values in train["logit_max"]),
+                 train["cross_entropy"], train["logit_max"], train["step"])

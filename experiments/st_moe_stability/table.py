@@ -1,0 +1,131 @@
+"""The README's tables, made from results.jsonl and search.jsonl."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import sweep
+from experiments.st_moe_stability import findings, paper, rows, stability
+from experiments.st_moe_stability.outcome import Outcome, outcome
+from moe_jax.training.evaluate import MEASURES
+
+README = pathlib.Path(__file__).resolve().parent / "README.md"
+RESULTS, SEARCH = README.parent / "results.jsonl", README.parent / "search.jsonl"
+PARTS = ("findings", "stability", "design", "search")  # between <!-- table:NAME --> and <!-- /table:NAME -->
+HEAD = ("row", "what it changes", "stable", "quality", "difference", "largest router logit", "paper: table",
+        "paper: stable", "paper: quality", "paper: difference")
+NOTHING = "No run is finished."
+
+
+def tables(lines: Mapping[str, Mapping[str, Any]], searched: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+  """Name of a part of the README -> its Markdown.
+
+  Args:
+    lines: of results.jsonl, by row.
+    searched: of search.jsonl.
+  """
+  found = {name: outcome(line) for name, line in lines.items()}
+  known = rows.ablations(rows.DESK)
+  early = [name for name in known if not rows.is_design(name, known)]
+  late = [name for name in known if rows.is_design(name, known)]
+  return {"findings": _findings(found),
+          "stability": _rows(early, found, known) + (f"\n\n{_about(lines)}" if lines else ""),
+          "design": _rows(late, found, known), "search": _search(searched)}
+
+
+def _rows(names: Sequence[str], found: Mapping[str, Outcome], known: Mapping[str, rows.Ablation]) -> str:
+  cells = [_cells(name, found, known, first=name == names[0]) for name in names if name in found]
+  return markdown(HEAD, cells) if cells else NOTHING
+
+
+def _cells(name: str, found: Mapping[str, Outcome], known: Mapping[str, rows.Ablation], first: bool) -> list[str]:
+  """A row of a table, of which the `first` is what the others start from."""
+  mine, ablation = found[name], known[name]
+  against = "" if first else ablation.against
+  words = ablation.words + ("" if against in ("", rows.BASELINE, rows.REFERENCE) else f", from `{against}`")
+  difference = findings.text(mine.mean.minus(found[against].mean), signed=True) if against in found else ""
+  largest = max((value for value in mine.logits if not math.isnan(value)), default=math.nan)
+  logit = "–" if math.isnan(largest) else f"{largest:.3g}"
+  return [f"`{name}`", words, mine.count, findings.text(mine.mean), difference, logit,
+          *_claim(name, against)]
+
+
+def _claim(name: str, against: str) -> list[str]:
+  """What the paper says of a row."""
+  claim = paper.CLAIMS.get(name)
+  if claim is None:
+    return [""] * 4
+  start = paper.STARTS.get(name, paper.CLAIMS[against].quality) if against else None
+  error = "" if math.isnan(claim.error) else f" ± {claim.error:.2f}"
+  return [claim.table, "" if claim.stable is None else f"{claim.stable}/{claim.total}", f"{claim.quality:.3f}{error}",
+          "" if start is None else f"{claim.quality - start:+.3f}"]
+
+
+def _findings(found: Mapping[str, Outcome]) -> str:
+  cells = []
+  for finding in findings.FINDINGS:
+    if {finding.row, finding.against} <= found.keys():
+      verdict, numbers = findings.judge(finding, found)
+      cells.append([finding.words, finding.table, f"`{finding.row}`, `{finding.against}`", numbers, f"**{verdict}**"])
+  return markdown(("the paper's finding", "table", "rows compared", "here", "verdict"), cells) if cells else NOTHING
+
+
+def _search(searched: Mapping[str, Mapping[str, Any]]) -> str:
+  """What was tried; lengths are in the README's text."""
+  cells = []
+  for name, changed in rows.SEARCH.items():
+    if name in searched:
+      mine = outcome(searched[name])
+      keys = ", ".join(f"`{key}={value}`" for key, value in changed.items() if key not in rows.LONGER)
+      cells.append([f"`{name}`", keys, mine.count, " ".join("–" if value is None else f"{value:.3f}"
+                                                            for value in mine.quality),
+                    " ".join(f"{value:.3g}" for value in mine.logits), " ".join(map(_rise, mine.losses))])
+  return markdown(("row", "what it sets", "stable", "quality of each seed", "largest router logit of each",
+                   "largest rise of each, nats"), cells) if cells else NOTHING
+
+
+def _rise(losses: Sequence[float | None]) -> str:
+  """How far the smoothed loss rose above its least, at most, in the steps that count."""
+  if None in losses:
+    return "–"
+  return f"{stability.height(np.array(losses))[stability.SKIPPED:].max():.2f}"
+
+
+def _about(lines: Mapping[str, Mapping[str, Any]]) -> str:
+  """What is common to all rows, and what they took."""
+  first = next(iter(lines.values()))
+  versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax"))
+  measure = next(words for name, words in MEASURES.values() if f"mean_{name}" in first)
+  seconds = sum(line["wall_seconds"] for line in lines.values())
+  seeds = sum(line["seeds"] for line in lines.values())
+  return (f"Quality is minus the {measure} on held-out text, mean over three sources, and mean ± standard error over "
+          "the stable seeds; a difference is to the first row unless its row names another. Logits: in any seed, step "
+          f"and layer. `{first['row']}` has {first['parameters']['total'] / 1e6:.2f}M parameters, "
+          f"{first['parameters']['activated'] / 1e6:.2f}M activated, {first['steps']} steps of {first['tokens']:,} "
+          f"target tokens in all. {seeds} runs, {seconds / 60:.0f} minutes summed over rows. {first['date']}, Python "
+          f"{first['python']}, {versions}, {first['hardware']}.")
+
+
+def markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+  """A table whose first two columns are words."""
+  lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *cells]
+  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def replace(text: str, made: Mapping[str, str]) -> str:
+  """`text` with what lies between the markers of each part made anew."""
+  for name in PARTS:
+    begin, end = f"<!-- table:{name} -->\n", f"\n<!-- /table:{name} -->"
+    head, rest = text.split(begin)
+    text = head + begin + made[name] + end + rest.split(end.lstrip(), 1)[1]
+  return text
+
+
+def write() -> None:
+  """Renews the README's tables."""
+  README.write_text(replace(README.read_text(), tables(sweep.load(RESULTS), sweep.load(SEARCH))))
