@@ -4,6 +4,7 @@
   python -m experiments.vowels --write   renews the README's tables from results.json alone
 """
 
+import concurrent.futures
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ import sys
 import time
 
 import jax
+from tqdm import tqdm
 
 from experiments.vowels import data, figures, study, table
 from moe_jax.errors import ConfigError
@@ -38,14 +40,16 @@ def train() -> None:
   start = time.perf_counter()
   cases = data.load()
   data.need("matplotlib")  # said now, not after the training
-  found = {}
-  for name, condition in study.CONDITIONS.items():
-    found[name] = {}
-    for model in study.MODELS:
-      found[name][model] = study.run(cases, condition, model, study.error_of(model))
-      print(f"{name}: {model}, {time.perf_counter() - start:.0f} s", flush=True)
-  errors = {error: found["pairs"]["4 experts"] if error == "competitive" else
-            study.run(cases, study.Condition(), "4 experts", error) for error in study.ERRORS}
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # a row keeps one core busy
+    asked = {name: {model: pool.submit(study.run, cases, condition, model, study.error_of(model))
+                    for model in study.MODELS} for name, condition in study.CONDITIONS.items()}
+    others = {error: pool.submit(study.run, cases, study.Condition(), "4 experts", error) for error in study.ERRORS
+              if error != "competitive"}
+    found = {name: {} for name in asked}
+    for name, model in tqdm([(name, model) for name, models in asked.items() for model in models], unit="row"):
+      found[name][model] = asked[name][model].result()
+    errors = {error: others[error].result() if error in others else found["pairs"]["4 experts"]
+              for error in study.ERRORS}
   figures.lines(data.split(cases, "file")[0], errors, HERE / "lines.png")
   figures.curves({name: found[name] for name in study.DRAWN}, HERE / "curves.png")
   results = {"criterion": study.CRITERION, "step_sizes": study.STEP_SIZES, "max_epochs": study.MAX_EPOCHS,

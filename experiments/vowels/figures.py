@@ -70,7 +70,8 @@ def curves(trained: dict[str, dict[str, study.Trained]], path: pathlib.Path) -> 
       right.plot(study.STEP_SIZES, tried, color=colour, marker="o", markersize=4, label=name)
     left.axhline(study.CRITERION, color="black", linewidth=0.8, linestyle="dashed", label="criterion")
     left.set(xlabel="epoch", ylabel="mean squared error", ylim=(0.07, 0.27), title=f"{condition}: median, quartiles")
-    right.set(xlabel="step size", ylabel="epochs to the criterion", ylim=(0, 3100), title=f"{condition}: seed 0")
+    right.set(xlabel="step size", ylabel="mean epochs to the criterion", ylim=(0, 3100),
+              title=f"{condition}: where all of {study.SEARCHED} seeds arrive")
     right.set_xscale("log", base=2)
     right.set_xticks(study.STEP_SIZES[::2], [f"{size:g}" for size in study.STEP_SIZES[::2]])
     for axis in (left, right):

@@ -81,12 +81,14 @@ def test_seeds_side_by_side_are_the_seeds_alone():
 
 
 def test_a_row_of_the_table(monkeypatch):
-  # Catches: a step size other than the fastest, another initialisation for it, runs lost between search and table.
+  # Catches: a step size other than the fastest, other initialisations for it, runs lost between search and table.
   monkeypatch.setattr(study, "SEEDS", 2)
+  monkeypatch.setattr(study, "SEARCHED", 2)
   monkeypatch.setattr(study, "STEP_SIZES", (0.5, 2.0))
   row, _, _ = study.run(synthetic(), study.Condition("classes"), "BP 6 hidden", "cooperative")
   found = row["search"][study.STEP_SIZES.index(row["step_size"])]
-  assert found == min(n for n in row["search"] if n) == row["epochs"][0]
+  assert found == min(n for n in row["search"] if n)
+  assert found == pytest.approx(np.mean(row["epochs"]), abs=3)  # rounding differs with the number of runs side by side
   assert row["parameters"] == 46 and len(row["epochs"]) == len(row["test"]) == 2 and row["in_use"] == [1, 1]
 
 
