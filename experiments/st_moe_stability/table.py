@@ -20,6 +20,8 @@ PARTS = ("findings", "stability", "design", "search")  # between <!-- table:NAME
 HEAD = ("row", "what it changes", "stable", "quality", "difference", "largest router logit", "paper: table",
         "paper: stable", "paper: quality", "paper: difference")
 NOTHING = "No run is finished."
+PICTURES = ("![loss curves of the baseline and of the z-losses](losses.png)",
+            "![the router's largest logits](logits.png)")  # of figures.py
 
 
 def tables(lines: Mapping[str, Mapping[str, Any]], searched: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -34,7 +36,7 @@ def tables(lines: Mapping[str, Mapping[str, Any]], searched: Mapping[str, Mappin
   early = [name for name in known if not rows.is_design(name, known)]
   late = [name for name in known if rows.is_design(name, known)]
   return {"findings": _findings(found),
-          "stability": _rows(early, found, known) + (f"\n\n{_about(lines)}" if lines else ""),
+          "stability": "\n\n".join([_rows(early, found, known), *([_about(lines), *PICTURES] if lines else [])]),
           "design": _rows(late, found, known), "search": _search(searched)}
 
 

@@ -35,8 +35,9 @@ from moe_jax.errors import ConfigError
 
 FLAGS = ("topology", "mesh", "slices", "fast", "search", "workdir")
 COMPILES = 8  # of a search
-ARENAS = 2  # of the memory allocator
-_M_ARENA_MAX = -8  # of glibc's malloc.h
+ARENAS = 2  # heaps of the memory allocator
+BLOCK = 1 << 16  # bytes, from which on a block is taken from the system, and given back to it when it is freed
+_MALLOC = {-8: ARENAS, -3: BLOCK, -1: BLOCK}  # glibc's M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 
 def run() -> None:
@@ -46,18 +47,19 @@ def run() -> None:
 
 def main(argv: Sequence[str]) -> int:
   """Does what the command line says; returns the exit code."""
-  few_arenas()
+  spare_memory()
   return train.guarded(argv, __doc__, _dry_run)
 
 
-def few_arenas() -> None:
-  """Lets all threads of this process share `ARENAS` heaps of glibc's; does nothing with another C library.
+def spare_memory() -> None:
+  """Has glibc give back what a compiler frees; call it before threads start. Does nothing with another C library.
 
-  By itself glibc gives each of a compiler's threads a heap of its own, up to eight a core, and what one has freed the
-  others cannot have. Before those threads start.
+  By itself glibc gives each thread a heap of its own, up to eight a core, and what one has freed the others cannot
+  have; and with each large block that is freed it raises the size from which on blocks are given back.
   """
   try:
-    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)
+    for parameter, value in _MALLOC.items():
+      ctypes.CDLL(None).mallopt(parameter, value)
   except (AttributeError, OSError, TypeError):
     pass
 
