@@ -231,6 +231,7 @@ def test_curves_that_nobody_reads_go(tmp_path):
 
 def test_figures_are_drawn(tmp_path):
   # Catches: a curve with None, rows that are not finished.
+  pytest.importorskip("matplotlib")
   figures.draw({name: outcome(each) for name, each in LINES.items()}, tmp_path)
   assert (tmp_path / "losses.png").stat().st_size > 10_000 and (tmp_path / "logits.png").stat().st_size > 10_000
 
