@@ -34,8 +34,9 @@ from moe_jax.train import guarded, parse
 from moe_jax.training import evaluate, optimizers, update, workdir
 from moe_jax.training.checkpoints import Checkpoints
 from moe_jax.training.interrupt import Interrupt
+from moe_jax.training.metrics import plain
 from moe_jax.training.state import TrainState, init_state
-from moe_jax.training.step import Batch, eval_step
+from moe_jax.training.step import Batch
 
 VARIED = ("params", "opt_state", "router_state", "rng")  # of a state: what each seed has its own of
 MOE = {"logit_max": np.max, "drop_rate": np.mean, "dropped_tokens": np.mean, "entropy": np.mean,
@@ -67,6 +68,13 @@ def over_seeds(step: Callable, together: bool = True) -> Callable:
     own, metrics = jax.lax.map(one, {name: getattr(state, name) for name in VARIED})
     return state.replace(step=state.step + 1, **own), metrics
   return mapped
+
+
+def _over_states(together: bool, step: Callable) -> Callable:
+  """`eval_step` of one seed, as one of all seeds."""
+  if together:
+    return jax.vmap(step, in_axes=(0, 0, None, None))
+  return lambda params, router_state, *rest: jax.lax.map(lambda own: step(*own, *rest), (params, router_state))
 
 
 def _axes() -> TrainState:
@@ -112,7 +120,7 @@ class Record:
       found["load_cv"] = np.std(of["load"] * of["load"].shape[-1], axis=-1).mean(axis=-1)
       if n // maps_every > (self.load["step"] or [0])[-1] // maps_every:
         self.load["step"].append(n)
-        self.load["layers"].append(_plain(of["load"][0], 4))
+        self.load["layers"].append(plain(of["load"][0].tolist(), 4))
     _append(self.train, found)
 
   def evaluated(self, n: int, measure: str, values: Sequence[float]) -> None:
@@ -128,6 +136,7 @@ def train(config, directory: pathlib.Path, seeds: int, together: bool, start: di
   """
   tokenizer, sources = data.make_tokenizer(config.data.tokenizer), data.make_sources(config.data)
   size, fingerprints = data.vocab_size(config.data, tokenizer), data.fingerprints(sources)
+  measure = evaluate.MEASURES[config.data.objective][0]
   workdir.check_data(directory, fingerprints)
   mesh = sharding.make_mesh({"data": 1})
   model = build.model(config, size, mesh)
@@ -135,15 +144,16 @@ def train(config, directory: pathlib.Path, seeds: int, together: bool, start: di
   rows = config.train.batch_size // config.train.accumulate_steps
   step = jax.jit(over_seeds(update.make(config, model, optimizer, schedule), together), donate_argnums=0)
   make = functools.partial(draw, model, optimizer, seeds, config.data.seq_len, rows)
-  evaluator = make_eval(config, model, tokenizer, sources, together)
+  totals = evaluate.make_eval(config, model, mesh, tokenizer, sources, functools.partial(_over_states, together))
+  evaluator = lambda state, batches: _summaries(totals(state, batches), seeds, measure)
   with contextlib.ExitStack() as stack:
     batches = stack.enter_context(contextlib.closing(data.train_iterator(
         config.data, tokenizer, sources, config.train.batch_size)))
-    _claim(directory, config, seeds)
+    workdir.claim(directory, config)
     stack.enter_context(workdir.exclusive(directory))
     checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints"))
     record, seconds = Record.empty(seeds), 0.0
-    if checkpoints.latest_step() is None:
+    if checkpoints.resumed_step(config.train.steps) is None:
       state = jax.jit(make)()
     else:
       place = sharding.replicated(mesh)
@@ -199,31 +209,6 @@ def _now() -> tuple[float, float]:
   return time.monotonic(), time.process_time()
 
 
-def make_eval(config, model, tokenizer: data.Tokenizer, sources: Sequence[data.Source],
-              together: bool = True) -> Callable[[TrainState, int], list[dict[str, float]]]:
-  """`evaluator(state, batches of each source; 0 = all) -> evaluate.summary of each seed`."""
-  lengths = np.asarray(tokenizer.byte_lengths, np.int32)
-  lengths = np.pad(lengths, (0, data.vocab_size(config.data, tokenizer) - tokenizer.size))
-  rows = config.train.batch_size // config.train.accumulate_steps
-  measure = evaluate.MEASURES[config.data.objective][0]
-
-  @jax.jit
-  def sums(params, router_state, batch, lengths):
-    one = lambda own: eval_step(*own, batch, lengths, model=model)
-    return (jax.vmap(one) if together else functools.partial(jax.lax.map, one))((params, router_state))
-
-  def evaluator(state: TrainState, batches: int) -> list[dict[str, float]]:
-    totals = {}
-    for source in sources:
-      found = [jax.tree.map(lambda x: np.asarray(x, np.float64), sums(state.params, state.router_state, batch, lengths))
-               for batch in data.validation_batches(config.data, tokenizer, source, rows, batches)]
-      totals[source.name] = jax.tree.map(lambda *xs: np.sum(xs, axis=0), *found)  # [N] each
-    count = len(next(iter(totals.values()))["nats"])
-    return [evaluate.summary({name: {key: float(value[i]) for key, value in total.items()}
-                              for name, total in totals.items()}, measure) for i in range(count)]
-  return evaluator
-
-
 def results(config, record: Record, final: Sequence[dict[str, float]], vocab_size: int,
             facts: dict[str, Any]) -> dict[str, Any]:
   """What results.json says: the facts, and
@@ -237,7 +222,7 @@ def results(config, record: Record, final: Sequence[dict[str, float]], vocab_siz
   """
   measure = evaluate.MEASURES[config.data.objective][0]
   total, activated = build.parameter_counts(config, vocab_size)
-  by_source = {name: {key.removeprefix(f"{name}/"): _plain([seed[key] for seed in final])
+  by_source = {name: {key.removeprefix(f"{name}/"): plain([seed[key] for seed in final])
                       for key in final[0] if key.startswith(f"{name}/")} for name in (measure, "loss")}
   versions = workdir.versions()
   wall, cpu = (statistics.median(column) / facts["seeds"] for column in zip(*record.times, strict=True)) if (
@@ -245,11 +230,18 @@ def results(config, record: Record, final: Sequence[dict[str, float]], vocab_siz
   load = record.load | {"layers": np.swapaxes(np.array(record.load["layers"]), 0, 1).tolist()
                         if record.load["layers"] else []}
   return facts | by_source | {
-      f"mean_{measure}": _plain(_means(final, measure)), "diverged": record.diverged, "train": record.train,
+      f"mean_{measure}": plain(_means(final, measure)), "diverged": record.diverged, "train": record.train,
       "eval": record.eval, "load": load, "step_seconds": wall, "step_cpu_seconds": cpu,
       "parameters": {"total": total, "activated": activated},
       "flops_per_token": build.flops_per_token(config, vocab_size), "python": versions["python"],
       "versions": versions["packages"], "commit": versions["commit"], "date": datetime.date.today().isoformat()}
+
+
+def _summaries(totals: evaluate.Totals, seeds: int, measure: str) -> list[dict[str, float]]:
+  """`evaluate.summary` of each seed; totals have an axis of seeds, or are 0 where a source has no text."""
+  of = lambda seed: {source: {name: float(np.broadcast_to(values, seeds)[seed]) for name, values in total.items()}
+                     for source, total in totals.items()}
+  return [evaluate.summary(of(seed), measure) for seed in range(seeds)]
 
 
 def _means(found: Sequence[dict[str, float]], measure: str) -> list[float]:
@@ -260,24 +252,8 @@ def _append(curves: dict[str, list], values: dict[str, Sequence[float]]) -> None
   """Adds a point to the curve of each seed."""
   for name, of_seeds in values.items():
     curves.setdefault(name, [[] for _ in of_seeds])
-    for curve, value in zip(curves[name], _plain(of_seeds), strict=True):
+    for curve, value in zip(curves[name], plain(np.asarray(of_seeds, np.float64).tolist()), strict=True):
       curve.append(value)
-
-
-def _plain(value, digits: int = 6):
-  """As JSON can say it: NaN is None."""
-  if isinstance(value, (list, tuple, np.ndarray)):
-    return [_plain(v, digits) for v in value]
-  return float(f"{value:.{digits}g}") if math.isfinite(value) else None
-
-
-def _claim(directory: pathlib.Path, config, seeds: int) -> None:
-  workdir.claim(directory, config)
-  path = directory / "seeds.json"
-  before = workdir.read_json(path)
-  if before not in (None, seeds):
-    raise ConfigError("seeds", seeds, f"the run in {directory} has {before}; give as many, or another --workdir")
-  workdir.write_json(path, seeds)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -289,13 +265,20 @@ def _main(rest: Sequence[str], argv: Sequence[str]) -> int:
   given = [arg.partition("=")[2] for arg in rest if arg.startswith("--seeds=")]
   if len(given) != 1 or not given[0].isdigit() or int(given[0]) < 1:
     raise ConfigError("seeds", ", ".join(given), "must be given once, the number of seeds, as in --seeds=3")
+  seeds = int(given[0])
+  if one := [arg for arg in rest if arg.startswith("--config.seed")]:
+    raise ConfigError("seed", one[0].partition("=")[2], f"is not read here, where seeds 0 to {seeds - 1} are trained; "
+                      "leave it out")
   command = parse([arg for arg in rest if arg != "--apart" and not arg.startswith("--seeds=")])
-  build.validate(command.config, 1)
-  workdir.check(command.workdir, command.config)
+  config = command.config
+  build.validate(config, 1)
+  with config.ignore_type():
+    config.seed = list(range(seeds))  # what makes this run another than one of moe_jax.train, or of more seeds
+  workdir.check(command.workdir, config)
   from absl import logging as absl_logging
   absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is as it should be
   logging.getLogger("jax").setLevel(logging.WARNING)
-  found = train(command.config, command.workdir, int(given[0]), "--apart" not in rest,
+  found = train(config, command.workdir, seeds, "--apart" not in rest,
                 {"config": command.path, "command": "python -m experiments.seeds " + shlex.join(argv[1:])})
   if found is None:
     print(f"stopped; saved in {command.workdir}; the same command goes on from there", file=sys.stderr)

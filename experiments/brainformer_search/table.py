@@ -10,8 +10,7 @@ from typing import Any
 
 from experiments.brainformer_search import search
 from moe_jax.build.sublayers import kind
-
-BEGIN, END = "<!-- table:brainformer_search -->\n", "\n<!-- /table:brainformer_search -->"
+from moe_jax.routers import replace
 
 
 def table(journal: Any) -> str:
@@ -76,5 +75,4 @@ def _facts(head: dict[str, Any]) -> str:
 
 def write(journal: Any, readme: pathlib.Path) -> None:
   """Puts the table between the README's markers."""
-  head, rest = readme.read_text().split(BEGIN)
-  readme.write_text(head + BEGIN + table(journal) + END + rest.split(END.lstrip(), 1)[1])
+  readme.write_text(replace(readme.read_text(), "brainformer_search", table(journal)))

@@ -10,11 +10,11 @@ from typing import Any
 
 from experiments import sweep
 from experiments.compare_routers import figures, measures, study
+from moe_jax.routers import replace
 
 HERE = pathlib.Path(__file__).resolve().parent
 FOLDERS = {"desk": HERE, "gpu": HERE / "gpu"}  # of each scale's results, tables and figures
 RESULTS = "results.jsonl"
-BEGIN, END = "<!-- table:compare_routers -->\n", "\n<!-- /table:compare_routers -->"
 NONE = "The study has not been run to its end yet: there is no line of results."
 
 Summary = dict[str, dict[str, Any]]
@@ -25,7 +25,7 @@ def write(scale: str) -> None:
   folder = FOLDERS[scale]
   lines = ordered(sweep.load(folder / RESULTS), scale)
   readme = folder / "README.md"
-  readme.write_text(replace(readme.read_text(), text(lines, scale)))
+  readme.write_text(replace(readme.read_text(), HERE.name, text(lines, scale)))
   if lines:
     found = measures.summary(lines)
     (folder / "table.csv").write_text(as_csv(found))
@@ -36,12 +36,6 @@ def write(scale: str) -> None:
 def ordered(lines: measures.Lines, scale: str) -> measures.Lines:
   """The lines in the order of the study's rows."""
   return {name: lines[name] for name in study.rows(scale) if name in lines}
-
-
-def replace(readme: str, made: str) -> str:
-  """`readme` with what lies between the markers made anew."""
-  head, rest = readme.split(BEGIN)
-  return head + BEGIN + made + END + rest.split(END.lstrip(), 1)[1]
 
 
 def as_csv(found: Summary) -> str:

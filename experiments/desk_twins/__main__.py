@@ -10,6 +10,7 @@ import sys
 
 from configs.dense_baseline import FAMILIES
 from experiments import sweep
+from moe_jax.routers import replace
 
 HERE = pathlib.Path(__file__).resolve().parent
 READMES = (HERE / "README.md", HERE.parent.parent / "README.md")
@@ -17,7 +18,6 @@ ROWS = {name: sweep.Row(config) for family in FAMILIES
         for name, config in ((family, f"configs/{family}.py:desk"),
                              (f"dense_{family}", f"configs/dense_baseline.py:{family}"))}
 MEASURES = {"bits_per_byte": "bits per byte", "nats_per_target": "nats a target"}
-BEGIN, END = "<!-- table:desk_twins -->\n", "\n<!-- /table:desk_twins -->"
 
 
 def table(done: dict[str, dict]) -> str:
@@ -53,8 +53,7 @@ def _row(family: str, experts: dict, dense: dict, domains: list[str]) -> str:
 def write(text: str) -> None:
   """Puts the table between the markers of both READMEs."""
   for file in READMES:
-    head, rest = file.read_text().split(BEGIN)
-    file.write_text(head + BEGIN + text + END + rest.split(END.lstrip(), 1)[1])
+    file.write_text(replace(file.read_text(), "desk_twins", text))
 
 
 if __name__ == "__main__":

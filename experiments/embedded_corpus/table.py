@@ -11,6 +11,8 @@ import json
 import pathlib
 import sys
 
+from moe_jax import routers
+
 HERE = pathlib.Path(__file__).resolve().parent
 README = HERE.parent.parent / "README.md"
 MODELS = ("quickstart", "desk")
@@ -63,9 +65,7 @@ def _row(cells) -> str:
 def replace(text: str) -> str:
   """`text` with what lies between each pair of markers made anew."""
   for name in MODELS:
-    begin, end = f"<!-- table:{name} -->\n", f"\n<!-- /table:{name} -->"
-    head, rest = text.split(begin)
-    text = head + begin + table(name) + end + rest.split(end, 1)[1]
+    text = routers.replace(text, name, table(name))
   return text
 
 

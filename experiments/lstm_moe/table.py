@@ -11,10 +11,10 @@ import numpy as np
 from experiments import sweep
 from experiments.lstm_moe import study
 from moe_jax.report.charts import Line, line_file
+from moe_jax.routers import replace
 
 README = pathlib.Path(__file__).resolve().parent / "README.md"
 RESULTS, BALANCE, FIGURE = (README.parent / name for name in ("results.jsonl", "balance.jsonl", "balance.svg"))
-BEGIN, END = "<!-- table:lstm_moe -->\n", "\n<!-- /table:lstm_moe -->"
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
 MEASURES = {"perplexity": 2, "cv_importance": 2, "cv_load": 2, "max_over_mean": 2}  # digits
 HEAD = ("w_importance", "w_load", "perplexity", "CV(Importance)", "CV(Load)", "max/mean load", "the same without noise")
@@ -73,15 +73,9 @@ def _markdown(head, rows: list[list[str]]) -> str:
   return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def replace(text: str, made: str) -> str:
-  """`text` with what lies between the markers made anew."""
-  head, rest = text.split(BEGIN)
-  return head + BEGIN + made + END + rest.split(END.lstrip(), 1)[1]
-
-
 def write() -> None:
   """Renews the README's table and the figure."""
   found = runs()
-  README.write_text(replace(README.read_text(), table(found)))
+  README.write_text(replace(README.read_text(), "lstm_moe", table(found)))
   if found:
     FIGURE.write_text(figure(found))

@@ -18,6 +18,7 @@ import scipy
 
 from experiments.scaling_laws import fit as fitting
 from experiments.scaling_laws.laws import LAWS, Points
+from moe_jax import routers
 
 NOISE = 0.003  # standard deviation of ln L about the law: 0.01 nats at a loss of 3
 SEEDS = 10
@@ -163,9 +164,7 @@ def replace(text: str, folder: pathlib.Path) -> str:
   """A README's text with what lies between its markers made anew."""
   made = (table(json.loads((folder / "recovery.json").read_text())), budget_table(), desk_table(folder))
   for mark, new in zip(MARKS, made, strict=True):
-    begin, end = f"<!-- table:{mark} -->\n", f"\n<!-- /table:{mark} -->"
-    head, rest = text.split(begin)
-    text = head + begin + new + end + rest.split(end, 1)[1]
+    text = routers.replace(text, mark, new)
   return text
 
 

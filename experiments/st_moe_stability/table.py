@@ -12,6 +12,7 @@ import numpy as np
 from experiments import sweep
 from experiments.st_moe_stability import findings, paper, rows, stability
 from experiments.st_moe_stability.outcome import Outcome, outcome
+from moe_jax import routers
 from moe_jax.training.evaluate import MEASURES
 
 README = pathlib.Path(__file__).resolve().parent / "README.md"
@@ -122,9 +123,7 @@ def markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 def replace(text: str, made: Mapping[str, str]) -> str:
   """`text` with what lies between the markers of each part made anew."""
   for name in PARTS:
-    begin, end = f"<!-- table:{name} -->\n", f"\n<!-- /table:{name} -->"
-    head, rest = text.split(begin)
-    text = head + begin + made[name] + end + rest.split(end.lstrip(), 1)[1]
+    text = routers.replace(text, name, made[name])
   return text
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from experiments.vowels import data, figures, study, table
 from moe_jax.errors import ConfigError
+from moe_jax.routers import replace
 
 HERE = table.README.parent
 
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
   results = json.loads((HERE / "results.json").read_text())
-  table.README.write_text(table.replace(table.README.read_text(), results))
+  table.README.write_text(replace(table.README.read_text(), "vowels", table.table(results)))
   return 0
 
 

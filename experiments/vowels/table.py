@@ -9,7 +9,6 @@ from typing import Any
 from experiments.vowels import study
 
 README = pathlib.Path(__file__).resolve().parent / "README.md"
-BEGIN, END = "<!-- table:vowels -->\n", "\n<!-- /table:vowels -->"
 PAPER = {"4 experts": (88, 90, 1124, 23), "8 experts": (88, 90, 1083, 12), "BP 6 hidden": (88, 90, 2209, 83),
          "BP 12 hidden": (88, 90, 2435, 124)}  # train %, test %, epochs, their standard deviation
 COLUMNS = ("parameters", "train %", "test %", "epochs", "SD", "reached", "step size", "experts in use")
@@ -56,9 +55,3 @@ def _cells(name: str, row: dict[str, Any]) -> list[str]:
 def _markdown(corner: str, columns, rows: dict[str, list[str]]) -> str:
   lines = [[corner, *columns], ["---"] + ["---:"] * len(columns), *([name, *cells] for name, cells in rows.items())]
   return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def replace(text: str, results: dict[str, Any]) -> str:
-  """`text` with what lies between the markers made anew."""
-  head, rest = text.split(BEGIN)
-  return head + BEGIN + table(results) + END + rest.split(END.lstrip(), 1)[1]

@@ -51,6 +51,18 @@ class Checkpoints:
   def latest_step(self) -> int | None:
     return self._manager.latest_step()
 
+  def resumed_step(self, steps: int) -> int | None:
+    """The latest step, from which a run of that many goes on; None: there is no checkpoint.
+
+    Raises:
+      ConfigError: it is beyond them.
+    """
+    latest = self.latest_step()
+    if latest is not None and latest > steps:
+      raise ConfigError("train.steps", steps, f"the run is already at step {latest}; give at least that many, or "
+                        "another --workdir")
+    return latest
+
   def save(self, step: int, state: TrainState, data: dict, meta: dict, score: float | None = None) -> None:
     """Starts to save; returns when `state` may be donated. Does nothing if this step is already there.
 

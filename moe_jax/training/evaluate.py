@@ -16,7 +16,7 @@ from moe_jax import data, sharding
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import Batch, eval_step
 
-Totals = dict[str, dict[str, float]]  # source -> nats, tokens, bytes
+Totals = dict[str, dict[str, float | np.ndarray]]  # source -> nats, tokens, bytes; arrays: see `over` of `make_eval`
 
 # By data.objective: what a run is judged by, and its unit in words. What span corruption masks is not all of the text,
 # so that its nats are no length of a code for it.
@@ -31,22 +31,26 @@ def put(mesh: Mesh, batch: Batch) -> Batch:
 
 
 def make_eval(config, model: nn.Module, mesh: Mesh, tokenizer: data.Tokenizer,
-              sources: Sequence[data.Source]) -> Callable[..., Totals]:
-  """`eval_fn(state, num_batches=0) -> Totals`; 0 batches = all of each source's validation text."""
+              sources: Sequence[data.Source], over: Callable[[Callable], Callable] = lambda step: step
+              ) -> Callable[..., Totals]:
+  """`eval_fn(state, num_batches=0) -> Totals`; 0 batches = all of each source's validation text.
+
+  `over` is put around `eval_step` before it is compiled, such as a vmap over states; totals get what axes that makes.
+  """
   special = data.vocab_size(config.data, tokenizer) - tokenizer.size  # sentinels stand for no byte
   lengths = np.pad(np.asarray(tokenizer.byte_lengths, np.int32), (0, special))
-  step = jax.jit(functools.partial(eval_step, model=model))
+  step = jax.jit(over(functools.partial(eval_step, model=model)))
   batch_size = config.train.batch_size // config.train.accumulate_steps
 
   def evaluate(state: TrainState, num_batches: int = 0) -> Totals:
     totals, (index, count) = {}, sharding.reader(mesh)
     with jax.set_mesh(mesh), sharding.use_rules(dict(config.sharding)):
       for source in sources:
-        total = {"nats": 0.0, "tokens": 0, "bytes": 0}
+        total = {"nats": 0.0, "tokens": 0.0, "bytes": 0.0}
         for batch in data.validation_batches(config.data, tokenizer, source, batch_size, num_batches,
                                              process_index=index, process_count=count):
           sums = step(state.params, state.router_state, put(mesh, batch), lengths)
-          total = {name: total[name] + sums[name].item() for name in total}
+          total = {name: total[name] + np.asarray(sums[name], np.float64) for name in total}
         totals[source.name] = total
     return totals
 

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 
 from moe_jax import build, data, distributed, sharding
-from moe_jax.errors import ConfigError
 from moe_jax.training import evaluate, finish, optimizers, workdir
 from moe_jax.training import state as states
 from moe_jax.training import update as updates
@@ -125,12 +124,8 @@ def _begin(config, mesh, model, optimizer, checkpoints, batches):
   """`(state, seconds trained)`: freshly drawn, or of the last checkpoint; then `batches` stand where it stood."""
   rows = config.train.batch_size // config.train.accumulate_steps
   abstract, draw = states.create(mesh, model, optimizer, config.seed, config.data.seq_len, rows)
-  latest = checkpoints.latest_step()
-  if latest is None:
+  if checkpoints.resumed_step(config.train.steps) is None:
     return draw(), 0.0
-  if latest > config.train.steps:
-    raise ConfigError("train.steps", config.train.steps, f"the run is already at step {latest}; give at least that "
-                      "many, or another --workdir")
   state, place, meta = checkpoints.restore(abstract)
   batches.set_state(place)
   return state, meta["seconds"]

@@ -36,7 +36,7 @@ class MetricsWriter:
     if self._file is None:
       return
     values = {name: np.asarray(value, np.float64) for name, value in values.items()}
-    line = {"step": step, "kind": kind} | {name: _plain(value.tolist()) for name, value in values.items()}
+    line = {"step": step, "kind": kind} | {name: plain(value.tolist()) for name, value in values.items()}
     self._file.write(json.dumps(line) + "\n")
     for name, value in values.items():
       for index in np.ndindex(value.shape):
@@ -63,8 +63,8 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
   return lines
 
 
-def _plain(value):
-  """JSON has no NaN: null stands for what is not finite. Seven digits are what float32 holds."""
+def plain(value, digits: int = 7):
+  """Numbers, in lists or not, as JSON can say them: None stands for what is not finite. float32 holds seven digits."""
   if isinstance(value, list):
-    return [_plain(v) for v in value]
-  return float(f"{value:.7g}") if math.isfinite(value) else None
+    return [plain(v, digits) for v in value]
+  return float(f"{value:.{digits}g}") if math.isfinite(value) else None

@@ -220,7 +220,8 @@ def test_files(tmp_path, monkeypatch):
   # Catches: JSON or CSV that other programs cannot read or that lack a row; figures that are no XML, or draw a row that
   # diverged; a README whose text outside the markers is lost.
   monkeypatch.setitem(table.FOLDERS, "desk", tmp_path)
-  (tmp_path / "README.md").write_text("before\n" + table.BEGIN + "the last one" + table.END + "\nafter")
+  (tmp_path / "README.md").write_text("before\n<!-- table:compare_routers -->\nthe last one\n"
+                                      "<!-- /table:compare_routers -->\nafter")
   (tmp_path / table.RESULTS).write_text("".join(
       json.dumps({"row": name} | one) + "\n" for name, one in lines().items()))
   table.write("desk")
@@ -255,7 +256,7 @@ def test_the_readmes_show_the_results():
   for scale, folder in table.FOLDERS.items():
     found = table.ordered(sweep.load(folder / table.RESULTS), scale)
     readme = (folder / "README.md").read_text()
-    assert table.replace(readme, table.text(found, scale)) == readme
+    assert table.replace(readme, table.HERE.name, table.text(found, scale)) == readme
     if found:
       summary = measures.summary(found)
       assert (folder / "table.csv").read_text() == table.as_csv(summary)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import seeds
-from moe_jax import build, data, sharding
+from moe_jax import build, data, sharding, train
 from moe_jax.train import parse
 from moe_jax.training import checkpoints, optimizers, update
 from moe_jax.training.state import init_state
@@ -77,8 +77,9 @@ def test_a_run_leaves_the_figures_of_each_seed(tmp_path):
   assert 0 < said["step_cpu_seconds"] and said["parameters"]["activated"] < said["parameters"]["total"]
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path):
-  # Catches: a state, a place in the data or curves that are not restored; a config of other seeds that is taken over.
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, capsys):
+  # Catches: a state, a place in the data or curves that are not restored; other seeds, fewer steps or a run of one seed
+  # that go on in a folder of these.
   constant = {"optimizer__schedule": "constant"}  # or the rate would depend on train.steps
   assert seeds.main(command(tmp_path, "cut", "--seeds=2", "--apart", train__steps=4, **constant)) == 0
   assert seeds.main(command(tmp_path, "cut", "--seeds=2", "--apart", **constant)) == 0
@@ -86,7 +87,13 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path):
   cut, one = found(tmp_path, "cut"), found(tmp_path, "one")
   assert cut["train"] == one["train"] and cut["mean_bits_per_byte"] == one["mean_bits_per_byte"]
   assert cut["load"] == one["load"] and checkpoints.steps(tmp_path / "cut" / "checkpoints")[-1] == 6
-  assert seeds.main(command(tmp_path, "cut", "--seeds=3", **constant)) == 2
+  for wrong in (["--seeds=3"], ["--seeds=2", "--config.seed=5"], ["--seeds=2", "--config.train.steps=4"]):
+    assert seeds.main(command(tmp_path, "cut", "--apart", *wrong, **constant)) == 2, wrong
+  assert train.main(command(tmp_path, "cut", **constant)) == 2
+  said = capsys.readouterr().err
+  assert "seed=[0, 1, 2]: the run in" in said and "seed='5': is not read here" in said
+  assert "train.steps=4: the run is already at step 6" in said and "seed=0: the run in" in said
+  assert found(tmp_path, "cut") == cut
 
 
 def test_a_seed_that_diverges_stops_alone_and_all_of_them_end_the_run():
