@@ -5,12 +5,13 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from experiments import seeds
 from moe_jax import build, data, sharding, train
 from moe_jax.train import parse
-from moe_jax.training import checkpoints, optimizers, update
+from moe_jax.training import checkpoints, update
 from moe_jax.training.state import init_state
 from tests import tiny
 
@@ -32,8 +33,8 @@ def test_seeds_together_are_seeds_alone(tmp_path):
   config = parse(command(tmp_path, "unused", train__batch_size=4)).config
   tokenizer, sources = data.make_tokenizer(config.data.tokenizer), data.make_sources(config.data)
   model = build.model(config, data.vocab_size(config.data, tokenizer), sharding.make_mesh({"data": 1}))
-  optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
-  step = update.make(config, model, optimizer, schedule)
+  optimizer = optax.sgd(0.1, momentum=0.9)  # Adam's quotient makes much of rounding where gradients are small
+  step = update.make(config, model, optimizer, optax.constant_schedule(0.1))
   batches = data.train_iterator(config.data, tokenizer, sources, 4)
   batches = [next(batches) for _ in range(3)]
   alone = []
@@ -54,7 +55,7 @@ def test_seeds_together_are_seeds_alone(tmp_path):
     for seed, (one, expected) in enumerate(alone):
       np.testing.assert_allclose(np.array(losses)[:, seed], expected, rtol=1e-5)
       for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(state.params), strict=True):
-        np.testing.assert_allclose(b[seed], a, atol=2e-5)
+        np.testing.assert_allclose(b[seed], a, rtol=1e-5, atol=1e-5)
   assert abs(alone[0][1][0] - alone[1][1][0]) > 1e-3  # or the comparison could not fail
 
 
