@@ -33,7 +33,7 @@ def draw(found: Mapping[str, Outcome], directory: pathlib.Path) -> None:
   _finish(plt, figure, (left, right), directory / "losses.png")
 
   known = rows.ablations(rows.DESK)
-  names = [name for name in known if known[name].against in ("", rows.BASELINE) and name in found]
+  names = [name for name in known if not rows.is_design(name, known) and name in found]
   figure, axis = plt.subplots(figsize=(9, 4.8), layout="constrained")
   for i, name in enumerate(names):
     largest = _largest(found[name].logit_curves)

@@ -11,17 +11,20 @@ SKIPPED = 40  # first steps, in which a loss without warm-up may jump
 WINDOW = 21  # steps of the running median
 RISE = 0.5  # nats above the least that the median has been
 PATIENCE = 40  # steps within which it must be back
+LEARNT = 1.0  # nats that the loss must have fallen in all
 
 
 def is_unstable(loss: Sequence[float | None], skipped: int = SKIPPED, window: int = WINDOW, rise: float = RISE,
-                patience: int = PATIENCE) -> bool:
-  """Whether training diverged: a loss that is no number, or that rises and does not come back.
+                patience: int = PATIENCE, learnt: float = LEARNT) -> bool:
+  """Whether training failed: a loss that is no number, that rises and does not come back, or that never falls.
 
   The loss is smoothed by a running median over the last `window` steps, which a blip of fewer than half as many steps
   cannot move. At each step it is compared with the least that it has been so far. The run is unstable if it is more
-  than `rise` above for `patience` steps in a row, or at the last step; the first `skipped` steps do not count.
+  than `rise` above for `patience` steps in a row, or at the last step; the first `skipped` steps do not count. It is also
+  unstable if it ends less than `learnt` below the first step's loss: a model that died in those steps and gives every
+  token the same probability does not rise any more.
 
-  A loss that falls slowly, or that stays where it is, is stable: the definition is of divergence, not of quality.
+  A loss that falls slowly, or that stops falling, is stable: the definition is of failure, not of quality.
 
   Args:
     loss: of each step from the first to the last, in nats; None stands for what is not finite.
@@ -29,9 +32,12 @@ def is_unstable(loss: Sequence[float | None], skipped: int = SKIPPED, window: in
     window: >= 1, steps.
     rise: > 0, nats.
     patience: >= 1, steps.
+    learnt: >= 0, nats.
   """
   values = np.array([np.nan if value is None else value for value in loss], float)
   if not np.isfinite(values).all():
+    return True
+  if values[0] - running_median(values, window)[-1] < learnt:
     return True
   above = (height(values, window) > rise)[skipped:]
   return bool(len(above) and above[-1]) or _longest(above) >= patience

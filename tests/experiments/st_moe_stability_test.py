@@ -9,6 +9,7 @@ import pytest
 
 from experiments.st_moe_stability import __main__ as command
 from experiments.st_moe_stability import figures, findings, paper, rows, table
+from experiments.st_moe_stability.findings import Finding
 from experiments.st_moe_stability.outcome import Mean, outcome
 from experiments.st_moe_stability.stability import is_unstable, running_median
 from moe_jax import build
@@ -49,7 +50,7 @@ def test_what_is_stable():
   # Catches: noise, a blip that the loss recovers from, a plateau or a wild beginning taken for a divergence.
   noise = np.random.default_rng(0).normal(0, 0.15, 400)
   assert not is_unstable(FALL) and not is_unstable(FALL + noise)
-  assert not is_unstable([3.0] * 400)  # learns nothing, and does not diverge
+  assert not is_unstable([4.0] + [3.0] * 399)  # learns little
   assert not is_unstable(changed(FALL, 250, 260, 5.0))  # 10 steps: fewer than half of a window of 21
   assert not is_unstable(changed(FALL, 250, 280, 5.0))  # moves the median, which is back within 40 steps
   assert not is_unstable(changed(FALL, 0, 30, 5.0))  # before step 40
@@ -64,6 +65,8 @@ def test_what_is_unstable():
   assert is_unstable(changed(FALL, 385, 400, 5.0))  # the run ends in it
   assert is_unstable(changed(FALL, 30, 400, 5.0))  # begins before step 40, and stays
   assert is_unstable([6.3] + [100.0] * 150 + [6.7] * 249)  # at once, and then it is dead
+  assert is_unstable([6.3] + [100.0] * 20 + [5.9] * 379)  # dead before steps count, and as good as chance from there on
+  assert is_unstable([6.3] * 400)
   assert is_unstable([*FALL[:300], None, *FALL[301:]]) and is_unstable([*FALL[:300], math.inf, *FALL[301:]])
   slow = [2 + 2 * max(i - 200, 0) / 200 for i in range(400)]  # climbs for 200 steps, a hundredth a step
   assert is_unstable(slow)
@@ -75,6 +78,7 @@ def test_the_parameters_of_the_definition():
   assert not is_unstable(spike, patience=80) and not is_unstable(spike, rise=6.0)
   assert not is_unstable(spike, skipped=300)
   assert is_unstable(changed(FALL, 250, 260, 5.0), window=1, patience=10)
+  assert is_unstable(FALL, learnt=2.1) and not is_unstable(FALL, learnt=1.9)
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -107,7 +111,7 @@ def test_the_commands_of_the_paper_size(capsys):
   # is not T5-XL's, a mesh on which it does not fit.
   assert command.main(["--scale=paper", "--print"]) == 0
   lines = capsys.readouterr().out.splitlines()
-  assert len(lines) == 6 + 3 * (len(KNOWN) - 1)
+  assert len(lines) == 6 + 3 * (len(rows.ablations(rows.PAPER)) - 1)
   seen = set()
   for line in lines:
     python, flag, module, *arguments = shlex.split(line)
@@ -127,7 +131,7 @@ def test_the_rows_of_one_gpu():
   config = resolve(rows.rows(rows.GPU)["multiplicative_bias"])
   build.validate(config, 1)
   assert 90e6 < build.parameter_counts(resolve(rows.rows(rows.GPU)["baseline"]), 364)[1] < 110e6
-  assert set(rows.rows(rows.GPU)) == set(KNOWN)
+  assert set(rows.rows(rows.GPU)) == {name for name in KNOWN if "adamw" not in name}
 
 
 def test_the_rows_of_the_search(capsys):
@@ -213,6 +217,8 @@ def test_findings_by_hand():
       "An extra FFN before the experts helps": "holds",  # -1.2 + 1.6
       "A multiplicative FFN bias helps": "does not hold",  # +0.1 ± 0.08: not more than twice
   }
+  worse = Finding("", "", "z_loss_1e-3", "baseline", stabilises=True, quality="worse")
+  assert findings.judge(worse, found)[0] == "holds in part"  # stable, and better
   calm = found | {"baseline": found["z_loss_1e-3"]}
   assert findings.judge(findings.FINDINGS[0], calm)[0] == "not decided"  # nothing to stabilise
   assert all({each.row, each.against} <= set(KNOWN) for each in findings.FINDINGS)
