@@ -62,10 +62,10 @@ _WANTED = {"better": (1,), "worse": (-1,), "no worse": (0, 1)}  # signs of the d
 def judge(finding: Finding, found: Mapping[str, Outcome]) -> tuple[str, str]:
   """`(verdict, the numbers)` of a finding of which both rows are there.
 
-  A finding holds if each thing that it says does, and in part if one does and another does not. Qualities are those of the
-  stable seeds, and differ if their means are more than two standard errors of the difference apart; so do logits, each
-  seed's largest. "Better" or "worse" does not hold where the two do not differ. What cannot be compared, because fewer
-  than two seeds of a row are stable, or because there is nothing to stabilise, is not decided.
+  A finding holds if each thing that it says does, and in part if one does and another does not. Qualities are those of
+  the stable seeds, and differ if their means are more than two standard errors of the difference apart; so do logits,
+  each seed's largest. "Better" or "worse" does not hold where the two do not differ. What cannot be compared, because
+  fewer than two seeds of a row are stable, or because there is nothing to stabilise, is not decided.
   """
   one, other = found[finding.row], found[finding.against]
   parts, numbers = [], []

@@ -75,9 +75,12 @@ FRAGILE: Changes = {_RATE: 1.0, "optimizer.schedule": "cosine", "optimizer.warmu
                     "optimizer.final_fraction": 0.02}
 _Z_LOSS: Changes = {"model.moe.z_loss": 0.001, "model.moe.extra_ffn": True}  # what rows of design have, as released
 CALM: Changes = _Z_LOSS | {_RATE: 0.03}
+# As long as it takes until a model of this size reads what stands around the bytes that it fills in.
+LONG_CALM: Changes = _Z_LOSS | {_RATE: 0.1, "optimizer.warmup_steps": 100, "train.steps": 1200,
+                                "train.eval_every": 1200}
 # With which router logits grow a hundredfold, and nothing diverges, see SEARCH.
 GROWN: Changes = {"optimizer.name": "adamw", _RATE: 0.1}
-DESK = Scale("configs/st_moe.py:desk", _SMALL | FRAGILE, CALM, 192, 96, grown=GROWN)
+DESK = Scale("configs/st_moe.py:desk", _SMALL | FRAGILE, LONG_CALM, 192, 96, grown=GROWN)
 
 LONGER: Changes = {"train.steps": 400, "train.eval_every": 400, "train.checkpoint_every": 400,
                     "train.eval_batches": 32}
@@ -115,6 +118,7 @@ def ablations(scale: Scale) -> dict[str, Ablation]:
 
   design = lambda words, changes, against=REFERENCE: Ablation(words, changes, against)
   one = {"k": 1}
+  one_expert = {"model.moe.num_experts": 1, f"{_ROUTER}.k": 1, "model.moe.d_ff": 2 * scale.expert_d_ff}
   rows = {
       BASELINE: Ablation("no z-loss", {}, ""),
       "no_geglu": Ablation("ReLU in place of GEGLU, same FLOPs", _no_geglu(scale)),
@@ -142,6 +146,8 @@ def ablations(scale: Scale) -> dict[str, Ablation]:
       "additive_bias": design("additive FFN bias", {"model.ffn_bias": "additive"}),
       "multiplicative_bias": design("multiplicative FFN bias", {"model.ffn_bias": "multiplicative"}),
   }
+  if scale.together:  # at the paper's size the mesh has an axis of experts
+    rows["one_expert"] = design("dense twin: one expert, as wide as two", one_expert)
   if scale.grown:
     rows |= {"adamw": Ablation("AdamW, rate 0.1", scale.grown),
              "adamw_z_loss_1e-3": Ablation("z-loss 1e-3", {_Z: 0.001}, "adamw")}

@@ -21,6 +21,9 @@ PARTS = ("findings", "stability", "design", "search")  # between <!-- table:NAME
 HEAD = ("row", "what it changes", "stable", "quality", "difference", "largest router logit", "paper: table",
         "paper: stable", "paper: quality", "paper: difference")
 NOTHING = "No run is finished."
+MEANING = (f"Quality is minus the {MEASURES['span_corruption'][1]} on held-out text, mean over the sources, and mean ± "
+           "standard error over the stable seeds; a difference is to the first row unless its row names another. "
+           "Logits: in any seed, step and layer.")
 PICTURES = ("![loss curves of the baseline and of the z-losses](losses.png)",
             "![the router's largest logits](logits.png)")  # of figures.py
 
@@ -36,9 +39,12 @@ def tables(lines: Mapping[str, Mapping[str, Any]], searched: Mapping[str, Mappin
   known = rows.ablations(rows.DESK)
   early = [name for name in known if not rows.is_design(name, known)]
   late = [name for name in known if rows.is_design(name, known)]
+  of = lambda names: [lines[name] for name in names if name in lines]
+  below = [MEANING, _ran(of(early)), *PICTURES]
   return {"findings": _findings(found),
-          "stability": "\n\n".join([_rows(early, found, known), *([_about(lines), *PICTURES] if lines else [])]),
-          "design": _rows(late, found, known), "search": _search(searched)}
+          "stability": "\n\n".join([_rows(early, found, known), *(below if of(early) else [])]),
+          "design": "\n\n".join([_rows(late, found, known), *([_ran(of(late))] if of(late) else [])]),
+          "search": _search(searched)}
 
 
 def _rows(names: Sequence[str], found: Mapping[str, Outcome], known: Mapping[str, rows.Ablation]) -> str:
@@ -99,17 +105,14 @@ def _rise(losses: Sequence[float | None]) -> str:
   return f"{stability.height(np.array(losses))[stability.SKIPPED:].max():.2f}"
 
 
-def _about(lines: Mapping[str, Mapping[str, Any]]) -> str:
-  """What is common to all rows, and what they took."""
-  first = next(iter(lines.values()))
+def _ran(lines: Sequence[Mapping[str, Any]]) -> str:
+  """What the rows of a table took, of which the first stands for all."""
+  first = lines[0]
   versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax"))
-  measure = next(words for name, words in MEASURES.values() if f"mean_{name}" in first)
-  seconds = sum(line["wall_seconds"] for line in lines.values())
-  seeds = sum(line["seeds"] for line in lines.values())
-  return (f"Quality is minus the {measure} on held-out text, mean over three sources, and mean ± standard error over "
-          "the stable seeds; a difference is to the first row unless its row names another. Logits: in any seed, step "
-          f"and layer. `{first['row']}` has {first['parameters']['total'] / 1e6:.2f}M parameters, "
-          f"{first['parameters']['activated'] / 1e6:.2f}M activated, {first['steps']} steps of {first['tokens']:,} "
+  seconds = sum(line["wall_seconds"] for line in lines)
+  seeds = sum(line["seeds"] for line in lines)
+  return (f"`{first['row']}` has {first['parameters']['total'] / 1e6:.2f}M parameters, "
+          f"{first['parameters']['activated'] / 1e6:.2f}M activated; {first['steps']} steps of {first['tokens']:,} "
           f"target tokens in all. {seeds} runs, {seconds / 60:.0f} minutes summed over rows. {first['date']}, Python "
           f"{first['python']}, {versions}, {first['hardware']}.")
 
