@@ -39,11 +39,12 @@ def tables(lines: Mapping[str, Mapping[str, Any]], searched: Mapping[str, Mappin
   known = rows.ablations(rows.DESK)
   early = [name for name in known if not rows.is_design(name, known)]
   late = [name for name in known if rows.is_design(name, known)]
-  of = lambda names: [lines[name] for name in names if name in lines]
-  below = [MEANING, _ran(of(early)), *PICTURES]
-  return {"findings": _findings(found),
-          "stability": "\n\n".join([_rows(early, found, known), *(below if of(early) else [])]),
-          "design": "\n\n".join([_rows(late, found, known), *([_ran(of(late))] if of(late) else [])]),
+
+  def part(names: Sequence[str], before: Sequence[str] = (), after: Sequence[str] = ()) -> str:
+    done = [lines[name] for name in names if name in lines]
+    return "\n\n".join([_rows(names, found, known), *((*before, _ran(done), *after) if done else ())])
+
+  return {"findings": _findings(found), "stability": part(early, (MEANING,), PICTURES), "design": part(late),
           "search": _search(searched)}
 
 
