@@ -79,7 +79,8 @@ def judge(finding: Finding, found: Mapping[str, Outcome]) -> tuple[str, str]:
   if finding.logits:
     difference = Mean.of(one.logits).minus(Mean.of(other.logits))
     parts.append(_verdict(difference, (-1,)))
-    numbers.append(f"largest logit {text(Mean.of(one.logits), 1)} against {text(Mean.of(other.logits), 1)}")
+    largest = lambda each: f"{each.value:.3g} ± {each.error:.2g}"
+    numbers.append(f"largest logit {largest(Mean.of(one.logits))} against {largest(Mean.of(other.logits))}")
   verdict = PARTLY if {HOLDS, FAILS} <= set(parts) else FAILS if FAILS in parts else OPEN if OPEN in parts else HOLDS
   return verdict, "; ".join(numbers)
 
@@ -88,7 +89,7 @@ def _verdict(difference: Mean, wanted: tuple[int, ...]) -> str:
   return OPEN if difference.sign is None else HOLDS if difference.sign in wanted else FAILS
 
 
-def text(mean: Mean, digits: int = 3, signed: bool = False) -> str:
+def text(mean: Mean, signed: bool = False) -> str:
   """"0.123 ± 0.004"; a dash for what is not known."""
-  number = lambda value, sign: "–" if value != value else f"{value:{sign}.{digits}f}"
+  number = lambda value, sign: "–" if value != value else f"{value:{sign}.3f}"
   return f"{number(mean.value, '+' if signed else '')} ± {number(mean.error, '')}"

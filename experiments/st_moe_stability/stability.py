@@ -21,8 +21,8 @@ def is_unstable(loss: Sequence[float | None], skipped: int = SKIPPED, window: in
   The loss is smoothed by a running median over the last `window` steps, which a blip of fewer than half as many steps
   cannot move. At each step it is compared with the least that it has been so far. The run is unstable if it is more
   than `rise` above for `patience` steps in a row, or at the last step; the first `skipped` steps do not count. It is
-  also unstable if it ends less than `learnt` below the first step's loss: a model that died in those steps and gives
-  every token the same probability does not rise any more.
+  also unstable if it ends less than `learnt` below the first step's loss: a model that explodes and soon dies, and
+  gives every token the same probability from there on, comes back to where it began.
 
   A loss that falls slowly, or that stops falling, is stable: the definition is of failure, not of quality.
 

@@ -65,7 +65,7 @@ def test_what_is_unstable():
   assert is_unstable(changed(FALL, 385, 400, 5.0))  # the run ends in it
   assert is_unstable(changed(FALL, 30, 400, 5.0))  # begins before step 40, and stays
   assert is_unstable([6.3] + [100.0] * 150 + [6.7] * 249)  # at once, and then it is dead
-  assert is_unstable([6.3] + [100.0] * 20 + [5.9] * 379)  # dead before steps count, and as good as chance from there on
+  assert is_unstable([6.3] + [100.0] * 64 + [5.9] * 335)  # back within 40 steps that count, as good as chance
   assert is_unstable([6.3] * 400)
   assert is_unstable([*FALL[:300], None, *FALL[301:]]) and is_unstable([*FALL[:300], math.inf, *FALL[301:]])
   slow = [2 + 2 * max(i - 200, 0) / 200 for i in range(400)]  # climbs for 200 steps, a hundredth a step
