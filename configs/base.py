@@ -141,6 +141,19 @@ def get_config():
   t.eval_batches = 16  # a source; 0 = its whole validation split
   t.checkpoint_every = 200  # steps
   t.output_z_loss = 0.0  # weight of log^2 Z of the output softmax
+  t.keep_last = 1  # newest checkpoints that are kept, at least 1
+  t.keep_best = 1  # checkpoints of the lowest validation score that are kept besides
+  t.max_minutes = 0.0  # of wall-clock time, after which this start saves and ends with exit code 0; 0 = no limit
+  t.final_eval_batches = 0  # a source, at the end of the run; 0 = its whole validation split
+  # What to do about steps that go wrong, see moe_jax/training/guard.py. GLaM names the first and the rollbacks.
+  t.guard = g = config_dict.ConfigDict()
+  g.skip_nonfinite = False  # skip an update whose gradient is not finite
+  g.spike_sigmas = 0.0  # a loss that far above the median of the last good ones is a spike; 0 = no loss is
+  g.spike_window = 64  # good losses that it is compared with, at least 16
+  g.patience = 8  # bad steps (not finite, or a spike) in a row, after which the run goes back to a checkpoint
+  g.max_rollbacks = 0  # how often it goes back and skips the batches since; then it stops as diverged
+  g.rollback_margin = 0  # steps; it goes back to a checkpoint from at least that long before the first bad step
+  g.starved_share = 0.0  # warn of experts that get less than this part of an even share; 0 = never
 
   c.mesh = {"data": -1, "fsdp": 1, "expert": 1, "tensor": 1}  # devices an axis; -1 = all that are left
 
@@ -151,6 +164,8 @@ def get_config():
   # a time step, also without (0.0 = it says nothing). Shown by `python -m moe_jax.describe`.
   c.paper = {"name": "", "parameters": 0.0, "activated": 0.0, "without_embedding": 0.0, "operations": 0.0, "note": ""}
 
-  c.report = {"compare": ""}  # results.json of another run, shown beside this one's
+  # results.json of another run, shown beside this one's; sources with more training text than so many megabytes get no
+  # ladder of n-gram models and LZMA, which would take minutes (0 = none gets one).
+  c.report = {"compare": "", "ladder_megabytes": 32.0}
 
   return c.lock()

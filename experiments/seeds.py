@@ -137,7 +137,7 @@ def train(config, directory: pathlib.Path, seeds: int, together: bool, start: di
   tokenizer, sources = data.make_tokenizer(config.data.tokenizer), data.make_sources(config.data)
   size, fingerprints = data.vocab_size(config.data, tokenizer), data.fingerprints(sources)
   measure = evaluate.MEASURES[config.data.objective][0]
-  workdir.check_data(directory, fingerprints)
+  workdir.check_data(directory, fingerprints, tokenizer.fingerprint)
   mesh = sharding.make_mesh({"data": 1})
   model = build.model(config, size, mesh)
   optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
@@ -151,17 +151,22 @@ def train(config, directory: pathlib.Path, seeds: int, together: bool, start: di
         config.data, tokenizer, sources, config.train.batch_size)))
     workdir.claim(directory, config)
     stack.enter_context(workdir.exclusive(directory))
-    checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints"))
+    checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints", config.train.keep_last,
+                                                  config.train.keep_best))
     record, seconds = Record.empty(seeds), 0.0
     if checkpoints.resumed_step(config.train.steps) is None:
       state = jax.jit(make)()
     else:
       place = sharding.replicated(mesh)
-      state, where, meta = checkpoints.restore(jax.tree.map(
+      restored = checkpoints.restore(jax.tree.map(
           lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), jax.eval_shape(make)))
-      batches.set_state(where)
+      for sentence in restored.told:
+        print(sentence, file=sys.stderr, flush=True)
+      state, meta = restored.state, restored.meta
+      batches.set_state(restored.data)
       record, seconds = Record(**meta["record"]), meta["seconds"]
-    workdir.note_start(directory, config, {"data": fingerprints}, start | {"step": int(state.step), "seeds": seeds})
+    facts = {"data": fingerprints, "tokenizer": tokenizer.fingerprint}
+    workdir.note_start(directory, config, facts, start | {"step": int(state.step), "seeds": seeds})
     interrupt = stack.enter_context(Interrupt())
     clock = time.monotonic() - seconds
     state = _steps(config, state, batches, step, evaluator, checkpoints, record, interrupt, clock)
@@ -197,8 +202,9 @@ def _steps(config, state, batches, step, evaluator, checkpoints, record, interru
       if due(t.eval_every):
         record.evaluated(n, measure, _means(evaluator(state, t.eval_batches), measure))
       if due(t.checkpoint_every) or stop:
+        # A seed that has diverged does not stop the others, and its weights are saved with theirs.
         checkpoints.save(n, state, batches.get_state(), {"seconds": time.monotonic() - clock,
-                                                         "record": dataclasses.asdict(record)})
+                                                         "record": dataclasses.asdict(record)}, require_finite=False)
       if stop or all(record.diverged):
         break
       unread, begun = [], _now()

@@ -29,7 +29,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from moe_jax.errors import ConfigError
+from moe_jax.errors import EXIT_DIVERGED, ConfigError
 
 DROPPED = ("sample", "command", "compare", "ladder")  # of results.json: long, or said elsewhere in the line
 
@@ -108,7 +108,8 @@ def run(rows: Mapping[str, Row], results: pathlib.Path, workdir: pathlib.Path, p
       () = every run sees all.
 
   Raises:
-    ConfigError: a row's command is wrong, in the words of `moe_jax.train`, or it was killed.
+    ConfigError: a row ended otherwise: its command is wrong, in the words of `moe_jax.train`, or it crashed or was
+      killed. It has no line, and runs again with the next command.
   """
   todo = unfinished(rows, results)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ def _line(name: str, row: Row, code: int, directory: pathlib.Path, log: pathlib.
   """What results.jsonl says of a run that ended with this exit code."""
   said = (log.read_text().strip().splitlines() or [""])[-1]
   line = {"row": name, "arguments": row.arguments()}
-  if code == 1 and "error:" in said:
+  if code == EXIT_DIVERGED:
     return line | {"diverged": said.removeprefix("error: ")}
   found = directory / "results.json"
   if code or not found.exists():

@@ -91,6 +91,16 @@ def together() -> Iterator[None]:
     os._exit(1)  # the usual way out waits for all processes
 
 
+def any_process(flag: bool) -> bool:
+  """Whether `flag` is so on any process; all of them have to ask."""
+  import jax
+  if jax.process_count() == 1:
+    return flag
+  import numpy as np
+  from jax.experimental import multihost_utils
+  return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
 def _leave_last_words() -> None:
   """Has a process of its own print `_LAST_WORDS` if this one ends otherwise than by Python's usual way out.
 

@@ -1,10 +1,18 @@
-"""The one exception that means "the user's input is wrong", and the look-up that raises it."""
+"""The exceptions that a command tells in one sentence, and the exit code that each of them has."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
+
+# Exit codes of every command. 1 is left to Python, which ends so after an exception that nobody expected.
+EXIT_INPUT = 2  # a `ConfigError`
+EXIT_DIVERGED = 3  # a `Diverged`
+
+
+class Diverged(RuntimeError):
+  """Training has left the finite numbers, or keeps leaving them; what was saved before is kept."""
 
 
 class ConfigError(ValueError):

@@ -5,8 +5,13 @@ where nothing in the environment says how they find each other.
 
 `--config.model.moe=NAME` puts the routing of a paper into the config; `python -m moe_jax.routers` lists the names.
 
-The same command on the same workdir goes on where the run stopped. Ctrl-C or SIGTERM saves and stops. Exit codes:
-0 done, or stopped and saved; 1 the loss is no longer finite; 2 the command is wrong, told in one sentence.
+The same command on the same workdir goes on where the run stopped. Ctrl-C or SIGTERM saves and stops, as does
+--config.train.max_minutes=N, for queues that end a job by the clock. --check_determinism does the first step twice,
+compares all bits and writes nothing.
+
+Exit codes: 0 the run is done, or was stopped and saved (results.json is there once it is done); 1 a mistake of the
+program, with a traceback; 2 the command, the data or the disk is wrong, told in one sentence; 3 training has diverged:
+a loss, a gradient or a weight is no longer finite; 4 --check_determinism found a difference; 130 interrupted at once.
 """
 
 from __future__ import annotations
@@ -22,8 +27,10 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from moe_jax import distributed
-from moe_jax.errors import ConfigError
+from moe_jax.errors import EXIT_DIVERGED, EXIT_INPUT, ConfigError, Diverged
 
+CHECK = "--check_determinism"
+EXIT_DIFFERENT = 4  # --check_determinism found a difference
 PRESET = "config.model.moe"  # the flag that takes a routing preset by name
 ROOT = pathlib.Path(__file__).resolve().parent.parent  # of the clone, where configs/ is
 
@@ -52,7 +59,9 @@ def run() -> None:
 
 def main(argv: Sequence[str]) -> int:
   """Does what the command line says; returns the exit code."""
-  return guarded(argv, __doc__, lambda rest: _train(parse(rest), argv))
+  def action(rest):
+    return _train(parse([arg for arg in rest if arg != CHECK]), argv, check=CHECK in rest)
+  return guarded(argv, __doc__, action)
 
 
 def guarded(argv: Sequence[str], text: str, action: Callable[[Sequence[str]], int]) -> int:
@@ -70,7 +79,10 @@ def guarded(argv: Sequence[str], text: str, action: Callable[[Sequence[str]], in
   try:
     return action([arg for arg in argv if arg != "--debug"])
   except ConfigError as error:
-    code, said = 2, str(error)
+    code, said = EXIT_INPUT, str(error)
+    shown = traceback.format_exc() if debug else ""
+  except Diverged as error:
+    code, said = EXIT_DIVERGED, str(error)
     shown = traceback.format_exc() if debug else ""
   except KeyboardInterrupt:
     code, said, shown = 130, "interrupted; what was saved before is kept, and the same command goes on from there", ""
@@ -78,7 +90,7 @@ def guarded(argv: Sequence[str], text: str, action: Callable[[Sequence[str]], in
   return code
 
 
-def _train(command: Command, argv: Sequence[str]) -> int:
+def _train(command: Command, argv: Sequence[str], check: bool = False) -> int:
   """Cheap checks first; Orbax and Grain are imported only once they have passed."""
   import jax
 
@@ -96,14 +108,22 @@ def _train(command: Command, argv: Sequence[str]) -> int:
   absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is as it should be
   logging.getLogger("jax").setLevel(logging.WARNING)
   from moe_jax.training import loop
-  try:
+  with distributed.together():
+    if check:
+      return _check_determinism(loop.determinism(config))
     line = "python -m moe_jax.train " + shlex.join(argv[1:])
-    with distributed.together():
-      loop.train(config, command.workdir, {"config": command.path, "command": line})
-  except loop.Diverged as error:
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    return 1
+    loop.train(config, command.workdir, {"config": command.path, "command": line})
   return 0
+
+
+def _check_determinism(different: Sequence[str]) -> int:
+  """Prints what --check_determinism found; returns the exit code."""
+  if not different:
+    print("the first step was done twice and gave the same bits each time")
+    return 0
+  print(f"error: the first step was done twice, and {len(different)} arrays differ; the first is {different[0]}; on a "
+        "GPU, XLA_FLAGS=--xla_gpu_deterministic_ops=true makes every operation deterministic", file=sys.stderr)
+  return EXIT_DIFFERENT
 
 
 def parse(argv: Sequence[str], workdir: bool = True) -> Command:
@@ -131,7 +151,7 @@ def parse(argv: Sequence[str], workdir: bool = True) -> Command:
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest, lock_config=True)
     positional = values(rest)[1:]
   except flags.UnrecognizedFlagError as error:
-    known = ["--config", "--config.KEY", *["--workdir", "--distributed"] * workdir, "--debug"]
+    known = ["--config", "--config.KEY", *["--workdir", "--distributed", CHECK] * workdir, "--debug"]
     raise ConfigError("flag", f"--{error.flagname}", f"unknown; the flags are {', '.join(known)}") from error
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
     raise _override_error(rest, config, error) from error

@@ -17,7 +17,8 @@ def write_workdir(path: pathlib.Path, *, experts: int = 8, layers: int = 2, step
   Args:
     experts: 0 = a dense run.
     stop: the run was killed after this step: no results, no routing, half a line at the end of its metrics.
-    nan_from: from this step on, the loss and the load are not finite (null, as `training/metrics.py` writes it).
+    nan_from: from this step on, the loss and the load are not finite (null, as `training/metrics.py` writes it), which
+      an event tells.
   """
   path.mkdir(parents=True)
   rng = np.random.default_rng(0)
@@ -41,6 +42,8 @@ def write_workdir(path: pathlib.Path, *, experts: int = 8, layers: int = 2, step
                "moe/drop_rate": by_layer(0.01), "moe/entropy": by_layer(1.5), "moe/max_violation": by_layer(0.4),
                "moe/logit_max": by_layer(3.0), "moe/dropped_tokens": by_layer(0.0)}
     lines.append(json.dumps(line))
+    if n >= nan_from:
+      lines.append(json.dumps({"step": n, "kind": "event", "event": "nonfinite", "message": f"step {n} {HOSTILE}"}))
     if n % 20 == 0:
       lines.append(json.dumps({"step": n, "kind": "eval", "bits_per_byte": 2.0} | {
         f"bits_per_byte/{s}": 2 + math.exp(-n / 30) + i / 4 for i, s in enumerate(SOURCES)}))

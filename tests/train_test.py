@@ -10,8 +10,9 @@ import sys
 import pytest
 import tiny
 
+from moe_jax import data, train
 from moe_jax import inspect as inspection
-from moe_jax import train
+from moe_jax.errors import EXIT_DIVERGED, Diverged
 from moe_jax.training import loop, metrics, workdir
 
 pytestmark = pytest.mark.smoke
@@ -91,14 +92,17 @@ def test_a_workdir_that_is_not_this_runs(tmp_path, capfd):
   config = train.parse(arguments(tmp_path)).config
   workdir.claim(place, config)
   source = config.data.sources[0]
-  workdir.note_start(place, config, {"config": "x", "data": {source: "0" * 64}}, {})
+  workdir.note_start(place, config, {"config": "x", "data": {source: "0" * 64}, "tokenizer": "bytes"}, {})
   fails(capfd, arguments(tmp_path), "data.sources", "0000000000000000", source)
   fails(capfd, arguments(tmp_path, model__d_model=32), "model.d_model=32", "model.d_model=16")
   fails(capfd, arguments(tmp_path, seed=7), "seed=7", "seed=0")
   assert "starts" in json.loads((place / "meta.json").read_text())
   (place / "meta.json").unlink()
   (place / "checkpoints" / "4" / "state").mkdir(parents=True)
-  fails(capfd, arguments(tmp_path), "checkpoints/4", "cannot be read", "delete this directory")
+  fails(capfd, arguments(tmp_path), "workdir=", "no meta.json", "restore that file")
+  sources = data.fingerprints(data.make_sources(config.data))
+  workdir.note_start(place, config, {"config": "x", "data": sources, "tokenizer": "bytes"}, {})
+  fails(capfd, arguments(tmp_path), "checkpoints/4", "cannot be read", "restore this directory from a copy")
   fails(capfd, arguments(tmp_path, train__steps=2), "train.steps=2", "already at step 4")
   assert not (place / "metrics.jsonl").exists()
 
@@ -109,12 +113,12 @@ def test_debug_shows_the_traceback(tmp_path, capfd):
   assert "Traceback" in capfd.readouterr().err
 
 
-def test_divergence_exits_with_1(tmp_path, capfd, monkeypatch):
-  # Catches: a NaN run that counts as a success.
+def test_divergence_has_an_exit_code_of_its_own(tmp_path, capfd, monkeypatch):
+  # Catches: a NaN run that counts as a success, or cannot be told from a crash.
   def diverge(*_):
-    raise loop.Diverged("training has diverged: at step 3")
+    raise Diverged("training has diverged: at step 3")
   monkeypatch.setattr(loop, "train", diverge)
-  assert train.main(arguments(tmp_path)) == 1
+  assert train.main(arguments(tmp_path)) == EXIT_DIVERGED == 3
   assert capfd.readouterr().err == "error: training has diverged: at step 3\n"
 
 

@@ -103,6 +103,14 @@ def has_experts(m: ConfigDict) -> tuple[bool, ...]:
       moe_layers(layers, m.moe.first, m.moe.every) if m.moe.num_experts else (False,) * layers))
 
 
+def names_of_layers_with_experts(config: ConfigDict) -> list[str]:
+  """A name for each layer with experts, in their order: its number, counted in the encoder and the decoder anew."""
+  layers, encoder = has_experts(config.model), encoder_layers(config.model)
+  name = lambda i: (f"layer {i}" if not encoder else
+                    f"encoder layer {i}" if i < encoder else f"decoder layer {i - encoder}")
+  return [name(i) for i, experts in enumerate(layers) if experts]
+
+
 def layers_with_experts(m: ConfigDict) -> tuple[ConfigDict, ...]:
   """For each layer with experts, config.model as it reads it; those of an encoder come first."""
   models = own_models(m)

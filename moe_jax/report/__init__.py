@@ -24,7 +24,7 @@ def write_report(workdir: str | os.PathLike) -> Path:
     raise ConfigError("workdir", str(workdir), "holds no config.json, metrics.jsonl or results.json; "
                       "name the --workdir of a training run")
   path = found.path / "report.html"
-  handle, scratch = tempfile.mkstemp(prefix=".report.", suffix=".html", dir=found.path)
+  handle, scratch = tempfile.mkstemp(prefix=".report.html.", suffix=".tmp", dir=found.path)
   try:
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
       file.write(page(found))

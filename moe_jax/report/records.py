@@ -29,6 +29,7 @@ class Workdir(NamedTuple):
   routing: Mapping[str, Any]
   train: Sequence[Mapping[str, Any]]  # lines of metrics.jsonl, in order of step
   eval: Sequence[Mapping[str, Any]]
+  events: Sequence[Mapping[str, Any]]  # in the order in which they happened
 
 
 def read_workdir(path: str | Path) -> Workdir:
@@ -36,7 +37,8 @@ def read_workdir(path: str | Path) -> Workdir:
   path = Path(path)
   files = [_read_json(path / f"{name}.json") for name in ("config", "meta", "results", "routing")]
   lines = _read_lines(path / "metrics.jsonl")
-  return Workdir(path, *files, _by_step(lines, "train"), _by_step(lines, "eval"))
+  events = [line for line in lines if line.get("kind") == "event"]
+  return Workdir(path, *files, _by_step(lines, "train"), _by_step(lines, "eval"), events)
 
 
 def curve(lines: Sequence[Mapping[str, Any]], name: str) -> Curve | None:
@@ -154,7 +156,7 @@ def _finite_mean(values: np.ndarray) -> np.ndarray:
 def _read_json(path: Path) -> Mapping[str, Any]:
   try:
     found = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return {}
   return found if isinstance(found, dict) else {}
 
@@ -169,7 +171,7 @@ def _read_lines(path: Path) -> list[Mapping[str, Any]]:
   for line in text.splitlines():
     try:
       found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
       continue
     if isinstance(found, dict) and math.isfinite(number(found.get("step"))):
       lines.append(found)

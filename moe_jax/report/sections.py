@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -32,6 +33,10 @@ from moe_jax.report.style import CSS
 
 POINTS = 400  # of a line
 SMALL = {"width": 374, "height": 210}  # of charts three in a row
+MOST_EVENTS = 50  # shown one by one
+# Kinds of events, in words.
+_EVENTS = {"nonfinite": "gradients that were not finite", "spike": "loss spikes", "rollback": "rollbacks",
+           "starved": "routers that collapse"}
 LINE_EXPERTS = 16  # with more experts, load is drawn as a map
 _RUNGS = {"lzma": "LZMA"}  # how a rung of the ladder is shown, where not by its key
 
@@ -39,7 +44,7 @@ _RUNGS = {"lzma": "LZMA"}  # how a rung of the ladder is shown, where not by its
 def page(run: Workdir) -> str:
   """The whole document."""
   layers = layer_names(run)
-  body = "".join((_header(run, layers), _table(run), _loss(run), _optimizer(run), _load(run, layers),
+  body = "".join((_header(run, layers), _events(run), _table(run), _loss(run), _optimizer(run), _load(run, layers),
                   _routers(run, layers), routing_section(run.routing, layers[:page_layers(run)]), _sample(run),
                   _config(run)))
   title = html.escape(f"{_name(run)}: run report")
@@ -118,7 +123,9 @@ def final_scores(run: Workdir) -> tuple[dict[str, float], str]:
   name, _ = measure(run)
   final, prefix = branch(run.results, name), f"{name}/"
   if final:
-    return {str(name): number(value) for name, value in final.items()}, "on the whole validation split"
+    batches = number(branch(run.config, "train").get("final_eval_batches"))
+    where = f"on {batches:g} batches of each validation split" if batches > 0 else "on the whole validation split"
+    return {str(name): number(value) for name, value in final.items()}, where
   for line in reversed(run.eval):
     scores = {name.removeprefix(prefix): number(value) for name, value in line.items() if name.startswith(prefix)}
     if scores:
@@ -148,6 +155,20 @@ def _table(run: Workdir) -> str:
            f"Held-out {unit} {where}; lower is better.")
   star = '<p class="note">* on another version of this text</p>' if differ else ""
   return f'<h2>Result</h2><p class="lead">{words}</p><div class="wide"><table><tr>{head}</tr>{rows}</table>{star}</div>'
+
+
+def _events(run: Workdir) -> str:
+  """What went wrong on the way: skipped updates, spikes, rollbacks, starved experts."""
+  if not run.events:
+    return ""
+  counts = Counter(str(event.get("event")) for event in run.events)
+  words = ", ".join(f"{_EVENTS.get(kind, kind)}: {count}" for kind, count in counts.items())
+  rows = "".join(f"<tr><td>{number(event['step']):g}</td><td>{html.escape(str(event.get('message', '')))}</td></tr>"
+                 for event in run.events[:MOST_EVENTS])
+  more = len(run.events) - MOST_EVENTS
+  note = f'<p class="note">and {more} more in metrics.jsonl</p>' if more > 0 else ""
+  return (f'<h2>Events</h2><p class="lead">{html.escape(words)}</p><div class="wide"><table class="events"><tr>'
+          f"<th>step</th><th>what happened</th></tr>{rows}</table>{note}</div>")
 
 
 def _loss(run: Workdir) -> str:

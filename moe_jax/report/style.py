@@ -21,6 +21,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1
 th, td { padding: 6px 14px; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
 th { font-weight: 600; color: #444; border-bottom: 2px solid #bbb; }
 th:first-child, td:first-child { text-align: left; }
+table.events td:last-child, table.events th:last-child { text-align: left; white-space: normal; }
 td.run { font-weight: 700; background: #f5f6f8; }
 td.beaten { color: #006b4b; } td.beaten::before { content: "✓ "; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(350px, 1fr));

@@ -19,12 +19,13 @@ from moe_jax.data.ladder import cached_ladder
 from moe_jax.errors import ConfigError
 from moe_jax.report import write_report
 from moe_jax.training import evaluate, workdir
+from moe_jax.training.interrupt import interruptible
+from moe_jax.training.progress import working
 from moe_jax.training.sample import next_logits, sample
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import apply
 
 ROOT = Path(__file__).resolve().parents[2]  # of the clone, which `report.compare` is relative to
-LADDER_BYTES = 32_000_000  # sources with more training text get no ladder: it would take minutes
 SAMPLE_BYTES, TEMPERATURE, SAMPLE_SEED = 200, 0.8, 0
 PAGE_TOKENS = 1024  # of each source, in routing.json
 
@@ -34,7 +35,9 @@ def finish(config, directory: Path, model: nn.Module, state: TrainState, tokeniz
            run_info: Mapping[str, Any]) -> dict[str, Any]:
   """Writes results.json, routing.json and report.html into the workdir, prints a table, and returns the results.
 
-  All processes take part in evaluating and sampling; the first one writes and prints.
+  All processes take part in evaluating and sampling; the first one writes and prints. Whatever takes long says now and
+  then that it is at work. `train.final_eval_batches` and `report.ladder_megabytes` make it shorter. Ctrl-C and SIGTERM
+  end it at once: the last checkpoint is saved already, and the same command begins with the finish again.
 
   Args:
     config: the run's; of the model's part only `build` is asked.
@@ -42,20 +45,33 @@ def finish(config, directory: Path, model: nn.Module, state: TrainState, tokeniz
     eval_fn: see `evaluate.make_eval`.
     run_info: config (path), command, steps, tokens, wall_seconds; copied into the results.
   """
+  with interruptible():
+    return _finish(config, directory, model, state, tokenizer, sources, mesh, eval_fn, run_info)
+
+
+def _finish(config, directory, model, state, tokenizer, sources, mesh, eval_fn, run_info) -> dict[str, Any]:
+  first = jax.process_index() == 0
+  at_work = lambda what: working(what, _say if first else lambda _: None)
   measure, _ = evaluate.MEASURES[config.data.objective]
-  totals, continues = evaluate.summary(eval_fn(state, 0), measure), config.data.objective == "next_token"
+  with at_work("evaluating the trained model on held-out text (train.final_eval_batches caps it)"):
+    totals = evaluate.summary(eval_fn(state, config.train.final_eval_batches), measure)
+  continues = config.data.objective == "next_token"
   variables = {"params": state.params} | ({"router_state": state.router_state} if state.router_state else {})
-  with jax.set_mesh(mesh), sharding.use_rules(dict(config.sharding)):
+  with jax.set_mesh(mesh), sharding.use_rules(dict(config.sharding)), at_work("sampling and routing held-out text"):
     text = sample_text(config, model, variables, tokenizer) if continues else ""
     routing = routing_pages(config, model, variables, tokenizer, sources, mesh)
-  if jax.process_index():
+  if not first:
     return {}
   of = lambda prefix: {s.name: totals[f"{prefix}/{s.name}"] for s in sources}
   size = data.vocab_size(config.data, tokenizer)
   total, activated = build.parameter_counts(config, size)
+  ladder = {}
+  for source in sources if continues else ():
+    with at_work(f"n-gram models and LZMA of {source.name} (report.ladder_megabytes=0 leaves them out)"):
+      if rungs := source_ladder(config.data, source, round(config.report.ladder_megabytes * 1e6)):
+        ladder[source.name] = rungs
   results = dict(run_info) | {
-      "seed": config.seed, measure: of(measure), "loss": of("loss"),
-      "ladder": {s.name: rungs for s in sources if continues and (rungs := source_ladder(config.data, s))},
+      "seed": config.seed, measure: of(measure), "loss": of("loss"), "ladder": ladder,
       "parameters": {"total": total, "activated": activated},
       "flops_per_token": build.flops_per_token(config, size), "data": data.fingerprints(sources),
       "hardware": workdir.hardware(mesh), "sample": text}
@@ -69,6 +85,10 @@ def finish(config, directory: Path, model: nn.Module, state: TrainState, tokeniz
   shown = f"sample, temperature {TEMPERATURE}:\n{text}\n\n" if continues else ""
   print(f"\n{table(results)}\n\n{shown}report: {path}", flush=True)
   return results
+
+
+def _say(text: str) -> None:
+  print(text, flush=True)
 
 
 def sample_text(config, model: nn.Module, variables: Mapping[str, Any], tokenizer: data.Tokenizer) -> str:
@@ -139,14 +159,19 @@ def pieces(tokenizer: data.Tokenizer, ids: np.ndarray) -> list[str | None]:
           for piece, length in zip(found, lengths, strict=True)]
 
 
-def source_ladder(settings, source: data.Source) -> dict[str, float] | None:
+def source_ladder(settings, source: data.Source, most: int) -> dict[str, float] | None:
   """The ladder of a source (see `data/ladder.py`); None if its text is large or its validation split empty.
 
   Args:
     settings: `config.data`.
+    source: of text.
+    most: bytes of training text, and of validation text, above which there is no ladder.
   """
+  if not most:
+    return None
+
   def documents():
-    train, validation = (_up_to(source.documents(split), LADDER_BYTES) for split in ("train", "validation"))
+    train, validation = (_up_to(source.documents(split), most) for split in ("train", "validation"))
     return (train, validation) if train is not None and validation and any(validation) else None
 
   key = f"{source.fingerprint} {settings.validation_fraction} {settings.validation_split}"

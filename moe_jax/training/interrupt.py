@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
+from collections.abc import Iterator
 
 import jax
 
@@ -34,3 +37,24 @@ class Interrupt:
     if self.name and number == signal.SIGINT:
       raise KeyboardInterrupt
     self.name = signal.Signals(number).name
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+  """A body that SIGTERM ends as Ctrl-C does, by KeyboardInterrupt: for work that can be done again.
+
+  Only a process's main thread can say so; elsewhere nothing changes.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def interrupt(number, frame):
+    del number, frame
+    raise KeyboardInterrupt
+
+  before = signal.signal(signal.SIGTERM, interrupt)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)

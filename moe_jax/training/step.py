@@ -22,7 +22,8 @@ REDUCE = {"logit_max": jnp.max}  # of metrics over microbatches; all others are 
 
 def train_step(state: TrainState, batch: Batch, *, model: nn.Module, optimizer: optax.GradientTransformation,
                schedule: Callable, loss_weights: dict[str, float], accumulate_steps: int = 1,
-               output_z_loss: float = 0.0, bias_update_rate: float = 0.0) -> tuple[TrainState, dict[str, Array]]:
+               output_z_loss: float = 0.0, bias_update_rate: float = 0.0,
+               skip_nonfinite: bool = False) -> tuple[TrainState, dict[str, Array]]:
   """One update: loss = cross-entropy + output z-loss + sum of weighted auxiliary losses.
 
   The cross-entropy (nats) is the mean over the batch's real targets, also when the batch is cut into microbatches,
@@ -37,10 +38,12 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module, optimizer: 
     accumulate_steps: microbatches; divides B.
     output_z_loss: weight of the mean of log^2 Z of the output softmax.
     bias_update_rate: step of the loss-free balancing bias; 0 leaves `router_state` alone.
+    skip_nonfinite: where the loss or the norm of the gradient is not finite only the step is counted: weights,
+      optimizer and router state stay as they were (GLaM, arXiv 2112.06905, Sec. 5.1).
 
   Returns:
-    The next state, and metrics: loss, cross_entropy, grad_norm (before clipping), learning_rate, the unweighted
-    auxiliary losses, and `moe/...` by layer.
+    The next state, and metrics: loss, cross_entropy, grad_norm (before clipping), grad_norms (of each parameter, in the
+    order of the tree's leaves), learning_rate, the unweighted auxiliary losses, and `moe/...` by layer.
   """
   key = jax.random.fold_in(state.rng, state.step)
   total = jnp.maximum(jnp.sum(batch["segment_ids"] > 0), 1).astype(jnp.float32)
@@ -64,10 +67,17 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module, optimizer: 
   router_state = state.router_state
   if bias_update_rate:
     router_state = update_router_state(router_state, moe["load"], bias_update_rate)
-  metrics = losses | {"grad_norm": optax.global_norm(grads), "learning_rate": schedule(state.step)}
+  norms = jnp.stack([optax.global_norm(grad) for grad in jax.tree.leaves(grads)])
+  metrics = losses | {"grad_norm": optax.global_norm(grads), "grad_norms": norms,
+                      "learning_rate": schedule(state.step)}
   metrics |= {f"moe/{name}": value for name, value in moe.items()}
-  return state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state,
-                       router_state=router_state), metrics
+  after = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state,
+                        router_state=router_state)
+  if skip_nonfinite:
+    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
+    after = kept.replace(step=after.step)
+  return after, metrics
 
 
 def _accumulate(grad_of: Callable, params: PyTree, batch: Batch, key: Array, steps: int):

@@ -26,4 +26,5 @@ def make(config: Any, model: nn.Module, optimizer: optax.GradientTransformation,
   return jax.jit(functools.partial(
       train_step, model=model, optimizer=optimizer, schedule=schedule, loss_weights=build.loss_weights(config),
       accumulate_steps=config.train.accumulate_steps, output_z_loss=config.train.output_z_loss,
-      bias_update_rate=build.bias_update_rate(config)), donate_argnums=0)
+      bias_update_rate=build.bias_update_rate(config), skip_nonfinite=config.train.guard.skip_nonfinite),
+      donate_argnums=0)

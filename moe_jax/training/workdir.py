@@ -3,6 +3,7 @@
     config.json   the resolved config        meta.json      versions, data fingerprints, every start's command
     checkpoints/  see checkpoints.py         metrics.jsonl  see metrics.py, and tb/ for TensorBoard
     results.json, routing.json, report.html  written at the end
+    set_aside/    checkpoints that the run could not or must not go on from
 """
 
 from __future__ import annotations
@@ -26,10 +27,14 @@ from moe_jax.errors import ConfigError
 
 # What may change between two starts of one run: it moves no number, or only says how long and how often.
 FREE = ("mesh", "sharding", "paper", "report", "train.steps", "train.log_every", "train.eval_every",
-        "train.eval_batches", "train.checkpoint_every", "data.threads", "data.cache_dir", "data.tfds_dir",
-        "model.remat")
+        "train.eval_batches", "train.checkpoint_every", "train.keep_last", "train.keep_best", "train.max_minutes",
+        "train.final_eval_batches", "train.guard", "data.threads", "data.cache_dir", "data.tfds_dir", "model.remat")
+# What a run writes, and whether each of these is a directory.
+FILES = {"config.json": False, "meta.json": False, "metrics.jsonl": False, ".lock": False, "results.json": False,
+         "routing.json": False, "report.html": False, "checkpoints": True, "set_aside": True, "tb": True}
 PACKAGES = ("moe_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _MISSING = "(not set)"
+TEMPORARY = ".tmp"  # how the names of files end that are not whole yet
 
 
 def check(directory: pathlib.Path, config) -> None:
@@ -45,11 +50,12 @@ def check(directory: pathlib.Path, config) -> None:
     raise ConfigError("workdir", str(directory), f"cannot be created, because {home} is a file; name another directory")
   if not _writable(home):
     raise ConfigError("workdir", str(directory), f"{home} cannot be written; name a directory that you may write")
-  stored = read_json(directory / "config.json")
+  _check_kinds(directory)
+  stored = read_json(directory / "config.json", dict)
   if stored is None:
-    if (directory / "checkpoints").is_dir() and any((directory / "checkpoints").iterdir()):
+    if _has_checkpoints(directory):
       raise ConfigError("workdir", str(directory), "holds checkpoints but no config.json, so whose they are is "
-                        "unknown; name another directory")
+                        "unknown; restore that file, or name another directory")
     return
   difference = first_difference(stored, plain(config))
   if difference:
@@ -58,18 +64,54 @@ def check(directory: pathlib.Path, config) -> None:
                       "--workdir")
 
 
-def check_data(directory: pathlib.Path, fingerprints: dict[str, str]) -> None:
-  """Refuses data other than those that the run began with.
+def _check_kinds(directory: pathlib.Path) -> None:
+  """Refuses a file where the run needs a directory, a directory where it needs a file, and what cannot be read."""
+  for name, folder in FILES.items():
+    path = directory / name
+    if path.exists() and path.is_dir() != folder:
+      raise ConfigError("workdir", str(directory), f"its {name} is a {'file' if folder else 'directory'} and must be a "
+                        f"{'directory' if folder else 'file'}; move it away, or name another directory")
+    if path.is_symlink() and not path.exists():
+      raise ConfigError("workdir", str(directory), f"its {name} is a link to nothing; move it away, or name another "
+                        "directory")
+
+
+def _has_checkpoints(directory: pathlib.Path) -> bool:
+  return (directory / "checkpoints").is_dir() and any((directory / "checkpoints").iterdir())
+
+
+def check_data(directory: pathlib.Path, fingerprints: dict[str, str], tokenizer: str) -> None:
+  """Refuses data or a tokenizer other than those that the run began with.
+
+  Args:
+    directory: the workdir.
+    fingerprints: of the data, by source.
+    tokenizer: the tokenizer's fingerprint.
 
   Raises:
-    ConfigError: names the first source that differs.
+    ConfigError: names the first source that differs, or the tokenizer; or says that meta.json, which remembers them,
+      is gone or is not one of a run.
   """
-  stored = (read_json(directory / "meta.json") or {}).get("data", fingerprints)
+  meta = read_json(directory / "meta.json", dict)
+  if meta is None:
+    if _has_checkpoints(directory):
+      raise ConfigError("workdir", str(directory), "holds checkpoints but no meta.json, which says what data they were "
+                        "trained on; restore that file, or name another directory")
+    return
+  stored = meta.get("data")
+  if not (isinstance(stored, dict) and isinstance(meta.get("starts"), list)):
+    raise ConfigError("workdir", str(directory), "its meta.json is not one that a run has written: it needs the fields "
+                      "data and starts; restore that file, or name another directory")
   for name in sorted(stored.keys() | fingerprints.keys()):
-    before, now = stored.get(name, "none"), fingerprints.get(name, "none")
+    before, now = str(stored.get(name, "none")), fingerprints.get(name, "none")
     if before != now:
       raise ConfigError("data.sources", name, f"its data have SHA-256 {now[:16]}, but the run in {directory} "
                         f"began with {before[:16]}; restore the data, or give another --workdir")
+  before = meta.get("tokenizer", "none")
+  if before != tokenizer:
+    raise ConfigError("data.tokenizer", tokenizer[:16], f"this is the tokenizer's fingerprint, but the run in "
+                      f"{directory} began with {str(before)[:16]}; restore the tokenizer's file, or give another "
+                      "--workdir")
 
 
 def claim(directory: pathlib.Path, config) -> None:
@@ -86,7 +128,7 @@ def exclusive(directory: pathlib.Path) -> Iterator[None]:
   Raises:
     ConfigError: another process of this machine trains there.
   """
-  with (directory / ".lock").open("w") as file:
+  with (directory / ".lock").open("a") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -94,12 +136,20 @@ def exclusive(directory: pathlib.Path) -> Iterator[None]:
                         "name another directory") from error
     except OSError:  # a file system without locks
       pass
+    remove_temporaries(directory)
     yield
+
+
+def remove_temporaries(directory: pathlib.Path) -> None:
+  """Removes what `write_atomically` of a killed process left in a directory that this process holds."""
+  for name in FILES:
+    for path in directory.glob(f".{name}.*{TEMPORARY}"):
+      path.unlink(missing_ok=True)
 
 
 def note_start(directory: pathlib.Path, config, facts: dict[str, Any], start: dict[str, Any]) -> None:
   """Adds a start to `meta.json`, which keeps the `facts` of the first, and renews `config.json` (`FREE` keys vary)."""
-  meta = read_json(directory / "meta.json") or facts | {"starts": []}
+  meta = read_json(directory / "meta.json", dict) or facts | {"starts": []}
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
   meta["starts"].append({"time": now} | versions() | start)
   write_json(directory / "meta.json", meta)
@@ -144,19 +194,28 @@ def plain(config) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict()))
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: pathlib.Path, kind: type = object) -> Any:
   """The file's content; None if there is no file.
 
+  Args:
+    path: of the file.
+    kind: what the content must be, such as dict.
+
   Raises:
-    ConfigError: it is not JSON.
+    ConfigError: it is not JSON, or of another kind.
   """
   if not path.exists():
     return None
+  remedy = "restore that file, or name another directory"
   try:
-    return json.loads(path.read_text())
-  except (ValueError, OSError) as error:
-    raise ConfigError("workdir", str(path.parent), f"its {path.name} cannot be read ({error}); "
-                      "restore that file, or name another directory") from error
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (ValueError, OSError, RecursionError) as error:
+    reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+    raise ConfigError("workdir", str(path.parent), f"its {path.name} cannot be read ({reason}); {remedy}") from error
+  if not isinstance(found, kind):
+    raise ConfigError("workdir", str(path.parent), f"its {path.name} holds a {type(found).__name__} of JSON where an "
+                      f"object is needed; {remedy}")
+  return found
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -165,13 +224,17 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
   """Writes the whole file or, if killed, none of it."""
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  with os.fdopen(handle, "w") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.chmod(temporary, 0o644)
-  os.replace(temporary, path)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+  try:
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  except BaseException:  # a full disk must not be filled further
+    pathlib.Path(temporary).unlink(missing_ok=True)
+    raise
 
 
 def _writable(directory: pathlib.Path) -> bool:

@@ -15,7 +15,8 @@ from moe_jax.errors import ConfigError
 pytestmark = pytest.mark.unit
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Does what --config says: ok, diverge, wrong, slow (until it is told to stop; its second start is ok). Counts starts.
+# Does what --config says: ok, diverge, crash, wrong, slow (until it is told to stop; its second start is ok). It also
+# counts its starts.
 PROGRAM = """
 import json, os, pathlib, signal, sys, time
 flags = dict(arg.removeprefix("--").split("=", 1) for arg in sys.argv[1:])
@@ -24,7 +25,10 @@ place.mkdir(exist_ok=True)
 with open(place / "starts", "a") as starts:
   starts.write("x")
 if what == "diverge":
-  sys.exit("error: training has diverged: at step 3")
+  print("error: training has diverged: at step 3", file=sys.stderr)
+  sys.exit(3)
+if what == "crash":
+  raise RuntimeError("INTERNAL: CUDA error: out of memory")
 if what == "wrong":
   print("error: no such key", file=sys.stderr)
   sys.exit(2)
@@ -71,12 +75,14 @@ def test_each_device_trains_a_row_at_a_time(tmp_path):
 
 
 def test_a_row_that_diverges_is_an_outcome_and_one_that_is_wrong_is_not(tmp_path):
-  # Catches: a study that ends at the first unstable run, or that takes a misspelt key for instability.
+  # Catches: a study that ends at the first unstable run, or that takes a misspelt key or a crash for instability.
   study(tmp_path, a="diverge", b="ok")
   found = sweep.load(tmp_path / "results.jsonl")
   assert found["a"]["diverged"] == "training has diverged: at step 3" and found["b"]["loss"] == 2
   with pytest.raises(ConfigError, match="row='c': ended with exit code 2: error: no such key"):
     study(tmp_path, a="diverge", b="ok", c="wrong")
+  with pytest.raises(ConfigError, match="row='d': ended with exit code 1: RuntimeError: INTERNAL: CUDA error"):
+    study(tmp_path, a="diverge", b="ok", d="crash")
   assert sweep.load(tmp_path / "results.jsonl") == found
 
 

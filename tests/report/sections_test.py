@@ -60,3 +60,20 @@ def test_text_that_differs_is_marked(tmp_path):
   (path / "results.json").write_text(json.dumps(results))
   text = page(read_workdir(path))
   assert "2.125*" in text and "another version of this text" in text
+
+
+def test_events_are_told_in_order_and_counted(tmp_path):
+  # Catches: skipped updates and rollbacks that only a reader of metrics.jsonl sees; markup in a message.
+  text = page(read_workdir(synthetic.write_workdir(tmp_path / "run", steps=200, nan_from=50)))
+  assert "gradients that were not finite: 76" in text and "and 26 more in metrics.jsonl" in text
+  assert text.index("<td>50</td>") < text.index("<td>52</td>") and "<script>alert" not in text
+  assert "<h2>Events" not in page(read_workdir(synthetic.write_workdir(tmp_path / "calm", steps=20)))
+
+
+def test_a_capped_final_evaluation_says_so(tmp_path):
+  # Catches: "on the whole validation split" where it was not.
+  path = synthetic.write_workdir(tmp_path / "run", steps=20)
+  config = json.loads((path / "config.json").read_text())
+  config["train"]["final_eval_batches"] = 3
+  (path / "config.json").write_text(json.dumps(config))
+  assert final_scores(read_workdir(path))[1] == "on 3 batches of each validation split"

@@ -1,5 +1,6 @@
-"""Checkpoints: bit-exact, the latest and the best kept, half-written ones ignored, damaged ones refused."""
+"""Checkpoints: bit-exact, the latest and the best kept, half-written ones ignored, damaged ones set aside."""
 
+import json
 import shutil
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from moe_jax import sharding
-from moe_jax.errors import ConfigError
+from moe_jax.errors import ConfigError, Diverged
 from moe_jax.training import checkpoints
 from moe_jax.training.checkpoints import Checkpoints
 from moe_jax.training.state import TrainState
@@ -34,9 +35,9 @@ def same(a, b):
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(raw(x), raw(y)), a, b)
 
 
-def save(directory, bits, **changes):
+def save(directory, bits, keep=(1, 1), **changes):
   """Saves step n with `bits[n]` (None: not evaluated)."""
-  with Checkpoints(directory) as c:
+  with Checkpoints(directory, *keep) as c:
     for step, value in bits.items():
       c.save(step, make_state(step, **changes), {"batches": step}, {"seconds": 0.5}, value)
     c.wait()
@@ -47,9 +48,9 @@ def test_restores_every_bit_also_onto_another_mesh(tmp_path):
   save(tmp_path, {3: 2.0}, sizes={"expert": 4})
   expected = make_state(3, {"data": 2, "expert": 2})
   with Checkpoints(tmp_path) as c:
-    state, data, meta = c.restore(abstract(expected))
+    step, state, data, meta, told = c.restore(abstract(expected))
   same(state, expected)
-  assert data == {"batches": 3} and meta == {"seconds": 0.5}
+  assert (step, data, meta, told) == (3, {"batches": 3}, {"seconds": 0.5}, [])
   assert state.params["layer"]["w"].sharding == expected.params["layer"]["w"].sharding
 
 
@@ -64,7 +65,7 @@ def test_the_state_may_be_donated_while_it_is_written(tmp_path):
     for _ in range(20):
       state = update(state)
     jax.block_until_ready(state.params)
-    restored, *_ = c.restore(abstract(state))
+    restored = c.restore(abstract(state)).state
   assert all((np.asarray(w) == 1).all() for w in restored.params.values())
 
 
@@ -72,6 +73,31 @@ def test_keeps_the_latest_and_the_best(tmp_path):
   # Catches: the newest deleted because two older ones are better; checkpoints without a score kept for ever.
   save(tmp_path, {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 2.5, 6: None})
   assert checkpoints.steps(tmp_path) == [2, 6]
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_ranks_last(tmp_path, score):
+  # Catches: NaN, which Orbax takes for the best of all, so that every good checkpoint is deleted.
+  save(tmp_path, {1: 1.0, 2: 2.0, 3: score, 4: score})
+  assert checkpoints.steps(tmp_path) == [1, 4]
+
+
+def test_as_many_are_kept_as_were_asked_for(tmp_path):
+  # Catches: keep_last and keep_best exchanged, or one of them not passed on.
+  save(tmp_path, {1: 1.0, 2: 2.0, 3: 3.0, 4: 9.0, 5: 8.0, 6: 7.0}, keep=(3, 2))
+  assert checkpoints.steps(tmp_path) == [1, 2, 4, 5, 6]
+
+
+def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
+  # Catches: weights that the update itself has ruined, saved in place of good ones; a moment that is not looked at.
+  save(tmp_path, {1: 1.0})
+  good = make_state(2)
+  ruined = good.replace(opt_state=({"mu": good.opt_state[0]["mu"].at[3, 1].set(jnp.inf)}, ()))
+  with Checkpoints(tmp_path) as c:
+    with pytest.raises(Diverged, match="after step 2 opt_state/0/mu is no longer finite.*/1 is from before"):
+      c.save(2, ruined, {}, {})
+    c.save(3, ruined.replace(step=jnp.int32(3)), {}, {}, require_finite=False)
+  assert checkpoints.steps(tmp_path) == [1, 3]
 
 
 def test_a_step_is_saved_once(tmp_path):
@@ -100,29 +126,89 @@ def test_a_deletion_that_was_killed_does_no_harm(tmp_path):
   for item in ("state", "metrics"):
     shutil.rmtree(tmp_path / "1" / item)
   with Checkpoints(tmp_path) as c:
-    state, *_ = c.restore(abstract(make_state(2)))
-    same(state, make_state(2))
+    same(c.restore(abstract(make_state(2))).state, make_state(2))
     c.save(3, make_state(3), {}, {}, None)
     c.save(4, make_state(4), {}, {}, None)
     c.wait()
   assert checkpoints.steps(tmp_path)[-1] == 4
 
 
-@pytest.mark.parametrize("damage", ["state/manifest.ocdbt", "state", "data", "data/metadata", "truncated"])
-def test_a_damaged_checkpoint_is_told_in_a_sentence(tmp_path, damage):
-  # Catches: a traceback from TensorStore; a run that silently starts anew.
-  save(tmp_path, {2: 1.0, 4: 2.0})
-  if damage == "truncated":
-    for file in (tmp_path / "4" / "state").rglob("*"):
-      if file.is_file() and "/d/" in str(file):
-        file.write_bytes(file.read_bytes()[:10])
-  else:
-    target = tmp_path / "4" / damage
-    shutil.rmtree(target) if target.is_dir() else target.write_bytes(b"")
-  told = "delete this directory to go on from step 2"
-  with Checkpoints(tmp_path) as c, pytest.raises(ConfigError, match=told) as error:
+def flip(directory):
+  """Changes one bit in the middle of the largest file below `directory`."""
+  file = max((f for f in directory.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(bytes(content))
+
+
+def truncate(directory):
+  for file in (directory / "state").rglob("*"):
+    if file.is_file() and "/d/" in str(file):
+      file.write_bytes(file.read_bytes()[:10])
+
+
+def forge(directory, item, change):
+  file = directory / item / "metadata"
+  file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+
+DAMAGES = {
+    "a bit of an array": lambda c: flip(c / "state" / "d"),
+    "truncated": truncate,
+    "no manifest": lambda c: (c / "state" / "manifest.ocdbt").write_bytes(b""),
+    "no state": lambda c: shutil.rmtree(c / "state"),
+    "no data": lambda c: shutil.rmtree(c / "data"),
+    "data is no JSON": lambda c: (c / "data" / "metadata").write_bytes(b"\xff{"),
+    "another place in the data": lambda c: forge(c, "data", lambda d: {"batches": 2}),
+    "data is a list": lambda c: forge(c, "data", lambda d: [1]),
+    "another meta": lambda c: forge(c, "meta", lambda m: m | {"meta": {"seconds": 1e9}}),
+    "another digest": lambda c: forge(c, "meta", lambda m: m | {"digests": m["digests"] | {"step": "0"}}),
+    "no seal": lambda c: forge(c, "meta", lambda m: m["meta"]),
+    "nested deeply": lambda c: (c / "meta" / "metadata").write_text("[" * 100_000),
+    "another step's": lambda c: (shutil.rmtree(c), shutil.copytree(c.with_name("2"), c)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_an_older_one_taken(tmp_path, damage):
+  # Catches: a bit flip that is trained on in silence; a traceback from TensorStore; a run that silently starts anew; a
+  # damaged checkpoint that is deleted, or in the way of the next save of its step.
+  home = tmp_path / "checkpoints"
+  save(home, {2: 1.0, 4: 2.0})
+  DAMAGES[damage](home / "4")
+  with Checkpoints(home) as c:
+    step, state, data, _, told = c.restore(abstract(make_state(4)))
+    same(state, make_state(2))
+    assert (step, data, c.steps()) == (2, {"batches": 2}, [2])
+    c.save(4, make_state(4), {"batches": 4}, {})
+    c.wait()
+    same(c.restore(abstract(make_state(4))).state, make_state(4))
+  aside = tmp_path / "set_aside" / "checkpoints-4"
+  assert aside.is_dir() and len(told) == 1 and str(aside) in told[0] and "\n" not in told[0] and "step 2" in told[0]
+
+
+def test_where_no_checkpoint_is_whole_nothing_changes(tmp_path):
+  # Catches: the last copy of the weights moved or deleted; a run that silently starts anew.
+  home = tmp_path / "checkpoints"
+  save(home, {2: 1.0, 4: 2.0})
+  for step in (2, 4):
+    flip(home / str(step) / "state" / "d")
+  before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+  with Checkpoints(home) as c, pytest.raises(ConfigError, match="nothing was changed; restore this directory") as error:
     c.restore(abstract(make_state(4)))
-  assert str(tmp_path / "4") in str(error.value) and "\n" not in str(error.value)
+  assert str(home / "4") in str(error.value) and "\n" not in str(error.value)
+  assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_a_run_that_goes_back_sets_later_checkpoints_aside(tmp_path):
+  # Catches: a step that is not saved again because its number is there; an unhealthy checkpoint restored.
+  home = tmp_path / "checkpoints"
+  save(home, {2: 1.0, 4: 2.0, 6: 3.0}, keep=(3, 1))
+  with Checkpoints(home, 3) as c:
+    assert c.restore(abstract(make_state(6)), before=6).step == 4
+    c.drop_after(4)
+    assert c.steps() == [2, 4]
+  assert [p.name for p in (tmp_path / "set_aside").iterdir()] == ["checkpoints-6"]
 
 
 def test_another_models_checkpoint_is_refused(tmp_path):
@@ -131,8 +217,16 @@ def test_another_models_checkpoint_is_refused(tmp_path):
   other = abstract(make_state(2))
   w = other.params["layer"]["w"]
   other.params["layer"]["w"] = jax.ShapeDtypeStruct((8, 3), w.dtype, sharding=w.sharding)
-  with Checkpoints(tmp_path) as c, pytest.raises(ConfigError, match="not of this model"):
+  with Checkpoints(tmp_path) as c, pytest.raises(ConfigError, match="of another model"):
     c.restore(other)
+
+
+def test_weights_that_have_changed_do_not_load(tmp_path):
+  # Catches: inspect, which prints a fingerprint of damaged weights as if they were the run's.
+  save(tmp_path, {2: 1.0})
+  flip(tmp_path / "2" / "state" / "d")
+  with pytest.raises(ConfigError, match="has changed|cannot be read"):
+    checkpoints.load_params(tmp_path, 2)
 
 
 def test_weights_load_without_model_or_mesh_and_hash_alike(tmp_path):

@@ -107,7 +107,7 @@ def test_pieces_are_the_text_of_each_token():
   assert finish.pieces(Trims(), np.array([0, 1, 2])) == [None, "the", "cat"]
 
 
-def test_large_or_empty_sources_get_no_ladder(tmp_path, monkeypatch):
+def test_large_or_empty_sources_get_no_ladder(tmp_path):
   # Catches an hour of n-grams at the end of a run on C4, and a division by no bytes.
   def subset(texts):
     text, ends = np.frombuffer(b"".join(texts), np.uint8), np.cumsum([len(t) for t in texts])
@@ -116,11 +116,11 @@ def test_large_or_empty_sources_get_no_ladder(tmp_path, monkeypatch):
   settings = types.SimpleNamespace(validation_fraction=0.1, validation_split="", cache_dir=str(tmp_path))
   source = lambda train, validation: data.Source("s", f"{train}{validation}", {
       "train": subset(train), "validation": subset(validation)})
-  monkeypatch.setattr(finish, "LADDER_BYTES", 10)
-  assert finish.source_ladder(settings, source([b"12345", b"123456"], [b"1"])) is None
-  assert finish.source_ladder(settings, source([b"12345"], [])) is None
-  assert finish.source_ladder(settings, source([b"12345"], [b""])) is None
-  assert finish.source_ladder(settings, source([b"12345", b"12345"], [b"1"]))["unigram"] > 0
+  assert finish.source_ladder(settings, source([b"12345", b"123456"], [b"1"]), 10) is None
+  assert finish.source_ladder(settings, source([b"12345"], []), 10) is None
+  assert finish.source_ladder(settings, source([b"12345"], [b""]), 10) is None
+  assert finish.source_ladder(settings, source([b"1"], [b"1"]), 0) is None
+  assert finish.source_ladder(settings, source([b"12345", b"12345"], [b"1"]), 10)["unigram"] > 0
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"config": "c", "bits_per_byte": null}',

@@ -29,16 +29,18 @@ def test_first_difference_skips_what_moves_no_number(config):
 def test_another_runs_directory_is_refused_and_untouched(tmp_path, config):
   # Catches: config.json overwritten before it is compared.
   workdir.claim(tmp_path, config)
-  workdir.note_start(tmp_path, config, {"data": {"a": "1" * 64}}, {"command": "x"})
+  workdir.note_start(tmp_path, config, {"data": {"a": "1" * 64}, "tokenizer": "bytes"}, {"command": "x"})
   before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
   other = tiny.config(tmp_path / "data", model__d_model=32)
   with pytest.raises(ConfigError, match="model.d_model=32: the run in .* has model.d_model=16"):
     workdir.check(tmp_path, other)
   with pytest.raises(ConfigError, match="began with 1111111111111111"):
-    workdir.check_data(tmp_path, {"a": "2" * 64})
+    workdir.check_data(tmp_path, {"a": "2" * 64}, "bytes")
+  with pytest.raises(ConfigError, match="data.tokenizer='other': .* began with bytes; restore the tokenizer's file"):
+    workdir.check_data(tmp_path, {"a": "1" * 64}, "other")
   assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
   workdir.check(tmp_path, config)
-  workdir.check_data(tmp_path, {"a": "1" * 64})
+  workdir.check_data(tmp_path, {"a": "1" * 64}, "bytes")
 
 
 def test_a_second_start_is_added(tmp_path, config):
@@ -63,6 +65,54 @@ def test_places_that_cannot_be_a_workdir(tmp_path, config):
       workdir.check(tmp_path / name, config)
   workdir.check(tmp_path / "new" / "deep", config)
   assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", workdir.FILES)
+def test_what_stands_in_the_place_of_a_runs_file(tmp_path, config, name):
+  # Catches: a traceback, late, for a directory where a file must be and the other way round, or a link to nothing.
+  place = tmp_path / name
+  place.write_text("x") if workdir.FILES[name] else place.mkdir()
+  with pytest.raises(ConfigError, match=f"its {name} is a .* and must be a .*; move it away"):
+    workdir.check(tmp_path, config)
+  place.unlink() if workdir.FILES[name] else place.rmdir()
+  place.symlink_to(tmp_path / "nowhere")
+  with pytest.raises(ConfigError, match="is a link to nothing"):
+    workdir.check(tmp_path, config)
+
+
+@pytest.mark.parametrize("content", [
+    "[]", "3", "null", '"x"', "{", "", "\udcff", "[" * 100_000, "{}", '{"data": 1, "starts": []}',
+    '{"data": {}, "starts": 3}'])
+def test_config_and_meta_of_another_content(tmp_path, config, content):
+  # Catches: AttributeError, RecursionError or UnicodeDecodeError; data not compared because meta.json is empty.
+  (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+  (tmp_path / "meta.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+  with pytest.raises(ConfigError, match="meta.json .*; restore that file, or name another directory"):
+    workdir.check_data(tmp_path, {}, "bytes")
+  if not content.startswith("{}"):
+    (tmp_path / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError):
+      workdir.check(tmp_path, config)
+
+
+def test_checkpoints_without_meta_are_not_trusted(tmp_path):
+  # Catches: a data check that is off once meta.json is deleted.
+  workdir.check_data(tmp_path, {"a": "1"}, "bytes")
+  (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+  with pytest.raises(ConfigError, match="no meta.json, which says what data"):
+    workdir.check_data(tmp_path, {"a": "1"}, "bytes")
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path, monkeypatch):
+  # Catches: temporaries that pile up with each kill; one that is left by a full disk; a user's file removed with them.
+  for name in (".config.json.ab12.tmp", ".metrics.jsonl.cd34.tmp", ".report.html.x.tmp", ".mine.tmp", "notes.tmp"):
+    (tmp_path / name).write_text("x")
+  with workdir.exclusive(tmp_path):
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", ".mine.tmp", "notes.tmp"]
+  monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+  with pytest.raises(OSError):
+    workdir.write_json(tmp_path / "x.json", 1)
+  assert not list(tmp_path.glob(".x.json*"))
 
 
 def test_a_directory_that_cannot_be_written(tmp_path, config, monkeypatch):

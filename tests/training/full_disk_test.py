@@ -1,0 +1,33 @@
+"""A full disk is one sentence, however deep the library that met it; other errors stay what they are."""
+
+import errno
+
+import pytest
+
+from moe_jax.errors import ConfigError
+from moe_jax.training import full_disk
+
+pytestmark = pytest.mark.unit
+
+
+def raised(error, cause=None):
+  with full_disk.told("workdir", "runs/x"):
+    raise error from cause
+
+
+@pytest.mark.parametrize("error, cause", [
+    (OSError(errno.ENOSPC, "No space left on device"), None), (OSError(errno.EDQUOT, "quota"), None),
+    (ValueError("RESOURCE_EXHAUSTED: Error writing x: No space left on device [os_error_code='28']"), None),
+    (RuntimeError("the writer has failed"), OSError(errno.ENOSPC, "full"))])
+def test_a_full_disk_is_told_in_a_sentence(error, cause):
+  # Catches: 459 lines of TensorStore's traceback; an error number that another library has wrapped.
+  with pytest.raises(ConfigError, match="workdir='runs/x': there is no room left .* free some space"):
+    raised(error, cause)
+
+
+def test_other_errors_pass():
+  # Catches: a mistake of the program that is blamed on the disk.
+  for error in (OSError(errno.EIO, "broken"), KeyError("x"), ConfigError("a", 1, "b")):
+    with pytest.raises(type(error)) as found:
+      raised(error)
+    assert found.value is error
