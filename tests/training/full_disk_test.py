@@ -1,6 +1,7 @@
 """A full disk is one sentence, however deep the library that met it; other errors stay what they are."""
 
 import errno
+import pathlib
 
 import pytest
 
@@ -11,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 
 def raised(error, cause=None):
-  with full_disk.told("workdir", "runs/x"):
+  with full_disk.told("workdir", pathlib.Path("runs/x")):
     raise error from cause
 
 
