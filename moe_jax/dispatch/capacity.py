@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_jax.errors import ConfigError, choose
+from moe_jax.routing.options import exact
 from moe_jax.routing.plan import RoutingPlan
 
 ROUNDINGS = {"nearest": round, "down": math.floor, "up": math.ceil}
@@ -26,7 +27,7 @@ def expert_capacity(tokens: int, experts: int, assignments: int, factor: float |
     tokens: S, tokens a group. Padding is counted, because C is a shape.
     experts: E.
     assignments: A, assignments a group (K*S for token choice).
-    factor: > 0, or None for dropless.
+    factor: > 0 and finite, or None for dropless; taken as the decimal number that it is written as.
     basis: what the factor multiplies.
     minimum: least slots an expert, >= 1.
     rounding: "nearest" (flaxformer), "down" (Mesh-TensorFlow) or "up" (V-MoE, which goes on to a multiple of 4).
@@ -45,9 +46,9 @@ def expert_capacity(tokens: int, experts: int, assignments: int, factor: float |
     raise ConfigError("model.moe.min_capacity", minimum, "an expert needs at least 1 slot")
   if factor is None:
     return None
-  if factor <= 0:
-    raise ConfigError("model.moe.capacity_factor", factor, "must be > 0, or None for dropless")
-  return min(max(ROUNDINGS[rounding](factor * slots[basis] / experts), minimum), tokens)
+  if not 0 < factor < math.inf:
+    raise ConfigError("model.moe.capacity_factor", factor, "must be > 0 and finite, or None for dropless")
+  return min(max(ROUNDINGS[rounding](exact(factor) * slots[basis] / experts), minimum), tokens)
 
 
 def slot_index(plan: RoutingPlan) -> Int[Array, "A"]:

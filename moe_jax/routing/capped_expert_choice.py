@@ -8,7 +8,7 @@ from jax.nn import logsumexp
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.errors import ConfigError
-from moe_jax.routing.options import check
+from moe_jax.routing.options import check, slots
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 
 
@@ -51,10 +51,12 @@ def capped_expert_choice(logits: Float[Array, "S E"], context: RoutingContext, *
   _check(num_tokens, num_experts, capacity_factor, max_experts, entropy, iterations)
   capacity = _capacity(num_tokens, num_experts, capacity_factor)
   valid = jnp.ones(num_tokens, bool) if context.valid is None else context.valid
-  scores = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).T  # [E, S]
+  log_scores = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1).T  # [E, S]
+  scores = jnp.exp(log_scores)
   kernel = jnp.where(valid, jax.lax.stop_gradient(scores) / entropy, _NEVER)
   log_a = _project(kernel, _row_sum(valid, num_experts, capacity, max_experts), max_experts, iterations)
-  chosen = _choose(log_a, jax.lax.stop_gradient(scores), valid, capacity, max_experts)
+  # Tokens rank experts by the logarithms of S, which do not underflow.
+  chosen = _choose(log_a, jax.lax.stop_gradient(log_scores), valid, capacity, max_experts)
   _, token = jax.lax.top_k(jnp.where(chosen, log_a, -jnp.inf), capacity)  # [E, C]
   kept = jnp.take_along_axis(chosen, token, axis=-1)
   expert = jnp.where(kept, jnp.arange(num_experts)[:, None], num_experts)
@@ -127,12 +129,11 @@ def _among(mask: Bool[Array, "E S"], values: Float[Array, "E S"], count: Int[Arr
 
 
 def _capacity(num_tokens: int, num_experts: int, capacity_factor: float) -> int:
-  return min(max(round(capacity_factor * num_tokens / num_experts), 1), num_tokens)
+  return slots("capped_expert_choice", capacity_factor, num_tokens, num_experts, "experts a token")
 
 
 def _check(num_tokens, num_experts, capacity_factor, max_experts, entropy, iterations):
   name = "capped_expert_choice"
-  check(name, "capacity_factor", capacity_factor, capacity_factor > 0, "> 0 experts a token")
   check(name, "max_experts", max_experts, max_experts >= 1, "at least 1 expert a token")
   check(name, "entropy", entropy, entropy > 0, "> 0; the paper's is 0.001")
   check(name, "iterations", iterations, iterations >= 1, "at least 1 sweep")

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from moe_jax.routing.groups import check_groups, limit_to_groups
 from moe_jax.routing.options import check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
-from moe_jax.routing.token_choice import PRIORITIES, leak, token_choice
+from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, select, token_choice
 
 
 def device_limited(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 6, groups: int = 8,
@@ -21,9 +21,9 @@ def device_limited(logits: Float[Array, "S E"], context: RoutingContext, *, k: i
       s = softmax(logits),  d(x) = TopM over the D devices of max_{i on device} s_i(x)
       T = TopK(s_i for i on d(x)),  y = sum_{i in T} g_i(x) E_i(x)
 
-  D is `groups`: device d holds the E/D consecutive experts from d*E/D on. M is `kept_groups`, and g_i = s_i. Equal
-  scores go to the lower index, of devices and of experts. Only the order of scores is limited: where E_i really lies is
-  the mesh's business.
+  D is `groups`: device d holds the E/D consecutive experts from d*E/D on. M is `kept_groups`, and g_i = s_i. Of equal
+  scores of devices the lower index comes first, of experts the larger logit and then the lower index. Only the order of
+  scores is limited: where E_i really lies is the mesh's business.
 
   Reads `context.valid` and `context.bias` (added to s to select devices and experts; the gate is never biased).
 
@@ -51,11 +51,11 @@ def device_limited(logits: Float[Array, "S E"], context: RoutingContext, *, k: i
   check_name("device_limited", "priority", priority, PRIORITIES)
   logits = logits.astype(jnp.float32)
   probs = jax.nn.softmax(logits, axis=-1)
-  scores = jax.lax.stop_gradient(probs if context.bias is None else probs + context.bias)
-  _, expert = jax.lax.top_k(limit_to_groups(scores, groups, kept_groups, best=1), k)  # [S, K]
+  # Without a bias the logits have the order of the scores, of devices too, and do not underflow.
+  scores, ties = (logits, None) if context.bias is None else (probs + context.bias, logits)
+  expert = select(limit_to_groups(scores, groups, kept_groups, best=1), k, ties)  # [S, K]
   gate = _GATE_NORMS[gate_norm](logits, probs, expert)
-  first = jax.lax.stop_gradient(_gather(probs, expert[:, :1])[:, 0])
-  return token_choice(expert, gate, context, num_experts, priority=priority, score=first)
+  return token_choice(expert, gate, context, num_experts, priority=priority, score=log_odds(logits, expert[:, 0]))
 
 
 def looks_ahead(*, k: int = 6, priority: str = "choice", **_) -> str:

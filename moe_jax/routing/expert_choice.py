@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.errors import ConfigError
+from moe_jax.routing.options import slots
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 
 
@@ -33,13 +33,11 @@ def expert_choice(logits: Float[Array, "S E"], context: RoutingContext, *, capac
     ConfigError: capacity_factor <= 0.
   """
   num_tokens, num_experts = logits.shape
-  if capacity_factor <= 0:
-    raise ConfigError("model.moe.router.expert_choice.capacity_factor", capacity_factor, "must be > 0 experts a token")
-  capacity = min(max(round(capacity_factor * num_tokens / num_experts), 1), num_tokens)
-  scores = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).T  # [E, S]
+  capacity = slots("expert_choice", capacity_factor, num_tokens, num_experts, "experts a token")
+  log_scores = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1).T  # [E, S]; scores themselves may underflow
   valid = jnp.ones(num_tokens, bool) if context.valid is None else context.valid
-  _, token = jax.lax.top_k(jax.lax.stop_gradient(jnp.where(valid, scores, -1.0)), capacity)  # [E, C]
-  gate = jnp.take_along_axis(scores, token, axis=-1)
+  _, token = jax.lax.top_k(jax.lax.stop_gradient(jnp.where(valid, log_scores, -jnp.inf)), capacity)  # [E, C]
+  gate = jnp.exp(jnp.take_along_axis(log_scores, token, axis=-1))
   expert = jnp.broadcast_to(jnp.arange(num_experts)[:, None], token.shape)
   real = valid[token]
   return RoutingPlan(token=token.reshape(-1), expert=jnp.where(real, expert, num_experts).reshape(-1),  # [E*C]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,7 +11,8 @@ from jaxtyping import Array, Float
 from moe_jax.routing.options import check
 
 
-def limit_to_groups(scores: Float[Array, "S E"], groups: int, kept_groups: int, best: int) -> Float[Array, "S E"]:
+def limit_to_groups(scores: Float[Array, "S E"], groups: int, kept_groups: int, best: int,
+                    add: Callable[..., Array] = jnp.sum) -> Float[Array, "S E"]:
   """The scores, with -inf for the experts outside each token's best groups.
 
   Expert e belongs to group e // (E/groups). Equal groups: the lower index.
@@ -19,6 +22,7 @@ def limit_to_groups(scores: Float[Array, "S E"], groups: int, kept_groups: int, 
     groups: number of groups, a divisor of E.
     kept_groups: how many of them each token may use, in [1, groups].
     best: a group's score is the sum of this many of its largest scores (of all, where it has fewer).
+    add: how they are summed; logsumexp where the scores are logarithms.
 
   Returns:
     kept_groups * E/groups finite scores a token.
@@ -27,7 +31,7 @@ def limit_to_groups(scores: Float[Array, "S E"], groups: int, kept_groups: int, 
   size = num_experts // groups
   grouped = scores.reshape(num_tokens, groups, size)
   largest, _ = jax.lax.top_k(grouped, min(best, size))  # [S, groups, best]
-  _, kept = jax.lax.top_k(jnp.sum(largest, axis=-1), kept_groups)  # [S, kept_groups]
+  _, kept = jax.lax.top_k(add(largest, axis=-1), kept_groups)  # [S, kept_groups]
   is_kept = jnp.any(kept[:, :, None] == jnp.arange(groups), axis=1)  # [S, groups]
   return jnp.where(is_kept[:, :, None], grouped, -jnp.inf).reshape(num_tokens, num_experts)
 

@@ -11,7 +11,7 @@ from moe_jax.routing.learned import learned
 from moe_jax.routing.noisy_top_k import keep_top_k
 from moe_jax.routing.options import check, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
-from moe_jax.routing.token_choice import PRIORITIES, leak, token_choice
+from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, token_choice
 
 
 def hierarchical(logits: Float[Array, "S E"], context: RoutingContext, *, groups: int = 4, primary_k: int = 2,
@@ -55,7 +55,9 @@ def hierarchical(logits: Float[Array, "S E"], context: RoutingContext, *, groups
   member, member_gate = keep_top_k(inside, inside, k)  # [S, P, K]
   expert = group[:, :, None] * (num_experts // groups) + member
   gate = group_gate[:, :, None] * member_gate
-  first = jnp.max(jax.nn.softmax(primary, axis=-1), axis=-1) * jnp.max(jax.nn.softmax(inside[:, 0], axis=-1), axis=-1)
+  # The logarithm of the first choice's probability: that of its group plus that in its group.
+  first = sum(jax.nn.log_sigmoid(log_odds(level, named[:, 0])) for level, named in (
+      (primary, group), (inside[:, 0], member[:, 0])))
   return token_choice(expert.reshape(num_tokens, primary_k * k), gate.reshape(num_tokens, primary_k * k), context,
                       num_experts, priority=priority, score=jax.lax.stop_gradient(first))
 

@@ -22,6 +22,9 @@ from jaxtyping import Array, Bool, Float
 
 from moe_jax.routing.plan import RoutingPlan
 
+LEAST_NOISE = 1e-6  # sigma of the load loss, in units of logits
+_CERTAIN = 40.0  # standard deviations
+
 
 def balance_terms(logits: Float[Array, "S E"], plan: RoutingPlan, valid: Bool[Array, "S"] | None,
                   counts: str, scores: str = "softmax") -> tuple[Float[Array, "E"], Float[Array, "E"]]:
@@ -142,7 +145,10 @@ def chosen_probability(logits: Float[Array, "*S E"], noisy: Float[Array, "*S E"]
   # By index: a compiler may compute H(x) twice, so that an expert is not equal to itself in the last bit.
   is_in = jnp.any(index[..., :k, None] == jnp.arange(logits.shape[-1]), axis=-2)
   kth_excluding = jnp.where(is_in, top[..., k, None], top[..., k - 1, None])
-  return jax.scipy.stats.norm.cdf((logits - kth_excluding) / noise_std)  # Eq. 9
+  # The derivative goes with 1/sigma^2, which overflows where learned noise has died out. Below the floor, and further
+  # out than float32 can tell the probability from 0 or 1, it is 0, which is its limit.
+  deviations = (logits - kth_excluding) / jnp.maximum(noise_std, LEAST_NOISE)
+  return jax.scipy.stats.norm.cdf(jnp.clip(deviations, -_CERTAIN, _CERTAIN))  # Eq. 9
 
 
 def over_groups(values: Float[Array, "G *rest"], valid: Bool[Array, "G S"] | None) -> Float[Array, "*rest"]:
@@ -154,8 +160,10 @@ def over_groups(values: Float[Array, "G *rest"], valid: Bool[Array, "G S"] | Non
 
 def squared_variation(x: Float[Array, "..."]) -> Float[Array, ""]:
   """CV^2 of non-negative x with the population variance; 0, with zero gradient, where all x are 0."""
-  mean = jnp.mean(x)
-  return jnp.var(x) / jnp.square(jnp.where(mean > 0, mean, 1.0))
+  # A common factor changes nothing, and without it the square of a small mean would underflow.
+  mean = jax.lax.stop_gradient(jnp.mean(x))
+  x = x / jnp.where(mean > 0, mean, 1.0)
+  return jnp.var(x) / jnp.square(jnp.where(mean > 0, jnp.mean(x), 1.0))
 
 
 def _probs(logits):
@@ -163,8 +171,8 @@ def _probs(logits):
 
 
 def _sigmoid_shares(logits):
-  scores = jax.nn.sigmoid(logits.astype(jnp.float32))
-  return scores / (jnp.sum(scores, axis=-1, keepdims=True) + 1e-20)
+  # The softmax of log s_i is s_i / sum_j s_j, without the division by a sum that may underflow.
+  return jax.nn.softmax(jax.nn.log_sigmoid(logits.astype(jnp.float32)), axis=-1)
 
 
 # What P of the balance loss averages.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.routing.options import check
+from moe_jax.routing.options import check, slots
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 
 
@@ -40,8 +40,7 @@ def no_token_left_behind(logits: Float[Array, "S E"], context: RoutingContext, *
   """
   num_tokens, num_experts = logits.shape
   check("no_token_left_behind", "choices", choices, choices >= 1, "at least 1 expert that a token asks")
-  check("no_token_left_behind", "capacity_factor", capacity_factor, capacity_factor > 0, "> 0 slots a token")
-  capacity = min(max(round(capacity_factor * num_tokens / num_experts), 1), num_tokens)
+  capacity = slots("no_token_left_behind", capacity_factor, num_tokens, num_experts, "slots a token")
   logits = logits.astype(jnp.float32)
   _, ranked = jax.lax.top_k(jax.lax.stop_gradient(logits), min(choices, num_experts))  # [S, choices]
   valid = jnp.ones(num_tokens, bool) if context.valid is None else context.valid

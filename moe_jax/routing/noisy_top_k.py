@@ -10,7 +10,7 @@ from moe_jax.routing import losses, noise
 from moe_jax.routing.learned import learned
 from moe_jax.routing.options import check, check_k, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
-from moe_jax.routing.token_choice import PRIORITIES, leak, token_choice
+from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, token_choice
 
 
 def noisy_top_k(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 4, noise_floor: float = 0.0,
@@ -51,9 +51,7 @@ def noisy_top_k(logits: Float[Array, "S E"], context: RoutingContext, *, k: int 
   check_name("noisy_top_k", "priority", priority, PRIORITIES)
   noisy = noisy_logits(logits, context, noise_floor)
   expert, gate = keep_top_k(noisy, noisy if context.bias is None else noisy + context.bias, k)
-  probs = jax.lax.stop_gradient(jax.nn.softmax(noisy, axis=-1))
-  first = jnp.take_along_axis(probs, expert[:, :1], axis=-1)[:, 0]
-  return token_choice(expert, gate, context, num_experts, priority=priority, score=first)
+  return token_choice(expert, gate, context, num_experts, priority=priority, score=log_odds(noisy, expert[:, 0]))
 
 
 def looks_ahead(*, k: int = 4, priority: str = "choice", **_) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fractions
+import math
+
 from moe_jax.errors import ConfigError, choose
 
 
@@ -15,6 +18,33 @@ def check_k(router: str, k: int, num_experts: int, field: str = "k") -> None:
 def check_name(router: str, field: str, name: str, known) -> None:
   """Raises ConfigError, with the nearest match, unless `name` is one of `known`."""
   choose(f"model.moe.router.{router}.{field}", name, known)
+
+
+def slots(router: str, factor: float | int, tokens: int, experts: int, unit: str,
+          field: str = "capacity_factor") -> int:
+  """The number of slots that a router gives each expert: factor * tokens / experts, rounded and clipped to [1, tokens].
+
+  Args:
+    router: whose option `field` the factor is.
+    factor: > 0 and finite.
+    tokens: S, of a group.
+    experts: E.
+    unit: of the factor, for the message.
+    field: of the factor.
+
+  Raises:
+    ConfigError: the factor is not positive and finite.
+  """
+  check(router, field, factor, 0 < factor < math.inf, f"> 0 {unit}, and finite")
+  return min(max(round(exact(factor) * tokens / experts), 1), tokens)
+
+
+def exact(factor: float | int) -> fractions.Fraction:
+  """The number as it is written: 1.1 is 11/10, and not the float nearest to it, which is a little more.
+
+  A product with it is exact, so that 1.1 * 1600 / 4 rounds up to 440 and not to 441.
+  """
+  return fractions.Fraction(repr(float(factor)))
 
 
 def check(router: str, field: str, value, holds: bool, must: str) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from moe_jax.routing.groups import check_groups, limit_to_groups
 from moe_jax.routing.options import check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
-from moe_jax.routing.token_choice import PRIORITIES, leak, token_choice
+from moe_jax.routing.token_choice import PRIORITIES, leak, select, token_choice
 
 
 def sigmoid_bias(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 8, groups: int = 1,
@@ -23,7 +23,8 @@ def sigmoid_bias(logits: Float[Array, "S E"], context: RoutingContext, *, k: int
 
   Group n holds the E/groups consecutive experts from n*E/groups on; M is `kept_groups`; the paper has 8 groups of 32
   experts and keeps 4. One group is no limit. Its factor of 2.5 on y is the layer's business, and so is b, which rises
-  where an expert has too little to do and falls where it has too much. Equal scores go to the lower index.
+  where an expert has too little to do and falls where it has too much. Equal scores of groups go to the lower
+  index, of experts to the larger logit (sigmoids of large logits are all 1 in float32) and then to the lower index.
 
   Reads `context.valid` and `context.bias` (b; none: 0).
 
@@ -48,11 +49,14 @@ def sigmoid_bias(logits: Float[Array, "S E"], context: RoutingContext, *, k: int
   check_name("sigmoid_bias", "gate_norm", gate_norm, _GATE_NORMS)
   check_name("sigmoid_bias", "priority", priority, PRIORITIES)
   log_s = jax.nn.log_sigmoid(logits.astype(jnp.float32))
-  s = jax.lax.stop_gradient(jax.nn.sigmoid(logits.astype(jnp.float32)))
-  scores = s if context.bias is None else s + jax.lax.stop_gradient(context.bias)
-  _, expert = jax.lax.top_k(limit_to_groups(scores, groups, kept_groups, best=2), k)  # [S, K]
+  if context.bias is None:  # the logarithms have the order of the scores, and do not underflow
+    scores, add = log_s, jax.nn.logsumexp
+  else:
+    scores, add = jnp.exp(log_s) + context.bias, jnp.sum
+  # Logits decide between equal scores, because sigmoids of large logits are all 1 in float32.
+  expert = select(limit_to_groups(scores, groups, kept_groups, best=2, add=add), k, ties=logits)  # [S, K]
   gate = _GATE_NORMS[gate_norm](jnp.take_along_axis(log_s, expert, axis=-1))
-  first = jnp.take_along_axis(s, expert[:, :1], axis=-1)[:, 0]
+  first = jax.lax.stop_gradient(jnp.take_along_axis(log_s, expert[:, :1], axis=-1)[:, 0])
   return token_choice(expert, gate, context, num_experts, priority=priority, score=first)
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from moe_jax.routing.options import check, check_k, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
-from moe_jax.routing.token_choice import PRIORITIES, token_choice
+from moe_jax.routing.token_choice import PRIORITIES, log_odds, token_choice
 
 
 def sinkhorn(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 1, iterations: int = 30,
@@ -52,7 +52,8 @@ def sinkhorn(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 1
   scores = balanced(logits, context.valid, iterations, temperature) if context.train else logits
   _, expert = jax.lax.top_k(jax.lax.stop_gradient(scores), k)  # [S, K]
   gate = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), expert, axis=-1)
-  return token_choice(expert, gate, context, num_experts, priority=priority, score=jax.lax.stop_gradient(gate[:, 0]))
+  return token_choice(expert, gate, context, num_experts, priority=priority,
+                      score=log_odds(logits, expert[:, 0]))
 
 
 def looks_ahead(**_) -> str:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from moe_jax.routing.options import check, check_k, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.policy import POLICIES
-from moe_jax.routing.token_choice import PRIORITIES, leak, token_choice
+from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, token_choice
 
 
 def st_moe(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 2, policy: str = "random",
@@ -57,7 +57,7 @@ def st_moe(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 2, 
   gate = probs if k == 1 else jax.nn.softmax(jnp.take_along_axis(logits, expert, axis=-1), axis=-1)
   kept = POLICIES[policy](jax.lax.stop_gradient(gate), threshold, context).at[:, 0].set(True)
   return token_choice(jnp.where(kept, expert, num_experts), gate, context, num_experts, priority=priority,
-                      score=jax.lax.stop_gradient(probs[:, 0]))
+                      score=log_odds(logits, expert[:, 0]))
 
 
 def looks_ahead(*, k: int = 2, priority: str = "choice", **_) -> str:

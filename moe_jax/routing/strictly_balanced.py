@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.routing.learned import learned
-from moe_jax.routing.options import check_k
+from moe_jax.routing.options import check_k, slots
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 
 
@@ -43,7 +43,7 @@ def strictly_balanced(logits: Float[Array, "S E"], context: RoutingContext, *, k
   logits = logits.astype(jnp.float32)
   probs = jax.nn.softmax(logits, axis=-1)
   if context.train:
-    token, mask = _batchwise(probs, context.valid, k)  # [E, m], [S, E]
+    token, mask = _batchwise(jax.nn.log_softmax(logits, axis=-1), context.valid, k)  # [E, m], [S, E]
   else:
     token = jnp.broadcast_to(jnp.arange(num_tokens), (num_experts, num_tokens))
     mask = _above(probs, learned("strictly_balanced", context, "threshold"), context.valid)
@@ -78,20 +78,24 @@ def threshold_loss(logits: Float[Array, "S E"], threshold: Float[Array, "E"], va
 
   Deviation: the paper's sum over tokens is a mean over real tokens here, so that it does not grow with the batch.
   """
-  probs = jax.lax.stop_gradient(jax.nn.softmax(logits.astype(jnp.float32), axis=-1))
+  log_probs = jax.lax.stop_gradient(jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1))
+  probs = jnp.exp(log_probs)
   real = jnp.ones(logits.shape[0], bool) if valid is None else valid
-  _, batchwise = _batchwise(probs, valid, k)
+  _, batchwise = _batchwise(log_probs, valid, k)
   excess = _above(probs, threshold, valid).astype(jnp.float32) - batchwise
   return jnp.sum(excess * (probs - threshold)) / jnp.maximum(jnp.sum(real), 1)
 
 
-def _batchwise(probs, valid, k):
-  """The m best tokens of each expert, [E, m], and M_batchwise without padding, [S, E]."""
-  num_tokens, num_experts = probs.shape
-  m = min(max(round(k * num_tokens / num_experts), 1), num_tokens)
+def _batchwise(log_probs, valid, k):
+  """The m best tokens of each expert, [E, m], and M_batchwise without padding, [S, E].
+
+  By the logarithms of G_sigma, which do not underflow.
+  """
+  num_tokens, num_experts = log_probs.shape
+  m = slots("strictly_balanced", k, num_tokens, num_experts, "experts a token", field="k")
   valid = jnp.ones(num_tokens, bool) if valid is None else valid
-  _, token = jax.lax.top_k(jax.lax.stop_gradient(jnp.where(valid, probs.T, -1.0)), m)
-  mask = jnp.zeros(probs.shape, bool).at[token, jnp.arange(num_experts)[:, None]].set(valid[token])
+  _, token = jax.lax.top_k(jax.lax.stop_gradient(jnp.where(valid, log_probs.T, -jnp.inf)), m)
+  mask = jnp.zeros(log_probs.shape, bool).at[token, jnp.arange(num_experts)[:, None]].set(valid[token])
   return token, mask
 
 

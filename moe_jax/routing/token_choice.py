@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -34,6 +35,33 @@ def token_choice(expert: Int[Array, "S K"], gate: Float[Array, "S K"], context: 
   expert, gate = expert[token, choice], gate[token, choice]
   return RoutingPlan(token=token, expert=expert, gate=jnp.where(expert < num_experts, gate, 0.0),
                      num_experts=num_experts)
+
+
+def select(scores: Float[Array, "S E"], k: int, ties: Float[Array, "S E"] | None = None) -> Int[Array, "S K"]:
+  """Each token's K experts of the highest score, best first, without gradient.
+
+  Args:
+    scores: by which experts are selected.
+    k: experts a token.
+    ties: decides between equal scores, the higher first: the logits, where scores are probabilities plus a bias, which
+      may have underflowed or saturated. Where this is equal, too, or None, the lower index comes first.
+  """
+  if ties is None:
+    return jax.lax.top_k(jax.lax.stop_gradient(scores), k)[1]
+  order = jnp.argsort(-jax.lax.stop_gradient(ties), axis=-1, stable=True)
+  _, place = jax.lax.top_k(jnp.take_along_axis(jax.lax.stop_gradient(scores), order, axis=-1), k)
+  return jnp.take_along_axis(order, place, axis=-1)
+
+
+def log_odds(logits: Float[Array, "S E"], expert: Int[Array, "S"]) -> Float[Array, "S"]:
+  """log(p / (1 - p)) of each token's softmax probability p of one expert, without gradient.
+
+  It has the order of p and, unlike p, tells very sure tokens apart: in float32 their probabilities are all 1.
+  """
+  logits = jax.lax.stop_gradient(logits)
+  named = jnp.arange(logits.shape[-1]) == expert[:, None]
+  others = jax.nn.logsumexp(jnp.where(named, -jnp.inf, logits), axis=-1)
+  return jnp.take_along_axis(logits, expert[:, None], axis=-1)[:, 0] - others
 
 
 def leak(k: int, priority: str) -> str:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.routing.options import check_k, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
-from moe_jax.routing.token_choice import PRIORITIES, leak, token_choice
+from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, select, token_choice
 
 
 def top_k(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 2, gate_norm: str = "top_k",
@@ -20,8 +20,8 @@ def top_k(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 2, g
 
       p(x) = softmax(logits),  T = TopK(p(x) + b),  y = sum_{i in T} g_i(x) E_i(x)
 
-  Equal scores go to the expert of lower index. Reads `context.valid` and `context.bias` (b, for selection only, as in
-  loss-free balancing, arXiv 2408.15664; the gate is never biased).
+  Equal scores go to the expert of larger logit, equal logits to that of lower index. Reads `context.valid` and
+  `context.bias` (b, for selection only, as in loss-free balancing, arXiv 2408.15664; the gate is never biased).
 
   Args:
     logits: router outputs of one group; float32 arithmetic whatever their dtype.
@@ -44,11 +44,10 @@ def top_k(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 2, g
   check_name("top_k", "priority", priority, PRIORITIES)
   logits = logits.astype(jnp.float32)
   probs = jax.nn.softmax(logits, axis=-1)
-  scores = jax.lax.stop_gradient(probs if context.bias is None else probs + context.bias)
-  _, expert = jax.lax.top_k(scores, k)  # [S, K]
+  # Without a bias the logits have the order of the probabilities, and do not underflow.
+  expert = select(logits, k) if context.bias is None else select(probs + context.bias, k, ties=logits)  # [S, K]
   gate = _GATE_NORMS[gate_norm](logits, probs, expert)
-  first = jax.lax.stop_gradient(_gather(probs, expert[:, :1])[:, 0])
-  return token_choice(expert, gate, context, num_experts, priority=priority, score=first)
+  return token_choice(expert, gate, context, num_experts, priority=priority, score=log_odds(logits, expert[:, 0]))
 
 
 def looks_ahead(*, k: int = 2, priority: str = "choice", **_) -> str:

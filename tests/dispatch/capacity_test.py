@@ -8,7 +8,7 @@ import pytest
 from moe_jax.dispatch import drop_overflow, expert_capacity, slot_index
 from moe_jax.dispatch.capacity import slots
 from moe_jax.errors import ConfigError
-from moe_jax.routing import RoutingContext, RoutingPlan
+from moe_jax.routing import ROUTERS, RoutingContext, RoutingPlan
 from moe_jax.routing.top_k import top_k
 
 pytestmark = pytest.mark.unit
@@ -91,3 +91,21 @@ def test_three_codebases_round_in_three_ways(tokens, experts, factor, down, near
   assert (slots("down"), slots("nearest"), slots("up")) == (down, nearest, up)
   with pytest.raises(ConfigError, match="capacity_rounding"):
     slots("floor")
+
+
+@pytest.mark.parametrize("factor, tokens, experts, rounding, expected", [
+    (1.1, 1600, 4, "up", 440), (1.1, 1600, 4, "down", 440), (1.1, 1600, 4, "nearest", 440), (0.7, 100, 10, "down", 7),
+    (1.15, 2000, 23, "up", 100), (2.3, 1000, 10, "up", 230), (1.25, 10, 4, "nearest", 3), (1.25, 6, 3, "nearest", 2)])
+def test_capacity_is_exact(factor, tokens, experts, rounding, expected):
+  # Catches: floating point, in which 1.1 * 1600 / 4 is a little more than 440, and 0.7 * 100 / 10 a little less than 7.
+  assert expert_capacity(tokens, experts, tokens, factor, "tokens", 1, rounding) == expected
+
+
+@pytest.mark.parametrize("factor", [float("inf"), float("nan"), -1.0, 0.0])
+def test_a_factor_that_is_no_positive_number_is_refused(factor):
+  # Catches: OverflowError after a workdir was claimed; slots of a NaN.
+  with pytest.raises(ConfigError, match="model.moe.capacity_factor=.*> 0 and finite"):
+    expert_capacity(8, 2, 8, factor, "tokens", 1)
+  for router in ("expert_choice", "capped_expert_choice", "no_token_left_behind"):
+    with pytest.raises(ConfigError, match=f"model.moe.router.{router}.capacity_factor=.*> 0 .*finite"):
+      ROUTERS[router](jnp.zeros((8, 2)), RoutingContext(), capacity_factor=factor)
