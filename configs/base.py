@@ -83,7 +83,9 @@ def get_config():
   e.jitter_on = "input"  # input (Switch), logits (the text of ST-MoE)
   e.balance_loss = 0.01  # weights of the auxiliary losses, each 1.0 (or 0.0 for CV^2) at perfect balance
   e.balance_counts = "top_1"  # f of the balance loss counts first choices (top_1) or all assignments (all)
-  e.balance_over = "group"  # group, global: over what f and P are averaged before they are multiplied
+  # group, global: over what f and P are averaged before they are multiplied; global is the whole batch of an update, in
+  # all its microbatches, and with train.accumulate_steps > 1 costs up to one more forward pass.
+  e.balance_over = "group"
   e.balance_scores = "softmax"  # softmax, sigmoid (DeepSeek-V3): what P averages
   e.z_loss = 0.001
   e.importance_loss = 0.0
@@ -135,7 +137,8 @@ def get_config():
   c.train = t = config_dict.ConfigDict()
   t.steps = 1000
   t.batch_size = 32  # sequences a step, over all processes
-  t.accumulate_steps = 1  # microbatches a step; divides batch_size
+  # Microbatches a step; divides batch_size. They make the update of the whole batch where groups lie within rows.
+  t.accumulate_steps = 1
   t.log_every = 10  # steps
   t.eval_every = 200  # steps
   t.eval_batches = 16  # a source; 0 = its whole validation split

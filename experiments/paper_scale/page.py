@@ -30,7 +30,8 @@ dry run takes its mesh from there where the command says none.
 - Programs with dropless experts (Mixtral, DBRX, DeepSeekMoE) have static shapes, and so room for the worst case, in
   which all tokens visit the same device: their FLOPs, memory traffic, bytes and days are upper bounds. With one row of
   32,768 tokens a device such buffers need 245 GiB (Mixtral on v5p) to 293 GiB (on H100s): Mixtral and DBRX have the
-  same 4M tokens a step in rows of 4,096 here, in four microbatches.
+  same 4M tokens a step in rows of 4,096 here, in four microbatches. Their balance loss is over the whole batch,
+  which takes another forward pass over the microbatches (`training/accumulate.py`).
 """
 TABLE = ("model", "machine, mesh", "GiB a device, by arithmetic", "sent", "matmuls / memory / networks, s", "binds",
          "tokens a second", "MFU", "days", "paper measured", "dry run")

@@ -137,7 +137,8 @@ def _kept(config: Any, fitting: Sequence[dict[str, int]], devices: Sequence, voc
 def weights_sent(weights: float, sizes: dict[str, int], steps: int) -> float:
   """Bytes that a device sends of its weights and their gradients in a step, roughly.
 
-  They are gathered twice and reduced once over fsdp for each microbatch, and summed once over data.
+  They are gathered twice and reduced once over fsdp for each microbatch, and summed once over data. What a first pass
+  over the microbatches (`training.accumulate`) would gather does not count.
   """
   return weights * (3 * steps * (sizes["fsdp"] - 1) + 2 * (sizes["data"] > 1))
 

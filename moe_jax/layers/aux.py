@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from moe_jax.routing import RoutingPlan
+from moe_jax.routing import RoutingPlan, metrics
 
 
 @typing.no_type_check  # JAX rebuilds pytrees with placeholder leaves, which no shape check survives.
@@ -21,12 +22,24 @@ class Aux:
   Returned, never sown: nothing is silently dropped, and `nn.scan` stacks it by layer.
 
   Attributes:
-    losses: name -> scalar of a layer, [Lm] of a stack of layers, scalar again of a model.
+    losses: name -> scalar of a layer, [Lm] of a stack of layers, scalar again of a model. Of a `Microbatch`: its part
+      of the batch's loss, which is the sum of the parts.
     metrics: name -> array; a stack of layers adds a leading axis Lm, the layers with experts in order.
+    sums: what the metrics are made from and microbatches add up, see `routing.metrics.sums`.
+    shares: name -> f of each loss that multiplies f and P of the whole batch (`LossOptions.balance_over`). Of a
+      `Microbatch`: its part, likewise.
   """
 
   losses: dict[str, Float[Array, "*Lm"]] = struct.field(default_factory=dict)
   metrics: dict[str, Array] = struct.field(default_factory=dict)
+  sums: dict[str, Array] = struct.field(default_factory=dict)
+  shares: dict[str, Float[Array, "*Lm E"]] = struct.field(default_factory=dict)
+
+
+def measured(sums: dict[str, Array], **rest: Any) -> Aux:
+  """The Aux of a layer with these `routing.metrics.sums`."""
+  sums = jax.tree.map(jax.lax.stop_gradient, sums)
+  return Aux(metrics=metrics.finish(sums), sums=sums, **rest)
 
 
 def stack(auxes: Sequence[Aux]) -> Aux:
@@ -60,6 +73,29 @@ def concatenate(stacks: Sequence[Aux]) -> Aux:
 
 @typing.no_type_check
 @struct.dataclass
+class Microbatch:
+  """Which part of a batch a model sees where a training step cuts it, and what it must know of the whole.
+
+  Microbatch m of `count` has rows m, m + count, ... of the batch. What each token's routing draws at random is what it
+  would draw in the uncut batch, as long as routing groups lie within rows.
+
+  Attributes:
+    index: m, from 0.
+    tokens: how many tokens of the whole batch are real; of the decoder's, where there is an encoder.
+    encoder_tokens: how many of the encoder's are; None without an encoder.
+    shares: `Aux.shares` of the whole batch, by layer with experts. A loss that is not named takes f of the microbatch.
+    count: how many there are.
+  """
+
+  index: Int[Array, ""]
+  tokens: Float[Array, ""]
+  encoder_tokens: Float[Array, ""] | None = None
+  shares: dict[str, Float[Array, "Lm E"]] = struct.field(default_factory=dict)
+  count: int = struct.field(pytree_node=False, default=1)
+
+
+@typing.no_type_check
+@struct.dataclass
 class LayerContext:
   """What every layer of a model sees beside the activations. B sequences of L tokens.
 
@@ -71,6 +107,7 @@ class LayerContext:
     return_routing: also report each layer's plan and each token's first-choice expert (costs memory: for evaluation).
     memory: the encoder's output, M tokens, which cross-attention reads; None in a model without an encoder.
     memory_segments: which segment each of these belongs to; a token sees those of its own.
+    micro: the rows are those of this microbatch, whose `tokens` are of these rows; None: they are the whole batch.
   """
 
   token_ids: Int[Array, "B L"]
@@ -80,6 +117,7 @@ class LayerContext:
   return_routing: bool = struct.field(pytree_node=False, default=False)
   memory: Float[Array, "B M D"] | None = None
   memory_segments: Int[Array, "B M"] | None = None
+  micro: Microbatch | None = None
 
 
 @typing.no_type_check
@@ -90,7 +128,9 @@ class LayerRouting:
   Attributes:
     bias: of loss-free balancing, see `RoutingContext`.
     stored: a plan of [G, A] arrays to follow instead of the router's (`routing/replay.py`).
+    shares: of a `Microbatch`.
   """
 
   bias: Float[Array, "*Lm E"] | None = None
   stored: RoutingPlan | None = None
+  shares: dict[str, Float[Array, "*Lm E"]] = struct.field(default_factory=dict)

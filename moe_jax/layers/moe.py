@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from moe_jax.dispatch import drop_overflow, expert_capacity
 from moe_jax.errors import ConfigError
-from moe_jax.layers.aux import Aux, LayerContext, LayerRouting
+from moe_jax.layers.aux import Aux, LayerContext, LayerRouting, measured
 from moe_jax.layers.ffn import experts
 from moe_jax.layers.gate import NETWORKS, learned
 from moe_jax.layers.init import projection
-from moe_jax.layers.moe_losses import LossOptions, auxiliary_losses
+from moe_jax.layers.moe_losses import LossOptions, auxiliary_losses, global_shares
 from moe_jax.routing import RoutingContext, RoutingPlan, group_axes, metrics, noise
 from moe_jax.routing.replay import replay
 from moe_jax.sharding import constrain
@@ -94,9 +95,11 @@ class MoeLayer(nn.Module):
     size = group_size(self.group_size or self.group_rows * x.shape[1], *x.shape[:2])
     grouped = lambda t: constrain(t.reshape(-1, size, *t.shape[2:]), "group", *(None,) * (t.ndim - 1))  # [G, S, ...]
     groups, routing = grouped(x), routing or LayerRouting()
-    logits, fields = self._logits(groups, context.train)
-    noisy = context.train and self.has_rng("router")
-    keys = jax.random.split(self.make_rng("router"), groups.shape[0]) if noisy else None
+    place = _place(context, size, x.shape[1])
+    logits, fields = self._logits(groups, context.train, place)
+    keys = None
+    if context.train and self.has_rng("router"):
+      keys = noise.own(functools.partial(jax.random.split, self.make_rng("router")), groups.shape[0], place)
     seen = RoutingContext(key=keys, valid=grouped(context.segment_ids > 0), token_ids=grouped(context.token_ids),
                           bias=routing.bias, train=context.train, **fields)
     plan = self._plan(logits, seen, routing.stored)
@@ -107,22 +110,26 @@ class MoeLayer(nn.Module):
     if self.shared is not None:
       y += self._shared(x, context)
     kept = jax.vmap(lambda p: drop_overflow(p, capacity))(plan)
-    aux = Aux(auxiliary_losses(self.losses, logits, plan, seen), _metrics(logits, plan, kept, seen.valid))
+    tokens = None if context.micro is None else context.micro.tokens
+    aux = measured(metrics.sums(logits, plan, kept, seen.valid),
+                   losses=auxiliary_losses(self.losses, logits, plan, seen, tokens, routing.shares),
+                   shares=global_shares(self.losses, logits, plan, seen, tokens))
     if context.return_routing:
       aux.metrics["top1_expert"] = jax.vmap(lambda p: first_choice(p, size))(plan).reshape(x.shape[:2])
       aux.metrics["plan"] = plan
     return constrain(y, "batch", "length", "act_embed"), aux
 
-  def _logits(self, x: Float[Array, "G S D"], train: bool) -> tuple[Float[Array, "G S E"], dict[str, Array]]:
+  def _logits(self, x: Float[Array, "G S D"], train: bool,
+              place: noise.Place | None) -> tuple[Float[Array, "G S E"], dict[str, Array]]:
     """Router logits and the learned fields of its context: float32 numbers, made in float32 or else in router_dtype."""
     x = x.astype(jnp.float32)
     shaken = bool(self.jitter and train)
     if shaken and self.jitter_on == "input":
-      x = noise.jitter(self.make_rng("router"), x, self.jitter)
+      x = noise.jitter(self.make_rng("router"), x, self.jitter, place)
     x = x.astype(self.router_dtype)
     logits = NETWORKS[self.network](self, x, self.num_experts, self.router_init_scale).astype(jnp.float32)
     if shaken and self.jitter_on == "logits":
-      logits = noise.jitter(self.make_rng("router"), logits, self.jitter)
+      logits = noise.jitter(self.make_rng("router"), logits, self.jitter, place)
     fields = learned(self, x, self.learned, self.num_experts, self.groups, self.router_init_scale)
     return logits, {name: field.astype(jnp.float32) for name, field in fields.items()}
 
@@ -159,13 +166,11 @@ def group_size(wanted: int, batch: int, length: int) -> int:
   return size
 
 
-def _metrics(logits: Float[Array, "G S E"], plan: RoutingPlan, kept: RoutingPlan,
-             valid: Bool[Array, "G S"]) -> dict[str, Array]:
-  load = metrics.load(plan)
-  values = {"load": load, "drop_rate": metrics.drop_rate(plan, kept), "max_violation": metrics.max_violation(load),
-            "dropped_tokens": metrics.dropped_tokens(kept, valid), "entropy": metrics.entropy(logits, valid),
-            "logit_max": metrics.logit_max(logits, valid)}
-  return jax.tree.map(jax.lax.stop_gradient, values)
+def _place(context: LayerContext, size: int, length: int) -> noise.Place | None:
+  """Where a microbatch's groups of `size` tokens lie among those of the batch, whose rows have `length`."""
+  if context.micro is None:
+    return None
+  return noise.Place(context.micro.index, context.micro.count, 1 if length % size else length // size)
 
 
 def first_choice(plan: RoutingPlan, num_tokens: int) -> Int[Array, "S"]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 from jaxtyping import Array, Float
@@ -25,7 +26,8 @@ class LossOptions:
   Attributes:
     names: keys of `LOSSES`.
     balance_counts: "top_1" or "all", see `losses.balance_terms`.
-    balance_over: "group" or "global": over what f and P are averaged before they are multiplied.
+    balance_over: "group" or "global": over what f and P are averaged before they are multiplied. "global" is the whole
+      batch of an update (arXiv 2501.11873), over all devices and microbatches; see `training.accumulate` for its cost.
     balance_scores: a key of `losses.SCORES`: what P averages.
     importance_of: "probs" (V-MoE) or "gates" (Shazeer).
     devices: D, groups of E/D consecutive experts, for the losses "device" and "communication".
@@ -45,8 +47,9 @@ class LossOptions:
   k: int = 1
 
 
-def auxiliary_losses(options: LossOptions, logits: Float[Array, "G S E"], plan: RoutingPlan,
-                     context: RoutingContext) -> dict[str, Float[Array, ""]]:
+def auxiliary_losses(options: LossOptions, logits: Float[Array, "G S E"], plan: RoutingPlan, context: RoutingContext,
+                     tokens: Float[Array, ""] | None = None,
+                     shares: Mapping[str, Array] | None = None) -> dict[str, Float[Array, ""]]:
   """Each of `options.names`, unweighted.
 
   Args:
@@ -54,54 +57,74 @@ def auxiliary_losses(options: LossOptions, logits: Float[Array, "G S E"], plan: 
     logits: as the router had them.
     plan: before capacity, [G, A] arrays.
     context: as the router had it; padding counts in no loss.
+    tokens: of a microbatch, see `losses.over_groups`; each loss is then its part of the batch's.
+    shares: f of the whole batch, of losses that multiply f and P of the whole batch, by name; those that are not named
+      take f of these groups. Because f has no gradient, D * sum_i f_i P_i of a microbatch's P is its part of the loss,
+      and the parts' gradients add up to the gradient of the whole.
   """
-  return {name: LOSSES[name](options, logits, plan, context) for name in options.names}
+  mean = lambda values: losses.over_groups(values, context.valid, tokens)
+  found = {}
+  for name in options.names:
+    if _is_global(options, name):
+      f, p = (mean(terms) for terms in TERMS[name](options, logits, plan, context))
+      found[name] = losses.balance((shares or {}).get(name, f), p)
+    else:
+      found[name] = mean(LOSSES[name](options, logits, plan, context))
+  return found
 
 
-def _balance(o: LossOptions, logits, plan, context, devices: int | None = None):
-  f, p = jax.vmap(lambda l, q, v: losses.balance_terms(l, q, v, o.balance_counts, o.balance_scores))(
+def global_shares(options: LossOptions, logits: Float[Array, "G S E"], plan: RoutingPlan, context: RoutingContext,
+                  tokens: Float[Array, ""] | None = None) -> dict[str, Float[Array, "..."]]:
+  """f, [E] or [D], of each loss that multiplies f and P of the whole batch; arguments as of `auxiliary_losses`."""
+  return {name: losses.over_groups(TERMS[name](options, logits, plan, context)[0], context.valid, tokens)
+          for name in options.names if _is_global(options, name)}
+
+
+def _is_global(options: LossOptions, name: str) -> bool:
+  return name in TERMS and options.balance_over == "global"
+
+
+def _balance(o: LossOptions, logits, plan, context):
+  return jax.vmap(lambda l, q, v: losses.balance_terms(l, q, v, o.balance_counts, o.balance_scores))(
       logits, plan, context.valid)
-  if devices:
-    f, p = (jax.vmap(lambda a: losses.by_device(a, devices))(a) for a in (f, p))
-  return _multiply(o, f, p, context)
 
 
-def _multiply(o: LossOptions, f, p, context):
-  if o.balance_over == "global":
-    return losses.balance(*(losses.over_groups(a, context.valid) for a in (f, p)))
-  return losses.over_groups(jax.vmap(losses.balance)(f, p), context.valid)
+def _device(o: LossOptions, logits, plan, context):
+  by_device = jax.vmap(lambda a: losses.by_device(a, o.devices))
+  f, p = _balance(o, logits, plan, context)
+  return by_device(f), by_device(p)
 
 
 def _communication(o: LossOptions, logits, plan, context):
-  f, p = jax.vmap(lambda l, q, v: losses.communication_terms(l, q, v, o.devices, o.devices_a_token))(
+  return jax.vmap(lambda l, q, v: losses.communication_terms(l, q, v, o.devices, o.devices_a_token))(
       logits, plan, context.valid)
-  return _multiply(o, f, p, context)
+
+
+# name -> f(options, logits [G, S, E], plan, context) -> (f, P) of each group, [G, E] or [G, D].
+TERMS = {"balance": _balance, "device": _device, "communication": _communication}
+
+
+def _product(name: str, o: LossOptions, logits, plan, context):
+  return jax.vmap(losses.balance)(*TERMS[name](o, logits, plan, context))
+
+
+def _z(o: LossOptions, logits, plan, context):
+  return jax.vmap(losses.z)(logits, context.valid)
 
 
 def _importance(o: LossOptions, logits, plan, context):
-  values = (jax.vmap(losses.gate_importance)(plan) if o.importance_of == "gates"
-            else jax.vmap(losses.importance)(logits, context.valid))
-  return losses.over_groups(values, context.valid)
+  return jax.vmap(losses.gate_importance)(plan) if o.importance_of == "gates" else jax.vmap(losses.importance)(
+      logits, context.valid)
 
 
 def _load(o: LossOptions, logits, plan, context):
-  values = jax.vmap(o.load, in_axes=(0, group_axes(context)))(logits, context)
-  return losses.over_groups(values, context.valid)
+  return jax.vmap(o.load, in_axes=(0, group_axes(context)))(logits, context)
 
 
 def _threshold(o: LossOptions, logits, plan, context):
-  one = lambda l, v: threshold_loss(l, context.threshold, v, o.k)
-  return losses.over_groups(jax.vmap(one)(logits, context.valid), context.valid)
+  return jax.vmap(lambda l, v: threshold_loss(l, context.threshold, v, o.k))(logits, context.valid)
 
 
-# name -> f(options, logits [G, S, E], plan, context) -> scalar, unweighted.
-LOSSES = {
-    "balance": _balance,
-    "device": lambda o, logits, plan, context: _balance(o, logits, plan, context, o.devices),
-    "communication": _communication,
-    "z": lambda o, logits, plan, context: losses.over_groups(
-        jax.vmap(losses.z)(logits, context.valid), context.valid),
-    "importance": _importance,
-    "load": _load,
-    "threshold": _threshold,
-}
+# name -> f(options, logits [G, S, E], plan, context) -> [G], of each group, unweighted.
+LOSSES = {**{name: functools.partial(_product, name) for name in TERMS},
+          "z": _z, "importance": _importance, "load": _load, "threshold": _threshold}

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from moe_jax.layers.aux import Aux, LayerContext, LayerRouting
+from moe_jax.layers.aux import Aux, LayerContext, LayerRouting, measured
 from moe_jax.layers.ffn import experts
 from moe_jax.layers.moe import group_size
 from moe_jax.routing import metrics
@@ -78,7 +78,7 @@ class SoftMoeLayer(nn.Module):
     y = jnp.einsum("gsep,egpd->gsd", combine.astype(groups.dtype), outputs.reshape(inputs.shape)).reshape(x.shape)
     if self.shared is not None:
       y += self.shared(name="shared")(x, context)[0]
-    aux = Aux(metrics=_metrics(logits, valid))
+    aux = measured(_sums(logits, valid))
     if context.return_routing:
       first = jnp.argmax(_by_expert(logits), axis=-1)
       aux.metrics["top1_expert"] = jnp.where(valid, first, self.num_experts).astype(jnp.int32).reshape(x.shape[:2])
@@ -103,12 +103,11 @@ def _by_expert(logits: Float[Array, "G S E P"]) -> Float[Array, "G S E"]:
   return jax.nn.logsumexp(logits, axis=-1)
 
 
-def _metrics(logits: Float[Array, "G S E P"], valid: Bool[Array, "G S"]) -> dict[str, Array]:
-  """Those of `MoeLayer`, of combine weights: `load` is each expert's share of them, and nothing is ever dropped."""
+def _sums(logits: Float[Array, "G S E P"], valid: Bool[Array, "G S"]) -> dict[str, Array]:
+  """As `routing.metrics.sums`: an assignment is a token's combine weight, and nothing is ever dropped."""
   by_expert = _by_expert(logits)
   weights = jnp.where(valid[..., None], jax.nn.softmax(by_expert, axis=-1), 0.0)
-  load = jnp.sum(weights, axis=(0, 1)) / jnp.maximum(jnp.sum(valid), 1)
-  values = {"load": load, "drop_rate": jnp.zeros(()), "max_violation": metrics.max_violation(load),
-            "dropped_tokens": jnp.zeros(()), "entropy": metrics.entropy(by_expert, valid),
-            "logit_max": metrics.logit_max(logits.reshape(*valid.shape, -1), valid)}
-  return jax.tree.map(jax.lax.stop_gradient, values)
+  tokens, none = jnp.sum(valid), jnp.zeros((), jnp.int32)
+  return {"assigned": jnp.sum(weights, axis=(0, 1)), "assignments": tokens, "dropped": none, "tokens": tokens,
+          "unserved": none, "entropy": metrics.summed_entropy(by_expert, valid),
+          "logit_max": metrics.logit_max(logits.reshape(*valid.shape, -1), valid)}

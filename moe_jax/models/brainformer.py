@@ -10,7 +10,7 @@ from flax.core import FrozenDict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from moe_jax.layers import Aux, LayerContext, LayerRouting
+from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch
 from moe_jax.layers.init import projection
 from moe_jax.models.decoder import embed, next_token_logits, reduce_losses
 from moe_jax.models.stack import Factory, balancing_bias, make_block, run_layers
@@ -103,13 +103,14 @@ class Brainformer(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], *,
-               train: bool, return_routing: bool = False, stored: RoutingPlan | None = None
-               ) -> tuple[Float[Array, "B L V"], Aux]:
+               train: bool, return_routing: bool = False, stored: RoutingPlan | None = None,
+               micro: Microbatch | None = None) -> tuple[Float[Array, "B L V"], Aux]:
     """As `Decoder`; where sublayers route differently, shorter plans are filled up with assignments to nobody."""
-    context = LayerContext(tokens, segment_ids, positions, train=train, return_routing=return_routing)
+    context = LayerContext(tokens, segment_ids, positions, train=train, return_routing=return_routing, micro=micro)
     table, x = embed(self, tokens, train)
     bias = balancing_bias(self, sum(self.has_experts), self.num_biased_experts)
-    x, aux = run_layers(self._sublayer, self.has_experts, self.scan_layers, x, context, LayerRouting(bias, stored),
+    outside = LayerRouting(bias, stored, shares=micro.shares if micro else {})
+    x, aux = run_layers(self._sublayer, self.has_experts, self.scan_layers, x, context, outside,
                         kinds=self.layout)
     logits = next_token_logits(self, self.norm(name="final_norm")(x), table)
     return logits, reduce_losses(self, aux)

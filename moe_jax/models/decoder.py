@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from moe_jax.layers import Aux, LayerContext, LayerRouting
+from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch
 from moe_jax.layers.init import projection
 from moe_jax.models.stack import LAYER_REDUCE, Factory, balancing_bias, make_block, run_layers
 from moe_jax.routing import RoutingPlan
@@ -66,8 +66,8 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], *,
-               train: bool, return_routing: bool = False, stored: RoutingPlan | None = None
-               ) -> tuple[Float[Array, "B L V"], Aux]:
+               train: bool, return_routing: bool = False, stored: RoutingPlan | None = None,
+               micro: Microbatch | None = None) -> tuple[Float[Array, "B L V"], Aux]:
     """Float32 logits of the token after each token; the layers' losses (one number each) and metrics ([Lm, ...]).
 
     Args:
@@ -77,11 +77,13 @@ class Decoder(nn.Module):
       train: dropout and routing noise on, from the RNG streams "dropout" and "router".
       return_routing: adds the metrics "top1_expert" [Lm, B, L] and "plan", a RoutingPlan of [Lm, G, A] arrays.
       stored: such a plan, of the same tokens, to follow instead of the routers' (`routing/replay.py`).
+      micro: the rows are a microbatch's; losses are then its parts of the batch's.
     """
-    context = LayerContext(tokens, segment_ids, positions, train=train, return_routing=return_routing)
+    context = LayerContext(tokens, segment_ids, positions, train=train, return_routing=return_routing, micro=micro)
     table, x = embed(self, tokens, train)
     bias = balancing_bias(self, sum(self.has_experts), self.num_biased_experts)
-    x, aux = run_layers(self._block, self.has_experts, self.scan_layers, x, context, LayerRouting(bias, stored))
+    outside = LayerRouting(bias, stored, shares=micro.shares if micro else {})
+    x, aux = run_layers(self._block, self.has_experts, self.scan_layers, x, context, outside)
     return next_token_logits(self, self.norm(name="final_norm")(x), table), reduce_losses(self, aux)
 
   def _block(self, has_experts: bool, scanned: bool) -> Factory:
@@ -114,15 +116,20 @@ def reduce_losses(model: nn.Module, aux: Aux) -> Aux:
   return aux.replace(losses={name: LAYER_REDUCE[model.layer_reduce](by_layer) for name, by_layer in aux.losses.items()})
 
 
-def update_router_state(router_state: Mapping[str, Array], load: Float[Array, "Lm E"],
+def update_router_state(router_state: Mapping[str, Array], assigned: Int[Array, "Lm E"],
                         rate: float) -> Mapping[str, Array]:
   """One step of loss-free balancing (arXiv 2408.15664, Algorithm 1): b += rate * sign(mean load - load).
 
   Args:
     router_state: the collection "router_state": {"bias": [Lm, E]}; an empty one stays empty.
-    load: the metric "load", over the whole batch; if it was averaged over devices or microbatches, averaged before.
+    assigned: how many assignments of the whole batch name each expert, over all devices and microbatches. Counts are
+      exact: an expert of mean load keeps its bias, whereas shares would round to either side of their mean.
     rate: u, in units of probability.
   """
   if not router_state:
     return router_state
-  return {"bias": router_state["bias"] + rate * jnp.sign(jnp.mean(load, axis=-1, keepdims=True) - load)}
+  # mean - count has the sign of (whole part of the mean) - count, or where this is 0, of the rest. Counts times E, or
+  # counts in float32, could be too large to be exact.
+  whole, rest = jnp.divmod(jnp.sum(assigned, axis=-1, keepdims=True), assigned.shape[-1])
+  sign = jnp.sign(whole - assigned) + ((whole == assigned) & (rest > 0))
+  return {"bias": router_state["bias"] + rate * sign}

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from moe_jax.layers import Aux, LayerContext, LayerRouting, concatenate
+from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch, concatenate
 from moe_jax.layers.init import projection
 from moe_jax.models.stack import LAYER_REDUCE, Factory, balancing_bias, make_block, rows, run_layers
 from moe_jax.routing import RoutingPlan
@@ -101,7 +101,8 @@ class EncoderDecoder(nn.Module):
   @nn.compact
   def __call__(self, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], *,
                train: bool, return_routing: bool = False, stored: Mapping[str, RoutingPlan] | None = None,
-               encoder: Mapping[str, Int[Array, "B M"]] | None = None) -> tuple[Float[Array, "B L V"], Aux]:
+               encoder: Mapping[str, Int[Array, "B M"]] | None = None,
+               micro: Microbatch | None = None) -> tuple[Float[Array, "B L V"], Aux]:
     """Float32 logits of the target's token after each one given; losses (one number each) and metrics ([Lm, ...]).
 
     The layers with experts are counted through, the encoder's first.
@@ -117,6 +118,7 @@ class EncoderDecoder(nn.Module):
       stored: such plans of the same tokens to follow, {"encoder": plan, "decoder": plan} or one of them.
       encoder: {"tokens", "segment_ids", "positions"} of the source. While initialising, the target stands in for a
         missing one: no parameter's shape depends on it.
+      micro: the rows are a microbatch's; losses are then its parts of the batch's.
 
     Raises:
       ValueError: `encoder` or one of its entries is missing.
@@ -127,12 +129,14 @@ class EncoderDecoder(nn.Module):
     if missing:
       raise ValueError(f"encoder: {', '.join(missing)} missing; an encoder-decoder needs the source's {SOURCE}")
     table, target = self._tables()
-    context = LayerContext(*(encoder[name] for name in SOURCE), train=train, return_routing=return_routing)
-    first, second = self._routing(stored or {})
+    source = micro and micro.replace(tokens=micro.encoder_tokens)
+    context = LayerContext(*(encoder[name] for name in SOURCE), train=train, return_routing=return_routing,
+                           micro=source)
+    first, second = self._routing(stored or {}, micro.shares if micro else {})
     memory, read = self.encoder(self.encoder_experts, name="encoder")(self._embed(table, encoder["tokens"]), context,
                                                                       first)
     context = LayerContext(tokens, segment_ids, positions, train=train, return_routing=return_routing, memory=memory,
-                           memory_segments=encoder["segment_ids"])
+                           memory_segments=encoder["segment_ids"], micro=micro)
     x, written = self.decoder(self.decoder_experts, name="decoder")(self._embed(target, tokens), context, second)
     aux = _join(read, written)
     reduced = {name: LAYER_REDUCE[self.layer_reduce](by_layer) for name, by_layer in aux.losses.items()}
@@ -165,12 +169,13 @@ class EncoderDecoder(nn.Module):
     logits = jnp.einsum("bld,dv->blv", x, head, preferred_element_type=jnp.float32)
     return constrain(logits, "batch", "length", "act_vocab")
 
-  def _routing(self, stored: Mapping[str, RoutingPlan]) -> tuple[LayerRouting, LayerRouting]:
+  def _routing(self, stored: Mapping[str, RoutingPlan],
+               shares: dict[str, Float[Array, "Lm E"]]) -> tuple[LayerRouting, LayerRouting]:
     """What comes to the encoder's and to the decoder's layers with experts from outside."""
-    bias = LayerRouting(balancing_bias(self, sum(self.has_experts), self.num_biased_experts))
-    encoder = sum(self.encoder_experts)
-    return (rows(bias, slice(0, encoder)).replace(stored=stored.get("encoder")),
-            rows(bias, slice(encoder, None)).replace(stored=stored.get("decoder")))
+    bias = balancing_bias(self, sum(self.has_experts), self.num_biased_experts)
+    both, encoder = LayerRouting(bias, shares=shares), sum(self.encoder_experts)
+    return (rows(both, slice(0, encoder)).replace(stored=stored.get("encoder")),
+            rows(both, slice(encoder, None)).replace(stored=stored.get("decoder")))
 
 
 def _join(encoder: Aux, decoder: Aux) -> Aux:

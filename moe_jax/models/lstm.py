@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from moe_jax.layers import Aux, LayerContext, LayerRouting
+from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch
 from moe_jax.models.decoder import embed, next_token_logits, reduce_losses
 from moe_jax.models.stack import Factory, balancing_bias, make_block, run_layers
 from moe_jax.routing import RoutingPlan
@@ -82,13 +82,14 @@ class LstmLm(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], *,
-               train: bool, return_routing: bool = False, stored: RoutingPlan | None = None
-               ) -> tuple[Float[Array, "B L V"], Aux]:
+               train: bool, return_routing: bool = False, stored: RoutingPlan | None = None,
+               micro: Microbatch | None = None) -> tuple[Float[Array, "B L V"], Aux]:
     """As `Decoder`. A document begins where `positions` is 0; there the recurrent state does, too."""
-    context = LayerContext(tokens, segment_ids, positions, train=train, return_routing=return_routing)
+    context = LayerContext(tokens, segment_ids, positions, train=train, return_routing=return_routing, micro=micro)
     table, x = embed(self, tokens, train)
     bias = balancing_bias(self, sum(self.has_experts), self.num_biased_experts)
-    x, aux = run_layers(self._block, self.has_experts, self.scan_layers, x, context, LayerRouting(bias, stored))
+    outside = LayerRouting(bias, stored, shares=micro.shares if micro else {})
+    x, aux = run_layers(self._block, self.has_experts, self.scan_layers, x, context, outside)
     return next_token_logits(self, x, table), reduce_losses(self, aux)
 
   def _block(self, has_experts: bool, scanned: bool) -> Factory:

@@ -151,11 +151,19 @@ def chosen_probability(logits: Float[Array, "*S E"], noisy: Float[Array, "*S E"]
   return jax.scipy.stats.norm.cdf(jnp.clip(deviations, -_CERTAIN, _CERTAIN))  # Eq. 9
 
 
-def over_groups(values: Float[Array, "G *rest"], valid: Bool[Array, "G S"] | None) -> Float[Array, "*rest"]:
-  """The mean over groups of a per-group loss (or of f or P), each group weighing as many real tokens as it has."""
+def over_groups(values: Float[Array, "G *rest"], valid: Bool[Array, "G S"] | None,
+                tokens: Float[Array, ""] | None = None) -> Float[Array, "*rest"]:
+  """The mean over groups of a per-group loss (or of f or P), each group weighing as many real tokens as it has.
+
+  Where the groups are a microbatch's, `tokens` is the number of real tokens in all microbatches: the result is then
+  this microbatch's part of the batch's mean, and the parts add up to it.
+  """
   if valid is None:
     return jnp.mean(values, axis=0)
-  return _mean(values, jnp.sum(valid, axis=-1, dtype=jnp.float32))
+  weight = jnp.sum(valid, axis=-1, dtype=jnp.float32)
+  if tokens is None:
+    return _mean(values, weight)
+  return jnp.tensordot(weight, values, axes=1) / jnp.maximum(tokens, 1.0)
 
 
 def squared_variation(x: Float[Array, "..."]) -> Float[Array, ""]:

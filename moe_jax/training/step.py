@@ -6,18 +6,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PyTree
 
 from moe_jax.models import update_router_state
+from moe_jax.routing import metrics as router_metrics
+from moe_jax.training.accumulate import Batch, accumulate
 from moe_jax.training.state import TrainState
-
-# inputs, targets, segment_ids, positions: Int[B, L]; segment 0 is padding. For an encoder-decoder also encoder_tokens,
-# encoder_segment_ids, encoder_positions: Int[B, M].
-Batch = dict[str, Array | np.ndarray]
-REDUCE = {"logit_max": jnp.max}  # of metrics over microbatches; all others are averaged
 
 
 def train_step(state: TrainState, batch: Batch, *, model: nn.Module, optimizer: optax.GradientTransformation,
@@ -26,8 +22,8 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module, optimizer: 
                skip_nonfinite: bool = False) -> tuple[TrainState, dict[str, Array]]:
   """One update: loss = cross-entropy + output z-loss + sum of weighted auxiliary losses.
 
-  The cross-entropy (nats) is the mean over the batch's real targets, also when the batch is cut into microbatches,
-  which therefore equal the big batch wherever nothing is dropped. Auxiliary losses are averaged over microbatches.
+  The cross-entropy (nats) is the mean over the batch's real targets. Losses, metrics and the update are those of the
+  whole batch, also where it is cut into microbatches: see `accumulate` for what that costs and where it does not hold.
 
   Args:
     state: donate it.
@@ -48,29 +44,33 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module, optimizer: 
   key = jax.random.fold_in(state.rng, state.step)
   total = jnp.maximum(jnp.sum(batch["segment_ids"] > 0), 1).astype(jnp.float32)
 
-  def loss_of(params, micro, key):
-    keys = {"dropout": jax.random.fold_in(key, 0), "router": jax.random.fold_in(key, 1)}
+  def forward(params, rows, rngs, micro):
     variables = {"params": params} | ({"router_state": state.router_state} if state.router_state else {})
-    logits, aux = apply(model, variables, micro, train=True, rngs=keys)
-    nats, log_z = token_nats(logits, micro["targets"])
-    real = micro["segment_ids"] > 0
-    parts = {"cross_entropy": jnp.sum(nats * real) / total}
-    if output_z_loss:
-      parts["output_z"] = jnp.sum(jnp.square(log_z) * real) / total
-    scaled = {name: value / accumulate_steps for name, value in aux.losses.items()}
-    loss = parts["cross_entropy"] + output_z_loss * parts.get("output_z", 0.0)
-    loss += sum(loss_weights[name] * value for name, value in scaled.items())
-    return loss, ({"loss": loss} | parts | scaled, aux.metrics)
+    return apply(model, variables, rows, train=True, rngs=rngs, **({"micro": micro} if micro else {}))
 
-  grads, losses, moe = _accumulate(jax.grad(loss_of, has_aux=True), state.params, batch, key, accumulate_steps)
+  def loss_of(params, rows, rngs, micro):
+    logits, aux = forward(params, rows, rngs, micro)
+    nats, log_z = token_nats(logits, rows["targets"])
+    real = rows["segment_ids"] > 0
+    # Over each row first: shorter sums round less, and are the same into however many microbatches the rows are cut.
+    mean = lambda values: jnp.sum(jnp.sum(values * real, axis=-1)) / total
+    parts = {"cross_entropy": mean(nats)}
+    if output_z_loss:
+      parts["output_z"] = mean(jnp.square(log_z))
+    loss = parts["cross_entropy"] + output_z_loss * parts.get("output_z", 0.0)
+    loss += sum(loss_weights[name] * value for name, value in aux.losses.items())
+    return loss, ({"loss": loss} | parts | aux.losses, aux.sums)
+
+  grads, losses, sums = accumulate(jax.grad(loss_of, has_aux=True), lambda *part: forward(*part)[1].shares,
+                                   state.params, batch, key, accumulate_steps)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   router_state = state.router_state
   if bias_update_rate:
-    router_state = update_router_state(router_state, moe["load"], bias_update_rate)
+    router_state = update_router_state(router_state, sums["assigned"], bias_update_rate)
   norms = jnp.stack([optax.global_norm(grad) for grad in jax.tree.leaves(grads)])
   metrics = losses | {"grad_norm": optax.global_norm(grads), "grad_norms": norms,
                       "learning_rate": schedule(state.step)}
-  metrics |= {f"moe/{name}": value for name, value in moe.items()}
+  metrics |= {f"moe/{name}": value for name, value in router_metrics.finish(sums).items()}
   after = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state,
                         router_state=router_state)
   if skip_nonfinite:
@@ -78,24 +78,6 @@ def train_step(state: TrainState, batch: Batch, *, model: nn.Module, optimizer: 
     kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
     after = kept.replace(step=after.step)
   return after, metrics
-
-
-def _accumulate(grad_of: Callable, params: PyTree, batch: Batch, key: Array, steps: int):
-  """Sums gradients and losses over `steps` microbatches, and reduces their metrics."""
-  if steps == 1:
-    grads, (losses, moe) = grad_of(params, batch, key)
-    return grads, losses, moe
-  # Microbatch m takes rows m, m + steps, ...: each device keeps its own rows.
-  micro = jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1), batch)
-
-  def one(total, xs):
-    grads, (losses, moe) = grad_of(params, xs[0], jax.random.fold_in(key, xs[1]))
-    return jax.tree.map(jnp.add, total, grads), (losses, moe)
-
-  zeros = jax.tree.map(jnp.zeros_like, params)
-  grads, (losses, moe) = jax.lax.scan(one, zeros, (micro, jnp.arange(2, steps + 2)))
-  moe = {name: REDUCE.get(name, jnp.mean)(value, axis=0) for name, value in moe.items()}
-  return grads, jax.tree.map(lambda x: jnp.sum(x, axis=0), losses), moe
 
 
 def eval_step(params: PyTree, router_state: PyTree, batch: Batch, byte_lengths: Int[Array, "V"], *,

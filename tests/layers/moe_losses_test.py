@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_jax.layers import LOSSES, LossOptions
-from moe_jax.layers.moe_losses import auxiliary_losses
+from moe_jax.layers.moe_losses import auxiliary_losses, global_shares
 from moe_jax.routing import RoutingContext
 from moe_jax.routing.top_k import top_k
 
@@ -57,3 +57,32 @@ def test_threshold_trains_thresholds_only():
       RoutingContext(valid=jnp.ones((1, 8), bool), threshold=threshold))["threshold"]
   d_logits, d_threshold = jax.grad(f, argnums=(0, 1))(logits, jnp.zeros(E))
   assert not np.any(d_logits) and np.all(np.abs(d_threshold) > 0)
+
+
+def test_losses_and_gradients_of_parts_add_up():
+  # Two groups of unlike padding, one in each part. Catches: f of the part, in the value or the gradient; a part's own
+  # number of tokens; f of one loss given to another.
+  logits, valid = 3 * jax.random.normal(jax.random.key(0), (2, L, E)), jnp.arange(L) < jnp.array([[5], [2]])
+  names = tuple(name for name in LOSSES if name != "threshold")
+  options, tokens = LossOptions(names, balance_over="global", balance_counts="all", devices=2), jnp.asarray(7.0)
+  weights = dict(zip(names, 2.0 ** np.arange(len(names)), strict=True))
+
+  def given(logits, part):
+    context = RoutingContext(valid=valid[part])
+    return logits, jax.vmap(lambda l, v: top_k(l, RoutingContext(valid=v), k=2))(logits, valid[part]), context
+
+  parts, everything = (slice(0, 1), slice(1, 2)), slice(0, 2)
+  shares = [global_shares(options, *given(logits[part], part), tokens) for part in parts]
+  shares = jax.tree.map(jnp.add, *shares)
+  assert shares.keys() == {"balance", "device", "communication"}
+
+  def loss(logits, part, *whole):
+    found = auxiliary_losses(options, *given(logits, part), *whole)
+    return sum(weights[name] * value for name, value in found.items()), found
+
+  slope = jax.grad(loss, has_aux=True)
+  expected, values = slope(logits, everything)
+  (one, first), (two, second) = (slope(logits[part], part, tokens, shares) for part in parts)
+  np.testing.assert_allclose(jnp.concatenate([one, two]), expected, rtol=1e-5, atol=1e-6)
+  for name in names:
+    np.testing.assert_allclose(first[name] + second[name], values[name], rtol=1e-6, err_msg=name)

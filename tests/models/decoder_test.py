@@ -218,12 +218,23 @@ def test_logits_begin_with_unit_variance(tied):
 
 
 def test_router_state_by_hand():
-  # Loads .5 .25 .25 0 of 4 experts, mean .25: signs -1 0 0 +1. Catches: the sign; a mean over layers.
-  state = {"bias": jnp.asarray([[0.1, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])}
-  load = jnp.asarray([[0.5, 0.25, 0.25, 0.0], [0.25, 0.25, 0.25, 0.25]])
-  new = update_router_state(state, load, 0.01)
-  np.testing.assert_allclose(new["bias"], [[0.09, 0, 0, 0.01], [0, 0, 0, 0]], atol=1e-7)
-  assert update_router_state({}, load, 0.01) == {}
+  # Of 4 experts 2 1 1 0 assignments, mean 1: signs -1 0 0 +1. Mean 5/4: 2 1 1 1 has signs -1 +1 +1 +1.
+  # Catches: the sign; a mean over layers; the rest of the division ignored.
+  state = {"bias": jnp.asarray([[0.1, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])}
+  assigned = jnp.asarray([[2, 1, 1, 0], [7, 7, 7, 7], [2, 1, 1, 1]])
+  new = update_router_state(state, assigned, 0.01)
+  np.testing.assert_allclose(new["bias"], [[0.09, 0, 0, 0.01], [0, 0, 0, 0], [-0.01, 0.01, 0.01, 0.01]], atol=1e-7)
+  assert update_router_state({}, assigned, 0.01) == {}
+
+
+def test_router_state_moves_by_exact_counts():
+  # Each of 49 experts is at the mean; then one has 2 of 33 million assignments more than another, which float32 cannot
+  # hold. Catches: a bias moved by rounding, because 49 shares of 1/49 do not have the mean 1/49; counts times E beyond
+  # 2^31; counts in float32.
+  even = jnp.full((1, 49), 700_001)
+  uneven = even.at[0, 0].add(1).at[0, 1].add(-1)
+  biases = [update_router_state({"bias": jnp.zeros((1, 49))}, assigned, 1.0)["bias"][0] for assigned in (even, uneven)]
+  assert not np.any(biases[0]) and biases[1].tolist() == [-1.0, 1.0] + [0.0] * 47
 
 
 DATA, FSDP, EXPERT, TENSOR = {"data": 8}, {"data": 4, "fsdp": 2}, {"data": 2, "expert": 4}, {"data": 1, "tensor": 2}

@@ -196,6 +196,9 @@ def test_over_groups_weighs_by_real_tokens():
   valid = jnp.array([[True, True, True], [True, False, False]])
   assert float(losses.over_groups(jnp.array([1.0, 5.0]), valid)) == 2.0
   assert float(losses.over_groups(jnp.array([1.0, 5.0]), None)) == 3.0
+  # A part of 12 tokens' mean. Catches: the part's own number of tokens as the denominator.
+  part = losses.over_groups(jnp.array([1.0, 5.0]), valid, jnp.asarray(12.0))
+  assert float(part) == pytest.approx(2.0 * float(jnp.sum(valid)) / 12)
   logits = jax.random.normal(jax.random.key(0), (2, 3, E))
   z = losses.over_groups(jax.vmap(losses.z)(logits, valid), valid)
   assert float(z) == pytest.approx(float(losses.z(logits.reshape(6, E), valid.reshape(6))), rel=1e-6)

@@ -123,3 +123,28 @@ def test_nobody_is_zero_not_nan():
             metrics.capacity_used(plan, 2), metrics.gate_norm(plan, nobody), metrics.coactivation(plan, 3),
             metrics.churn(plan, plan, 3)]
   assert not any(np.any(v) for v in values)
+
+
+def test_sums_of_parts_make_the_metrics_of_the_whole():
+  # Parts of unlike padding and load: PLAN, of which capacity 1 drops a token, and one real token for expert 2.
+  # Catches: metrics averaged over parts, a maximum that is added up, a count that rounds, a metric of other sums.
+  other = RoutingPlan(token=jnp.array([0, 1, 2, 2]), expert=jnp.array([3, 3, 2, 3]), gate=jnp.array([0, 0, 1.0, 0]),
+                      num_experts=3)
+  logits = jnp.array([[[3.0, 1.0, 0.0], [9.0, 0.0, 0.0], [0.0, 0.0, 7.0]], [[0.0] * 3, [0.0] * 3, [0.0, 0.0, -5.0]]])
+  valid = jnp.array([VALID, [False, False, True]])
+  parts = [metrics.sums(logits[i], plan, drop_overflow(plan, 1), valid[i]) for i, plan in enumerate((PLAN, other))]
+  combined = metrics.combine({name: jnp.stack([part[name] for part in parts]) for name in parts[0]})
+  found = metrics.finish(combined)
+  plan, kept = stack(PLAN, other), stack(drop_overflow(PLAN, 1), drop_overflow(other, 1))
+  load = metrics.load(plan)
+  expected = {"load": load, "drop_rate": metrics.drop_rate(plan, kept), "max_violation": metrics.max_violation(load),
+              "dropped_tokens": metrics.dropped_tokens(kept, valid), "entropy": metrics.entropy(logits, valid),
+              "logit_max": metrics.logit_max(logits, valid)}
+  assert found.keys() == expected.keys() and combined["assigned"].dtype == jnp.int32
+  for name, value in expected.items():
+    np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
+  np.testing.assert_allclose(found["load"], [2 / 4, 1 / 4, 1 / 4])
+  # Of layers, with a leading axis. Catches: a maximum over layers.
+  layers = metrics.finish({name: jnp.stack([part[name] for part in parts]) for name in parts[0]})
+  np.testing.assert_allclose(layers["max_violation"], [1.0, 2.0], rtol=1e-6)
+  assert metrics.finish({}) == {}
