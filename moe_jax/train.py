@@ -18,6 +18,7 @@ import importlib.util
 import logging
 import os
 import pathlib
+import select
 import shlex
 import sys
 import traceback
@@ -83,15 +84,25 @@ def guarded(argv: Sequence[str], text: str | None, action: Callable[[Sequence[st
     code = action([arg for arg in argv if arg != "--debug"])
     sys.stdout.flush()  # or Python would only find out at its end that nobody reads it
     return code
-  except BrokenPipeError:
-    with open(os.devnull, "w") as nowhere:
-      os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for what Python flushes at its end
-    return 0  # whoever reads the output has enough, as in `| head`
   except (Exception, KeyboardInterrupt) as error:
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+      with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for what Python flushes at its end
+      return 0  # whoever reads the output has enough, as in `| head`
     code, said, expected = _told(error)
     trace = "" if expected and not debug else traceback.format_exc()
   print(f"{trace}error: {' '.join(said.split())}", file=sys.stderr, flush=True)
   return code
+
+
+def _nobody_reads() -> bool:
+  """Whether standard output is a pipe that nobody reads any more; other pipes break, too."""
+  try:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+  except (OSError, ValueError):  # it is no file, as under a test
+    return False
 
 
 _KEPT = "what was saved before is kept, and the same command goes on from there"

@@ -236,6 +236,14 @@ def test_nobody_reads_the_output(tmp_path):
   assert (done.returncode, done.stdout, done.stderr) == (0, "x", "")
 
 
+def test_another_pipe_that_breaks_is_a_bug(capsys):
+  # Catches: a process that died unseen, taken for a reader of the output that has enough.
+  def action(rest):
+    raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+  assert train.guarded(["x"], "", action) == 1
+  assert "is a bug" in capsys.readouterr().err
+
+
 def test_configs_are_found_from_anywhere(tmp_path, monkeypatch):
   # Catches: a path that works only in the clone; a file in the working directory that loses against the clone's.
   monkeypatch.chdir(tmp_path)
