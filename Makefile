@@ -4,7 +4,7 @@ BIN := .venv/bin
 LIBTPU := .venv/libtpu
 PYTEST := PYTHONPATH=$(LIBTPU) $(BIN)/python -m pytest -n 2
 
-.PHONY: run desk venv test test-all test-reference demo-multiprocess paper-scale check bench clean
+.PHONY: run desk venv test test-all test-reference demo-multiprocess paper-scale check bench fuzz clean
 
 run: venv  ## train configs/quickstart.py on the embedded corpus: a few minutes on two CPU cores
 	$(BIN)/python -m moe_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
@@ -68,6 +68,9 @@ define install
 	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(2)]'
 	@touch $@
 endef
+
+fuzz: venv  ## 2,000 mutated configs and command lines and 500 mutated files of a run: about 20 minutes on two CPU cores
+	$(BIN)/python -m experiments.reliability.fuzz
 
 clean:  ## everything that the other targets made, except runs/
 	rm -rf .venv .venv-dryrun .venv-reference *.egg-info .pytest_cache .ruff_cache

@@ -18,8 +18,10 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 from moe_jax import launch
+from moe_jax.train import guarded
 from moe_jax.training import checkpoints, metrics
 
 STEPS = (30, 40)
@@ -92,10 +94,10 @@ def start(commands: list[list[str]], workdir: pathlib.Path) -> list[subprocess.P
   return started
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
   parser = argparse.ArgumentParser(prog="python -m experiments.multiprocess")
   parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/multiprocess"))
-  home = parser.parse_args().workdir
+  home = parser.parse_args(argv).workdir
   shutil.rmtree(home, ignore_errors=True)
   home.mkdir(parents=True)
   curves = {f"{n}": train(home / f"{n}", n, mesh, STEPS[0]) for n, mesh in MESHES.items()}
@@ -121,4 +123,4 @@ def table(curves: dict[str, dict[int, float]]) -> str:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

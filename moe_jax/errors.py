@@ -9,6 +9,7 @@ from typing import Any
 # Exit codes of every command. 1 is left to Python, which ends so after an exception that nobody expected.
 EXIT_INPUT = 2  # a `ConfigError`
 EXIT_DIVERGED = 3  # a `Diverged`
+LONGEST = 300  # characters of a value in a message
 
 
 class Diverged(RuntimeError):
@@ -22,13 +23,29 @@ class ConfigError(ValueError):
 
   Args:
     field: dotted config key, flag or path that is wrong, e.g. "model.moe.router.name".
-    value: the offending value (shown with `repr`).
+    value: the offending value (shown with `repr`, of which at most `LONGEST` characters).
     remedy: what is wrong and what would be right, as the rest of the sentence.
   """
 
   def __init__(self, field: str, value: object, remedy: str):
     self.field, self.value, self.remedy = field, value, remedy
-    super().__init__(f"{field}={value!r}: {remedy}")
+    super().__init__(f"{shorten(field)}={shown(value)}: {remedy}")
+
+
+def shown(value: object) -> str:
+  """`repr(value)` on one line, without its middle where it is longer than `LONGEST` characters; never raises."""
+  if isinstance(value, int) and value.bit_length() > 4 * LONGEST:
+    return f"{'-' * (value < 0)}2**{value.bit_length() - 1}..."  # Python refuses to print some of these
+  try:
+    text = repr(value)
+  except Exception as error:  # of whatever class the value is, or a part of it is such a number
+    text = f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+  return shorten(text if isinstance(value, str) else " ".join(text.split()))
+
+
+def shorten(text: str) -> str:
+  """Without its middle, if it is longer than `LONGEST` characters."""
+  return text if len(text) <= LONGEST else f"{text[:LONGEST // 2]}...{text[-LONGEST // 3:]}"
 
 
 def choose(field: str, name: Any, table: Collection[str], shown: object = None) -> Any:
@@ -43,8 +60,8 @@ def choose(field: str, name: Any, table: Collection[str], shown: object = None) 
   Raises:
     ConfigError: there is no such name; proposes the nearest and lists all.
   """
-  if name in table:
+  if isinstance(name, str) and name in table:  # nothing else is a name, and some values have no hash
     return table[name] if isinstance(table, Mapping) else name
-  near = difflib.get_close_matches(str(name), table, n=1, cutoff=0.5)
+  near = difflib.get_close_matches(shorten(name), table, n=1, cutoff=0.5) if isinstance(name, str) else []
   hint = f"did you mean {near[0]!r}? " if near else ""
   raise ConfigError(field, name if shown is None else shown, f"{hint}known: {', '.join(table)}")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from moe_jax import train
 from moe_jax.errors import ConfigError
 
 
@@ -21,15 +22,11 @@ def main(argv: Sequence[str]) -> int:
   if len(arguments) != 1 or arguments[0].startswith("-"):
     print("usage: python -m moe_jax.inspect DIR", file=sys.stderr if arguments != ["--help"] else sys.stdout)
     return 0 if arguments == ["--help"] else 2
-  try:
-    for name, value in describe(pathlib.Path(arguments[0])).items():
+  def say(rest: Sequence[str]) -> int:
+    for name, value in describe(pathlib.Path(rest[1])).items():
       print(f"{name}: {value}")
-  except ConfigError as error:
-    if "--debug" in argv:
-      raise
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  return 0
+    return 0
+  return train.guarded(argv, None, say)
 
 
 def describe(directory: pathlib.Path) -> dict[str, Any]:

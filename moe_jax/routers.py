@@ -24,6 +24,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.layers import LossOptions, load_without_noise
 from moe_jax.layers.moe_losses import auxiliary_losses
 from moe_jax.routing import LEARNED, LOADS, LOOKS_AHEAD, ROUTERS, RoutingContext
+from moe_jax.train import guarded
 
 EXPERTS, TOKENS, DEVICES = 16, 64, 4  # of the examples at which losses are evaluated
 BALANCING = ("balance", "device", "communication", "importance", "load")
@@ -37,6 +38,10 @@ def run() -> None:
 
 def main(argv: Sequence[str]) -> int:
   """Prints or writes the tables; returns the exit code."""
+  return guarded(["routers", *argv], None, lambda rest: _main(rest[1:]))
+
+
+def _main(argv: Sequence[str]) -> int:
   parser = argparse.ArgumentParser(prog="python -m moe_jax.routers", description="Lists the routers and presets.")
   parser.add_argument("--write", metavar="FILE", help="put the tables between the markers of a Markdown file")
   flags = parser.parse_args(argv)
@@ -47,11 +52,10 @@ def main(argv: Sequence[str]) -> int:
   file = pathlib.Path(flags.write)
   try:
     text = file.read_text()
-    for name, table in tables.items():
-      text = replace(text, name, table)
-  except (OSError, ConfigError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  except (OSError, ValueError) as error:
+    raise ConfigError("write", flags.write, f"{error}; give a text file with the markers of README.md") from error
+  for name, table in tables.items():
+    text = replace(text, name, table)
   file.write_text(text)
   return 0
 

@@ -9,30 +9,40 @@ The same command on the same workdir goes on where the run stopped. Ctrl-C or SI
 --config.train.max_minutes=N, for queues that end a job by the clock. --check_determinism does the first step twice,
 compares all bits and writes nothing.
 
-Exit codes: 0 the run is done, or was stopped and saved (results.json is there once it is done); 1 a mistake of the
-program, with a traceback; 2 the command, the data or the disk is wrong, told in one sentence; 3 training has diverged:
-a loss, a gradient or a weight is no longer finite; 4 --check_determinism found a difference; 130 interrupted at once.
+Exit codes: 0 the run is done, or was stopped and saved (results.json is there once it is done); 1 the machine lacks
+something, told in one sentence, or the program is at fault, told with a traceback; 2 the command, the data or the disk
+is wrong, told in one sentence; 3 training has diverged: a loss, a gradient or a weight is no longer finite;
+4 --check_determinism found a difference; 130 interrupted at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import importlib.util
 import logging
+import os
 import pathlib
+import select
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from absl import flags
+
 from moe_jax import distributed
-from moe_jax.errors import EXIT_DIVERGED, EXIT_INPUT, ConfigError, Diverged
+from moe_jax.errors import EXIT_DIVERGED, EXIT_INPUT, ConfigError, Diverged, shorten, shown
 
 CHECK = "--check_determinism"
 EXIT_DIFFERENT = 4  # --check_determinism found a difference
 PRESET = "config.model.moe"  # the flag that takes a routing preset by name
 ROOT = pathlib.Path(__file__).resolve().parent.parent  # of the clone, where configs/ is
+LARGEST_CONFIG = 1_000_000  # bytes
+# What absl and ml_collections raise of a command line; absl's own errors are ValueErrors or AttributeErrors.
+_OVERRIDE_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError,
+                    SyntaxError, MemoryError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,30 +74,68 @@ def main(argv: Sequence[str]) -> int:
   return guarded(argv, __doc__, action)
 
 
-def guarded(argv: Sequence[str], text: str, action: Callable[[Sequence[str]], int]) -> int:
+def guarded(argv: Sequence[str], text: str | None, action: Callable[[Sequence[str]], int]) -> int:
   """The exit code of `action` on the command line without --debug, or of its mistake, told on standard error.
+
+  The last resort of every command. 2: the command is wrong, told in one sentence. 1: the machine lacks memory or room,
+  told in one sentence; or the program is at fault, told by a traceback and one sentence. 3: training has diverged.
+  130: Ctrl-C. Output that nobody reads any more, as in `| head`, is no mistake.
 
   Args:
     argv: the command line.
-    text: printed for --help.
+    text: printed for --help; None: `action` does that itself.
     action: takes the arguments; returns the exit code.
   """
-  if any(arg in ("-h", "--help", "--helpfull") for arg in argv[1:]):
+  if text is not None and any(arg in ("-h", "--help", "--helpfull") for arg in argv[1:]):
     print(text)
     return 0
   debug = "--debug" in argv
   try:
-    return action([arg for arg in argv if arg != "--debug"])
-  except ConfigError as error:
-    code, said = EXIT_INPUT, str(error)
-    shown = traceback.format_exc() if debug else ""
-  except Diverged as error:
-    code, said = EXIT_DIVERGED, str(error)
-    shown = traceback.format_exc() if debug else ""
-  except KeyboardInterrupt:
-    code, said, shown = 130, "interrupted; what was saved before is kept, and the same command goes on from there", ""
-  print(f"{shown}error: {' '.join(said.split())}", file=sys.stderr, flush=True)
+    code = action([arg for arg in argv if arg != "--debug"])
+    sys.stdout.flush()  # or Python would only find out at its end that nobody reads it
+    return code
+  except (Exception, KeyboardInterrupt) as error:
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+      with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for what Python flushes at its end
+      return 0  # whoever reads the output has enough, as in `| head`
+    code, said, expected = _told(error)
+    trace = "" if expected and not debug else traceback.format_exc()
+  print(f"{trace}error: {' '.join(said.split())}", file=sys.stderr, flush=True)
   return code
+
+
+def _nobody_reads() -> bool:
+  """Whether standard output is a pipe that nobody reads any more; other pipes break, too."""
+  try:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+  except (OSError, ValueError):  # it is no file, as under a test
+    return False
+
+
+_KEPT = "what was saved before is kept, and the same command goes on from there"
+# What the machine lacks, which is no fault of the program.
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+                   errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ELOOP)
+
+
+def _told(error: BaseException) -> tuple[int, str, bool]:
+  """`(exit code, sentence, whether the sentence says it all)`; a fault of the program also needs its traceback."""
+  if isinstance(error, ConfigError):
+    return EXIT_INPUT, str(error), True
+  if isinstance(error, Diverged):
+    return EXIT_DIVERGED, str(error), True
+  if isinstance(error, KeyboardInterrupt):
+    return 130, f"interrupted; {_KEPT}", True
+  if isinstance(error, MemoryError):
+    return 1, f"there is not enough memory; {_KEPT} on a larger machine, or with a smaller train.batch_size", True
+  if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+    where = f"{error.filename}: " if error.filename else ""
+    return 1, f"{where}{error.strerror}; {_KEPT} once that is mended", True
+  return 1, (f"{type(error).__name__}: {shorten(str(error))}. This is a bug of the program and no mistake of yours: "
+             f"please report it with the lines above; {_KEPT}"), False
 
 
 def _train(command: Command, argv: Sequence[str], check: bool = False) -> int:
@@ -101,7 +149,6 @@ def _train(command: Command, argv: Sequence[str], check: bool = False) -> int:
   build.validate(config, jax.device_count())
   workdir.check(command.workdir, config)
 
-  from absl import flags
   from absl import logging as absl_logging
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags
@@ -137,24 +184,24 @@ def parse(argv: Sequence[str], workdir: bool = True) -> Command:
     ConfigError: a flag is missing, unknown or malformed; the config's file is missing or broken; an override names no
       key or has the wrong type.
   """
-  from absl import flags
-  from ml_collections import config_flags
+  for arg in argv:
+    if "\0" in arg:
+      raise ConfigError("argument", arg, "holds a NUL character, which no name and no path can hold; leave it out")
   path, rest = _take_config(argv)
   config = load_config(path)
-  rest = _take_preset(rest, config)
+  rest = _take_none(_take_preset(rest, config), config)
   _check_keys(rest, config)
   values = flags.FlagValues()
   if workdir:
     flags.DEFINE_string("workdir", None, "where the run lives", flag_values=values)
     flags.DEFINE_string("distributed", distributed.DETECT, "how processes find each other", flag_values=values)
   try:
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=rest, lock_config=True)
-    positional = values(rest)[1:]
+    positional = _override(config, rest, values)
   except flags.UnrecognizedFlagError as error:
     known = ["--config", "--config.KEY", *["--workdir", "--distributed", CHECK] * workdir, "--debug"]
     raise ConfigError("flag", f"--{error.flagname}", f"unknown; the flags are {', '.join(known)}") from error
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    raise _override_error(rest, config, error) from error
+  except _OVERRIDE_ERRORS as error:
+    raise _override_error(rest, path, error) from error
   if positional:
     raise ConfigError("argument", positional[0], "is no flag; write --flag=value, without spaces around the =")
   if not workdir:
@@ -162,7 +209,21 @@ def parse(argv: Sequence[str], workdir: bool = True) -> Command:
   if not values.workdir:
     raise ConfigError("workdir", values.workdir, "is missing; say where the run shall live, as in "
                       "--workdir=runs/quickstart")
-  return Command(config, path, pathlib.Path(values.workdir).expanduser(), values.distributed)
+  return Command(config, path, _expand("workdir", values.workdir), values.distributed)
+
+
+def _override(config, args: Sequence[str], values) -> list[str]:
+  """Writes the overrides of a command line into the config, its other flags into `values`; returns what is no flag."""
+  from ml_collections import config_flags
+  config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=args, lock_config=True)
+  return values(args)[1:]
+
+
+def _expand(flag: str, path: str) -> pathlib.Path:
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    raise ConfigError(flag, path, f"{error}; give the path without ~") from error
 
 
 def _take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -198,6 +259,29 @@ def _take_preset(args: Sequence[str], config) -> list[str]:
   return rest
 
 
+def _take_none(args: Sequence[str], config) -> list[str]:
+  """Writes None where the last word on a key that may be None is `None`; returns the arguments on other keys.
+
+  ml_collections reads the text after = as the key's type, of which None is not.
+  """
+  from moe_jax.build.keys import OPTIONAL
+  rest = list(args)
+  for key in OPTIONAL:
+    flags = (f"--config.{key}", f"-config.{key}")
+    given = []  # (place, number of arguments, value)
+    for i, arg in enumerate(rest):
+      flag, equals, value = arg.partition("=")
+      if flag in flags and (equals or i + 1 < len(rest)):
+        given.append((i, 1 if equals else 2, value if equals else rest[i + 1]))
+    said = [value.strip().lower() == "none" for *_, value in given]
+    if said and said[-1]:
+      _branch(config, key)[key.rpartition(".")[2]] = None
+    gone = {place + n for (place, number, _), none in zip(given, said, strict=True) for n in range(number)
+            if none or said[-1]}
+    rest = [arg for i, arg in enumerate(rest) if i not in gone]
+  return rest
+
+
 def load_config(path: str):
   """The ConfigDict of `FILE.py[:VARIANT]`: `get_config()`, or `get_config(VARIANT)`.
 
@@ -207,14 +291,9 @@ def load_config(path: str):
   Raises:
     ConfigError: there is no such file, or it does not define a config.
   """
+  from moe_jax.build.keys import check_keys
   name, colon, variant = path.partition(":")
-  tried = [pathlib.Path(name).expanduser(), ROOT / name, ROOT / "configs" / name]
-  file = next((p for p in tried if p.is_file()), None)
-  if file is None:
-    known = {str(p.relative_to(ROOT)): p for p in (ROOT / "configs").glob("*.py")}
-    near = difflib.get_close_matches(f"configs/{pathlib.Path(name).stem}.py", known, 1)
-    raise ConfigError("config", path, "there is no such file" + (f"; did you mean {near[0]}?" if near else
-                      "; give the path of a config such as configs/quickstart.py"))
+  file = _find_config(path, name)
   for place in (str(ROOT), str(file.resolve().parent.parent)):  # so that it can say `from configs import base`
     if place not in sys.path:
       sys.path.append(place)
@@ -223,14 +302,45 @@ def load_config(path: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(*([variant] if colon else []))
-    config.lock()
-    config.to_dict()
+    if hasattr(config, "lock"):
+      config.lock()
+      config.to_dict()  # whose values may be computed from others
   except ConfigError:
     raise
-  except Exception as error:  # whatever a user's Python file may raise
-    raise ConfigError("config", path, f"{type(error).__name__}: {error}; the file must define get_config(), or "
-                      "get_config(variant) for a :variant, returning a ConfigDict (see configs/base.py)") from error
+  except (Exception, SystemExit) as error:  # whatever a user's Python file may raise
+    raise ConfigError("config", path, f"{type(error).__name__}: {shorten(str(error))}; the file must define "
+                      "get_config(), or get_config(variant) for a :variant, returning a ConfigDict (see "
+                      "configs/base.py)") from error
+  try:
+    check_keys(config)
+  except ConfigError as error:
+    if error.field != "config":
+      raise
+    raise ConfigError("config", path, f"its get_config() returns {shown(config)}, and must return a ConfigDict (see "
+                      "configs/base.py)") from error
   return config
+
+
+def _find_config(path: str, name: str) -> pathlib.Path:
+  """The file that `--config=path` names, whose part before a colon is `name`."""
+  tried = [_expand("config", name), ROOT / name, ROOT / "configs" / name]
+  try:
+    file = next((p for p in tried if p.is_file()), None)
+    size = file.stat().st_size if file else 0
+  except OSError as error:  # a name that is too long
+    raise ConfigError("config", path, f"{error.strerror}; give the path of a config such as configs/quickstart.py"
+                      ) from error
+  if file is None:
+    if tried[0].is_dir():
+      raise ConfigError("config", path, "is a directory; give a file in it, such as configs/quickstart.py")
+    known = {str(p.relative_to(ROOT)): p for p in (ROOT / "configs").glob("*.py")}
+    near = difflib.get_close_matches(f"configs/{pathlib.Path(name).stem}.py", known, 1)
+    raise ConfigError("config", path, "there is no such file" + (f"; did you mean {near[0]}?" if near else
+                      "; give the path of a config such as configs/quickstart.py"))
+  if file.suffix != ".py" or size > LARGEST_CONFIG:
+    raise ConfigError("config", path, f"must be a Python file, *.py, of at most {LARGEST_CONFIG:,} bytes, such as "
+                      "configs/quickstart.py")
+  return file
 
 
 def _check_keys(args: Sequence[str], config) -> None:
@@ -247,18 +357,41 @@ def _check_keys(args: Sequence[str], config) -> None:
           leaf[n] for n in difflib.get_close_matches(key.rpartition(".")[2], leaf, 1)]
       raise ConfigError(key, value if equals else "", "there is no such key; " + (
           f"did you mean {near[0]}?" if near else "configs/base.py lists all keys"))
+    if hasattr(_branch(config, key + "."), "items"):
+      raise ConfigError(key, value if equals else "", _instead(key, value, config))
 
 
-def _override_error(args: Sequence[str], config, error: Exception) -> ConfigError:
-  """What is wrong with the override that `error` (of absl or config_flags) complains about."""
-  for arg in args:
+def _instead(key: str, value: str, config) -> str:
+  """What to say where `--config.KEY=VALUE` names a branch."""
+  from moe_jax import build
+  holds = "holds other keys and is no value itself; "
+  if value in build.PRESETS:
+    return f"{holds}{value} is a routing preset, which is --{PRESET}={value}"
+  branch = _branch(config, key + ".")
+  if "name" in branch:
+    return f"{holds}use --config.{key}.name={value if value in branch else branch['name']}"
+  inside = _keys(branch)
+  return f"{holds}" + (f"use one of them, such as --config.{key}.{inside[0]}" if inside else "it has none")
+
+
+def _override_error(args: Sequence[str], path: str, error: Exception) -> ConfigError:
+  """What is wrong with the override that `error` (of absl or config_flags) complains about: the first that fails alone.
+  """
+  for i, arg in enumerate(args[1:], 1):
     flag, equals, value = arg.partition("=")
     key = flag.lstrip("-").removeprefix("config.")
-    if flag.startswith("-") and key in _keys(config) and f"{flag.lstrip('-')}={value}" in str(error):
-      before = _get(config, key)
-      kind = "a number" if before is None else f"of type {type(before).__name__}, as in {before!r}"
-      return ConfigError(key, value, f"must be {kind}")
-  return ConfigError("flag", " ".join(args[1:]), str(error))
+    if not flag.startswith("-") or not flag.lstrip("-").startswith("config."):
+      continue
+    one, config = args[i:i + 1 + (not equals)], load_config(path)
+    try:
+      _override(config, [args[0], *one], flags.FlagValues())
+    except _OVERRIDE_ERRORS as wrong:
+      if not equals and len(one) == 1 or key not in _keys(config):
+        return ConfigError("flag", arg, f"{wrong}; write --config.KEY=VALUE")
+      before = _branch(config, key)[key.rpartition(".")[2]]
+      kind = "a number, or None" if before is None else f"of type {type(before).__name__}, as in {before!r}"
+      return ConfigError(key, value if equals else one[-1], f"must be {kind}")
+  return ConfigError("flag", shorten(" ".join(args[1:])), shorten(str(error)))
 
 
 def _keys(config, prefix: str = "") -> list[str]:
@@ -270,8 +403,9 @@ def _keys(config, prefix: str = "") -> list[str]:
   return found
 
 
-def _get(config, key: str):
-  for name in key.split("."):
+def _branch(config, key: str):
+  """The branch that holds a dotted key; of a key that ends with a dot, what it holds itself."""
+  for name in key.split(".")[:-1]:
     config = config[name]
   return config
 

@@ -1,5 +1,6 @@
 """The command: mistakes end in one sentence, and a run that is killed ends like one that was not."""
 
+import errno
 import json
 import os
 import pathlib
@@ -9,10 +10,12 @@ import sys
 
 import pytest
 import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moe_jax import data, train
 from moe_jax import inspect as inspection
-from moe_jax.errors import EXIT_DIVERGED, Diverged
+from moe_jax.errors import EXIT_DIVERGED, ConfigError, Diverged
 from moe_jax.training import loop, metrics, workdir
 
 pytestmark = pytest.mark.smoke
@@ -45,7 +48,7 @@ def fails(capfd, argv, *words):
     (["--config.model.moe.router.name=top_q"], ["model.moe.router.name='top_q'", "did you mean 'top_k'"]),
     (["--config.model.moe.num_exports=4"], ["model.moe.num_exports='4'", "did you mean model.moe.num_experts?"]),
     (["--config.num_experts=4"], ["num_experts='4'", "did you mean model.moe.num_experts?"]),
-    (["--config.train.steps=many"], ["train.steps='many'", "of type int, as in 6"]),
+    (["--config.train.steps=many"], ["train.steps='many'", "of type int, as in "]),
     (["--config.model.moe.capacity_factor=big"], ["model.moe.capacity_factor='big'", "a number"]),
     (["--config.model.tied_embeddings=maybe"], ["model.tied_embeddings='maybe'", "of type bool"]),
     (["--config.train.steps"], ["--config.train.steps", "Missing value"]),
@@ -64,6 +67,31 @@ def fails(capfd, argv, *words):
     (["--config=configs/quickstart.py:variant"], ["configs/quickstart.py:variant", "get_config"]),
     (["--config="], ["config=''", "is missing", "configs/"]),
     (["--workdir=/proc/self/new"], ["workdir='/proc/self/new'", "cannot be written"]),
+    (["--workdir=a\0b"], ["NUL"]), (["--workdir=~nobody_has_this_name/x"], ["workdir=", "without ~"]),
+    (["--config=~nobody_has_this_name/x.py"], ["config=", "without ~"]), (["--config=configs"], ["is a directory"]),
+    (["--config=README.md"], ["README.md", "a Python file, *.py"]), (["--config=" + "x" * 5000], ["config='x", "..."]),
+    (["--config.model=5"], ["model='5': holds other keys", "such as --config.model."]),
+    (["--config.model"], ["model='': holds other keys"]),
+    (["--config.model.moe.router=switch"], ["--config.model.moe=switch"]),
+    (["--config.model.moe.router=top_k"], ["--config.model.moe.router.name=top_k"]),
+    (["--config.model.moe.router.name=switch"], ["name='switch'", "is a preset", "--config.model.moe=switch"]),
+    (["--config.model.moe=noisy_topk"], ["did you mean 'noisy_top_k'"]),
+    (["--config.model.moe=device_limited"], ["--config.model.moe.router.name=device_limited"]),
+    (["--config.model.moe.dispatcher=einsum"], ["--config.model.moe.dispatcher.name=einsum"]),
+    (["--config.train.steps=None"], ["train.steps='None'", "of type int"]),
+    (["--config.train.steps=" + "9" * 5000], ["train.steps='999", "of type int"]),
+    (["--config.seed=4294967296"], ["seed=4294967296", "at most 4,294,967,295"]),
+    (["--config.seed=-1"], ["seed=-1", "at least 0"]), (["--config.seed=" + "9" * 20], ["seed=9", "at most"]),
+    (["--config.model.num_layers=2147483648"], ["model.num_layers=2147483648", "at most 1,000"]),
+    (["--config.model.moe.capacity_factor=inf"], ["model.moe.capacity_factor=inf", "at most"]),
+    (["--config.optimizer.learning_rate=nan"], ["optimizer.learning_rate=nan", "above 0"]),
+    (["--config.optimizer.warmup_steps=7"], ["optimizer.warmup_steps=7", "train.steps=6"]),
+    (["--noconfig.train.steps"], ["config.train.steps"]), (["--flagfile=/nowhere"], ["/nowhere"]),
+    (["--config.data.sources=(1,)"], ["data.sources=", "must be a string"]),
+    (["--config.data.sources=" + "(" * 300], ["data.sources="]),
+    (["--distributed=1.2.3.4,2,0"], ["distributed=", "HOST:PORT"]),
+    (["--distributed=a:1,2,2"], ["distributed=", "INDEX"]),
+    (["--distributed="], ["distributed=''", "HOST:PORT"]),
 ])
 def test_a_mistake_on_the_command_line(tmp_path, capfd, extra, words):
   # Catches: a mistake that surfaces as a traceback, or only after something was written.
@@ -82,6 +110,20 @@ def test_mistakes_in_files(tmp_path, capfd):
   fails(capfd, arguments(tmp_path, f"--config={tmp_path}/broken.py"), "broken.py", "SyntaxError")
   (tmp_path / "nothing.py").write_text("x = 1")
   fails(capfd, arguments(tmp_path, f"--config={tmp_path}/nothing.py"), "nothing.py", "get_config")
+  (tmp_path / "string.py").write_text("def get_config(): return 'x'")
+  fails(capfd, arguments(tmp_path, f"--config={tmp_path}/string.py"), "string.py", "returns 'x'", "ConfigDict")
+  for name, line, word in (("exits", "raise SystemExit(0)", "SystemExit"), ("endless", "f = lambda: f(); f()",
+                           "RecursionError"), ("binary", "\0", "null bytes")):
+    (tmp_path / f"{name}.py").write_text(f"{line}\n")
+    fails(capfd, arguments(tmp_path, f"--config={tmp_path}/{name}.py"), f"{name}.py", word)
+  head = "from configs import base\ndef get_config():\n  c = base.get_config()\n  c.unlock()\n  "
+  for name, line, words in (("more", "c.mine = 1", ["mine=1", "no such key"]),
+                            ("less", "del c.seed", ["seed", "missing"]),
+                            ("branch", "del c.model; c.model = 5", ["model=5", "holds other keys"]),
+                            ("huge", "c.seed = 10**5000", ["seed=2**", "at most"]),
+                            ("latent", "del c.model.latent.kv_rank", ["model.latent.kv_rank", "missing"])):
+    (tmp_path / f"{name}.py").write_text(f"{head}{line}\n  return c\n")
+    fails(capfd, arguments(tmp_path, f"--config={tmp_path}/{name}.py"), *words)
   (tmp_path / "file").write_text("")
   fails(capfd, arguments(tmp_path, f"--workdir={tmp_path}/file"), "workdir", "is a file")
 
@@ -132,6 +174,77 @@ def test_routing_presets_on_the_command_line(tmp_path, capfd):
   assert "did you mean 'gshard'" in capfd.readouterr().err
   assert train.main([*arguments(tmp_path), "--config.model.moe", "gshard"]) == 2  # without the =
   assert "model.moe='': known: " in capfd.readouterr().err
+
+
+def test_none_on_the_command_line(tmp_path):
+  # Catches: a placeholder that has no way back to None; a None that wins against what is said after it.
+  parse = lambda *extra: train.parse(arguments(tmp_path) + list(extra)).config.model.moe
+  flag = "--config.model.moe.capacity_factor"
+  switch = "--config.model.moe=switch"
+  for said in ([switch, f"{flag}=None"], [f"{flag}=2.0", f"{flag}=none"], [flag, "2", flag, "None"]):
+    assert parse(*said).capacity_factor is None
+  assert parse(f"{flag}=None", f"{flag}=2").capacity_factor == 2.0
+  assert parse("--config.model.moe=switch", "--config.model.moe.eval_capacity_factor=None").capacity_factor == 1.25
+
+
+ALL = sorted(train._keys(train.load_config("configs/base.py")))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.tuples(st.sampled_from(["--config.", "-config.", "--noconfig.", "--", ""]),
+                          st.one_of(st.sampled_from(ALL), st.text(max_size=6)), st.sampled_from(["=", " ", ""]),
+                          st.one_of(st.text(max_size=6), st.integers().map(str), st.floats().map(str), st.sampled_from(
+                              ["None", "True", "1e400", "(1,", "('a',)", "[]", "{}", "switch", "9" * 5000]))),
+                min_size=1, max_size=3))
+def test_any_command_line_is_read_or_told_in_a_sentence(words):
+  # Catches: what absl, ml_collections or ast raise of an odd argument, passed on as a traceback.
+  args = ["train", "--config=configs/base.py", "--workdir=x"]
+  for dashes, key, equals, value in words:
+    args += [f"{dashes}{key}={value}"] if equals == "=" else [f"{dashes}{key}", *[value] * (equals == " ")]
+  try:
+    train.parse(args)
+  except ConfigError as error:
+    assert len(str(error)) < 4000
+
+
+@pytest.mark.parametrize("error, code, words", [
+    (OSError(errno.ENOSPC, "No space left on device", "x/y"), 1, ["x/y: No space left", "saved before is kept"]),
+    (PermissionError(errno.EACCES, "Permission denied", "z"), 1, ["z: Permission denied"]),
+    (MemoryError(), 1, ["not enough memory", "kept"]), (KeyboardInterrupt(), 130, ["interrupted"]),
+    (ConfigError("a", 1, "must be 2"), 2, ["a=1: must be 2"])])
+def test_what_is_no_bug_is_told_in_one_sentence(capsys, error, code, words):
+  # Catches: 459 lines of traceback for a disk that is full.
+  def action(rest):
+    raise error
+  assert train.guarded(["x"], "", action) == code
+  said = capsys.readouterr().err
+  assert said.startswith("error: ") and said.count("\n") == 1 and all(word in said for word in words)
+
+
+def test_a_bug_is_told_with_its_traceback(capsys):
+  # Catches: a fault of the program that looks like a mistake of the user, or leaves no trace.
+  def action(rest):
+    raise KeyError("surprise")
+  assert train.guarded(["x"], "", action) == 1
+  said = capsys.readouterr().err
+  assert "Traceback" in said and "in action" in said
+  assert said.splitlines()[-1].startswith("error: KeyError: 'surprise'") and "is a bug" in said and "kept" in said
+
+
+def test_nobody_reads_the_output(tmp_path):
+  # Catches: a traceback of BrokenPipeError under `| head`, also of Python's own flush at its end.
+  code = "import sys; from moe_jax import train; sys.exit(train.guarded(['x'], '', lambda _: print('x' * 9**6) or 0))"
+  done = subprocess.run(["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -c 1', sys.executable, code], cwd=ROOT,
+                        capture_output=True, text=True, timeout=120)
+  assert (done.returncode, done.stdout, done.stderr) == (0, "x", "")
+
+
+def test_another_pipe_that_breaks_is_a_bug(capsys):
+  # Catches: a process that died unseen, taken for a reader of the output that has enough.
+  def action(rest):
+    raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+  assert train.guarded(["x"], "", action) == 1
+  assert "is a bug" in capsys.readouterr().err
 
 
 def test_configs_are_found_from_anywhere(tmp_path, monkeypatch):

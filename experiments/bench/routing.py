@@ -11,7 +11,9 @@ import argparse
 import functools
 import json
 import pathlib
+import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ from flax import struct
 from experiments.bench.run import SHAPES, Progress, dense, environment, random, workload
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.routing import ROUTERS, RoutingContext
+from moe_jax.train import guarded
 
 # As many experts a token as the shape has, for all of them.
 OPTIONS = {
@@ -85,13 +88,14 @@ def measure(names, shape, repeats, progress):
     "ratio": median(times[name, "layer"] / times["dense FFN"])} for name in names}
 
 
-def main():
+def main(argv: Sequence[str]) -> int:
+  """Does what the command line says; returns the exit code."""
   parser = argparse.ArgumentParser(prog="python -m experiments.bench.routing", description=__doc__)
   parser.add_argument("--routers", default=",".join(OPTIONS), help=f"comma-separated, of {', '.join(OPTIONS)}")
   parser.add_argument("--shape", default="S1", choices=SHAPES)
   parser.add_argument("--repeats", type=int, default=11, help="timed rounds; medians are shown (%(default)s)")
   parser.add_argument("--out", default="", help="JSON file for the results")
-  flags = parser.parse_args()
+  flags = parser.parse_args(argv)
   names = flags.routers.split(",")
   if unknown := [name for name in names if name not in OPTIONS]:
     parser.error(f"--routers={unknown[0]}: must be among {', '.join(OPTIONS)}")
@@ -109,7 +113,8 @@ def main():
   if flags.out:
     report = {"environment": before, "shape": flags.shape, "repeats": flags.repeats, "routers": results}
     pathlib.Path(flags.out).write_text(json.dumps(report, indent=1) + "\n")
+  return 0
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -10,6 +10,7 @@ import pathlib
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from moe_jax.experts import Experts, activate, is_gated
 from moe_jax.flops import hlo_matmul_flops
 from moe_jax.routing.plan import RoutingContext
 from moe_jax.routing.top_k import top_k
+from moe_jax.train import guarded
 
 
 class Shape(NamedTuple):
@@ -170,13 +172,14 @@ class Progress:
       print("\r" + " " * 94 + "\r", end="", file=sys.stderr, flush=True)
 
 
-def main():
+def main(argv: Sequence[str]) -> int:
+  """Does what the command line says; returns the exit code."""
   parser = argparse.ArgumentParser(prog="python -m experiments.bench.run", description=__doc__)
   parser.add_argument("--shapes", default=",".join(SHAPES), help=f"comma-separated, of {', '.join(SHAPES)}")
   parser.add_argument("--repeats", type=int, default=11, help="timed rounds; medians are shown (%(default)s)")
   parser.add_argument("--out", default="", help="JSON file for the results")
   parser.add_argument("--slow", action="store_true", help="also XLA's ragged_dot, which is E times the FLOPs on a CPU")
-  flags = parser.parse_args()
+  flags = parser.parse_args(argv)
   names = flags.shapes.split(",")
   if unknown := [name for name in names if name not in SHAPES]:
     parser.error(f"--shapes={unknown[0]}: must be among {', '.join(SHAPES)}")
@@ -194,7 +197,8 @@ def main():
   report["environment"]["load_average_after"] = os.getloadavg()
   if flags.out:
     pathlib.Path(flags.out).write_text(json.dumps(report, indent=1) + "\n")
+  return 0
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

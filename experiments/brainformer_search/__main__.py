@@ -27,6 +27,7 @@ from tqdm import tqdm
 from experiments import sweep
 from experiments.brainformer_search import figures, search, table, trial
 from moe_jax.errors import ConfigError
+from moe_jax.train import guarded
 from moe_jax.training import workdir
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -182,4 +183,4 @@ BAR = "{percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} CPU seconds, {elapsed} e
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -82,4 +82,4 @@ def _pyplot() -> Any:
     importlib.import_module("matplotlib").use("Agg")
     return importlib.import_module("matplotlib.pyplot")
   except ImportError as error:
-    raise ConfigError("write", True, "needs matplotlib; pip install 'moe_jax[vowels]'") from error
+    raise ConfigError("write", True, "needs matplotlib; pip install -e '.[vowels]'") from error

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from experiments import sweep
 from experiments.compare_routers import study, table
+from moe_jax.train import guarded
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,4 +39,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

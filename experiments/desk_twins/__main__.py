@@ -11,6 +11,7 @@ import sys
 from configs.dense_baseline import FAMILIES
 from experiments import sweep
 from moe_jax.routers import replace
+from moe_jax.train import guarded
 
 HERE = pathlib.Path(__file__).resolve().parent
 READMES = (HERE / "README.md", HERE.parent.parent / "README.md")
@@ -56,8 +57,13 @@ def write(text: str) -> None:
     file.write_text(replace(file.read_text(), "desk_twins", text))
 
 
+def main(argv: list[str]) -> int:
+  """Does what the command line says; returns the exit code."""
+  if argv != ["--write"]:
+    return sweep.main(argv, ROWS, HERE)
+  write(table(sweep.load(HERE / "results.jsonl")))
+  return 0
+
+
 if __name__ == "__main__":
-  if sys.argv[1:] == ["--write"]:
-    write(table(sweep.load(HERE / "results.jsonl")))
-  else:
-    sys.exit(sweep.main(sys.argv[1:], ROWS, HERE))
+  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -12,6 +12,7 @@ import pathlib
 import sys
 
 from moe_jax import routers
+from moe_jax.train import guarded
 
 HERE = pathlib.Path(__file__).resolve().parent
 README = HERE.parent.parent / "README.md"
@@ -69,11 +70,17 @@ def replace(text: str) -> str:
   return text
 
 
-if __name__ == "__main__":
-  if sys.argv[1:2] == ["--add"]:
-    for directory in sys.argv[2:]:
+def main(argv: list[str]) -> int:
+  """Does what the command line says; returns the exit code."""
+  if argv[:1] == ["--add"]:
+    for directory in argv[1:]:
       add(pathlib.Path(directory))
-  elif "--write" in sys.argv[1:]:
+  elif "--write" in argv:
     README.write_text(replace(README.read_text()))
   else:
     print("\n\n".join(table(name) for name in MODELS))
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

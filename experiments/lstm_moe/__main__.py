@@ -19,6 +19,7 @@ from tqdm import tqdm
 from experiments import sweep
 from experiments.lstm_moe import study, table
 from moe_jax.errors import ConfigError
+from moe_jax.train import guarded
 
 HERE = table.README.parent
 
@@ -69,4 +70,4 @@ def _measure(runs: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

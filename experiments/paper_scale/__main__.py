@@ -29,6 +29,7 @@ from experiments import sweep
 from experiments.paper_scale import page
 from experiments.paper_scale.rows import ROWS, Row
 from moe_jax.errors import ConfigError
+from moe_jax.train import guarded
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / "results.jsonl"
@@ -96,4 +97,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -27,6 +27,7 @@ from experiments.scaling_laws import figures, grid, points, recovery
 from experiments.scaling_laws import fit as fitting
 from experiments.scaling_laws.laws import LAWS, SIZES, Points
 from moe_jax.errors import ConfigError, choose
+from moe_jax.train import guarded
 
 HERE = pathlib.Path(__file__).resolve().parent
 PREDICTED = ("n", "d", "experts", "granularity")
@@ -182,4 +183,4 @@ def _with_interval(value: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -28,7 +28,7 @@ def need_pyplot() -> types.ModuleType:
     importlib.import_module("matplotlib").use("Agg")
     return importlib.import_module("matplotlib.pyplot")
   except ImportError as error:
-    raise ConfigError("out", "matplotlib", "is not installed and draws the figure; pip install moe_jax[laws]"
+    raise ConfigError("out", "matplotlib", "is not installed and draws the figure; pip install -e '.[laws]'"
                       ) from error
 
 

@@ -23,6 +23,7 @@ from experiments.scaling_laws.figures import need_pyplot
 from experiments.st_moe_stability import figures, rows, table
 from experiments.st_moe_stability.outcome import CURVES, outcome
 from moe_jax.errors import ConfigError
+from moe_jax.train import guarded
 
 HERE = table.README.parent
 FILES = {"desk": "results.jsonl", "gpu": "gpu.jsonl", "paper": "paper.jsonl", "search": "search.jsonl"}
@@ -78,4 +79,4 @@ def write() -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from experiments.vowels import data, figures, study, table
 from moe_jax.errors import ConfigError
 from moe_jax.routers import replace
+from moe_jax.train import guarded
 
 HERE = table.README.parent
 
@@ -65,4 +66,4 @@ def train() -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -1,6 +1,6 @@
 """Peterson and Barney's vowels (1952): formants of four vowels by 75 speakers, in the paper's two halves.
 
-The table is made by Praat at run time, through the extra `moe_jax[vowels]`; none of it is kept here.
+The table is made by Praat at run time, through the extra `vowels`; none of it is kept here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def need(module: str) -> types.ModuleType:
   try:
     return importlib.import_module(module)
   except ImportError as error:
-    raise ConfigError("experiments.vowels", module, "is not installed; pip install moe_jax[vowels]") from error
+    raise ConfigError("experiments.vowels", module, "is not installed; pip install -e '.[vowels]'") from error
 
 
 def load() -> Cases:

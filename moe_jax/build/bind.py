@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from moe_jax.errors import ConfigError, choose
 
@@ -27,8 +27,10 @@ def bind(table: Mapping[str, Callable], options: Mapping[str, Any] | ConfigDict,
     field: dotted key of `options`, for messages.
 
   Raises:
-    ConfigError: unknown name or option (with the nearest match), option of the wrong type.
+    ConfigError: no name, unknown name or option (with the nearest match), option of the wrong type or out of bounds.
   """
+  if "name" not in options:
+    raise ConfigError(f"{field}.name", None, f"is missing; known: {', '.join(table)}")
   choose(f"{field}.name", options["name"], table)
   for name in options:
     if name != "name":
@@ -37,8 +39,11 @@ def bind(table: Mapping[str, Callable], options: Mapping[str, Any] | ConfigDict,
   return functools.partial(table[options["name"]], **dict(options.get(options["name"], {})))
 
 
-def _check_options(function: Callable, options: Mapping[str, Any] | ConfigDict, field: str) -> None:
+def _check_options(function: Callable, options: Any, field: str) -> None:
   known = defaults(function)
+  if not isinstance(options, (Mapping, ConfigDict, FrozenConfigDict)):
+    raise ConfigError(field, options, f"holds the options of {field.rpartition('.')[2]} and is no value itself; to use "
+                      f"it, set {field.rpartition('.')[0]}.name")
   for name, value in options.items():
     if name not in known:
       near = difflib.get_close_matches(name, known, n=1)

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from moe_jax.build.bind import defaults
 from moe_jax.build.experts import experts_a_token
+from moe_jax.build.keys import check_keys
 from moe_jax.errors import ConfigError, choose
 from moe_jax.routing import ROUTERS
 
@@ -103,9 +104,12 @@ def use_preset(config: ConfigDict, name: str) -> None:
     name: a key of `PRESETS`.
 
   Raises:
-    ConfigError: there is no such preset, or the config's model is dense.
+    ConfigError: there is no such preset, the config's model is dense, or a key of it is wrong.
   """
+  if name in ROUTERS and name not in PRESETS:
+    raise ConfigError("model.moe", name, f"is a router and no preset; use --config.model.moe.router.name={name}")
   router, options, keys = choose("model.moe", name, PRESETS)
+  check_keys(config)  # what follows divides by some of its numbers
   m = config.model
   e, length = m.moe, config.data.seq_len
   if not e.num_experts:

@@ -50,10 +50,10 @@ def _value(entry: str, name: str, value: str, example: int | float | str) -> int
   if isinstance(example, str):
     choose("model.block", value, _NAMES[name], shown=entry)
     return value
-  form = r"[1-9]\d*" if isinstance(example, int) else r"\d+(\.\d+)?"
+  form = r"[1-9]\d{0,15}" if isinstance(example, int) else r"\d{1,15}(\.\d+)?"
   if not re.fullmatch(form, value) or not float(value):
-    raise ConfigError("model.block", entry, f"{name} must be a {'whole ' * isinstance(example, int)}number above 0, as "
-                      f"in {name}={example:g}")
+    raise ConfigError("model.block", entry, f"{name} must be a {'whole ' * isinstance(example, int)}number above 0, of "
+                      f"no more than 16 digits, as in {name}={example:g}")
   return type(example)(value)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flax import linen as nn
@@ -22,8 +22,11 @@ from moe_jax.build.experts import (
     router_of,
     trace_router,
 )
+from moe_jax.build.keys import bounds, check_keys
 from moe_jax.build.models import ATTENTIONS, DTYPES, FAMILIES, abstract_variables
-from moe_jax.build.sublayers import kind, options, own_models
+from moe_jax.build.presets import PRESETS
+from moe_jax.build.sizes import check_sizes
+from moe_jax.build.sublayers import KEYS, kind, options, own_models
 from moe_jax.data.span_corruption import raw_length
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.dispatch.capacity import ROUNDINGS
@@ -31,7 +34,7 @@ from moe_jax.errors import ConfigError, choose
 from moe_jax.experts import ACTIVATIONS, FFN_BIASES
 from moe_jax.layers import NETWORKS, NORMS, POSITIONS
 from moe_jax.models import LAYER_REDUCE, REMAT
-from moe_jax.routing import BIASED, replay
+from moe_jax.routing import BIASED, ROUTERS, replay
 from moe_jax.routing.losses import SCORES
 from moe_jax.routing.token_choice import PRIORITIES
 
@@ -49,38 +52,11 @@ NAMES: Mapping[str, Any] = {
     "data.objective": ("next_token", "span_corruption"),
 }
 
-# Words -> (whether a number is so, which keys must be). None passes: the key is a placeholder.
-RANGES: Mapping[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
-    "at least 1": (lambda v: v >= 1, (
-        "model.d_model", "model.num_layers", "model.num_heads", "model.num_kv_heads", "model.head_dim", "model.d_ff",
-        "model.latent.kv_rank", "model.latent.nope_dim", "model.latent.rope_dim", "model.latent.value_dim",
-        "model.moe.every", "model.moe.d_ff", "model.moe.group_rows", "model.moe.min_capacity", "model.moe.devices",
-        "data.seq_len", "data.encoder_len", "data.mean_span",
-        "train.steps", "train.batch_size", "train.accumulate_steps", "train.log_every", "train.eval_every",
-        "train.checkpoint_every")),
-    "at least 0": (lambda v: v >= 0, (
-        "model.vocab_size", "model.num_encoder_layers", "model.lstm_units", "model.clip_qkv", "model.sliding_window",
-        "model.query_scale", "model.target_vocab_size", "model.latent.query_rank", "model.moe.num_experts",
-        "model.moe.first", "model.moe.num_shared_experts",
-        "model.moe.group_size", "model.moe.balance_loss", "model.moe.z_loss", "model.moe.importance_loss",
-        "model.moe.load_loss", "model.moe.device_loss", "model.moe.communication_loss", "model.moe.threshold_loss",
-        "model.moe.bias_update_rate", "model.moe.router_init_scale", "model.moe.soft_slots", "train.eval_batches",
-        "train.output_z_loss")),
-    "above 0": (lambda v: v > 0, ("model.rope_theta", "model.moe.capacity_factor", "model.moe.eval_capacity_factor",
-                                  "model.moe.routed_scale")),
-    "above 0 and below 1": (lambda v: 0 < v < 1, ("data.noise_density",)),
-    "at least 0 and below 1": (lambda v: 0 <= v < 1, (
-        "model.dropout", "model.moe.jitter", "data.validation_fraction")),
-}
+# Schedules whose warm-up must end within the run. That of rsqrt also sets the scale of the decay, as that of flat_rsqrt
+# does, and neither knows the run's length: a short run is the beginning of a long one.
+_REACH_THEIR_PEAK = ("cosine", "wsd", "steps", "constant")
 
-
-# What the entries of a tuple must be; config_flags looks only at the tuple.
-ENTRIES: Mapping[str, tuple[Any, str]] = {
-    "model.block": (str, "a string, such as 'attention' or 'moe:gate=top_2'"),
-    "data.sources": (str, "a string, such as 'embedded:prose'"), "data.weights": ((int, float), "a number"),
-    "optimizer.milestones": ((int, float), "a number"),
-    "optimizer.freeze": (str, "the name of a parameter, such as 'router'"),
-}
+_MOST_DEVICES = bounds("mesh.data").high
 
 
 def validate(config: ConfigDict, num_devices: int | None = None) -> None:
@@ -90,20 +66,15 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
     config: as of configs/base.py.
     num_devices: devices that the mesh must fit; None: only what holds on any number of devices is checked.
   """
+  check_keys(config)
   for field, known in NAMES.items():
     choose(field, _get(config, field), known)
-  for words, (holds, fields) in RANGES.items():
-    for field in fields:
-      if _get(config, field) is not None and not holds(_get(config, field)):
-        raise ConfigError(field, _get(config, field), f"must be {words}")
-  for field, (kinds, words) in ENTRIES.items():
-    for entry in _get(config, field):
-      if not isinstance(entry, kinds):
-        raise ConfigError(field, _get(config, field), f"{entry!r} in it must be {words}")
   from moe_jax.training import optimizers  # not at the top: training imports this module
   optimizers.validate(config.optimizer)
+  _validate_warmup(config)
   _validate_objective(config)
   _validate_block(config.model)
+  check_sizes(config)
   for entry, own in own_models(config.model).items():
     with _blamed(entry):
       _validate_attention(own)
@@ -113,6 +84,15 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
   if config.optimizer.freeze:  # before a workdir is claimed
     optimizers.frozen(nn.unbox(abstract_variables(config, 1)["params"]), config.optimizer.freeze)
   _validate_mesh(config, num_devices)
+
+
+def _validate_warmup(config: ConfigDict) -> None:
+  """The learning rate gets to its peak within the run, where it rises to it in a line."""
+  o, steps = config.optimizer, config.train.steps
+  if o.schedule in _REACH_THEIR_PEAK and o.warmup_steps > steps:
+    raise ConfigError("optimizer.warmup_steps", o.warmup_steps, f"must be at most train.steps={steps}, or the schedule "
+                      f"{o.schedule} would never reach its peak; rsqrt and flat_rsqrt, which do not know the run's "
+                      "length, may")
 
 
 def _validate_objective(config: ConfigDict) -> None:
@@ -133,6 +113,8 @@ def _validate_block(m: ConfigDict) -> None:
                       "('attention', 'moe:gate=top_2,hidden=2048', 'ffn'); must be () in other families")
   for entry in m.block:
     said = options(entry)
+    for name, value in said.items():
+      _check_own_number(entry, name, value)
     if kind(entry) == "moe" and not m.moe.num_experts:
       raise ConfigError("model.block", entry, "there are no experts for it; set model.moe.num_experts")
     if m.moe.soft_slots and {"gate", "capacity"} & set(said):
@@ -143,6 +125,14 @@ def _validate_block(m: ConfigDict) -> None:
   if m.block and m.moe.extra_ffn:
     raise ConfigError("model.moe.extra_ffn", True, "family='brainformer' has none but those that model.block names; "
                       "must be False")
+
+
+def _check_own_number(entry: str, name: str, value: Any) -> None:
+  """What a sublayer says of itself has the bounds of the key that it takes the place of."""
+  key = "moe.capacity_factor" if name == "capacity" else KEYS[kind(entry)].get(name)
+  numbers = bounds(f"model.{key}")
+  if numbers and not numbers.hold(value):
+    raise ConfigError("model.block", entry, f"{name} {numbers.words}")
 
 
 @contextlib.contextmanager
@@ -165,7 +155,7 @@ def _validate_attention(m: ConfigDict) -> None:
     raise ConfigError("model.num_kv_heads", m.num_kv_heads, f"must divide num_heads={m.num_heads}")
   if m.position == "rope" and m.head_dim % 2:
     raise ConfigError("model.head_dim", m.head_dim, "must be even, because RoPE rotates pairs")
-  if m.relative_buckets < 4 or m.relative_buckets % 4:
+  if m.relative_buckets % 4:
     raise ConfigError("model.relative_buckets", m.relative_buckets, "must be a multiple of 4: two directions, and of "
                       "each half the buckets hold one distance")
   if m.relative_max_distance <= m.relative_buckets // 2:
@@ -201,6 +191,9 @@ def _validate_latent(m: ConfigDict) -> None:
 def _validate_experts(config: ConfigDict, m: ConfigDict) -> None:
   """Of the layers with experts that read `m`, which is config.model or what a sublayer makes of it."""
   e = m.moe
+  if e.router.get("name") in PRESETS.keys() - ROUTERS.keys():
+    raise ConfigError("model.moe.router.name", e.router["name"], "is a preset, which is a router with a paper's options"
+                      f" and losses; use --config.model.moe={e.router['name']}")
   if not any(has_experts(m)):
     raise ConfigError("model.moe.first", e.first, f"no layer has experts: must be below num_layers={m.num_layers}, or "
                       "set num_experts=0 for a dense model")
@@ -294,6 +287,9 @@ def _validate_mesh(config: ConfigDict, num_devices: int | None) -> None:
   asked = dict(config.mesh)
   if num_devices is None:
     num_devices = math.prod(size for size in asked.values() if size > 0)  # -1 becomes 1
+    if num_devices > _MOST_DEVICES:
+      raise ConfigError("mesh", asked, f"needs {num_devices:,} devices, and no machine has more than "
+                        f"{_MOST_DEVICES:,}; make an axis smaller")
   sizes = dict(zip(sharding.AXES, sharding.mesh_sizes(asked, num_devices), strict=True))
   if wrong := _misfit(config, sizes):
     fits = sharding.nearest_meshes(sizes, num_devices, lambda others: not _misfit(config, others))

@@ -2,7 +2,7 @@
 
   python -m moe_jax.dryrun --config=configs/glam.py:64b_64e --topology=v4:8x8x16 --mesh=fsdp=4,expert=64,tensor=4
 
-Nothing is allocated, nothing runs: the compiler of the machine (libtpu, from pip install 'moe_jax[dryrun]'; no TPU is
+Nothing is allocated, nothing runs: the compiler of the machine (libtpu, from pip install -e '.[dryrun]'; no TPU is
 needed) gets the shapes of the real model, optimizer and batch. The times are its estimates, not measurements.
 
   --topology=KIND:SHAPE   v2 v3 v4 v5e v5p v6e tpu7x with chips a dimension, or a100 h100 h200 b200 with hosts x GPUs

@@ -111,7 +111,7 @@ def make_devices(topology: Topology) -> list:
   os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
   if chip.platform == "tpu" and importlib.util.find_spec("libtpu") is None:
     raise ConfigError("topology", str(topology), "the TPU compiler (libtpu) is not installed; pip install "
-                      "'moe_jax[dryrun]' brings it, and needs no TPU")
+                      "-e '.[dryrun]' brings it, and needs no TPU")
   if chip.platform == "cuda" and importlib.util.find_spec("jax_cuda12_plugin") is None:
     raise ConfigError("topology", str(topology), "the CUDA compiler is not installed; it needs no GPU: pip install "
                       f"--no-deps {GPU_WHEELS}, the first two of jax's version {jax.__version__}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -83,6 +83,16 @@ def _needs(wanted: Sequence[int], fixed: int) -> str:
   return f"a multiple of {fixed} devices" if -1 in wanted else f"{fixed} devices"
 
 
+def _factorizations(n: int, parts: int) -> Iterator[tuple[int, ...]]:
+  """All tuples of `parts` whole numbers whose product is n."""
+  if parts == 1:
+    yield (n,)
+    return
+  small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+  for first in sorted({*small, *(n // d for d in small)}):
+    yield from ((first, *rest) for rest in _factorizations(n // first, parts - 1))
+
+
 def nearest_meshes(sizes: Mapping[str, int], num_devices: int,
                    fits: Callable[[Mapping[str, int]], bool] = lambda sizes: True, count: int = 3) -> str:
   """The `count` meshes that use all the devices, that `fits` accepts and that differ least from `sizes` (by ratios).
@@ -90,8 +100,7 @@ def nearest_meshes(sizes: Mapping[str, int], num_devices: int,
   In words, as in "data=2 expert=4; expert=8"; "" if there is none. An axis of `sizes` that is -1 may be anything.
   """
   wanted = [sizes.get(axis, 1) for axis in AXES]
-  divisors = [d for d in range(1, num_devices + 1) if num_devices % d == 0]
-  shapes = [shape for shape in itertools.product(divisors, repeat=len(AXES)) if math.prod(shape) == num_devices]
+  shapes = list(_factorizations(num_devices, len(AXES)))
   distance = lambda shape: sum(abs(math.log(size / want)) for size, want in zip(shape, wanted, strict=True) if want > 0)
   meshes = (dict(zip(AXES, shape, strict=True)) for shape in sorted(shapes, key=lambda s: (distance(s), s)))
   told = lambda mesh: " ".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1) or "data=1"

@@ -4,7 +4,7 @@ import pytest
 from changed import config
 
 from moe_jax import build
-from moe_jax.errors import ConfigError
+from moe_jax.errors import ConfigError, shown
 
 pytestmark = pytest.mark.unit
 
@@ -64,8 +64,8 @@ WRONG = [  # changes, the field that is blamed, words of the remedy
     ({"data.sources": (1, "embedded:prose")}, "data.sources", "1 in it must be a string"),
     ({"data.weights": ("a", 1.0)}, "data.weights", "'a' in it must be a number"),
     ({f"{R}.top_k.k": 9}, f"{R}.top_k.k", "num_experts=8"),
-    ({f"{R}.top_k.k": 0}, f"{R}.top_k.k", "between 1"),
-    ({f"{R}.top_k.k": 2.0}, f"{R}.top_k.k", "type int"),
+    ({f"{R}.top_k.k": 0}, f"{R}.top_k.k", "at least 1"),
+    ({f"{R}.top_k.k": 2.0}, f"{R}.top_k.k", "whole number"),
     ({f"{R}.top_k.kk": 2}, f"{R}.top_k.kk", "did you mean 'k'"),
     ({f"{R}.top_k.gate_norm": "topk"}, f"{R}.top_k.gate_norm", "top_k"),
     ({f"{R}.top_k.priority": "gates"}, f"{R}.top_k.priority", "gate"),
@@ -73,7 +73,7 @@ WRONG = [  # changes, the field that is blamed, words of the remedy
     ({f"{R}.top_k.priority": "gate"}, f"{R}.name", "allow_noncausal_routing"),
     ({f"{R}.name": "expert_choice"}, f"{R}.name", "allow_noncausal_routing"),
     ({f"{R}.name": "expert_choice", f"{R}.expert_choice.capacity_factor": -1.0},
-     f"{R}.expert_choice.capacity_factor", "> 0"),
+     f"{R}.expert_choice.capacity_factor", "above 0"),
     ({"model.num_kv_heads": 3}, "model.num_kv_heads", "num_heads=4"),
     ({"model.head_dim": 31}, "model.head_dim", "even"),
     ({"model.attention": "latnet"}, "model.attention", "'latent'"),
@@ -81,7 +81,7 @@ WRONG = [  # changes, the field that is blamed, words of the remedy
     ({"model.ffn_bias": "add"}, "model.ffn_bias", "none, additive, multiplicative"),
     ({"model.moe.activation": "swigelu"}, "model.moe.activation", "'swiglu'"),
     ({"model.relative_buckets": 30}, "model.relative_buckets", "multiple of 4"),
-    ({"model.relative_buckets": 0}, "model.relative_buckets", "multiple of 4"),
+    ({"model.relative_buckets": 0}, "model.relative_buckets", "at least 4"),
     ({"model.relative_max_distance": 16}, "model.relative_max_distance", "above 16, half of relative_buckets=32"),
     ({"model.clip_qkv": -8.0}, "model.clip_qkv", "at least 0"),
     ({"model.sliding_window": -1}, "model.sliding_window", "at least 0"),
@@ -137,8 +137,14 @@ WRONG = [  # changes, the field that is blamed, words of the remedy
     ({"train.batch_size": 12}, "train.batch_size", "data=8"),
     ({"train.batch_size": 12, "mesh.data": 2, "mesh.expert": 4}, "train.batch_size", "expert=4; nearest batch sizes: 8 "
      "or 16; nearest meshes that fit: expert=4 tensor=2; data=2 expert=2 tensor=2"),
-    ({"optimizer.learning_rate": -1.0}, "optimizer.learning_rate", "positive"),
+    ({"optimizer.learning_rate": -1.0}, "optimizer.learning_rate", "above 0"),
+    ({"optimizer.warmup_steps": 1001}, "optimizer.warmup_steps", "train.steps=1000"),
+    ({f"{R}.name": "switch"}, f"{R}.name", "--config.model.moe=switch"),
+    (BRAIN | {"model.block": ("attention", f"moe:hidden={10**9}")}, "model.block", "at most 1,048,576"),
+    (BRAIN | {"model.block": ("attention", "moe:hidden=" + "9" * 5000)}, "model.block", "digits"),
+    (BRAIN | {"model.block": ("attention", "moe") * 200}, "model.num_layers", "400 sublayers"),
     ({"mesh.data": 16}, "mesh", "data=8"),
+    ({"mesh.tensor": 0}, "mesh.tensor", "at least 1"),
     ({"mesh.data": 1, "mesh.expert": 8, "model.moe.num_experts": 12}, "mesh.expert", "num_experts=12"),
     ({"mesh.data": 1, "mesh.tensor": 8}, "mesh.tensor", "num_heads=4"),
     ({"mesh.expert": 2, "model.moe.num_experts": 0}, "mesh.expert", "dense"),
@@ -175,7 +181,24 @@ def test_mistakes_are_refused_by_name(changes, field, words):
   with pytest.raises(ConfigError) as error:
     build.validate(config(changes), 8)
   assert error.value.field == field and words in str(error.value)
-  assert "\n" not in str(error.value) and repr(error.value.value) in str(error.value)
+  assert "\n" not in str(error.value) and shown(error.value.value) in str(error.value)
+
+
+@pytest.mark.parametrize("mesh, field", [
+    ({"mesh.data": 5040, "train.batch_size": 7}, "train.batch_size"),
+    ({"mesh.data": 2**20, "mesh.tensor": 2**20}, "mesh")])
+def test_meshes_of_machines_that_are_not_here(mesh, field):
+  # Catches: a search through all products of divisors, which takes hours for such a number of devices.
+  with pytest.raises(ConfigError) as error:
+    build.validate(config(mesh))
+  assert error.value.field == field
+
+
+def test_schedules_that_do_not_know_the_length_of_the_run_may_be_cut_short():
+  # Catches: a few steps of a paper's config refused, whose warm-up is the constant of its decay.
+  for schedule in ("rsqrt", "flat_rsqrt"):
+    build.validate(config({"optimizer.schedule": schedule, "optimizer.warmup_steps": 10_000}))
+  build.validate(config({"optimizer.warmup_steps": 1000}))
 
 
 def test_dense_models_need_no_experts_to_be_right():

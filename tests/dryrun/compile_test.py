@@ -12,7 +12,7 @@ from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.smoke
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install "
-                                  "'moe_jax[dryrun]'")
+                                  "-e '.[dryrun]'")
 
 
 def test_the_sizes_of_an_out_of_memory_message():

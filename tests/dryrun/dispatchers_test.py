@@ -11,7 +11,7 @@ from moe_jax.dryrun import compile, topology
 from moe_jax.dryrun.program import analyse
 
 pytestmark = [pytest.mark.smoke, pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'moe_jax[dryrun]'")]
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[dryrun]'")]
 
 # Of one layer, forward and backward, along "expert". Three weights an expert: up, gate, down.
 SENDS = {

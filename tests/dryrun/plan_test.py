@@ -10,7 +10,7 @@ from moe_jax.dryrun import page, plan, topology
 
 pytestmark = pytest.mark.smoke
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install "
-                                  "'moe_jax[dryrun]'")
+                                  "-e '.[dryrun]'")
 
 
 def test_what_is_asked(tmp_path):

@@ -43,7 +43,7 @@ def test_slices_are_at_least_one():
     topology.parse("v4:4x4x4", 0)
 
 
-@pytest.mark.parametrize("name, package, words", [("v4:4x4x4", "libtpu", "moe_jax[dryrun]"),
+@pytest.mark.parametrize("name, package, words", [("v4:4x4x4", "libtpu", "pip install -e '.[dryrun]'"),
                                                   ("h100:1x8", "jax_cuda12_plugin", "jax-cuda12-pjrt")])
 def test_a_missing_compiler_is_named_with_its_package(monkeypatch, name, package, words):
   # Catches: an ImportError from within JAX, minutes after the command began.

@@ -108,7 +108,7 @@ def test_a_seed_that_diverges_stops_alone_and_all_of_them_end_the_run():
 
 def test_a_run_of_which_no_seed_is_left_ends(tmp_path):
   # Catches: NaNs that are trained to the end, or written as NaN, which no JSON reader takes.
-  assert seeds.main(command(tmp_path, "hot", "--seeds=2", optimizer__learning_rate=1e30, optimizer__clip_norm=0.0,
+  assert seeds.main(command(tmp_path, "hot", "--seeds=2", optimizer__learning_rate=1e20, optimizer__clip_norm=0.0,
                             optimizer__warmup_steps=0)) == 0
   said = found(tmp_path, "hot")
   assert all(said["diverged"]) and said["steps"] < 6 and said["mean_bits_per_byte"] == [None, None]

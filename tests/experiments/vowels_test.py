@@ -115,7 +115,7 @@ def test_the_readme_shows_the_results():
 
 def test_a_missing_extra_is_one_sentence(monkeypatch, capsys):
   # Catches: a traceback, or a sentence that does not say what to install.
-  with pytest.raises(ConfigError, match=r"pip install moe_jax\[vowels\]"):
+  with pytest.raises(ConfigError, match=r"pip install -e '.\[vowels\]'"):
     data.need("no_such_module_of_the_extra")
   monkeypatch.setattr(data, "load", lambda: data.need("no_such_module_of_the_extra"))
   assert command.main([]) == 2 and command.main(["--wrong"]) == 2

@@ -1,0 +1,260 @@
+"""One case of the fuzzer: a mutated config, command line or file, what became of it, and in which words.
+
+A case is drawn from its seed and its number alone. Outcomes:
+
+    runs           a config is valid and its model can be built; a run goes on and ends with the undamaged run's weights
+    one sentence   exit code 2, or 1 for what is the machine's; nothing on disk was lost
+    traceback      an exception that nobody expected
+    changed        a run ends with other weights than the undamaged one, without a word
+    lost           a checkpoint or a line of metrics.jsonl is gone that the mutation had left whole
+    user's file    corpus, tokenizer or config file are not as they were
+    hang           no answer in time (told by the parent)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import os
+import pathlib
+import random
+import shutil
+import traceback
+from typing import Any
+
+from experiments.reliability import mutate
+
+OUTCOMES = ("runs", "one sentence", "traceback", "hang", "changed", "lost", "user's file")
+FINDINGS = OUTCOMES[2:]
+SHARE_TRAINED = 0.15  # of the command lines that are valid and small
+SMALL = 2_000_000  # parameters, and values of a batch
+STEPS = (4, 6)  # of the run whose files are mutated, and where it goes on to
+CONFIGS = ("base.py", "quickstart.py", "t5.py:desk", "lstm_moe.py:desk", "brainformer.py:desk", "deepseek_v2.py:desk",
+           "switch.py:desk")
+# A model of some thousand weights, whose checkpoints are at steps 2 and 4.
+MINE = """
+from configs import base
+
+def get_config():
+  c = base.get_config()
+  m, e, t = c.model, c.model.moe, c.train
+  m.d_model, m.num_layers, m.num_heads, m.num_kv_heads, m.head_dim, m.d_ff = 16, 2, 2, 2, 8, 32
+  e.d_ff, e.num_experts, e.dispatcher.name = 32, 4, "einsum"
+  c.data.sources, c.data.tokenizer, c.data.cache_dir = ("text:user/corpus/*.txt",), "hf:user/tokenizer.json", "cache"
+  c.data.seq_len, c.data.threads, c.data.validation_fraction = 32, 0, 0.3
+  t.batch_size, t.log_every, t.eval_every, t.eval_batches, t.checkpoint_every = 4, 1, 2, 1, 2
+  c.optimizer.schedule, c.optimizer.warmup_steps, c.mesh.data = "constant", 2, 1
+  return c
+"""
+WORDS = "the expert routes a token to one of many small networks and each learns what it sees best".split()
+
+
+def run(kind: str, number: int, seed: int, home: pathlib.Path) -> dict[str, Any]:
+  """The case `number` of "config", "command" or "file": {"kind", "number", "what", "outcome", "said"}.
+
+  Args:
+    kind: what is mutated.
+    number: of the case.
+    seed: of all cases.
+    home: where `prepare` put the run; the working directory of this process.
+  """
+  draw = random.Random(f"{seed} {kind} {number}")
+  os.chdir(home / "whole")
+  of_kind = {"config": _config, "command": _command, "file": functools.partial(_file, home=home)}
+  what, outcome, said = of_kind[kind](draw)
+  return {"kind": kind, "number": number, "what": what[:300], "outcome": outcome, "said": said[-4000:]}
+
+
+def prepare(home: pathlib.Path) -> None:
+  """Trains the run whose files are mutated, and goes on with a copy of it: `home/whole` and `home/sha256`."""
+  whole = home / "whole"
+  (whole / "user" / "corpus").mkdir(parents=True)
+  draw = random.Random(0)
+  for i in range(20):
+    (whole / "user" / "corpus" / f"{i:02}.txt").write_text(" ".join(draw.choices(WORDS, k=60)) + "\n")
+  (whole / "user" / "mine.py").write_text(MINE)
+  _tokenizer(whole / "user" / "tokenizer.json")
+  os.chdir(whole)
+  code, said = _train(STEPS[0])
+  if code:
+    raise RuntimeError(f"the run whose files are mutated does not even begin: {said}")
+  with _copy(home):
+    code, said = _train(STEPS[1])
+    if code:
+      raise RuntimeError(f"the undamaged run does not go on: {said}")
+    (home / "sha256").write_text(_sha256())
+
+
+def _tokenizer(path: pathlib.Path) -> None:
+  import tokenizers
+  from tokenizers import decoders, models, pre_tokenizers, trainers
+  made = tokenizers.Tokenizer(models.BPE())
+  made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+  made.train_from_iterator([" ".join(WORDS)], trainers.BpeTrainer(
+      vocab_size=280, special_tokens=["<|endoftext|>"], show_progress=False,
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+  made.save(str(path))
+
+
+def _config(draw: random.Random) -> tuple[str, str, str]:
+  from moe_jax import build
+  from moe_jax.errors import ConfigError
+  from moe_jax.train import load_config
+  c = load_config(draw.choice(CONFIGS))
+  what = str(mutate.config(draw, c))
+  try:
+    build.validate(c, 1)
+    _built(c)
+  except ConfigError as error:
+    return what, "one sentence", str(error)
+  except Exception:
+    return what, "traceback", traceback.format_exc()
+  return what, "runs", ""
+
+
+def _built(c) -> int:
+  """Traces the model; returns the number of its parameters."""
+  import jax
+
+  from moe_jax import build
+  variables = build.abstract_variables(c, build.fixed_vocab_size(c) or 364)
+  return sum(leaf.size for leaf in jax.tree.leaves(variables))
+
+
+def _command(draw: random.Random) -> tuple[str, str, str]:
+  from moe_jax import build, train
+  from moe_jax.errors import ConfigError
+  path = "user/mine.py"
+  base = train.load_config(path)
+  args = mutate.arguments(draw, mutate.dotted(base), base)
+  what = " ".join(args)
+  trained = draw.random() < SHARE_TRAINED
+  try:
+    command = train.parse(["train", f"--config={path}", "--workdir=fresh", *args])
+    build.validate(command.config, 1)
+    tokens = command.config.train.batch_size * command.config.data.seq_len
+    small = max(_built(command.config), tokens * command.config.model.num_layers) < SMALL
+  except ConfigError as error:
+    return what, "one sentence", str(error)
+  except Exception:
+    return what, "traceback", traceback.format_exc()
+  if not (trained and small and str(command.workdir) == "fresh"):
+    return what, "runs", ""
+  try:
+    return f"{what} (trained)", *_outcome(*_train(2, *args, workdir="fresh"))
+  finally:
+    mutate.remove(pathlib.Path("fresh"))
+
+
+def _train(steps: int, *args: str, workdir: str = "run") -> tuple[int, str]:
+  """`(exit code, what it said on standard error)` of training in this process, without the report at its end."""
+  from moe_jax import train
+  from moe_jax.training import finish
+  said = io.StringIO()
+  finish.finish = lambda *_, **__: None
+  with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+    code = train.main(["train", "--config=user/mine.py", f"--workdir={workdir}", *args,
+                       f"--config.train.steps={steps}"])
+  return code, said.getvalue()
+
+
+def _outcome(code: int, said: str) -> tuple[str, str]:
+  if "Traceback" in said or "is a bug of the program" in said:
+    return "traceback", said
+  lines = [line for line in said.splitlines() if line.startswith("error: ")]
+  if code and len(lines) != 1:
+    return "traceback", f"exit code {code} without its one sentence: {said}"
+  return ("one sentence" if code else "runs"), said
+
+
+def _file(draw: random.Random, home: pathlib.Path) -> tuple[str, str, str]:
+  with _copy(home):
+    kinds = _files()
+    kind = draw.choice(sorted(kinds))
+    path, how = draw.choice(kinds[kind]), draw.choice(sorted(mutate.FILES))
+    mutate.FILES[how](draw, path)
+    user, whole = _digests("user"), _digests("run/checkpoints")
+    lines = _metrics()
+    what = f"{how}: {path}"
+    try:
+      outcome, said = _outcome(*_train(STEPS[1]))
+    except Exception:
+      return what, "traceback", traceback.format_exc()
+    if user != _digests("user"):
+      return what, "user's file", said
+    # A run that goes on deletes old checkpoints by itself.
+    kept = outcome == "runs" or set(whole.values()) <= set(_digests("run").values())
+    if not kept or not lines <= _metrics():
+      return what, "lost", said
+    if outcome == "runs":
+      try:
+        if _sha256() != (home / "sha256").read_text():
+          return what, "changed", said
+      except Exception:
+        return what, "traceback", traceback.format_exc()
+    return what, outcome, said
+
+
+@contextlib.contextmanager
+def _copy(home: pathlib.Path):
+  """A copy of the run as it was after the first steps, as the working directory: its paths are relative."""
+  place = home / f"copy_{os.getpid()}"
+  mutate.remove(place)
+  shutil.copytree(home / "whole", place, symlinks=True)
+  os.chdir(place)
+  try:
+    yield
+  finally:
+    os.chdir(home / "whole")
+    mutate.remove(place)
+
+
+def _files() -> dict[str, list[pathlib.Path]]:
+  """kind -> the files of the working directory that are of it."""
+  found: dict[str, list[pathlib.Path]] = {}
+  for path in sorted(p for p in pathlib.Path().rglob("*") if p.is_file()):
+    parts = path.parts
+    if "__pycache__" in parts:
+      continue
+    if parts[:2] == ("run", "checkpoints"):
+      kind = "checkpoints/" + "/".join(parts[3:5] if len(parts) > 4 else parts[3:] or parts[2:])
+    else:
+      kind = parts[0] if parts[0] == "cache" else "/".join(parts[:2])
+    found.setdefault(kind, []).append(path)
+  return found
+
+
+def _digests(folder: str) -> dict[str, str]:
+  digest = lambda p: hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "no file"
+  return {str(p): digest(p) for p in sorted(pathlib.Path(folder).rglob("*"))
+          if (p.is_file() or p.is_symlink()) and "__pycache__" not in p.parts}
+
+
+def _metrics() -> set[tuple[int, str]]:
+  """Step and kind of each line of metrics that can be read, in whatever file of the run it is."""
+  found = set()
+  for path in pathlib.Path("run").glob("*metrics*"):
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+      with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        made = json.loads(line)
+        if isinstance(made["step"], int) and isinstance(made["kind"], str) and "loss" in str(line):
+          found.add((made["step"], made["kind"]))
+  return found
+
+
+def _sha256() -> str:
+  from moe_jax import inspect
+  with contextlib.redirect_stderr(io.StringIO()):
+    return inspect.describe(pathlib.Path("run"))["parameters_sha256"]
+
+
+def prepare_in(home: pathlib.Path) -> str:
+  """`prepare`, for a process whose answer is a text: "ready", or what went wrong."""
+  try:
+    prepare(home)
+  except Exception:
+    return traceback.format_exc()
+  return "ready"

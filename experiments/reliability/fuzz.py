@@ -1,0 +1,104 @@
+"""Random bad input: mutated configs, command lines and files of a run must end in a sentence or change nothing.
+
+  python -m experiments.reliability.fuzz [--configs=N] [--files=N] [--seed=S]   e.g. --configs=2000 --files=500
+  python -m experiments.reliability.fuzz --seed=S --case=KIND:NUMBER            one case again, and all that it said
+
+Half of N configs are configs, half are command lines. A config is validated and its model traced; some command lines
+train two steps. A file is one of a run that has stopped after four steps, which then goes on for two. Prints one table,
+and writes it into docs/reliability.md with --write. Exit code 1: there is a finding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from experiments.reliability import cases, workers
+from moe_jax import train
+from moe_jax.routers import replace
+
+LIMIT = 30.0  # seconds a case
+PROCESSES = 2
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+KINDS = {"config": "configs", "command": "command lines", "file": "files of a run"}
+
+
+def main(argv: Sequence[str]) -> int:
+  """Does what the command line says; returns the exit code."""
+  parser = argparse.ArgumentParser(prog="python -m experiments.reliability.fuzz", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--configs", type=int, default=2000, help="mutated configs and command lines (%(default)s)")
+  parser.add_argument("--files", type=int, default=500, help="mutated files (%(default)s)")
+  parser.add_argument("--seed", type=int, help="of the mutations; drawn and printed if it is not given")
+  parser.add_argument("--case", help="KIND:NUMBER of one case, with its --seed")
+  parser.add_argument("--out", type=pathlib.Path, help="a JSONL file for all cases")
+  parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
+  given = parser.parse_args(argv)
+  seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
+  print(f"seed {seed}", flush=True)
+  numbers = {"config": given.configs - given.configs // 2, "command": given.configs // 2, "file": given.files}
+  asked = [(kind, number) for kind, count in numbers.items() for number in range(count)]
+  if given.case:
+    kind, _, number = given.case.partition(":")
+    asked = [(kind, int(number))]
+  begun = time.monotonic()
+  found = fuzz(asked, seed)
+  text = table(found, seed, time.monotonic() - begun)
+  print(text, *findings(found, seed), sep="\n")
+  if given.case:
+    print(json.dumps(found[0], indent=1))
+  if given.out:
+    given.out.write_text("".join(json.dumps(one) + "\n" for one in found))
+  if given.write:
+    page = ROOT / "docs" / "reliability.md"
+    page.write_text(replace(page.read_text(), "fuzz", text))
+  return int(any(one["outcome"] in cases.FINDINGS for one in found))
+
+
+def fuzz(asked: Sequence[tuple[str, int]], seed: int) -> list[dict[str, Any]]:
+  """What became of each case, in order: see `cases.run`."""
+  found = []
+  with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    home = pathlib.Path(folder)
+    prepared = list(workers.work(cases.prepare_in, [(home,)], 300.0, 1, home / "compiled"))
+    if prepared[0][1] != "ready":
+      raise RuntimeError(f"the run whose files are mutated was not trained: {prepared[0][1]}")
+    arguments = [(kind, number, seed, home) for kind, number in asked]
+    for case, result in tqdm(workers.work(cases.run, arguments, LIMIT, PROCESSES, home / "compiled"),
+                             total=len(arguments), unit="case", disable=None):
+      found.append(result or {"kind": case[0], "number": case[1], "what": "", "outcome": "hang",
+                              "said": f"no answer within {LIMIT:g} seconds, or the process died"})
+  return sorted(found, key=lambda one: (list(KINDS).index(one["kind"]), one["number"]))
+
+
+def table(found: Sequence[Mapping[str, Any]], seed: int, seconds: float) -> str:
+  """Markdown: a row a kind of input, a column an outcome."""
+  rows = {words: [one for one in found if one["kind"] == kind] for kind, words in KINDS.items()}
+  rows["of these trained for two steps"] = [one for one in found if one["what"].endswith("(trained)")]
+  lines = ["| mutated | cases | " + " | ".join(cases.OUTCOMES) + " |", "|---" * (len(cases.OUTCOMES) + 2) + "|"]
+  for words, chosen in rows.items():
+    counts = collections.Counter(one["outcome"] for one in chosen)
+    lines.append(f"| {words} | {len(chosen):,} | " + " | ".join(f"{counts[name]:,}" for name in cases.OUTCOMES) + " |")
+  return "\n".join([*lines, "", f"Seed {seed}, {seconds / 60:.0f} minutes on {os.cpu_count()} cores."])
+
+
+def findings(found: Sequence[Mapping[str, Any]], seed: int) -> list[str]:
+  """A line a finding, with the command that shows it again."""
+  return [f"{one['outcome']}: {one['what']}\n  {(one['said'].strip().splitlines() or [''])[-1][:300]}\n  python -m "
+          f"experiments.reliability.fuzz --seed={seed} --case={one['kind']}:{one['number']}"
+          for one in found if one["outcome"] in cases.FINDINGS]
+
+
+if __name__ == "__main__":
+  sys.exit(train.guarded(sys.argv, None, lambda argv: main(argv[1:])))

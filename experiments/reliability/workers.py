@@ -1,0 +1,110 @@
+"""Long-lived processes that do one case at a time, and are killed when one takes too long."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+LIFE = 250  # cases, after which a process makes way for another: JAX keeps what it has traced
+
+# Compiling fast matters more than running fast; a program that was compiled once is read from the cache.
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+               "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+               "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+
+
+def work(function: Callable[..., Any], cases: Sequence[tuple], limit: float, processes: int,
+         cache: pathlib.Path) -> Iterator[tuple[tuple, Any]]:
+  """Yields `(case, function(*case))` as they come; None in place of a result that took more than `limit` seconds.
+
+  Args:
+    function: of a module, so that a new process can import it.
+    cases: its arguments.
+    limit: seconds a case.
+    processes: at a time.
+    cache: of compiled programs, shared by all processes.
+  """
+  start = lambda: _Worker(function, ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(cache)})
+  left, workers = list(reversed(cases)), [start() for _ in range(min(processes, len(cases)))]
+  try:
+    while left or any(worker.case for worker in workers):
+      for i, worker in enumerate(workers):
+        if not worker.case and left:
+          if worker.done >= LIFE:
+            worker.stop()
+            worker = workers[i] = start()
+          worker.begin(left.pop())
+      busy = [worker for worker in workers if worker.case]
+      multiprocessing.connection.wait([worker.pipe for worker in busy], timeout=1.0)
+      for i, worker in enumerate(workers):
+        if not worker.case:
+          continue
+        case, late = worker.case, time.monotonic() - worker.since > limit + worker.grace
+        if worker.pipe.poll():
+          answered, found = worker.end()
+        elif late or not worker.process.is_alive():
+          answered, found = False, None
+        else:
+          continue
+        if not answered:
+          worker.stop()
+          workers[i] = start()
+        yield case, found
+  finally:
+    for worker in workers:
+      worker.stop()
+
+
+class _Worker:
+  """A process and the case that it has now."""
+
+  def __init__(self, function: Callable[..., Any], environment: Mapping[str, str]):
+    context = multiprocessing.get_context("spawn")
+    self.pipe, theirs = context.Pipe()
+    self.process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+    with mock.patch.dict(os.environ, environment):  # which the process inherits
+      self.process.start()
+    theirs.close()
+    self.case, self.since, self.done = None, 0.0, 0
+
+  @property
+  def grace(self) -> float:
+    """Seconds more that the first case may take, in which JAX is imported."""
+    return 60.0 * (not self.done)
+
+  def begin(self, case: tuple) -> None:
+    self.case, self.since = case, time.monotonic()
+    with contextlib.suppress(OSError):  # it died since; `end` finds out
+      self.pipe.send(case)
+
+  def end(self) -> tuple[bool, Any]:
+    """`(whether there is an answer, it)`; a process that died gives none."""
+    try:
+      found = True, self.pipe.recv()
+    except (EOFError, OSError):
+      found = False, None
+    self.case, self.done = None, self.done + 1
+    return found
+
+  def stop(self) -> None:
+    self.process.kill()
+    self.process.join()
+
+
+def _serve(pipe, function) -> None:
+  quiet = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(quiet, 1)
+  os.dup2(quiet, 2)  # of libraries in C++
+  while True:
+    try:
+      case = pipe.recv()
+    except (EOFError, OSError):
+      return
+    pipe.send(function(*case))

@@ -1,0 +1,70 @@
+"""The fuzzer: that it sees what it looks for, and that a few cases find nothing."""
+
+import pathlib
+import random
+
+import pytest
+
+from experiments.reliability import cases, fuzz, mutate, workers
+
+pytestmark = pytest.mark.smoke
+
+
+def test_a_few_cases_find_nothing():
+  # Catches: a check that lets an exception through; a worker that does not answer; results in another order.
+  asked = [(kind, n) for kind, count in (("config", 15), ("command", 15), ("file", 4)) for n in range(count)]
+  found = fuzz.fuzz(asked, seed=7)
+  assert [(one["kind"], one["number"]) for one in found] == asked
+  assert not fuzz.findings(found, 7), fuzz.findings(found, 7)
+  for kind in ("config", "command"):
+    assert {one["outcome"] for one in found if one["kind"] == kind} == {"runs", "one sentence"}
+
+
+def test_a_case_is_drawn_from_its_seed_alone():
+  # Catches: a case that --case cannot show again.
+  draws = lambda: random.Random("7 config 3")
+  for before in (1, "x", (1,), 0.5, True):
+    assert repr(mutate.value(draws(), before)) == repr(mutate.value(draws(), before))
+
+
+@pytest.mark.parametrize("how", mutate.FILES)
+def test_a_mutation_changes_the_file(tmp_path, how):
+  # Catches: a mutation that leaves the file as it was, so that its cases say nothing.
+  for number in range(5):
+    path = tmp_path / f"{number}.jsonl"
+    path.write_text('{"step": 1, "kind": "train"}\n{"step": 2, "kind": "train"}\n')
+    mutate.FILES[how](random.Random(number), path)
+    assert not path.is_file() or path.read_text(errors="replace") != (
+        '{"step": 1, "kind": "train"}\n{"step": 2, "kind": "train"}\n')
+
+
+def test_workers_end_what_takes_too_long(tmp_path, monkeypatch):
+  # Catches: a hang that is waited for; a dead process whose case is lost; the cases after one of these.
+  monkeypatch.setattr(workers._Worker, "grace", 5.0)
+  asked = [("__import__('time').sleep(60)",), ("'a'",), ("__import__('os')._exit(3)",), ("'b'",), ("'c'",)]
+  found = dict(workers.work(eval, asked, 1.0, 2, tmp_path))
+  assert [found[case] for case in asked] == [None, "a", None, "b", "c"]
+
+
+def test_outcomes():
+  # Catches: a traceback that counts as a sentence, an error without one, a success with a warning that counts as one.
+  assert cases._outcome(0, "a warning\n")[0] == "runs"
+  assert cases._outcome(2, "error: a=1: must be 2\n")[0] == "one sentence"
+  assert cases._outcome(1, "Traceback (most recent call last)\nerror: This is a bug of the program\n")[0] == "traceback"
+  assert cases._outcome(2, "")[0] == cases._outcome(1, "error: a\nerror: b\n")[0] == "traceback"
+
+
+def test_the_table_counts_and_findings_can_be_shown_again():
+  # Catches: a column under another's head; a finding without the command that shows it.
+  found = [{"kind": "config", "number": n, "what": "w", "outcome": outcome, "said": "a\nlast"}
+           for n, outcome in enumerate(cases.OUTCOMES)]
+  text = fuzz.table(found, 9, 120.0)
+  assert "| configs | 7 | " + " | ".join("1" * 7) + " |" in text and "Seed 9, 2 minutes" in text
+  told = fuzz.findings(found, 9)
+  assert len(told) == 5 and "--seed=9 --case=config:2" in told[0] and "last" in told[0]
+
+
+def test_the_page_has_room_for_the_table():
+  # Catches: markers that were moved away, which --write would look for in vain.
+  page = pathlib.Path(fuzz.ROOT / "docs" / "reliability.md").read_text()
+  assert page.index("<!-- table:fuzz -->") < page.index("<!-- /table:fuzz -->")
