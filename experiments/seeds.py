@@ -269,7 +269,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(rest: Sequence[str], argv: Sequence[str]) -> int:
   given = [arg.partition("=")[2] for arg in rest if arg.startswith("--seeds=")]
-  if len(given) != 1 or not given[0].isdigit() or int(given[0]) < 1:
+  if len(given) != 1 or not given[0].isdecimal() or not 1 <= float(given[0]) <= 1000:
     raise ConfigError("seeds", ", ".join(given), "must be given once, the number of seeds, as in --seeds=3")
   seeds = int(given[0])
   if one := [arg for arg in rest if arg.startswith("--config.seed")]:

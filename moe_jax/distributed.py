@@ -64,7 +64,8 @@ def explicit(how: str) -> dict[str, str | int]:
   """
   address, *numbers = how.split(",")
   host, _, port = address.rpartition(":")
-  if not (host and port.isdigit() and len(numbers) == 2 and all(n.isdigit() for n in numbers)):
+  number = lambda text: text.isdecimal() and len(text) < 10
+  if not (host and number(port) and 0 < int(port) < 2**16 and len(numbers) == 2 and all(map(number, numbers))):
     raise ConfigError("distributed", how, f"must be {DETECT}, auto, off or HOST:PORT,PROCESSES,INDEX, such as "
                       "10.0.0.1:1234,4,0")
   processes, index = map(int, numbers)

@@ -48,6 +48,18 @@ def shorten(text: str) -> str:
   return text if len(text) <= LONGEST else f"{text[:LONGEST // 2]}...{text[-LONGEST // 3:]}"
 
 
+def whole(field: str, text: str | None, low: int = 1, high: int = 2**20) -> int:
+  """The whole number that a flag's text says.
+
+  Raises:
+    ConfigError: it says none, or one outside of [low, high].
+  """
+  # Not str.isdigit, which holds for "²", of which int() makes no number; nor does it of 5,000 digits.
+  if not text or not text.isdecimal() or len(text) > 18 or not low <= int(text) <= high:
+    raise ConfigError(field, text, f"must be a whole number, at least {low:,} and at most {high:,}")
+  return int(text)
+
+
 def choose(field: str, name: Any, table: Collection[str], shown: object = None) -> Any:
   """`table[name]` of a literal table, or `name` itself where the table is only a list of names.
 

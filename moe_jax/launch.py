@@ -19,8 +19,9 @@ import time
 from collections.abc import Sequence
 
 from moe_jax import train
-from moe_jax.errors import ConfigError
+from moe_jax.errors import whole
 
+MOST = 1024  # processes, and devices of each, on one machine
 GRACE_SECONDS = 25.0  # for the others to end by themselves after one has died
 
 
@@ -40,9 +41,7 @@ def _launch(args: Sequence[str]) -> int:
   for arg in args:
     flag, _, value = arg.removeprefix("--").partition("=")
     if flag in numbers:
-      if not value.isdigit() or not int(value):
-        raise ConfigError(flag, value, "must be a number of at least 1")
-      numbers[flag] = int(value)
+      numbers[flag] = whole(flag, value, 1, MOST)
     else:
       passed.append(arg)
   train.parse(["train", *passed])  # a mistake is told once, and not by each of them

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_jax.errors import ConfigError, choose
+from moe_jax.errors import ConfigError, choose, whole
 
 pytestmark = pytest.mark.unit
 
@@ -18,6 +18,24 @@ def test_it_is_a_value_error():
   # Catches: callers of the library, who expect bad arguments to be ValueErrors, no longer catching it.
   with pytest.raises(ValueError, match="train.steps=0"):
     raise ConfigError("train.steps", 0, "must be at least 1")
+
+
+@pytest.mark.parametrize("text", ["", None, "0", "1.0", "-1", "\u00b2", "9" * 5000, "11", " 1"])
+def test_whole_numbers_of_flags(text):
+  # Catches: a ValueError of int() for what str.isdigit takes for a number; processes without end.
+  assert whole("n", "10", 1, 10) == 10
+  with pytest.raises(ConfigError, match="at least 1 and at most 10"):
+    whole("n", text, 1, 10)
+
+
+def test_any_value_can_be_shown():
+  # Catches: an error message that raises itself, or that fills the screen.
+  class Odd:
+    def __repr__(self):
+      raise KeyError("odd")
+  for value in (10**5000, -10**5000, "x" * 10**6, Odd(), (10**5000,), "a\nb", ["a"] * 10**5):
+    text = str(ConfigError("f", value, "must be 2"))
+    assert "\n" not in text and len(text) < 400 and text.endswith(": must be 2")
 
 
 def test_the_nearest_name_is_proposed():

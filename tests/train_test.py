@@ -91,6 +91,7 @@ def fails(capfd, argv, *words):
     (["--config.data.sources=" + "(" * 300], ["data.sources="]),
     (["--distributed=1.2.3.4,2,0"], ["distributed=", "HOST:PORT"]),
     (["--distributed=a:1,2,2"], ["distributed=", "INDEX"]),
+    (["--distributed=a:99999,2,0"], ["distributed=", "HOST:PORT"]), (["--distributed=a:1,\u00b2,0"], ["HOST:PORT"]),
     (["--distributed="], ["distributed=''", "HOST:PORT"]),
 ])
 def test_a_mistake_on_the_command_line(tmp_path, capfd, extra, words):

@@ -6,14 +6,18 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from moe_jax.build.experts import group_tokens, has_experts
+from moe_jax.build.experts import encoder_layers, group_tokens, has_experts
 from moe_jax.build.keys import NUMBERS
-from moe_jax.build.sublayers import kind, own_models
+from moe_jax.build.sublayers import kind, layout, own_models
 from moe_jax.errors import ConfigError
+from moe_jax.models import find_pattern
 
 # 1.1 PB: 170 times the 6.4 TB of Switch-C's 1.6 trillion float32 weights, and the memory of 14,000 H100s.
 MOST_BYTES = 2**50
 BYTES = 4  # of a float32 value
+# Layers that are traced and compiled one by one, because nothing repeats or model.scan_layers is off; as many as GPT-3
+# has. Tracing 128 takes a minute, compiling them far longer. Published models have at most 3 before their pattern.
+MOST_COMPILED = 96
 DEEPEST = next(numbers.high for numbers in NUMBERS if "model.num_layers" in numbers.keys)
 
 
@@ -27,6 +31,7 @@ def check_sizes(config: ConfigDict) -> None:
   if m.family == "brainformer" and m.num_layers * len(m.block) > DEEPEST:
     raise ConfigError("model.num_layers", m.num_layers, f"times the {len(m.block)} sublayers of model.block must be at "
                       f"most {DEEPEST:,}")
+  _check_compiled(m)
   for words, parts in (("weights", list(weights(m))), ("a microbatch", list(activations(config)))):
     total = BYTES * sum(count for _, count in parts)
     if total > MOST_BYTES:
@@ -36,6 +41,17 @@ def check_sizes(config: ConfigDict) -> None:
         value = value[name]
       raise ConfigError(field, value, f"{words} would take {total:.3g} bytes at least, {BYTES * count:.3g} of them for "
                         f"what this key multiplies; the most that is accepted is {MOST_BYTES:.3g}, so make it smaller")
+
+
+def _check_compiled(m: ConfigDict) -> None:
+  layers, split = layout(m) or has_experts(m), encoder_layers(m)
+  for tower in (layers[:split], layers[split:]):
+    pattern = find_pattern(tower)
+    single = len(tower) - max(pattern.repeats - 1, 0) * pattern.period if m.scan_layers else len(tower)
+    if single > MOST_COMPILED:
+      field = "scan_layers" if not m.scan_layers else "moe.first"
+      raise ConfigError(f"model.{field}", m.moe.first if m.scan_layers else False, f"{single} layers would be compiled "
+                        f"one by one, and at most {MOST_COMPILED} may; must be {'smaller' if m.scan_layers else True}")
 
 
 def weights(m: ConfigDict) -> Iterator[tuple[str, int]]:

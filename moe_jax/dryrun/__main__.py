@@ -31,7 +31,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX looks for accelerators
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from moe_jax import train
-from moe_jax.errors import ConfigError
+from moe_jax.errors import ConfigError, whole
 
 FLAGS = ("topology", "mesh", "slices", "fast", "search", "workdir")
 COMPILES = 8  # of a search
@@ -68,13 +68,13 @@ def _dry_run(argv: Sequence[str]) -> int:
   from moe_jax.dryrun import meshes, page, plan, search, text, topology
   flags, rest = take_flags(argv)
   command = train.parse(rest, workdir=False)
-  machine = topology.parse(flags.get("topology"), _whole("slices", flags.get("slices", "1")))
+  machine = topology.parse(flags.get("topology"), whole("slices", flags.get("slices", "1")))
   fast = _switch("fast", flags.get("fast"))
   workdir = pathlib.Path(flags.get("workdir") or default_workdir(command.path, machine))
   if "search" in flags:
     if "mesh" in flags:
       raise ConfigError("mesh", flags["mesh"], "--search tries all meshes; leave one of the two out")
-    found = search.search(command.config, command.path, machine, _whole("search", flags["search"] or str(COMPILES)))
+    found = search.search(command.config, command.path, machine, whole("search", flags["search"] or str(COMPILES)))
     print(search.table(found), page.write_json(workdir / "search.json", found), sep="\n")
     return 0 if any(report["fits"] for report in found) else 1
   said = "mesh" in flags or any(arg.lstrip("-").startswith("config.mesh.") for arg in rest)
@@ -128,7 +128,8 @@ def set_mesh(config: Any, mesh: str | None) -> None:
   sizes = {}
   for part in mesh.split(","):
     axis, equals, size = part.partition("=")
-    if not equals or axis not in sharding.AXES or not size.removeprefix("-").isdigit():
+    if not equals or axis not in sharding.AXES or not (
+        size.removeprefix("-").isdecimal() and len(size) < 18):
       raise ConfigError("mesh", mesh, f"must be AXIS=N,... with the axes {', '.join(sharding.AXES)}, as in "
                         "data=4,expert=64")
     sizes[axis] = int(size)
@@ -140,12 +141,6 @@ def default_workdir(path: str, machine: Any) -> str:
   name, _, variant = path.partition(":")
   words = [pathlib.PurePath(name).stem + (f"_{variant}" if variant else ""), str(machine).replace(" ", "")]
   return str(pathlib.Path("runs/dryrun") / "-".join(words).replace(":", "_"))
-
-
-def _whole(flag: str, value: str | None) -> int:
-  if not value or not value.isdigit() or int(value) < 1:
-    raise ConfigError(flag, value, "must be a whole number, at least 1")
-  return int(value)
 
 
 def _switch(flag: str, value: str | None) -> bool:

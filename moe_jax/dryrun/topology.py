@@ -67,7 +67,7 @@ def _proposal(chip: Chip, separator: str, sizes: str) -> str:
   """What was probably meant by a name without a shape."""
   example = (128, 8) if chip.platform == "cuda" else chip.shapes()[-1]
   words = f"must be a kind and a shape, as in {_spelt(chip, example)}"
-  if not sizes.isdigit() or not int(sizes):
+  if not sizes.isdecimal() or len(sizes) > 9 or not int(sizes):
     return words
   count = int(sizes)
   if chip.platform == "cuda":

@@ -33,7 +33,7 @@ def find_pattern(kinds: Sequence[typing.Hashable]) -> Pattern:
   n = len(kinds)
   best, fewest = Pattern(n, 0, 0), n
   for period in range(1, n // 2 + 1):
-    for prefix in range(n - 2 * period + 1):
+    for prefix in range(min(n - 2 * period + 1, fewest - period)):  # others would have no fewer layers
       repeats = 1
       while list(kinds[prefix + repeats * period:prefix + (repeats + 1) * period]) == list(
           kinds[prefix:prefix + period]):

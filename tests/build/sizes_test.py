@@ -24,6 +24,20 @@ def test_beyond_any_memory(changes, field):
   assert error.value.field == field
 
 
+@pytest.mark.parametrize("changes, field", [
+    ({"model.num_layers": 97, "model.scan_layers": False}, "model.scan_layers"),
+    ({"model.num_layers": 1000, "model.moe.first": 999, "model.moe.every": 1000}, None),
+    ({"model.num_layers": 300, "model.moe.first": 150, "model.moe.every": 1000}, "model.moe.first"),
+    ({"model.num_layers": 1000}, None), ({"model.num_layers": 96, "model.scan_layers": False}, None)])
+def test_layers_that_do_not_repeat(changes, field):
+  # Catches: a model whose layers are traced one by one for hours; a deep one that repeats refused.
+  if not field:
+    return build.validate(config(changes))
+  with pytest.raises(ConfigError, match="(97|151) layers would be compiled one by one") as error:
+    build.validate(config(changes))
+  assert error.value.field == field
+
+
 @pytest.mark.parametrize("name", ["switch:c", "gshard:1t", "lstm_moe:news_131072_h", "deepseek_v3:671b",
                                   "brainformer:8b_64e", "t5:xxl"])
 def test_the_largest_published_models_have_room(name):
