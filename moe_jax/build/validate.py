@@ -68,9 +68,8 @@ RANGES: Mapping[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         "train.output_z_loss")),
     "above 0": (lambda v: v > 0, ("model.rope_theta", "model.moe.capacity_factor", "model.moe.eval_capacity_factor",
                                   "model.moe.routed_scale")),
-    "above 0 and below 1": (lambda v: 0 < v < 1, ("data.noise_density",)),
-    "at least 0 and below 1": (lambda v: 0 <= v < 1, (
-        "model.dropout", "model.moe.jitter", "data.validation_fraction")),
+    "above 0 and below 1": (lambda v: 0 < v < 1, ("data.noise_density", "data.validation_fraction")),
+    "at least 0 and below 1": (lambda v: 0 <= v < 1, ("model.dropout", "model.moe.jitter")),
 }
 
 

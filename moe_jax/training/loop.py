@@ -42,7 +42,7 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
   first = jax.process_index() == 0
   if first:
     print(f"{start['config']} -> {directory}; reading {', '.join(config.data.sources)}", flush=True)
-  tokenizer = data.make_tokenizer(config.data.tokenizer)
+  tokenizer = data.tokenizer_of(config.data)
   sources = data.make_sources(config.data)
   mesh = sharding.make_mesh(dict(config.mesh))
   facts = {"config": start["config"], "data": data.fingerprints(sources), "tokenizer": tokenizer.fingerprint}
