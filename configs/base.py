@@ -104,12 +104,17 @@ def get_config():
   d.weights = ()  # share of each source; () = proportional to its tokens (windows) or documents (stream)
   d.pipeline = "windows"  # windows: tokenised once, shuffled globally; stream: tokenised and packed on the fly
   d.tokenizer = "bytes"  # bytes, sentencepiece:FILE, hf:FILE
+  # Names of tokens of that file, such as "<|endoftext|>": the one that starts every document ("" = the one that
+  # published models use, where the file declares it special, or else a new id, which is told), and one that ends every
+  # document ("" = none: it ends where the next one starts). Text that spells them out is read as text.
+  d.bos = ""
+  d.eos = ""
   d.objective = "next_token"  # next_token; span_corruption (T5), which an encoder_decoder needs
   d.seq_len = 256  # tokens; of the decoder, where there is an encoder, too
   d.encoder_len = 256  # tokens that an encoder reads (span_corruption)
   d.noise_density = 0.15  # share of the tokens that are masked (span_corruption)
   d.mean_span = 3.0  # tokens, mean length of a masked span (span_corruption)
-  d.validation_fraction = 0.05  # of the documents, by a hash of their key
+  d.validation_fraction = 0.05  # of the documents, by a hash of their key; above 0 and below 1
   d.seed = 0
   d.threads = 2  # that read ahead
   d.cache_dir = ""  # of tokenised sources; "" = $XDG_CACHE_HOME/moe_jax or ~/.cache/moe_jax

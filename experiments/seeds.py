@@ -134,7 +134,7 @@ def train(config, directory: pathlib.Path, seeds: int, together: bool, start: di
   Raises:
     ConfigError: as `moe_jax.train`; or the workdir has other seeds.
   """
-  tokenizer, sources = data.make_tokenizer(config.data.tokenizer), data.make_sources(config.data)
+  tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
   size, fingerprints = data.vocab_size(config.data, tokenizer), data.fingerprints(sources)
   measure = evaluate.MEASURES[config.data.objective][0]
   workdir.check_data(directory, fingerprints, tokenizer.fingerprint)

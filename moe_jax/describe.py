@@ -37,7 +37,7 @@ def describe(config) -> str:
   build.validate(config)
   vocab_size = build.fixed_vocab_size(config)
   if not vocab_size:
-    vocab_size = data.vocab_size(config.data, data.make_tokenizer(config.data.tokenizer))
+    vocab_size = data.vocab_size(config.data, data.tokenizer_of(config.data))
   total, activated = build.parameter_counts(config, vocab_size)
   flops = build.flops_per_token(config, vocab_size)
   lines = [build.model_summary(config), build.routing_summary(config),

@@ -143,7 +143,7 @@ def _mesh():
 def _text():
   """(training batches, tokenizer, sources, vocabulary, fingerprints): the same for every candidate."""
   c = config(("attention:width=16,heads=1",))
-  tokenizer, sources = data.make_tokenizer(c.data.tokenizer), data.make_sources(c.data)
+  tokenizer, sources = data.tokenizer_of(c.data), data.make_sources(c.data)
   with contextlib.closing(data.train_iterator(c.data, tokenizer, sources, ROWS)) as stream:
     batches = [jax.tree.map(np.asarray, next(stream)) for _ in range(BATCHES)]
   return batches, tokenizer, sources, data.vocab_size(c.data, tokenizer), data.fingerprints(sources)

@@ -52,7 +52,7 @@ def balance(row: sweep.Row, directory: pathlib.Path) -> dict[str, Any]:
   config = train.parse(["", *row.arguments()], workdir=False).config
   with config.unlocked():
     config.model.moe.importance_loss = config.model.moe.load_loss = 1.0  # or the model would not report them
-  tokenizer, sources = data.make_tokenizer(config.data.tokenizer), data.make_sources(config.data)
+  tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
   model = build.model(config, data.vocab_size(config.data, tokenizer), sharding.make_mesh({"data": 1}))
   saved = directory / "checkpoints"
   params = checkpoints.load_params(saved, checkpoints.steps(saved)[-1])

@@ -68,7 +68,7 @@ def point(line: Mapping[str, Any]) -> dict[str, float]:
 def _sizes(*arguments: str) -> dict[str, float]:
   config = parse(["", *arguments], workdir=False).config
   vocab_size = build.fixed_vocab_size(config) or data.vocab_size(
-      config.data, data.make_tokenizer(config.data.tokenizer))
+      config.data, data.tokenizer_of(config.data))
   total, activated = build.parameter_counts(config, vocab_size)
   embeddings = build.parameters_by_kind(config, vocab_size)["embedding"]
   experts, width = config.model.moe.num_experts, config.model.moe.d_ff

@@ -112,9 +112,10 @@ NUMBERS: tuple[Numbers, ...] = (
         f"{_R}.temperature", f"{_R}.entropy"), whole=False),
     Numbers(1e-4, 1, "a part of the range of the logits; see the router base", (f"{_R}.epsilon",), whole=False),
     Numbers(1, 2**20, "as seq_len", ("data.mean_span",), whole=False),
-    Numbers(1e-6, 1, "a share of the tokens", ("data.noise_density",), whole=False, below=True),
+    Numbers(1e-6, 1, "a share of the tokens or of the documents; at least one of them is held out", (
+        "data.noise_density", "data.validation_fraction"), whole=False, below=True),
     Numbers(0, 1, "a probability, a share or a decay rate", (
-        "model.dropout", "model.moe.jitter", "data.validation_fraction", "optimizer.b1", "optimizer.b2"),
+        "model.dropout", "model.moe.jitter", "optimizer.b1", "optimizer.b2"),
         whole=False, below=True),
     Numbers(0, 1, "a share of the peak, or of an even load", ("optimizer.final_fraction", "train.guard.starved_share"),
             whole=False),
@@ -130,7 +131,7 @@ TEXTS = ("model.family", "model.activation", "model.norm", "model.dtype", "model
          "model.moe.capacity_basis", "model.moe.balance_counts", "model.moe.balance_over",
          "model.moe.capacity_rounding", "model.moe.gate_network", "model.moe.jitter_on", "model.moe.router_dtype",
          "model.moe.balance_scores", "model.moe.importance_of", "model.moe.replay_gate", "model.moe.layer_reduce",
-         "data.pipeline", "data.objective", "data.tokenizer", "data.cache_dir", "data.tfds_dir", "data.text_field",
+         "data.pipeline", "data.objective", "data.tokenizer", "data.bos", "data.eos", "data.cache_dir", "data.tfds_dir", "data.text_field",
          "data.validation_split", "optimizer.name", "optimizer.schedule", "paper.name", "paper.note", "report.compare")
 _POSITIVE = Numbers(0, LARGEST, "see LARGEST", (), whole=False)
 # key -> what each entry of its tuple must be (a type or bounds), and the same in words.

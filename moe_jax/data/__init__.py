@@ -3,7 +3,8 @@
 A batch is a dict of int32 arrays `[b, L]`, this process's rows (a contiguous block) of the global batch of B rows:
 
 - `inputs`, `targets`: a stretch of token ids, and the same shifted by one. Every document is `boundary` + its tokens,
-  and the target of a document's last token is the boundary of the next.
+  and the target of a document's last token is the boundary of the next. With `data.eos` a document's last token is that
+  one; it is a target like others and stands for 0 bytes, and a report's sample never draws it.
 - `segment_ids`: 1, 2, ... for the documents of the window, 0 = padding (only in the last validation batch).
 - `positions`: restart at 0 at the start of the window and at each boundary.
 
@@ -27,13 +28,14 @@ import numpy as np
 from moe_jax.data.rows import Rows, process_rows
 from moe_jax.data.sources import Source, fingerprints, make_sources
 from moe_jax.data.span_corruption import span_corruption
+from moe_jax.data.states import batches_of
 from moe_jax.data.tokenizers import Tokenizer, make_tokenizer
 from moe_jax.data.windows import TrainWindows, validation_windows
 from moe_jax.errors import ConfigError, choose
 
 __all__ = [
-    "PIPELINES", "Rows", "Source", "Tokenizer", "fingerprints", "make_sources", "make_tokenizer", "train_iterator",
-    "validation_batches", "vocab_size",
+    "PIPELINES", "Rows", "Source", "Tokenizer", "batches_of", "fingerprints", "make_sources", "make_tokenizer",
+    "tokenizer_of", "train_iterator", "validation_batches", "vocab_size",
 ]
 
 
@@ -42,7 +44,14 @@ def _stream(*args):
   return TrainStream(*args)
 
 
+_MOST_THREADS = 1024  # above any machine's cores; an operating system refuses a process too many of them
+
 PIPELINES = {"windows": TrainWindows, "stream": _stream}
+
+
+def tokenizer_of(data) -> Tokenizer:
+  """The tokenizer that `data` (config.data) describes; see `make_tokenizer`."""
+  return make_tokenizer(data.tokenizer, data.bos, data.eos)
 
 
 def vocab_size(data, tokenizer: Tokenizer) -> int:
@@ -69,8 +78,8 @@ def train_iterator(data, tokenizer: Tokenizer, sources: Sequence[Source], batch_
       not divide by the processes.
   """
   rows = process_rows(batch_size, process_index, process_count)
-  if data.threads < 0:
-    raise ConfigError("data.threads", data.threads, "must be 0 (nothing is read ahead) or more")
+  if not 0 <= data.threads <= _MOST_THREADS:
+    raise ConfigError("data.threads", data.threads, f"must be from 0 (nothing is read ahead) to {_MOST_THREADS}")
   pipeline = choose("data.pipeline", data.pipeline, PIPELINES)
   return pipeline(data, tokenizer, list(sources), rows, _seq_len(data, seq_len))
 

@@ -14,6 +14,7 @@ import ast
 import functools
 import hashlib
 import inspect
+import io
 import pathlib
 import sys
 import sysconfig
@@ -69,7 +70,7 @@ def _write(file: BinaryIO) -> None:
 @functools.lru_cache(maxsize=4)
 def _read(path: pathlib.Path) -> dict[str, tuple[InMemory, str]]:
   out = {}
-  with np.load(path) as arrays:
+  with np.load(io.BytesIO(cache.content(path))) as arrays:
     for domain in DOMAINS:
       keys, ends, text = (arrays[f"{domain}.{part}"] for part in ("keys", "ends", "text"))
       digest = hashlib.sha256("\0".join(keys).encode() + ends.astype("<i8").tobytes() + text.tobytes())

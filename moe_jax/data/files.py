@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
-import mmap
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 import numpy as np
 
@@ -41,12 +42,13 @@ def jsonl(name: str, data) -> tuple[str, dict[str, Subset]]:
   def parse(content: bytes, where: str) -> bytes:
     try:
       record = json.loads(content)
+    except RecursionError as error:
+      raise ConfigError("data.sources", name, f"{where}: this line is nested too deeply") from error
     except ValueError as error:
       raise ConfigError("data.sources", name, f"{where}: this line is not JSON ({error})") from error
     found = record.get(data.text_field) if isinstance(record, dict) else None
     if not isinstance(found, str):
-      there = f"it has {', '.join(record)}" if isinstance(record, dict) else "it is no object"
-      raise ConfigError("data.text_field", data.text_field, f"{where}: this line has no such string; {there}")
+      raise ConfigError("data.text_field", data.text_field, f"{where}: {_lacking(record, data.text_field)}")
     return found.encode("utf-8", "surrogatepass")
 
   fingerprint, splits = _open(name, data, _lines, parse)
@@ -54,64 +56,126 @@ def jsonl(name: str, data) -> tuple[str, dict[str, Subset]]:
   return hashlib.sha256(f"{data.text_field}:{fingerprint}".encode()).hexdigest(), splits
 
 
-class _Stretches:
-  """Documents that are stretches of files, read when asked for."""
+def _lacking(record: object, field: str) -> str:
+  """What a line has in place of the string `field`, and what to do."""
+  if not isinstance(record, dict):
+    return f"this line is {_kind(record)} and not an object; each line must be like {{\"text\": \"...\"}}"
+  if field in record:
+    return f"in this line it is {_kind(record[field])} and not a string; take the line out, or name another field"
+  strings = [key for key, value in record.items() if isinstance(value, str)]
+  there = ", ".join(list(record)[:8]) or "no field at all"
+  hint = f"; name its field with --config.data.text_field={strings[0]}" if strings else ", none of which is a string"
+  return f"this line has no such field; it has {there}{hint if record else ''}"
 
-  def __init__(self, root: pathlib.Path, paths: list[pathlib.Path], table: np.ndarray, parse):
-    self._root, self._paths, self._table, self._parse = root, paths, table, parse
+
+def _kind(value: object) -> str:
+  """As JSON calls it."""
+  names = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "a string",
+           list: "an array", dict: "an object"}
+  return names[type(value)]
+
+
+class _Stretches:
+  """Documents that are stretches of files, read when asked for; the files must stay what they were."""
+
+  def __init__(self, name: str, root: pathlib.Path, paths: list[pathlib.Path], digests: list[bytes],
+               stamps: list[tuple[int, int]], table: np.ndarray, parse):
+    self._name, self._root, self._paths, self._digests, self._stamps = name, root, paths, digests, stamps
+    self._table, self._parse = table, parse
 
   def __len__(self) -> int:
     return len(self._table)
 
   def __getitem__(self, i: int) -> bytes:
-    path, start, end = self._table[i].tolist()
-    with self._paths[path].open("rb") as file:
+    """Raises ConfigError if the file is gone, or another than the one whose fingerprint was taken."""
+    number, start, end = self._table[i].tolist()
+    path = self._paths[number]
+    with _readable(self._name, path), path.open("rb") as file:
+      if _stamp(file) != self._stamps[number]:
+        self._stamps[number] = self._compared(number, file)
       file.seek(start)
       content = file.read(end - start)
-    return self._parse(content, f"{self._paths[path]} at byte {start}")
+    return self._parse(content, f"{path} at byte {start}")
+
+  def _compared(self, number: int, file: BinaryIO) -> tuple[int, int]:
+    """The new stamp of a file that was only touched or copied over itself; its content is compared once."""
+    stamp = _stamp(file)
+    if hashlib.file_digest(file, "sha256").digest() != self._digests[number] or _stamp(file) != stamp:
+      raise ConfigError("data.sources", self._name, f"{self._paths[number]} has changed since this run read it first; "
+                        "put the old file back, or begin a new run in another --workdir")
+    return stamp
 
   def key(self, i: int) -> str:
     path, start, _ = self._table[i].tolist()
     return f"{self._paths[path].relative_to(self._root).as_posix()}:{start}"
 
 
-def _open(name: str, data, cut, parse) -> tuple[str, dict[str, Subset]]:
-  """Fingerprint and splits of the stretches that `cut(content)` yields as (start, end) for each file."""
+def _open(name: str, data, cut: Callable[[BinaryIO], Iterator[tuple[int, int]]],
+          parse: Callable[[bytes, str], bytes]) -> tuple[str, dict[str, Subset]]:
+  """Fingerprint and splits of the stretches that `cut(file)` yields as (start, end) for each file."""
   root, paths = _files(name)
-  digest, tables = hashlib.sha256(), [np.zeros((0, 3), np.int64)]
+  digest, tables, digests, stamps = hashlib.sha256(), [np.zeros((0, 3), np.int64)], [], []
   for number, path in enumerate(paths):
-    if not path.stat().st_size:
-      continue
-    if not os.access(path, os.R_OK):
-      raise ConfigError("data.sources", name, f"{path} cannot be read: permission denied")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-      digest.update(path.relative_to(root).as_posix().encode("utf-8", "surrogateescape") + b"\0")
-      digest.update(hashlib.sha256(content).digest())
-      stretches = np.fromiter((x for stretch in cut(content) for x in stretch), np.int64).reshape(-1, 2)
+    # Read and not mapped: a mapped file that somebody cuts meanwhile would kill the process.
+    with _readable(name, path), path.open("rb") as file:
+      stamps.append(_stamp(file))
+      digests.append(hashlib.file_digest(file, "sha256").digest())
+      file.seek(0)
+      stretches = np.fromiter((x for stretch in cut(file) for x in stretch), np.int64).reshape(-1, 2)
+      if _stamp(file) != stamps[-1]:
+        raise ConfigError("data.sources", name, f"{path} changed while it was read; run the same command again when "
+                          "nothing writes to it")
+    if stamps[-1][0]:
+      digest.update(path.relative_to(root).as_posix().encode("utf-8", "surrogateescape") + b"\0" + digests[-1])
     tables.append(np.insert(stretches, 0, number, axis=1))
   table = np.concatenate(tables)
   if not len(table):
     raise ConfigError("data.sources", name, "the file is empty" if len(paths) == 1 else
                       f"all its {len(paths)} files are empty")
-  return digest.hexdigest(), split(name, _Stretches(root, paths, table, parse), data.validation_fraction)
+  documents = _Stretches(name, root, paths, digests, stamps, table, parse)
+  return digest.hexdigest(), split(name, documents, data.validation_fraction)
 
 
-def _pieces(content: mmap.mmap) -> Iterator[tuple[int, int]]:
+def _stamp(file: BinaryIO) -> tuple[int, int]:
+  """Bytes, and time of the last write in ns: what tells cheaply that a file has changed."""
+  known = os.fstat(file.fileno())
+  return known.st_size, known.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _readable(name: str, path: pathlib.Path) -> Iterator[None]:
+  """Errors of the file system in one sentence that names the file."""
+  try:
+    yield
+  except FileNotFoundError as error:
+    raise ConfigError("data.sources", name, f"{path} is no longer there; put it back and run the same command again"
+                      ) from error
+  except OSError as error:
+    reason = (error.strerror or str(error)).lower()
+    raise ConfigError("data.sources", name, f"{path} cannot be read: {reason}") from error
+
+
+def _pieces(file: BinaryIO) -> Iterator[tuple[int, int]]:
+  start, piece = 0, b""
+  while True:
+    # One byte more than a piece, to see whether a cut is between two characters.
+    piece += file.read(_PIECE + 1 - len(piece))
+    if len(piece) <= _PIECE:
+      break
+    cut = piece.rfind(b"\n", 0, _PIECE) + 1
+    if not cut:  # no line end: between two UTF-8 characters
+      cut = _PIECE
+      while cut > _PIECE - 4 and piece[cut] & 0xC0 == 0x80:
+        cut -= 1
+    yield start, start + cut
+    start, piece = start + cut, piece[cut:]
+  if piece:
+    yield start, start + len(piece)
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, int]]:
   start = 0
-  while len(content) - start > _PIECE:
-    end = content.rfind(b"\n", start, start + _PIECE) + 1
-    if not end:  # no line end: between two UTF-8 characters
-      end = start + _PIECE
-      while end > start + _PIECE - 4 and content[end] & 0xC0 == 0x80:
-        end -= 1
-    yield start, end
-    start = end
-  yield start, len(content)
-
-
-def _lines(content: mmap.mmap) -> Iterator[tuple[int, int]]:
-  start = 0
-  for line in iter(content.readline, b""):
+  for line in file:
     if line.strip():
       yield start, start + len(line)
     start += len(line)
@@ -119,6 +183,15 @@ def _lines(content: mmap.mmap) -> Iterator[tuple[int, int]]:
 
 def _files(name: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
   """The folder below which keys are told, and the files in order."""
+  try:
+    return _found(name)
+  except (OSError, RuntimeError, ValueError) as error:  # too long a name, an unknown user's home, a pattern's error
+    if isinstance(error, ConfigError):
+      raise
+    raise ConfigError("data.sources", name, f"cannot be looked for ({error})") from error
+
+
+def _found(name: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
   given = pathlib.Path(name.partition(":")[2]).expanduser()
   if given.is_file():
     return given.parent, [given]

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import lzma
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from moe_jax.data import cache
+from moe_jax.data.notes import tell
+from moe_jax.errors import ConfigError
 
 ORDERS = {"unigram": 1, "bigram": 2, "trigram": 3, "4-gram": 4, "5-gram": 5}  # rung -> n; "lzma" is the last rung
 _BASE = 257  # 256 byte values and the mark that pads a document's start
@@ -46,24 +52,37 @@ def cached_ladder(
   """
   digest = hashlib.sha256(f"{_VERSION} {key}".encode()).hexdigest()[:24]
   path = Path(cache_dir) / f"ladder-{digest}.json"
-  try:
-    stored = json.loads(path.read_text())
-    if set(stored) == {*ORDERS, "lzma"}:
-      return stored
-  except (OSError, ValueError, TypeError):
-    pass
+  stored = _stored(path)
+  if stored is not None:
+    return stored
   texts = documents()
   if texts is None:
     return None
   figures = ladder(*texts)
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    scratch.write_text(json.dumps(figures))
-    os.replace(scratch, path)
-  except OSError:
-    pass
+  with contextlib.suppress(ConfigError):  # the figures are here all the same
+    text = json.dumps(figures | {"sha256": _digest(figures)})
+    cache.replace(path, lambda file: file.write(text.encode()), trailer=False)
   return figures
+
+
+def _stored(path: Path) -> dict[str, float] | None:
+  """The figures of a cache file; None where there are none that can be believed, which is told if the file is there."""
+  try:
+    stored = json.loads(path.read_bytes())
+    digest = stored.pop("sha256")
+    if list(stored) == [*ORDERS, "lzma"] and all(type(x) is float and math.isfinite(x) for x in stored.values()) and (
+        digest == _digest(stored)):
+      return stored
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    pass
+  tell(f"{path} is damaged (cut, changed, or from an earlier version) and is computed anew")
+  return None
+
+
+def _digest(figures: dict[str, float]) -> str:
+  return hashlib.sha256(json.dumps(figures).encode()).hexdigest()
 
 
 def witten_bell(train: Sequence[bytes], validation: Sequence[bytes], order: int) -> Float[np.ndarray, "order"]:

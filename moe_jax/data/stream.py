@@ -2,11 +2,13 @@
 
 For text too large to tokenise beforehand. Documents are mixed (shares count documents, not tokens) into one endless
 sequence; row r of the global batch reads documents r, r + B, r + 2B, ... and cuts their tokens into windows. So the
-batches are the same for any number of processes, and a row's position is two integers.
+batches are the same for any number of processes, and a row's position is two integers. There must be as many documents
+as rows, or several rows would read the same text side by side.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +17,7 @@ import grain
 import numpy as np
 from grain import experimental as grain_experimental
 
+from moe_jax.data import states
 from moe_jax.data.mixture import mix, weights
 from moe_jax.data.rows import Rows, batch
 from moe_jax.data.sources import Source
@@ -25,6 +28,8 @@ from moe_jax.errors import ConfigError
 
 class Row:
   """The endless tokens of one row: documents `first`, `first + stride`, ... of `dataset`, each behind a boundary.
+
+  A position that its document does not have is a ConfigError.
 
   Attributes:
     first: its first document; the row's place in the global batch.
@@ -40,11 +45,15 @@ class Row:
     self._tokens = np.zeros(0, np.int32)  # of these documents, from `position` on
     if offset:
       self._read()
+      if offset >= len(self._tokens):
+        raise ConfigError("checkpoint", "data position", f"row {first} of the batch stands at token {offset} of a "
+                          f"document of {len(self._tokens)} tokens; the checkpoint is damaged or of other data: resume "
+                          "from another one, or begin a new run in another --workdir")
       self._tokens = self._tokens[offset:]
 
   def _read(self) -> None:
     text = self._dataset[self.first + self._next_document * self._stride]
-    tokens = np.append(np.int32(self._tokenizer.boundary), self._tokenizer.encode(text))
+    tokens = self._tokenizer.document(text)
     self._next_document += 1
     self._ends.append(len(tokens) + (self._ends[-1] if self._ends else 0))
     self._tokens = np.concatenate([self._tokens, tokens])
@@ -64,14 +73,22 @@ class Row:
 
 
 class TrainStream:
-  """Endless batches of packed documents. The state is the position of each row that was last returned."""
+  """Endless batches of packed documents. The state is where each row stands after the last one, and their number.
+
+  Raises:
+    ConfigError: rows of a batch would read the same text at the same time.
+  """
 
   def __init__(self, data, tokenizer: Tokenizer, sources: Sequence[Source], rows: Rows, seq_len: int):
     documents = [source.documents("train") for source in sources]
-    self._dataset = mix(documents, weights(data.weights, sources, [len(d) for d in documents]), sources, data.seed)
+    shares = weights(data.weights, sources, [len(d) for d in documents])
+    for source, share in zip(sources, shares, strict=True):
+      _check_rows(source, share, rows.batch_size)
+    self._dataset = mix(documents, shares, sources, data.seed)
     self._tokenizer, self._rows, self._seq_len, self._threads = tokenizer, rows, seq_len, data.threads
     self._corruption = span_corruption(data, tokenizer.size, tokenizer.boundary, seq_len)
     self._positions = np.zeros((rows.size, 2), np.int64)
+    self._batches: int | None = 0  # None after a state that does not know it
     self._iterator = None
 
   def __iter__(self):
@@ -84,6 +101,7 @@ class TrainStream:
           prefetch_buffer_size=2 if self._threads else 0))
     out = next(self._iterator)
     self._positions = out.pop("positions_of_rows")
+    self._batches = None if self._batches is None else self._batches + 1
     return out
 
   def _make_rows(self) -> list[Row]:
@@ -95,23 +113,34 @@ class TrainStream:
     index = np.arange(self._rows.first, self._rows.first + self._rows.size)
     table = gather(np.concatenate([index[:, None], self._positions], axis=1))
     rows = {str(row): [document, offset] for row, document, offset in table.tolist()}
-    return {"pipeline": "stream", "batch_size": self._rows.batch_size, "rows": rows}
+    known = {} if self._batches is None else {"batches": self._batches}
+    return {"pipeline": "stream", "batch_size": self._rows.batch_size, "rows": rows} | known
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Raises ConfigError for the state of another pipeline or another batch size."""
-    if state.get("pipeline") != "stream":
-      raise ConfigError("data.pipeline", "stream", f"the saved position is one of pipeline {state.get('pipeline')!r}")
-    if state["batch_size"] != self._rows.batch_size:
-      raise ConfigError("train.batch_size", self._rows.batch_size, "the saved position is one of rows of batches of "
-                        f"{state['batch_size']}; pipeline stream resumes with the same batch size only")
+    """Raises ConfigError for the state of another pipeline or another batch size, or what is no state."""
+    positions, batches = states.stream(state, self._rows.batch_size)
     self.close()
-    mine = range(self._rows.first, self._rows.first + self._rows.size)
-    self._positions = np.array([state["rows"][str(r)] for r in mine], np.int64)
+    self._positions = positions[self._rows.first:self._rows.first + self._rows.size]
+    self._batches = batches
 
   def close(self) -> None:
     if self._iterator is not None:
       self._iterator.close()
     self._iterator = None
+
+
+def _check_rows(source: Source, share: float, batch_size: int) -> None:
+  """Refuses a batch of which more rows read a source than it has documents.
+
+  Some rows would start in the same document, and as each reads on at the same pace they would stay side by side in it,
+  and in the next where there is only one: the batch would hold the same text several times.
+  """
+  documents = len(source.documents("train"))
+  wanted = math.ceil(share * batch_size - 1e-9)  # shares are interleaved evenly; the rest is rounding of the share
+  if wanted > documents:
+    raise ConfigError("data.sources", source.name, f"has {documents} training documents for {wanted} of the "
+                      f"{batch_size} rows of a batch, so that rows of pipeline stream would hold the same text; set "
+                      "--config.data.pipeline=windows, or lower train.batch_size or its share in data.weights")
 
 
 class _Batches(grain.IterDataset):

@@ -57,7 +57,7 @@ class Lowered(NamedTuple):
 
 def vocabulary(config) -> int:
   """The number of ids: the config's, or else the tokenizer's, which must then be there."""
-  return build.fixed_vocab_size(config) or data.vocab_size(config.data, data.make_tokenizer(config.data.tokenizer))
+  return build.fixed_vocab_size(config) or data.vocab_size(config.data, data.tokenizer_of(config.data))
 
 
 def make_model(config, vocab_size: int, mesh: jax.sharding.Mesh) -> nn.Module:

@@ -84,7 +84,7 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
   if first:
     print(f"{start['config']} -> {directory}; reading {', '.join(config.data.sources)}", flush=True)
   with full_disk.told("workdir", directory), contextlib.ExitStack() as stack:
-    tokenizer = data.make_tokenizer(config.data.tokenizer)
+    tokenizer = data.tokenizer_of(config.data)
     sources = data.make_sources(config.data)
     mesh = sharding.make_mesh(dict(config.mesh))
     facts = {"config": start["config"], "data": data.fingerprints(sources), "tokenizer": tokenizer.fingerprint}
@@ -140,7 +140,7 @@ def determinism(config) -> list[str]:
   Args:
     config: checked already.
   """
-  tokenizer, sources = data.make_tokenizer(config.data.tokenizer), data.make_sources(config.data)
+  tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
   mesh = sharding.make_mesh(dict(config.mesh))
   model = build.model(config, data.vocab_size(config.data, tokenizer), mesh)
   optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
@@ -168,10 +168,10 @@ def _begin(config, draw, abstract, checkpoints, batches, guard) -> tuple[states.
     return draw(), 0.0, []
   restored = checkpoints.restore(abstract)
   guard.restore(restored.meta["guard"])
-  place = {"batches": restored.step + guard.skipped_batches} | restored.data
-  if place["batches"] != restored.step + guard.skipped_batches:
+  read = data.batches_of(restored.data)
+  if read not in (None, restored.step + guard.skipped_batches):
     raise ConfigError("checkpoint", str(checkpoints.directory / str(restored.step)), "its place in the data is batch "
-                      f"{place['batches']}, but {restored.step} steps and {guard.skipped_batches} batches that were "
+                      f"{read}, but {restored.step} steps and {guard.skipped_batches} batches that were "
                       "skipped make another; restore this directory from a copy, or start anew with another --workdir")
   batches.set_state(restored.data)
   return restored.state, restored.meta["seconds"], restored.told

@@ -42,7 +42,7 @@ def test_a_killed_builder_leaves_no_file(tmp_path):
   process.send_signal(signal.SIGKILL)
   process.wait()
   assert not path.exists() and list(path.parent.glob("*.tmp"))
-  assert cache.built(path, lambda file: file.write(WHOLE)).read_bytes() == WHOLE
+  assert cache.content(cache.built(path, lambda file: file.write(WHOLE))).tobytes() == WHOLE
 
 
 def test_builders_at_the_same_time_leave_one_whole_file(tmp_path):
@@ -52,7 +52,7 @@ def test_builders_at_the_same_time_leave_one_whole_file(tmp_path):
   for process in processes:
     process.communicate()
   assert [p.returncode for p in processes] == [0, 0, 0]
-  assert path.read_bytes() == WHOLE and list(tmp_path.iterdir()) == [path]
+  assert cache.content(path).tobytes() == WHOLE and list(tmp_path.iterdir()) == [path]
 
 
 def test_remains_are_swept_but_not_the_work_of_others(tmp_path):
@@ -75,7 +75,7 @@ def test_a_failed_build_leaves_nothing_and_a_file_is_built_once(tmp_path):
     cache.built(tmp_path / "x", fail)
   assert not list(tmp_path.iterdir())
   cache.built(tmp_path / "x", lambda file: file.write(b"1"))
-  assert cache.built(tmp_path / "x", fail).read_bytes() == b"1"
+  assert cache.content(cache.built(tmp_path / "x", fail)).tobytes() == b"1"
 
 
 def test_folder_that_cannot_be_written(tmp_path):

@@ -82,6 +82,30 @@ def test_cache_is_read_keyed_and_survives_damage(tmp_path):
   cached_ladder("other", documents, tmp_path / "new")
   assert len(calls) == 2
   for path in (tmp_path / "new").glob("*.json"):
-    assert json.loads(path.read_text()) == first
+    assert first.items() < json.loads(path.read_text()).items()
     path.write_text('{"unigram": ')
   assert cached_ladder("k", documents, tmp_path / "new") == first and len(calls) == 3
+
+
+def _figures(unigram):
+  return {"unigram": unigram, "bigram": 2.5, "trigram": 2.0, "4-gram": 1.5, "5-gram": 1.25, "lzma": 1.0}
+
+
+@pytest.mark.parametrize("damage", [
+    lambda text: json.dumps(_figures(3.0)), lambda text: json.dumps(_figures(float("nan"))), lambda text: "[" * 100_000,
+    lambda text: text.replace(text[13:16], "9.9"), lambda text: text.replace('"lzma"', '"lzmb"'), lambda text: "\xff",
+    lambda text: json.dumps(_figures("3.0")), lambda text: "[1]", lambda text: "null"])
+def test_a_damaged_cache_is_computed_anew_and_told(tmp_path, capfd, damage):
+  # Catches: figures of the cache that nobody computed: another digit, NaN, a string, an old file without a digest.
+  first = cached_ladder("k", lambda: (TRAIN, VALIDATION), tmp_path)
+  path = next(tmp_path.glob("ladder-*.json"))
+  path.write_text(damage(path.read_text()), encoding="latin-1")
+  assert cached_ladder("k", lambda: (TRAIN, VALIDATION), tmp_path) == first
+  assert f"{path} is damaged" in capfd.readouterr().err
+  assert cached_ladder("k", lambda: pytest.fail("was not written again"), tmp_path) == first
+
+
+def test_a_cache_that_cannot_be_written_is_only_slower(tmp_path):
+  # Catches: an error, or an unfinished file left behind, where the figures cannot be kept.
+  (tmp_path / "file").write_text("")
+  assert cached_ladder("k", lambda: (TRAIN, VALIDATION), tmp_path / "file") == ladder(TRAIN, VALIDATION)

@@ -31,7 +31,7 @@ def found(directory, name):
 def test_seeds_together_are_seeds_alone(tmp_path):
   # Catches: one key for all seeds, seeds that see each other, a wrong axis, another order of the data.
   config = parse(command(tmp_path, "unused", train__batch_size=4)).config
-  tokenizer, sources = data.make_tokenizer(config.data.tokenizer), data.make_sources(config.data)
+  tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
   model = build.model(config, data.vocab_size(config.data, tokenizer), sharding.make_mesh({"data": 1}))
   optimizer = optax.sgd(0.1, momentum=0.9)  # Adam's quotient makes much of rounding where gradients are small
   step = update.make(config, model, optimizer, optax.constant_schedule(0.1))

@@ -24,7 +24,7 @@ def parts(directory, **changes):
   config = tiny.config(directory, **changes)
   workdir = directory / "run"
   workdir.mkdir()
-  tokenizer, sources = data.make_tokenizer(config.data.tokenizer), data.make_sources(config.data)
+  tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
   mesh = sharding.make_mesh(dict(config.mesh))
   model = build.model(config, tokenizer.size, mesh)
   optimizer, _ = optimizers.make(config.optimizer, config.train.steps)

@@ -182,7 +182,7 @@ def test_a_batch_of_a_checkpoint_must_fit_its_step(tmp_path):
   meta = {"seconds": 1.0, "guard": Guard(skipped_batches=2).state()}
   place = types.SimpleNamespace(set_state=lambda data: None)
   for batches, good in ((6, False), (8, True)):
-    restored = Restored(6, fresh(6), {"batches": batches}, meta, [])
+    restored = Restored(6, fresh(6), {"pipeline": "windows", "batches": batches}, meta, [])
     known = types.SimpleNamespace(directory=pathlib.Path("c"), resumed_step=lambda n: 6,
                                   restore=lambda _, restored=restored: restored)
     if good:
