@@ -68,6 +68,7 @@ RANGES: Mapping[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         "train.output_z_loss")),
     "above 0": (lambda v: v > 0, ("model.rope_theta", "model.moe.capacity_factor", "model.moe.eval_capacity_factor",
                                   "model.moe.routed_scale")),
+    "above 0 and below 0.1": (lambda v: 0 < v < 0.1, ("model.norm_eps",)),
     "above 0 and below 1": (lambda v: 0 < v < 1, ("data.noise_density",)),
     "at least 0 and below 1": (lambda v: 0 <= v < 1, (
         "model.dropout", "model.moe.jitter", "data.validation_fraction")),
@@ -157,6 +158,9 @@ def _blamed(entry: str) -> Iterator[None]:
 
 
 def _validate_attention(m: ConfigDict) -> None:
+  if m.relative_shared and (m.position != "relative" or m.family not in ("decoder", "encoder_decoder")):
+    raise ConfigError("model.relative_shared", True, "must be False: it is for position='relative' in the families "
+                      "'decoder' and 'encoder_decoder', whose layers all have the same heads")
   if m.family == "lstm":
     return _refuse(m, _NOT_LSTM, "family='lstm'", "another family")
   if m.attention == "latent":

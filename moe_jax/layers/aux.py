@@ -71,6 +71,8 @@ class LayerContext:
     return_routing: also report each layer's plan and each token's first-choice expert (costs memory: for evaluation).
     memory: the encoder's output, M tokens, which cross-attention reads; None in a model without an encoder.
     memory_segments: which segment each of these belongs to; a token sees those of its own.
+    bias_table: the relative biases that all attention layers of the stack share, a number for each of H heads and N
+      buckets (`relative_bias.py`); None where each layer has its own, or has none.
   """
 
   token_ids: Int[Array, "B L"]
@@ -80,6 +82,7 @@ class LayerContext:
   return_routing: bool = struct.field(pytree_node=False, default=False)
   memory: Float[Array, "B M D"] | None = None
   memory_segments: Int[Array, "B M"] | None = None
+  bias_table: Float[Array, "H N"] | None = None
 
 
 @typing.no_type_check
