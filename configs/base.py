@@ -32,13 +32,14 @@ def get_config():
   m.num_kv_heads = 4  # divides num_heads
   m.head_dim = 32  # even with position="rope", which rotates pairs
   m.attention = "grouped_query"  # grouped_query, latent (DeepSeek-V2), which reads num_heads, rope_theta and `latent`
-  m.position = "rope"  # rope, relative (T5's bucketed bias, each layer its own), none
+  m.position = "rope"  # rope, relative (T5's bucketed bias), none
   m.rope_theta = 10_000.0
   m.relative_buckets = 32  # of position="relative"; a multiple of 4
   m.relative_max_distance = 128  # tokens, from which on all distances share the last bucket
+  m.relative_shared = False  # one table of biases for all layers of a stack (T5); False = a table a layer (GLaM)
   m.qkv_bias = False  # additive biases on queries, keys and values (Qwen)
   m.qk_norm = False  # RMSNorm over all of a token's query features, and over its key features (OLMoE)
-  m.clip_qkv = 0.0  # queries, keys and values are cut to [-clip_qkv, clip_qkv] (DBRX); 0 = not
+  m.clip_qkv = 0.0  # queries, keys and values are cut to [-clip_qkv, clip_qkv] (DBRX), after qk_norm; 0 = not
   m.sliding_window = 0  # tokens that a query sees, itself included (Mixtral); 0 = all earlier ones
   m.query_scale = 0.0  # factor on queries; 0 = head_dim ** -0.5 (T5: 1.0)
   # Widths of latent attention: of the keys' and values' latent, of the queries' (0 = no latent), and of a head.
@@ -47,6 +48,7 @@ def get_config():
   m.activation = "swiglu"  # gelu, relu, reglu, geglu, swiglu
   m.ffn_bias = "none"  # none, additive, multiplicative (ST-MoE): on hidden units, of dense FFNs and experts
   m.norm = "rmsnorm"  # rmsnorm, rmsnorm_unscaled (without parameters, ST-MoE's ablation), layernorm (without bias)
+  m.norm_eps = 1e-6  # added to the mean square or the variance, of all norms but latent attention's; below 0.1
   m.embed_scale = True  # rows of the embedding times sqrt(d_model) on the way in
   m.tied_embeddings = True
   m.dropout = 0.0  # probability, on the output of each sublayer

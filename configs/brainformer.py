@@ -13,8 +13,8 @@ GLaM's, as 8 sublayers: the models are those of Table 3's rows "GLaM" and count 
 quadruples those of a block that it found at 100M/32E. Table 3 says of the found blocks, which are not checked here:
 Brainformer-1 has 3.19B, 30B and 158B parameters, 156M, 1.38B and 7.4B of them activated, and does 2.03, 2.00 and 1.96
 steps a second; Brainformer-2 has 3.33B and 52B, 266M and 1.31B, and does 2.16 and 1.76.
-Open: data and vocabulary as of configs/glam.py. With gate=expert_choice later tokens decide what earlier ones get (see
-configs/expert_choice.py); model.moe.allow_noncausal_routing=True says that this is meant.
+Open: data, vocabulary and all that is inferred as of configs/glam.py. With gate=expert_choice later tokens decide what
+earlier ones get (see configs/expert_choice.py); model.moe.allow_noncausal_routing=True says that this is meant.
 """
 
 from configs import glam, shared

@@ -3,6 +3,7 @@
   python -m moe_jax.train --config=configs/dbrx.py:132b --workdir=runs/dbrx
   python -m moe_jax.train --config=configs/dbrx.py:desk --workdir=runs/dbrx_desk  # minutes on a CPU
 
+LayerNorm has scales and no biases, and the epsilon of its class, 1e-5.
 Open: batch and optimizer are not public, OLMoE's recipe stands in; C4 stands in for the data, whose mix changed over
 the 12T tokens.
 """
@@ -20,8 +21,8 @@ def get_config(variant="132b"):
   c = shared.paper_scale("dbrx", shared.variant(variant, VARIANTS))
   c.paper.name = "DBRX"
   c.model.moe.first, c.model.moe.every = 0, 1
-  c.model.norm, c.model.tied_embeddings = "layernorm", False
-  c.model.rope_theta, c.model.clip_qkv = 5e5, 8.0
+  shared.open_decoder(c, norm_eps=1e-5)
+  c.model.norm, c.model.rope_theta, c.model.clip_qkv = "layernorm", 5e5, 8.0
   shared.adamw(c, 4e-4, 2500)
   shared.batch(c, sequences=128, seq_len=32_768, tokens=12e12)
   return shared.desk(c) if variant == "desk" else c

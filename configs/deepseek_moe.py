@@ -5,7 +5,8 @@
 
 Open: the data are not public, C4 stands in; so is the width of the dense first layer beyond 16B, whose 10,944 is used;
 2B's experts are 853 wide, where a quarter of its FFN of 8 d^2 parameters would be 853.3. Deviation: weights begin with
-standard deviation 1/sqrt(fan_in) and not 0.006; activations are bfloat16, of which the paper says nothing.
+standard deviation 1/sqrt(fan_in) and not 0.006; activations are bfloat16, of which the paper says nothing. The norms'
+epsilon is that of the released 16B.
 """
 
 from configs import shared
@@ -35,7 +36,7 @@ def get_config(variant="16b"):
     c.model.moe.router.top_k.k = EXPERTS_A_TOKEN[variant]
   if variant == "2b":
     c.model.moe.balance_loss = 0.01
-  c.model.tied_embeddings = False
+  shared.open_decoder(c, norm_eps=1e-6)
   shared.adamw(c, sizes["optimizer.learning_rate"], 2000, "constant" if variant in CONSTANT else "steps")
   rows, seq_len = (2048, 2048) if variant == "2b" else (4608, 4096)
   shared.batch(c, rows, seq_len, rows * seq_len * sizes["train.steps"])

@@ -6,7 +6,8 @@
 The claims of activated parameters leave the input embedding out.
 Open: the data are not public, C4 stands in. Deviation: the batch is 9216 from the first step on and does not begin at
 2304; nothing is dropped (the paper drops by the device in training); weights begin with standard deviation
-1/sqrt(fan_in). `desk` caps 160 experts at 16, of which 3 of 8 groups are exactly the 6 of a token.
+1/sqrt(fan_in); no YaRN, which the released models have for longer rows. `desk` caps 160 experts at 16, of which 3 of 8
+groups are exactly the 6 of a token.
 """
 
 from configs import shared
@@ -26,7 +27,8 @@ def get_config(variant="236b"):
   c = shared.paper_scale("deepseek_moe" if lite else "deepseek_v2", shared.variant(variant, VARIANTS))
   c.paper.name, c.paper.note = "DeepSeek-V2", NOTE
   c.model.moe.first, c.model.moe.every = 1, 1
-  c.model.attention, c.model.vocab_size, c.model.tied_embeddings = "latent", 102_400, False
+  shared.open_decoder(c, norm_eps=1e-6)
+  c.model.attention, c.model.vocab_size = "latent", 102_400
   shared.adamw(c, 4.2e-4 if lite else 2.4e-4, 2000, "steps", milestones=(0.6, 0.9))
   shared.batch(c, 4608 if lite else 9216, 4096, 5.7e12 if lite else 8.1e12)
   return shared.desk(c) if variant == "desk" else c

@@ -23,7 +23,8 @@ def get_config(variant="671b"):
   c = shared.paper_scale("deepseek_v3", shared.variant(variant, VARIANTS))
   c.paper.name = "DeepSeek-V3"
   c.model.moe.first, c.model.moe.every = 3, 1
-  c.model.attention, c.model.tied_embeddings = "latent", False
+  shared.open_decoder(c, norm_eps=1e-6)
+  c.model.attention = "latent"
   shared.adamw(c, 2.2e-4, 2000, "wsd", decay_fraction=4.8 / 14.8)
   shared.batch(c, 15_360, 4096, 14.8e12)
   return shared.desk(c) if variant == "desk" else c

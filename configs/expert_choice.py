@@ -5,7 +5,7 @@
 
 Capacity factor 2 (EC-CF2), no auxiliary loss; --config.model.moe=expert_choice_cap_2 and _cap_3 are the capped ones.
 Experts see later tokens, so perplexities of this causal model are not those of a generator, as the paper says itself.
-Open: as of configs/glam.py; the paper's vocabulary is 256k, the totals fit 32k.
+Open and inferred: as of configs/glam.py; the paper's vocabulary is 256k, the totals fit 32k.
 """
 
 from configs import glam, shared

@@ -5,6 +5,12 @@
 
 The vocabulary is 256k in the text, but the totals of all but 64B/64E are those of 32k with one embedding, norms and
 position biases not counted; each variant has what fits its claim.
+From Lingvo, the authors' code, whose dense model of these dimensions (DenseLm128B8x8) has 137,702,416,384 parameters,
+as many as `137b` here: a table of 32 relative biases a layer, a norm with scales and no biases, one embedding, 1e-4 of
+the output softmax's log^2 Z. It writes two things otherwise, which are the same functions and, up to Adafactor's floor
+on a weight's RMS, the same training: tied logits are divided by sqrt(d_model) where here the embedding's rows are
+multiplied by it, and 1/sqrt(head_dim) is in the queries' first weights and not a factor.
+Inferred: GELU inside the experts (Expert Choice, on the same models, writes it out), the epsilon of the norms.
 Open: the data (filtered web, Wikipedia, conversations, forums, books, news) are not public, C4 stands in; all read 600B
 tokens. Not here: skipping a step whose gradient is not finite.
 """
@@ -44,7 +50,7 @@ def architecture(preset, variant, variants=VARIANTS):
   c = shared.paper_scale(preset, shared.variant(variant, variants, COLUMNS))
   c.model.moe.first, c.model.moe.every = 1, 2
   c.model.activation, c.model.moe.activation = "geglu", "gelu"
-  c.model.position = "relative"
+  c.model.position, c.train.output_z_loss = "relative", 1e-4
   shared.adafactor(c)
   c.data.tokenizer = "sentencepiece:tokenizer.model"
   shared.batch(c, sequences=1024, seq_len=1024, tokens=600e9)

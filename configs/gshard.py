@@ -5,8 +5,11 @@
 
 The paper counts the layers of both stacks together. Groups are what one core holds; its names are 3 to 7% below the
 count, as if in binary billions. Float32; the 1T model, which ran in bfloat16, is left out of its results.
-Open: the positions (relative here, as in the authors' later code); the length of a row; the data, 13B translation pairs
-from 100 languages, in whose place the decoder continues what the encoder reads of Wikipedia in twelve of them.
+Open: the positions (relative here, a table a layer, as in the authors' later code, Lingvo's gshard_builder); embeddings
+(T5's and Lingvo's: standard deviation 1, logits of the tied ones divided by sqrt(d_model)); the epsilon of the norms;
+label smoothing and a z-loss of the output, which Lingvo has and the paper does not mention: neither is here; the length
+of a row; the data, 13B translation pairs from 100 languages, in whose place the decoder continues what the encoder
+reads of Wikipedia in twelve of them.
 """
 
 from configs import shared
@@ -32,7 +35,7 @@ def get_config(variant="600b"):
   c.paper.name, c.paper.note = "GShard", "the paper may count in binary billions, 2^30"
   shared.t5(c, c.train.batch_size, round(1e12 / (c.train.batch_size * 1024)), encoder_len=1024, seq_len=1024)
   c.data.noise_density, c.data.mean_span = 0.5, 1024.0  # one span: the second half of a row
-  c.model.query_scale = 0.0
+  c.model.query_scale, c.model.relative_shared, c.train.output_z_loss = 0.0, False, 0.0
   c.model.moe.first, c.model.moe.every = 1, 2
   c.model.activation, c.model.dropout, c.model.dtype = "relu", 0.1, "bfloat16" if variant == "1t" else "float32"
   c.data.sources = tuple(f"tfds:wiki40b/{language}:1.3.0" for language in LANGUAGES)

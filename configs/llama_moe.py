@@ -28,7 +28,7 @@ def get_config(variant="3_5b_4_16"):
   c.model.moe.first, c.model.moe.every = 0, 1
   c.model.moe.routed_scale = experts / k
   c.model.moe.importance_loss = c.model.moe.load_loss = 0.01 * experts / (experts - 1)
-  c.model.tied_embeddings = False
+  shared.open_decoder(c, norm_eps=1e-5)  # LLaMA-2's; LLaMA's was 1e-6
   shared.adamw(c, 2e-4, 100)
   shared.batch(c, sequences=3584, seq_len=4096, tokens=13_623 * 3584 * 4096)
   return shared.desk(c) if variant == "desk" else c

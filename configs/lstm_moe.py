@@ -7,7 +7,8 @@
 bias a gate of each LSTM all counts agree to the printed digit, MoE-143M's only with it. The paper's operations have the
 gates of the picked groups; here those of all groups are computed. MoE-1-Deep (four hidden layers) cannot be had.
 Open: the peak of the learning rate, how long a row is, dropout in Table 8, its vocabulary (100,000 words fit the
-totals); Google News is not public, C4 stands in.
+totals); how embeddings begin (rows reach the first LSTM, before which there is no norm, with unit variance); Google
+News is not public, C4 stands in.
 Deviation: a group is what one of the paper's GPUs holds, so that devices route and balance their own tokens; the paper
 balances those of all GPUs together, as `desk` does. The softmax is not sampled. Table 8 has Adafactor in place of Adam
 without momentum and with factored second moments.

@@ -24,7 +24,8 @@ def get_config(variant="8x7b"):
   c = shared.paper_scale("mixtral", shared.variant(variant, VARIANTS))
   c.paper.name = "Mixtral"
   c.model.moe.first, c.model.moe.every = 0, 1
-  c.model.rope_theta, c.model.tied_embeddings = 1e6, False
+  shared.open_decoder(c, norm_eps=1e-5)
+  c.model.rope_theta = 1e6
   shared.adamw(c, 4e-4, 2500)
   shared.batch(c, sequences=128, seq_len=32_768, tokens=5e12)
   return shared.desk(c) if variant == "desk" else c

@@ -3,8 +3,9 @@
   python -m moe_jax.train --config=configs/olmoe.py:1b_7b --workdir=runs/olmoe
   python -m moe_jax.train --config=configs/olmoe.py:desk --workdir=runs/olmoe_desk  # minutes on a CPU
 
-Open: the 5e12 tokens are the learning rate's horizon; C4 stands in for OLMoE-mix. Deviation: weights begin with
-standard deviation 1/sqrt(fan_in) and not 0.02.
+Open: the 5e12 tokens are the learning rate's horizon; C4 stands in for OLMoE-mix; whether its runs had the output
+z-loss that OLMo 2 has (1e-5): there is none here. Deviation: weights begin with standard deviation 1/sqrt(fan_in) and
+not 0.02.
 """
 
 from configs import shared
@@ -20,7 +21,8 @@ def get_config(variant="1b_7b"):
   c = shared.paper_scale("olmoe", shared.variant(variant, VARIANTS))
   c.paper.name = "OLMoE"
   c.model.moe.first, c.model.moe.every = 0, 1
-  c.model.tied_embeddings, c.model.qk_norm = False, True
+  shared.open_decoder(c, norm_eps=1e-5)  # also of the norms on queries and keys
+  c.model.qk_norm = True
   shared.adamw(c, 4e-4, 2500)
   shared.batch(c, sequences=1024, seq_len=4096, tokens=5e12)
   return shared.desk(c) if variant == "desk" else c

@@ -20,7 +20,8 @@ def get_config(variant="a2_7b"):
   c = shared.paper_scale("qwen1_5_moe", shared.variant(variant, VARIANTS))
   c.paper.name = "Qwen1.5-MoE"
   c.model.moe.first, c.model.moe.every = 0, 1
-  c.model.rope_theta, c.model.tied_embeddings, c.model.qkv_bias = 1e6, False, True
+  shared.open_decoder(c, norm_eps=1e-6)
+  c.model.rope_theta, c.model.qkv_bias = 1e6, True
   shared.adamw(c, 4e-4, 2500)
   shared.batch(c, sequences=512, seq_len=8192, tokens=5e12)
   return shared.desk(c) if variant == "desk" else c

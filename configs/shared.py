@@ -48,16 +48,31 @@ def variant(name, variants, columns=()):
 
 
 def t5(c, sequences, steps, encoder_len=512, seq_len=114):
-  """The T5 1.1 encoder-decoder: relative position biases, RMSNorm, no scale on queries or embeddings; its Adafactor.
+  """The T5 1.1 encoder-decoder: RMSNorm, no scale on queries or embeddings, one table of relative biases a stack.
 
-  A row of 512 tokens with 15% of them masked in spans of 3 has 114 to restore.
+  Its training is Adafactor, and 1e-4 of the output softmax's log^2 Z: the default of Mesh-TensorFlow's T5, of T5X, and
+  of flaxformer's configurations of mixtures of experts, those of Switch and ST-MoE among them; the papers do not
+  mention it. A row of 512 tokens with 15% of them masked in spans of 3 has 114 to restore.
   """
   c.model.family = "encoder_decoder"
   c.model.position, c.model.query_scale, c.model.embed_scale = "relative", 1.0, False
+  c.model.relative_shared = True
+  c.train.output_z_loss = 1e-4
   adafactor(c)
   c.data.tokenizer, c.data.objective = "sentencepiece:tokenizer.model", "span_corruption"
   c.data.encoder_len, c.data.seq_len = encoder_len, seq_len
   c.train.batch_size, c.train.steps = sequences, steps
+
+
+def open_decoder(c, norm_eps):
+  """What all open decoders here share: an output projection of its own, and embeddings that nothing multiplies.
+
+  They begin with standard deviation 1/sqrt(d_model), which is near the 0.02 of most released code; see `Decoder`.
+
+  Args:
+    norm_eps: `rms_norm_eps` of the released configuration.
+  """
+  c.model.tied_embeddings, c.model.embed_scale, c.model.norm_eps = False, False, norm_eps
 
 
 def adafactor(c):

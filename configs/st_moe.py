@@ -7,6 +7,12 @@ The released shape: 24 layers a stack and a dense FFN before each layer with exp
 without. Ablations: optimizer.update_clip=0.1 (Table 4), model.ffn_bias=multiplicative (appendix C), model.moe.jitter.
 Groups are of whole rows, so that the decoder's are smaller: in L 456 and 2048 tokens, as in the paper.
 Open: all data but C4, which takes their place. As released, no batch-prioritised routing in the encoder.
+The auxiliary losses' weights, 0.01 and 0.001, are ambiguous by the number of layers with experts, 12 in all: the
+paper's runs were made with Mesh-TensorFlow, which adds up the losses of all layers; T5X, for which the released
+configurations are written, takes their mean, as here. `--config.model.moe.layer_reduce=sum` is the other reading.
+The output softmax's z-loss is that of the released configurations, see `shared.t5`.
+Deviation: weights begin with standard deviation 1/sqrt(fan_in) (moe_jax/layers/init.py), not with Switch's sqrt(0.1) of
+that.
 """
 
 from configs import shared

@@ -8,6 +8,8 @@ Where Table 9 and the released configurations differ: XXL has 128 experts (`xxl_
 large has ReLU FFNs of 4096 (`large_128e_geglu`: Table 9's), `c` has Table 9's 32 heads (`c_30_heads`: the released 30;
 the count barely moves). Groups are as many tokens of the encoder as in the released configurations (8192 in base), and
 of the decoder those of as many rows. Open: XXL and C are given 576B tokens like all others; the paper's XXL saw 503B.
+Inferred: the output softmax's z-loss, see `shared.t5`. Deviation: of the weights only the router's begin smaller (see
+moe_jax/layers/init.py), where the paper takes sqrt(0.1) of the usual standard deviation for all.
 """
 
 from configs import shared, t5

@@ -29,5 +29,4 @@ def architecture(name, variant, sizes):
                                     "model.moe.every": 2} | sizes)
   c.paper.name = name
   shared.t5(c, sequences=2048, steps=550_000)
-  c.train.output_z_loss = 1e-4
   return shared.desk(c) if variant == "desk" else c

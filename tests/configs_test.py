@@ -81,8 +81,9 @@ def test_desk_keeps_the_routing_and_shrinks_the_rest(family):
   sized = ("num_experts", "d_ff", "group_size", "group_rows", "dispatcher")
   keep = lambda e: {key: value for key, value in e.to_dict().items() if key not in sized}
   assert keep(small.model.moe) == keep(c.model.moe)
-  assert (small.model.family, small.model.position, small.model.attention) == (
-      c.model.family, c.model.position, c.model.attention)
+  for key in ("family", "position", "relative_shared", "attention", "rope_theta", "qkv_bias", "qk_norm", "clip_qkv",
+              "query_scale", "activation", "norm", "norm_eps", "embed_scale", "tied_embeddings"):
+    assert small.model[key] == c.model[key], key
   assert build.parameter_counts(small, 364)[0] < 10e6 and small.train.steps == 800
   e = small.model.moe
   if e.num_experts:

@@ -109,7 +109,8 @@ def left_out(m, names):
   layers = m.num_layers * (len(m.block) // 2 or 1)  # a block's sublayers, in pairs, are layers
   sparse = sum(i >= m.moe.first and (i - m.moe.first) % m.moe.every == 0 for i in range(m.num_layers)) * stacks
   of = {
-      BIAS: 32 * m.num_heads * stacks * layers,  # of each self-attention
+      # Of each stack of T5 and its descendants; of each layer's self-attention elsewhere.
+      BIAS: 32 * m.num_heads * stacks * (1 if m.relative_shared else layers),
       NORMS: m.d_model * (5 * layers + 2 if stacks == 2 else 2 * layers + 1),
       EXTRA: m.d_model * sparse,
       BALANCE: -m.moe.num_experts * sparse,  # router state here
@@ -151,6 +152,16 @@ def test_the_32_billion_of_st_moe():
   c, total, _, kinds = counts("st_moe:32b")
   activated = total - kinds["experts"] * (1 - 1.25 / 64) - sum(left_out(c.model, (BIAS, EXTRA)).values())
   assert activated == 32_231_229_440
+
+
+@pytest.mark.parametrize("name, total", [
+    ("t5:base", 222_903_552),  # Hugging Face's t5-base
+    ("t5:large", 737_668_096),  # its t5-large
+    ("glam:137b", 137_702_416_384)])  # Lingvo's DenseLm128B8x8
+def test_totals_of_released_code(name, total):
+  # Catches: a table of relative biases a layer where T5 has one a stack, or one where GLaM has one a layer; a norm too
+  # many or too few.
+  assert counts(name)[1] == total
 
 
 @pytest.mark.parametrize("variant, grown, claims", [

@@ -275,10 +275,11 @@ def test_as_a_process_a_mistake_exits_with_2(tmp_path):
 def test_an_encoder_decoder_trains_stops_resumes_and_reports(tmp_path, capfd):
   # Catches: any part of a run that takes a decoder for granted: initialisation, steps, checkpoints, evaluation, the
   # report; a resumed run that masks other spans than one that was not interrupted.
-  changes = dict(model__family="encoder_decoder", model__position="relative", model__relative_buckets=8,
-                 model__relative_max_distance=16, model__query_scale=1.0, model__embed_scale=False,
-                 model__num_encoder_layers=4, model__dropout=0.1, data__objective="span_corruption",
-                 data__encoder_len=48, data__noise_density=0.3, data__mean_span=2.0, train__eval_every=2)
+  changes = dict(model__family="encoder_decoder", model__position="relative", model__relative_shared=True,
+                 model__relative_buckets=8, model__relative_max_distance=16, model__query_scale=1.0,
+                 model__embed_scale=False, model__num_encoder_layers=4, model__dropout=0.1,
+                 data__objective="span_corruption", data__encoder_len=48, data__noise_density=0.3, data__mean_span=2.0,
+                 train__eval_every=2)
   for steps in (2, 4):
     assert train.main(arguments(tmp_path, train__steps=steps, optimizer__schedule="constant", **changes)) == 0
   place = tmp_path / "run"

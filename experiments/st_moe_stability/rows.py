@@ -63,8 +63,10 @@ _PLAIN = {"model.dtype": "bfloat16", "model.moe.z_loss": 0.0, "model.moe.extra_f
           "optimizer.name": "adafactor", "optimizer.schedule": "flat_rsqrt", "optimizer.weight_decay": 0.0,
           "optimizer.clip_norm": 0.0, "train.log_every": 1}  # stability is judged by the loss of every step
 # Two layers a stack, of which the second has experts. Rows of 64 tokens, of which 15% are masked, two rows a group.
+# Each layer has its own table of relative biases, with which these rows were trained; ST-MoE's layers share one.
 _SMALL = _PLAIN | {
-    "model.num_layers": 2, "model.moe.first": 1, "model.moe.every": 2, "model.moe.num_experts": 8,
+    "model.relative_shared": False, "model.num_layers": 2, "model.moe.first": 1, "model.moe.every": 2,
+    "model.moe.num_experts": 8,
     "model.moe.dispatcher.name": "einsum", "model.moe.group_rows": 2, "data.encoder_len": 64, "data.seq_len": 15,
     "optimizer.warmup_steps": 100, "train.batch_size": 16, "train.steps": 300, "train.eval_every": 300,
     "train.checkpoint_every": 300, "train.eval_batches": 16}
@@ -125,6 +127,7 @@ def ablations(scale: Scale) -> dict[str, Ablation]:
       "update_clip": Ablation("update clipping at 0.1", {"optimizer.update_clip": 0.1}),
       **{f"z_loss_{weight}": Ablation(f"z-loss {weight}", {_Z: float(weight)})
          for weight in ("1e-4", "1e-3", "1e-2", "1e-1")},
+      "z_loss_1e-3_sum": Ablation("losses added up over layers", {"model.moe.layer_reduce": "sum"}, "z_loss_1e-3"),
       "bfloat16_router": Ablation("bfloat16 router", {"model.moe.router_dtype": "bfloat16"}),
       REFERENCE: Ablation("top-2, capacity 1.25 / 2, z-loss, extra FFN", scale.reference),
       "top_1_0.75_0.75": design("top-1, capacity 0.75 / 0.75", capacity(0.75, 0.75, **one)),

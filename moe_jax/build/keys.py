@@ -119,20 +119,23 @@ NUMBERS: tuple[Numbers, ...] = (
         whole=False, below=True),
     Numbers(0, 1, "a share of the peak, or of an even load", ("optimizer.final_fraction", "train.guard.starved_share"),
             whole=False),
+    Numbers(1e-12, 0.1, "what is squared and averaged is near 1, and published values are 1e-5 and 1e-6", (
+        "model.norm_eps",), whole=False, below=True),
     Numbers(1e-9, 1, "a share of the steps", ("optimizer.decay_fraction",), whole=False),
 )
 OPTIONAL = ("model.moe.capacity_factor", "model.moe.eval_capacity_factor")  # may be None
 
-FLAGS = ("model.qkv_bias", "model.qk_norm", "model.embed_scale", "model.tied_embeddings", "model.scan_layers",
-         "model.moe.extra_ffn", "model.moe.shared_gate", "model.moe.allow_noncausal_routing",
+FLAGS = ("model.qkv_bias", "model.qk_norm", "model.relative_shared", "model.embed_scale", "model.tied_embeddings",
+         "model.scan_layers", "model.moe.extra_ffn", "model.moe.shared_gate", "model.moe.allow_noncausal_routing",
          "train.guard.skip_nonfinite")
 TEXTS = ("model.family", "model.activation", "model.norm", "model.dtype", "model.remat", "model.attention",
          "model.position", "model.ffn_bias", "model.moe.activation", "model.moe.encoder_priority",
          "model.moe.capacity_basis", "model.moe.balance_counts", "model.moe.balance_over",
          "model.moe.capacity_rounding", "model.moe.gate_network", "model.moe.jitter_on", "model.moe.router_dtype",
          "model.moe.balance_scores", "model.moe.importance_of", "model.moe.replay_gate", "model.moe.layer_reduce",
-         "data.pipeline", "data.objective", "data.tokenizer", "data.bos", "data.eos", "data.cache_dir", "data.tfds_dir", "data.text_field",
-         "data.validation_split", "optimizer.name", "optimizer.schedule", "paper.name", "paper.note", "report.compare")
+         "data.pipeline", "data.objective", "data.tokenizer", "data.bos", "data.eos", "data.cache_dir", "data.tfds_dir",
+         "data.text_field", "data.validation_split", "optimizer.name", "optimizer.schedule", "paper.name", "paper.note",
+         "report.compare")
 _POSITIVE = Numbers(0, LARGEST, "see LARGEST", (), whole=False)
 # key -> what each entry of its tuple must be (a type or bounds), and the same in words.
 TUPLES: Mapping[str, tuple[Any, str]] = {

@@ -16,6 +16,7 @@ from moe_jax.build.experts import encoder_layers, encoder_model, group_tokens, h
 from moe_jax.build.sublayers import kind, layout, own_models
 from moe_jax.errors import ConfigError, choose
 from moe_jax.layers import NORMS, Attention, DenseFfn, LatentAttention, Lstm
+from moe_jax.layers.relative_bias import bias_table
 from moe_jax.models import Brainformer, Decoder, EncoderDecoder, LstmLm, Tower
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -65,13 +66,25 @@ def grouped_query(m: ConfigDict, **common) -> functools.partial:
   return functools.partial(
       Attention, num_heads=m.num_heads, num_kv_heads=m.num_kv_heads, head_dim=m.head_dim, position=m.position,
       rope_theta=m.rope_theta, relative_buckets=m.relative_buckets, relative_max_distance=m.relative_max_distance,
-      qkv_bias=m.qkv_bias, qk_norm=m.qk_norm, clip_qkv=m.clip_qkv, sliding_window=m.sliding_window,
-      query_scale=m.query_scale, **common)
+      qkv_bias=m.qkv_bias, qk_norm=m.qk_norm, norm_eps=m.norm_eps, clip_qkv=m.clip_qkv,
+      sliding_window=m.sliding_window, query_scale=m.query_scale, **common)
 
 
 def latent(m: ConfigDict, **common) -> functools.partial:
   """What makes a `LatentAttention` of config.model; `common` are its output_scale and dtype."""
   return functools.partial(LatentAttention, num_heads=m.num_heads, rope_theta=m.rope_theta, **m.latent, **common)
+
+
+def norm(m: ConfigDict) -> functools.partial:
+  """What makes a norm of config.model."""
+  return functools.partial(NORMS[m.norm], epsilon=m.norm_eps)
+
+
+def shared_table(m: ConfigDict) -> functools.partial | None:
+  """What makes the table of relative biases that a stack's layers share; None where each has its own, or none."""
+  if not m.relative_shared:
+    return None
+  return functools.partial(bias_table, num_heads=m.num_heads, num_buckets=m.relative_buckets)
 
 
 ATTENTIONS = {"grouped_query": grouped_query, "latent": latent}
@@ -87,8 +100,9 @@ def _decoder(m: ConfigDict, vocab_size: int, platform: str) -> Decoder:
   return Decoder(
       vocab_size=vocab_size, d_model=m.d_model, has_experts=layers,
       attention=ATTENTIONS[m.attention](m, output_scale=scale, dtype=dtype),
-      dense=dense, moe=moe_layer(m, dense, platform) if any(layers) else None, norm=NORMS[m.norm],
-      extra_ffn=m.moe.extra_ffn, num_biased_experts=m.moe.num_experts if biased else 0, embed_scale=m.embed_scale,
+      dense=dense, moe=moe_layer(m, dense, platform) if any(layers) else None, norm=norm(m),
+      bias_table=shared_table(m), extra_ffn=m.moe.extra_ffn,
+      num_biased_experts=m.moe.num_experts if biased else 0, embed_scale=m.embed_scale,
       tied_embeddings=m.tied_embeddings, dropout=m.dropout, dtype=dtype, scan_layers=m.scan_layers, remat=m.remat,
       layer_reduce=m.moe.layer_reduce)
 
@@ -112,7 +126,7 @@ def _tower(m: ConfigDict, layers: tuple[bool, ...], platform: str, encoder: bool
                             dtype=dtype)
   attention = grouped_query(m, causal=not encoder, dropout=m.dropout, output_scale=scale, dtype=dtype)
   return functools.partial(
-      Tower, attention=attention, dense=dense, norm=NORMS[m.norm],
+      Tower, attention=attention, dense=dense, norm=norm(m), bias_table=shared_table(m),
       moe=moe_layer(m, dense, platform) if any(layers) else None,
       cross=None if encoder else functools.partial(attention, position="none"), extra_ffn=m.moe.extra_ffn,
       dropout=m.dropout, scan_layers=m.scan_layers, remat=m.remat)
@@ -148,7 +162,7 @@ def _brainformer(m: ConfigDict, vocab_size: int, platform: str) -> Brainformer:
   return Brainformer(
       vocab_size=vocab_size, d_model=m.d_model, layout=entries,
       sublayers=freeze({entry: sublayer(entry, own) for entry, own in own_models(m).items()}), has_experts=layers,
-      norm=NORMS[m.norm], num_biased_experts=m.moe.num_experts if biased else 0, embed_scale=m.embed_scale,
+      norm=norm(m), num_biased_experts=m.moe.num_experts if biased else 0, embed_scale=m.embed_scale,
       tied_embeddings=m.tied_embeddings, dropout=m.dropout, dtype=DTYPES[m.dtype], scan_layers=m.scan_layers,
       remat=m.remat, layer_reduce=m.moe.layer_reduce)
 

@@ -63,7 +63,8 @@ def _attention_words(m: ConfigDict) -> str:
   more = [f"query scale {m.query_scale:g}"] * bool(m.query_scale) + ["biases"] * m.qkv_bias
   more += ["normalised queries and keys"] * m.qk_norm + [f"clipped to {m.clip_qkv:g}"] * bool(m.clip_qkv)
   more += [f"window of {m.sliding_window}"] * bool(m.sliding_window)
-  where = {"rope": f"rope (theta {m.rope_theta:g})", "relative": "relative biases", "none": "no positions"}[m.position]
+  biases = "relative biases, one table a stack" if m.relative_shared else "relative biases"
+  where = {"rope": f"rope (theta {m.rope_theta:g})", "relative": biases, "none": "no positions"}[m.position]
   return ", ".join([f"{m.num_heads} heads of {m.head_dim}, {m.num_kv_heads} of keys and values", where, *more])
 
 

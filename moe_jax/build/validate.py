@@ -147,6 +147,9 @@ def _blamed(entry: str) -> Iterator[None]:
 
 
 def _validate_attention(m: ConfigDict) -> None:
+  if m.relative_shared and (m.position != "relative" or m.family not in ("decoder", "encoder_decoder")):
+    raise ConfigError("model.relative_shared", True, "must be False: it is for position='relative' in the families "
+                      "'decoder' and 'encoder_decoder', whose layers all have the same heads")
   if m.family == "lstm":
     return _refuse(m, _NOT_LSTM, "family='lstm'", "another family")
   if m.attention == "latent":

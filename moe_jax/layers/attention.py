@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_jax.layers.aux import LayerContext
 from moe_jax.layers.init import projection
 from moe_jax.layers.norms import RmsNorm
-from moe_jax.layers.relative_bias import relative_bias
+from moe_jax.layers.relative_bias import bias_table, relative_bias
 from moe_jax.sharding import constrain
 
 MASKED = -0.7 * jnp.finfo(jnp.float32).max  # finite: a row that is masked everywhere gives numbers, not NaN
@@ -36,19 +36,22 @@ def rope(x: Float[Array, "B L H P"], positions: Int[Array, "B L"], theta: float)
 class Attention(nn.Module):
   """Grouped-query attention (Ainslie et al. 2023): query head h reads key-value head h // (heads / kv_heads).
 
-  Queries, keys and values are projected; then, each where it is asked for: biases, clipping, normalisation, rotation.
+  Queries, keys and values are projected; then, each where it is asked for: biases, normalisation, clipping, rotation.
+  This is the order of OLMoE's published code, which has both of the middle two; DBRX clips and does not normalise.
 
   Attributes:
     num_heads: query heads; a multiple of num_kv_heads.
     num_kv_heads: key-value heads; num_heads is the full attention of Vaswani et al. 2017.
     head_dim: P; even if position is "rope".
     causal: a query sees no later key of its document; False: all keys of it.
-    position: "rope", "relative" (`relative_bias`, two-sided unless causal) or "none".
+    position: "rope", "relative" (`relative_bias`, two-sided unless causal, from a table of the layer's own unless the
+      context brings the one of the stack) or "none".
     rope_theta: longest wavelength of the rotary embedding, in units of 2 pi tokens.
     relative_buckets: of the relative bias, see `bucket`; a multiple of 4.
     relative_max_distance: likewise, in tokens; above half of relative_buckets.
     qkv_bias: additive biases, 0 at first, on queries, keys and values (Qwen).
     qk_norm: RMSNorm over all H * P features of a token's query, and over those of its key (OLMoE).
+    norm_eps: epsilon of these two norms.
     clip_qkv: queries, keys and values are cut to [-clip_qkv, clip_qkv] (DBRX); 0: they are not.
     sliding_window: a causal query sees so many keys, the one at its own place included (Mixtral); 0: all earlier ones.
     query_scale: factor on queries; 0: 1/sqrt(P). The query projection begins smaller by what this is larger (T5's 1.0
@@ -68,6 +71,7 @@ class Attention(nn.Module):
   relative_max_distance: int = 128
   qkv_bias: bool = False
   qk_norm: bool = False
+  norm_eps: float = 1e-6
   clip_qkv: float = 0.0
   sliding_window: int = 0
   query_scale: float = 0.0
@@ -121,13 +125,13 @@ class Attention(nn.Module):
     if self.qkv_bias:
       heads += self.param(f"{name}_bias", nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head_dim")),
                           (count, self.head_dim), jnp.float32).astype(heads.dtype)
+    if self.qk_norm and name != "value":
+      norm = RmsNorm(self.norm_eps, name=f"{name}_norm")
+      heads = norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
     if self.clip_qkv:
       heads = jnp.clip(heads, -self.clip_qkv, self.clip_qkv)
-    if name == "value":
-      return heads
-    if self.qk_norm:
-      heads = RmsNorm(name=f"{name}_norm")(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
-    return rope(heads, context.positions, self.rope_theta) if self.position == "rope" else heads
+    rotated = self.position == "rope" and name != "value"
+    return rope(heads, context.positions, self.rope_theta) if rotated else heads
 
   def _mask(self, context: LayerContext, memory_segments: Int[Array, "B Lk"] | None) -> Bool[Array, "B L Lk"]:
     if memory_segments is None:
@@ -139,8 +143,10 @@ class Attention(nn.Module):
     if self.position != "relative":
       return None
     distance = context.positions[:, :, None] - context.positions[:, None, :]
-    bias = relative_bias(self, distance, self.num_heads, bidirectional=not self.causal,
-                         num_buckets=self.relative_buckets, max_distance=self.relative_max_distance)
+    table = context.bias_table
+    if table is None:
+      table = bias_table(self, self.num_heads, self.relative_buckets)
+    bias = relative_bias(table, distance, bidirectional=not self.causal, max_distance=self.relative_max_distance)
     return jnp.moveaxis(bias.reshape(self.num_kv_heads, -1, *distance.shape), 2, 0)
 
 

@@ -108,6 +108,8 @@ class LayerContext:
     memory: the encoder's output, M tokens, which cross-attention reads; None in a model without an encoder.
     memory_segments: which segment each of these belongs to; a token sees those of its own.
     micro: the rows are those of this microbatch, whose `tokens` are of these rows; None: they are the whole batch.
+    bias_table: the relative biases that all attention layers of the stack share, a number for each of H heads and N
+      buckets (`relative_bias.py`); None where each layer has its own, or has none.
   """
 
   token_ids: Int[Array, "B L"]
@@ -118,6 +120,7 @@ class LayerContext:
   memory: Float[Array, "B M D"] | None = None
   memory_segments: Int[Array, "B M"] | None = None
   micro: Microbatch | None = None
+  bias_table: Float[Array, "H N"] | None = None
 
 
 @typing.no_type_check

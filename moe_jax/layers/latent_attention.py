@@ -26,6 +26,8 @@ class LatentAttention(nn.Module):
   The rotated key is one for all heads. A cache would hold c and that key only: kv_rank + rope_dim numbers a token;
   this is the training form, which multiplies out keys and values.
 
+  The epsilon of both latents' norms is 1e-6, whatever that of the blocks' norms is, as in the released code.
+
   Deviation: pairs (i, i + rope_dim/2) rotate where the released code rotates (2i, 2i + 1): a fixed order of features.
 
   Attributes:
@@ -71,7 +73,7 @@ class LatentAttention(nn.Module):
     return x @ projection(self, name, (x.shape[-1], rank), ("embed", None), fan_in=x.shape[-1], dtype=self.dtype)
 
   def _latent(self, name: str, x: Float[Array, "B L D"], rank: int) -> Float[Array, "B L R"]:
-    return RmsNorm(name=f"{name}_norm")(self._down(name, x, rank))
+    return RmsNorm(1e-6, name=f"{name}_norm")(self._down(name, x, rank))
 
   def _heads(self, name: str, latent: Float[Array, "B L R"], features: int) -> Float[Array, "B L H P"]:
     return jnp.einsum("blr,rhp->blhp", latent, projection(

@@ -7,39 +7,48 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-EPSILON = 1e-6
-
 
 class RmsNorm(nn.Module):
-  """x / RMS(x) * scale (Zhang and Sennrich 2019)."""
+  """x / sqrt(mean(x^2) + epsilon) * scale (Zhang and Sennrich 2019).
+
+  Attributes:
+    epsilon: keeps the root from 0. It shows wherever x is small: rows of an embedding of standard deviation 0.02 have a
+      mean square of 4e-4, of which 1e-5 is a fortieth.
+  """
+
+  epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    return (_over_rms(x) * _scale(self, x.shape[-1])).astype(x.dtype)
+    return (_over_rms(x, self.epsilon) * _scale(self, x.shape[-1])).astype(x.dtype)
 
 
 class UnscaledRmsNorm(nn.Module):
-  """x / RMS(x), without parameters: an ablation of ST-MoE (Table 2)."""
+  """As `RmsNorm`, without parameters: an ablation of ST-MoE (Table 2)."""
+
+  epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    return _over_rms(x).astype(x.dtype)
+    return _over_rms(x, self.epsilon).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
-  """(x - mean) / std * scale (Ba et al. 2016). Deviation: no bias."""
+  """(x - mean) / sqrt(variance + epsilon) * scale (Ba et al. 2016). Deviation: no bias, as in DBRX."""
+
+  epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     y = x.astype(jnp.float32)
     y -= jnp.mean(y, axis=-1, keepdims=True)
-    y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + EPSILON)
+    y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
     return (y * _scale(self, x.shape[-1])).astype(x.dtype)
 
 
-def _over_rms(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+def _over_rms(x: Float[Array, "... D"], epsilon: float) -> Float[Array, "... D"]:
   y = x.astype(jnp.float32)
-  return y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + EPSILON)
+  return y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
 
 
 def _scale(module: nn.Module, width: int) -> Float[Array, "D"]:

@@ -37,15 +37,20 @@ def bucket(distance: Int[np.ndarray, "..."], bidirectional: bool, num_buckets: i
   return later + np.searchsorted(edges, steps, side="right")
 
 
-def relative_bias(module: nn.Module, distance: Int[Array, "B Lq Lk"], num_heads: int, *, bidirectional: bool,
-                  num_buckets: int, max_distance: int) -> Float[Array, "H B Lq Lk"]:
-  """What is added to attention scores: parameter `relative_bias` [H, buckets] of `module`, looked up; float32.
+def bias_table(module: nn.Module, num_heads: int, num_buckets: int) -> Float[Array, "H N"]:
+  """Parameter `relative_bias` of `module`, a number for each of H heads and N buckets; float32.
 
-  Its first values are t5x's: uniform, of variance 2 / (heads + buckets). The other arguments are those of `bucket`.
+  The module is an attention layer or, where all layers of a stack share one table, what runs the stack. The first
+  values are T5X's: uniform, of variance 2 / (H + N).
   """
   first = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-  weight = module.param("relative_bias", nn.with_logical_partitioning(first, ("heads", None)),
-                        (num_heads, num_buckets), jnp.float32)
+  return module.param("relative_bias", nn.with_logical_partitioning(first, ("heads", None)), (num_heads, num_buckets),
+                      jnp.float32)
+
+
+def relative_bias(table: Float[Array, "H N"], distance: Int[Array, "B Lq Lk"], *, bidirectional: bool,
+                  max_distance: int) -> Float[Array, "H B Lq Lk"]:
+  """What is added to attention scores: the entries of a `bias_table` for these distances, which are as in `bucket`."""
   reach = np.arange(-max_distance, max_distance + 1)  # all farther distances are in the buckets of the outermost two
-  of_distance = weight[:, bucket(reach, bidirectional, num_buckets, max_distance)]
+  of_distance = table[:, bucket(reach, bidirectional, table.shape[1], max_distance)]
   return jnp.take(of_distance, jnp.clip(distance, -max_distance, max_distance) + max_distance, axis=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -23,6 +23,9 @@ BY_TOKEN = ("top1_expert", "plan")  # metrics whose shape depends on the number 
 class Tower(nn.Module):
   """Layers and the norm of what they make: an encoder or, with `cross`, a decoder.
 
+  Parameters: layers named as `Decoder` names its own, `final_norm`, and `relative_bias` where the self-attentions of
+  all layers share one table of relative biases (T5).
+
   Attributes:
     has_experts: for each layer, whether its FFN is `moe` or `dense`.
     attention: makes the self-attention of a layer.
@@ -30,6 +33,7 @@ class Tower(nn.Module):
     norm: makes a normalisation.
     moe: makes the FFN of a layer with experts; None where there is no such layer.
     cross: makes the attention to the encoder's output; None: there is none.
+    bias_table: see `Decoder`.
     extra_ffn: in layers with experts, a `dense` FFN of its own norm and residual comes right before them (ST-MoE).
     dropout: probability, on the input, the output of each sublayer and of the last norm.
     scan_layers: compile the repeating stretch of layers once (`find_pattern`).
@@ -42,6 +46,7 @@ class Tower(nn.Module):
   norm: Factory
   moe: Factory | None = None
   cross: Factory | None = None
+  bias_table: Callable[[nn.Module], Array] | None = None
   extra_ffn: bool = False
   dropout: float = 0.0
   scan_layers: bool = True
@@ -51,6 +56,7 @@ class Tower(nn.Module):
   def __call__(self, x: Float[Array, "B L D"], context: LayerContext,
                routing: LayerRouting) -> tuple[Float[Array, "B L D"], Aux]:
     drop = lambda y: nn.Dropout(self.dropout, deterministic=not context.train)(y)
+    context = context.replace(bias_table=self.bias_table and self.bias_table(self))
     x, aux = run_layers(self._block, self.has_experts, self.scan_layers, drop(x), context, routing)
     return drop(self.norm(name="final_norm")(x)), aux
 
@@ -63,12 +69,13 @@ class Tower(nn.Module):
 class EncoderDecoder(nn.Module):
   """A source's token ids and a target's in, logits of the target's next tokens out.
 
-  Parameters: `embedding`, `target_embedding` if there is one, `encoder/...` and `decoder/...`, each with a `final_norm`
-  and layers named as `Decoder` names its own, and `head` unless the embedding is tied.
+  Parameters: `embedding`, `target_embedding` if there is one, `encoder/...` and `decoder/...`, which are `Tower`s, and
+  `head` unless the embedding is tied.
 
   Rows of the embedding are either of standard deviation 1/sqrt(D), multiplied by sqrt(D) on the way in (Vaswani et al.
   2017, Sec. 3.4), or of standard deviation 1 and, where they are tied to the output, divided by sqrt(D) there (T5). At
-  the start the two are the same function; an optimizer that steps in proportion to a weight tells them apart.
+  the start the two are the same function. Adam, whose steps do not depend on a weight's size, then trains them
+  differently; Adafactor, whose steps are in proportion to it, does not.
 
   Attributes:
     vocab_size: V, of the source and, without `target_vocab_size`, of the target.

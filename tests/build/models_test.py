@@ -29,7 +29,8 @@ def test_vocabulary():
 def test_every_key_of_attention_arrives():
   # Catches: a key of the config that nobody reads.
   keys = {"position": "relative", "relative_buckets": 8, "relative_max_distance": 9, "qkv_bias": True, "qk_norm": True,
-          "clip_qkv": 8.0, "sliding_window": 7, "query_scale": 0.5, "rope_theta": 5e5, "num_kv_heads": 2}
+          "norm_eps": 1e-3, "clip_qkv": 8.0, "sliding_window": 7, "query_scale": 0.5, "rope_theta": 5e5,
+          "num_kv_heads": 2}
   mesh = sharding.make_mesh({"data": 1})
   made = build.model(config({f"model.{key}": value for key, value in keys.items()}), 264, mesh).attention
   assert made.func is Attention and {key: made.keywords[key] for key in keys} == keys

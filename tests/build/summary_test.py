@@ -65,6 +65,8 @@ def test_the_model_in_words():
                  data__seq_len=30)
   assert lines["model"] == "encoder-decoder, 6 + 4 layers of width 128, 5 with experts"
   assert lines["attention"].endswith("relative biases, query scale 1") and "64 and 32 entries" in lines["embedding"]
+  assert "relative biases, one table a stack" in _model(model__position="relative", model__relative_shared=True)[
+      "attention"]
   assert "one more before each of the 5 layers' experts" in lines["ffn"]
   assert lines["batch"].startswith("32 rows of 256 tokens to 30,")
   assert "keys and values from 512, full queries" in _model(model__attention="latent")["attention"]

@@ -64,11 +64,11 @@ def by_loops(layer, w, x, memory=None, memory_segments=None):
   heads = {}
   for name, rows in (("query", x), ("key", source), ("value", source)):
     t = np.einsum("bld,dhp->blhp", rows, w[name]) + (w[f"{name}_bias"] if layer.qkv_bias else 0.0)
-    t = np.clip(t, -layer.clip_qkv, layer.clip_qkv) if layer.clip_qkv else t
     if layer.qk_norm and name != "value":
       flat = t.reshape(*t.shape[:2], -1)
-      flat = flat / np.sqrt(np.mean(flat ** 2, axis=-1, keepdims=True) + 1e-6) * w[f"{name}_norm"]["scale"]
+      flat = flat / np.sqrt(np.mean(flat ** 2, axis=-1, keepdims=True) + layer.norm_eps) * w[f"{name}_norm"]["scale"]
       t = flat.reshape(t.shape)
+    t = np.clip(t, -layer.clip_qkv, layer.clip_qkv) if layer.clip_qkv else t
     rotate = layer.position == "rope" and name != "value"
     heads[name] = np.asarray(rope(jnp.asarray(t), POSITIONS, layer.rope_theta)) if rotate else t
   y = np.zeros(x.shape)
@@ -107,21 +107,54 @@ def test_grouped_queries_equal_loops_over_heads(kv_heads):
 
 RELATIVE = {"position": "relative", "relative_buckets": 4, "relative_max_distance": 4}
 OPTIONS = [
-  {"position": "none"}, {"causal": False}, {"qkv_bias": True}, {"qk_norm": True}, {"clip_qkv": 0.7},
+  {"position": "none"}, {"causal": False}, {"qkv_bias": True}, {"qk_norm": True, "norm_eps": 0.09}, {"clip_qkv": 0.7},
+  {"qk_norm": True, "clip_qkv": 0.7},
   {"sliding_window": 2}, {"query_scale": 1.0}, RELATIVE, RELATIVE | {"causal": False},
   {"qkv_bias": True, "qk_norm": True, "clip_qkv": 0.7, "sliding_window": 3, "query_scale": 0.3, **RELATIVE}]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o))
 def test_options_equal_loops(options):
-  # Catches: a bias after the clip, a norm a head in place of one a token, a norm after the rotation or of values, a
-  # relative bias of another query head of the same group, distances of the wrong sign, one scaled with the scores.
+  # Catches: a bias after the clip, a clip before the norm (OLMoE normalises first), a norm a head in place of one a
+  # token, a norm after the rotation or of values, a norm of another epsilon, a relative bias of another query head of
+  # the same group, distances of the wrong sign, one scaled with the scores.
   w, _ = check(Attention(num_heads=4, num_kv_heads=2, head_dim=6, **options))
   vectors = {"query_bias": (4, 6), "key_bias": (2, 6), "value_bias": (2, 6)} if "qkv_bias" in options else {}
   vectors |= {"query_norm": (24,), "key_norm": (12,)} if "qk_norm" in options else {}
   vectors |= {"relative_bias": (4, 4)} if options.get("position") == "relative" else {}
   shapes = {name: jax.tree.leaves(leaf)[0].shape for name, leaf in w.items()}
   assert shapes == vectors | {"query": (D, 4, 6), "key": (D, 2, 6), "value": (D, 2, 6), "output": (4, 6, D)}
+
+
+def test_norm_and_clip_by_hand():
+  # One head of two features, a query of (3, 4) and a norm's scale of (1, 2): RMS sqrt(12.5) makes (0.849, 2.263), which
+  # is cut at 1 to (0.849, 1); without the norm (3, 4) is cut to (1, 1). Of two keys, which a query of the second place
+  # sees, the first is 0 and its value (1, 0), the other's value is (0, 0). Catches: the clip before the norm, with
+  # which the query were (1, 2), and one that is left out where there is a norm, or no norm.
+  ids, x = jnp.ones((1, 2), jnp.int32), jnp.asarray([[[0.0, 0, 1], [1.0, 0, 0]]])
+  context = LayerContext(ids, ids, jnp.asarray([[0, 1]]))
+  column = lambda first, second, third: jnp.asarray([first, second, third], jnp.float32).reshape(3, 1, 2)
+  w = {"query": column((3, 4), (0, 0), (0, 0)), "key": column((0.25, 0.5), (0, 0), (0, 0)),
+       "value": column((0, 0), (0, 0), (1, 0)), "output": jnp.asarray([[[1.0, 0, 0], [0, 1, 0]]])}
+  norms = {"query_norm": {"scale": jnp.asarray([1.0, 2.0])}, "key_norm": {"scale": jnp.asarray([0.25, 0.25])}}
+  clipped = {"num_heads": 1, "num_kv_heads": 1, "head_dim": 2, "position": "none", "query_scale": 1.0, "clip_qkv": 1.0}
+  # Key (0.25, 0.5) divided by its RMS of sqrt(0.15625) and times 0.25.
+  key = np.asarray([0.25, 0.5]) / np.sqrt(0.15625) * 0.25
+  for options, params, score in ((clipped | {"qk_norm": True}, w | norms, np.asarray([3 / np.sqrt(12.5), 1.0]) @ key),
+                                 (clipped, w, 0.75)):
+    y = Attention(**options).apply({"params": params}, x, context)
+    np.testing.assert_allclose(y[0, 1], [1 / (1 + np.exp(score)), 0, 0], atol=1e-5)
+
+
+def test_a_stack_brings_its_table():
+  # Catches: a table of the layer's own where the stack has one, a bias that a memory's scores get.
+  layer = Attention(num_heads=4, num_kv_heads=2, head_dim=6, **RELATIVE)
+  x = jax.random.normal(jax.random.key(0), (B, L, D))
+  own = nn.unbox(layer.init(jax.random.key(1), x, CONTEXT))["params"]
+  shared = CONTEXT.replace(bias_table=own["relative_bias"])
+  rest = {name: leaf for name, leaf in own.items() if name != "relative_bias"}
+  assert set(jax.eval_shape(layer.init, jax.random.key(1), x, shared)["params"]) == set(rest)
+  np.testing.assert_array_equal(layer.apply({"params": rest}, x, shared), layer.apply({"params": own}, x, CONTEXT))
 
 
 MEMORY_SEGMENTS = jnp.asarray([[2, 2, 1, 0], [0, 2, 0, 0]])

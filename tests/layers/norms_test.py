@@ -35,6 +35,16 @@ def test_without_parameters_by_hand():
 
 
 @pytest.mark.parametrize("name", NORMS)
+def test_epsilon_by_hand(name):
+  # Mean 0, mean square 0.01, and an epsilon of 0.03: x / sqrt(0.04). Catches: an epsilon that is not read, one that is
+  # added to the root or to a sum of squares.
+  x = jnp.asarray([[0.1, -0.1, 0.1, -0.1]])
+  variables = {"params": {"scale": jnp.ones(4)}} if name in SCALED else {}
+  np.testing.assert_allclose(NORMS[name](epsilon=0.03).apply(variables, x), x / 0.2, rtol=1e-6)
+  np.testing.assert_allclose(NORMS[name]().apply(variables, x), x / np.sqrt(0.010001), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NORMS)
 def test_bfloat16_in_bfloat16_out_float32_inside(name):
   # Catches: squares in bfloat16, and a scale that promotes the residual stream to float32.
   x = jax.random.normal(jax.random.key(0), (4, 512), jnp.bfloat16) * 100

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from moe_jax.layers.relative_bias import bucket, relative_bias
+from moe_jax.layers.relative_bias import bias_table, bucket, relative_bias
 
 pytestmark = pytest.mark.unit
 
@@ -51,7 +51,7 @@ def test_the_papers_formula(buckets, reach, two_sided):
 class Bias(nn.Module):
   @nn.compact
   def __call__(self, distance):
-    return relative_bias(self, distance, 2, bidirectional=True, num_buckets=8, max_distance=6)
+    return relative_bias(bias_table(self, 2, 8), distance, bidirectional=True, max_distance=6)
 
 
 def test_bias_is_looked_up_by_head_and_distance():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from decoder_inputs import L, V, initialise, make, packed, run
+from flax import linen as nn
 
 from moe_jax import sharding
 from moe_jax.layers import Aux
@@ -193,6 +194,39 @@ def test_an_extra_ffn_comes_right_before_the_experts():
   without = {name: leaf for name, leaf in params["layer_1"].items() if not name.startswith("extra")}
   expected, _ = run(make(**changes | {"moe__extra_ffn": False}), {"params": params | {"layer_1": without}}, batch)
   np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_the_decoder_shares_a_table_of_relative_biases():
+  # Catches: a table a layer all the same; one that the layers outside of the scan do not read.
+  batch = packed([[3, 5]])
+  for scan in (True, False):
+    model = make(num_layers=3, moe__first=1, scan_layers=scan, relative_shared=True, **RELATIVE)
+    params = initialise(model, batch)["params"]
+    tables = [path for path, _ in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "relative_bias"]
+    assert [len(path) for path in tables] == [1] and params["relative_bias"].shape == (2, 4)
+    later = params | {"relative_bias": params["relative_bias"] + jnp.asarray([[3.0, 0, 0, 0], [0, 0, 3.0, 0]])}
+    assert not np.allclose(run(model, {"params": later}, batch)[0], run(model, {"params": params}, batch)[0])
+
+
+@pytest.mark.parametrize("changes", [{"qk_norm": True}, {"norm": "layernorm"}, {"norm": "rmsnorm_unscaled"}, LATENT],
+                         ids=["qk_norm", "layernorm", "unscaled", "latent"])
+def test_every_norm_has_the_models_epsilon_but_those_of_latents(changes):
+  # Catches: a norm that keeps the default: of a block, an extra FFN, the queries or the end; a latent's that does not.
+  batch = packed([[8]])
+  model = make(norm_eps=0.05, moe__extra_ffn=True, **changes)
+  variables, seen = initialise(model, batch), {}
+
+  def note(call, args, kwargs, context):
+    if context.method_name == "__call__" and hasattr(context.module, "epsilon"):
+      seen[context.module.name] = context.module.epsilon
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(note):
+    jax.eval_shape(lambda v: model.apply(v, *batch, train=False), variables)
+  latents = {"latent_norm", "query_latent_norm"} if "attention" in changes else set()
+  named = {"query_norm", "key_norm"} if "qk_norm" in changes else latents
+  assert set(seen) == named | {"attention_norm", "extra_norm", "ffn_norm", "final_norm"}
+  assert {name: epsilon for name, epsilon in seen.items() if epsilon != 0.05} == dict.fromkeys(latents, 1e-6)
 
 
 def test_embed_scale():

@@ -142,6 +142,50 @@ def test_scanned_layers_equal_unrolled_layers():
   assert aux.metrics["top1_expert"].shape == (2, 2, L) and aux.metrics["encoder_top1_expert"].shape == (2, 2, M)
 
 
+@pytest.mark.parametrize("changes", [{}, {"remat": "full"}, {"scan_layers": False}],
+                         ids=["scan", "remat", "unrolled"])
+def test_one_table_of_relative_biases_a_stack(changes):
+  # The same function as with a table a layer that all hold the same values; the gradient is the sum of theirs. Catches:
+  # a table that only the first layers read, one for both stacks, a gradient of the last layer alone.
+  own = make(num_layers=4, moe__first=1)  # scanned, with a table a layer
+  shared = make(num_layers=4, moe__first=1, relative_shared=True, **changes)
+  batch = pair([[3, 3], [6]], [[9], [5, 4]])
+  variables = initialise(shared)["params"]
+  tables = {name: variables[name]["relative_bias"] for name in ("encoder", "decoder")}
+  assert {table.shape for table in tables.values()} == {(2, 8)}
+  assert not np.allclose(tables["encoder"], tables["decoder"])
+
+  def loss(model, params):
+    logits, aux = call(model, {"params": params}, batch)
+    return jnp.mean(jnp.square(logits) * (batch[1] > 0)[..., None]) + aux.losses["balance"], logits
+
+  def spread(params):  # the shared tables as a table in each layer of the scan; its inverse sums
+    params = dict(params)
+    for name in ("encoder", "decoder"):
+      stack = dict(params[name])
+      table = stack.pop("relative_bias")
+      if "repeats" not in stack:
+        stack["repeats"] = {f"layer_{i}": jax.tree.map(lambda *leaves: jnp.stack(leaves), stack.pop(f"layer_{i}"),
+                                                       stack.pop(f"layer_{i + 2}")) for i in range(2)}
+      stack["repeats"] = {layer: leaf | {"attention": leaf["attention"] | {"relative_bias": jnp.stack([table] * 2)}}
+                          for layer, leaf in stack["repeats"].items()}
+      params[name] = stack
+    return params
+
+  (value, logits), gradient = tiny.quick_jit(jax.value_and_grad(lambda p: loss(shared, p), has_aux=True))(variables)
+  (expected, wanted), by_layer = tiny.quick_jit(jax.value_and_grad(lambda p: loss(own, p), has_aux=True))(
+      spread(variables))
+  close((value, logits), (expected, wanted))
+  for name in ("encoder", "decoder"):
+    layers = [by_layer[name]["repeats"][f"layer_{i}"]["attention"]["relative_bias"] for i in range(2)]
+    assert all(np.abs(each).max() > 1e-5 for each in layers)
+    np.testing.assert_allclose(gradient[name]["relative_bias"], sum(each.sum(axis=0) for each in layers), atol=1e-6,
+                               rtol=1e-4)
+  rest = lambda tree: jax.tree_util.tree_map_with_path(
+      lambda path, leaf: leaf * (path[-1].key != "relative_bias"), tree)
+  close(rest(spread(gradient)), rest(by_layer))
+
+
 def test_stored_plans_are_followed_by_both_stacks():
   # Catches: the decoder following the encoder's plan, or one that is not passed on.
   model = make(num_layers=2, moe__every=1)
@@ -204,9 +248,10 @@ def test_dropout_only_in_training():
 
 
 def test_a_mesh_computes_the_same():
-  # Catches: a loss that is one shard's, a memory whose rows are not those of its targets.
+  # Catches: a loss that is one shard's, a memory whose rows are not those of its targets, a gradient of the shared
+  # table of relative biases, whose heads are split, that is one shard's.
   batch = pair([[3, 3], [6], [4], [6], [2, 2], [6], [5], [6]], [[4, 5], [9], [9], [6], [3, 3], [9], [7], [9]])
-  model = make(moe__num_shared_experts=1)
+  model = make(moe__num_shared_experts=1, relative_shared=True)
   variables = initialise(model)
 
   def loss(params, batch):
@@ -219,6 +264,7 @@ def test_a_mesh_computes_the_same():
   boxed = jax.eval_shape(lambda key: model.init(key, ids, ids, ids, train=False), jax.random.key(0))
   mesh = sharding.make_mesh({"data": 2, "expert": 2, "tensor": 2})
   placed = sharding.param_shardings(mesh, boxed)["params"]
+  assert placed["encoder"]["relative_bias"].spec[0] == "tensor"
   with jax.set_mesh(mesh):
     rows = sharding.batch_sharding(mesh)
     value = tiny.quick_jit(step, in_shardings=(placed, rows))(
@@ -257,6 +303,8 @@ def test_parameters_of_t5_base():
   c = configured(d_model=768, d_ff=3072, num_layers=12, num_heads=12, num_kv_heads=12, head_dim=64, activation="relu",
                  vocab_size=32128, moe__num_experts=0, relative_buckets=32, relative_max_distance=128)
   assert build.parameter_counts(c, V)[0] == 222_902_784 + 24 * 12 * 32 == encdec(768, 3072, 768, 12, False) + 9216
+  c.model.relative_shared = True  # a table a stack; 222,903,552 are Hugging Face's t5-base
+  assert build.parameter_counts(c, V)[0] == 222_902_784 + 2 * 12 * 32 == 222_903_552
 
 
 def test_parameters_of_gshard():

@@ -130,7 +130,8 @@ def test_adafactor_takes_layers_and_experts_each_alone():
 
 @pytest.mark.parametrize("changes", [{}, {"model.scan_layers": False}, {
     "model.family": "encoder_decoder", "model.position": "relative", "model.ffn_bias": "multiplicative",
-    "model.moe.num_shared_experts": 1}, {"model.attention": "latent"}])
+    "model.moe.num_shared_experts": 1}, {"model.position": "relative", "model.relative_shared": True},
+    {"model.attention": "latent"}])
 def test_stacked_weights_are_those_whose_first_axes_are_layers_and_experts(changes):
   # Catches: a stack under another name, a dense FFN or attention taken for experts.
   variables = build.abstract_variables(config({"model.num_layers": 6} | changes), 264)
