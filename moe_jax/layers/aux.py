@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from moe_jax.routing import RoutingPlan
 
@@ -90,7 +90,9 @@ class LayerRouting:
   Attributes:
     bias: of loss-free balancing, see `RoutingContext`.
     stored: a plan of [G, A] arrays to follow instead of the router's (`routing/replay.py`).
+    salt: what makes a router without weights differ from layer to layer and from seed to seed, see `RoutingContext`.
   """
 
   bias: Float[Array, "*Lm E"] | None = None
   stored: RoutingPlan | None = None
+  salt: UInt32[Array, "*Lm"] | None = None

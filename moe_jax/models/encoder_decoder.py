@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.layers import Aux, LayerContext, LayerRouting, concatenate
 from moe_jax.layers.init import projection
-from moe_jax.models.stack import LAYER_REDUCE, Factory, balancing_bias, make_block, rows, run_layers
+from moe_jax.models.stack import LAYER_REDUCE, Factory, make_block, outside_routing, rows, run_layers
 from moe_jax.routing import RoutingPlan
 from moe_jax.sharding import constrain
 
@@ -83,6 +83,7 @@ class EncoderDecoder(nn.Module):
     tied_embeddings: the output projection is the target's embedding.
     dtype: of the activations; parameters are float32.
     layer_reduce: a key of `LAYER_REDUCE`: how the layers' auxiliary losses become one.
+    seed: of the run, in [0, 2^32): routers that learn nothing differ by it, see `RoutingContext.salt`.
   """
 
   vocab_size: int
@@ -97,6 +98,7 @@ class EncoderDecoder(nn.Module):
   tied_embeddings: bool = True
   dtype: DTypeLike = jnp.float32
   layer_reduce: str = "mean"
+  seed: int | Int[Array, ""] = 0
 
   @nn.compact
   def __call__(self, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], *,
@@ -167,10 +169,9 @@ class EncoderDecoder(nn.Module):
 
   def _routing(self, stored: Mapping[str, RoutingPlan]) -> tuple[LayerRouting, LayerRouting]:
     """What comes to the encoder's and to the decoder's layers with experts from outside."""
-    bias = LayerRouting(balancing_bias(self, sum(self.has_experts), self.num_biased_experts))
-    encoder = sum(self.encoder_experts)
-    return (rows(bias, slice(0, encoder)).replace(stored=stored.get("encoder")),
-            rows(bias, slice(encoder, None)).replace(stored=stored.get("decoder")))
+    own, encoder = outside_routing(self), sum(self.encoder_experts)
+    return (rows(own, slice(0, encoder)).replace(stored=stored.get("encoder")),
+            rows(own, slice(encoder, None)).replace(stored=stored.get("decoder")))
 
 
 def _join(encoder: Aux, decoder: Aux) -> Aux:

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+from decoder_inputs import make, packed
 from flax import linen as nn
 
 from moe_jax.layers import Aux, LayerContext, LayerRouting
-from moe_jax.models.stack import Block, balancing_bias, run_layers
+from moe_jax.models.stack import Block, balancing_bias, layer_salts, run_layers
+from moe_jax.routing.hash_layer import mix
 
 pytestmark = pytest.mark.unit
 
@@ -81,3 +84,47 @@ def test_layers_take_their_rows_in_order():
   y, aux = model.apply({"router_state": {"bias": jnp.asarray([[100.0], [1000.0]])}}, x)
   np.testing.assert_array_equal(y, np.full((1, 2, 1), 4 * 9.0 + 1100.0))
   np.testing.assert_array_equal(aux.metrics["bias"], [[100.0], [1000.0]])
+
+
+def test_salts_differ_by_layer_and_seed():
+  # Catches: a salt that the seed or the layer does not enter, a sum of the two (seed 0's layer 1 would be seed 1's
+  # layer 0), a seed that counts for less when it is traced, as it is where seeds are trained together.
+  salts = np.stack([layer_salts(seed, 64) for seed in (*range(20), 2**31, 2**32 - 1)])
+  assert salts.dtype == np.uint32 and len(np.unique(salts)) == salts.size
+  traced = jax.vmap(lambda seed: layer_salts(seed, 64))(jnp.arange(20))
+  np.testing.assert_array_equal(traced, salts[:20])
+  np.testing.assert_array_equal(layer_salts(3, 2), layer_salts(3, 64)[:2])
+
+
+HASH = {"moe__router__name": "hash_layer", "moe__first": 0, "moe__every": 1, "num_layers": 2}
+MODELS = {
+    "scanned": HASH, "unrolled": HASH | {"scan_layers": False}, "rematerialised": HASH | {"remat": "full"},
+    "mixed": HASH | {"num_layers": 5, "moe__first": 1, "moe__every": 2}, "lstm": HASH | {"family": "lstm"},
+    "brainformer": HASH | {"family": "brainformer", "num_layers": 1, "block": ("moe", "attention", "moe")}}
+
+
+def chosen(model, batch):
+  """seed -> each token's first expert, [Lm, B, L], at evaluation. Where no weight decides, XLA computes little else."""
+  return tiny.quick_jit(lambda seed: model.clone(seed=seed).init_with_output(
+      jax.random.key(0), *batch, train=False, return_routing=True)[0][1].metrics["top1_expert"])
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layer_has_its_own_hash(name):
+  # The plan of each layer is computed here from the ids, the layer's place among those with experts, and the seed.
+  # Catches: one hash for all layers or repeats, rows of the wrong layer under a scan, a seed that the model ignores.
+  model, batch = make(**MODELS[name]), packed([[3, 5], [8]])
+  hashes = [mix(batch[0], mix(salt, 0)) % 4 for salt in layer_salts(3, 2)]
+  np.testing.assert_array_equal(chosen(model, batch)(3), np.stack(hashes))
+
+
+@pytest.mark.numerics
+def test_random_experts_at_evaluation_are_drawn_by_layer_group_and_seed():
+  # Four rows of the same tokens, one group each, in each of two layers. Catches: numbers that are the same in every
+  # layer, in every group, or in a model of another seed; numbers that change from call to call.
+  changes = HASH | {"moe__router__name": "random_choice", "scan_layers": False}
+  run = chosen(make(**changes), tuple(jnp.tile(part, (4, 1)) for part in packed([[8]])))
+  first, other = np.asarray(run(0)).reshape(8, -1), np.asarray(run(1)).reshape(8, -1)
+  assert len(np.unique(np.concatenate([first, other]), axis=0)) == 16
+  np.testing.assert_array_equal(first, np.asarray(run(0)).reshape(8, -1))
