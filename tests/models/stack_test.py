@@ -128,3 +128,44 @@ def test_random_experts_at_evaluation_are_drawn_by_layer_group_and_seed():
   first, other = np.asarray(run(0)).reshape(8, -1), np.asarray(run(1)).reshape(8, -1)
   assert len(np.unique(np.concatenate([first, other]), axis=0)) == 16
   np.testing.assert_array_equal(first, np.asarray(run(0)).reshape(8, -1))
+
+
+class Probe(nn.Module):
+  """An FFN that returns the constant 8 and reports what it is given."""
+
+  @nn.compact
+  def __call__(self, x, context, routing):
+    return jnp.full_like(x, 8.0), Aux(metrics={"x": x[0, :, 0]})
+
+
+class Dropped(nn.Module):
+  """Four equal blocks with dropout, scanned."""
+
+  @nn.compact
+  def __call__(self, x):
+    make = functools.partial(Block, attention=functools.partial(Add, 1.0, lambda _: None), ffn=Probe, norm=Same,
+                             dropout=0.5)
+    return run_layers(lambda *_: make, (True,) * 4, True, x, CONTEXT.replace(train=True), LayerRouting())
+
+
+def test_scanned_layers_draw_their_own_dropout():
+  # From one FFN's input to the next, a position gains 16 or 0, and 2 or 0: the masks of those two sublayers.
+  # Catches: one mask for all layers of a scan (split_rngs without "dropout").
+  _, aux = Dropped().apply({}, jnp.zeros((1, 32, 1)), rngs={"dropout": jax.random.key(0)})
+  gained = np.diff(aux.metrics["x"], axis=0)
+  assert gained.shape == (3, 32) and set(np.unique(gained)) == {0.0, 2.0, 16.0, 18.0}
+  assert len(np.unique(gained, axis=0)) == len(np.unique(gained >= 16, axis=0)) == 3
+
+
+@pytest.mark.numerics
+def test_scanned_layers_draw_their_own_routing_noise():
+  # Experts at random in training, which depend on nothing but each layer's key.
+  # Catches: one key for all layers of a scan (split_rngs without "router").
+  model = make(moe__router__name="random_choice", moe__every=1, num_layers=4)
+  batch = packed([[8]] * 4)
+  keys = {"params": jax.random.key(0), "router": jax.random.key(1)}
+  train = lambda keys: model.init_with_output(keys, *batch, train=True, return_routing=True)
+  shapes = jax.eval_shape(train, keys)[1]
+  assert set(shapes["params"]) == {"embedding", "repeats", "final_norm"}  # all four layers are scanned
+  experts = tiny.quick_jit(lambda keys: train(keys)[0][1].metrics["top1_expert"])(keys)
+  assert len(np.unique(np.asarray(experts).reshape(4, -1), axis=0)) == 4
