@@ -3,8 +3,9 @@
   python -m experiments.seeds --config=configs/X.py --workdir=DIR --seeds=N [--apart] [--config.KEY=VALUE ...]
 
 trains seeds 0 to N-1 on the same batches, on one device: by `jax.vmap` over the whole training step, or with --apart
-one after another in each step (`jax.lax.map`: the activations of one seed at a time), with the same numbers. A seed
-whose loss is no longer finite does not stop the others. The same command goes on after a kill from its last checkpoint.
+one after another in each step (`jax.lax.map`: the activations of one seed at a time), with the same numbers. Each seed
+has its own weights, noise and fixed hash of routers that learn nothing, as if it were trained alone. A seed whose loss
+is no longer finite does not stop the others. The same command goes on after a kill from its last checkpoint.
 In DIR/results.json figures have an axis of seeds, see `results`. Exit codes are those of `moe_jax.train`.
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from tqdm import tqdm
 
 from moe_jax import build, data, sharding
@@ -51,30 +53,39 @@ def draw(model, optimizer, seeds: int, seq_len: int, batch_size: int) -> TrainSt
   return jax.vmap(lambda key: init_state(model, optimizer, key, seq_len, batch_size), out_axes=_axes())(keys)
 
 
-def over_seeds(step: Callable, together: bool = True) -> Callable:
+def over_seeds(make: Callable, model: nn.Module, seeds: int, together: bool = True) -> Callable:
   """`step(state, batch) -> (state, metrics)` for a state of `draw`; metrics get an axis of seeds.
 
   Args:
-    step: of one seed, as `training.update.make` returns it.
+    make: model -> the step of one seed, as `training.update.make` returns it.
+    model: of any seed; each seed trains one whose `seed` is its own, on which routers that learn nothing depend.
+    seeds: N.
     together: vmap; otherwise one after another.
   """
+  step = lambda seed, state, batch: make(model.clone(seed=seed))(state, batch)
+  numbers = jax.numpy.arange(seeds)
   if together:
-    return jax.vmap(step, in_axes=(_axes(), None), out_axes=(_axes(), 0))
+    over = jax.vmap(step, in_axes=(0, _axes(), None), out_axes=(_axes(), 0))
+    return lambda state, batch: over(numbers, state, batch)
 
   def mapped(state: TrainState, batch: Batch):
-    def one(own):
-      new, metrics = step(state.replace(**own), batch)
+    def one(xs):
+      seed, own = xs
+      new, metrics = step(seed, state.replace(**own), batch)
       return {name: getattr(new, name) for name in VARIED}, metrics
-    own, metrics = jax.lax.map(one, {name: getattr(state, name) for name in VARIED})
+    own, metrics = jax.lax.map(one, (numbers, {name: getattr(state, name) for name in VARIED}))
     return state.replace(step=state.step + 1, **own), metrics
   return mapped
 
 
-def _over_states(together: bool, step: Callable) -> Callable:
-  """`eval_step` of one seed, as one of all seeds."""
+def over_states(model: nn.Module, seeds: int, together: bool, step: Callable) -> Callable:
+  """`eval_step` of one seed, a partial that names its model, as one of all seeds, each with its own `model.seed`."""
+  one = lambda seed, params, router_state, *rest: step(params, router_state, *rest, model=model.clone(seed=seed))
+  numbers = jax.numpy.arange(seeds)
   if together:
-    return jax.vmap(step, in_axes=(0, 0, None, None))
-  return lambda params, router_state, *rest: jax.lax.map(lambda own: step(*own, *rest), (params, router_state))
+    over = jax.vmap(one, in_axes=(0, 0, 0, None, None))
+    return lambda *args: over(numbers, *args)
+  return lambda params, router_state, *rest: jax.lax.map(lambda own: one(*own, *rest), (numbers, params, router_state))
 
 
 def _axes() -> TrainState:
@@ -139,12 +150,14 @@ def train(config, directory: pathlib.Path, seeds: int, together: bool, start: di
   measure = evaluate.MEASURES[config.data.objective][0]
   workdir.check_data(directory, fingerprints, tokenizer.fingerprint)
   mesh = sharding.make_mesh({"data": 1})
-  model = build.model(config, size, mesh)
+  model = build.model(_of_one_seed(config), size, mesh)
   optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
   rows = config.train.batch_size // config.train.accumulate_steps
-  step = jax.jit(over_seeds(update.make(config, model, optimizer, schedule), together), donate_argnums=0)
+  one = functools.partial(update.make, config, optimizer=optimizer, schedule=schedule)
+  step = jax.jit(over_seeds(one, model, seeds, together), donate_argnums=0)
   make = functools.partial(draw, model, optimizer, seeds, config.data.seq_len, rows)
-  totals = evaluate.make_eval(config, model, mesh, tokenizer, sources, functools.partial(_over_states, together))
+  over = functools.partial(over_states, model, seeds, together)
+  totals = evaluate.make_eval(config, model, mesh, tokenizer, sources, over)
   evaluator = lambda state, batches: _summaries(totals(state, batches), seeds, measure)
   with contextlib.ExitStack() as stack:
     batches = stack.enter_context(contextlib.closing(data.train_iterator(
@@ -176,6 +189,14 @@ def train(config, directory: pathlib.Path, seeds: int, together: bool, start: di
   return results(config, record, evaluator(state, config.train.eval_batches), size, start | {
       "seeds": seeds, "steps": int(state.step), "tokens": int(state.step) * config.train.batch_size *
       config.data.seq_len, "wall_seconds": seconds, "data": fingerprints, "hardware": workdir.hardware(mesh)})
+
+
+def _of_one_seed(config):
+  """The config with seed 0 in place of the list of seeds, which no model has."""
+  single = config.copy_and_resolve_references()
+  with single.ignore_type():
+    single.seed = 0
+  return single
 
 
 def _steps(config, state, batches, step, evaluator, checkpoints, record, interrupt, clock) -> TrainState:

@@ -37,7 +37,7 @@ def model(config: ConfigDict, vocab_size: int, mesh: jax.sharding.Mesh) -> nn.Mo
   if 0 < target < vocab_size:
     raise ConfigError("model.target_vocab_size", target, f"the data hold {vocab_size} ids; use at least that, or 0")
   family = choose("model.family", config.model.family, FAMILIES)
-  return family(config.model, wanted or vocab_size, sharding.platform(mesh))
+  return family(config.model, wanted or vocab_size, sharding.platform(mesh)).clone(seed=config.seed)
 
 
 def abstract_variables(config: ConfigDict, vocab_size: int) -> Any:

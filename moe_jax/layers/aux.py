@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from moe_jax.routing import RoutingPlan, metrics
 
@@ -132,8 +132,10 @@ class LayerRouting:
     bias: of loss-free balancing, see `RoutingContext`.
     stored: a plan of [G, A] arrays to follow instead of the router's (`routing/replay.py`).
     shares: of a `Microbatch`.
+    salt: what makes a router without weights differ from layer to layer and from seed to seed, see `RoutingContext`.
   """
 
   bias: Float[Array, "*Lm E"] | None = None
   stored: RoutingPlan | None = None
   shares: dict[str, Float[Array, "*Lm E"]] = struct.field(default_factory=dict)
+  salt: UInt32[Array, "*Lm"] | None = None

@@ -101,7 +101,8 @@ class MoeLayer(nn.Module):
     if context.train and self.has_rng("router"):
       keys = noise.own(functools.partial(jax.random.split, self.make_rng("router")), groups.shape[0], place)
     seen = RoutingContext(key=keys, valid=grouped(context.segment_ids > 0), token_ids=grouped(context.token_ids),
-                          bias=routing.bias, train=context.train, **fields)
+                          group=jnp.arange(groups.shape[0]), bias=routing.bias, salt=routing.salt,
+                          train=context.train, **fields)
     plan = self._plan(logits, seen, routing.stored)
     capacity = self._capacity(size, plan.expert.shape[-1], context.train)
     scaled = plan.replace(gate=self.routed_scale * plan.gate)

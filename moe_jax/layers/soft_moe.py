@@ -63,7 +63,7 @@ class SoftMoeLayer(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"], context: LayerContext,
                routing: LayerRouting | None = None) -> tuple[Float[Array, "B L D"], Aux]:
-    if jax.tree.leaves(routing):
+    if routing is not None and jax.tree.leaves((routing.bias, routing.stored)):
       raise ValueError("Soft MoE chooses no experts: it takes neither a balancing bias nor a stored plan")
     size = group_size(self.group_size or self.group_rows * x.shape[1], *x.shape[:2])
     grouped = lambda t: constrain(t.reshape(-1, size, *t.shape[2:]), "group", *(None,) * (t.ndim - 1))  # [G, S, ...]

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch
 from moe_jax.layers.init import projection
 from moe_jax.models.decoder import embed, next_token_logits, reduce_losses
-from moe_jax.models.stack import Factory, balancing_bias, make_block, run_layers
+from moe_jax.models.stack import Factory, make_block, outside_routing, run_layers
 from moe_jax.routing import RoutingPlan
 from moe_jax.sharding import constrain
 
@@ -82,7 +82,7 @@ class Brainformer(nn.Module):
     layout: for each sublayer of all blocks, a key of `sublayers`.
     sublayers: name -> the fields of a `Sublayer`, without norm, dropout and dtype; frozen, so that a model has a hash.
     has_experts: for each sublayer, whether it has experts; all have the same number.
-    norm, num_biased_experts, embed_scale, tied_embeddings, dropout, dtype, remat, layer_reduce: see `Decoder`.
+    norm, num_biased_experts, embed_scale, tied_embeddings, dropout, dtype, remat, layer_reduce, seed: see `Decoder`.
     scan_layers: compile what repeats once.
   """
 
@@ -100,6 +100,7 @@ class Brainformer(nn.Module):
   scan_layers: bool = True
   remat: str = "none"
   layer_reduce: str = "mean"
+  seed: int | Int[Array, ""] = 0
 
   @nn.compact
   def __call__(self, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], *,
@@ -108,8 +109,7 @@ class Brainformer(nn.Module):
     """As `Decoder`; where sublayers route differently, shorter plans are filled up with assignments to nobody."""
     context = LayerContext(tokens, segment_ids, positions, train=train, return_routing=return_routing, micro=micro)
     table, x = embed(self, tokens, train)
-    bias = balancing_bias(self, sum(self.has_experts), self.num_biased_experts)
-    outside = LayerRouting(bias, stored, shares=micro.shares if micro else {})
+    outside = outside_routing(self, stored, micro)
     x, aux = run_layers(self._sublayer, self.has_experts, self.scan_layers, x, context, outside,
                         kinds=self.layout)
     logits = next_token_logits(self, self.norm(name="final_norm")(x), table)

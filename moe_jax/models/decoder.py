@@ -10,9 +10,9 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch
+from moe_jax.layers import Aux, LayerContext, Microbatch
 from moe_jax.layers.init import projection
-from moe_jax.models.stack import LAYER_REDUCE, Factory, balancing_bias, make_block, run_layers
+from moe_jax.models.stack import LAYER_REDUCE, Factory, make_block, outside_routing, run_layers
 from moe_jax.routing import RoutingPlan
 from moe_jax.sharding import constrain
 
@@ -50,6 +50,7 @@ class Decoder(nn.Module):
     scan_layers: compile the repeating stretch of layers once (`find_pattern`).
     remat: a key of `REMAT`.
     layer_reduce: a key of `LAYER_REDUCE`: how the layers' auxiliary losses become one.
+    seed: of the run, in [0, 2^32): routers that learn nothing differ by it, see `RoutingContext.salt`.
   """
 
   vocab_size: int
@@ -69,6 +70,7 @@ class Decoder(nn.Module):
   scan_layers: bool = True
   remat: str = "none"
   layer_reduce: str = "mean"
+  seed: int | Int[Array, ""] = 0
 
   @nn.compact
   def __call__(self, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], *,
@@ -88,8 +90,7 @@ class Decoder(nn.Module):
     context = LayerContext(tokens, segment_ids, positions, train=train, return_routing=return_routing, micro=micro,
                            bias_table=self.bias_table and self.bias_table(self))
     table, x = embed(self, tokens, train)
-    bias = balancing_bias(self, sum(self.has_experts), self.num_biased_experts)
-    outside = LayerRouting(bias, stored, shares=micro.shares if micro else {})
+    outside = outside_routing(self, stored, micro)
     x, aux = run_layers(self._block, self.has_experts, self.scan_layers, x, context, outside)
     return next_token_logits(self, self.norm(name="final_norm")(x), table), reduce_losses(self, aux)
 

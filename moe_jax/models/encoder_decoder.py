@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch, concatenate
 from moe_jax.layers.init import projection
-from moe_jax.models.stack import LAYER_REDUCE, Factory, balancing_bias, make_block, rows, run_layers
+from moe_jax.models.stack import LAYER_REDUCE, Factory, make_block, outside_routing, rows, run_layers
 from moe_jax.routing import RoutingPlan
 from moe_jax.sharding import constrain
 
@@ -90,6 +90,7 @@ class EncoderDecoder(nn.Module):
     tied_embeddings: the output projection is the target's embedding.
     dtype: of the activations; parameters are float32.
     layer_reduce: a key of `LAYER_REDUCE`: how the layers' auxiliary losses become one.
+    seed: of the run, in [0, 2^32): routers that learn nothing differ by it, see `RoutingContext.salt`.
   """
 
   vocab_size: int
@@ -104,6 +105,7 @@ class EncoderDecoder(nn.Module):
   tied_embeddings: bool = True
   dtype: DTypeLike = jnp.float32
   layer_reduce: str = "mean"
+  seed: int | Int[Array, ""] = 0
 
   @nn.compact
   def __call__(self, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], *,
@@ -139,7 +141,7 @@ class EncoderDecoder(nn.Module):
     source = micro and micro.replace(tokens=micro.encoder_tokens)
     context = LayerContext(*(encoder[name] for name in SOURCE), train=train, return_routing=return_routing,
                            micro=source)
-    first, second = self._routing(stored or {}, micro.shares if micro else {})
+    first, second = self._routing(stored or {}, micro)
     memory, read = self.encoder(self.encoder_experts, name="encoder")(self._embed(table, encoder["tokens"]), context,
                                                                       first)
     context = LayerContext(tokens, segment_ids, positions, train=train, return_routing=return_routing, memory=memory,
@@ -177,12 +179,11 @@ class EncoderDecoder(nn.Module):
     return constrain(logits, "batch", "length", "act_vocab")
 
   def _routing(self, stored: Mapping[str, RoutingPlan],
-               shares: dict[str, Float[Array, "Lm E"]]) -> tuple[LayerRouting, LayerRouting]:
+               micro: Microbatch | None) -> tuple[LayerRouting, LayerRouting]:
     """What comes to the encoder's and to the decoder's layers with experts from outside."""
-    bias = balancing_bias(self, sum(self.has_experts), self.num_biased_experts)
-    both, encoder = LayerRouting(bias, shares=shares), sum(self.encoder_experts)
-    return (rows(both, slice(0, encoder)).replace(stored=stored.get("encoder")),
-            rows(both, slice(encoder, None)).replace(stored=stored.get("decoder")))
+    own, encoder = outside_routing(self, micro=micro), sum(self.encoder_experts)
+    return (rows(own, slice(0, encoder)).replace(stored=stored.get("encoder")),
+            rows(own, slice(encoder, None)).replace(stored=stored.get("decoder")))
 
 
 def _join(encoder: Aux, decoder: Aux) -> Aux:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch
 from moe_jax.models.decoder import embed, next_token_logits, reduce_losses
-from moe_jax.models.stack import Factory, balancing_bias, make_block, run_layers
+from moe_jax.models.stack import Factory, make_block, outside_routing, run_layers
 from moe_jax.routing import RoutingPlan
 from moe_jax.sharding import constrain
 
@@ -64,6 +64,7 @@ class LstmLm(nn.Module):
     scan_layers: compile the repeating stretch of layers once (`find_pattern`).
     remat: a key of `REMAT`.
     layer_reduce: a key of `LAYER_REDUCE`: how the layers' auxiliary losses become one.
+    seed: of the run, in [0, 2^32): routers that learn nothing differ by it, see `RoutingContext.salt`.
   """
 
   vocab_size: int
@@ -79,6 +80,7 @@ class LstmLm(nn.Module):
   scan_layers: bool = True
   remat: str = "none"
   layer_reduce: str = "mean"
+  seed: int | Int[Array, ""] = 0
 
   @nn.compact
   def __call__(self, tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], *,
@@ -87,8 +89,7 @@ class LstmLm(nn.Module):
     """As `Decoder`. A document begins where `positions` is 0; there the recurrent state does, too."""
     context = LayerContext(tokens, segment_ids, positions, train=train, return_routing=return_routing, micro=micro)
     table, x = embed(self, tokens, train)
-    bias = balancing_bias(self, sum(self.has_experts), self.num_biased_experts)
-    outside = LayerRouting(bias, stored, shares=micro.shares if micro else {})
+    outside = outside_routing(self, stored, micro)
     x, aux = run_layers(self._block, self.has_experts, self.scan_layers, x, context, outside)
     return next_token_logits(self, x, table), reduce_losses(self, aux)
 

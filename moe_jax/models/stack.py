@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, UInt32
 
-from moe_jax.layers import Aux, LayerContext, LayerRouting, concatenate, stack
+from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch, concatenate, stack
 from moe_jax.models.pattern import Pattern, find_pattern
+from moe_jax.routing import RoutingPlan
+from moe_jax.routing.hash_layer import mix
 from moe_jax.sharding import constrain
 
 Factory = Callable[..., nn.Module]  # takes a name, returns a module
@@ -134,6 +136,23 @@ def balancing_bias(module: nn.Module, num_layers: int, num_experts: int) -> Floa
   if not num_experts:
     return None
   return module.variable("router_state", "bias", jnp.zeros, (num_layers, num_experts), jnp.float32).value
+
+
+def layer_salts(seed: int | Int[Array, ""], num_layers: int) -> UInt32[Array, "Lm"]:
+  """`RoutingContext.salt` of each layer with experts, by its index among them: a hash of (seed, index)."""
+  return mix(jnp.arange(num_layers), seed)
+
+
+def outside_routing(model: nn.Module, stored: RoutingPlan | None = None,
+                    micro: Microbatch | None = None) -> LayerRouting:
+  """What the routers get from outside, for a model with the fields `has_experts`, `num_biased_experts` and `seed`.
+
+  To be called in a compact method of the model, which owns the balancing bias. The layers with experts are counted
+  through the whole model, so that no two of them have the same salt, whichever of them are scanned.
+  """
+  layers = sum(model.has_experts)
+  return LayerRouting(balancing_bias(model, layers, model.num_biased_experts), stored,
+                      shares=micro.shares if micro else {}, salt=layer_salts(model.seed, layers))
 
 
 def rows(routing: LayerRouting, index: int | slice) -> LayerRouting:

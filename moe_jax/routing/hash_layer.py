@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Integer, UInt32
 
 from moe_jax.routing.options import check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
@@ -21,10 +21,11 @@ def hash_layer(logits: Float[Array, "S E"], context: RoutingContext, *, method: 
       y_t = E_{hash(id_t)}(x_t),  hash: vocabulary -> {0, ..., E - 1}
 
   "random": hash = mix(id, seed) mod E, with a 32-bit integer hash (`mix`), so that there is no table to store and any
-  id has an expert; "modulo": hash = id mod E. How even the load is depends on how often each id occurs. Layers with
-  different seeds hash differently.
+  id has an expert; "modulo": hash = id mod E. How even the load is depends on how often each id occurs. Where there is
+  a `context.salt`, the seed is mix(salt, seed): each layer of a model and each seed of a run has its own hash, which
+  never changes during training.
 
-  Reads `context.token_ids` and `context.valid`. Of the logits, only the shape matters.
+  Reads `context.token_ids`, `context.salt` and `context.valid`. Of the logits, only the shape matters.
 
   Args:
     logits: of one group.
@@ -47,7 +48,8 @@ def hash_layer(logits: Float[Array, "S E"], context: RoutingContext, *, method: 
   if context.token_ids is None:
     raise ValueError("hash_layer needs RoutingContext.token_ids, the vocabulary ids of the tokens, which are None")
   if method == "random":
-    hashed = mix(context.token_ids, seed) % jnp.uint32(num_experts)
+    own = seed if context.salt is None else mix(context.salt, seed)
+    hashed = mix(context.token_ids, own) % jnp.uint32(num_experts)
   else:
     hashed = context.token_ids % num_experts
   return token_choice(hashed.astype(jnp.int32)[:, None], jnp.ones((num_tokens, 1)), context, num_experts)
@@ -58,9 +60,13 @@ def looks_ahead(**_) -> str:
   return "no"
 
 
-def mix(ids: Int[Array, "*S"], seed: int) -> UInt32[Array, "*S"]:
-  """A pseudo-random 32-bit number for each (id, seed): MurmurHash3's finaliser of the id plus the finalised seed."""
-  offset = _finalise(jnp.uint32((seed + 0x9E3779B9) % 2**32))
+def mix(ids: Integer[Array, "*S"], seed: int | Integer[Array, ""]) -> UInt32[Array, "*S"]:
+  """A pseudo-random 32-bit number for each (id, seed): MurmurHash3's finaliser of the id plus the finalised seed.
+
+  Seeds that are equal modulo 2^32 are the same seed.
+  """
+  seed = jnp.uint32(seed % 2**32) if isinstance(seed, int) else seed.astype(jnp.uint32)
+  offset = _finalise(seed + jnp.uint32(0x9E3779B9))
   return _finalise(ids.astype(jnp.uint32) + offset)
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import typing
 
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 
 @typing.no_type_check  # JAX rebuilds pytrees with placeholder leaves, which no shape check survives.
@@ -39,6 +39,9 @@ class RoutingContext:
     key: PRNG key for noise, one a group; None where the caller wants determinism.
     valid: which tokens are real; padding takes no slot and counts in no loss. None: all are.
     token_ids: vocabulary ids of the tokens, for hash routing.
+    group: the index of the group among the G of its batch.
+    salt: a hash of the run's seed and the layer's index, shared by all groups. It makes routers that learn nothing
+      differ between layers and between seeds; it is the same in training and evaluation and after a resume.
     bias: what balancing adds to each expert's score when experts are *selected* (never to the gate);
       shared by all groups.
     noise_std: standard deviation, > 0, of the learned noise on each logit (Shazeer's softplus(x W_noise)).
@@ -51,6 +54,8 @@ class RoutingContext:
   key: Key[Array, "*G"] | None = None
   valid: Bool[Array, "*G S"] | None = None
   token_ids: Int[Array, "*G S"] | None = None
+  group: Int[Array, "*G"] | None = None
+  salt: UInt32[Array, ""] | None = None
   bias: Float[Array, "E"] | None = None
   noise_std: Float[Array, "*G S E"] | None = None
   primary: Float[Array, "*G S N"] | None = None
@@ -59,7 +64,7 @@ class RoutingContext:
   train: bool = struct.field(pytree_node=False, default=False)
 
 
-_SHARED = ("bias", "threshold")  # by all groups
+_SHARED = ("bias", "threshold", "salt")  # by all groups
 
 
 def group_axes(context: RoutingContext) -> RoutingContext:

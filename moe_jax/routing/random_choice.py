@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from moe_jax.routing.options import check_k
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
@@ -19,10 +19,12 @@ def random_choice(logits: Float[Array, "S E"], context: RoutingContext, *, k: in
       u_e ~ U[0, 1) for each expert e,  T = TopK(u),  y = 1/K sum_{i in T} E_i(x)
 
   In training u is drawn from `context.key`, each step anew. Outside training, or without a key, it is drawn from
-  `seed`: the same numbers in each call and each group, so that evaluation is deterministic. What a token gets does not
+  `seed`, `context.salt` and `context.group`, as far as they are given: the same numbers in each call, so that
+  evaluation is deterministic, but others in each layer, each group and each run's seed. What a token gets does not
   depend on how many follow it. Equal numbers go to the lower expert.
 
-  Reads `context.key`, `context.train` and `context.valid`. Of the logits, only the shape matters.
+  Reads `context.key`, `context.train`, `context.salt`, `context.group` and `context.valid`. Of the logits, only the
+  shape matters.
 
   Args:
     logits: of one group.
@@ -41,9 +43,16 @@ def random_choice(logits: Float[Array, "S E"], context: RoutingContext, *, k: in
   num_experts = logits.shape[-1]
   check_k("random_choice", k, num_experts)
   drawn_anew = context.train and context.key is not None
-  key = context.key if drawn_anew else jax.random.key(seed)
+  key = context.key if drawn_anew else _fixed_key(seed, context)
   _, expert = jax.lax.top_k(jax.random.uniform(key, logits.shape), k)  # [S, K]
   return token_choice(expert, jnp.full(expert.shape, 1.0 / k), context, num_experts)
+
+
+def _fixed_key(seed: int, context: RoutingContext) -> Key[Array, ""]:
+  key = jax.random.key(seed)
+  for number in (context.salt, context.group):
+    key = key if number is None else jax.random.fold_in(key, number)
+  return key
 
 
 def looks_ahead(**_) -> str:

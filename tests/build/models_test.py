@@ -26,6 +26,14 @@ def test_vocabulary():
     build.model(config({"model.vocab_size": 100}), 264, mesh)
 
 
+@pytest.mark.parametrize("family", build.FAMILIES)
+def test_the_seed_arrives_in_every_family(family):
+  # Catches: a family whose routers that learn nothing are the same for all seeds.
+  block = ("attention", "moe") if family == "brainformer" else ()
+  c = config({"seed": 7, "model.family": family, "model.block": block})
+  assert build.model(c, 264, sharding.make_mesh({"data": 1})).seed == 7
+
+
 def test_every_key_of_attention_arrives():
   # Catches: a key of the config that nobody reads.
   keys = {"position": "relative", "relative_buckets": 8, "relative_max_distance": 9, "qkv_bias": True, "qk_norm": True,

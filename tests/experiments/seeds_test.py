@@ -4,15 +4,17 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from experiments import seeds
 from moe_jax import build, data, sharding, train
 from moe_jax.train import parse
 from moe_jax.training import checkpoints, update
-from moe_jax.training.state import init_state
+from moe_jax.training.state import TrainState, init_state
 from tests import tiny
 
 pytestmark = pytest.mark.smoke
@@ -34,7 +36,8 @@ def test_seeds_together_are_seeds_alone(tmp_path):
   tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
   model = build.model(config, data.vocab_size(config.data, tokenizer), sharding.make_mesh({"data": 1}))
   optimizer = optax.sgd(0.1, momentum=0.9)  # Adam's quotient makes much of rounding where gradients are small
-  step = update.make(config, model, optimizer, optax.constant_schedule(0.1))
+  make = functools.partial(update.make, config, optimizer=optimizer, schedule=optax.constant_schedule(0.1))
+  step = make(model)
   batches = data.train_iterator(config.data, tokenizer, sources, 4)
   batches = [next(batches) for _ in range(3)]
   alone = []
@@ -47,7 +50,7 @@ def test_seeds_together_are_seeds_alone(tmp_path):
     alone.append((state, losses))
   for together in (True, False):
     state = tiny.quick_jit(functools.partial(seeds.draw, model, optimizer, 2, 32, 4))()
-    all_seeds, losses = jax.jit(seeds.over_seeds(step, together)), []
+    all_seeds, losses = jax.jit(seeds.over_seeds(make, model, 2, together)), []
     for batch in batches:
       state, metrics = all_seeds(state, batch)
       losses.append(np.asarray(metrics["loss"]))
@@ -57,6 +60,22 @@ def test_seeds_together_are_seeds_alone(tmp_path):
       for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_allclose(b[seed], a, rtol=1e-5, atol=1e-5)
   assert abs(alone[0][1][0] - alone[1][1][0]) > 1e-3  # or the comparison could not fail
+
+
+class Seeded(nn.Module):
+  """Stands for a model; only its seed is read."""
+
+  seed: int | jax.Array = 0
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_each_seed_has_a_model_of_that_seed(together):
+  # Catches: one model, and so one hash of routers that learn nothing, for all seeds, in training or in evaluation.
+  state = TrainState(step=jnp.int32(0), params=jnp.zeros(3), opt_state={}, router_state={}, rng=jnp.zeros(3))
+  step = seeds.over_seeds(lambda model: lambda state, batch: (state, model.seed + batch), Seeded(), 3, together)
+  np.testing.assert_array_equal(step(state, 10)[1], [10, 11, 12])
+  one = functools.partial(lambda params, router_state, batch, lengths, model: model.seed + batch, model=Seeded())
+  np.testing.assert_array_equal(seeds.over_states(Seeded(), 3, together, one)(state.params, {}, 10, 0), [10, 11, 12])
 
 
 def test_a_run_leaves_the_figures_of_each_seed(tmp_path):

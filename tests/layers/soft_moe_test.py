@@ -154,7 +154,7 @@ def test_a_bias_is_refused_and_empty_routing_is_not():
   apply = lambda routing: jax.eval_shape(lambda v: layer.apply(v, X, context(), routing), variables)
   layer = make()
   variables = jax.eval_shape(lambda: layer.init(jax.random.key(1), X, context()))
-  assert apply(LayerRouting())[0].shape == X.shape
+  assert apply(LayerRouting(salt=jnp.uint32(1)))[0].shape == X.shape  # which every layer gets
   with pytest.raises(ValueError, match="neither a balancing bias"):
     apply(LayerRouting(bias=jnp.zeros(E)))
 

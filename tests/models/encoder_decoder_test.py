@@ -11,6 +11,8 @@ from flax import linen as nn
 
 from configs import base
 from moe_jax import build, sharding
+from moe_jax.models.stack import layer_salts
+from moe_jax.routing.hash_layer import mix
 
 pytestmark = pytest.mark.numerics
 
@@ -314,3 +316,19 @@ def test_parameters_of_gshard():
   assert build.parameter_counts(c, V)[0] - 16 * (5 * 4 + 2) == gshard(4, 8, 16, 24, 8, 64, 48)
   assert build.parameter_counts(c, V)[0] > build.parameter_counts(
       configured(**{"num_layers": 4, "num_encoder_layers": 2, "moe__first": 1}), V)[0]
+
+
+def test_encoder_and_decoder_hash_by_the_place_in_the_whole_model():
+  # Catches: salts that are counted anew in the decoder, so that its layers hash as the encoder's do; a seed that does
+  # not reach the towers.
+  model, batch = make(moe__router__name="hash_layer", num_layers=2, moe__every=1).clone(seed=3), pair([[6]], [[9]])
+  names = ("encoder_top1_expert", "top1_expert")  # no weight decides about them, so that XLA computes nothing else
+
+  def routed(key):
+    aux = model.init_with_output(key, *batch[:3], encoder=batch[3], train=False, return_routing=True)[0][1]
+    return [aux.metrics[name] for name in names]
+  read, written = tiny.quick_jit(routed)(jax.random.key(0))
+  salts = layer_salts(3, 4)
+  hashes = lambda tokens, salts: np.stack([mix(tokens, mix(salt, 0)) % 4 for salt in salts])
+  np.testing.assert_array_equal(read, hashes(batch[3]["tokens"], salts[:2]))
+  np.testing.assert_array_equal(written, hashes(batch[0], salts[2:]))

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+from decoder_inputs import make, packed
 from flax import linen as nn
 
 from moe_jax.layers import Aux, LayerContext, LayerRouting
-from moe_jax.models.stack import Block, balancing_bias, run_layers
+from moe_jax.models.stack import Block, balancing_bias, layer_salts, run_layers
+from moe_jax.routing.hash_layer import mix
 
 pytestmark = pytest.mark.unit
 
@@ -81,3 +84,88 @@ def test_layers_take_their_rows_in_order():
   y, aux = model.apply({"router_state": {"bias": jnp.asarray([[100.0], [1000.0]])}}, x)
   np.testing.assert_array_equal(y, np.full((1, 2, 1), 4 * 9.0 + 1100.0))
   np.testing.assert_array_equal(aux.metrics["bias"], [[100.0], [1000.0]])
+
+
+def test_salts_differ_by_layer_and_seed():
+  # Catches: a salt that the seed or the layer does not enter, a sum of the two (seed 0's layer 1 would be seed 1's
+  # layer 0), a seed that counts for less when it is traced, as it is where seeds are trained together.
+  salts = np.stack([layer_salts(seed, 64) for seed in (*range(20), 2**31, 2**32 - 1)])
+  assert salts.dtype == np.uint32 and len(np.unique(salts)) == salts.size
+  traced = jax.vmap(lambda seed: layer_salts(seed, 64))(jnp.arange(20))
+  np.testing.assert_array_equal(traced, salts[:20])
+  np.testing.assert_array_equal(layer_salts(3, 2), layer_salts(3, 64)[:2])
+
+
+HASH = {"moe__router__name": "hash_layer", "moe__first": 0, "moe__every": 1, "num_layers": 2}
+MODELS = {
+    "scanned": HASH, "unrolled": HASH | {"scan_layers": False}, "rematerialised": HASH | {"remat": "full"},
+    "mixed": HASH | {"num_layers": 5, "moe__first": 1, "moe__every": 2}, "lstm": HASH | {"family": "lstm"},
+    "brainformer": HASH | {"family": "brainformer", "num_layers": 1, "block": ("moe", "attention", "moe")}}
+
+
+def chosen(model, batch):
+  """seed -> each token's first expert, [Lm, B, L], at evaluation. Where no weight decides, XLA computes little else."""
+  return tiny.quick_jit(lambda seed: model.clone(seed=seed).init_with_output(
+      jax.random.key(0), *batch, train=False, return_routing=True)[0][1].metrics["top1_expert"])
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layer_has_its_own_hash(name):
+  # The plan of each layer is computed here from the ids, the layer's place among those with experts, and the seed.
+  # Catches: one hash for all layers or repeats, rows of the wrong layer under a scan, a seed that the model ignores.
+  model, batch = make(**MODELS[name]), packed([[3, 5], [8]])
+  hashes = [mix(batch[0], mix(salt, 0)) % 4 for salt in layer_salts(3, 2)]
+  np.testing.assert_array_equal(chosen(model, batch)(3), np.stack(hashes))
+
+
+@pytest.mark.numerics
+def test_random_experts_at_evaluation_are_drawn_by_layer_group_and_seed():
+  # Four rows of the same tokens, one group each, in each of two layers. Catches: numbers that are the same in every
+  # layer, in every group, or in a model of another seed; numbers that change from call to call.
+  changes = HASH | {"moe__router__name": "random_choice", "scan_layers": False}
+  run = chosen(make(**changes), tuple(jnp.tile(part, (4, 1)) for part in packed([[8]])))
+  first, other = np.asarray(run(0)).reshape(8, -1), np.asarray(run(1)).reshape(8, -1)
+  assert len(np.unique(np.concatenate([first, other]), axis=0)) == 16
+  np.testing.assert_array_equal(first, np.asarray(run(0)).reshape(8, -1))
+
+
+class Probe(nn.Module):
+  """An FFN that returns the constant 8 and reports what it is given."""
+
+  @nn.compact
+  def __call__(self, x, context, routing):
+    return jnp.full_like(x, 8.0), Aux(metrics={"x": x[0, :, 0]})
+
+
+class Dropped(nn.Module):
+  """Four equal blocks with dropout, scanned."""
+
+  @nn.compact
+  def __call__(self, x):
+    make = functools.partial(Block, attention=functools.partial(Add, 1.0, lambda _: None), ffn=Probe, norm=Same,
+                             dropout=0.5)
+    return run_layers(lambda *_: make, (True,) * 4, True, x, CONTEXT.replace(train=True), LayerRouting())
+
+
+def test_scanned_layers_draw_their_own_dropout():
+  # From one FFN's input to the next, a position gains 16 or 0, and 2 or 0: the masks of those two sublayers.
+  # Catches: one mask for all layers of a scan (split_rngs without "dropout").
+  _, aux = Dropped().apply({}, jnp.zeros((1, 32, 1)), rngs={"dropout": jax.random.key(0)})
+  gained = np.diff(aux.metrics["x"], axis=0)
+  assert gained.shape == (3, 32) and set(np.unique(gained)) == {0.0, 2.0, 16.0, 18.0}
+  assert len(np.unique(gained, axis=0)) == len(np.unique(gained >= 16, axis=0)) == 3
+
+
+@pytest.mark.numerics
+def test_scanned_layers_draw_their_own_routing_noise():
+  # Experts at random in training, which depend on nothing but each layer's key.
+  # Catches: one key for all layers of a scan (split_rngs without "router").
+  model = make(moe__router__name="random_choice", moe__every=1, num_layers=4)
+  batch = packed([[8]] * 4)
+  keys = {"params": jax.random.key(0), "router": jax.random.key(1)}
+  train = lambda keys: model.init_with_output(keys, *batch, train=True, return_routing=True)
+  shapes = jax.eval_shape(train, keys)[1]
+  assert set(shapes["params"]) == {"embedding", "repeats", "final_norm"}  # all four layers are scanned
+  experts = tiny.quick_jit(lambda keys: train(keys)[0][1].metrics["top1_expert"])(keys)
+  assert len(np.unique(np.asarray(experts).reshape(4, -1), axis=0)) == 4

@@ -11,9 +11,13 @@ def hash_layer(logits, context, method="random", seed=0):
   for t in draws.valid_tokens(logits, context):
     number = int(context.token_ids[t])
     if method == "random":
-      number = finaliser((number + finaliser((seed + 0x9E3779B9) & 0xFFFFFFFF)) & 0xFFFFFFFF)
+      number = mix(number, seed if context.salt is None else mix(int(context.salt), seed))
     plan.append((t, number % num_experts, 1.0))
   return plan
+
+
+def mix(number, seed):
+  return finaliser((number + finaliser((seed + 0x9E3779B9) & 0xFFFFFFFF)) & 0xFFFFFFFF)
 
 
 def finaliser(h):

@@ -7,8 +7,12 @@ from oracles import draws, order
 
 
 def random_choice(logits, context, k=1, seed=0):
-  drawn_anew = context.train and context.key is not None
-  u = draws.uniform(context.key if drawn_anew else jax.random.key(seed), np.shape(logits))
+  key = context.key if context.train else None
+  if key is None:
+    key = jax.random.key(seed)
+    key = key if context.salt is None else jax.random.fold_in(key, context.salt)
+    key = key if context.group is None else jax.random.fold_in(key, context.group)
+  u = draws.uniform(key, np.shape(logits))
   chosen = {}
   for t in draws.valid_tokens(logits, context):
     best = sorted(range(u.shape[1]), key=lambda e: (-u[t, e], e))[:k]

@@ -39,10 +39,13 @@ def test_the_finaliser_is_murmur_hash_3s():
 @pytest.mark.parametrize(("experts", "options"), [
     (8, {}), (6, {"seed": 12}), (8, {"seed": -1}), (6, {"method": "modulo"}), (1, {})])
 def test_equals_the_oracle(experts, options):
-  # Catches: constants or shifts other than the oracle's, signed arithmetic, seeds out of range, padding with an expert.
+  # Catches: constants or shifts other than the oracle's, signed arithmetic, seeds out of range, padding with an expert,
+  # a salt that is not used, or that each group has to have its own of.
   ids = np.random.default_rng(1).integers(0, 2**31 - 1, size=(60, 12), dtype=np.int32)
   context = compare.draw_context(1, token_ids=ids)
-  compare.check_oracle(hash_layer, oracle, compare.draw_logits(1, experts=experts), context, **options)
+  logits = compare.draw_logits(1, experts=experts)
+  compare.check_oracle(hash_layer, oracle, logits, context, **options)
+  compare.check_oracle(hash_layer, oracle, logits, context.replace(salt=np.uint32(0xF0000001)), **options)
 
 
 def test_random_hash_is_balanced():
@@ -59,6 +62,19 @@ def test_seeds_differ():
   ids = np.arange(4096, dtype=np.int32)
   for a, b in ((0, 1), (0, 2), (1, 2)):
     assert 160 < np.sum(_experts(ids, 16, seed=a) == _experts(ids, 16, seed=b)) < 352, (a, b)
+
+
+def test_salts_differ_and_nothing_else_does():
+  # Catches: layers with one hash; a hash that depends on the key, the group or training, and so is not one function of
+  # the id; a salt that takes the place of the seed; a modulo that is no longer one.
+  ids = jnp.arange(4096, dtype=jnp.int32)
+  logits, salted = jnp.zeros((4096, 16)), RoutingContext(token_ids=ids, salt=jnp.uint32(7))
+  route = lambda context, **options: np.asarray(hash_layer(logits, context, **options).expert)
+  for other in (route(salted.replace(salt=jnp.uint32(8))), route(salted, seed=1), route(salted.replace(salt=None))):
+    assert 160 < np.sum(route(salted) == other) < 352
+  trained = salted.replace(key=jax.random.key(1), group=jnp.int32(3), train=True)
+  np.testing.assert_array_equal(route(trained), route(salted))
+  np.testing.assert_array_equal(route(salted, method="modulo"), np.arange(4096) % 16)
 
 
 def test_the_same_id_has_the_same_expert():

@@ -19,12 +19,15 @@ def test_number_of_experts_is_static():
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_group_axes(masked):
-  # Catches: a bias that vmap splits over groups, a mask or key that it shares, a None that it tries to map.
+  # Catches: a bias or salt that vmap splits over groups, a mask, key or index that it shares, a None that it tries to
+  # map.
   context = RoutingContext(key=jax.random.split(jax.random.key(0), 2), bias=jnp.array([1.0, 2.0, 3.0]), train=True,
+                           salt=jnp.uint32(5), group=jnp.arange(2),
                            valid=jnp.array([[True, False], [True, True]]) if masked else None)
 
   def look(x, context):
     assert context.bias.shape == (3,) and context.key.shape == () and context.token_ids is None and context.train
+    assert context.salt.shape == context.group.shape == ()
     return x * jnp.sum(context.bias) + (jnp.sum(context.valid) if masked else 0)
   y = jax.vmap(look, in_axes=(0, group_axes(context)))(jnp.array([1.0, 2.0]), context)
   np.testing.assert_array_equal(y, [7.0, 14.0] if masked else [6.0, 12.0])
