@@ -48,7 +48,8 @@ FAMILIES = {
                                    "model.remat": "full"},
     "encoder_decoder": {"model.family": "encoder_decoder", "model.position": "relative",
                         "data.objective": "span_corruption", "data.encoder_len": ENCODER_LENGTH},
-    "adafactor": {"optimizer.name": "adafactor", "optimizer.weight_decay": 0.0},
+    # Matrices whose sides are both 128 or more have factored moments: here the embedding's and the experts'.
+    "adafactor": {"optimizer.name": "adafactor", "model.d_model": 128, "model.moe.d_ff": 128},
     "lstm": {"model.family": "lstm", "model.lstm_units": 24, "model.num_layers": 1},
     "latent": {"model.attention": "latent", "model.latent.kv_rank": 8, "model.latent.query_rank": 8,
                "model.latent.nope_dim": 8, "model.latent.rope_dim": 4, "model.latent.value_dim": 8},
@@ -178,6 +179,9 @@ def test_the_run_exercises_what_it_should(family):
   assert all((0 < m["moe/drop_rate"].min() < 1) == (family != "expert_choice") for m in metrics)  # which drops nobody
   assert np.any(state.router_state["bias"]) if family not in ROUTERS else not state.router_state
   assert metrics[-1]["loss"] < metrics[0]["loss"]
+  factored = [slot.shape for path, slot in jax.tree_util.tree_leaves_with_path(state.opt_state)
+              if "v_row" in optimizers.keys(path) and slot.size > 8]  # one number a matrix stands where none is
+  assert bool(factored) == (family == "adafactor")
   assert all(np.abs(gradient).max() > 1e-3 for gradient in jax.tree.leaves(state.opt_state[0]))
 
 
