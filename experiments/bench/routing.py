@@ -43,6 +43,13 @@ class Copies:
   def num_experts(self):
     return self.weights.shape[0]
 
+  @property
+  def axes(self):
+    return ("expert", None)
+
+  def buffers(self, x):
+    return x
+
   def hidden(self, w, rows):
     return rows
 

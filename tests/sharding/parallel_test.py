@@ -48,8 +48,24 @@ FAMILIES = {
                                    "model.remat": "full"},
     "encoder_decoder": {"model.family": "encoder_decoder", "model.position": "relative",
                         "data.objective": "span_corruption", "data.encoder_len": ENCODER_LENGTH},
+    # Matrices whose sides are both 128 or more have factored moments: here the embedding's and the experts'.
+    "adafactor": {"optimizer.name": "adafactor", "model.d_model": 128, "model.moe.d_ff": 128},
+    "lstm": {"model.family": "lstm", "model.lstm_units": 24, "model.num_layers": 1},
+    "latent": {"model.attention": "latent", "model.latent.kv_rank": 8, "model.latent.query_rank": 8,
+               "model.latent.nope_dim": 8, "model.latent.rope_dim": 4, "model.latent.value_dim": 8},
     "other rules": {"sharding.vocab": ("tensor", "fsdp"), "sharding.embed": (), "sharding.mlp": (),
                     "sharding.act_embed": ("tensor",)}}
+
+# Other routers, on the model of "one layer". Only sigmoid_bias has a bias; they have losses and noise of their own.
+R = "model.moe.router"
+ROUTERS = {
+    "expert_choice": {f"{R}.expert_choice.capacity_factor": 2.0, "model.moe.allow_noncausal_routing": True},
+    "st_moe": {f"{R}.st_moe.k": 2, f"{R}.st_moe.threshold": 0.4},
+    "hash_layer": {},
+    "noisy_top_k": {f"{R}.noisy_top_k.k": 2, "model.moe.importance_loss": 0.1, "model.moe.importance_of": "gates",
+                    "model.moe.load_loss": 0.1, "model.moe.balance_loss": 0.0},
+    "gshard": {}}
+FAMILIES |= {name: {f"{R}.name": name, "model.moe.bias_update_rate": 0.0} | own for name, own in ROUTERS.items()}
 
 
 @functools.cache
@@ -136,23 +152,36 @@ def test_any_mesh_trains_the_same(dispatcher, mesh):
   assert_as_on_one_device(*three_steps(dispatcher, mesh), "one layer")
 
 
-@pytest.mark.parametrize("family, dispatcher, mesh", [
-    ("scanned and rematerialised", "grouped", "data=2 expert=4"),
-    ("encoder_decoder", "all_to_all", "fsdp=2 expert=2 tensor=2"),
-    *(("other rules", name, "fsdp=2 expert=2 tensor=2") for name in ("all_to_all", "grouped"))])
+WHOLE = "fsdp=2 expert=2 tensor=2"
+OTHERS = [
+    ("scanned and rematerialised", "grouped", "data=2 expert=4"), ("encoder_decoder", "all_to_all", WHOLE),
+    ("other rules", "all_to_all", WHOLE), ("other rules", "grouped", WHOLE),
+    ("adafactor", "all_to_all", WHOLE), ("lstm", "einsum", WHOLE),
+    ("latent", "all_to_all", WHOLE), *((name, "all_to_all", WHOLE) for name in ROUTERS)]
+RARE = {"lstm", "latent", *ROUTERS} - {"noisy_top_k"}  # make test-all
+run_of = lambda family, *rest: pytest.param(family, *rest, marks=pytest.mark.every_variant if family in RARE else ())
+
+
+@pytest.mark.parametrize("family, dispatcher, mesh", [run_of(*other) for other in OTHERS])
 def test_other_models_and_rules_train_the_same(family, dispatcher, mesh):
   # Catches: a recomputed layer that draws other noise, weights stacked over layers that are split along "layers", an
-  # encoder's output or padding that stays one device's, a dispatcher that counts on rules that the config has changed.
+  # encoder's output or padding that stays one device's, a dispatcher that counts on rules that the config has changed,
+  # Adafactor's factors or RMS of one shard, a recurrent state or a latent that is, noise, losses or a hash of other
+  # routers that depend on the mesh.
   assert_as_on_one_device(*three_steps(dispatcher, mesh, family), family)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [run_of(family) for family in FAMILIES])
 def test_the_run_exercises_what_it_should(family):
   # Catches: a comparison of runs in which nobody is dropped, no bias moves, a weight has no gradient, nothing is
   # learnt.
   state, metrics = three_steps("einsum", ONE, family)
-  assert all(0 < m["moe/drop_rate"].min() < 1 for m in metrics) and np.any(state.router_state["bias"])
+  assert all((0 < m["moe/drop_rate"].min() < 1) == (family != "expert_choice") for m in metrics)  # which drops nobody
+  assert np.any(state.router_state["bias"]) if family not in ROUTERS else not state.router_state
   assert metrics[-1]["loss"] < metrics[0]["loss"]
+  factored = [slot.shape for path, slot in jax.tree_util.tree_leaves_with_path(state.opt_state)
+              if "v_row" in optimizers.keys(path) and slot.size > 8]  # one number a matrix stands where none is
+  assert bool(factored) == (family == "adafactor")
   assert all(np.abs(gradient).max() > 1e-3 for gradient in jax.tree.leaves(state.opt_state[0]))
 
 
