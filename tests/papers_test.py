@@ -157,6 +157,7 @@ def test_the_32_billion_of_st_moe():
 @pytest.mark.parametrize("name, total", [
     ("t5:base", 222_903_552),  # Hugging Face's t5-base
     ("t5:large", 737_668_096),  # its t5-large
+    ("t5:xxl", 11_135_332_352),  # its t5-v1_1-xxl
     ("glam:137b", 137_702_416_384)])  # Lingvo's DenseLm128B8x8
 def test_totals_of_released_code(name, total):
   # Catches: a table of relative biases a layer where T5 has one a stack, or one where GLaM has one a layer; a norm too
