@@ -4,7 +4,7 @@ BIN := .venv/bin
 LIBTPU := .venv/libtpu
 PYTEST := PYTHONPATH=$(LIBTPU) $(BIN)/python -m pytest -n 2
 
-.PHONY: run desk venv test test-all test-reference demo-multiprocess paper-scale check bench fuzz clean
+.PHONY: run desk venv test test-all test-reference demo-multiprocess paper-scale check bench fuzz soak faults memory clean
 
 run: venv  ## train configs/quickstart.py on the embedded corpus: a few minutes on two CPU cores
 	$(BIN)/python -m moe_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
@@ -70,7 +70,16 @@ define install
 endef
 
 fuzz: venv  ## 2,000 mutated configs and command lines and 500 mutated files of a run: about 20 minutes on two CPU cores
-	$(BIN)/python -m experiments.reliability.fuzz
+	$(BIN)/python -m experiments.reliability.fuzz --write
+
+soak: venv  ## 100 small runs, each killed up to five times: about half an hour on two CPU cores
+	$(BIN)/python -m experiments.reliability.soak --write
+
+faults: venv  ## faults of disks, files, numbers and commands injected into a small run: a few minutes
+	$(BIN)/python -m experiments.reliability.faults --write
+
+memory: venv  ## 20,000 steps of a small run, whose memory must not grow: some minutes
+	$(BIN)/python -m experiments.reliability.memory --write
 
 clean:  ## everything that the other targets made, except runs/
 	rm -rf .venv .venv-dryrun .venv-reference *.egg-info .pytest_cache .ruff_cache

@@ -12,7 +12,9 @@ on a weight's RMS, the same training: tied logits are divided by sqrt(d_model) w
 multiplied by it, and 1/sqrt(head_dim) is in the queries' first weights and not a factor.
 Inferred: GELU inside the experts (Expert Choice, on the same models, writes it out), the epsilon of the norms.
 Open: the data (filtered web, Wikipedia, conversations, forums, books, news) are not public, C4 stands in; all read 600B
-tokens. Not here: skipping a step whose gradient is not finite.
+tokens.
+Both of the paper's tricks for stability (Sec. 5.1) are on: updates whose gradient is not finite are skipped, and the run
+goes back to an earlier checkpoint. How far a loss must rise for that, and after how many steps, is not in the paper.
 """
 
 from configs import shared
@@ -42,7 +44,11 @@ VARIANTS = {  # layers, width, dense and expert FFN, heads, of width, experts, v
 def get_config(variant="64b_64e"):
   c = architecture("glam", variant)
   c.paper.name = "GLaM"
-  return shared.desk(c) if variant == "desk" else c
+  c = shared.desk(c) if variant == "desk" else c
+  c.train.keep_last = 3
+  c.train.guard.update({"skip_nonfinite": True, "spike_sigmas": 8.0, "patience": 4, "max_rollbacks": 3,
+                        "rollback_margin": 20, "starved_share": 0.02})
+  return c
 
 
 def architecture(preset, variant, variants=VARIANTS):

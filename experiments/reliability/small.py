@@ -67,6 +67,10 @@ class Child:
     self._process.join(seconds)
     return self._process.exitcode
 
+  @property
+  def pid(self) -> int:
+    return self._process.pid
+
   def poll(self) -> int | None:
     return self._process.exitcode
 

@@ -1,0 +1,124 @@
+"""Things that go wrong inside a training process: each function breaks one, in the process that calls it."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+
+AT = 12  # the step at which it happens, of a run of twenty
+LATE = 200  # and of one of three hundred
+
+
+def scores_are_nan() -> None:
+  """From step `AT` on, the validation score is NaN."""
+  from moe_jax.training import evaluate
+  real, calls = evaluate.summary, []
+
+  def summary(totals, measure="bits_per_byte"):
+    calls.append(1)
+    result = real(totals, measure)
+    return {name: math.nan for name in result} if len(calls) > AT // 5 else result
+
+  evaluate.summary = summary
+
+
+def gradient_is_nan(at: int = AT) -> None:
+  """In step `at` one number of the gradient of expert 1's matrix is NaN."""
+  import jax
+  import jax.numpy as jnp
+
+  from moe_jax.training import step, update
+  accumulate, train_step = step.accumulate, update.train_step
+
+  def poisoned(state, batch, **options):
+    def broken(*arguments):
+      grads, *rest = accumulate(*arguments)
+
+      def poison(path, leaf):
+        if not jax.tree_util.keystr(path, simple=True, separator="/").endswith("layer_1/ffn/up"):
+          return leaf
+        return leaf.at[..., 1, 0, 0].set(jnp.where(state.step == at - 1, jnp.nan, leaf[..., 1, 0, 0]))
+
+      return jax.tree_util.tree_map_with_path(poison, grads), *rest
+
+    step.accumulate = broken
+    return train_step(state, batch, **options)
+
+  update.train_step = poisoned
+
+
+def late_gradient_is_nan() -> None:
+  """As `gradient_is_nan`, in step `LATE`."""
+  gradient_is_nan(LATE)
+
+
+def update_ruins_weights() -> None:
+  """The update of step 15, after which a checkpoint is due, is infinite, though loss and gradient are not."""
+  import jax
+  import jax.numpy as jnp
+  import optax
+
+  from moe_jax.training import optimizers
+  make = optimizers.make
+
+  def broken(*arguments):
+    optimizer, schedule = make(*arguments)
+
+    def update(updates, state, params):
+      count, inner = state
+      updates, inner = optimizer.update(updates, inner, params)
+      return jax.tree.map(lambda u: jnp.where(count == 14, jnp.inf, u), updates), (count + 1, inner)
+
+    return optax.GradientTransformation(lambda params: (jnp.zeros((), jnp.int32), optimizer.init(params)),
+                                        update), schedule
+
+  optimizers.make = broken
+
+
+def batches_are_garbage() -> None:
+  """The targets of four batches from `LATE` on are random."""
+  import numpy as np
+
+  from moe_jax import data
+  real = data.train_iterator
+
+  class Garbage:
+    """An iterator that passes everything on but those targets."""
+
+    def __init__(self, iterator):
+      self._iterator = iterator
+
+    def __next__(self):
+      batch, number = next(self._iterator), data.batches_of(self._iterator.get_state())
+      if LATE <= number < LATE + 4:
+        batch = batch | {"targets": np.random.default_rng(number).integers(0, 256, batch["targets"].shape, np.int32)}
+      return batch
+
+    def __getattr__(self, name):
+      return getattr(self._iterator, name)
+
+  data.train_iterator = lambda *arguments, **options: Garbage(real(*arguments, **options))
+
+
+def corpus_vanishes() -> None:
+  """The files of the corpus that `GONE` names are deleted after some batches have been read."""
+  from moe_jax import data
+  real = data.train_iterator
+
+  class Vanishing:
+    """An iterator that deletes what it reads from."""
+
+    def __init__(self, iterator):
+      self._iterator = iterator
+
+    def __next__(self):
+      if data.batches_of(self._iterator.get_state()) == AT:
+        for path in pathlib.Path(os.environ["GONE"]).iterdir():
+          path.unlink()
+      return next(self._iterator)
+
+    def __getattr__(self, name):
+      return getattr(self._iterator, name)
+
+  data.train_iterator = lambda *arguments, **options: Vanishing(real(*arguments, **options))

@@ -1,0 +1,98 @@
+"""Memory of a long run: 20,000 steps of a small model, whose resident memory must not grow.
+
+  python -m experiments.reliability.memory [--steps=20000] [--write]
+
+The process's resident memory is read once a second, with the step that metrics.jsonl is at. --write puts the numbers
+and the figure into docs/. Exit code 1: at the end it is more than 5% above what it was after a tenth of the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments.reliability import small
+from moe_jax.report.charts import Line, line_file
+from moe_jax.routers import replace
+
+PAGE = small.ROOT / "docs" / "reliability.md"
+FIGURE = small.ROOT / "docs" / "memory.svg"
+GROWTH = 0.05
+CHANGES = {"train__log_every": 20, "train__eval_every": 1000, "train__checkpoint_every": 1000,
+           "optimizer__schedule": "constant"}
+
+
+def main(argv: Sequence[str]) -> int:
+  """Does what the command line says; returns the exit code."""
+  parser = argparse.ArgumentParser(prog="python -m experiments.reliability.memory", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--steps", type=int, default=20_000)
+  parser.add_argument("--write", action="store_true", help="put numbers and figure into docs/")
+  given = parser.parse_args(argv)
+  begun = time.monotonic()
+  with tempfile.TemporaryDirectory() as folder:
+    steps, megabytes = measure(pathlib.Path(folder), given.steps)
+  early, late = (at(steps, megabytes, step) for step in (given.steps // 10, given.steps))
+  text = (f"Resident memory after {given.steps // 10:,} steps: {early:.0f} MB, after {given.steps:,}: {late:.0f} MB "
+          f"({late / early - 1:+.1%}); {len(steps):,} readings, {(time.monotonic() - begun) / 60:.0f} minutes.")
+  print(text)
+  if given.write:
+    FIGURE.write_text(line_file(f"Resident memory over {given.steps:,} steps", [
+        Line("resident memory", steps, megabytes, "#0072b2")], y_label="MB"))
+    PAGE.write_text(replace(PAGE.read_text(), "memory", f"{text}\n\n![Resident memory by step]({FIGURE.name})"))
+  return int(late > early * (1 + GROWTH))
+
+
+def measure(home: pathlib.Path, total: int) -> tuple[np.ndarray, np.ndarray]:
+  """`(steps, megabytes)` of a run of that many steps, from its first log line to its end."""
+  small.write_corpus(home / "corpus")
+  process = small.start(home, home / "run", train__steps=total, **CHANGES)
+  steps, megabytes = [], []
+  with tqdm(total=total, unit="step") as bar:
+    while process.poll() is None:
+      time.sleep(1.0)
+      step, resident = _last_step(home / "run" / "metrics.jsonl"), _resident(process.pid)
+      if step and resident:
+        steps.append(step)
+        megabytes.append(resident)
+        bar.update(step - bar.n)
+  if process.wait():
+    raise RuntimeError(f"the run does not end: {small.said(home / 'run')}")
+  return np.array(steps, float), np.array(megabytes)
+
+
+def at(steps: np.ndarray, megabytes: np.ndarray, step: int) -> float:
+  """The median of the ten readings nearest to a step."""
+  return float(np.median(megabytes[np.argsort(np.abs(steps - step))[:10]]))
+
+
+def _resident(pid: int) -> float:
+  """MB; 0 of a process that has ended."""
+  try:
+    lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
+  except OSError:
+    return 0.0
+  return next((int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS")), 0.0)
+
+
+def _last_step(file: pathlib.Path) -> int:
+  """The step of the last whole training line; only the end of the file is read."""
+  try:
+    with file.open("rb") as lines:
+      lines.seek(max(file.stat().st_size - 20_000, 0))
+      found = lines.read().split(b"\n")[1:-1]
+  except OSError:
+    return 0
+  return next((json.loads(line)["step"] for line in reversed(found) if b'"train"' in line), 0)
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))
