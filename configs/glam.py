@@ -13,8 +13,9 @@ multiplied by it, and 1/sqrt(head_dim) is in the queries' first weights and not 
 Inferred: GELU inside the experts (Expert Choice, on the same models, writes it out), the epsilon of the norms.
 Open: the data (filtered web, Wikipedia, conversations, forums, books, news) are not public, C4 stands in; all read 600B
 tokens.
-Both of the paper's tricks for stability (Sec. 5.1) are on: updates whose gradient is not finite are skipped, and the run
-goes back to an earlier checkpoint. How far a loss must rise for that, and after how many steps, is not in the paper.
+Both of the paper's tricks for stability (Sec. 5.1) are on: updates whose gradient is not finite are skipped, and the
+run goes back to an earlier checkpoint. How far a loss must rise for that, and after how many steps, the paper does not
+say.
 """
 
 from configs import shared
