@@ -116,7 +116,7 @@ class TrainStream:
     known = {} if self._batches is None else {"batches": self._batches}
     return {"pipeline": "stream", "batch_size": self._rows.batch_size, "rows": rows} | known
 
-  def set_state(self, state: dict[str, Any]) -> None:
+  def set_state(self, state: Any) -> None:
     """Raises ConfigError for the state of another pipeline or another batch size, or what is no state."""
     positions, batches = states.stream(state, self._rows.batch_size)
     self.close()
@@ -158,6 +158,7 @@ class _BatchIterator(grain.DatasetIterator):
 
   def __init__(self, make_rows, seq_len: int, threads: int, boundary: int, corruption: SpanCorruption | None):
     super().__init__()
+    self._pool = None  # before anything can fail: Grain closes what was never finished, too
     self._rows, self._seq_len, self._boundary, self._corruption = make_rows(), seq_len, boundary, corruption
     self._pool = ThreadPoolExecutor(threads) if threads else None
 

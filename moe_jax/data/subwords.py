@@ -41,7 +41,7 @@ class SentencePiece(Tokenizer):
       raise ConfigError("data.tokenizer", self.shown, f"is a JSON file; write hf:{path}")
     wrong = "is not a SentencePiece model (the binary .model file that spm_train writes)"
     self._model = sentencepiece.SentencePieceProcessor()
-    with _told(self.shown, wrong):
+    with _quiet(), _told(self.shown, wrong):
       self._model.LoadFromSerializedProto(content)
     with _told(self.shown, "is a damaged SentencePiece model, copy it again"):
       pieces = [self._model.IdToPiece(i) for i in range(self._model.GetPieceSize())]
@@ -82,7 +82,7 @@ class HuggingFace(Tokenizer):
     import tokenizers
     content, self.shown = _read(path, "hf"), f"hf:{path}"
     spec, byte_level = _spec(content, self.shown, path)
-    with _told(self.shown, "is not a tokenizer.json that this version reads"):
+    with _quiet(), _told(self.shown, "is not a tokenizer.json that this version reads"):
       # A token that marks documents is special whatever the file says, so that text which spells it is read as text.
       for token in spec.get("added_tokens") or ():
         if token["content"] and token["content"] in (bos, eos):
@@ -210,6 +210,19 @@ def _is_json(content: bytes) -> bool:
   except ValueError:  # covers bytes that are not UTF-8
     return False
   return True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Drops what a library writes on standard error by itself, such as the trace of a Rust panic: `_told` says it."""
+  with contextlib.ExitStack() as stack:
+    with contextlib.suppress(OSError):  # a process may have no standard error
+      saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+      stack.callback(os.close, saved)
+      stack.callback(os.dup2, saved, 2)
+      os.dup2(nowhere, 2)
+      os.close(nowhere)
+    yield
 
 
 @contextlib.contextmanager

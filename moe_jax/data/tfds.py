@@ -21,7 +21,12 @@ class Examples:
     return len(self._source)
 
   def __getitem__(self, i: int) -> bytes:
-    value = self._source[i][self._field]
+    try:
+      value = self._source[i][self._field]
+    except Exception as error:  # whatever array_record and the decoders raise
+      raise ConfigError("data.sources", self._name, f"example {i} of its split {self._split} cannot be read ("
+                        f"{type(error).__name__}: {error}); its files have changed or are damaged: prepare it again"
+                        ) from error
     return value.encode() if isinstance(value, str) else bytes(value)
 
   def key(self, i: int) -> str:
@@ -38,8 +43,12 @@ def tfds(name: str, data) -> tuple[str, dict[str, Subset]]:
   """
   folder = _folder(name, data)
   import tensorflow_datasets  # takes a second
-  builder = tensorflow_datasets.builder_from_directory(folder)
-  features, splits = builder.info.features, builder.info.splits
+  try:
+    builder = tensorflow_datasets.builder_from_directory(folder)
+    features, splits, fingerprint = builder.info.features, builder.info.splits, _fingerprint(folder, data.text_field)
+  except Exception as error:  # whatever it raises for JSON that is not what it wrote
+    raise ConfigError("data.sources", name, f"{folder} is damaged ({type(error).__name__}: {error}); prepare it again"
+                      ) from error
   if data.text_field not in features:
     raise ConfigError("data.text_field", data.text_field,
                       f"{name} has no such feature; it has {', '.join(sorted(features))}")
@@ -58,7 +67,9 @@ def tfds(name: str, data) -> tuple[str, dict[str, Subset]]:
     raise ConfigError("data.sources", name, f"is prepared as {stored} and not as array_record; convert it where "
                       f"TensorFlow is installed: tfds convert_format --dataset_version_dir={folder} "
                       "--out_file_format=array_record --out_dir=FOLDER") from error
-  fingerprint = _fingerprint(folder, data.text_field)
+  except Exception as error:  # whatever array_record raises for files that are gone or damaged
+    raise ConfigError("data.sources", name, f"{folder} is damaged ({type(error).__name__}: {error}); prepare it again"
+                      ) from error
   if data.validation_split:
     train, validation = (Subset(part, range(len(part))) for part in parts)
     return fingerprint, {"train": train, "validation": validation}

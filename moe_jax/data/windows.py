@@ -102,7 +102,7 @@ class TrainWindows:
   def get_state(self) -> dict[str, Any]:
     return {"pipeline": "windows", "batches": self._batches}
 
-  def set_state(self, state: dict[str, Any]) -> None:
+  def set_state(self, state: Any) -> None:
     """Raises ConfigError for the state of another pipeline, or what is no state."""
     batches = states.windows(state)
     self.close()

@@ -107,3 +107,81 @@ def test_cache_dir(monkeypatch):
 def test_key_tells_parts_apart():
   # Catches: joining the parts without a separator.
   assert cache.key("a", "bc") != cache.key("ab", "c") and cache.key("a", 1) == cache.key("a", 1)
+
+
+DAMAGE = {
+    "cut": lambda whole: whole[:-1], "cut to nothing": lambda whole: b"", "cut short": lambda whole: whole[:30],
+    "flipped": lambda whole: whole[:7] + bytes([whole[7] ^ 4]) + whole[8:], "0xff": lambda whole: b"\xff" * len(whole),
+    "no trailer": lambda whole: whole[:80], "longer": lambda whole: b"0" + whole, "digest": lambda whole: (
+        whole[:80] + bytes([whole[80] ^ 1]) + whole[81:])}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_built_anew_and_told(tmp_path, capfd, damage):
+  # Catches: a file that is trusted by its name; one of a version without digests; a damage that is repaired in silence.
+  path, write = tmp_path / "x", lambda file: file.write(WHOLE)
+  whole = cache.built(path, write).read_bytes()
+  assert not capfd.readouterr().err
+  path.write_bytes(damage(whole))
+  assert cache.content(cache.built(path, write)).tobytes() == WHOLE and path.read_bytes() == whole
+  assert f"note: {path} is damaged" in capfd.readouterr().err
+  cache.built(path, lambda file: pytest.fail("was built again"))
+
+
+def test_a_file_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
+  # Catches: minutes of hashing at each evaluation; a change during a run that nothing notices.
+  path, hashed = cache.built(tmp_path / "x", lambda file: file.write(WHOLE)), []
+  cache._whole.clear()
+  monkeypatch.setattr(cache, "_digest", lambda *args, digest=cache._digest: hashed.append(1) or digest(*args))
+  for _ in range(3):
+    cache.built(path, lambda file: None)
+  assert len(hashed) == 1
+  os.utime(path, ns=(1, 1))
+  cache.built(path, lambda file: None)
+  assert len(hashed) == 2
+
+
+def test_content_that_the_reader_refuses_is_built_anew(tmp_path):
+  # Catches: a check of the content that is not asked.
+  good, write = (lambda content: content.tobytes() != b"bad"), (lambda file: file.write(b"good"))
+  path = cache.built(tmp_path / "x", lambda file: file.write(b"bad"))
+  cache._whole.clear()
+  assert cache.content(cache.built(path, write, good)).tobytes() == b"good"
+
+
+def test_a_file_that_is_written_to_while_it_is_used(tmp_path):
+  # Catches: a run killed by the system, without a word, where a memory-mapped file was cut; a run ended for nothing
+  # where another process has replaced or deleted the file.
+  path = cache.built(tmp_path / "x", lambda file: file.write(WHOLE))
+  unchanged = cache.Unchanged(path)
+  cache.replace(path, lambda file: file.write(WHOLE))
+  path.unlink()
+  unchanged.check()
+  path = cache.built(tmp_path / "x", lambda file: file.write(WHOLE))
+  unchanged = cache.Unchanged(path)
+  os.truncate(path, 3)
+  with pytest.raises(ConfigError, match="data.cache_dir=.*x': was written to while this run read it"):
+    unchanged.check()
+
+
+@pytest.mark.parametrize("name", ["~nobody_of_this_name/x", "a\0b", "x" * 5000, "/proc/nothing"])
+def test_folders_that_cannot_be(name):
+  # Catches: OSError, RuntimeError and ValueError of the path library.
+  with pytest.raises(ConfigError, match="^data.cache_dir=.*--config.data.cache_dir=FOLDER"):
+    cache.built(cache.cache_dir(name) / "x", lambda file: None)
+
+
+def test_a_folder_in_place_of_a_file(tmp_path):
+  # Catches: IsADirectoryError.
+  (tmp_path / "x").mkdir()
+  with pytest.raises(ConfigError, match="data.cache_dir=.*x': cannot be read .*directory"):
+    cache.built(tmp_path / "x", lambda file: None)
+
+
+def test_errors_of_what_is_read_are_not_the_folders(tmp_path):
+  # Catches: data.cache_dir blamed for a text that went while it was tokenised.
+  def write(file):
+    open(tmp_path / "gone")
+
+  with pytest.raises(FileNotFoundError):
+    cache.built(tmp_path / "x", write)

@@ -1,7 +1,14 @@
 """A data config, and one embedded corpus for all tests of the session."""
 
+import io
+import pathlib
+import sys
+
 import pytest
 from ml_collections import config_dict
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import mutations
 
 
 @pytest.fixture
@@ -36,3 +43,53 @@ def corpus_cache(tmp_path_factory):
   from moe_jax.data import embedded
   embedded._load(folder)
   return str(folder)
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_file(tmp_path_factory):
+  """A lossless model, as the docstring of SentencePiece says."""
+  import sentencepiece
+  path, model = tmp_path_factory.mktemp("sp") / "m.model", io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(mutations.WORDS.splitlines(True)), model_writer=model, model_type="bpe", vocab_size=350,
+      normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False, byte_fallback=True,
+      allow_whitespace_only_pieces=True, user_defined_symbols=["\n"], minloglevel=2)
+  path.write_bytes(model.getvalue())
+  return path
+
+
+def _train(tokenizer, special):
+  from tokenizers import pre_tokenizers, trainers
+  trainer = trainers.BpeTrainer(vocab_size=350, special_tokens=special, show_progress=False,
+                                initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+  tokenizer.train_from_iterator(mutations.WORDS.splitlines(True), trainer)
+
+
+@pytest.fixture(scope="session")
+def hf_file(tmp_path_factory):
+  """Byte-level BPE with all that could change a text: a post-processor, truncation, padding."""
+  import tokenizers
+  from tokenizers import decoders, models, pre_tokenizers, processors
+  path = tmp_path_factory.mktemp("hf") / "tokenizer.json"
+  tokenizer = tokenizers.Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  _train(tokenizer, ["<|endoftext|>"])
+  end = tokenizer.token_to_id("<|endoftext|>")
+  tokenizer.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A",
+                                                           special_tokens=[("<|endoftext|>", end)])
+  tokenizer.enable_truncation(5)
+  tokenizer.enable_padding(length=400)
+  tokenizer.save(str(path))
+  return path
+
+
+@pytest.fixture
+def write_tokenizer(tmp_path):
+  """Writes `mutations.spec(...)`, or any JSON, -> the spec of a tokenizer."""
+  def write(model, *special, **changes):
+    whole = mutations.spec(model, special, **changes) if str(model) in mutations.MODELS else model
+    (tmp_path / "t.json").write_text(mutations.dump(whole))
+    return f"hf:{tmp_path}/t.json"
+
+  return write

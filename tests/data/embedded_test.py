@@ -85,3 +85,16 @@ def test_an_interpreter_without_its_library(monkeypatch):
   monkeypatch.setattr(embedded, "_modules", lambda: iter(()))
   with pytest.raises(ConfigError, match="standard library"):
     embedded.corpus()
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:500], lambda whole: b"\xff" * len(whole), lambda whole: (
+    whole[:200] + bytes([whole[200] ^ 8]) + whole[201:])])
+def test_a_damaged_corpus_is_collected_anew(monkeypatch, tmp_path, capfd, damage):
+  # Catches: BadZipFile, or another text under the same name.
+  small = {domain: [("a", b"one " * 99), ("b", b"two " * 99)] for domain in embedded.DOMAINS}
+  monkeypatch.setattr(embedded, "corpus", lambda: small)
+  path = embedded._build(tmp_path)
+  path.write_bytes(damage(path.read_bytes()))
+  documents, _ = embedded._load(tmp_path)["prose"]
+  assert [documents[i] for i in range(2)] == [text for _, text in small["prose"]]
+  assert f"{path} is damaged" in capfd.readouterr().err

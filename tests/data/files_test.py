@@ -1,8 +1,9 @@
 import json
+import os
 
 import pytest
 
-from moe_jax.data import make_sources
+from moe_jax.data import files, make_sources
 from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -42,10 +43,10 @@ def test_a_large_file_is_several_documents(data, tmp_path, line):
 def test_fingerprint_is_of_the_text_not_of_the_place(data, tmp_path):
   # Catches: a fingerprint with absolute paths or times, or one that misses an edit or a renamed file.
   prints = []
-  for place, files in (("x", {"a": b"1", "b": b"2"}), ("y", {"a": b"1", "b": b"2"}), ("z", {"a": b"1", "b": b"3"}),
+  for place, texts in (("x", {"a": b"1", "b": b"2"}), ("y", {"a": b"1", "b": b"2"}), ("z", {"a": b"1", "b": b"3"}),
                        ("w", {"a": b"1", "c": b"2"})):
     (tmp_path / place).mkdir()
-    for name, text in files.items():
+    for name, text in texts.items():
       (tmp_path / place / name).write_bytes(text)
     prints.append(_open(data, f"text:{tmp_path}/{place}").fingerprint)
   assert prints[0] == prints[1] and len(set(prints)) == 3
@@ -80,3 +81,63 @@ def test_nothing_there(data, tmp_path, kind):
                        ("x*.txt", "no file matches")):
     with pytest.raises(ConfigError, match=f"data.sources='{kind}:.*{remedy}"):
       _open(data, f"{kind}:{tmp_path}/{name}")
+
+
+@pytest.mark.parametrize("value, said", [
+    ("null", "it is null and not a string"), ("3", "it is a number and"), ("1e400", "it is a number and"),
+    ("true", "it is true or false and"), ("[]", "it is an array and"), ("{}", "it is an object and")])
+def test_a_field_that_is_no_string(data, tmp_path, value, said):
+  # Catches: "no such string; it has text" of a line that has the field.
+  (tmp_path / "a.jsonl").write_text(f'{{"text": {value}}}\n' * 3)
+  with pytest.raises(ConfigError, match=f"data.text_field='text': .*a.jsonl at byte .*: in this line {said}"):
+    _open(data, f"jsonl:{tmp_path}/a.jsonl")
+
+
+@pytest.mark.parametrize("line, said", [
+    ('{"id": 1, "body": "x"}', "it has id, body; name its field with --config.data.text_field=body$"),
+    ('{"id": 1}', "it has id, none of which is a string$"), ("{}", "it has no field at all$"),
+    ("[1]", "is an array and"), ("NaN", "is a number and"), ("[" * 100_000, "nested too deeply"),
+    ("1" * 5000, "is not JSON"), ("\0", "is not JSON")])
+def test_lines_that_are_no_document(data, tmp_path, line, said):
+  # Catches: a RecursionError or another traceback; a remedy that names a field which is no string.
+  (tmp_path / "a.jsonl").write_text(f"{line}\n" * 3)
+  with pytest.raises(ConfigError, match=f"^data.(sources|text_field)=.*a.jsonl at byte .*{said}"):
+    _open(data, f"jsonl:{tmp_path}/a.jsonl")
+
+
+def test_a_file_that_was_touched_or_copied_over_is_the_same(data, tmp_path):
+  # Catches: a run that ends because somebody's backup touched the files; one that hashes them at each read after that.
+  for i in range(5):
+    (tmp_path / f"{i}.txt").write_text(f"text {i}")
+  source = _open(data, f"text:{tmp_path}")
+  before = _all(source)
+  for path in tmp_path.glob("*.txt"):
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(1, 1))
+  assert _all(source) == before
+  (tmp_path / "0.txt").write_text("TEXT 0")
+  with pytest.raises(ConfigError, match="0.txt has changed since .*another --workdir"):
+    _all(source)
+
+
+def test_a_file_that_grows_while_its_fingerprint_is_taken(data, tmp_path, monkeypatch):
+  # Catches: a fingerprint of one text and documents of another.
+  path = tmp_path / "a.txt"
+  path.write_text("one\ntwo\n")
+
+  def cut(file):
+    with path.open("a") as other:
+      other.write("three\n")
+    return iter([(0, 4)])
+
+  monkeypatch.setattr(files, "_pieces", cut)
+  with pytest.raises(ConfigError, match="a.txt changed while it was read; run the same command again"):
+    _open(data, f"text:{path}")
+
+
+@pytest.mark.parametrize("name", ["~nobody_of_this_name/x", "x" * 5000, "a\0b", "[", "\ud800"])
+def test_names_that_no_file_can_have(data, name):
+  # Catches: OSError, RuntimeError and ValueError of the path library.
+  for kind in ("text", "jsonl"):
+    with pytest.raises(ConfigError, match="^data.sources="):
+      _open(data, f"{kind}:{name}")

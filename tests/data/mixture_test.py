@@ -70,3 +70,9 @@ def test_rows_of_processes_make_the_global_batches():
   local = [local_rows(dataset, Rows(first, 2, 6), start=3) for first in (0, 2, 4)]
   joined = np.concatenate([np.array([rows[i] for i in range(4)]).reshape(2, 2) for rows in local], axis=1)
   assert joined.reshape(-1).tolist() == [dataset[i] for i in range(18, 30)]
+
+
+def test_sources_of_one_size_have_orders_of_their_own():
+  # Catches: a seed without the source's name, so that parallel sources are read in step.
+  a, b = (_mix([1.0], name, sizes=(40,)) for name in "ab")
+  assert [int(a[i][1:]) for i in range(40)] != [int(b[i][1:]) for i in range(40)]

@@ -10,7 +10,9 @@ import json
 import random
 from typing import Any
 
-DEEP = "@deep@"
+# A text that small tokenizers are trained on.
+WORDS = "".join(f"the quick {i} brown fox jumps over {i * 7 % 13} lazy dogs\n" for i in range(300))
+DEEP = "@deep@"  # see `dump`
 _METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": False}
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _LETTERS = ["\u2581", *"abcdefghijklmnopqrstuvwxyz,.\n\t <>/s|"]
@@ -27,7 +29,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def spec(model: str, special: tuple[str, ...] = (), **changes: Any) -> dict[str, Any]:
+def spec(model: str, special: tuple[str, ...] = (), /, **changes: Any) -> dict[str, Any]:
   """A whole tokenizer.json around `MODELS[model]`, in which the entries `special` are declared special."""
   entries = MODELS[model]["vocab"]
   ids = entries if isinstance(entries, dict) else {piece: i for i, (piece, _) in enumerate(entries)}

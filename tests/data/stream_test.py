@@ -1,7 +1,9 @@
+import pathlib
+
 import numpy as np
 import pytest
 
-from moe_jax.data import make_sources, make_tokenizer, stream, train_iterator
+from moe_jax.data import batches_of, make_sources, make_tokenizer, stream, train_iterator
 from moe_jax.data.stream import Row
 from moe_jax.errors import ConfigError
 
@@ -94,3 +96,91 @@ def test_another_batch_size_or_pipeline_is_refused(data, words):
   data.pipeline = "windows"
   with pytest.raises(ConfigError, match="data.pipeline='windows': .* 'stream'"):
     train_iterator(data, BYTES, sources, 4).set_state(state)
+
+
+def test_batches_are_counted(data, words):
+  # Catches: a state that does not say how many batches were read, or counts those that were read ahead.
+  sources, data.threads = _sources(data, words), 2
+  it = _iterator(data, sources)
+  assert it.get_state()["batches"] == 0
+  for _ in range(3):
+    next(it)
+  state = it.get_state()
+  assert state["batches"] == batches_of(state) == 3
+  old = {name: value for name, value in state.items() if name != "batches"}
+  it.set_state(old)
+  next(it)
+  assert "batches" not in it.get_state()
+  it.close()
+
+
+@pytest.mark.parametrize("documents", [1, 2, 4, 15])
+def test_more_rows_than_documents_are_refused(data, words, documents):
+  # Catches: rows that read the same text side by side, so that a batch holds it several times.
+  data.sources, data.validation_fraction = (words("a", documents + 1),), 1e-9
+  sources = make_sources(data)
+  assert len(sources[0].documents("train")) == documents
+  with pytest.raises(ConfigError, match=f"data.sources=.* has {documents} training documents for 16 of the 16 rows.*"
+                                        "--config.data.pipeline=windows"):
+    _iterator(data, sources, batch_size=16)
+  rows = next(_iterator(data, sources, batch_size=documents))["inputs"]
+  assert len(np.unique(rows, axis=0)) == documents
+
+
+def test_rows_are_counted_for_each_source(data, words):
+  # Catches: a count over all sources, where a heavy weight makes rows share the few documents of one; a source of
+  # weight 0 that is refused; natural shares that are refused for their rounding.
+  data.sources, data.validation_fraction = (words("a", 4), words("b", 40)), 1e-9
+  sources = make_sources(data)
+  data.weights = (0.5, 0.5)
+  with pytest.raises(ConfigError, match="data.sources='text:.*a': has 3 training documents for 8 of the 16 rows"):
+    _iterator(data, sources, batch_size=16)
+  for data.weights, batch_size in (((), 42), ((0, 1), 16), ((0.1, 0.9), 16)):
+    rows = next(_iterator(data, sources, batch_size=batch_size))["inputs"]
+    assert len(np.unique(rows, axis=0)) == batch_size
+
+
+def test_each_row_meets_every_document_where_their_number_divides_the_batch(data, words):
+  # Catches: epochs in one order, so that row r of 4 would read documents r and r + 4 of 8 for ever.
+  data.sources, data.validation_fraction = (words("a", 9),), 1e-9
+  sources = make_sources(data)
+  dataset = _iterator(data, sources)._dataset
+  for row in range(4):
+    assert len({dataset[row + 4 * n] for n in range(60)}) == 8
+
+
+def test_a_position_that_its_document_lacks(data, words):
+  # Catches: a row that starts at nothing, and counts its tokens from there.
+  sources = _sources(data, words)
+  it = _iterator(data, sources)
+  state = it.get_state()
+  it.set_state(state | {"rows": state["rows"] | {"2": [0, 10_000]}})
+  with pytest.raises(ConfigError, match="^checkpoint='data position': row 2 .* token 10000 of a document of"):
+    next(it)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("damage, said", [
+    (lambda path: path.unlink(), "is no longer there"), (lambda path: path.write_text("x" * 9), "has changed since"),
+    (lambda path: path.write_bytes(path.read_bytes()[::-1]), "has changed since")])
+def test_a_file_that_changes_while_it_is_read(data, words, threads, damage, said):
+  # Catches: a traceback, or training on other text than the fingerprint's, where a file goes or changes during a run.
+  sources, data.threads = _sources(data, words), threads
+  it = _iterator(data, sources)
+  next(it)
+  for name in data.sources:
+    for path in pathlib.Path(name.partition(":")[2]).iterdir():
+      damage(path)
+  with pytest.raises(ConfigError, match=rf"^data.sources='text:.*\.txt {said}"):
+    for _ in range(50):
+      next(it)
+  it.close()
+
+
+def test_spans_depend_on_the_position_in_a_row(data, words):
+  # Catches: a key without the position, by which all windows of a row are masked at the same places.
+  sources = _sources(data, words)
+  data.objective, data.noise_density, data.mean_span = "span_corruption", 0.3, 2.0
+  it = _iterator(data, sources, batch_size=1)
+  places = {tuple(np.flatnonzero(next(it)["encoder_tokens"][0] >= BYTES.size)) for _ in range(8)}
+  assert len(places) > 4

@@ -1,5 +1,6 @@
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -136,3 +137,16 @@ def test_tensorflow_is_not_needed(prepared):
   out = subprocess.run([sys.executable, "-c", script, str(prepared)], capture_output=True, text=True,
                        env={"PYTHONPATH": f"{moe_jax.__path__[0]}/.."})
   assert out.stdout.strip() == "9 False", out.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xff", b"[]"])
+@pytest.mark.parametrize("which", ["features.json", "dataset_info.json", "*.array_record*"])
+def test_a_damaged_dataset(little, prepared, tmp_path, which, content):
+  # Catches: whatever TFDS and array_record raise, in place of the source's name.
+  shutil.copytree(prepared, tmp_path / "tfds")
+  for path in (tmp_path / "tfds").rglob(which):
+    path.write_bytes(content)
+  little.tfds_dir = str(tmp_path / "tfds")
+  with pytest.raises(ConfigError, match="^data.(sources='tfds:little_text'|text_field='text'|validation_split=)"):
+    for split in make_sources(little)[0].splits.values():
+      list(split)

@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+from mutations import WORDS
 
 from moe_jax.data import make_tokenizer
 from moe_jax.errors import ConfigError
@@ -10,46 +11,6 @@ from moe_jax.errors import ConfigError
 pytestmark = pytest.mark.unit
 
 TEXT = "  two  spaces,\n\ttab \u00e9\u00df \u4e16\u754c \U0001f600 <s> <|endoftext|> and </s> done\n"
-WORDS = "".join(f"the quick {i} brown fox jumps over {i * 7 % 13} lazy dogs\n" for i in range(300))
-
-
-@pytest.fixture(scope="module")
-def sentencepiece_file(tmp_path_factory):
-  """A lossless model, as the docstring of SentencePiece says."""
-  import sentencepiece
-  path, model = tmp_path_factory.mktemp("sp") / "m.model", io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(WORDS.splitlines(True)), model_writer=model, model_type="bpe", vocab_size=350,
-      normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False, byte_fallback=True,
-      allow_whitespace_only_pieces=True, user_defined_symbols=["\n"], minloglevel=2)
-  path.write_bytes(model.getvalue())
-  return path
-
-
-def _train(tokenizer, special):
-  from tokenizers import pre_tokenizers, trainers
-  trainer = trainers.BpeTrainer(vocab_size=350, special_tokens=special, show_progress=False,
-                                initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-  tokenizer.train_from_iterator(WORDS.splitlines(True), trainer)
-
-
-@pytest.fixture(scope="module")
-def hf_file(tmp_path_factory):
-  """Byte-level BPE with all that could change a text: a post-processor, truncation, padding."""
-  import tokenizers
-  from tokenizers import decoders, models, pre_tokenizers, processors
-  path = tmp_path_factory.mktemp("hf") / "tokenizer.json"
-  tokenizer = tokenizers.Tokenizer(models.BPE())
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  tokenizer.decoder = decoders.ByteLevel()
-  _train(tokenizer, ["<|endoftext|>"])
-  end = tokenizer.token_to_id("<|endoftext|>")
-  tokenizer.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A",
-                                                           special_tokens=[("<|endoftext|>", end)])
-  tokenizer.enable_truncation(5)
-  tokenizer.enable_padding(length=400)
-  tokenizer.save(str(path))
-  return path
 
 
 @pytest.fixture(params=["bytes", "sentencepiece", "hf"])

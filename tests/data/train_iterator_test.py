@@ -125,3 +125,6 @@ def test_errors(setup):
   data.threads, data.pipeline = 0, "windos"
   with pytest.raises(ConfigError, match="data.pipeline='windos': did you mean 'windows'"):
     train_iterator(data, BYTES, sources, 4)
+  data.threads, data.pipeline = 10**9, "windows"
+  with pytest.raises(ConfigError, match="data.threads=1000000000: must be from 0 .* to 1024"):
+    train_iterator(data, BYTES, sources, 4)

@@ -1,7 +1,9 @@
+import pathlib
+
 import numpy as np
 import pytest
 
-from moe_jax.data import make_sources, make_tokenizer, train_iterator, validation_batches, windows
+from moe_jax.data import cache, make_sources, make_tokenizer, train_iterator, validation_batches, windows
 from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -114,3 +116,71 @@ def test_large_vocabularies_do_not_wrap(data, words):
   tokenizer = make_tokenizer("bytes")
   tokenizer.size, tokenizer.boundary, tokenizer.fingerprint = 100_000, 99_999, "large"
   assert windows.flat_tokens(data, tokenizer, _source(data, words("a", 4)), "train").max() == 99_999
+
+
+DAMAGE = {
+    "cut": lambda whole: whole[:len(whole) // 2], "0xff": lambda whole: b"\xff" * len(whole),
+    "flipped": lambda whole: whole[:21] + bytes([whole[21] ^ 1]) + whole[22:], "empty": lambda whole: b"",
+    "of an earlier version": lambda whole: whole[:-48]}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_tokens_are_made_anew(data, words, capfd, damage):
+  # Catches: training or evaluating on garbage, because a file is trusted by its name.
+  source = _source(data, words("a", 9))
+  for side in ("train", "validation"):
+    path = pathlib.Path(windows.flat_tokens(data, BYTES, source, side).filename)
+    path.write_bytes(damage(path.read_bytes()))
+    assert windows.flat_tokens(data, BYTES, source, side).tolist() == _expected(source.documents(side))
+    assert f"{path} is damaged" in capfd.readouterr().err
+
+
+def test_ids_beyond_the_embedding_never_reach_a_model(data, words):
+  # Catches: a file whose digest is right and whose ids are not; a tokenizer that returns what it has no row for.
+  source = _source(data, words("a", 9))
+  path = pathlib.Path(windows.flat_tokens(data, BYTES, source, "train").filename)
+  cache.replace(path, lambda file: file.write(np.array([256, 264, 256], "<u2").tobytes()))
+  assert windows.flat_tokens(data, BYTES, source, "train").tolist() == _expected(source.documents("train"))
+  wrong = make_tokenizer("bytes")
+  wrong.encode, wrong.fingerprint = (lambda text: np.array([3, 264], np.int32)), "wrong"
+  with pytest.raises(ConfigError, match="data.tokenizer='bytes': gives the id 264, but its ids are below 264"):
+    windows.flat_tokens(data, wrong, source, "train")
+  assert not list(path.parent.glob("*.tmp"))
+  data.pipeline = "stream"
+  with pytest.raises(ConfigError, match="data.tokenizer='bytes': gives the id 264"):
+    next(train_iterator(data, wrong, [source], 2))
+
+
+def test_tokens_that_are_written_to_during_training(data, words):
+  # Catches: a process that the system kills where the file was cut; one that trains on.
+  source = _source(data, words("a", 30))
+  it = train_iterator(data, BYTES, [source], 2)
+  next(it)
+  with open(windows.flat_tokens(data, BYTES, source, "train").filename, "r+b") as file:
+    file.truncate(10)
+  with pytest.raises(ConfigError, match="data.cache_dir=.*tokens-.* was written to"):
+    next(it)
+
+
+def test_documents_end_with_eos_where_it_is_set(data, words):
+  # Catches: data.eos that nothing writes; tokens with it read from the cache of those without; two tokens at the end.
+  source, tokenizer = _source(data, words("a", 9)), make_tokenizer("bytes")
+  plain = windows.flat_tokens(data, tokenizer, source, "train").tolist()
+  tokenizer.eos, tokenizer.fingerprint = 257, "bytes with an end"
+  expected = []
+  for text in source.documents("train"):
+    expected += [256, *text, 257]
+  assert windows.flat_tokens(data, tokenizer, source, "train").tolist() == [*expected, 256]
+  assert [t for t in expected if t != 257] + [256] == plain
+  data.pipeline = "stream"
+  it = train_iterator(data, tokenizer, [source], 1, 50)
+  stream = [t for _ in range(9) for t in next(it)["targets"][0].tolist()]
+  assert 257 in stream and all(b == 256 for a, b in zip(stream, stream[1:], strict=False) if a == 257)
+
+
+def test_another_boundary_is_another_file(data, words):
+  # Catches: tokens behind one boundary read as those behind another, where the file of the tokenizer is the same.
+  source, other = _source(data, words("a", 4)), make_tokenizer("bytes")
+  windows.flat_tokens(data, BYTES, source, "train")
+  other.boundary = 258
+  assert windows.flat_tokens(data, other, source, "train")[0] == 258
