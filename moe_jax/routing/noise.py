@@ -29,7 +29,8 @@ def own(draw: Callable[[int], Array], groups: int, place: Place | None) -> Shape
 
   Args:
     draw: number of groups -> what they draw, with a leading axis of groups. It draws for the whole batch, of which the
-      microbatch keeps its own part, so that it takes `place.count` times as many random numbers as are used.
+      microbatch keeps its own part, so that it takes `place.count` times as many random numbers as are used, and the
+      memory for them while it draws. For keys that is nothing; for `jitter` on a wide input it is the whole batch's.
     groups: G.
     place: of a microbatch; None: the groups are those of the whole batch.
   """
