@@ -165,6 +165,15 @@ def test_divergence_has_an_exit_code_of_its_own(tmp_path, capfd, monkeypatch):
   assert capfd.readouterr().err == "error: training has diverged: at step 3\n"
 
 
+@pytest.mark.parametrize("different, code, words", [([], 0, "gave the same bits"),
+                                                    (["params/w"], 4, "1 arrays differ; the first is params/w")])
+def test_determinism_is_checked_and_nothing_is_written(tmp_path, capfd, monkeypatch, different, code, words):
+  # Catches: a check that trains, claims the workdir, or ends with 0 whatever it found.
+  monkeypatch.setattr(loop, "determinism", lambda config: different)
+  assert train.main(arguments(tmp_path, "--check_determinism")) == code
+  assert words in "".join(capfd.readouterr()) and not (tmp_path / "run").exists()
+
+
 def test_routing_presets_on_the_command_line(tmp_path, capfd):
   # Catches: a preset that undoes what else the command line says, or comes after it; an unknown one with a traceback.
   parse = lambda *extra: train.parse(arguments(tmp_path) + list(extra)).config.model.moe

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import hashlib
 import json
 import lzma
 import math
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,10 +34,13 @@ def ladder(train: Sequence[bytes], validation: Sequence[bytes]) -> dict[str, flo
   Returns:
     {"unigram", "bigram", "trigram", "4-gram", "5-gram", "lzma"} -> bits per byte, in this order.
   """
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:  # LZMA releases the GIL: a second core does it meanwhile
-    packed = pool.submit(lzma_bits_per_byte, train, validation)
-    rungs = witten_bell(train, validation, max(ORDERS.values()))
-    return {name: float(rungs[n - 1]) for name, n in ORDERS.items()} | {"lzma": packed.result()}
+  # LZMA releases the GIL, so that a second core does it meanwhile. Ctrl-C need not wait for a daemon thread.
+  packed: list[float] = []
+  other = threading.Thread(target=lambda: packed.append(lzma_bits_per_byte(train, validation)), daemon=True)
+  other.start()
+  rungs = witten_bell(train, validation, max(ORDERS.values()))
+  other.join()
+  return {name: float(rungs[n - 1]) for name, n in ORDERS.items()} | {"lzma": packed[0]}
 
 
 def cached_ladder(

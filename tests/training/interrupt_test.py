@@ -2,10 +2,11 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
-from moe_jax.training.interrupt import Interrupt
+from moe_jax.training.interrupt import Interrupt, interruptible
 
 pytestmark = pytest.mark.unit
 
@@ -27,3 +28,16 @@ def test_a_second_ctrl_c_interrupts():
     with Interrupt():
       os.kill(os.getpid(), signal.SIGINT)
       os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_work_that_can_be_done_again_ends_at_once():
+  # Catches: a finish that SIGTERM kills without a word, or a handler that outlives it.
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(KeyboardInterrupt):
+    with interruptible():
+      os.kill(os.getpid(), signal.SIGTERM)
+  assert signal.getsignal(signal.SIGTERM) is before
+  thread = threading.Thread(target=lambda: interruptible().__enter__())
+  thread.start()
+  thread.join()
+  assert signal.getsignal(signal.SIGTERM) is before

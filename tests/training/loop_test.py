@@ -190,3 +190,18 @@ def test_a_batch_of_a_checkpoint_must_fit_its_step(tmp_path):
     else:
       with pytest.raises(ConfigError, match="place in the data is batch 6, but 6 steps and 2 batches"):
         loop._begin(config, None, None, known, place, Guard())
+
+
+@pytest.mark.parametrize("noisy, different", [(False, []), (True, ["metrics/loss"])])
+def test_a_step_that_draws_other_numbers_each_time_is_not_deterministic(tmp_path, monkeypatch, noisy, different):
+  # Catches: a check that compares a state with itself, or not the metrics.
+  calls = []
+
+  def make(config, model, optimizer, schedule):
+    def update(state, batch):
+      calls.append(1)
+      return state, {"loss": jnp.float32(len(calls) if noisy else 1)}
+    return update
+
+  monkeypatch.setattr(loop.updates, "make", make)
+  assert loop.determinism(tiny.config(tmp_path)) == different

@@ -1,10 +1,11 @@
 """What a run shows: lines in a log, a bar on a terminal, nothing on the other processes."""
 
 import io
+import time
 
 import pytest
 
-from moe_jax.training.progress import Progress
+from moe_jax.training.progress import Progress, working
 
 pytestmark = pytest.mark.unit
 
@@ -66,3 +67,29 @@ def test_other_processes_are_silent():
   progress.log(1.0)
   progress.say("x")
   assert out.getvalue() == ""
+
+
+def test_what_takes_long_says_that_it_is_at_work():
+  # Catches: silence; a thread that goes on speaking after the work is done.
+  said = []
+  with working("counting", said.append, every=0.01):
+    while not said:
+      time.sleep(0.001)
+  count = len(said)
+  time.sleep(0.05)
+  assert said[0] == "counting: 0 s so far" and len(said) == count
+
+
+def test_trouble_stays_in_sight_and_going_back_is_no_progress():
+  # Catches: skipped updates that only one line tells; a bar or a rate that counts steps twice after a rollback.
+  clock, out = Clock(), io.StringIO()
+  progress = Progress(steps=100, start=0, tokens_per_step=10, stream=out, clock=clock)
+  progress.trouble = "2 skipped updates"
+  clock.now += 1.0
+  progress.step(50, 1.0)
+  progress.log(1.0)
+  assert out.getvalue().rstrip().endswith("(2 skipped updates)")
+  progress.went_back(20)
+  clock.now += 1.0
+  progress.step(30, 1.0)
+  assert progress.log(1.0) == 100.0  # ten steps of ten tokens in a second
