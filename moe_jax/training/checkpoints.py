@@ -43,7 +43,7 @@ class Restored(typing.NamedTuple):
     state: laid out as the abstract state said.
     data: the iterator's place.
     meta: as it was given to `save`.
-    told: a sentence for each newer checkpoint that could not be used and was set aside.
+    told: a sentence for each newer checkpoint, or note of Orbax, that could not be used and was set aside.
   """
 
   step: int
@@ -64,6 +64,7 @@ class Checkpoints:
 
   def __init__(self, directory: pathlib.Path, keep_last: int = 1, keep_best: int = 1):
     self.directory = pathlib.Path(directory).absolute()
+    self._told = _without_damaged_notes(self.directory)
     # best_fn with max_to_keep would delete the newest checkpoint whenever two older ones are better.
     keep = AnyPreservationPolicy([LatestN(keep_last), BestN(get_metric_fn=_rank, reverse=True, n=keep_best,
                                                             keep_checkpoints_without_metrics=False)])
@@ -157,6 +158,7 @@ class Checkpoints:
       state, data, meta = found
       told = [f"checkpoint {self.directory / str(bad)} {fault}; it was set aside in {self._set_aside(bad)}, and the "
               f"run goes on from step {step}" for bad, fault in faults.items()]
+      told, self._told = self._told + told, []
       return Restored(step, state, data, meta, told)
     newest = max(faults)
     raise ConfigError("checkpoint", str(self.directory / str(newest)), f"{faults[newest]}, and there is no older one "
@@ -190,18 +192,7 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a checkpoint into the directory `set_aside`; returns its new place."""
-    home = self.directory.parent / ASIDE
-    place = home / f"{self.directory.name}-{step}"
-    number = 1
-    while place.exists():
-      number += 1
-      place = home / f"{self.directory.name}-{step}-{number}"
-    if jax.process_index() == 0:
-      home.mkdir(exist_ok=True)
-      os.rename(self.directory / str(step), place)
-    if jax.process_count() > 1:
-      from jax.experimental import multihost_utils
-      multihost_utils.sync_global_devices("a checkpoint was set aside")
+    place = _move_aside(self.directory, self.directory / str(step), str(step))
     self._manager.reload()
     return place
 
@@ -246,6 +237,49 @@ def parameters_sha256(params: PyTree) -> str:
 def count(params: PyTree) -> int:
   """Number of weights."""
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def _without_damaged_notes(directory: pathlib.Path) -> list[str]:
+  """Sets aside what Orbax notes beside a checkpoint, where it cannot be read; a sentence for each such file.
+
+  The state does not need these notes, which Orbax reads of all checkpoints before it restores any: the scores, and when
+  and by what the checkpoint was written.
+  """
+  told = []
+  for step in steps(directory):
+    for note in ("metrics/metrics", "_CHECKPOINT_METADATA"):
+      path = directory / str(step) / note
+      if path.exists() and not _is_note(path):
+        place = _move_aside(directory, path, f"{step}-{path.name}")
+        told.append(f"{path} is damaged and was moved to {place}; the checkpoint's state does not need it")
+  return told
+
+
+def _is_note(path: pathlib.Path) -> bool:
+  """Whether a file holds a JSON object, whose score is a number if it has one."""
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError, RecursionError):
+    return False
+  return isinstance(found, dict) and isinstance(found.get(BITS, 0.0), (int, float))
+
+
+def _move_aside(directory: pathlib.Path, path: pathlib.Path, name: str) -> pathlib.Path:
+  """Moves `path` into `set_aside` beside the checkpoints; returns its new place. All processes must call it."""
+  home = directory.parent / ASIDE
+  place, number = home / f"{directory.name}-{name}", 1
+  while place.exists():
+    number += 1
+    place = home / f"{directory.name}-{name}-{number}"
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+    multihost_utils.sync_global_devices("all know where to")
+  if jax.process_index() == 0:
+    home.mkdir(exist_ok=True)
+    os.rename(path, place)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("it is there")
+  return place
 
 
 def _rank(metrics: Any) -> float:

@@ -187,6 +187,24 @@ def test_a_damaged_checkpoint_is_set_aside_and_an_older_one_taken(tmp_path, dama
   assert aside.is_dir() and len(told) == 1 and str(aside) in told[0] and "\n" not in told[0] and "step 2" in told[0]
 
 
+@pytest.mark.parametrize("note", ["metrics/metrics", "_CHECKPOINT_METADATA"])
+@pytest.mark.parametrize("content", [b"[]", b'"x"', b"{", b"", b"\xff{}", b"[" * 100_000, None])
+def test_damaged_notes_of_orbax_cost_no_checkpoint(tmp_path, note, content):
+  # Catches: a manager that cannot be made at all because one score is damaged, with whatever Orbax raises then.
+  home = tmp_path / "checkpoints"
+  save(home, {2: 1.0, 4: 2.0})
+  path = home / "4" / note
+  path.unlink()
+  path.mkdir() if content is None else path.write_bytes(content)
+  with Checkpoints(home) as c:
+    step, state, _, _, told = c.restore(abstract(make_state(4)))
+    same(state, make_state(4))
+    c.save(6, make_state(6), {"batches": 6}, {}, 3.0)
+    c.wait()
+    assert c.steps() == [2, 6]
+  assert step == 4 and len(told) == 1 and str(path) in told[0] and list((tmp_path / "set_aside").iterdir())
+
+
 def test_where_no_checkpoint_is_whole_nothing_changes(tmp_path):
   # Catches: the last copy of the weights moved or deleted; a run that silently starts anew.
   home = tmp_path / "checkpoints"
