@@ -50,10 +50,23 @@ def initialize(how: str, environ: Mapping[str, str] = os.environ) -> None:
 def several(environ: Mapping[str, str]) -> bool:
   """Whether the environment is that of one of several processes that a launcher started together."""
   if "SLURM_STEP_NODELIST" in environ and "SLURM_PROCID" in environ:  # of srun; a batch script alone has no step
-    return int(environ.get("SLURM_STEP_NUM_TASKS", environ.get("SLURM_NTASKS", "1"))) > 1
+    return _count(environ, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS") > 1
   if "OMPI_MCA_orte_hnp_uri" in environ:
-    return int(environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
-  return "," in environ.get("TPU_WORKER_HOSTNAMES", "") or int(environ.get("MEGASCALE_NUM_SLICES", "1")) > 1
+    return _count(environ, "OMPI_COMM_WORLD_SIZE") > 1
+  return "," in environ.get("TPU_WORKER_HOSTNAMES", "") or _count(environ, "MEGASCALE_NUM_SLICES") > 1
+
+
+def _count(environ: Mapping[str, str], name: str) -> int:
+  """The number that a variable holds; 1 where it is not set.
+
+  Raises:
+    ConfigError: it holds something else.
+  """
+  text = environ.get(name, "1").strip()
+  if not (text.isascii() and text.isdigit() and len(text) < 10):
+    raise ConfigError(f"environment variable {name}", text, "must be a number of processes; unset it, or say "
+                      "--distributed=off or --distributed=HOST:PORT,PROCESSES,INDEX")
+  return int(text)
 
 
 def explicit(how: str) -> dict[str, str | int]:

@@ -333,9 +333,8 @@ def _find_config(path: str, name: str) -> pathlib.Path:
   if file is None:
     if tried[0].is_dir():
       raise ConfigError("config", path, "is a directory; give a file in it, such as configs/quickstart.py")
-    known = {str(p.relative_to(ROOT)): p for p in (ROOT / "configs").glob("*.py")}
-    near = difflib.get_close_matches(f"configs/{pathlib.Path(name).stem}.py", known, 1)
-    raise ConfigError("config", path, "there is no such file" + (f"; did you mean {near[0]}?" if near else
+    near = difflib.get_close_matches(pathlib.Path(name).stem, [p.stem for p in (ROOT / "configs").glob("*.py")], 1)
+    raise ConfigError("config", path, "there is no such file" + (f"; did you mean configs/{near[0]}.py?" if near else
                       "; give the path of a config such as configs/quickstart.py"))
   if file.suffix != ".py" or size > LARGEST_CONFIG:
     raise ConfigError("config", path, f"must be a Python file, *.py, of at most {LARGEST_CONFIG:,} bytes, such as "

@@ -70,3 +70,10 @@ def test_who_ends_as_usual_has_no_last_words():
   for code in (0, 2):
     done = subprocess.run([sys.executable, "-c", program.format(code)], capture_output=True, text=True)
     assert done.returncode == code and not done.stderr
+
+
+@pytest.mark.parametrize("text", ["many", "", "2.5", "-1", "9" * 40, "\u00b2"])
+def test_an_environment_that_holds_no_number_is_told(text):
+  # Catches: a traceback of int() from a variable that a scheduler has left half-written.
+  with pytest.raises(ConfigError, match="SLURM_NTASKS.*--distributed=off"):
+    distributed.several({"SLURM_STEP_NODELIST": "a", "SLURM_PROCID": "0", "SLURM_NTASKS": text})

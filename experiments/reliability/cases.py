@@ -23,6 +23,7 @@ import pathlib
 import random
 import shutil
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from experiments.reliability import mutate
@@ -63,9 +64,16 @@ def run(kind: str, number: int, seed: int, home: pathlib.Path) -> dict[str, Any]
   """
   draw = random.Random(f"{seed} {kind} {number}")
   os.chdir(home / "whole")
-  of_kind = {"config": _config, "command": _command, "file": functools.partial(_file, home=home)}
-  what, outcome, said = of_kind[kind](draw)
+  of_kind = {"config": _config, "command": functools.partial(_command, home=home),
+             "file": functools.partial(_file, home=home)}
+  # What is being tried, for whoever has to kill this process.
+  what, outcome, said = of_kind[kind](draw, tell=lambda what: doing(home, kind, number).write_text(repr(what)[:300]))
   return {"kind": kind, "number": number, "what": what[:300], "outcome": outcome, "said": said[-4000:]}
+
+
+def doing(home: pathlib.Path, kind: str, number: int) -> pathlib.Path:
+  """The file in which a case says what it is about to try."""
+  return home / f"doing_{kind}_{number}"
 
 
 def prepare(home: pathlib.Path) -> None:
@@ -99,12 +107,13 @@ def _tokenizer(path: pathlib.Path) -> None:
   made.save(str(path))
 
 
-def _config(draw: random.Random) -> tuple[str, str, str]:
+def _config(draw: random.Random, tell: Callable[[str], Any]) -> tuple[str, str, str]:
   from moe_jax import build
   from moe_jax.errors import ConfigError
   from moe_jax.train import load_config
   c = load_config(draw.choice(CONFIGS))
   what = str(mutate.config(draw, c))
+  tell(what)
   try:
     build.validate(c, 1)
     _built(c)
@@ -124,13 +133,14 @@ def _built(c) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(variables))
 
 
-def _command(draw: random.Random) -> tuple[str, str, str]:
+def _command(draw: random.Random, tell: Callable[[str], Any], home: pathlib.Path) -> tuple[str, str, str]:
   from moe_jax import build, train
   from moe_jax.errors import ConfigError
   path = "user/mine.py"
   base = train.load_config(path)
   args = mutate.arguments(draw, mutate.dotted(base), base)
   what = " ".join(args)
+  tell(what)
   trained = draw.random() < SHARE_TRAINED
   try:
     command = train.parse(["train", f"--config={path}", "--workdir=fresh", *args])
@@ -143,10 +153,8 @@ def _command(draw: random.Random) -> tuple[str, str, str]:
     return what, "traceback", traceback.format_exc()
   if not (trained and small and str(command.workdir) == "fresh"):
     return what, "runs", ""
-  try:
+  with _copy(home):
     return f"{what} (trained)", *_outcome(*_train(2, *args, workdir="fresh"))
-  finally:
-    mutate.remove(pathlib.Path("fresh"))
 
 
 def _train(steps: int, *args: str, workdir: str = "run") -> tuple[int, str]:
@@ -170,11 +178,12 @@ def _outcome(code: int, said: str) -> tuple[str, str]:
   return ("one sentence" if code else "runs"), said
 
 
-def _file(draw: random.Random, home: pathlib.Path) -> tuple[str, str, str]:
+def _file(draw: random.Random, tell: Callable[[str], Any], home: pathlib.Path) -> tuple[str, str, str]:
   with _copy(home):
-    kinds = _files()
-    kind = draw.choice(sorted(kinds))
-    path, how = draw.choice(kinds[kind]), draw.choice(sorted(mutate.FILES))
+    kinds, names = _files(), sorted(mutate.FILES)
+    path = draw.choice(kinds[draw.choice(sorted(kinds))])
+    how = draw.choices(names, [5 if name in ("flip bits", "truncate") else 1 for name in names])[0]
+    tell(f"{how}: {path}")
     mutate.FILES[how](draw, path)
     user, whole = _digests("user"), _digests("run/checkpoints")
     lines = _metrics()
@@ -213,17 +222,16 @@ def _copy(home: pathlib.Path):
 
 
 def _files() -> dict[str, list[pathlib.Path]]:
-  """kind -> the files of the working directory that are of it."""
+  """kind -> the files of the working directory that are of it, those with most of the arrays several times."""
   found: dict[str, list[pathlib.Path]] = {}
   for path in sorted(p for p in pathlib.Path().rglob("*") if p.is_file()):
     parts = path.parts
     if "__pycache__" in parts:
       continue
-    if parts[:2] == ("run", "checkpoints"):
-      kind = "checkpoints/" + "/".join(parts[3:5] if len(parts) > 4 else parts[3:] or parts[2:])
-    else:
-      kind = parts[0] if parts[0] == "cache" else "/".join(parts[:2])
-    found.setdefault(kind, []).append(path)
+    kind = parts[0] if parts[0] == "cache" else "/".join(parts[:2])
+    if kind == "run/checkpoints":
+      kind = "arrays" if "d" in parts else "/".join(parts[3:4])
+    found.setdefault(kind, []).extend([path] * (1 + path.stat().st_size // 20_000 if kind == "arrays" else 1))
   return found
 
 

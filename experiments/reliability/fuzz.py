@@ -28,7 +28,7 @@ from experiments.reliability import cases, workers
 from moe_jax import train
 from moe_jax.routers import replace
 
-LIMIT = 30.0  # seconds a case
+LIMITS = {"config": 30.0, "command": 90.0, "file": 60.0}  # seconds a case; of the latter two some compile programs
 PROCESSES = 2
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KINDS = {"config": "configs", "command": "command lines", "file": "files of a run"}
@@ -71,14 +71,17 @@ def fuzz(asked: Sequence[tuple[str, int]], seed: int) -> list[dict[str, Any]]:
   found = []
   with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
     home = pathlib.Path(folder)
-    prepared = list(workers.work(cases.prepare_in, [(home,)], 300.0, 1, home / "compiled"))
+    prepared = list(workers.work(cases.prepare_in, [(home,)], lambda _: 300.0, 1, home / "compiled"))
     if prepared[0][1] != "ready":
       raise RuntimeError(f"the run whose files are mutated was not trained: {prepared[0][1]}")
     arguments = [(kind, number, seed, home) for kind, number in asked]
-    for case, result in tqdm(workers.work(cases.run, arguments, LIMIT, PROCESSES, home / "compiled"),
-                             total=len(arguments), unit="case", disable=None):
-      found.append(result or {"kind": case[0], "number": case[1], "what": "", "outcome": "hang",
-                              "said": f"no answer within {LIMIT:g} seconds, or the process died"})
+    limit = lambda case: LIMITS[case[0]]
+    for (kind, number, *_), result in tqdm(workers.work(cases.run, arguments, limit, PROCESSES, home / "compiled"),
+                                           total=len(arguments), unit="case", disable=None):
+      doing = cases.doing(home, kind, number)
+      found.append(result or {"kind": kind, "number": number, "outcome": "hang",
+                              "what": doing.read_text() if doing.exists() else "before it began",
+                              "said": f"no answer within {LIMITS[kind]:g} seconds, or the process died"})
   return sorted(found, key=lambda one: (list(KINDS).index(one["kind"]), one["number"]))
 
 

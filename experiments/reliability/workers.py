@@ -20,14 +20,14 @@ ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SE
                "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
 
 
-def work(function: Callable[..., Any], cases: Sequence[tuple], limit: float, processes: int,
+def work(function: Callable[..., Any], cases: Sequence[tuple], limit: Callable[[tuple], float], processes: int,
          cache: pathlib.Path) -> Iterator[tuple[tuple, Any]]:
-  """Yields `(case, function(*case))` as they come; None in place of a result that took more than `limit` seconds.
+  """Yields `(case, function(*case))` as they come; None in place of one that took too long.
 
   Args:
     function: of a module, so that a new process can import it.
     cases: its arguments.
-    limit: seconds a case.
+    limit: seconds that a case may take.
     processes: at a time.
     cache: of compiled programs, shared by all processes.
   """
@@ -46,7 +46,7 @@ def work(function: Callable[..., Any], cases: Sequence[tuple], limit: float, pro
       for i, worker in enumerate(workers):
         if not worker.case:
           continue
-        case, late = worker.case, time.monotonic() - worker.since > limit + worker.grace
+        case, late = worker.case, time.monotonic() - worker.since > limit(worker.case) + worker.grace
         if worker.pipe.poll():
           answered, found = worker.end()
         elif late or not worker.process.is_alive():

@@ -186,6 +186,8 @@ def check_value(key: str, value: Any) -> None:
   if numbers := bounds(key):
     if not numbers.hold(value) and not (value is None and key in OPTIONAL):
       raise ConfigError(key, value, numbers.words + (", or None" if key in OPTIONAL else ""))
+    if not numbers.whole and isinstance(value, int) and abs(value) > INT32:  # JAX would take it for an int32
+      raise ConfigError(key, value, f"must be written with a point, as {float(value)!r}")
   elif key in FLAGS and not isinstance(value, bool):
     raise ConfigError(key, value, "must be True or False")
   elif key in TEXTS:

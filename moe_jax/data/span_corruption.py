@@ -16,6 +16,7 @@ A window of text is one segment, and boundaries in it are tokens like others: li
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -57,10 +58,11 @@ def raw_length(encoder_len: int, target_len: int, density: float, mean_length: f
   if not fits(2):
     field, length, least = ("encoder_len", encoder_len, 2) if encoder_len < 2 else ("seq_len", target_len, 3)
     raise ConfigError(f"data.{field}", length, f"must be at least {least} for span_corruption")
-  tokens = 2
-  while fits(tokens + 1):
-    tokens += 1
-  return tokens
+  too_many = 4
+  while fits(too_many):
+    too_many *= 2
+  # Neither length ever falls when there is a token more, so that the last number that fits can be bisected.
+  return bisect.bisect_left(range(too_many + 1), True, lo=3, key=lambda tokens: not fits(tokens)) - 1
 
 
 def corrupt(ids: Integer[np.ndarray, " n"], rng: np.random.Generator, density: float, mean_length: float,

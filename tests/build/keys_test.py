@@ -92,6 +92,7 @@ def test_no_number_is_infinite_huge_or_of_another_type(value):
     ({"data.cache_dir": "a\0b"}, "data.cache_dir", "NUL"), ({"data.sources": ("text:\0",)}, "data.sources", "NUL"),
     ({"paper.note": "\udc80"}, "paper.note", "UTF-8"), ({"model.tied_embeddings": 1}, "model.tied_embeddings", "True"),
     ({"data.weights": (math.inf, 1.0, 1.0)}, "data.weights", "inf in it must be a number"),
+    ({"model.moe.routed_scale": 2**40}, "model.moe.routed_scale", "must be written with a point, as 1099511627776.0"),
     ({"sharding.embed": "fsdp"}, "sharding.embed", "must be a tuple"),
     ({"seed": ConfigDict({"a": 1})}, "seed.a", "no other keys"),
 ])
