@@ -152,7 +152,8 @@ def _train(command: Command, argv: Sequence[str], check: bool = False) -> int:
   from absl import logging as absl_logging
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags
-  absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is as it should be
+  # Orbax warns of what is as it should be, and logs as errors what it also raises.
+  absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger("jax").setLevel(logging.WARNING)
   from moe_jax.training import loop
   with distributed.together():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import pathlib
 
 AT = 12  # the step at which it happens, of a run of twenty
@@ -102,23 +101,27 @@ def batches_are_garbage() -> None:
 
 
 def corpus_vanishes() -> None:
-  """The files of the corpus that `GONE` names are deleted after some batches have been read."""
+  """The files of the first source, `text:FOLDER/*.txt`, are deleted after some batches have been read."""
   from moe_jax import data
   real = data.train_iterator
 
   class Vanishing:
     """An iterator that deletes what it reads from."""
 
-    def __init__(self, iterator):
-      self._iterator = iterator
+    def __init__(self, iterator, folder):
+      self._iterator, self._folder = iterator, folder
 
     def __next__(self):
       if data.batches_of(self._iterator.get_state()) == AT:
-        for path in pathlib.Path(os.environ["GONE"]).iterdir():
+        for path in self._folder.iterdir():
           path.unlink()
       return next(self._iterator)
 
     def __getattr__(self, name):
       return getattr(self._iterator, name)
 
-  data.train_iterator = lambda *arguments, **options: Vanishing(real(*arguments, **options))
+  def train_iterator(settings, *arguments, **options):
+    folder = pathlib.Path(settings.sources[0].removeprefix("text:")).parent
+    return Vanishing(real(settings, *arguments, **options), folder)
+
+  data.train_iterator = train_iterator

@@ -9,6 +9,7 @@ checkpoint that has changed on disk is never trained on.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -73,6 +74,7 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=ITEMS)
 
   def __enter__(self) -> Checkpoints:
+    _silence_abandoned()
     return self
 
   def __exit__(self, *_) -> None:
@@ -329,20 +331,36 @@ def _listed(names: list[str]) -> str:
 
 @contextlib.contextmanager
 def _reading(place: pathlib.Path):
-  """Turns whatever goes wrong in its body into one sentence.
-
-  When one array cannot be read Orbax abandons the readers of the others, which then print a traceback each, some
-  later: after a failure those, and only those, stay silenced.
-  """
-  hooks = sys.excepthook, sys.unraisablehook
-  abandoned = lambda error: any(text in str(error) for text in ("Event loop is closed", "while reading array index"))
-  sys.excepthook = lambda kind, error, trace: None if abandoned(error) else hooks[0](kind, error, trace)
-  sys.unraisablehook = lambda lost: None if abandoned(lost.exc_value) else hooks[1](lost)
+  """Turns whatever goes wrong in its body into one sentence."""
+  _silence_abandoned()
   try:
     yield
   except Exception as error:  # Orbax, TensorStore, JSON and the file system each have their own
     raise _unusable(place, "cannot be read (it is damaged, or of another model)") from error
-  sys.excepthook, sys.unraisablehook = hooks
+
+
+_ABANDONED = ("Event loop is closed", "while reading array index")
+
+
+def _silence_abandoned() -> None:
+  """Silences the readers and writers that Orbax abandons, for the rest of this process, and nothing else.
+
+  When one array cannot be read or written, Orbax gives up on the others, each of which then prints a traceback, some
+  much later. The error itself is raised, and told in a sentence.
+  """
+  def filtered(hook, error_of):
+    @functools.wraps(hook)
+    def silenced(*arguments):
+      if not any(text in str(error_of(*arguments)) for text in _ABANDONED):
+        hook(*arguments)
+    silenced.silences_abandoned = True
+    return silenced
+
+  for name, error_of in (("excepthook", lambda kind, error, trace: error),
+                         ("unraisablehook", lambda lost: lost.exc_value)):
+    hook = getattr(sys, name)
+    if not hasattr(hook, "silences_abandoned"):
+      setattr(sys, name, filtered(hook, error_of))
 
 
 def _unusable(place: pathlib.Path, fault: str) -> ConfigError:
