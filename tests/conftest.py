@@ -20,3 +20,15 @@ os.environ["XLA_FLAGS"] = " ".join(["--xla_force_host_platform_device_count=8", 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # for `import reference`
 sys.path.insert(0, str(ROOT))  # for `experiments` and `configs`, which are not installed
+
+# Files whose tests take longest. They come first, so that no process is left alone with one at the end.
+LONG = ("train_test.py", "launch_test.py", "experiments/soak_test.py", "families_test.py",
+        "models/encoder_decoder_test.py", "experiments/seeds_test.py", "training/accumulate_test.py",
+        "sharding/parallel_test.py", "experiments/reliability_test.py", "models/brainformer_test.py",
+        "models/decoder_test.py", "training/step_test.py")
+
+
+def pytest_collection_modifyitems(items):
+  """Puts the tests of `LONG` first; all others keep their order."""
+  rank = {str(ROOT / "tests" / name): number for number, name in enumerate(LONG)}
+  items.sort(key=lambda item: rank.get(str(item.path), len(LONG)))
