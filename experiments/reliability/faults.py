@@ -24,6 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments.reliability import breakage, small
+from moe_jax import train
 from moe_jax.routers import replace
 from moe_jax.training import metrics
 
@@ -307,4 +308,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(train.guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.reliability import small
+from moe_jax import train
 from moe_jax.report.charts import Line, line_file
 from moe_jax.routers import replace
 
@@ -95,4 +96,4 @@ def _last_step(file: pathlib.Path) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(train.guarded(sys.argv, None, lambda argv: main(argv[1:])))

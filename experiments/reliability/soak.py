@@ -27,6 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments.reliability import small
+from moe_jax import train
 from moe_jax.routers import replace
 from moe_jax.training import metrics
 
@@ -128,4 +129,4 @@ def _wait_for_a_save(process, workdir: pathlib.Path, count: int, seconds: float)
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(train.guarded(sys.argv, None, lambda argv: main(argv[1:])))

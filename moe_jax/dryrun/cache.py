@@ -35,6 +35,11 @@ def remembered(program: str, machine: str, options: Any, make: Callable[[], dict
   """
   key = cache.key("dryrun 1", program, machine, options, sorted(versions().items()))
   path = cache.cache_dir("") / "dryrun" / f"{key}.json.gz"
-  known = path.exists()
-  cache.built(path, lambda file: file.write(gzip.compress(json.dumps(make()).encode())))
-  return json.loads(gzip.decompress(path.read_bytes())), known
+  made = []
+
+  def write(file):
+    made.append(1)
+    file.write(gzip.compress(json.dumps(make()).encode()))
+
+  content = cache.content(cache.built(path, write))
+  return json.loads(gzip.decompress(content.tobytes())), not made
