@@ -64,7 +64,7 @@ class MetricsWriter:
     values = {name: np.asarray(value, np.float64) for name, value in values.items()}
     line = {"step": step, "kind": kind} | {name: plain(value.tolist()) for name, value in values.items()}
     self._file.write(json.dumps(line) + "\n")
-    for name, value in values.items():
+    for name, value in values.items() if self._board_lives() else ():
       for index in np.ndindex(value.shape):
         tag = "/".join([kind, name, *map(str, index)])
         self._board.add_scalar(tag, value[index], step)
@@ -77,7 +77,17 @@ class MetricsWriter:
   def close(self) -> None:
     if self._file is not None:
       self._file.close()
-      self._board.close()
+      if self._board_lives():
+        self._board.close()
+
+  def _board_lives(self) -> bool:
+    """Whether TensorBoard's events are still written.
+
+    A full disk ends the thread that writes them. Its queue, which nobody empties any more, would then block this thread
+    for ever; the record itself, metrics.jsonl, tells of the disk.
+    """
+    writer = self._board.file_writer
+    return writer is not None and writer.event_writer._worker.is_alive()
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:

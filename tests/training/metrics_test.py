@@ -85,3 +85,18 @@ def test_other_processes_write_nothing(tmp_path):
   writer.write(1, "train", {"loss": 1.0})
   writer.close()
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_board_whose_thread_has_died_blocks_nobody(tmp_path, monkeypatch):
+  # Catches: a run that hangs for ever on a full disk, because nobody empties the queue of TensorBoard's events.
+  writer = metrics.MetricsWriter(tmp_path, 0)
+  worker = writer._board.file_writer.event_writer._worker
+  monkeypatch.setattr(worker._record_writer, "write_event", lambda event: 1 / 0)
+  writer.write(1, "train", {"loss": 1.0})
+  worker.join(20)
+  assert not worker.is_alive()
+  for step in range(2, 40):
+    writer.write(step, "train", {"loss": 1.0})
+  writer.close()
+  assert len(metrics.read(tmp_path / "metrics.jsonl")) == 39
