@@ -34,7 +34,7 @@ LONG = SHORT | {"train__steps": 300, "train__checkpoint_every": 50, "train__eval
                 "optimizer__learning_rate": 4e-3, "train__final_eval_batches": 4}
 GUARD = {"train__guard__spike_sigmas": 8.0, "train__guard__patience": 2, "train__guard__max_rollbacks": 2}
 SKIP = {"train__guard__skip_nonfinite": True}
-CLOSE = 0.02  # how far the final loss may be from the clean run's, as a part of it
+CLOSE = 0.02  # how far the final loss may be above the clean run's, as a part of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,8 +260,8 @@ def close_to_clean(lab: Lab, name: str, patch: Callable[[], None], guard: dict[s
   code, printed = lab.run(workdir, patch, **LONG | guard)
   told = [line.removeprefix("warning: ") for line in printed.splitlines() if line.startswith(("warning:", "error:"))]
   value = bits(workdir) if code == 0 else float("nan")
-  off = abs(value - lab.clean) / lab.clean
-  return {"name": name, "happened": f"{value:.3f} bits per byte, {off:.1%} from the clean run's {lab.clean:.3f}",
+  off = (value - lab.clean) / lab.clean  # below 0: better than the clean run, which has seen other batches
+  return {"name": name, "happened": f"{value:.3f} bits per byte, {off:+.1%} against the clean run's {lab.clean:.3f}",
           "lost": "nothing", "told": " ".join(told).replace(str(lab.home), "…"), "good": off <= CLOSE and bool(told)}
 
 

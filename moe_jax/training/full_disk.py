@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import pathlib
+import threading
 from collections.abc import Iterator
 
 from moe_jax.errors import ConfigError
@@ -14,7 +15,12 @@ _WORDS = ("no space left on device", "disk quota exceeded")  # of libraries that
 
 @contextlib.contextmanager
 def told(field: str, directory: pathlib.Path) -> Iterator[None]:
-  """Turns an exception of the body that comes from a full disk into a ConfigError about `directory`."""
+  """Turns an exception of the body that comes from a full disk into a ConfigError about `directory`.
+
+  Threads of libraries that meet the full disk meanwhile, such as TensorBoard's, print no traceback of their own.
+  """
+  hook = threading.excepthook
+  threading.excepthook = lambda told: None if _is_full(told.exc_value) else hook(told)
   try:
     yield
   except ConfigError:
@@ -24,6 +30,8 @@ def told(field: str, directory: pathlib.Path) -> Iterator[None]:
       raise
     raise ConfigError(field, str(directory), "there is no room left on its disk; what was saved before is kept; free "
                       "some space, and the same command goes on from the last checkpoint") from error
+  finally:
+    threading.excepthook = hook
 
 
 def _is_full(error: BaseException | None) -> bool:

@@ -2,6 +2,7 @@
 
 import errno
 import pathlib
+import threading
 
 import pytest
 
@@ -32,3 +33,17 @@ def test_other_errors_pass():
     with pytest.raises(type(error)) as found:
       raised(error)
     assert found.value is error
+
+
+def test_threads_that_meet_the_full_disk_are_silent_and_others_are_not(monkeypatch):
+  # Catches: a traceback of a library's thread beside the sentence, or a mistake in a thread that nobody sees.
+  seen = []
+  monkeypatch.setattr(threading, "excepthook", lambda told: seen.append(type(told.exc_value)))
+  def fail(error):
+    raise error
+  with full_disk.told("workdir", pathlib.Path("x")):
+    for error in (OSError(errno.ENOSPC, "full"), KeyError("other")):
+      thread = threading.Thread(target=fail, args=(error,))
+      thread.start()
+      thread.join()
+  assert seen == [KeyError]
