@@ -209,7 +209,7 @@ def is_option(key: str) -> bool:
 
 
 def bounds(key: str) -> Numbers | None:
-  """Of the numbers that a key may hold; None where it holds none, or nobody has set any."""
+  """Returns the bounds of the numbers that a key may hold; None where it holds no number, or has no bounds."""
   if key in _BOUNDS:
     return _BOUNDS[key]
   if key.startswith(_R.removesuffix("*")):
