@@ -8,6 +8,7 @@ README.md` puts the tables between that file's markers.
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import pathlib
 import re
@@ -108,12 +109,13 @@ def balance_values(name: str) -> str:
   names = tuple(each for each in BALANCING if each in used)
   if not names:
     return "none"
-  balanced, collapsed = (_losses(name, names, collapsed=c) for c in (False, True))
-  return ", ".join(f"{each} {_short(balanced[each])} → {_short(collapsed[each])}" for each in names)
+  losses = jax.jit(functools.partial(_losses, name, names))  # operation by operation it takes ten times as long
+  balanced, collapsed = (losses(*example(name, collapsed=c)) for c in (False, True))
+  return ", ".join(f"{each} {_short(float(balanced[each]))} → {_short(float(collapsed[each]))}" for each in names)
 
 
-def _losses(name: str, names: tuple[str, ...], collapsed: bool) -> dict[str, float]:
-  logits, context = example(name, collapsed)
+def _losses(name: str, names: tuple[str, ...], logits: Float[Array, "S E"],
+            context: RoutingContext) -> dict[str, Float[Array, ""]]:
   router, options = ROUTERS[name], defaults(ROUTERS[name])
   plan = router(logits, context)
   k = max(plan.expert.shape[-1] // TOKENS, 1)
@@ -126,7 +128,7 @@ def _losses(name: str, names: tuple[str, ...], collapsed: bool) -> dict[str, flo
                      devices_a_token=min(options.get("kept_groups", k), devices), load=load, k=k)
   batch = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
   context = batch(context).replace(valid=jnp.ones((1, TOKENS), bool))
-  return {each: float(value) for each, value in auxiliary_losses(loss, *batch((logits, plan)), context).items()}
+  return auxiliary_losses(loss, *batch((logits, plan)), context)
 
 
 def example(name: str, collapsed: bool) -> tuple[Float[Array, "S E"], RoutingContext]:

@@ -1,10 +1,8 @@
 """A decoder of a few thousand weights, or another family of the same sizes, and rows of packed documents."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny
-from flax import linen as nn
 
 from configs import base
 from moe_jax import build, sharding
@@ -34,7 +32,7 @@ def packed(rows):
 
 
 def initialise(model, batch):
-  return nn.unbox(tiny.quick_jit(lambda key: model.init(key, *batch, train=False))(jax.random.key(0)))
+  return tiny.weights(model, *batch)
 
 
 def run(model, variables, batch, **kwargs):

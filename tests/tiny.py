@@ -5,6 +5,9 @@ import pathlib
 import random
 
 import jax
+import numpy as np
+import pytest
+from flax import linen as nn
 
 # As command-line overrides, so that tests in this process and in others train the same thing.
 OVERRIDES = {
@@ -17,6 +20,36 @@ OVERRIDES = {
 }
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
 WORDS = "the expert routes a token to one of many small networks and each learns what it sees best".split()
+
+
+def weights(model, *inputs, seed=0, **kwargs):
+  """Random variables of a model; scales of norms are 1, and no bias is 0.
+
+  Drawn by NumPy: compiling what Flax draws them with would take as long as compiling what a test is about.
+  """
+  shapes = nn.unbox(jax.eval_shape(lambda key: model.init(key, *inputs, train=False, **kwargs), jax.random.key(0)))
+  draw = np.random.default_rng(seed)
+
+  def one(path, leaf):
+    if path[0].key != "params":
+      return np.zeros(leaf.shape, leaf.dtype)
+    ones = path[-1].key in ("scale", "hidden_bias")
+    return (ones + 0.25 * (path[-1].key != "scale") * draw.normal(size=leaf.shape)).astype(leaf.dtype)
+
+  return jax.tree.map(jax.numpy.asarray, jax.tree_util.tree_map_with_path(one, shapes))
+
+
+def often(chosen, values):
+  """Parameters of a test; those that are not `chosen` are left to `make test-all`."""
+  cases = [value if isinstance(value, tuple) else (value,) for value in values]
+  return [pytest.param(*case, marks=() if value in chosen else pytest.mark.every_variant)
+          for case, value in zip(cases, values, strict=True)]
+
+
+def at_first(model, keys, *inputs, **kwargs):
+  """`(logits, Aux)` of a model whose weights are drawn on the spot; `keys` as of `init`."""
+  variables = model.init(keys, *inputs, **kwargs)
+  return model.apply(variables, *inputs, rngs=keys if isinstance(keys, dict) else None, **kwargs)
 
 
 def write_corpus(directory: pathlib.Path) -> pathlib.Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,13 +85,21 @@ def _losses(m: ConfigDict, router: functools.partial) -> LossOptions:
 
 def trace_router(e: ConfigDict, size: int) -> RoutingPlan:
   """The abstract plan of one group in training; raises what the router raises of its options."""
-  shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
   router = router_of(e)
-  fields = {"noise_std": (size, e.num_experts), "primary": (size, option(router, "groups", 1)),
-            "primary_noise_std": (size, option(router, "groups", 1)), "threshold": (e.num_experts,)}
-  given = {name: shape(*fields[name]) for name in LEARNED.get(e.router["name"], ())}
+  learned = tuple(LEARNED.get(e.router["name"], ()))
+  return _traced(router.func, tuple(router.keywords.items()), learned, e.num_experts, size)
+
+
+@functools.lru_cache(maxsize=256)  # a config is asked for its plan's shape again and again
+def _traced(function: Callable, options: tuple[tuple[str, Any], ...], learned: tuple[str, ...], num_experts: int,
+            size: int) -> RoutingPlan:
+  router = functools.partial(function, **dict(options))
+  shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
+  fields = {"noise_std": (size, num_experts), "primary": (size, option(router, "groups", 1)),
+            "primary_noise_std": (size, option(router, "groups", 1)), "threshold": (num_experts,)}
+  given = {field: shape(*fields[field]) for field in learned}
   context = RoutingContext(token_ids=jax.ShapeDtypeStruct((size,), jnp.int32), train=True, **given)
-  return jax.eval_shape(router, shape(size, e.num_experts), context)
+  return jax.eval_shape(router, shape(size, num_experts), context)
 
 
 def has_experts(m: ConfigDict) -> tuple[bool, ...]:

@@ -124,7 +124,7 @@ def _kept(config: Any, fitting: Sequence[dict[str, int]], devices: Sequence, voc
   model, (optimizer, _) = compile.make_model(config, vocab_size, one), optimizers.make(config.optimizer, 1)
   length, rows, key = config.data.seq_len, config.train.batch_size, jax.random.key(0)
   boxed = jax.eval_shape(lambda k: states.init_variables(model, k, length, rows), key)
-  shapes = jax.eval_shape(lambda k: states.init_state(model, optimizer, k, length, rows), key)
+  shapes = jax.eval_shape(lambda boxed, k: states.first_state(boxed, optimizer, k), boxed, key)
   for sizes in fitting:
     mesh = jax.sharding.Mesh(np.array(devices).reshape(tuple(sizes.values())), tuple(sizes))
     placed = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)

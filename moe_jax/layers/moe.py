@@ -97,6 +97,12 @@ class MoeLayer(nn.Module):
     groups, routing = grouped(x), routing or LayerRouting()
     place = _place(context, size, x.shape[1])
     logits, fields = self._logits(groups, context.train, place)
+    weights = experts(self, self.num_experts, x.shape[-1], self.d_ff, self.activation, self.ffn_bias, self.output_scale)
+    if self.is_initializing():
+      # Only the weights are asked for, so that routing and dispatch would be traced for nothing.
+      if self.shared is not None:
+        self._shared(x, context)
+      return x, Aux()
     keys = None
     if context.train and self.has_rng("router"):
       keys = noise.own(functools.partial(jax.random.split, self.make_rng("router")), groups.shape[0], place)
@@ -106,7 +112,6 @@ class MoeLayer(nn.Module):
     plan = self._plan(logits, seen, routing.stored)
     capacity = self._capacity(size, plan.expert.shape[-1], context.train)
     scaled = plan.replace(gate=self.routed_scale * plan.gate)
-    weights = experts(self, self.num_experts, x.shape[-1], self.d_ff, self.activation, self.ffn_bias, self.output_scale)
     y = self.dispatcher(scaled, groups, weights, capacity, self.platform).reshape(x.shape)
     if self.shared is not None:
       y += self._shared(x, context)

@@ -57,7 +57,12 @@ def init_state(model: nn.Module, optimizer: optax.GradientTransformation, key: K
     seq_len: of the dummy input; no weight's shape depends on it.
     batch_size: of the dummy input; must suit the mesh's data axes and the routing groups.
   """
-  variables = _unbox(init_variables(model, jax.random.fold_in(key, 0), seq_len, batch_size))
+  return first_state(init_variables(model, jax.random.fold_in(key, 0), seq_len, batch_size), optimizer, key)
+
+
+def first_state(boxed: PyTree, optimizer: optax.GradientTransformation, key: Key[Array, ""]) -> TrainState:
+  """The state of variables that `init_variables` drew; `key` is the run's seed."""
+  variables = _unbox(boxed)
   params = variables["params"]
   return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),
                     router_state=variables.get("router_state", {}), rng=jax.random.fold_in(key, 1))
@@ -112,8 +117,8 @@ def create(mesh: Mesh, model: nn.Module, optimizer: optax.GradientTransformation
   """`(abstract, make)`: the state's shapes with their shardings, and a function that draws it onto the mesh."""
   init = lambda key: init_state(model, optimizer, key, seq_len, batch_size)
   key = jax.random.key(seed)
-  shapes = jax.eval_shape(init, key)
   boxed = jax.eval_shape(lambda key: init_variables(model, key, seq_len, batch_size), key)
+  shapes = jax.eval_shape(lambda boxed, key: first_state(boxed, optimizer, key), boxed, key)
   places = state_shardings(mesh, boxed, shapes)
   abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
   # Drawing numbers once is not worth optimising: on a CPU that would take longer than compiling the training step.

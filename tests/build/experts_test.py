@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 from changed import config
 
 from moe_jax import build, sharding
@@ -19,7 +20,7 @@ def test_loss_weights_name_what_the_model_reports():
   assert build.loss_weights(c) == {"balance": 0.01, "load": 0.5}
   model = build.model(c, 264, sharding.make_mesh({"data": 1}))
   ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-  run = lambda key, ids: model.init_with_output(key, ids, ids, ids, train=False)[0][1].losses
+  run = lambda key, ids: tiny.at_first(model, key, ids, ids, ids, train=False)[1].losses
   assert set(jax.eval_shape(run, jax.random.key(0), ids)) == {"balance", "load"}
   assert build.loss_weights(config({"model.moe.num_experts": 0})) == {}
 

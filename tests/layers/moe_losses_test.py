@@ -25,7 +25,8 @@ def test_balance_over_groups_and_over_all():
   # Of 2 devices, each group uses one (2), together both (1). Catches: "global" that averages products.
   logits = jnp.zeros((2, L, E)).at[0, :, 0].set(50.0).at[1, :, 2].set(50.0)
   context = RoutingContext(valid=jnp.ones((2, L), bool))
-  value = lambda name, **o: float(auxiliary_losses(LossOptions((name,), **o), logits, _plan(logits), context)[name])
+  value = lambda name, **o: float(tiny.quick_jit(lambda logits: auxiliary_losses(
+      LossOptions((name,), **o), logits, _plan(logits), context)[name])(logits))
   assert value("balance", balance_over="group") == pytest.approx(E)
   assert value("balance", balance_over="global") == pytest.approx(E / 2)
   assert value("device", devices=2, balance_over="group") == pytest.approx(2)
@@ -42,8 +43,8 @@ def test_groups_weigh_as_many_tokens_as_they_have():
   # A group of padding alone must not pull a mean towards 0. Catches: a plain mean over groups.
   logits = jax.random.normal(jax.random.key(0), (2, L, E))
   names = tuple(name for name in LOSSES if name != "threshold")
-  run = lambda logits, valid: auxiliary_losses(LossOptions(names, devices=2), logits, jax.vmap(
-      lambda l, v: top_k(l, RoutingContext(valid=v), k=2))(logits, valid), RoutingContext(valid=valid))
+  run = tiny.quick_jit(lambda logits, valid: auxiliary_losses(LossOptions(names, devices=2), logits, jax.vmap(
+      lambda l, v: top_k(l, RoutingContext(valid=v), k=2))(logits, valid), RoutingContext(valid=valid)))
   half = run(logits, jnp.asarray([[True] * L, [False] * L]))
   alone = run(logits[:1], jnp.ones((1, L), bool))
   for name in names:
@@ -56,7 +57,7 @@ def test_threshold_trains_thresholds_only():
   f = lambda logits, threshold: auxiliary_losses(
       LossOptions(("threshold",), k=2), logits, _plan(logits),
       RoutingContext(valid=jnp.ones((1, 8), bool), threshold=threshold))["threshold"]
-  d_logits, d_threshold = jax.grad(f, argnums=(0, 1))(logits, jnp.zeros(E))
+  d_logits, d_threshold = tiny.quick_jit(jax.grad(f, argnums=(0, 1)))(logits, jnp.zeros(E))
   assert not np.any(d_logits) and np.all(np.abs(d_threshold) > 0)
 
 

@@ -109,7 +109,7 @@ def test_a_bfloat16_router_rounds_its_logits_and_nothing_else():
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
   half = lambda x: np.asarray(x.astype(jnp.bfloat16), np.float64)
   largest = np.abs(half(X) @ half(variables["params"]["router"])).max()
-  found = layer.apply(variables, X, context())[1].metrics["logit_max"]
+  found = run(layer, variables, X, context())[1].metrics["logit_max"]
   assert found.dtype == jnp.float32 and float(found) == float(jnp.bfloat16(found))
   assert float(found) == pytest.approx(largest, rel=2 ** -8) and float(found) != float(
       run(make(), variables, X, context())[1].metrics["logit_max"])

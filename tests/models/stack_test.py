@@ -105,8 +105,8 @@ MODELS = {
 
 def chosen(model, batch):
   """seed -> each token's first expert, [Lm, B, L], at evaluation. Where no weight decides, XLA computes little else."""
-  return tiny.quick_jit(lambda seed: model.clone(seed=seed).init_with_output(
-      jax.random.key(0), *batch, train=False, return_routing=True)[0][1].metrics["top1_expert"])
+  return tiny.quick_jit(lambda seed: tiny.at_first(
+      model.clone(seed=seed), jax.random.key(0), *batch, train=False, return_routing=True)[1].metrics["top1_expert"])
 
 
 @pytest.mark.numerics
@@ -164,8 +164,8 @@ def test_scanned_layers_draw_their_own_routing_noise():
   model = make(moe__router__name="random_choice", moe__every=1, num_layers=4)
   batch = packed([[8]] * 4)
   keys = {"params": jax.random.key(0), "router": jax.random.key(1)}
-  train = lambda keys: model.init_with_output(keys, *batch, train=True, return_routing=True)
-  shapes = jax.eval_shape(train, keys)[1]
+  shapes = jax.eval_shape(lambda keys: model.init(keys, *batch, train=True), keys)
   assert set(shapes["params"]) == {"embedding", "repeats", "final_norm"}  # all four layers are scanned
-  experts = tiny.quick_jit(lambda keys: train(keys)[0][1].metrics["top1_expert"])(keys)
+  experts = tiny.quick_jit(lambda keys: tiny.at_first(
+      model, keys, *batch, train=True, return_routing=True)[1].metrics["top1_expert"])(keys)
   assert len(np.unique(np.asarray(experts).reshape(4, -1), axis=0)) == 4
