@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 from collections.abc import Iterator, Mapping
+from types import NoneType
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -201,6 +202,9 @@ def check_value(key: str, value: Any) -> None:
         _check_text(key, value, entry, f"{entry!r} in it {words}")
       elif not kind.hold(entry):
         raise ConfigError(key, value, f"{entry!r} in it {words}")
+  elif is_option(key) and not isinstance(value, (str, int, float, NoneType)):  # a bool is an int
+    # `bind` compares with the option's default, but only where there are experts.
+    raise ConfigError(key, value, "must be a name, a number, True or False")
 
 
 def is_option(key: str) -> bool:

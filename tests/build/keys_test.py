@@ -95,6 +95,7 @@ def test_no_number_is_infinite_huge_or_of_another_type(value):
     ({"model.moe.routed_scale": 2**40}, "model.moe.routed_scale", "must be written with a point, as 1099511627776.0"),
     ({"sharding.embed": "fsdp"}, "sharding.embed", "must be a tuple"),
     ({"seed": ConfigDict({"a": 1})}, "seed.a", "no other keys"),
+    ({"model.moe.num_experts": 0, "model.moe.router.top_k.priority": []}, "model.moe.router.top_k.priority", "a name"),
 ])
 def test_wrong_keys_and_values(changes, field, words):
   # Catches: each check of the table removed.
