@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LIBTPU := .venv/libtpu
-PYTEST := PYTHONPATH=$(LIBTPU) $(BIN)/python -m pytest -n 2
+# The tests of a file stay in one process, which keeps what they trace and compile.
+PYTEST := PYTHONPATH=$(LIBTPU) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run desk venv test test-all test-reference demo-multiprocess paper-scale check bench fuzz soak faults memory clean
+.PHONY: run desk venv test test-all test-reference coverage mutation demo-multiprocess paper-scale check bench fuzz soak faults memory clean
 
 run: venv  ## train configs/quickstart.py on the embedded corpus: a few minutes on two CPU cores
 	$(BIN)/python -m moe_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
@@ -20,6 +21,15 @@ test-all: venv $(LIBTPU)/asked  ## those, and a step of every variant of every p
 
 test-reference: .venv-reference/installed  ## routers against published implementations: downloads torch (gigabytes)
 	.venv-reference/bin/python -m pytest -m reference
+
+coverage: venv $(LIBTPU)/asked  ## which lines of moe_jax/ the tests execute: twice as long as the tests
+	$(BIN)/python -m coverage erase
+	PYTHONPATH=$(LIBTPU) $(BIN)/python -m coverage run -m pytest -n 2
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --sort=cover
+
+mutation: venv  ## 400 small changes of routing, dispatch, step and checkpoints, which tests must notice: about an hour
+	$(BIN)/python -m experiments.mutation --write
 
 demo-multiprocess: venv  ## the quickstart's first steps on 1, 2 and 4 processes of this machine, a checkpoint that changes hands, a process that is killed
 	$(BIN)/python -m experiments.multiprocess

@@ -281,6 +281,7 @@ def test_as_a_process_a_mistake_exits_with_2(tmp_path):
   assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: model.moe.router.name='swich': ")
 
 
+@pytest.mark.every_variant
 def test_an_encoder_decoder_trains_stops_resumes_and_reports(tmp_path, capfd):
   # Catches: any part of a run that takes a decoder for granted: initialisation, steps, checkpoints, evaluation, the
   # report; a resumed run that masks other spans than one that was not interrupted.

@@ -55,7 +55,8 @@ class Child:
 
   def __init__(self, home: pathlib.Path, argv: Sequence[str], log: pathlib.Path, patch: Callable[[], None] | None):
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick, "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(home / "compiled"))
+    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick, "JAX_COMPILATION_CACHE_DIR": compiled,
                  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["experiments.reliability.preload"])

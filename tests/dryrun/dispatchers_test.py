@@ -40,7 +40,7 @@ def compiled(directory, dispatcher, slices, **mesh):
   return lowered.stage.as_text(), analyse(text, dict(lowered.mesh.shape)).collectives
 
 
-@pytest.mark.parametrize("dispatcher", DISPATCHERS)
+@pytest.mark.parametrize("dispatcher", tiny.often({"ragged_all_to_all", "grouped"}, DISPATCHERS))
 def test_what_is_sent(dispatcher, tmp_path, monkeypatch):
   # Catches: tokens' buffers gathered everywhere, an exchange repeated in the backward pass, experts' weights gathered
   # where tokens should move; the CPU's loops and padded exchange in a TPU's program.
@@ -58,7 +58,7 @@ def test_what_is_sent(dispatcher, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dispatcher, exchange, times", [
     ("all_to_all", "all-to-all", 5),  # one of them moves the embedding's gradient
-    ("ragged_all_to_all", "ragged-all-to-all", 4)])
+    pytest.param("ragged_all_to_all", "ragged-all-to-all", 4, marks=pytest.mark.every_variant)])
 def test_what_is_sent_between_slices(dispatcher, exchange, times, tmp_path, monkeypatch):
   # Catches: tokens sent to experts of another slice, a mesh whose slices lie along another axis than data.
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import tiny
 
 from experiments.scaling_laws import __main__ as command
 from experiments.scaling_laws import figures, fit, grid, points, recovery
@@ -61,7 +62,7 @@ def test_points_without_noise_give_the_constants(name):
   assert found.objective < 1e-15 and found.r2 == pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", tiny.often({"kaplan"}, LAWS))
 def test_intervals_hold_the_constants_that_made_the_points(name):
   # A seed in 20 may miss, with most of its constants, which are correlated: two of three seeds hold each.
   # Catches: resamples that are all alike or that are not fitted anew, intervals of one side or about something else.

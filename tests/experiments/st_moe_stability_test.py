@@ -109,6 +109,7 @@ def test_rows_are_those_of_the_paper():
       resolve(rows.rows(rows.DESK)[rows.REFERENCE]), 364)[1], rel=0.01)
 
 
+@pytest.mark.every_variant
 def test_the_commands_of_the_paper_size(capsys):
   # Catches: rows that are not runs of moe_jax.train, a seed too few, anything printed beside the commands, a size that
   # is not T5-XL's, a mesh on which it does not fit.
@@ -129,6 +130,7 @@ def test_the_commands_of_the_paper_size(capsys):
   assert config.train.batch_size * config.data.encoder_len == 2 ** 20 and config.optimizer.name == "adafactor"
 
 
+@pytest.mark.every_variant
 def test_the_rows_of_one_gpu():
   # Catches: a size that is not about 100M activated parameters, one that is refused.
   config = resolve(rows.rows(rows.GPU)["multiplicative_bias"])
@@ -137,6 +139,7 @@ def test_the_rows_of_one_gpu():
   assert set(rows.rows(rows.GPU)) == {name for name in KNOWN if "adamw" not in name}
 
 
+@pytest.mark.every_variant
 def test_the_rows_of_the_search(capsys):
   # Catches: a search whose rows do not contain the base that it is said to have found.
   for row in rows.search().values():

@@ -125,14 +125,13 @@ def assert_same(found, expected):
   jax.tree.map(np.testing.assert_array_equal, found["router_state"], expected["router_state"])
 
 
-# Presets whose code another one runs as well: glam is gshard, dbrx and olmoe are mixtral with other numbers, and so on.
-TWINS = {"mesh_tf_top_2", "glam", "expert_choice_cap_3", "st_moe_batch_prioritised", "dbrx", "olmoe", "deepseek_moe"}
-variant = lambda *values, often: pytest.param(*values, marks=() if often else pytest.mark.every_variant)
-CUTS = [variant(preset, steps, often=steps == 4 and preset not in TWINS)
-        for preset in build.PRESETS for steps in (4, 2, 8)]
-ON_MESHES = {("mixtral", 4, FSDP), ("deepseek_v3", 4, EXPERT), ("switch", 2, EXPERT)}
-MESHED = [variant(preset, steps, mesh, often=(preset, steps, mesh) in ON_MESHES)
-          for preset in build.PRESETS for mesh in (FSDP, EXPERT) for steps in (1, 2, 4, 8)]
+# One preset of each kind: noise in two levels and losses of importance and load, jitter and a balance loss, thresholds
+# that are learned, slots in place of assignments, losses by device, a bias that moves, experts at random.
+KINDS = {"hierarchical", "switch", "strictly_balanced", "soft_moe", "deepseek_v2", "deepseek_v3", "random"}
+CUTS = tiny.often({(preset, 4) for preset in KINDS},
+                  [(preset, steps) for preset in build.PRESETS for steps in (4, 2, 8)])
+MESHED = tiny.often({("mixtral", 4, FSDP), ("deepseek_v3", 4, EXPERT)}, [
+    (preset, steps, mesh) for preset in build.PRESETS for mesh in (FSDP, EXPERT) for steps in (1, 2, 4, 8)])
 
 
 @pytest.mark.parametrize(("preset", "steps"), CUTS)
@@ -149,7 +148,8 @@ def test_microbatches_on_a_mesh(preset, steps, mesh):
   assert_same(update(preset, steps=steps, mesh=mesh), whole(preset))
 
 
-@pytest.mark.parametrize(("preset", "changes"), OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize(("preset", "changes"), [pytest.param(
+    *other, marks=pytest.mark.every_variant if name == "lstm" else (), id=name) for name, other in OTHERS.items()])
 def test_other_models_and_groups(preset, changes):
   # Catches: a family that does not hand the microbatch to its layers; f of one layer given to another, under a scan or
   # from the encoder to the decoder; the decoder's number of tokens in the encoder; noise by group where a row has two;
