@@ -25,7 +25,8 @@ setup(
         "tokenizers>=0.22,<1",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "hypothesis>=6.100", "ruff>=0.12"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "hypothesis>=6.100", "coverage>=7.10",
+                 "ruff>=0.12"],
         "cuda": ["jax[cuda13]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "dryrun": ["jax[tpu]>=0.10,<0.13"],  # the TPU's compiler, which needs no TPU

@@ -1,0 +1,88 @@
+"""Mutation run: do the tests notice when the code that they cover is changed?
+
+  python -m experiments.mutation [--count=N] [--seed=S] [--only=PART] [--judges=PART] [--processes=2] [--write]
+
+Of all small changes (`operators.py`) of routing/, dispatch/, training/step.py and training/checkpoints.py it draws
+`--count`, from each file as many as its share, puts each into a copy of the repository, and runs the files of tests
+that execute the changed line, the module's own first, until one fails. A changed line that no test executes survives.
+--only takes the mutants whose text contains PART, --judges the files of tests whose path does; --write puts the table
+into docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import random
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from experiments.mutation.judge import ROOT, run
+from experiments.mutation.operators import Mutant, mutants
+from moe_jax import train
+from moe_jax.routers import replace
+
+PAGE = ROOT / "docs" / "reliability.md"
+PARTS = {"routing/": "moe_jax/routing/*.py", "dispatch/": "moe_jax/dispatch/*.py",
+         "training/step.py": "moe_jax/training/step.py", "training/checkpoints.py": "moe_jax/training/checkpoints.py"}
+# The tests that may judge. The others start whole programs, and would notice nothing that these do not.
+JUDGES = ("tests/routing/*_test.py", "tests/dispatch/*_test.py", "tests/layers/*_test.py", "tests/training/*_test.py",
+          "tests/sharding/parallel_test.py", "tests/models/stack_test.py", "tests/report/routing_page_test.py",
+          "tests/routers_test.py", "tests/build/bind_test.py", "tests/build/validate_test.py")
+
+
+def main(argv: Sequence[str]) -> int:
+  """Does what the command line says; returns the exit code: 1 if a mutant survives."""
+  parser = argparse.ArgumentParser(prog="python -m experiments.mutation", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--count", type=int, default=400)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--only", default="")
+  parser.add_argument("--judges", default="")
+  parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+  parser.add_argument("--out", type=pathlib.Path, help="a file for a line of JSON a mutant")
+  parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
+  given = parser.parse_args(argv)
+  everything = {part: [mutant for path in sorted(ROOT.glob(pattern))
+                       for mutant in mutants(ROOT, str(path.relative_to(ROOT)))] for part, pattern in PARTS.items()}
+  possible = [mutant for part in everything.values() for mutant in part if given.only in str(mutant)]
+  chosen = drawn(possible, given.count, given.seed)
+  files = [str(path.relative_to(ROOT)) for pattern in JUDGES for path in sorted(ROOT.glob(pattern))
+           if given.judges in str(path)]
+  begun = time.monotonic()
+  verdicts = run(chosen, files, given.processes, given.out)
+  text = table(everything, verdicts, given.seed, time.monotonic() - begun)
+  print(text, *(f"survived: {mutant}" for mutant, by in verdicts.items() if not by), sep="\n")
+  if given.write:
+    PAGE.write_text(replace(PAGE.read_text(), "mutation", text))
+  return int(not all(verdicts.values()))
+
+
+def drawn(all_mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
+  """`count` of them, evenly over the files: every n-th after a shuffle within each file."""
+  rng, by_file = random.Random(seed), {}
+  for mutant in all_mutants:
+    by_file.setdefault(mutant.path, []).append(mutant)
+  shuffled = [mutant for mutants_of_file in by_file.values() for mutant in rng.sample(mutants_of_file,
+                                                                                    len(mutants_of_file))]
+  step = max(len(shuffled) / count, 1.0)
+  return [shuffled[int(i * step)] for i in range(min(count, len(shuffled)))]
+
+
+def table(everything: Mapping[str, Sequence[Mutant]], verdicts: Mapping[Mutant, str], seed: int,
+          seconds: float) -> str:
+  """Markdown: a row a part of the package."""
+  lines = ["| changed | possible changes | drawn | noticed |", "|---|---:|---:|---:|"]
+  share = lambda some: f"{sum(map(bool, some))} ({sum(map(bool, some)) / max(len(some), 1):.1%})"
+  for part, possible in everything.items():
+    found = [verdicts[mutant] for mutant in possible if mutant in verdicts]
+    lines.append(f"| {part} | {len(possible):,} | {len(found)} | {share(found)} |")
+  lines.append(f"| **all** | {sum(map(len, everything.values())):,} | {len(verdicts)} | "
+               f"**{share(list(verdicts.values()))}** |")
+  return "\n".join([*lines, "", f"Seed {seed}; {seconds / 60:.0f} minutes on {os.cpu_count()} cores."])
+
+
+if __name__ == "__main__":
+  sys.exit(train.guarded(sys.argv, None, lambda argv: main(argv[1:])))
