@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 LIBTPU := .venv/libtpu
 # The tests of a file stay in one process, which keeps what they trace and compile.
-PYTEST := PYTHONPATH=$(LIBTPU) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+TESTS := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := PYTHONPATH=$(LIBTPU) $(BIN)/python $(TESTS)
 
 .PHONY: run desk venv test test-all test-reference coverage mutation demo-multiprocess paper-scale check bench fuzz soak faults memory clean
 
@@ -22,13 +23,13 @@ test-all: venv $(LIBTPU)/asked  ## those, and a step of every variant of every p
 test-reference: .venv-reference/installed  ## routers against published implementations: downloads torch (gigabytes)
 	.venv-reference/bin/python -m pytest -m reference
 
-coverage: venv $(LIBTPU)/asked  ## which lines of moe_jax/ the tests execute: twice as long as the tests
+coverage: venv $(LIBTPU)/asked  ## which lines of moe_jax/ the tests execute
 	$(BIN)/python -m coverage erase
-	PYTHONPATH=$(LIBTPU) $(BIN)/python -m coverage run -m pytest -n 2
+	PYTHONPATH=$(LIBTPU) $(BIN)/python -m coverage run $(TESTS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --sort=cover
 
-mutation: venv  ## 400 small changes of routing, dispatch, step and checkpoints, which tests must notice: about an hour
+mutation: venv  ## 400 small changes of routing, dispatch, step and checkpoints, which tests must notice
 	$(BIN)/python -m experiments.mutation --write
 
 demo-multiprocess: venv  ## the quickstart's first steps on 1, 2 and 4 processes of this machine, a checkpoint that changes hands, a process that is killed

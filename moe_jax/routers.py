@@ -109,7 +109,7 @@ def balance_values(name: str) -> str:
   names = tuple(each for each in BALANCING if each in used)
   if not names:
     return "none"
-  losses = jax.jit(functools.partial(_losses, name, names))  # operation by operation it takes ten times as long
+  losses = jax.jit(functools.partial(_losses, name, names))  # compiled once, not operation by operation
   balanced, collapsed = (losses(*example(name, collapsed=c)) for c in (False, True))
   return ", ".join(f"{each} {_short(float(balanced[each]))} → {_short(float(collapsed[each]))}" for each in names)
 

@@ -21,7 +21,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
   QUICK.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(["--xla_force_host_platform_device_count=8", *QUICK])
 
-# Tracing makes very many objects that live on; looking for garbage among them took a tenth of the time.
+# Tracing makes very many objects that live on, and looking for garbage among them takes time.
 gc.set_threshold(100_000)
 
 # What several tests, or the programs that they start, compile is compiled once. The first process makes the folder;

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import tiny
 from configs_test import FAMILIES
-from flax import linen as nn
 
 from moe_jax import build, data, sharding
 from moe_jax.training import finish, loop, metrics, optimizers, workdir
@@ -46,15 +45,14 @@ def test_a_shrunk_config_takes_a_step(family, tmp_path):
   model = build.model(config, data.vocab_size(config.data, tokenizer), mesh)
   optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
   # Compiling what draws the weights would take as long as compiling the step; `LOOP` does it.
-  draw = np.random.default_rng(0)
-  drawn = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(leaf.dtype) / 8,
-                       nn.unbox(build.abstract_variables(config, data.vocab_size(config.data, tokenizer))))
+  drawn = tiny.weights(model, *[jnp.zeros((config.train.batch_size, config.data.seq_len), jnp.int32)] * 3)
+  before = jax.tree.map(np.array, drawn["params"])  # the step is given the arrays themselves
   with jax.set_mesh(mesh), contextlib.closing(data.train_iterator(
       config.data, tokenizer, data.make_sources(config.data), config.train.batch_size)) as batches:
-    state = states.first_state(jax.tree.map(jnp.asarray, drawn), optimizer, jax.random.key(0))
+    state = states.first_state(drawn, optimizer, jax.random.key(0))
     after, measured = updates.make(config, model, optimizer, schedule)(state, next(batches))
   assert 0 < float(measured["loss"]) < 20 and math.isfinite(float(measured["grad_norm"]))
-  moved = jax.tree.map(lambda old, new: bool((old != new).any()), drawn["params"], after.params)
+  moved = jax.tree.map(lambda old, new: bool((old != new).any()), before, after.params)
   assert all(jax.tree.leaves(moved))
 
 

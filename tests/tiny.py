@@ -39,6 +39,12 @@ def weights(model, *inputs, seed=0, **kwargs):
   return jax.tree.map(jax.numpy.asarray, jax.tree_util.tree_map_with_path(one, shapes))
 
 
+def first_embedding(model, *inputs):
+  """The embedding that a model begins with. Nothing else is asked for, so that XLA draws nothing else."""
+  first = lambda key: model.init(key, *inputs, train=False)["params"]["embedding"].unbox()
+  return quick_jit(first)(jax.random.key(0))
+
+
 def often(chosen, values):
   """Parameters of a test; those that are not `chosen` are left to `make test-all`."""
   cases = [value if isinstance(value, tuple) else (value,) for value in values]

@@ -21,13 +21,15 @@ from collections.abc import Mapping, Sequence
 
 from experiments.mutation.judge import ROOT, run
 from experiments.mutation.operators import Mutant, mutants
+from experiments.reliability.small import check_counts
 from moe_jax import train
+from moe_jax.errors import ConfigError
 from moe_jax.routers import replace
 
 PAGE = ROOT / "docs" / "reliability.md"
 PARTS = {"routing/": "moe_jax/routing/*.py", "dispatch/": "moe_jax/dispatch/*.py",
          "training/step.py": "moe_jax/training/step.py", "training/checkpoints.py": "moe_jax/training/checkpoints.py"}
-# The tests that may judge. The others start whole programs, and would notice nothing that these do not.
+# The tests that may judge. Those that start whole programs would take too long.
 JUDGES = ("tests/routing/*_test.py", "tests/dispatch/*_test.py", "tests/layers/*_test.py", "tests/training/*_test.py",
           "tests/sharding/parallel_test.py", "tests/models/stack_test.py", "tests/report/routing_page_test.py",
           "tests/routers_test.py", "tests/build/bind_test.py", "tests/build/validate_test.py")
@@ -45,12 +47,19 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("--out", type=pathlib.Path, help="a file for a line of JSON a mutant")
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
   given = parser.parse_args(argv)
+  check_counts(given, count=1, processes=1)
+  if given.write and (given.only or given.judges):
+    raise ConfigError("write", True, "would put a part of the run into the table; leave out --only and --judges")
   everything = {part: [mutant for path in sorted(ROOT.glob(pattern))
                        for mutant in mutants(ROOT, str(path.relative_to(ROOT)))] for part, pattern in PARTS.items()}
   possible = [mutant for part in everything.values() for mutant in part if given.only in str(mutant)]
+  if not possible:
+    raise ConfigError("only", given.only, "is in the text of no mutant; use a part of a path, such as routing/top_k.py")
   chosen = drawn(possible, given.count, given.seed)
   files = [str(path.relative_to(ROOT)) for pattern in JUDGES for path in sorted(ROOT.glob(pattern))
            if given.judges in str(path)]
+  if not files:
+    raise ConfigError("judges", given.judges, "is in the path of no file of tests that may judge; try routing/")
   begun = time.monotonic()
   verdicts = run(chosen, files, given.processes, given.out)
   text = table(everything, verdicts, given.seed, time.monotonic() - begun)
@@ -61,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def drawn(all_mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
-  """`count` of them, evenly over the files: every n-th after a shuffle within each file."""
+  """Draws `count` mutants evenly over the files: it takes every n-th one after a shuffle within each file."""
   rng, by_file = random.Random(seed), {}
   for mutant in all_mutants:
     by_file.setdefault(mutant.path, []).append(mutant)
@@ -73,7 +82,7 @@ def drawn(all_mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
 
 def table(everything: Mapping[str, Sequence[Mutant]], verdicts: Mapping[Mutant, str], seed: int,
           seconds: float) -> str:
-  """Markdown: a row a part of the package."""
+  """Returns a Markdown table with a row for each part of the package."""
   lines = ["| changed | possible changes | drawn | noticed |", "|---|---:|---:|---:|"]
   share = lambda some: f"{sum(map(bool, some))} ({sum(map(bool, some)) / max(len(some), 1):.1%})"
   for part, possible in everything.items():

@@ -60,7 +60,7 @@ def run(chosen: Sequence[Mutant], files: Sequence[str], processes: int,
 
 
 def _order(mutant: Mutant, judges: Iterable[Judge]) -> list[str]:
-  """The files of tests that execute the changed line: the module's own, its folder's, others; fast ones first."""
+  """Returns the tests that execute the changed line: the module's own, its folder's, then others; fast ones first."""
   place = pathlib.PurePath(mutant.path)
   rank = lambda judge: (pathlib.PurePath(judge.path).stem != f"{place.stem}_test",
                         pathlib.PurePath(judge.path).parent.name != place.parent.name, judge.seconds)
@@ -97,7 +97,7 @@ def _measured(path: str) -> Judge:
 
 
 def _judged(mutant: Mutant, paths: Sequence[str]) -> str:
-  """The file of tests that notices the change, or an empty string."""
+  """Returns the file of tests that notices the change, or an empty string."""
   file = _tree / mutant.path
   kept = file.read_text()
   try:
@@ -113,7 +113,7 @@ def _judged(mutant: Mutant, paths: Sequence[str]) -> str:
 
 
 def _forked(paths: Sequence[str], limit: float, lines: pathlib.Path | None = None) -> int:
-  """Pytest's exit code over these files in a child of this process; -1 when it took longer than `limit` seconds."""
+  """Returns pytest's exit code from a child of this process, or -1 if it took longer than `limit` seconds."""
   child = os.fork()
   if not child:
     code = 70

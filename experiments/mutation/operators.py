@@ -43,7 +43,7 @@ class Mutant:
 
 
 def mutants(root: pathlib.Path, path: str) -> list[Mutant]:
-  """All changes of a file, in the order of its lines."""
+  """Returns all changes of a file, in the order of its syntax tree."""
   tree = ast.parse((root / path).read_text())
   found = []
   for number, (node, new) in enumerate(_changes(tree)):
@@ -52,7 +52,7 @@ def mutants(root: pathlib.Path, path: str) -> list[Mutant]:
 
 
 def source(root: pathlib.Path, mutant: Mutant) -> str:
-  """The changed file; its comments are lost."""
+  """Returns the text of the changed file, without its comments."""
   tree = ast.parse((root / mutant.path).read_text())
   node, new = next(change for number, change in enumerate(_changes(tree)) if number == mutant.number)
 

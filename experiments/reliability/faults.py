@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from experiments.reliability import breakage, small
 from moe_jax import train
+from moe_jax.errors import ConfigError
 from moe_jax.routers import replace
 from moe_jax.training import metrics
 
@@ -287,19 +288,21 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("--only", default="", help="a part of the rows' names")
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
   given = parser.parse_args(argv)
+  if given.only and given.write:
+    raise ConfigError("write", True, "would put a part of the rows into the table; leave out --only")
+  jobs: dict[str, Callable[[Lab], dict[str, Any] | None]] = {
+      fault.name: functools.partial(row, fault, number=number) for number, fault in enumerate(FAULTS)}
+  jobs["the disk is full"] = disk
+  for name, patch, changes in (
+      ("NaN in one expert's gradient at step 200 of 300, skipped", breakage.late_gradient_is_nan, SKIP),
+      ("four poisoned batches at step 200 of 300, rolled back", breakage.batches_are_garbage, GUARD)):
+    jobs[name] = functools.partial(close_to_clean, name=name, patch=patch, guard=changes)
+  chosen = [job for name, job in jobs.items() if given.only in name]
+  if not chosen:
+    raise ConfigError("only", given.only, "is in the name of no row; docs/reliability.md has the names")
   with tempfile.TemporaryDirectory() as folder:
     lab = Lab(pathlib.Path(folder))
-    jobs: dict[str, Callable[[], dict[str, Any] | None]] = {
-        fault.name: functools.partial(row, fault, lab, number) for number, fault in enumerate(FAULTS)}
-    jobs["the disk is full"] = functools.partial(disk, lab)
-    jobs["NaN in one expert's gradient at step 200 of 300, skipped"] = functools.partial(
-        close_to_clean, lab, "NaN in one expert's gradient at step 200 of 300, skipped", breakage.late_gradient_is_nan,
-        SKIP)
-    jobs["four poisoned batches at step 200 of 300, rolled back"] = functools.partial(
-        close_to_clean, lab, "four poisoned batches at step 200 of 300, rolled back", breakage.batches_are_garbage,
-        GUARD)
-    chosen = [job for name, job in jobs.items() if given.only in name]
-    rows = [found for job in tqdm(chosen, unit="fault") if (found := job()) is not None]
+    rows = [found for job in tqdm(chosen, unit="fault") if (found := job(lab)) is not None]
   text = table(rows)
   print(text)
   if given.write:

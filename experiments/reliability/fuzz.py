@@ -24,8 +24,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments.reliability import cases, workers
+from experiments.reliability import cases, small, workers
 from moe_jax import train
+from moe_jax.errors import ConfigError
 from moe_jax.routers import replace
 
 LIMITS = {"config": 30.0, "command": 90.0, "file": 60.0}  # seconds a case; of the latter two some compile programs
@@ -45,12 +46,17 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("--out", type=pathlib.Path, help="a JSONL file for all cases")
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
   given = parser.parse_args(argv)
+  small.check_counts(given, configs=0, files=0)
+  kind, _, number = (given.case or "config:0").partition(":")
+  if kind not in KINDS or not number.isdecimal():
+    raise ConfigError("case", given.case, f"must be KIND:NUMBER, and KIND one of {', '.join(KINDS)}")
+  if given.case and given.write:
+    raise ConfigError("write", True, "would put one case into the table; leave out --case")
   seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
   print(f"seed {seed}", flush=True)
   numbers = {"config": given.configs - given.configs // 2, "command": given.configs // 2, "file": given.files}
   asked = [(kind, number) for kind, count in numbers.items() for number in range(count)]
   if given.case:
-    kind, _, number = given.case.partition(":")
     asked = [(kind, int(number))]
   begun = time.monotonic()
   found = fuzz(asked, seed)

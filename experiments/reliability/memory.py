@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("--steps", type=int, default=20_000)
   parser.add_argument("--write", action="store_true", help="put numbers and figure into docs/")
   given = parser.parse_args(argv)
+  small.check_counts(given, steps=2000)  # fewer are over before enough readings are taken
   begun = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
     steps, megabytes = measure(pathlib.Path(folder), given.steps)

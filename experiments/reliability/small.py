@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import multiprocessing
 import os
@@ -10,6 +11,8 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from moe_jax.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORDS = "the expert routes a token to one of many small networks and each learns what it sees best".split()
@@ -39,6 +42,17 @@ def flags(home: pathlib.Path, **changes: Any) -> list[str]:
   keys = dict(KEYS) | {"data.sources": (f"text:{home / 'corpus'}/*.txt",), "data.cache_dir": str(home / "cache")}
   keys |= {key.replace("__", "."): value for key, value in changes.items()}
   return ["--config=configs/base.py", *(f"--config.{key}={value}" for key, value in keys.items())]
+
+
+def check_counts(given: argparse.Namespace, **lowest: int) -> None:
+  """Refuses numbers of a command line that are too small.
+
+  Raises:
+    ConfigError: the flag of that name is below its lowest value.
+  """
+  for flag, low in lowest.items():
+    if getattr(given, flag) < low:
+      raise ConfigError(flag, getattr(given, flag), f"must be at least {low}")
 
 
 def config(home: pathlib.Path, **changes: Any):

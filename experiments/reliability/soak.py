@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
   given = parser.parse_args(argv)
+  small.check_counts(given, runs=1, kills=1, processes=1)
   begun = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
     found = soak(pathlib.Path(folder), given.runs, given.kills, given.seed, given.processes)

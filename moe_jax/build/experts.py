@@ -90,7 +90,7 @@ def trace_router(e: ConfigDict, size: int) -> RoutingPlan:
   return _traced(router.func, tuple(router.keywords.items()), learned, e.num_experts, size)
 
 
-@functools.lru_cache(maxsize=256)  # a config is asked for its plan's shape again and again
+@functools.lru_cache(maxsize=256)  # many functions of build/ ask for the same plan
 def _traced(function: Callable, options: tuple[tuple[str, Any], ...], learned: tuple[str, ...], num_experts: int,
             size: int) -> RoutingPlan:
   router = functools.partial(function, **dict(options))

@@ -61,7 +61,7 @@ def init_state(model: nn.Module, optimizer: optax.GradientTransformation, key: K
 
 
 def first_state(boxed: PyTree, optimizer: optax.GradientTransformation, key: Key[Array, ""]) -> TrainState:
-  """The state of variables that `init_variables` drew; `key` is the run's seed."""
+  """Returns the state before the first step, given what `init_variables` drew and the run's `key`. Pure."""
   variables = _unbox(boxed)
   params = variables["params"]
   return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),

@@ -236,8 +236,7 @@ def test_embed_scale():
   batch = packed([[8]])
   models = [make(moe__num_experts=0, tied_embeddings=False, embed_scale=scale) for scale in (True, False)]
   variables = initialise(models[0], batch)
-  first, other = (tiny.quick_jit(lambda key, model=model: model.init(key, *batch, train=False)[
-      "params"]["embedding"].unbox())(jax.random.key(0)) for model in models)
+  first, other = (tiny.first_embedding(model, *batch) for model in models)
   np.testing.assert_array_equal(first, other)
   larger = variables["params"] | {"embedding": 4.0 * variables["params"]["embedding"]}  # sqrt(d_model)
   np.testing.assert_allclose(run(models[1], {"params": larger}, batch)[0], run(models[0], variables, batch)[0],
