@@ -35,5 +35,5 @@ def initialise(model, batch):
   return tiny.weights(model, *batch)
 
 
-def run(model, variables, batch, **kwargs):
-  return tiny.quick_jit(lambda v, *b: model.apply(v, *b, train=False, **kwargs))(variables, *batch)
+def run(model, variables, batch, return_routing=False, **others):
+  return tiny.applied(model, train=False, return_routing=return_routing)(variables, batch, others)

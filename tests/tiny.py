@@ -11,8 +11,8 @@ from flax import linen as nn
 
 # As command-line overrides, so that tests in this process and in others train the same thing.
 OVERRIDES = {
-    "model.d_model": 16, "model.num_layers": 2, "model.num_heads": 2, "model.num_kv_heads": 2, "model.head_dim": 8,
-    "model.d_ff": 32, "model.moe.d_ff": 32, "model.moe.num_experts": 4,
+    "model.d_model": 16, "model.num_layers": 1, "model.num_heads": 2, "model.num_kv_heads": 2, "model.head_dim": 8,
+    "model.d_ff": 32, "model.moe.first": 0, "model.moe.d_ff": 32, "model.moe.num_experts": 4,
     "model.moe.dispatcher.name": "einsum",  # compiles fastest
     "data.seq_len": 32, "data.threads": 1, "data.validation_fraction": 0.3,
     "train.batch_size": 4, "train.steps": 6, "train.log_every": 2, "train.eval_every": 3, "train.eval_batches": 1,
@@ -37,6 +37,12 @@ def weights(model, *inputs, seed=0, **kwargs):
     return (ones + 0.25 * (path[-1].key != "scale") * draw.normal(size=leaf.shape)).astype(leaf.dtype)
 
   return jax.tree.map(jax.numpy.asarray, jax.tree_util.tree_map_with_path(one, shapes))
+
+
+@functools.cache
+def applied(model, **kwargs):
+  """The compiled `f(variables, inputs, others)` that applies a model; calls with the same arguments share it."""
+  return quick_jit(lambda variables, inputs, others: model.apply(variables, *inputs, **others, **kwargs))
 
 
 def first_embedding(model, *inputs):

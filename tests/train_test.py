@@ -343,6 +343,7 @@ sys.exit(train.main(sys.argv))
 """
 
 
+@pytest.mark.every_variant
 def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path):
   # Catches: anything that a checkpoint forgets (a moment, the bias, the key, the place in the data), a batch read
   # twice, a half-written checkpoint that is trusted, metrics told twice. Noise, dropout

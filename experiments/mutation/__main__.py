@@ -1,12 +1,13 @@
 """Mutation run: do the tests notice when the code that they cover is changed?
 
-  python -m experiments.mutation [--count=N] [--seed=S] [--only=PART] [--judges=PART] [--processes=2] [--write]
+  python -m experiments.mutation [--count=N] [--seed=S] [--only=PART] [--judges=PART] [--seconds=60] [--processes=2]
+                                 [--write]
 
 Of all small changes (`operators.py`) of routing/, dispatch/, training/step.py and training/checkpoints.py it draws
-`--count`, from each file as many as its share, puts each into a copy of the repository, and runs the files of tests
-that execute the changed line, the module's own first, until one fails. A changed line that no test executes survives.
---only takes the mutants whose text contains PART, --judges the files of tests whose path does; --write puts the table
-into docs/reliability.md.
+`--count`, from each file as many as its share, puts each into a copy of the repository, and runs the tests that execute
+the changed line until one fails: those of the module's own file, and then others, the fastest first, as many as take
+`--seconds` together. A changed line that no test executes survives. --only takes the mutants whose text contains PART,
+--judges the files of tests whose path does; --write puts the table into docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--only", default="")
   parser.add_argument("--judges", default="")
+  parser.add_argument("--seconds", type=float, default=60.0, help="of other files' tests, a mutant (%(default)s)")
   parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
   parser.add_argument("--out", type=pathlib.Path, help="a file for a line of JSON a mutant")
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
@@ -61,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
   if not files:
     raise ConfigError("judges", given.judges, "is in the path of no file of tests that may judge; try routing/")
   begun = time.monotonic()
-  verdicts = run(chosen, files, given.processes, given.out)
+  verdicts = run(chosen, files, given.processes, given.seconds, given.out)
   text = table(everything, verdicts, given.seed, time.monotonic() - begun)
   print(text, *(f"survived: {mutant}" for mutant, by in verdicts.items() if not by), sep="\n")
   if given.write:

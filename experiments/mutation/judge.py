@@ -23,27 +23,41 @@ from experiments.mutation.operators import Mutant, source
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NEEDED = ("moe_jax", "tests", "configs", "experiments", "docs", "pyproject.toml", "README.md", "setup.py")
-LIMIT = 600.0  # seconds a mutant; one that takes longer hangs, which a test notices
+SLOWER = 10.0  # times as long as without the change, and a minute more: that is a hang, which a test notices
 ENVIRONMENT = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
                "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-  """A file of tests: how long it takes and which lines of which files of the package it executes."""
+  """A test: how long it takes and which lines of which files of the package it executes."""
 
-  path: str
+  name: str
   seconds: float
   lines: Mapping[str, frozenset[int]]
 
+  @property
+  def path(self) -> str:
+    """The file of the test."""
+    return self.name.partition("::")[0]
 
-def run(chosen: Sequence[Mutant], files: Sequence[str], processes: int,
+
+def run(chosen: Sequence[Mutant], files: Sequence[str], processes: int, seconds: float,
         out: pathlib.Path | None) -> dict[Mutant, str]:
-  """Returns for each mutant the one of these files of tests that noticed it, or an empty string."""
+  """Returns for each mutant the test that noticed it, or an empty string.
+
+  Args:
+    chosen: the mutants.
+    files: of tests, all of which run on the unchanged package first.
+    processes: mutants at a time.
+    seconds: how long the tests of a mutant may take besides those of its module's own file.
+    out: a file for a line of JSON a mutant.
+  """
   with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home, concurrent.futures.ProcessPoolExecutor(
       processes, multiprocessing.get_context("spawn"), _start, (home,)) as pool:
-    judges = list(tqdm(pool.map(_measured, files), total=len(files), unit="file", desc="unchanged"))
-    jobs = {pool.submit(_judged, mutant, _order(mutant, judges)): mutant for mutant in chosen}
+    measured = tqdm(pool.map(_measured, files), total=len(files), unit="file", desc="unchanged")
+    judges = [judge for of_file in measured for judge in of_file]
+    jobs = {pool.submit(_judged, mutant, *_order(mutant, judges, seconds)): mutant for mutant in chosen}
     verdicts = {}
     with tqdm(total=len(jobs), unit="mutant") as bar, out.open("w") if out else contextlib.nullcontext() as lines:
       for job in concurrent.futures.as_completed(jobs):
@@ -59,14 +73,20 @@ def run(chosen: Sequence[Mutant], files: Sequence[str], processes: int,
   return {mutant: verdicts[mutant] for mutant in chosen}
 
 
-def _order(mutant: Mutant, judges: Iterable[Judge]) -> list[str]:
-  """Returns the tests that execute the changed line: the module's own, its folder's, then others; fast ones first."""
+def _order(mutant: Mutant, judges: Iterable[Judge], seconds: float) -> tuple[list[Judge], list[Judge]]:
+  """Returns the tests that execute the changed line: those of the module's own file, and of others the fastest."""
   place = pathlib.PurePath(mutant.path)
-  rank = lambda judge: (pathlib.PurePath(judge.path).stem != f"{place.stem}_test",
-                        pathlib.PurePath(judge.path).parent.name != place.parent.name, judge.seconds)
   # A change of a multi-line statement is noted at its first line, which Python may not count as executed: 3 lines.
   near = set(range(mutant.line - 1, mutant.line + 2))
-  return [judge.path for judge in sorted(judges, key=rank) if near & judge.lines.get(mutant.path, frozenset())]
+  there = sorted((judge for judge in judges if near & judge.lines.get(mutant.path, frozenset())),
+                 key=lambda judge: judge.seconds)
+  own = [judge for judge in there if pathlib.PurePath(judge.path).stem == f"{place.stem}_test"]
+  others, left = [], seconds
+  for judge in there:
+    if judge not in own and judge.seconds <= left:
+      others.append(judge)
+      left -= judge.seconds
+  return own, others
 
 
 def _start(home: str) -> None:
@@ -86,34 +106,34 @@ def _start(home: str) -> None:
   import pytest  # noqa: F401
 
 
-def _measured(path: str) -> Judge:
+def _measured(path: str) -> list[Judge]:
   """Runs a file of tests on the unchanged package."""
-  result, begun = _tree / "lines.json", time.monotonic()
-  code = _forked([path], LIMIT, result)
+  code = _forked([path], 1800.0, measure=True)
   if code not in (0, 5):  # 5: none is chosen
     raise RuntimeError(f"{path} fails though nothing was changed: {(_tree / 'said').read_text()[-2000:]}")
-  lines = {name: frozenset(numbers) for name, numbers in json.loads(result.read_text()).items()}
-  return Judge(path, time.monotonic() - begun, lines)
+  return [Judge(name, seconds, {file: frozenset(numbers) for file, numbers in lines.items()})
+          for name, seconds, lines in json.loads((_tree / "judges.json").read_text())]
 
 
-def _judged(mutant: Mutant, paths: Sequence[str]) -> str:
-  """Returns the file of tests that notices the change, or an empty string."""
+def _judged(mutant: Mutant, own: Sequence[Judge], others: Sequence[Judge]) -> str:
+  """Returns the test that notices the change, or an empty string."""
   file = _tree / mutant.path
   kept = file.read_text()
   try:
     file.write_text(source(ROOT, mutant))
-    begun = time.monotonic()
-    for path in paths:
-      code = _forked([path], max(LIMIT - (time.monotonic() - begun), 1.0))
-      if code not in (0, 5):
-        return path
+    for judges in filter(None, (own, others)):
+      limit = 60.0 + SLOWER * sum(judge.seconds for judge in judges)
+      if _forked([judge.name for judge in judges], limit):
+        said = (_tree / "failed").read_text() if (_tree / "failed").exists() else ""
+        return said or f"{judges[0].path} (no test ended)"
     return ""
   finally:
     file.write_text(kept)
 
 
-def _forked(paths: Sequence[str], limit: float, lines: pathlib.Path | None = None) -> int:
+def _forked(tests: Sequence[str], limit: float, measure: bool = False) -> int:
   """Returns pytest's exit code from a child of this process, or -1 if it took longer than `limit` seconds."""
+  (_tree / "failed").unlink(missing_ok=True)
   child = os.fork()
   if not child:
     code = 70
@@ -122,7 +142,7 @@ def _forked(paths: Sequence[str], limit: float, lines: pathlib.Path | None = Non
       said = os.open(_tree / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
       os.dup2(said, 1)
       os.dup2(said, 2)
-      code = _tests(paths, lines)
+      code = _tests(tests, measure)
     except BaseException:
       traceback.print_exc()
     finally:
@@ -140,7 +160,7 @@ def _forked(paths: Sequence[str], limit: float, lines: pathlib.Path | None = Non
   return -1
 
 
-def _tests(paths: Sequence[str], lines: pathlib.Path | None) -> int:
+def _tests(tests: Sequence[str], measure: bool) -> int:
   import pytest
   os.chdir(_tree)
   # The package is imported from the copy, wherever this process found this module.
@@ -149,15 +169,58 @@ def _tests(paths: Sequence[str], lines: pathlib.Path | None) -> int:
     del sys.modules[name]
   sys.argv = ["pytest"]
   os.environ["PYTHONPATH"] = str(_tree)
-  measure = None
-  if lines:
-    import coverage
-    measure = coverage.Coverage(source=[str(_tree / "moe_jax")], data_file=None)
-    measure.start()
-  code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *paths])
+  plugin = _Measure() if measure else _Watch(tests)
+  code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests], plugins=[plugin])
   if measure:
-    measure.stop()
-    data = measure.get_data()
-    lines.write_text(json.dumps({str(pathlib.Path(file).relative_to(_tree)): data.lines(file)
-                                 for file in data.measured_files()}))
+    (_tree / "judges.json").write_text(json.dumps(plugin.judges()))
   return int(code)
+
+
+class _Watch:
+  """A plug-in of pytest that runs the tests in the given order and notes which one fails."""
+
+  def __init__(self, tests: Sequence[str]):
+    self._rank = {test: number for number, test in enumerate(tests)}
+
+  def pytest_collection_finish(self, session):
+    session.items.sort(key=lambda item: self._rank.get(item.nodeid, 0))
+
+  def pytest_runtest_logreport(self, report):
+    if report.failed:
+      (_tree / "failed").write_text(report.nodeid)
+
+  def pytest_collectreport(self, report):
+    if report.failed:
+      (_tree / "failed").write_text(f"{report.nodeid} (not imported)")
+
+
+class _Measure:
+  """A plug-in of pytest that notes how long each test takes and which lines it executes."""
+
+  def __init__(self):
+    import coverage
+    import pytest
+    self._coverage = coverage.Coverage(source=[str(_tree / "moe_jax")], data_file=None)
+    self._coverage.start()
+    self._seconds: dict[str, float] = {}
+    self.pytest_runtest_protocol = pytest.hookimpl(wrapper=True)(self._protocol)
+
+  def _protocol(self, item, nextitem):
+    import jax
+    # What an earlier test has traced is traced again: otherwise this one would not execute its lines.
+    jax.clear_caches()
+    self._coverage.switch_context(item.nodeid)
+    begun = time.monotonic()
+    done = yield
+    self._seconds[item.nodeid] = time.monotonic() - begun
+    return done
+
+  def judges(self) -> list[tuple[str, float, dict[str, list[int]]]]:
+    """`(test, seconds, lines by file)` of each test."""
+    self._coverage.stop()
+    data, lines = self._coverage.get_data(), {name: {} for name in self._seconds}
+    for file in data.measured_files():
+      for line, contexts in data.contexts_by_lineno(file).items():
+        for name in filter(lines.__contains__, contexts):
+          lines[name].setdefault(str(pathlib.Path(file).relative_to(_tree)), []).append(line)
+    return [(name, seconds, lines[name]) for name, seconds in self._seconds.items()]

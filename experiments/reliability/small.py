@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import multiprocessing
 import os
 import pathlib
@@ -15,6 +16,10 @@ from typing import Any
 from moe_jax.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Programs that run for a moment: optimising their machine code would take longer. XLA ends a process for a flag that it
+# does not know.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" + (
+    " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."))
 WORDS = "the expert routes a token to one of many small networks and each learns what it sees best".split()
 # Everything that a run has: experts under scan, a bias that balancing moves, noise, dropout, accumulation, evaluations.
 KEYS: Mapping[str, Any] = {
@@ -68,9 +73,8 @@ class Child:
   """
 
   def __init__(self, home: pathlib.Path, argv: Sequence[str], log: pathlib.Path, patch: Callable[[], None] | None):
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(home / "compiled"))
-    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick, "JAX_COMPILATION_CACHE_DIR": compiled,
+    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK, "JAX_COMPILATION_CACHE_DIR": compiled,
                  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["experiments.reliability.preload"])

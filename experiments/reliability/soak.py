@@ -57,27 +57,39 @@ def main(argv: Sequence[str]) -> int:
   return int(any(not one["equal"] for one in found))
 
 
-def soak(home: pathlib.Path, runs: int, kills: int, seed: int, processes: int) -> list[dict[str, Any]]:
-  """Trains the unbroken run and then `runs` that are killed; what became of each."""
+def soak(home: pathlib.Path, runs: int, kills: int, seed: int, processes: int, warm: bool = True,
+         **changes: Any) -> list[dict[str, Any]]:
+  """Trains the unbroken run and then `runs` that are killed; what became of each.
+
+  Args:
+    home: where everything lies.
+    runs: how many are killed.
+    kills: of a run, at most.
+    seed: of the moments.
+    processes: runs at a time.
+    warm: whether a first run compiles, so that the unbroken run's time is that of the others.
+    **changes: of the config's keys; `__` stands for the dot.
+  """
   small.write_corpus(home / "corpus")
-  for name in ("warm", "whole"):  # the first one compiles, so that the second one's time is that of the others
+  changes = CHANGES | changes
+  for name in ("warm", "whole") if warm else ("whole",):
     began = time.monotonic()
-    if small.start(home, home / name, **CHANGES).wait():
+    if small.start(home, home / name, **changes).wait():
       raise RuntimeError(f"the unbroken run does not end: {small.said(home / name)}")
     seconds = time.monotonic() - began
   whole = outcome(home / "whole")
   with concurrent.futures.ThreadPoolExecutor(processes) as pool:
-    jobs = [pool.submit(one_run, home, number, kills, random.Random(f"{seed} {number}"), seconds * processes, whole)
-            for number in range(runs)]
+    jobs = [pool.submit(one_run, home, number, kills, random.Random(f"{seed} {number}"), seconds * processes, whole,
+                        changes) for number in range(runs)]
     return [job.result() for job in tqdm(concurrent.futures.as_completed(jobs), total=runs, unit="run")]
 
 
-def one_run(home: pathlib.Path, number: int, kills: int, draw: random.Random, seconds: float,
-            whole: dict[str, Any]) -> dict[str, Any]:
+def one_run(home: pathlib.Path, number: int, kills: int, draw: random.Random, seconds: float, whole: dict[str, Any],
+            changes: dict[str, Any]) -> dict[str, Any]:
   """Kills a run some times and lets it end: {"number", "kills", "in a save", "equal", "said"}."""
   workdir, killed, saving = home / f"run{number}", 0, 0
   for _ in range(draw.randint(1, kills)):
-    process = small.start(home, workdir, **CHANGES)
+    process = small.start(home, workdir, **changes)
     if draw.random() < NEAR_A_SAVE:
       _wait_for_a_save(process, workdir, draw.randint(1, 3), seconds)
       time.sleep(draw.random() * 0.05)
@@ -88,7 +100,7 @@ def one_run(home: pathlib.Path, number: int, kills: int, draw: random.Random, se
       process.kill()
       killed += 1
     process.wait()
-  code = small.start(home, workdir, **CHANGES).wait()
+  code = small.start(home, workdir, **changes).wait()
   found = outcome(workdir) if not code else {}
   said = "" if found == whole else small.said(workdir) if code else ", ".join(
       name for name in whole if found.get(name) != whole[name]) + " differ"

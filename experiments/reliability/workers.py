@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
+from experiments.reliability import small
+
 LIFE = 250  # cases, after which a process makes way for another: JAX keeps what it has traced
 
 # Compiling fast matters more than running fast; a program that was compiled once is read from the cache.
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-               "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+               "XLA_FLAGS": small.QUICK}
 
 
 def work(function: Callable[..., Any], cases: Sequence[tuple], limit: Callable[[tuple], float], processes: int,

@@ -40,7 +40,7 @@ def compiled(directory, dispatcher, slices, **mesh):
   return lowered.stage.as_text(), analyse(text, dict(lowered.mesh.shape)).collectives
 
 
-@pytest.mark.parametrize("dispatcher", tiny.often({"ragged_all_to_all", "grouped"}, DISPATCHERS))
+@pytest.mark.parametrize("dispatcher", tiny.often({"ragged_all_to_all"}, DISPATCHERS))
 def test_what_is_sent(dispatcher, tmp_path, monkeypatch):
   # Catches: tokens' buffers gathered everywhere, an exchange repeated in the backward pass, experts' weights gathered
   # where tokens should move; the CPU's loops and padded exchange in a TPU's program.

@@ -63,15 +63,16 @@ def test_the_sample_takes_from_every_file():
 
 
 def test_its_own_tests_judge_first():
-  # Catches: judges that do not execute the line; the slowest first.
+  # Catches: judges that do not execute the line; the slowest first; more of them than there is time for.
   mutant = Mutant("moe_jax/routing/top_k.py", 40, 0, "a", "b")
   lines = {"moe_jax/routing/top_k.py": frozenset({40})}
   judges = [judge.Judge(path, seconds, here) for path, seconds, here in (
-      ("tests/layers/moe_test.py", 5.0, lines), ("tests/layers/aux_test.py", 1.0, lines),
-      ("tests/routing/base_test.py", 9.0, lines), ("tests/routing/top_k_test.py", 99.0, lines),
-      ("tests/layers/gate_test.py", 1.0, {"moe_jax/routing/top_k.py": frozenset({3})}))]
-  assert judge._order(mutant, judges) == ["tests/routing/top_k_test.py", "tests/routing/base_test.py",
-                                          "tests/layers/aux_test.py", "tests/layers/moe_test.py"]
+      ("tests/layers/moe_test.py::slow", 5.0, lines), ("tests/layers/moe_test.py::fast", 1.0, lines),
+      ("tests/routing/base_test.py::other", 9.0, lines), ("tests/routing/top_k_test.py::own", 99.0, lines),
+      ("tests/layers/gate_test.py::elsewhere", 1.0, {"moe_jax/routing/top_k.py": frozenset({3})}))]
+  own, others = judge._order(mutant, judges, 10.0)
+  assert [each.name for each in own] == ["tests/routing/top_k_test.py::own"]
+  assert [each.name for each in others] == ["tests/layers/moe_test.py::fast", "tests/layers/moe_test.py::slow"]
 
 
 def test_the_table_counts():

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.smoke
 
 def test_a_few_cases_find_nothing():
   # Catches: a check that lets an exception through; a worker that does not answer; results in another order.
-  asked = [*(("config", n) for n in range(12)), *(("command", n) for n in range(12)), *(("file", n) for n in (2, 3, 5))]
+  asked = [*(("config", n) for n in range(6)), *(("command", n) for n in range(6)), ("file", 2)]
   found = fuzz.fuzz(asked, seed=5)
   assert [(one["kind"], one["number"]) for one in found] == asked
   assert not fuzz.findings(found, 5), fuzz.findings(found, 5)

@@ -21,6 +21,7 @@ HERE = pathlib.Path(command.__file__).resolve().parent
 @pytest.fixture(autouse=True)
 def fewer_points(monkeypatch):
   monkeypatch.setitem(recovery.DESIGNS, "chinchilla", recovery.DESIGNS["chinchilla"].of(slice(80)))
+  monkeypatch.setitem(recovery.DESIGNS, "kaplan", recovery.DESIGNS["kaplan"].of(slice(0, None, 2)))
   monkeypatch.setattr(fit, "POLISHED", 2)
 
 

@@ -30,7 +30,8 @@ def found(directory, name):
   return json.loads((directory / name / "results.json").read_text())
 
 
-def test_seeds_together_are_seeds_alone(tmp_path):
+@pytest.mark.parametrize("together", [True, pytest.param(False, marks=pytest.mark.every_variant)])
+def test_seeds_together_are_seeds_alone(tmp_path, together):
   # Catches: one key for all seeds, seeds that see each other, a wrong axis, another order of the data.
   config = parse(command(tmp_path, "unused", train__batch_size=4)).config
   tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
@@ -48,17 +49,16 @@ def test_seeds_together_are_seeds_alone(tmp_path):
       state, metrics = step(state, batch)
       losses.append(float(metrics["loss"]))
     alone.append((state, losses))
-  for together in (True, False):
-    state = tiny.quick_jit(functools.partial(seeds.draw, model, optimizer, 2, 32, 4))()
-    all_seeds, losses = jax.jit(seeds.over_seeds(make, model, 2, together)), []
-    for batch in batches:
-      state, metrics = all_seeds(state, batch)
-      losses.append(np.asarray(metrics["loss"]))
-    assert int(state.step) == 3
-    for seed, (one, expected) in enumerate(alone):
-      np.testing.assert_allclose(np.array(losses)[:, seed], expected, rtol=1e-5)
-      for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(state.params), strict=True):
-        np.testing.assert_allclose(b[seed], a, rtol=1e-5, atol=1e-5)
+  state = tiny.quick_jit(functools.partial(seeds.draw, model, optimizer, 2, 32, 4))()
+  all_seeds, losses = jax.jit(seeds.over_seeds(make, model, 2, together)), []
+  for batch in batches:
+    state, metrics = all_seeds(state, batch)
+    losses.append(np.asarray(metrics["loss"]))
+  assert int(state.step) == 3
+  for seed, (one, expected) in enumerate(alone):
+    np.testing.assert_allclose(np.array(losses)[:, seed], expected, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(state.params), strict=True):
+      np.testing.assert_allclose(b[seed], a, rtol=1e-5, atol=1e-5)
   assert abs(alone[0][1][0] - alone[1][1][0]) > 1e-3  # or the comparison could not fail
 
 

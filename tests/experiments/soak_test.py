@@ -9,7 +9,8 @@ pytestmark = pytest.mark.smoke
 
 def test_a_run_that_is_killed_ends_like_one_that_was_not(tmp_path):
   # Catches: anything that a checkpoint forgets while noise, dropout, a moving bias and the guard are on.
-  (one,) = soak.soak(tmp_path, runs=1, kills=2, seed=3, processes=1)
+  small = {"model__num_layers": 2, "train__steps": 20, "train__accumulate_steps": 1}
+  (one,) = soak.soak(tmp_path, runs=1, kills=1, seed=2, processes=1, warm=False, **small)
   assert one["kills"] and one["equal"], one
   assert "| **all** | 1 | **1** |" in soak.table([one], 3, 60.0)
 
@@ -25,8 +26,8 @@ def test_runs_that_differ_are_told():
 def test_faults_are_told_and_cost_nothing(tmp_path):
   # Catches: a damaged checkpoint that is trained on; divergence that costs the good ones or does not name its tensor.
   lab = faults.Lab(tmp_path)
-  chosen = ("a bit flips in the newest checkpoint", "NaN in one expert's gradient", "meta.json is gone")
+  chosen = ("a bit flips in the newest checkpoint", "NaN in one expert's gradient")
   rows = [faults.row(fault, lab, number) for number, fault in enumerate(faults.FAULTS) if fault.name in chosen]
-  assert len(rows) == 3 and all(one["good"] and one["lost"] == "nothing" for one in rows), rows
+  assert len(rows) == 2 and all(one["good"] and one["lost"] == "nothing" for one in rows), rows
   assert any("is repeats/layer_1/ffn/up" in one["told"] for one in rows)
-  assert "3 of 3 rows are as they should be" in faults.table(rows)
+  assert "2 of 2 rows are as they should be" in faults.table(rows)

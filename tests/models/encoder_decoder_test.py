@@ -1,5 +1,6 @@
 """The encoder-decoder: what it may see, that its options change speed and not values, and its size."""
 
+import functools
 import operator
 
 import jax
@@ -53,8 +54,9 @@ def call(model, variables, batch, train=False, **kwargs):
   return model.apply(variables, *batch[:3], train=train, encoder=batch[3], **kwargs)
 
 
-def run(model, variables, batch, **kwargs):
-  return tiny.quick_jit(lambda v, b: call(model, v, b, **kwargs))(variables, batch)
+def run(model, variables, batch, return_routing=False, **others):
+  apply = tiny.applied(model, train=False, return_routing=return_routing)
+  return apply(variables, batch[:3], others | {"encoder": batch[3]})
 
 
 def initialise(model):
@@ -119,9 +121,10 @@ def _unrolled(params, layers):
                    for i in range(layers)}
 
 
-def test_scanned_layers_equal_unrolled_layers():
-  # Values and gradients; the gradient reaches the encoder only through the memory that the scan broadcasts. Catches: a
-  # memory without a gradient, a bias row of the wrong stack (the encoder's come first), losses of one stack only.
+@pytest.mark.parametrize("derived", [False, pytest.param(True, marks=pytest.mark.every_variant)])
+def test_scanned_layers_equal_unrolled_layers(derived):
+  # The gradient reaches the encoder only through the memory that the scan broadcasts. Catches: a memory without a
+  # gradient, a bias row of the wrong stack (the encoder's come first), losses of one stack only.
   changes = dict(num_layers=4, moe__first=1, moe__bias_update_rate=0.1)
   scanned, unrolled = make(**changes), make(**changes, scan_layers=False)
   batch = pair([[3, 3], [6]], [[9], [5, 4]])
@@ -134,8 +137,9 @@ def test_scanned_layers_equal_unrolled_layers():
     logits, aux = call(model, {"params": unroll(params), "router_state": {"bias": bias}}, batch, return_routing=True)
     return jnp.mean(jnp.square(logits) * (batch[1] > 0)[..., None]) + aux.losses["balance"], (logits, aux)
 
-  both = [tiny.quick_jit(jax.value_and_grad(lambda p, m=model, u=names: loss(m, u, p), has_aux=True))(
-      variables["params"]) for model, names in ((scanned, lambda p: p), (unrolled, unroll))]
+  run = lambda f: jax.value_and_grad(f, has_aux=True) if derived else lambda params: (f(params), params)
+  both = [tiny.quick_jit(run(functools.partial(loss, model, names)))(variables["params"])
+          for model, names in ((scanned, lambda p: p), (unrolled, unroll))]
   close(*both)
   (_, (_, aux)), gradient = both[0]
   assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient["encoder"]))
@@ -144,10 +148,17 @@ def test_scanned_layers_equal_unrolled_layers():
   assert aux.metrics["top1_expert"].shape == (2, 2, L) and aux.metrics["encoder_top1_expert"].shape == (2, 2, M)
 
 
-@pytest.mark.parametrize("changes", [
-    {}, pytest.param({"remat": "full"}, marks=pytest.mark.every_variant),
-    pytest.param({"scan_layers": False}, marks=pytest.mark.every_variant)], ids=["scan", "remat", "unrolled"])
-def test_one_table_of_relative_biases_a_stack(changes):
+@pytest.mark.every_variant
+@pytest.mark.parametrize("changes", [{}, {"remat": "full"}, {"scan_layers": False}], ids=["scan", "remat", "unrolled"])
+def test_gradients_of_one_table_of_relative_biases_a_stack(changes):
+  _one_table_of_relative_biases_a_stack(changes, lambda f: jax.value_and_grad(f, has_aux=True))
+
+
+def test_one_table_of_relative_biases_a_stack():
+  _one_table_of_relative_biases_a_stack({}, None)
+
+
+def _one_table_of_relative_biases_a_stack(changes, derive):
   # The same function as with a table a layer that all hold the same values; the gradient is the sum of theirs. Catches:
   # a table that only the first layers read, one for both stacks, a gradient of the last layer alone.
   own = make(num_layers=4, moe__first=1)  # scanned, with a table a layer
@@ -175,9 +186,11 @@ def test_one_table_of_relative_biases_a_stack(changes):
       params[name] = stack
     return params
 
-  (value, logits), gradient = tiny.quick_jit(jax.value_and_grad(lambda p: loss(shared, p), has_aux=True))(variables)
-  (expected, wanted), by_layer = tiny.quick_jit(jax.value_and_grad(lambda p: loss(own, p), has_aux=True))(
-      spread(variables))
+  if not derive:
+    close(run(shared, {"params": variables}, batch), run(own, {"params": spread(variables)}, batch))
+    return
+  (value, logits), gradient = tiny.quick_jit(derive(functools.partial(loss, shared)))(variables)
+  (expected, wanted), by_layer = tiny.quick_jit(derive(functools.partial(loss, own)))(spread(variables))
   close((value, logits), (expected, wanted))
   for name in ("encoder", "decoder"):
     layers = [by_layer[name]["repeats"][f"layer_{i}"]["attention"]["relative_bias"] for i in range(2)]
@@ -191,8 +204,7 @@ def test_one_table_of_relative_biases_a_stack(changes):
 
 def test_stored_plans_are_followed_by_both_stacks():
   # Catches: the decoder following the encoder's plan, or one that is not passed on.
-  model = make(num_layers=2, moe__every=1)
-  batch = pair([[6]], [[9]])
+  model, batch = make(), pair([[6]], [[9]])
   variables = initialise(model)
   _, aux = run(model, variables, batch, return_routing=True)
   flipped = jax.tree_util.tree_map_with_path(

@@ -53,8 +53,8 @@ def initialise(model, batch):
       lambda path, w: 4 * w if "router" in path[-1].key else w, tiny.weights(model, *batch))
 
 
-def run(model, variables, batch, **kwargs):
-  return tiny.quick_jit(lambda v, *b: model.apply(v, *b, train=False, **kwargs))(variables, *batch)
+def run(model, variables, batch, return_routing=False):
+  return tiny.applied(model, train=False, return_routing=return_routing)(variables, batch, {})
 
 
 def test_the_papers_layers_by_hand():
@@ -130,14 +130,25 @@ def _loss(params, *batch, model):
   return jnp.mean(jnp.square(logits) * (batch[1] > 0)[..., None]) + sum(aux.losses.values()), aux
 
 
-def test_rematerialisation_changes_no_value():
-  # Catches: dropout or noise that is drawn anew in the backward pass, an option that nobody reads.
+def _rematerialised():
+  """`(batch, a model without and one with, variables)`."""
   batch = packed([[8]])
   models = [make(remat=remat, dropout=0.3) for remat in ("none", "full")]
-  variables = initialise(models[0], batch)
+  return batch, models, initialise(models[0], batch)
+
+
+@pytest.mark.every_variant
+def test_rematerialisation_changes_no_value():
+  # Catches: dropout or noise that is drawn anew in the backward pass.
+  batch, models, variables = _rematerialised()
   first, second = [tiny.quick_jit(jax.value_and_grad(functools.partial(_loss, model=model), has_aux=True))(
       variables["params"], *batch) for model in models]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), first, second)
+
+
+def test_layers_are_rematerialised():
+  # Catches: an option that nobody reads.
+  batch, models, variables = _rematerialised()
   programs = [str(jax.make_jaxpr(functools.partial(m.apply, train=False))(variables, *batch)) for m in models]
   assert ["remat" in program for program in programs] == [False, True]
 

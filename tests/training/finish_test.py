@@ -58,7 +58,7 @@ def test_leaves_results_routing_report_and_a_table(tmp_path, capsys):
 
   routing = json.loads((workdir / "routing.json").read_text())
   page, = routing["pages"]
-  assert routing["num_experts"] == 4 and routing["layers"] == [1] and len(page["experts"]) == 1
+  assert routing["num_experts"] == 4 and routing["layers"] == [0] and len(page["experts"]) == 1
   assert len(page["pieces"]) == len(page["experts"][0]) == 4 * 32  # one batch: less than a page
   text = source.documents("validation")[0].decode()
   assert page["pieces"][0] is None and "".join(page["pieces"][1:21]) == text[:20]

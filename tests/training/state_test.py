@@ -26,7 +26,7 @@ def test_factors_lie_like_what_is_left_of_their_weights(tmp_path):
   # (gigabytes where experts are many), or split along the dimension that they have lost.
   (abstract, _), _ = make(tmp_path, {"expert": 2, "tensor": 2}, optimizer__name="adafactor", model__d_model=128,
                           model__moe__d_ff=256)
-  path = "['repeats']['layer_1']['ffn']['up']" if "repeats" in abstract.params else "['layer_1']['ffn']['up']"
+  path = "['layer_0']['ffn']['up']"
   specs = {jax.tree_util.keystr(p): x.sharding.spec for p, x in jax.tree_util.tree_leaves_with_path(abstract.opt_state)}
   row, col = (next(spec for key, spec in specs.items() if key.endswith(f"{slot}{path}")) for slot in ("v_row", "v_col"))
   assert row[-2:] == ("expert", None) and col[-2:] == ("expert", "tensor")  # of [.., E, D, F]: D is left, then F
