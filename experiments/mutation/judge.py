@@ -17,6 +17,8 @@ import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 
+import coverage
+import pytest
 from tqdm import tqdm
 
 from experiments.mutation.operators import Mutant, source
@@ -103,7 +105,6 @@ def _start(home: str) -> None:
   import hypothesis  # noqa: F401
   import optax  # noqa: F401
   import orbax.checkpoint  # noqa: F401
-  import pytest  # noqa: F401
 
 
 def _measured(path: str) -> list[Judge]:
@@ -161,7 +162,6 @@ def _forked(tests: Sequence[str], limit: float, measure: bool = False) -> int:
 
 
 def _tests(tests: Sequence[str], measure: bool) -> int:
-  import pytest
   os.chdir(_tree)
   # The package is imported from the copy, wherever this process found this module.
   sys.path[:] = [str(_tree), *(place for place in sys.path if place not in ("", str(ROOT)))]
@@ -198,14 +198,12 @@ class _Measure:
   """A plug-in of pytest that notes how long each test takes and which lines it executes."""
 
   def __init__(self):
-    import coverage
-    import pytest
     self._coverage = coverage.Coverage(source=[str(_tree / "moe_jax")], data_file=None)
     self._coverage.start()
     self._seconds: dict[str, float] = {}
-    self.pytest_runtest_protocol = pytest.hookimpl(wrapper=True)(self._protocol)
 
-  def _protocol(self, item, nextitem):
+  @pytest.hookimpl(wrapper=True)
+  def pytest_runtest_protocol(self, item, nextitem):
     import jax
     # What an earlier test has traced is traced again: otherwise this one would not execute its lines.
     jax.clear_caches()
