@@ -8,11 +8,6 @@ from moe_jax.routing import ROUTERS
 from moe_jax.sharding import CHANGEABLE
 
 
-def _options(table):
-  """`{name: {option: default}}` of a table of functions."""
-  return {name: defaults(function) for name, function in table.items()}
-
-
 def get_config():
   c = config_dict.ConfigDict()
   c.seed = 0  # initialisation, dropout and routing noise; the order of the data has data.seed
@@ -65,7 +60,8 @@ def get_config():
   e.extra_ffn = False  # a dense FFN with its own norm and residual right before each layer's experts (ST-MoE)
   e.num_shared_experts = 0  # experts of width d_ff that every token visits (DeepSeekMoE)
   e.shared_gate = False  # multiply what they make by sigmoid(w x) (Qwen1.5-MoE)
-  e.router = {"name": "top_k"} | _options(ROUTERS)  # only the options of the named router are read
+  # Only the options of the named router are read.
+  e.router = {"name": "top_k"} | {name: dict(router.options) for name, router in ROUTERS.items()}
   e.encoder_priority = ""  # the router's `priority` in the encoder of an encoder_decoder; "" = the same
   e.gate_network = "linear"  # linear, tanh (two layers, LLaMA-MoE): what makes the router's logits
   e.router_init_scale = 0.1  # standard deviation of the router's first weights, times sqrt(fan_in); 0 = zeros
@@ -73,7 +69,7 @@ def get_config():
   e.routed_scale = 1.0  # factor on all gates (LLaMA-MoE's N/k, DeepSeek-V2's 16, V3's 2.5)
   e.soft_slots = 0  # above 0: Soft MoE with that many slots an expert, in place of any router
   e.replay_gate = "stored"  # of a stored plan: stored, softmax, softmax_kept, sigmoid, sigmoid_kept
-  e.dispatcher = {"name": "grouped"} | _options(DISPATCHERS)
+  e.dispatcher = {"name": "grouped"} | {name: defaults(function) for name, function in DISPATCHERS.items()}
   e.group_size = 0  # tokens routed together; divides tokens a batch; 0 = those of group_rows sequences
   e.group_rows = 1  # sequences routed together where group_size is 0; divides a microbatch
   e.capacity_factor = config_dict.placeholder(float)  # slots an expert, as a multiple; None = dropless

@@ -19,12 +19,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.build.bind import defaults
 from moe_jax.build.presets import NEUTRAL, PRESETS
 from moe_jax.errors import ConfigError
 from moe_jax.layers import LossOptions, load_without_noise
 from moe_jax.layers.moe_losses import auxiliary_losses
-from moe_jax.routing import LEARNED, LOADS, LOOKS_AHEAD, ROUTERS, RoutingContext
+from moe_jax.routing import ROUTERS, RoutingContext
 from moe_jax.train import guarded
 
 EXPERTS, TOKENS, DEVICES = 16, 64, 4  # of the examples at which losses are evaluated
@@ -63,9 +62,9 @@ def _main(argv: Sequence[str]) -> int:
 
 def router_table() -> str:
   """A row a router."""
-  rows = [(f"`{name}`", paper(f), f"`{equation(f)}`", balance_values(name), CAUSAL[LOOKS_AHEAD[name]()],
-           ", ".join(f"`{option}={value!r}`" for option, value in defaults(f).items()) or "none")
-          for name, f in ROUTERS.items()]
+  rows = [(f"`{name}`", paper(router.route), f"`{equation(router.route)}`", balance_values(name), CAUSAL[router.leak()],
+           ", ".join(f"`{option}={value!r}`" for option, value in router.options.items()) or "none")
+          for name, router in ROUTERS.items()]
   head = ("router", "paper", "equation", f"losses at balance → collapse (E={EXPERTS})", "causal-safe",
           "options with defaults")
   return _markdown(head, rows)
@@ -79,7 +78,7 @@ def preset_table() -> str:
   for name, (router, options, keys) in PRESETS.items():
     said = {key: value for key, value in keys.items() if value != NEUTRAL.get(key)}
     soft = "soft_slots" in keys
-    looks = "yes" if soft else LOOKS_AHEAD[router](**options)
+    looks = "yes" if soft else ROUTERS[router].leak(**options)
     if looks == "overflow" and not keys.get("capacity_factor") and "capacity_factor" not in options:
       looks = "no"  # dropless: there is no slot to lose
     rows.append((f"`{name}`", "Soft MoE layer" if soft else f"`{router}`", "" if soft else show(options), show(said),
@@ -116,11 +115,11 @@ def balance_values(name: str) -> str:
 
 def _losses(name: str, names: tuple[str, ...], logits: Float[Array, "S E"],
             context: RoutingContext) -> dict[str, Float[Array, ""]]:
-  router, options = ROUTERS[name], defaults(ROUTERS[name])
-  plan = router(logits, context)
+  router = ROUTERS[name]
+  options, plan = router.options, router.route(logits, context)
   k = max(plan.expert.shape[-1] // TOKENS, 1)
-  load = (lambda l, c: LOADS[name](l, c, **options)) if name in LOADS else (
-      lambda l, c: load_without_noise(l, c, k=k))
+  load = functools.partial(router.smooth_load, **options) if router.smooth_load else functools.partial(
+      load_without_noise, k=k)
   devices = options["groups"] if "kept_groups" in options and options["groups"] > 1 else DEVICES
   keys = next(keys for preset, _, keys in PRESETS.values() if preset == name and f"{names[0]}_loss" in keys)
   loss = LossOptions(names=names, balance_counts="all", balance_scores=keys.get("balance_scores", "softmax"),
@@ -133,8 +132,8 @@ def _losses(name: str, names: tuple[str, ...], logits: Float[Array, "S E"],
 
 def example(name: str, collapsed: bool) -> tuple[Float[Array, "S E"], RoutingContext]:
   """Logits and context at which a router is perfectly balanced, or sends every token to the same experts."""
-  token, learned = jnp.arange(TOKENS)[:, None], LEARNED.get(name, ())
-  groups = defaults(ROUTERS[name]).get("groups", 1) if "primary" in learned else 1
+  token, learned = jnp.arange(TOKENS)[:, None], ROUTERS[name].learned
+  groups = ROUTERS[name].options["groups"] if "primary" in learned else 1
   in_group = EXPERTS // groups
   shift = 0 if collapsed else 1  # each token prefers the expert after the last one's
   scale = 200.0 if collapsed else 4.0

@@ -48,7 +48,7 @@ def test_docstrings():
     """
   assert routers.paper(mine) == "A paper (Sec. 1)" and routers.equation(mine) == "a = b; c = d"
   for router in ROUTERS.values():
-    assert "rXiv" in routers.paper(router) or "1991" in routers.paper(router)
+    assert "rXiv" in routers.paper(router.route) or "1991" in routers.paper(router.route)
   for broken in (routers.paper, routers.equation):
     with pytest.raises(ValueError, match="docstring"):
       broken(lambda logits, context: None)

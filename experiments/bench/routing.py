@@ -74,7 +74,7 @@ def measure(names, shape, repeats, progress):
   platform = next(iter(x.devices())).platform
   programs = {"dense FFN": dense(shape, experts)[0]["forward"][1]}
   for name in names:
-    router = functools.partial(ROUTERS[name], **OPTIONS[name])
+    router = functools.partial(ROUTERS[name].route, **OPTIONS[name])
     for part, inner in (("layer", experts), ("bookkeeping", Copies(jnp.zeros((shape.experts, 1))))):
       progress(f"compiling {part} of {name}")
       f = jax.jit(lambda x, w, inner, router=router: layer(router, x, w, inner, platform))

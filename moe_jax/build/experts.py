@@ -16,7 +16,7 @@ from moe_jax.build.sublayers import kind, layout, own_models
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.layers import LOSSES, LossOptions, MoeLayer, SoftMoeLayer, load_without_noise
 from moe_jax.models import moe_layers
-from moe_jax.routing import LEARNED, LOADS, LOOKS_AHEAD, ROUTERS, RoutingContext, RoutingPlan
+from moe_jax.routing import ROUTERS, Leak, RoutingContext, RoutingPlan
 
 
 def moe_layer(m: ConfigDict, dense: functools.partial, platform: str) -> functools.partial:
@@ -38,7 +38,7 @@ def moe_layer(m: ConfigDict, dense: functools.partial, platform: str) -> functoo
   router = router_of(e)
   return functools.partial(
       MoeLayer, router=router, dispatcher=bind(DISPATCHERS, e.dispatcher, "model.moe.dispatcher"), platform=platform,
-      learned=LEARNED.get(e.router["name"], ()), groups=option(router, "groups", 1), network=e.gate_network,
+      learned=ROUTERS[e.router["name"]].learned, groups=option(router, "groups", 1), network=e.gate_network,
       router_init_scale=e.router_init_scale, router_dtype=e.router_dtype, jitter=e.jitter, jitter_on=e.jitter_on,
       routed_scale=e.routed_scale, shared_gate=e.shared_gate, replay_gate=e.replay_gate, losses=_losses(m, router),
       **capacity_rule(e, router), **common)
@@ -54,8 +54,8 @@ def encoder_model(m: ConfigDict) -> ConfigDict:
 
 
 def router_of(e: ConfigDict) -> functools.partial:
-  """The router that `config.model.moe` names, with its options."""
-  return bind(ROUTERS, e.router, "model.moe.router")
+  """The function of the router that `config.model.moe` names, with its options bound."""
+  return bind({name: router.route for name, router in ROUTERS.items()}, e.router, "model.moe.router")
 
 
 def option(router: functools.partial, name: str, default=None):
@@ -76,7 +76,7 @@ def capacity_rule(e: ConfigDict, router: functools.partial) -> dict:
 def _losses(m: ConfigDict, router: functools.partial) -> LossOptions:
   e, size = m.moe, 64 * m.moe.num_experts  # any size will do that leaves K whole
   k = max(round(trace_router(e, size).expert.shape[-1] / size), 1)
-  own = LOADS.get(e.router["name"])
+  own = ROUTERS[e.router["name"]].smooth_load
   load = functools.partial(own, **router.keywords) if own else functools.partial(load_without_noise, k=k)
   return LossOptions(names=tuple(moe_loss_weights(m)), balance_counts=e.balance_counts, balance_over=e.balance_over,
                      balance_scores=e.balance_scores, importance_of=e.importance_of, devices=e.devices,
@@ -86,7 +86,7 @@ def _losses(m: ConfigDict, router: functools.partial) -> LossOptions:
 def trace_router(e: ConfigDict, size: int) -> RoutingPlan:
   """The abstract plan of one group in training; raises what the router raises of its options."""
   router = router_of(e)
-  learned = tuple(LEARNED.get(e.router["name"], ()))
+  learned = ROUTERS[e.router["name"]].learned
   return _traced(router.func, tuple(router.keywords.items()), learned, e.num_experts, size)
 
 
@@ -133,9 +133,9 @@ def encoder_layers(m: ConfigDict) -> int:
   return (m.num_encoder_layers or m.num_layers) if m.family == "encoder_decoder" else 0
 
 
-def looks_ahead(e: ConfigDict) -> str:
-  """"no", "overflow" or "yes", see `LOOKS_AHEAD`, of config.model.moe."""
-  return "yes" if e.soft_slots else LOOKS_AHEAD[e.router["name"]](**router_of(e).keywords)
+def looks_ahead(e: ConfigDict) -> Leak:
+  """Returns whether the routing of config.model.moe looks ahead. Soft MoE mixes all tokens of a group, so it does."""
+  return "yes" if e.soft_slots else ROUTERS[e.router["name"]].leak(**router_of(e).keywords)
 
 
 def group_tokens(e: ConfigDict, seq_len: int) -> int:

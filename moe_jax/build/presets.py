@@ -16,7 +16,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from moe_jax.build.bind import defaults
 from moe_jax.build.experts import experts_a_token
 from moe_jax.build.keys import check_keys
 from moe_jax.errors import ConfigError, choose
@@ -118,6 +117,6 @@ def use_preset(config: ConfigDict, name: str) -> None:
   with e.unlocked():
     for key, value in (NEUTRAL | keys).items():
       e[key] = value
-    e.router = ConfigDict({"name": router} | {each: defaults(ROUTERS[each]) for each in ROUTERS})
+    e.router = ConfigDict({"name": router} | {each: dict(one.options) for each, one in ROUTERS.items()})
     e.router[router].update(options)
   e.d_ff = max(round(width / (experts_a_token(m, length) + e.num_shared_experts)), 1)

@@ -8,7 +8,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from moe_jax.build.bind import defaults
 from moe_jax.errors import ConfigError, choose
 from moe_jax.experts import ACTIVATIONS
 from moe_jax.models import SEARCH_SPACE, find_pattern
@@ -81,7 +80,7 @@ def read(m: ConfigDict, entry: str) -> ConfigDict:
       own.moe.router.name = GATES[said["gate"]]
     if "capacity" in said:
       router = own.moe.router.name
-      place = own.moe.router[router] if "capacity_factor" in defaults(ROUTERS[router]) else own.moe
+      place = own.moe.router[router] if "capacity_factor" in ROUTERS[router].options else own.moe
       place.capacity_factor = said["capacity"]
   return own
 

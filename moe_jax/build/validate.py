@@ -34,7 +34,7 @@ from moe_jax.errors import ConfigError, choose
 from moe_jax.experts import ACTIVATIONS, FFN_BIASES
 from moe_jax.layers import NETWORKS, NORMS, POSITIONS
 from moe_jax.models import LAYER_REDUCE, REMAT
-from moe_jax.routing import BIASED, ROUTERS, replay
+from moe_jax.routing import ROUTERS, replay
 from moe_jax.routing.losses import SCORES
 from moe_jax.routing.token_choice import PRIORITIES
 
@@ -259,9 +259,10 @@ def _validate_balancing(m: ConfigDict, name: str) -> None:
   if ("threshold" in weights) != (name == "strictly_balanced"):
     raise ConfigError("model.moe.threshold_loss", e.threshold_loss, "must be above 0 with the router "
                       "strictly_balanced, which learns its thresholds by it, and 0 with all others")
-  if e.bias_update_rate and name not in BIASED:
+  if e.bias_update_rate and not ROUTERS[name].reads_bias:
+    biased = [each for each, router in ROUTERS.items() if router.reads_bias]
     raise ConfigError("model.moe.bias_update_rate", e.bias_update_rate, f"{name} reads no bias; must be 0, or use one "
-                      f"of {', '.join(BIASED)}")
+                      f"of {', '.join(biased)}")
 
 
 def _validate_batch(config: ConfigDict) -> None:

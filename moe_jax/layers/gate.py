@@ -31,7 +31,7 @@ NETWORKS = {"linear": linear, "tanh": tanh}
 
 def learned(module: nn.Module, x: Float[Array, "G S D"], fields: Sequence[str], num_experts: int, groups: int,
             scale: float) -> dict[str, Float[Array, "..."]]:
-  """The fields of `RoutingContext` that `LEARNED` names for a router.
+  """The fields of `RoutingContext` that a `Router` names as learned.
 
   Args:
     module: owner of the parameters router_noise, router_primary, router_primary_noise and router_threshold.

@@ -34,10 +34,10 @@ class MoeLayer(nn.Module):
     d_ff: F, hidden width of one expert.
     activation: a key of `ACTIVATIONS`.
     ffn_bias: a key of `FFN_BIASES`: what a vector of each expert does to its hidden units.
-    router: (logits [S, E], context) -> plan; a function of `ROUTERS` with its options bound.
+    router: (logits [S, E], context) -> plan; the `route` of a `Router` with its options bound.
     dispatcher: (plan, x, experts, capacity, platform) -> y; a function of `DISPATCHERS` with its options bound.
     platform: of the devices that will run this: "cpu", "gpu", "tpu".
-    learned: fields of `RoutingContext` that this layer learns for the router, see `LEARNED`.
+    learned: fields of `RoutingContext` that this layer learns for the router, see `Router.learned`.
     groups: N, of experts, where the router is hierarchical.
     network: a key of `NETWORKS`: how logits are made of x.
     router_init_scale: initial standard deviation of the router's weights, times sqrt(fan_in); 0: zeros.

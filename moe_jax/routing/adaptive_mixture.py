@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import token_choice
 
 
@@ -37,6 +38,5 @@ def adaptive_mixture(logits: Float[Array, "S E"], context: RoutingContext) -> Ro
   return token_choice(expert, probs, context, num_experts, priority="token")
 
 
-def looks_ahead(**_) -> str:
-  """"no": a token's gates depend on that token alone, and earlier tokens are served first."""
-  return "no"
+# A token's gates depend on that token alone, and earlier tokens are served first.
+ROUTER = Router(adaptive_mixture, "no")

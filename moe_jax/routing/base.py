@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from moe_jax.routing.auction import auction
 from moe_jax.routing.options import check
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import token_choice
 
 _MAX_ROUNDS = 4.0  # times E/epsilon, which is what it takes where each price climbs over the range on its own
@@ -57,6 +58,5 @@ def base(logits: Float[Array, "S E"], context: RoutingContext, *, epsilon: float
   return token_choice(expert[:, None], jax.nn.sigmoid(chosen), context, num_experts)
 
 
-def looks_ahead(**_) -> str:
-  """"yes": in training, tokens compete for experts. (Inference is greedy, and causal.)"""
-  return "yes"
+# In training, tokens compete for experts. (Inference is greedy, and causal.)
+ROUTER = Router(base, "yes")

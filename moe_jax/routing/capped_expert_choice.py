@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from moe_jax.errors import ConfigError
 from moe_jax.routing.options import check, slots
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.router import Router
 
 
 def capped_expert_choice(logits: Float[Array, "S E"], context: RoutingContext, *, capacity_factor: float = 2.0,
@@ -64,10 +65,6 @@ def capped_expert_choice(logits: Float[Array, "S E"], context: RoutingContext, *
   return RoutingPlan(token=token.reshape(-1), expert=expert.reshape(-1), gate=gate.reshape(-1),  # [E*C]
                      num_experts=num_experts)
 
-
-def looks_ahead(**_) -> str:
-  """"yes": a group's tokens compete for the same slots, whatever the capacity."""
-  return "yes"
 
 
 _NEVER = -1e30  # log A of padding: exp of it is 0, and unlike -inf it may be added to and subtracted from
@@ -142,3 +139,7 @@ def _check(num_tokens, num_experts, capacity_factor, max_experts, entropy, itera
     raise ConfigError(f"model.moe.router.{name}.max_experts", max_experts,
                       f"must be at least capacity_factor={capacity_factor}, or {num_tokens} tokens cannot fill "
                       f"{slots} slots")
+
+
+# A group's tokens compete for the same slots, whatever the capacity.
+ROUTER = Router(capped_expert_choice, "yes")

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from moe_jax.routing.groups import check_groups, limit_to_groups
 from moe_jax.routing.options import check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, select, token_choice
 
 
@@ -58,10 +59,6 @@ def device_limited(logits: Float[Array, "S E"], context: RoutingContext, *, k: i
   return token_choice(expert, gate, context, num_experts, priority=priority, score=log_odds(logits, expert[:, 0]))
 
 
-def looks_ahead(*, k: int = 6, priority: str = "choice", **_) -> str:
-  """"no", "overflow" or "yes", see `LOOKS_AHEAD`."""
-  return leak(k, priority)
-
 
 def _gather(values: Float[Array, "S E"], expert):
   return jnp.take_along_axis(values, expert, axis=-1)
@@ -72,3 +69,6 @@ _GATE_NORMS = {
   # The softmax of the chosen logits is s_i / sum_{j in T} s_j, without the division by a sum that may underflow.
   "top_k": lambda logits, probs, expert: jax.nn.softmax(_gather(logits, expert), axis=-1),
 }
+
+
+ROUTER = Router(device_limited, leak, reads_bias=True)

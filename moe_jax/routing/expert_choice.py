@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from moe_jax.routing.options import slots
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.router import Router
 
 
 def expert_choice(logits: Float[Array, "S E"], context: RoutingContext, *, capacity_factor: float = 2.0) -> RoutingPlan:
@@ -44,6 +45,5 @@ def expert_choice(logits: Float[Array, "S E"], context: RoutingContext, *, capac
                      gate=jnp.where(real, gate, 0.0).reshape(-1), num_experts=num_experts)
 
 
-def looks_ahead(**_) -> str:
-  """"yes": a group's tokens compete for the same slots, whatever the capacity."""
-  return "yes"
+# A group's tokens compete for the same slots, whatever the capacity.
+ROUTER = Router(expert_choice, "yes")

@@ -10,6 +10,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.routing.options import check, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.policy import POLICIES
+from moe_jax.routing.router import Leak, Router
 from moe_jax.routing.token_choice import leak, token_choice
 
 
@@ -69,9 +70,12 @@ def gshard(logits: Float[Array, "S E"], context: RoutingContext, *, second_polic
   return token_choice(expert, jnp.where(kept, gate, 0.0), context, num_experts, priority="choice")
 
 
-def looks_ahead(*, second_policy: str = "random", **_) -> str:
-  """"no", "overflow" or "yes", see `LOOKS_AHEAD`."""
+_POLICIES = {**POLICIES, "none": lambda gate, threshold, context: jnp.zeros(gate.shape, bool)}
+
+
+def looks_ahead(second_policy: str) -> Leak:
+  """Returns "overflow" where there are second choices: first choices are served before them."""
   return leak(1 if second_policy == "none" else 2, "choice")
 
 
-_POLICIES = {**POLICIES, "none": lambda gate, threshold, context: jnp.zeros(gate.shape, bool)}
+ROUTER = Router(gshard, looks_ahead)

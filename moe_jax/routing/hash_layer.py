@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Integer, UInt32
 
 from moe_jax.routing.options import check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import token_choice
 
 METHODS = ("random", "modulo")
@@ -55,10 +56,6 @@ def hash_layer(logits: Float[Array, "S E"], context: RoutingContext, *, method: 
   return token_choice(hashed.astype(jnp.int32)[:, None], jnp.ones((num_tokens, 1)), context, num_experts)
 
 
-def looks_ahead(**_) -> str:
-  """"no": the token's own id decides."""
-  return "no"
-
 
 def mix(ids: Integer[Array, "*S"], seed: int | Integer[Array, ""]) -> UInt32[Array, "*S"]:
   """A pseudo-random 32-bit number for each (id, seed): MurmurHash3's finaliser of the id plus the finalised seed.
@@ -74,3 +71,7 @@ def _finalise(h: UInt32[Array, "*S"]) -> UInt32[Array, "*S"]:
   h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
   h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
   return h ^ (h >> 16)
+
+
+# The token's own id decides.
+ROUTER = Router(hash_layer, "no")

@@ -11,6 +11,7 @@ from moe_jax.routing.learned import learned
 from moe_jax.routing.noisy_top_k import keep_top_k
 from moe_jax.routing.options import check, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.router import Leak, Router
 from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, token_choice
 
 
@@ -61,10 +62,6 @@ def hierarchical(logits: Float[Array, "S E"], context: RoutingContext, *, groups
   return token_choice(expert.reshape(num_tokens, primary_k * k), gate.reshape(num_tokens, primary_k * k), context,
                       num_experts, priority=priority, score=jax.lax.stop_gradient(first))
 
-
-def looks_ahead(*, primary_k: int = 2, k: int = 2, priority: str = "choice", **_) -> str:
-  """"no", "overflow" or "yes", see `LOOKS_AHEAD`."""
-  return leak(primary_k * k, priority)
 
 
 def load(logits: Float[Array, "S E"], context: RoutingContext, *, groups: int, primary_k: int, k: int,
@@ -118,3 +115,11 @@ def _noisy(logits, context, groups):
     primary = noise.perturb(primary, primary_std, jax.random.fold_in(context.key, 0), context.train)
     logits = noise.perturb(logits, std, jax.random.fold_in(context.key, 1), context.train)
   return primary, logits.astype(jnp.float32).reshape(num_tokens, groups, num_experts // groups)
+
+
+def looks_ahead(primary_k: int, k: int, priority: str) -> Leak:
+  """Returns the leak of a token's primary_k * k choices."""
+  return leak(primary_k * k, priority)
+
+
+ROUTER = Router(hierarchical, looks_ahead, learned=("noise_std", "primary", "primary_noise_std"), smooth_load=load)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.routing.options import check, slots
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.router import Leak, Router
 
 
 def no_token_left_behind(logits: Float[Array, "S E"], context: RoutingContext, *, choices: int = 4,
@@ -52,13 +53,6 @@ def no_token_left_behind(logits: Float[Array, "S E"], context: RoutingContext, *
                      num_experts=num_experts)
 
 
-def looks_ahead(*, choices: int = 4, **_) -> str:
-  """"overflow" with more than one round: where a token goes that overflows depends on later tokens' first choices.
-
-  First choices never move: they are served by position, before all others.
-  """
-  return "overflow" if choices > 1 else "no"
-
 
 def _serve(ranked: Int[Array, "S choices"], valid: Bool[Array, "S"], capacity: int,
            num_experts: int) -> tuple[Int[Array, "S"], Int[Array, "S"]]:
@@ -77,3 +71,15 @@ def _serve(ranked: Int[Array, "S choices"], valid: Bool[Array, "S"], capacity: i
   nobody = jnp.full(num_tokens, num_experts, ranked.dtype)
   (expert, _), is_served = jax.lax.scan(one_round, (nobody, jnp.zeros(num_experts, jnp.int32)), ranked.T)
   return expert, jnp.where(jnp.any(is_served, axis=0), jnp.argmax(is_served, axis=0), rounds)
+
+
+def looks_ahead(choices: int) -> Leak:
+  """Returns "overflow" with more than one round.
+
+  Where a token goes that overflows depends on later tokens' first choices. First choices never move: they are served
+  by position, before all others.
+  """
+  return "overflow" if choices > 1 else "no"
+
+
+ROUTER = Router(no_token_left_behind, looks_ahead)

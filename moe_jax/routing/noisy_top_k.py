@@ -10,6 +10,7 @@ from moe_jax.routing import losses, noise
 from moe_jax.routing.learned import learned
 from moe_jax.routing.options import check, check_k, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, token_choice
 
 
@@ -54,10 +55,6 @@ def noisy_top_k(logits: Float[Array, "S E"], context: RoutingContext, *, k: int 
   return token_choice(expert, gate, context, num_experts, priority=priority, score=log_odds(noisy, expert[:, 0]))
 
 
-def looks_ahead(*, k: int = 4, priority: str = "choice", **_) -> str:
-  """"no", "overflow" or "yes", see `LOOKS_AHEAD`."""
-  return leak(k, priority)
-
 
 def noisy_logits(logits: Float[Array, "S E"], context: RoutingContext, noise_floor: float = 0.0) -> Float[Array, "S E"]:
   """H(x) (Eq. 4), by which `noisy_top_k` chooses: the same context draws the same noise."""
@@ -81,3 +78,6 @@ def keep_top_k(noisy: Float[Array, "*S E"], scores: Float[Array, "*S E"],
   """The k experts of largest score, best first, and the softmax of their noisy logits alone (Eqs. 3 and 5)."""
   _, expert = jax.lax.top_k(jax.lax.stop_gradient(scores), k)  # Eq. 5
   return expert, jax.nn.softmax(jnp.take_along_axis(noisy, expert, axis=-1), axis=-1)  # Eq. 3
+
+
+ROUTER = Router(noisy_top_k, leak, learned=("noise_std",), smooth_load=load, reads_bias=True)

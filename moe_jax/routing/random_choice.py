@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Key
 
 from moe_jax.routing.options import check_k
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import token_choice
 
 
@@ -55,6 +56,5 @@ def _fixed_key(seed: int, context: RoutingContext) -> Key[Array, ""]:
   return key
 
 
-def looks_ahead(**_) -> str:
-  """"no": what a token gets depends on the content of no token, under overflow either."""
-  return "no"
+# What a token gets depends on the content of no token, under overflow either.
+ROUTER = Router(random_choice, "no")

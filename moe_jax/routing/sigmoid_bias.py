@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from moe_jax.routing.groups import check_groups, limit_to_groups
 from moe_jax.routing.options import check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import PRIORITIES, leak, select, token_choice
 
 
@@ -60,13 +61,12 @@ def sigmoid_bias(logits: Float[Array, "S E"], context: RoutingContext, *, k: int
   return token_choice(expert, gate, context, num_experts, priority=priority, score=first)
 
 
-def looks_ahead(*, k: int = 8, priority: str = "choice", **_) -> str:
-  """"no", "overflow" or "yes", see `LOOKS_AHEAD`."""
-  return leak(k, priority)
-
 
 _GATE_NORMS = {  # functions of log s [S, K] of the chosen
   "none": jnp.exp,
   # The softmax of log s_i is s_i / sum_{j in T} s_j, without the division by a sum that may underflow.
   "top_k": lambda log_s: jax.nn.softmax(log_s, axis=-1),
 }
+
+
+ROUTER = Router(sigmoid_bias, leak, reads_bias=True)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from moe_jax.routing.options import check, check_k, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import PRIORITIES, log_odds, token_choice
 
 
@@ -56,10 +57,6 @@ def sinkhorn(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 1
                       score=log_odds(logits, expert[:, 0]))
 
 
-def looks_ahead(**_) -> str:
-  """"yes": in training, a token's choice depends on what all others want. (Inference is causal.)"""
-  return "yes"
-
 
 def balanced(logits: Float[Array, "S E"], valid: Bool[Array, "S"] | None, iterations: int,
              temperature: float) -> Float[Array, "S E"]:
@@ -79,3 +76,7 @@ def balanced(logits: Float[Array, "S E"], valid: Bool[Array, "S"] | None, iterat
     return log_p - jax.nn.logsumexp(log_p, axis=-1, keepdims=True)
 
   return jax.lax.fori_loop(0, iterations, normalise, jax.nn.log_softmax(x, axis=-1))
+
+
+# In training, a token's choice depends on what all others want. (Inference is causal.)
+ROUTER = Router(sinkhorn, "yes")

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from moe_jax.routing.options import check, check_k, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.policy import POLICIES
+from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, token_choice
 
 
@@ -60,6 +61,4 @@ def st_moe(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 2, 
                       score=log_odds(logits, expert[:, 0]))
 
 
-def looks_ahead(*, k: int = 2, priority: str = "choice", **_) -> str:
-  """"no", "overflow" or "yes", see `LOOKS_AHEAD`."""
-  return leak(k, priority)
+ROUTER = Router(st_moe, leak)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from moe_jax.routing.learned import learned
 from moe_jax.routing.options import check_k, slots
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.router import Router
 
 
 def strictly_balanced(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 4) -> RoutingPlan:
@@ -53,10 +54,6 @@ def strictly_balanced(logits: Float[Array, "S E"], context: RoutingContext, *, k
   return RoutingPlan(token=token.reshape(-1), expert=jnp.where(kept, expert, num_experts).reshape(-1),
                      gate=gate.reshape(-1), num_experts=num_experts)
 
-
-def looks_ahead(**_) -> str:
-  """"yes": in training a group's tokens compete for the same places, whatever the capacity."""
-  return "yes"
 
 
 def threshold_loss(logits: Float[Array, "S E"], threshold: Float[Array, "E"], valid: Bool[Array, "S"] | None,
@@ -108,3 +105,7 @@ def _above(probs, threshold, valid):
 def _renormalised(logits, mask):
   """G_sigma M / sum of G_sigma M, [S, E]; for a token without experts something finite."""
   return jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(jnp.float32).min), axis=-1)
+
+
+# In training a group's tokens compete for the same places, whatever the capacity.
+ROUTER = Router(strictly_balanced, "yes", learned=("threshold",))

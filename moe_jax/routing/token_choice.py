@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.router import Leak
 
 
 def token_choice(expert: Int[Array, "S K"], gate: Float[Array, "S K"], context: RoutingContext, num_experts: int, *,
@@ -64,8 +65,8 @@ def log_odds(logits: Float[Array, "S E"], expert: Int[Array, "S"]) -> Float[Arra
   return jnp.take_along_axis(logits, expert[:, None], axis=-1)[:, 0] - others
 
 
-def leak(k: int, priority: str) -> str:
-  """What `LOOKS_AHEAD` says of a router that ranks experts by the token alone: see there."""
+def leak(k: int, priority: str) -> Leak:
+  """Returns the `Leak` of a router that ranks experts by the token alone and takes the k best."""
   if priority == "gate":
     return "yes"
   return "overflow" if priority == "choice" and k > 1 else "no"

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.routing.options import check_k, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
+from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, select, token_choice
 
 
@@ -50,10 +51,6 @@ def top_k(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 2, g
   return token_choice(expert, gate, context, num_experts, priority=priority, score=log_odds(logits, expert[:, 0]))
 
 
-def looks_ahead(*, k: int = 2, priority: str = "choice", **_) -> str:
-  """"no", "overflow" or "yes", see `LOOKS_AHEAD`."""
-  return leak(k, priority)
-
 
 def _gather(values: Float[Array, "S E"], expert: Int[Array, "S K"]) -> Float[Array, "S K"]:
   return jnp.take_along_axis(values, expert, axis=-1)
@@ -64,3 +61,6 @@ _GATE_NORMS = {
   # The softmax of the chosen logits is p_i / sum_{j in T} p_j, without the division by a sum that may underflow.
   "top_k": lambda logits, probs, expert: jax.nn.softmax(_gather(logits, expert), axis=-1),
 }
+
+
+ROUTER = Router(top_k, leak, reads_bias=True)

@@ -47,9 +47,11 @@ def test_every_key_has_a_kind():
 
 def test_every_number_has_bounds():
   # Catches: an option of a router or dispatcher that may be infinite; bounds that are infinite themselves.
-  for branch, table in (("router", ROUTERS), ("dispatcher", DISPATCHERS)):
-    for name, function in table.items():
-      for option, default in defaults(function).items():
+  tables = {"router": {name: router.options for name, router in ROUTERS.items()},
+            "dispatcher": {name: defaults(function) for name, function in DISPATCHERS.items()}}
+  for branch, table in tables.items():
+    for name, options in table.items():
+      for option, default in options.items():
         if isinstance(default, (int, float)) and not isinstance(default, bool):
           numbers = keys.bounds(f"model.moe.{branch}.{name}.{option}")
           assert numbers is not None and numbers.hold(default), (name, option)

@@ -108,4 +108,4 @@ def test_a_factor_that_is_no_positive_number_is_refused(factor):
     expert_capacity(8, 2, 8, factor, "tokens", 1)
   for router in ("expert_choice", "capped_expert_choice", "no_token_left_behind"):
     with pytest.raises(ConfigError, match=f"model.moe.router.{router}.capacity_factor=.*> 0 .*finite"):
-      ROUTERS[router](jnp.zeros((8, 2)), RoutingContext(), capacity_factor=factor)
+      ROUTERS[router].route(jnp.zeros((8, 2)), RoutingContext(), capacity_factor=factor)

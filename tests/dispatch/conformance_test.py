@@ -14,10 +14,9 @@ import pytest
 import reference
 import tiny
 
-from moe_jax.build.bind import defaults
 from moe_jax.dispatch import DISPATCHERS, drop_overflow, expert_capacity
 from moe_jax.experts import Experts
-from moe_jax.routing import BIASED, LEARNED, LOADS, LOOKS_AHEAD, ROUTERS, RoutingContext, group_axes
+from moe_jax.routing import ROUTERS, RoutingContext, group_axes
 
 pytestmark = pytest.mark.conformance
 
@@ -45,15 +44,14 @@ each_capacity = pytest.mark.parametrize("capacity", [2, S, None], ids=["overflow
 
 
 def test_every_router_is_in_the_table():
-  # Catches: a new router without a line in CASES, or in one of the tables only.
-  assert {name for name, _ in CASES} == set(ROUTERS) == set(LOOKS_AHEAD)
-  assert set(LEARNED) | set(LOADS) | set(BIASED) <= set(ROUTERS)
+  # Catches: a new router without a line in CASES.
+  assert {name for name, _ in CASES} == set(ROUTERS)
 
 
 @pytest.mark.parametrize("name", ROUTERS)
-def test_looks_ahead_has_the_routers_defaults(name):
-  # Catches: a changed default of a router that its statement on causality misses.
-  assert LOOKS_AHEAD[name]() == LOOKS_AHEAD[name](**defaults(ROUTERS[name]))
+def test_a_router_looks_ahead_by_its_options(name):
+  # Catches: a statement on causality about an option that the router does not have.
+  assert ROUTERS[name].leak() == ROUTERS[name].leak(**ROUTERS[name].options)
 
 
 @functools.cache
@@ -81,14 +79,14 @@ def _context(name, valid):
             "primary_noise_std": positive(groups, tokens, 2), "threshold": positive(E)}
   return RoutingContext(key=jax.random.split(jax.random.key(0), groups), valid=jnp.asarray(valid), train=True,
                         token_ids=jnp.asarray(rng.integers(0, 1000, (groups, tokens))),
-                        **{field: fields[field] for field in LEARNED.get(name, ())})
+                        **{field: fields[field] for field in ROUTERS[name].learned})
 
 
 @functools.cache
 def _router(name, items):
   """The router over groups, jitted, with its vector-Jacobian product: (logits, context, d_gate) -> (plan, d_logits)."""
   def route(logits, context, d_gate):
-    one = lambda logits, context: ROUTERS[name](logits, context, **dict(items))
+    one = lambda logits, context: ROUTERS[name].route(logits, context, **dict(items))
     many = lambda logits: jax.vmap(one, in_axes=(0, group_axes(context)))(logits, context)
     return many(logits) if d_gate is None else jax.vjp(lambda l: many(l).gate, logits)[1](d_gate)[0]
   return jax.jit(route)
@@ -357,7 +355,7 @@ def test_padded_rows_have_no_influence(dispatcher):
 @each_case
 def test_causality_probe(name, options):
   # Changes the last tokens and looks at what earlier ones get, under overflow and without. Catches: a router that sees
-  # the future and does not say so in LOOKS_AHEAD, and one that claims to and does not.
+  # the future and does not say so, and one that claims to and does not.
   cut, valid = S // 2, np.ones((G, S), bool)
   unlimited = options | ({"capacity_factor": 100.0} if name == "no_token_left_behind" else {})
   logits = [_inputs(seed)[0] for seed in range(9)]
@@ -369,7 +367,7 @@ def test_causality_probe(name, options):
   dropless = differ(lambda p: served(p, None)) if name != "no_token_left_behind" else False
   anybody, firsts = differ(lambda p: served(p, 2)), differ(lambda p: served(p, 2) * first)
   seen = "yes" if dropless or firsts else "overflow" if anybody else "no"
-  assert seen == LOOKS_AHEAD[name](**options)
+  assert seen == ROUTERS[name].leak(**options)
 
 
 def _first_choices(plan):

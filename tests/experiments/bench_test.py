@@ -33,7 +33,7 @@ def test_every_case_builds(monkeypatch, name):
 @pytest.mark.parametrize("name", routing.OPTIONS)
 def test_every_router_builds(name):
   # Catches: options that a router no longer takes, stand-ins for experts that a dispatcher cannot use.
-  router = functools.partial(ROUTERS[name], **routing.OPTIONS[name])
+  router = functools.partial(ROUTERS[name].route, **routing.OPTIONS[name])
   x, weight = jnp.zeros((SMALL.tokens, SMALL.d_model)), jnp.zeros((SMALL.d_model, SMALL.experts))
   for experts in (run.workload(SMALL)[2], routing.Copies(jnp.zeros((SMALL.experts, 1)))):
     y = jax.eval_shape(lambda x, w, inner: routing.layer(router, x, w, inner, "cpu"), x, weight, experts)

@@ -83,7 +83,7 @@ def test_who_sees_later_tokens(configs):
     assert (looks_ahead(e) == "overflow" and e.capacity_factor is not None) == (mark == "§"), name
     if mark in ("†", "‡"):
       router = e.router
-      plans = [ROUTERS[router.name](x, context, **router[router.name]) for x in (logits, later)]
+      plans = [ROUTERS[router.name].route(x, context, **router[router.name]) for x in (logits, later)]
       early = [sorted((int(t), int(e), float(g)) for t, e, g in zip(p.token, p.expert, p.gate, strict=True) if t < 32)
                for p in plans]
       assert (early[0] != early[1]) == (mark == "†"), name

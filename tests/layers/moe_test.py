@@ -15,7 +15,7 @@ from moe_jax.dispatch import DISPATCHERS
 from moe_jax.errors import ConfigError
 from moe_jax.layers import LOSSES, DenseFfn, LayerContext, LayerRouting, LossOptions, MoeLayer, load_without_noise
 from moe_jax.layers.moe import first_choice, group_size
-from moe_jax.routing import LEARNED, LOADS, ROUTERS, RoutingPlan
+from moe_jax.routing import ROUTERS, RoutingPlan
 from moe_jax.routing.top_k import top_k
 
 pytestmark = pytest.mark.numerics
@@ -95,8 +95,8 @@ def test_gradient_of_the_router(k, gate_norm, learns):
     ("sigmoid_bias", {"k": 2}, "linear"), ("expert_choice", {}, "linear"), ("sinkhorn", {}, "linear")])
 def test_router_is_float32_in_a_bfloat16_model(router, options, network):
   # Catches: logits, or what else a router learns, in bfloat16, whose ties and rounding change which expert is chosen.
-  layer = make(dtype=jnp.bfloat16).clone(router=functools.partial(ROUTERS[router], **options), network=network,
-                                         learned=LEARNED.get(router, ()), groups=2)
+  layer = make(dtype=jnp.bfloat16).clone(router=functools.partial(ROUTERS[router].route, **options), network=network,
+                                         learned=ROUTERS[router].learned, groups=2)
   x = X.astype(jnp.bfloat16)
   variables = initialise(layer, 1.0)
   jaxpr = str(jax.make_jaxpr(lambda v, x: layer.apply(v, x, context()))(variables, x))
@@ -196,13 +196,13 @@ def test_group_size():
     {"top_k", "hierarchical", "strictly_balanced", "noisy_top_k", "expert_choice", "base"}, ROUTERS))
 def test_every_router_reports_every_loss_and_metric(router):
   # Catches: a router whose plan the layer's losses or metrics cannot read; a learned input that the layer forgets.
-  names = tuple(LOSSES) if "threshold" in LEARNED.get(router, ()) else ALL_BUT_THRESHOLD
+  names = tuple(LOSSES) if "threshold" in ROUTERS[router].learned else ALL_BUT_THRESHOLD
   options = {"device_limited": {"k": 2, "groups": 2, "kept_groups": 1}, "sigmoid_bias": {"k": 2},
              "hierarchical": {"groups": 2}}.get(router, {})
-  losses = LossOptions(names, devices=2, load=functools.partial(LOADS[router], groups=2, primary_k=2, k=2)
-                       if router in LOADS else load_without_noise)
+  losses = LossOptions(names, devices=2, load=functools.partial(ROUTERS[router].smooth_load, groups=2, primary_k=2, k=2)
+                       if ROUTERS[router].smooth_load else load_without_noise)
   layer = make(losses=losses, group_size=B * L).clone(
-      router=functools.partial(ROUTERS[router], **options), learned=LEARNED.get(router, ()), groups=2)
+      router=functools.partial(ROUTERS[router].route, **options), learned=ROUTERS[router].learned, groups=2)
   y, aux = run(layer, initialise(layer), X, context(PADDED, train=True, return_routing=True))
   assert set(aux.losses) == set(names) and all(bool(jnp.isfinite(v)) for v in aux.losses.values())
   assert float(aux.metrics["load"].sum()) == pytest.approx(1.0) and aux.metrics["top1_expert"].shape == (B, L)

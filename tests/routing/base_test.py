@@ -10,7 +10,7 @@ from oracles.base import base as oracle
 
 from moe_jax.errors import ConfigError
 from moe_jax.routing import RoutingContext
-from moe_jax.routing.base import base, looks_ahead
+from moe_jax.routing.base import ROUTER, base
 
 pytestmark = pytest.mark.numerics
 
@@ -79,7 +79,7 @@ def test_bfloat16_logits_give_float32_gates():
 
 def test_looks_ahead():
   # Token 0 alone gets expert 0; before three that like it more, it does not. Catches: another answer than "yes".
-  assert looks_ahead() == "yes"
+  assert ROUTER.leak() == "yes"
   later = jnp.array([[1.0, 0.5], [3.0, 0.0], [3.0, 0.0], [3.0, 2.5]])
   assert _triples(later[:1], RoutingContext(train=True))[0][1] == 0
   assert _triples(later, RoutingContext(train=True))[0][1] == 1

@@ -12,7 +12,7 @@ from oracles.device_limited import device_limited as oracle
 
 from moe_jax.errors import ConfigError
 from moe_jax.routing import RoutingContext
-from moe_jax.routing.device_limited import device_limited, looks_ahead
+from moe_jax.routing.device_limited import ROUTER, device_limited
 
 pytestmark = pytest.mark.numerics
 
@@ -109,5 +109,5 @@ def test_bfloat16_logits_give_float32_gates():
 
 def test_looks_ahead_default_is_the_routers_default():
   # Catches: other defaults than the router's.
-  assert looks_ahead() == "overflow"
-  assert looks_ahead(priority="gate") == "yes" and looks_ahead(k=1) == "no"
+  assert ROUTER.leak() == "overflow"
+  assert ROUTER.leak(priority="gate") == "yes" and ROUTER.leak(k=1) == "no"

@@ -19,7 +19,7 @@ TRAINS = RoutingContext(train=True)
 
 def routed_by(name, logits, context, **options):
   """The router's plan, compiled as one program: op by op it takes longer to compile than to run."""
-  return jax.jit(lambda logits, context: ROUTERS[name](logits, context, **options))(logits, context)
+  return jax.jit(lambda logits, context: ROUTERS[name].route(logits, context, **options))(logits, context)
 
 
 def chosen(plan, token=0):
@@ -37,7 +37,7 @@ def chosen(plan, token=0):
     ("sinkhorn", {"k": 2}, RoutingContext())])
 def test_the_second_choice_is_the_second_logit(name, options, context):
   # Catches: a choice by probabilities, all of which but the first are 0 in float32; sigmoids that are all 1 or all 0.
-  run = jax.jit(lambda logits: ROUTERS[name](logits, context, **options))
+  run = jax.jit(lambda logits: ROUTERS[name].route(logits, context, **options))
   for logits in ([200.0, 0.0, 50.0, 60.0], [-200.0, -900.0, -400.0, -300.0], [200.0, 0.0, -150.0, 80.0]):
     assert chosen(run(np.array([logits], np.float32))) == [0, 3], logits
 
@@ -86,7 +86,7 @@ def routed(name, logits, groups=2):
 def slopes_of_gates(name):
   """The compiled `f(logits) -> (a weighted sum of a router's gates, its gradient)`."""
   def total(logits, context):
-    gate = ROUTERS[name](logits, context, **routed(name, logits)[0]).gate
+    gate = ROUTERS[name].route(logits, context, **routed(name, logits)[0]).gate
     return jnp.sum(gate * jnp.arange(1.0, gate.size + 1))
   # The context is the input's, so that no gradient comes through it.
   return jax.jit(lambda logits: jax.value_and_grad(total)(logits, routed(name, logits)[1]))
@@ -115,7 +115,7 @@ LOSSES = {
 @functools.cache
 def slopes_of_loss(name, **options):
   """The compiled `f(logits) -> (a loss of what `sigmoid_bias` chooses by them, its gradient)`."""
-  return jax.jit(jax.value_and_grad(lambda x: LOSSES[name](x, ROUTERS["sigmoid_bias"](
+  return jax.jit(jax.value_and_grad(lambda x: LOSSES[name](x, ROUTERS["sigmoid_bias"].route(
       x, RoutingContext(), k=2, **options))))
 
 

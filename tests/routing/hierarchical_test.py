@@ -13,7 +13,7 @@ from oracles.compare import check_oracle, draw_tied_logits, draw_valid
 
 from moe_jax.errors import ConfigError
 from moe_jax.routing import RoutingContext
-from moe_jax.routing.hierarchical import hierarchical, load, looks_ahead
+from moe_jax.routing.hierarchical import ROUTER, hierarchical, load
 
 pytestmark = pytest.mark.numerics
 
@@ -179,7 +179,7 @@ def test_load_needs_deviations():
 
 def test_looks_ahead_default_is_the_routers_default():
   # A later token's first choice is served before an earlier one's second. Catches: a changed default of either.
-  assert looks_ahead() == "overflow" and looks_ahead(priority="gate") == "yes"
-  assert looks_ahead(primary_k=1, k=1) == "no" and looks_ahead(primary_k=2, k=1) == "overflow"
+  assert ROUTER.leak() == "overflow" and ROUTER.leak(priority="gate") == "yes"
+  assert ROUTER.leak(primary_k=1, k=1) == "no" and ROUTER.leak(primary_k=2, k=1) == "overflow"
   plan = _route(jnp.zeros((2, 8)), RoutingContext(primary=jnp.zeros((2, 4))))
   assert plan.token.shape == (2 * 4,) and list(plan.token[:3]) == [0, 1, 0]

@@ -13,7 +13,7 @@ from oracles.no_token_left_behind import no_token_left_behind as oracle
 
 from moe_jax.errors import ConfigError
 from moe_jax.routing import RoutingContext
-from moe_jax.routing.no_token_left_behind import looks_ahead, no_token_left_behind
+from moe_jax.routing.no_token_left_behind import ROUTER, no_token_left_behind
 from moe_jax.routing.top_k import top_k
 
 pytestmark = pytest.mark.numerics
@@ -145,5 +145,5 @@ def test_bad_options_are_named(options, field):
 
 def test_looks_ahead():
   # Catches: a changed default of the router that its causality statement misses.
-  assert looks_ahead() == "overflow" == looks_ahead(choices=4, capacity_factor=1.25)
-  assert looks_ahead(choices=1) == "no"
+  assert ROUTER.leak() == "overflow" == ROUTER.leak(choices=4, capacity_factor=1.25)
+  assert ROUTER.leak(choices=1) == "no"

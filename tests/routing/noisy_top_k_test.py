@@ -11,7 +11,7 @@ from oracles.compare import check_oracle, draw_tied_logits, draw_valid
 
 from moe_jax.errors import ConfigError
 from moe_jax.routing import RoutingContext, losses
-from moe_jax.routing.noisy_top_k import load, looks_ahead, noisy_logits, noisy_top_k
+from moe_jax.routing.noisy_top_k import ROUTER, load, noisy_logits, noisy_top_k
 
 pytestmark = pytest.mark.numerics
 
@@ -145,6 +145,6 @@ def test_missing_deviation_is_named():
 
 def test_looks_ahead_default_is_the_routers_default():
   # A later token's first choice is served before an earlier one's second. Catches: a changed default of either.
-  assert looks_ahead() == "overflow" and looks_ahead(priority="gate") == "yes" and looks_ahead(k=1) == "no"
+  assert ROUTER.leak() == "overflow" and ROUTER.leak(priority="gate") == "yes" and ROUTER.leak(k=1) == "no"
   plan = _route(jnp.zeros((2, 5)), RoutingContext())
   assert plan.token.shape == (2 * 4,) and list(plan.token[:3]) == [0, 1, 0]

@@ -10,7 +10,7 @@ from oracles.random_choice import random_choice as oracle
 
 from moe_jax.errors import ConfigError
 from moe_jax.routing import RoutingContext
-from moe_jax.routing.random_choice import looks_ahead, random_choice
+from moe_jax.routing.random_choice import ROUTER, random_choice
 
 pytestmark = pytest.mark.numerics
 
@@ -98,4 +98,4 @@ def test_bfloat16_logits_give_float32_gates():
 
 def test_looks_ahead_default_is_the_routers_default():
   # Catches: other defaults than the router's.
-  assert looks_ahead() == "no" == looks_ahead(k=2)
+  assert ROUTER.leak() == "no" == ROUTER.leak(k=2)

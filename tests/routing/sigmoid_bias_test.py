@@ -12,7 +12,7 @@ from oracles.sigmoid_bias import sigmoid_bias as oracle
 
 from moe_jax.errors import ConfigError
 from moe_jax.routing import RoutingContext
-from moe_jax.routing.sigmoid_bias import looks_ahead, sigmoid_bias
+from moe_jax.routing.sigmoid_bias import ROUTER, sigmoid_bias
 
 pytestmark = pytest.mark.numerics
 
@@ -131,5 +131,5 @@ def test_bfloat16_logits_give_float32_gates():
 
 def test_looks_ahead_default_is_the_routers_default():
   # Catches: other defaults than the router's.
-  assert looks_ahead() == "overflow"
-  assert looks_ahead(priority="gate") == "yes" and looks_ahead(k=1) == "no"
+  assert ROUTER.leak() == "overflow"
+  assert ROUTER.leak(priority="gate") == "yes" and ROUTER.leak(k=1) == "no"

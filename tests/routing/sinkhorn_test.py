@@ -10,7 +10,7 @@ from oracles.sinkhorn import sinkhorn as oracle
 
 from moe_jax.errors import ConfigError
 from moe_jax.routing import RoutingContext
-from moe_jax.routing.sinkhorn import balanced, looks_ahead, sinkhorn
+from moe_jax.routing.sinkhorn import ROUTER, balanced, sinkhorn
 
 pytestmark = pytest.mark.numerics
 
@@ -123,6 +123,6 @@ def test_bfloat16_logits_give_float32_gates():
 
 def test_looks_ahead():
   # Catches: another answer than "yes"; a default that the router does not have.
-  assert looks_ahead() == "yes"
+  assert ROUTER.leak() == "yes"
   # Of tokens 0 and 1 alone, one must leave expert 0: 9/(9 + c) + 4/(4 + c) = 1 at c = 6.
   assert _sinkhorn(LOGITS, RoutingContext(valid=jnp.arange(4) < 2, train=True)).expert.tolist() == [0, 1, 2, 2]

@@ -9,7 +9,7 @@ from oracles.compare import check_appended_padding, check_oracle, draw
 
 from moe_jax.errors import ConfigError
 from moe_jax.routing import RoutingContext
-from moe_jax.routing.top_k import looks_ahead, top_k
+from moe_jax.routing.top_k import ROUTER, top_k
 
 pytestmark = pytest.mark.unit
 
@@ -149,5 +149,5 @@ def test_bad_options_are_named(options, field):
 
 def test_looks_ahead():
   # Catches: a first choice that is said to be safe under batch priority; Switch that is said to leak.
-  said = [looks_ahead(**o) for o in ({}, {"k": 1}, {"priority": "token"}, {"k": 1, "priority": "gate"})]
+  said = [ROUTER.leak(**o) for o in ({}, {"k": 1}, {"priority": "token"}, {"k": 1, "priority": "gate"})]
   assert said == ["overflow", "no", "no", "yes"]
