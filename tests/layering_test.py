@@ -46,6 +46,13 @@ def test_leaves_import_no_stage():
   assert not wrong, wrong
 
 
+def test_hlo_imports_nothing_of_ours():
+  # Catches: a parser of programs that depends on models, meshes or a command.
+  wrong = [f"{p}:{line} imports {name}" for p in PACKAGE.rglob("*.py") if _stage(p) == "hlo"
+           for name, line in _imports(p) if name != "hlo"]
+  assert not wrong, wrong
+
+
 def test_routing_and_dispatch_know_no_linen():
   # Catches: a router that owns parameters. Routers and dispatchers are pure functions.
   for stage in ("routing", "dispatch"):

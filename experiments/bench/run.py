@@ -21,7 +21,7 @@ from moe_jax.dispatch import DISPATCHERS
 from moe_jax.dispatch.capacity import expert_capacity
 from moe_jax.dispatch.grouped import plan_layout
 from moe_jax.experts import Experts, activate, is_gated
-from moe_jax.flops import hlo_matmul_flops
+from moe_jax.hlo.flops import hlo_matmul_flops
 from moe_jax.routing.plan import RoutingContext
 from moe_jax.routing.top_k import top_k
 from moe_jax.train import guarded

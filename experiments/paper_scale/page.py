@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.paper_scale.rows import COMPARED, MODELS, ROWS
-from moe_jax.dryrun import text
-from moe_jax.dryrun.chips import GIB
+from moe_jax.dryrun.machine.chips import GIB
+from moe_jax.dryrun.page import text
 
 FILE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "paper_scale.md"
 HEAD = """# The papers' models on machines of the papers' size
 
 Each row is a config's real training step (forward, backward, optimizer), compiled by the machine's own compiler from
 shapes alone by `python -m moe_jax.dryrun`, on a host without accelerators. **All of it is a compiler estimate, not
-measured**: no step was run. `make paper-scale` makes this page; `moe_jax/dryrun/meshes.py` has the meshes, and a
+measured**: no step was run. `make paper-scale` makes this page; `moe_jax/dryrun/machine/meshes.py` has the meshes, and a
 dry run takes its mesh from there where the command says none.
 
 - *GiB*: peak of a device, of what the compiler says there is, and what arithmetic on shapes expects of weights,

@@ -1,10 +1,10 @@
-"""Which models on which machines, each on its mesh of `moe_jax/dryrun/meshes.py`."""
+"""Which models on which machines, each on its mesh of `moe_jax/dryrun/machine/meshes.py`."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from moe_jax.dryrun import meshes, topology
+from moe_jax.dryrun.machine import meshes, topology
 
 # Mixtral's and DBRX's batch of 4M tokens in shorter rows: with one of 32,768 tokens a device, the buffers in which
 # dropless experts receive the worst case need 245 to 293 GiB.

@@ -65,7 +65,9 @@ def spare_memory() -> None:
 
 
 def _dry_run(argv: Sequence[str]) -> int:
-  from moe_jax.dryrun import meshes, page, plan, search, text, topology
+  from moe_jax.dryrun import plan, search
+  from moe_jax.dryrun.machine import meshes, topology
+  from moe_jax.dryrun.page import document, text
   flags, rest = take_flags(argv)
   command = train.parse(rest, workdir=False)
   machine = topology.parse(flags.get("topology"), whole("slices", flags.get("slices", "1")))
@@ -75,7 +77,7 @@ def _dry_run(argv: Sequence[str]) -> int:
     if "mesh" in flags:
       raise ConfigError("mesh", flags["mesh"], "--search tries all meshes; leave one of the two out")
     found = search.search(command.config, command.path, machine, whole("search", flags["search"] or str(COMPILES)))
-    print(search.table(found), page.write_json(workdir / "search.json", found), sep="\n")
+    print(search.table(found), document.write_json(workdir / "search.json", found), sep="\n")
     return 0 if any(report["fits"] for report in found) else 1
   said = "mesh" in flags or any(arg.lstrip("-").startswith("config.mesh.") for arg in rest)
   shipped = None if said else meshes.find(command.path, machine)
@@ -84,7 +86,7 @@ def _dry_run(argv: Sequence[str]) -> int:
   print(text.text(report))
   if shipped:
     print(f"{'':>10}  The mesh is that of docs/paper_scale.md; --mesh says another.")
-  print(f"{'':>10}  {page.write(workdir, report)}")
+  print(f"{'':>10}  {document.write(workdir, report)}")
   if report["fits"]:
     return 0
   print(f"error: {text.shortage(report)}; --search ranks what fits", file=sys.stderr, flush=True)

@@ -15,8 +15,8 @@ from flax import linen as nn
 
 from moe_jax import build, data, sharding
 from moe_jax.dryrun import cache
-from moe_jax.dryrun.chips import GIB
-from moe_jax.dryrun.topology import Topology
+from moe_jax.dryrun.machine.chips import GIB
+from moe_jax.dryrun.machine.topology import Topology
 from moe_jax.errors import ConfigError
 from moe_jax.training import optimizers
 from moe_jax.training import state as states

@@ -6,9 +6,11 @@ import resource
 from typing import Any
 
 from moe_jax import build, sharding
-from moe_jax.dryrun import cache, compile, ideal, interconnect, measured, program, roofline
+from moe_jax.dryrun import cache, compile, ideal
+from moe_jax.dryrun.machine import interconnect, measured, roofline
+from moe_jax.dryrun.machine.topology import Topology, make_devices
 from moe_jax.dryrun.remedies import remedies
-from moe_jax.dryrun.topology import Topology, make_devices
+from moe_jax.hlo import program
 
 LABEL = "compiler estimate, not measured"
 _CYCLES = ("v2", "v3", "v4", "v5e", "v5p")  # where the compiler's clock is known; its fast mode is far too slow

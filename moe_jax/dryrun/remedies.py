@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_jax import build
 from moe_jax.dryrun import ideal
-from moe_jax.dryrun.chips import GIB
+from moe_jax.dryrun.machine.chips import GIB
 
 
 def remedies(config: Any, mesh: Any, vocab_size: int, expected: Mapping[str, float]) -> list[str]:

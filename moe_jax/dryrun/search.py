@@ -12,10 +12,11 @@ import jax
 import numpy as np
 
 from moe_jax import build, sharding
-from moe_jax.dryrun import compile, ideal, plan, text
-from moe_jax.dryrun.chips import GIB
+from moe_jax.dryrun import compile, ideal, plan
+from moe_jax.dryrun.machine.chips import GIB
+from moe_jax.dryrun.machine.topology import Topology, make_devices
+from moe_jax.dryrun.page import text
 from moe_jax.dryrun.remedies import changed
-from moe_jax.dryrun.topology import Topology, make_devices
 from moe_jax.errors import ConfigError
 from moe_jax.training import optimizers
 from moe_jax.training import state as states

@@ -11,7 +11,7 @@ from moe_jax.dispatch.einsum import einsum
 from moe_jax.dispatch.grouped import GROUPED_MATMULS, grouped, plan_layout
 from moe_jax.errors import ConfigError
 from moe_jax.experts import Experts
-from moe_jax.flops import matmul_flops
+from moe_jax.hlo.flops import matmul_flops
 from moe_jax.routing.plan import RoutingPlan
 
 pytestmark = pytest.mark.numerics

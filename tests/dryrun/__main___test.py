@@ -8,7 +8,8 @@ import canned
 import pytest
 
 from moe_jax.dryrun import __main__ as command
-from moe_jax.dryrun import page, plan, search
+from moe_jax.dryrun import plan, search
+from moe_jax.dryrun.page import document
 
 pytestmark = pytest.mark.unit
 GLAM = ["--config=configs/glam.py:64b_64e", "--topology=v4:8x8x16"]
@@ -90,7 +91,7 @@ def test_a_mistake_is_one_sentence_and_code_2(capsys, arguments, words):
 def test_where_it_is_written_by_itself(monkeypatch, tmp_path):
   # Catches: a colon or a blank in a folder's name.
   assert command.default_workdir("configs/glam.py:64b_64e", "2 x v4:8x8x16") == "runs/dryrun/glam_64b_64e-2xv4_8x8x16"
-  assert page.plain({"a": [float("inf")]}) == {"a": [None]}
+  assert document.plain({"a": [float("inf")]}) == {"a": [None]}
 
 
 # Eight threads that hold memory at a time; then malloc_info counts the heaps from which they got it.

@@ -7,7 +7,8 @@ import jax
 import pytest
 import tiny
 
-from moe_jax.dryrun import compile, topology
+from moe_jax.dryrun import compile
+from moe_jax.dryrun.machine import topology
 from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.smoke

@@ -7,8 +7,9 @@ import pytest
 import tiny
 
 from moe_jax.dispatch import DISPATCHERS
-from moe_jax.dryrun import compile, topology
-from moe_jax.dryrun.program import analyse
+from moe_jax.dryrun import compile
+from moe_jax.dryrun.machine import topology
+from moe_jax.hlo.program import analyse
 
 pytestmark = [pytest.mark.smoke, pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[dryrun]'")]

@@ -6,7 +6,9 @@ import json
 import pytest
 import tiny
 
-from moe_jax.dryrun import page, plan, topology
+from moe_jax.dryrun import plan
+from moe_jax.dryrun.machine import topology
+from moe_jax.dryrun.page import document
 
 pytestmark = pytest.mark.smoke
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install "
@@ -34,4 +36,4 @@ def test_a_report(tmp_path, monkeypatch):
   assert report["exchange"]["program"] == pytest.approx(report["exchange"]["formula"], rel=0.35)
   assert 0 < report["roofline"]["mfu"] < 1 and report["roofline"]["cycles"] is None  # fast mode's are useless
   assert sum(report["expected"].values()) < report["memory"]["available"]
-  json.dumps(page.plain(report), allow_nan=False)
+  json.dumps(document.plain(report), allow_nan=False)

@@ -7,7 +7,7 @@ import tiny
 
 from moe_jax import build
 from moe_jax.dryrun import remedies
-from moe_jax.dryrun.chips import GIB
+from moe_jax.dryrun.machine.chips import GIB
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,8 @@ import jax
 import pytest
 import tiny
 
-from moe_jax.dryrun import plan, search, topology
+from moe_jax.dryrun import plan, search
+from moe_jax.dryrun.machine import topology
 from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit

@@ -10,7 +10,7 @@ from experiments.paper_scale import __main__ as command
 from experiments.paper_scale import page, rows
 from moe_jax import build, train
 from moe_jax.dryrun import __main__ as dryrun
-from moe_jax.dryrun import meshes, topology
+from moe_jax.dryrun.machine import meshes, topology
 
 pytestmark = pytest.mark.smoke
 

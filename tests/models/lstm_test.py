@@ -11,7 +11,8 @@ import tiny
 from flax import linen as nn
 
 from configs import base
-from moe_jax import build, flops, sharding
+from moe_jax import build, sharding
+from moe_jax.hlo import flops
 from moe_jax.layers import Lstm
 
 pytestmark = pytest.mark.numerics

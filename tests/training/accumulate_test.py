@@ -16,7 +16,7 @@ import tiny
 from changed import config as changed
 
 from moe_jax import build, sharding
-from moe_jax.flops import matmul_flops
+from moe_jax.hlo.flops import matmul_flops
 from moe_jax.training import evaluate
 from moe_jax.training import state as states
 from moe_jax.training.accumulate import accumulate

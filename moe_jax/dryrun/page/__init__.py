@@ -1,0 +1,1 @@
+"""What a dry run prints and writes: text, bars, an HTML page."""

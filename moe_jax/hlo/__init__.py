@@ -1,0 +1,1 @@
+"""What an optimised program does: HLO text read as computations, loops, matmuls, traffic and collectives."""

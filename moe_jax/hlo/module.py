@@ -1,0 +1,109 @@
+"""HLO text as a module of computations, in one pass over its lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator
+
+from moe_jax.hlo.instruction import Instruction
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (\S.*?) ([a-z][\w\-]*)\((.*)$")
+_NEEDS = {"fusion": {"calls"}, "while": {"body", "condition"}}
+
+
+@dataclasses.dataclass
+class Computation:
+  name: str
+  line: int
+  instructions: dict[str, Instruction] = dataclasses.field(default_factory=dict)
+  root: str = ""
+
+  def __iter__(self) -> Iterator[Instruction]:
+    return iter(self.instructions.values())
+
+  def operand(self, instruction: Instruction, i: int = 0) -> Instruction:
+    """Raises: ValueError: it has fewer operands, or none of that name is defined here."""
+    if i >= len(instruction.operands):
+      raise instruction.error(f"it has no operand {i}")
+    if instruction.operands[i] not in self.instructions:
+      raise instruction.error(f"operand %{instruction.operands[i]} is not defined in %{self.name}")
+    return self.instructions[instruction.operands[i]]
+
+  @functools.cached_property
+  def users(self) -> dict[str, list[Instruction]]:
+    users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
+    for instruction in self:
+      for name in dict.fromkeys(instruction.operands):
+        users.setdefault(name, []).append(instruction)
+    return users
+
+  @functools.cached_property
+  def parameters(self) -> dict[int, str]:
+    return {int(i.tail.split(")")[0]): i.name for i in self if i.opcode == "parameter"}
+
+
+@dataclasses.dataclass
+class Module:
+  computations: dict[str, Computation]
+  entry: str
+  partitions: int
+
+  def __getitem__(self, name: str) -> Computation:
+    return self.computations[name]
+
+  @functools.cached_property
+  def callers(self) -> dict[str, list[Instruction]]:
+    """Who runs each computation."""
+    callers: dict[str, list[Instruction]] = {name: [] for name in self.computations}
+    for computation in self.computations.values():
+      for instruction in computation:
+        for _, name in instruction.called:
+          callers[name].append(instruction)
+    return callers
+
+
+def parse(text: str) -> Module:
+  """A module from what `compiled.as_text()` says.
+
+  Raises:
+    ValueError: a line inside a computation is no instruction, a computation is not closed or lacks a root, something
+      is called that is not there, or there is no ENTRY. Names the line.
+  """
+  computations: dict[str, Computation] = {}
+  current, entry = None, None
+  for number, line in enumerate(text.splitlines(), 1):
+    if current is None:
+      if header := _HEADER.match(line):
+        current = computations[header[2]] = Computation(header[2], number)
+        entry = header[2] if header[1] else entry
+    elif line.startswith("}"):
+      if not current.root:
+        raise ValueError(f"HLO line {current.line}: computation %{current.name} has no ROOT")
+      current = None
+    elif match := _INSTRUCTION.match(line):
+      root, name, result, opcode, tail = match.groups()
+      current.instructions[name] = Instruction(name, result, opcode, tail, number, current.name)
+      current.root = name if root else current.root
+    elif line.strip():
+      raise ValueError(f"HLO line {number}: not an instruction: {line.strip()[:120]}")
+  if current is not None:
+    raise ValueError(f"HLO line {current.line}: computation %{current.name} is not closed")
+  if entry is None:
+    raise ValueError("HLO without an ENTRY computation")
+  _check_calls(computations)
+  partitions = re.search(r"^HloModule.*\bnum_partitions=(\d+)", text, re.MULTILINE)
+  return Module(computations, entry, int(partitions[1]) if partitions else 1)
+
+
+def _check_calls(computations: dict[str, Computation]) -> None:
+  for computation in computations.values():
+    for instruction in computation:
+      if missing := _NEEDS.get(instruction.opcode, set()) - {role for role, _ in instruction.called}:
+        raise instruction.error(f"it does not say its {' and '.join(sorted(missing))}")
+      for _, name in instruction.called:
+        if name not in computations:
+          raise instruction.error(f"there is no computation %{name}")
+
