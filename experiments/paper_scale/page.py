@@ -16,8 +16,8 @@ HEAD = """# The papers' models on machines of the papers' size
 
 Each row is a config's real training step (forward, backward, optimizer), compiled by the machine's own compiler from
 shapes alone by `python -m moe_jax.dryrun`, on a host without accelerators. **All of it is a compiler estimate, not
-measured**: no step was run. `make paper-scale` makes this page; `moe_jax/dryrun/machine/meshes.py` has the meshes, and a
-dry run takes its mesh from there where the command says none.
+measured**: no step was run. `make paper-scale` makes this page; `moe_jax/dryrun/machine/meshes.py` has the meshes, and
+a dry run takes its mesh from there where the command says none.
 
 - *GiB*: peak of a device, of what the compiler says there is, and what arithmetic on shapes expects of weights,
   gradients, optimizer state and saved activations. Fast compiles come out some 10% lower than full ones; a row counts
