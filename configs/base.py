@@ -2,7 +2,7 @@
 
 from ml_collections import config_dict
 
-from moe_jax.build.bind import defaults
+from moe_jax.assembly.bind import defaults
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.routing import ROUTERS
 from moe_jax.sharding import CHANGEABLE

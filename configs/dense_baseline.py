@@ -11,7 +11,7 @@ one that every token visits. A test compares the FLOPs of both; the README has t
 import importlib
 
 from configs import desk, quickstart
-from moe_jax import build
+from moe_jax import assembly
 from moe_jax.errors import choose
 
 TWINS = {"quickstart": quickstart, "desk": desk}
@@ -31,6 +31,6 @@ def get_config(twin="quickstart"):
 
 def one_expert(c):
   """`c` with one expert, as wide as all that a token visits and with a gate of 1: random choice among one."""
-  build.use_preset(c, "random")
+  assembly.use_preset(c, "random")
   c.model.moe.num_experts = 1
   return c

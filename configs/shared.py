@@ -5,8 +5,8 @@ are prepared once, see README; where a paper's data are not public, C4 stands in
 """
 
 from configs import base, quickstart
-from moe_jax import build
-from moe_jax.build.experts import experts_a_token
+from moe_jax import assembly
+from moe_jax.assembly.experts import experts_a_token
 from moe_jax.errors import choose
 
 
@@ -14,12 +14,12 @@ def paper_scale(preset, sizes):
   """The base config with a paper's routing, then its sizes.
 
   Args:
-    preset: a name of `build.PRESETS`.
+    preset: a name of `assembly.PRESETS`.
     sizes: dotted key -> value; key-value heads and the experts' width are those of the queries and of the dense FFN
       where it does not name them. A preset's own numbers of experts count only where it does not name them either.
   """
   c = base.get_config()
-  build.use_preset(c, preset)
+  assembly.use_preset(c, preset)
   c.model.dtype, c.model.remat = "bfloat16", "full"
   heads = c.model.num_kv_heads  # of families that have none, nobody reads them
   same = {"model.num_kv_heads": sizes.get("model.num_heads", heads), "model.moe.d_ff": sizes["model.d_ff"]}

@@ -30,10 +30,11 @@ import numpy as np
 from flax import linen as nn
 from tqdm import tqdm
 
-from moe_jax import build, data, sharding
+from moe_jax import accounts, assembly, data, sharding
 from moe_jax.errors import ConfigError
+from moe_jax.run import update
 from moe_jax.train import guarded, parse
-from moe_jax.training import evaluate, optimizers, update, workdir
+from moe_jax.training import evaluate, optimizers, workdir
 from moe_jax.training.checkpoints import Checkpoints
 from moe_jax.training.interrupt import Interrupt
 from moe_jax.training.metrics import plain
@@ -57,7 +58,7 @@ def over_seeds(make: Callable, model: nn.Module, seeds: int, together: bool = Tr
   """`step(state, batch) -> (state, metrics)` for a state of `draw`; metrics get an axis of seeds.
 
   Args:
-    make: model -> the step of one seed, as `training.update.make` returns it.
+    make: model -> the step of one seed, as `run.update.make` returns it.
     model: of any seed; each seed trains one whose `seed` is its own, on which routers that learn nothing depend.
     seeds: N.
     together: vmap; otherwise one after another.
@@ -150,7 +151,7 @@ def train(config, directory: pathlib.Path, seeds: int, together: bool, start: di
   measure = evaluate.MEASURES[config.data.objective][0]
   workdir.check_data(directory, fingerprints, tokenizer.fingerprint)
   mesh = sharding.make_mesh({"data": 1})
-  model = build.model(_of_one_seed(config), size, mesh)
+  model = assembly.model(_of_one_seed(config), size, mesh)
   optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
   rows = config.train.batch_size // config.train.accumulate_steps
   one = functools.partial(update.make, config, optimizer=optimizer, schedule=schedule)
@@ -248,7 +249,7 @@ def results(config, record: Record, final: Sequence[dict[str, float]], vocab_siz
   and parameters, FLOPs a token, versions and date. None stands for what is not finite.
   """
   measure = evaluate.MEASURES[config.data.objective][0]
-  total, activated = build.parameter_counts(config, vocab_size)
+  total, activated = accounts.parameter_counts(config, vocab_size)
   by_source = {name: {key.removeprefix(f"{name}/"): plain([seed[key] for seed in final])
                       for key in final[0] if key.startswith(f"{name}/")} for name in (measure, "loss")}
   versions = workdir.versions()
@@ -260,7 +261,7 @@ def results(config, record: Record, final: Sequence[dict[str, float]], vocab_siz
       f"mean_{measure}": plain(_means(final, measure)), "diverged": record.diverged, "train": record.train,
       "eval": record.eval, "load": load, "step_seconds": wall, "step_cpu_seconds": cpu,
       "parameters": {"total": total, "activated": activated},
-      "flops_per_token": build.flops_per_token(config, vocab_size), "python": versions["python"],
+      "flops_per_token": accounts.flops_per_token(config, vocab_size), "python": versions["python"],
       "versions": versions["packages"], "commit": versions["commit"], "date": datetime.date.today().isoformat()}
 
 
@@ -298,7 +299,7 @@ def _main(rest: Sequence[str], argv: Sequence[str]) -> int:
                       "leave it out")
   command = parse([arg for arg in rest if arg != "--apart" and not arg.startswith("--seeds=")])
   config = command.config
-  build.validate(config, 1)
+  assembly.validate(config, 1)
   with config.ignore_type():
     config.seed = list(range(seeds))  # what makes this run another than one of moe_jax.train, or of more seeds
   workdir.check(command.workdir, config)

@@ -5,10 +5,12 @@
     experts   what is computed      weights as a pytree
     layers    Linen, thin           own the parameters, return (y, Aux)
     models    whole networks        token ids -> (logits, Aux)
-    training  steps, loop, state
+    training  steps, state, optimizers, checkpoints
+    assembly  these objects, made from a config and checked
+    accounts  what a config costs: parameters, FLOPs, bytes, words
+    run       one config from its first step to its report
 
-Each imports only what stands above it. `build/` makes these objects out of a config; `data/`, `sharding/` and
-`errors.py` may be imported by all.
+Each imports only what stands above it. `data/`, `sharding/`, `hlo/` and `errors.py` may be imported by all.
 
 | letter | meaning                          | word       | meaning                          |
 |--------|----------------------------------|------------|----------------------------------|

@@ -33,17 +33,17 @@ def describe(config) -> str:
   Raises:
     ConfigError: the config is wrong, or it needs the size of a tokenizer that is not there.
   """
-  from moe_jax import build, data
-  build.validate(config)
-  vocab_size = build.fixed_vocab_size(config)
+  from moe_jax import accounts, assembly, data
+  assembly.validate(config)
+  vocab_size = assembly.fixed_vocab_size(config)
   if not vocab_size:
     vocab_size = data.vocab_size(config.data, data.tokenizer_of(config.data))
-  total, activated = build.parameter_counts(config, vocab_size)
-  flops = build.flops_per_token(config, vocab_size)
-  lines = [build.model_summary(config), build.routing_summary(config),
+  total, activated = accounts.parameter_counts(config, vocab_size)
+  flops = accounts.flops_per_token(config, vocab_size)
+  lines = [accounts.model_summary(config), accounts.routing_summary(config),
            f"  weights: {total:,} parameters, {activated:,} of them activated by a token"]
   lines += [f"{'':>11}{kind:<14}{count:>22,}{count / total:>9.2%}"
-            for kind, count in build.parameters_by_kind(config, vocab_size).items() if count]
+            for kind, count in accounts.parameters_by_kind(config, vocab_size).items() if count]
   lines += [f"    flops: {flops:.4g} a token forward, {3 * flops:.4g} in training", _memory(config, vocab_size, total),
             _claim(config, vocab_size, total, activated)]
   return "\n".join(line for line in lines if line)
@@ -53,23 +53,23 @@ def _memory(config, vocab_size: int, total: int) -> str:
   import jax
   from flax import linen as nn
 
-  from moe_jax import build
+  from moe_jax import accounts, assembly
   from moe_jax.training import optimizers
   optimizer, _ = optimizers.make(config.optimizer, config.train.steps)
-  moments = jax.eval_shape(optimizer.init, nn.unbox(build.abstract_variables(config, vocab_size)["params"]))
+  moments = jax.eval_shape(optimizer.init, nn.unbox(assembly.abstract_variables(config, vocab_size)["params"]))
   held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(moments))
+  kept = accounts.activation_bytes(config, vocab_size)
   return (f"   memory: {_bytes(4 * total)} of float32 weights, as much of gradients, {_bytes(held)} of "
-          f"{config.optimizer.name}'s state; about {_bytes(build.activation_bytes(config, vocab_size))} of activations "
-          "a row, saved for the backward pass")
+          f"{config.optimizer.name}'s state; about {_bytes(kept)} of activations a row, saved for the backward pass")
 
 
 def _claim(config, vocab_size: int, total: int, activated: int) -> str:
   """The paper's claim and how far the counts are from it; "" where there is none."""
-  from moe_jax import build
-  paper, kinds = config.paper, build.parameters_by_kind(config, vocab_size)
+  from moe_jax import accounts
+  paper, kinds = config.paper, accounts.parameters_by_kind(config, vocab_size)
   pairs = ((paper.parameters, total, "parameters"), (paper.activated, activated, "activated"),
            (paper.without_embedding, total - kinds["embedding"], "without embedding and softmax"),
-           (paper.operations, build.operations_per_step(config, vocab_size), "operations a time step"))
+           (paper.operations, accounts.operations_per_step(config, vocab_size), "operations a time step"))
   words = [f"{claim:.6g} {what} (ours {count / claim - 1:+.2%})" for claim, count, what in pairs if claim]
   said = [f"{paper.name} claims {', '.join(words)}"] * bool(words) + [paper.note] * bool(paper.note)
   return f"    paper: {'; '.join(said)}" if said else ""

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.build.presets import NEUTRAL, PRESETS
+from moe_jax.assembly.presets import NEUTRAL, PRESETS
 from moe_jax.errors import ConfigError
 from moe_jax.layers import LossOptions, load_without_noise
 from moe_jax.layers.moe_losses import auxiliary_losses

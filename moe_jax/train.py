@@ -142,11 +142,11 @@ def _train(command: Command, argv: Sequence[str], check: bool = False) -> int:
   """Cheap checks first; Orbax and Grain are imported only once they have passed."""
   import jax
 
-  from moe_jax import build
+  from moe_jax import assembly
   from moe_jax.training import workdir
   config = command.config
   distributed.initialize(command.distributed)
-  build.validate(config, jax.device_count())
+  assembly.validate(config, jax.device_count())
   workdir.check(command.workdir, config)
 
   from absl import logging as absl_logging
@@ -155,7 +155,7 @@ def _train(command: Command, argv: Sequence[str], check: bool = False) -> int:
   # Orbax warns of what is as it should be, and logs as errors what it also raises.
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger("jax").setLevel(logging.WARNING)
-  from moe_jax.training import loop
+  from moe_jax.run import loop
   with distributed.together():
     if check:
       return _check_determinism(loop.determinism(config))
@@ -249,12 +249,12 @@ def _take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 def _take_preset(args: Sequence[str], config) -> list[str]:
   """Writes the presets that `--config.model.moe=NAME` names into the config; returns the other arguments."""
-  from moe_jax import build
+  from moe_jax import assembly
   rest = []
   for arg in args:
     flag, _, name = arg.partition("=")
     if flag.lstrip("-") == PRESET and flag.startswith("-"):
-      build.use_preset(config, name)
+      assembly.use_preset(config, name)
     else:
       rest.append(arg)
   return rest
@@ -265,7 +265,7 @@ def _take_none(args: Sequence[str], config) -> list[str]:
 
   ml_collections reads the text after = as the key's type, of which None is not.
   """
-  from moe_jax.build.keys import OPTIONAL
+  from moe_jax.assembly.keys import OPTIONAL
   rest = list(args)
   for key in OPTIONAL:
     flags = (f"--config.{key}", f"-config.{key}")
@@ -292,7 +292,7 @@ def load_config(path: str):
   Raises:
     ConfigError: there is no such file, or it does not define a config.
   """
-  from moe_jax.build.keys import check_keys
+  from moe_jax.assembly.keys import check_keys
   name, colon, variant = path.partition(":")
   file = _find_config(path, name)
   for place in (str(ROOT), str(file.resolve().parent.parent)):  # so that it can say `from configs import base`
@@ -363,9 +363,9 @@ def _check_keys(args: Sequence[str], config) -> None:
 
 def _instead(key: str, value: str, config) -> str:
   """What to say where `--config.KEY=VALUE` names a branch."""
-  from moe_jax import build
+  from moe_jax import assembly
   holds = "holds other keys and is no value itself; "
-  if value in build.PRESETS:
+  if value in assembly.PRESETS:
     return f"{holds}{value} is a routing preset, which is --{PRESET}={value}"
   branch = _branch(config, key + ".")
   if "name" in branch:

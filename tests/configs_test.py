@@ -47,23 +47,23 @@ def test_every_config_has_a_snapshot():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_is_valid(name):
   # Catches: a config that is only found to be wrong by whoever runs it.
-  from moe_jax import build
+  from moe_jax import accounts, assembly
   from moe_jax.train import load_config
   config = load_config(f"configs/{name}")
-  build.validate(config, 1)
-  total, activated = build.parameter_counts(config, 364)
+  assembly.validate(config, 1)
+  total, activated = accounts.parameter_counts(config, 364)
   assert 0 < activated <= total
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_variant_is_valid(family):
   # Catches: a size of a paper that its own groups, heads or batch do not divide.
-  from moe_jax import build
+  from moe_jax import assembly
   from moe_jax.errors import ConfigError
   module = importlib.import_module(f"configs.{family}")
   for variant in module.VARIANTS:
     c = module.get_config(variant)
-    build.validate(c)
+    assembly.validate(c)
     assert c.paper.name and c.paper.parameters
   assert module.get_config() == module.get_config(next(iter(module.VARIANTS)))  # the one that "desk" shrinks
   with pytest.raises(ConfigError, match="config='desks': did you mean 'desk'"):
@@ -74,8 +74,8 @@ def test_every_variant_is_valid(family):
 def test_desk_keeps_the_routing_and_shrinks_the_rest(family):
   # Catches: a desk model that routes otherwise than its paper, that is no desk's size, or whose experts of a token are
   # not as wide as its dense FFN.
-  from moe_jax import build
-  from moe_jax.build.experts import experts_a_token
+  from moe_jax import accounts
+  from moe_jax.assembly.experts import experts_a_token
   module = importlib.import_module(f"configs.{family}")
   small, c = module.get_config("desk"), module.get_config()
   sized = ("num_experts", "d_ff", "group_size", "group_rows", "dispatcher")
@@ -84,7 +84,7 @@ def test_desk_keeps_the_routing_and_shrinks_the_rest(family):
   for key in ("family", "position", "relative_shared", "attention", "rope_theta", "qkv_bias", "qk_norm", "clip_qkv",
               "query_scale", "activation", "norm", "norm_eps", "embed_scale", "tied_embeddings"):
     assert small.model[key] == c.model[key], key
-  assert build.parameter_counts(small, 364)[0] < 10e6 and small.train.steps == 800
+  assert accounts.parameter_counts(small, 364)[0] < 10e6 and small.train.steps == 800
   e = small.model.moe
   if e.num_experts:
     together = e.d_ff * (experts_a_token(small.model, small.data.seq_len) + e.num_shared_experts)
@@ -96,17 +96,18 @@ def test_a_dense_twin_has_the_activated_flops_of_its_family(family):
   # Catches: a twin without the shared experts, the extra FFN or the other activation of its family's experts; a family
   # that has no twin.
   from configs import dense_baseline
-  from moe_jax import build
+  from moe_jax import accounts, assembly
   config = importlib.import_module(f"configs.{family}").get_config("desk")
   if not config.model.moe.num_experts:
     assert family not in dense_baseline.FAMILIES
     return
   twin = dense_baseline.get_config(family)
-  build.validate(twin, 1)
-  total, activated = build.parameter_counts(twin, 364)
+  assembly.validate(twin, 1)
+  total, activated = accounts.parameter_counts(twin, 364)
   assert total == activated
   assert not twin.model.moe.balance_loss and not twin.model.moe.z_loss
-  assert 0.96 < build.flops_per_token(twin, 364) / build.flops_per_token(config, 364) <= 1  # the router is what is over
+  # The router is what the family has over.
+  assert 0.96 < accounts.flops_per_token(twin, 364) / accounts.flops_per_token(config, 364) <= 1
   differs = {key for key, value in config.model.items() if key != "moe" and twin.model[key] != value}
   assert not differs and (twin.data, twin.optimizer, twin.train) == (config.data, config.optimizer, config.train)
 

@@ -5,7 +5,7 @@ import numpy as np
 import tiny
 
 from configs import base
-from moe_jax import build, sharding
+from moe_jax import assembly, sharding
 
 V, L = 32, 8
 SIZES = {"d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4, "d_ff": 24,
@@ -17,7 +17,7 @@ def make(**changes):
   c = base.get_config()
   c.model.update(SIZES)
   c.model.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
-  return build.model(c, V, sharding.make_mesh({"data": 1}))
+  return assembly.model(c, V, sharding.make_mesh({"data": 1}))
 
 
 def packed(rows):

@@ -20,7 +20,7 @@ def said(capfd, *arguments):
 
 
 def test_a_small_config_by_hand(capfd):
-  # D = 8, 2 heads of 4, F = 16 gated, V = 264 (bytes): as in tests/build/counts_test.py, with an embedding of 2112.
+  # D = 8, 2 heads of 4, F = 16 gated, V = 264 (bytes): as in tests/accounts/counts_test.py, with an embedding of 2112.
   # Adam keeps two float32 a parameter, two counters. Catches: another vocabulary, moments that are not counted.
   sizes = {"d_model": 8, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "d_ff": 16,
            "moe.num_experts": 4, "moe.d_ff": 6, "moe.num_shared_experts": 1}

@@ -16,10 +16,11 @@ import pytest
 import tiny
 from configs_test import FAMILIES
 
-from moe_jax import build, data, sharding
-from moe_jax.training import finish, loop, metrics, optimizers, workdir
+from moe_jax import assembly, data, sharding
+from moe_jax.run import finish, loop
+from moe_jax.run import update as updates
+from moe_jax.training import metrics, optimizers, workdir
 from moe_jax.training import state as states
-from moe_jax.training import update as updates
 
 pytestmark = pytest.mark.smoke
 
@@ -51,9 +52,9 @@ def test_a_shrunk_config_takes_a_step(family, tmp_path):
   # Catches: a config whose parts do not go together once a step is compiled, or one whose parameters do not train.
   config = tiny.shrink(importlib.import_module(f"configs.{family}").get_config(), tmp_path)
   shallow(config)
-  build.validate(config, 1)
+  assembly.validate(config, 1)
   tokenizer, mesh = data.tokenizer_of(config.data), sharding.make_mesh({"data": 1})
-  model = build.model(config, data.vocab_size(config.data, tokenizer), mesh)
+  model = assembly.model(config, data.vocab_size(config.data, tokenizer), mesh)
   optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
   # Compiling what draws the weights would take as long as compiling the step; `LOOP` does it.
   drawn = tiny.weights(model, *[jnp.zeros((config.train.batch_size, config.data.seq_len), jnp.int32)] * 3)
@@ -90,6 +91,6 @@ def test_a_shrunk_config_takes_a_step_saves_resumes_and_evaluates(family, varian
 
 def _train(config, place, steps):
   config.train.steps = steps
-  build.validate(config, 1)
+  assembly.validate(config, 1)
   workdir.check(place, config)
   assert loop.train(config, place, {"config": "shrunk", "command": ""})

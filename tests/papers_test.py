@@ -10,7 +10,7 @@ import functools
 
 import pytest
 
-from moe_jax import build
+from moe_jax import accounts
 
 pytestmark = pytest.mark.unit
 
@@ -108,7 +108,7 @@ def load(name):
 def counts(name):
   """(config, total, activated, by kind); no config here needs a tokenizer's size."""
   c = load(name)
-  return c, *build.parameter_counts(c, 0), build.parameters_by_kind(c, 0)
+  return c, *accounts.parameter_counts(c, 0), accounts.parameters_by_kind(c, 0)
 
 
 def left_out(m, names):
@@ -186,7 +186,7 @@ def test_totals_of_the_blocks_that_were_found(variant, grown, claims):
     c = load(f"brainformer:{variant}")
     c.model.block, c.model.d_model = block, 1024 * grown
     if claim:
-      assert (abs(build.parameter_counts(c, 0)[0] / claim - 1) < 0.05) == fits
+      assert (abs(accounts.parameter_counts(c, 0)[0] / claim - 1) < 0.05) == fits
 
 
 def test_activated_without_the_input_embedding():
@@ -203,7 +203,7 @@ def test_training_flops_of_a_sequence(name, claim, within):
   # DeepSeekMoE's Tables 1, 3 and 6: FLOPs of training on one sequence. Catches: routed experts that all count, an
   # embedding that is multiplied, attention that is left out (5% at 16B).
   c = load(name)
-  assert abs(3 * build.flops_per_token(c, 0) * c.data.seq_len / claim - 1) < within
+  assert abs(3 * accounts.flops_per_token(c, 0) * c.data.seq_len / claim - 1) < within
 
 
 # Shazeer et al. 2017, Tables 7 and 8, without embedding and softmax. Parameters by our own counter, whose LSTMs have no
@@ -227,7 +227,7 @@ def test_lstm_parameters_and_operations(variant, matrices, biases, operations):
   # of MoE-256 (8.65M, printed 8.6); the parameters of MoE-143M only with its biases. Catches: any matrix too many or
   # too few, a gate without noise, tied embeddings, gates of all groups or experts that a token does not visit counted.
   c, total, _, kinds = counts(f"lstm_moe:{variant}")
-  ours, done, paper = total - kinds["embedding"], build.operations_per_step(c, 0), c.paper
+  ours, done, paper = total - kinds["embedding"], accounts.operations_per_step(c, 0), c.paper
   assert (ours, done) == (matrices + biases, operations)
   printed = lambda value, unit: round(value / unit, 1)
   assert printed(ours, 1e6) == printed(paper.without_embedding, 1e6)

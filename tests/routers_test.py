@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from moe_jax import routers
-from moe_jax.build import PRESETS
+from moe_jax.assembly import PRESETS
 from moe_jax.errors import ConfigError
 from moe_jax.routing import ROUTERS
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from moe_jax import data, train
 from moe_jax import inspect as inspection
 from moe_jax.errors import EXIT_DIVERGED, ConfigError, Diverged
-from moe_jax.training import loop, metrics, workdir
+from moe_jax.run import loop
+from moe_jax.training import metrics, workdir
 
 pytestmark = pytest.mark.smoke
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -317,7 +318,7 @@ def test_an_encoder_decoder_trains_stops_resumes_and_reports(tmp_path, capfd):
 DRIVER = """
 import os, pathlib, signal, sys
 from moe_jax import data, train
-from moe_jax.training import finish
+from moe_jax.run import finish
 finish.finish = lambda *args, **kwargs: print("finished")
 what, step = os.environ["STOP"].split()
 make = data.train_iterator

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.brainformer_search import search
-from moe_jax.build.sublayers import kind, options
+from moe_jax.assembly.sublayers import kind, options
 from moe_jax.errors import ConfigError
 
 COLOURS = {"attention": "#cc79a7", "ffn": "#0072b2", "moe": "#d55e00"}  # Okabe and Ito

@@ -9,7 +9,7 @@ import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 
-from moe_jax.build.sublayers import kind, options, write
+from moe_jax.assembly.sublayers import kind, options, write
 from moe_jax.models import SEARCH_SPACE
 from moe_jax.models.brainformer import BLOCK_SUBLAYERS
 

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 from experiments.brainformer_search import search
-from moe_jax.build.sublayers import kind
+from moe_jax.assembly.sublayers import kind
 from moe_jax.routers import replace
 
 

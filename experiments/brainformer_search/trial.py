@@ -17,9 +17,10 @@ import numpy as np
 
 from configs import base
 from experiments.brainformer_search import search
-from moe_jax import build, data, sharding
-from moe_jax.build.sublayers import kind, options
-from moe_jax.training import evaluate, optimizers, update
+from moe_jax import accounts, assembly, data, sharding
+from moe_jax.assembly.sublayers import kind, options
+from moe_jax.run import update
+from moe_jax.training import evaluate, optimizers
 from moe_jax.training import state as states
 
 EXPERTS, BLOCKS, SEQ_LEN, ROWS = 8, 1, 128, 8
@@ -93,7 +94,7 @@ def measure(task: Task) -> dict[str, Any]:
   stopped = seconds < budget
   if not stopped and math.isfinite(float(metrics["loss"])):
     bits = _bits(task.block, model, state)
-  total, activated = build.parameter_counts(config(task.block), _text()[3])
+  total, activated = accounts.parameter_counts(config(task.block), _text()[3])
   return {"block": list(task.block), "seed": task.seed, "bits_per_byte": _plain(bits), "quarter": _plain(quarter),
           "stopped": stopped, "steps": len(times), "relative_step": statistics.median(times) / unit,
           "unit_seconds": unit, "train_seconds": seconds, "cpu_seconds": time.process_time() - begun,
@@ -157,9 +158,9 @@ def fingerprints(_: None = None) -> dict[str, str]:
 def _compiled(block: search.Block, seed: int):
   """(model, fresh state, compiled step)."""
   c = config(block, seed)
-  build.validate(c, 1)
+  assembly.validate(c, 1)
   mesh = _mesh()
-  model = build.model(c, _text()[3], mesh)
+  model = assembly.model(c, _text()[3], mesh)
   optimizer, schedule = optimizers.make(c.optimizer, c.train.steps)
   _, draw = states.create(mesh, model, optimizer, seed, SEQ_LEN, ROWS)
   state = draw()

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from experiments import sweep
-from moe_jax import build, data, sharding, train
+from moe_jax import assembly, data, sharding, train
 from moe_jax.training import checkpoints, metrics
 
 # (w_importance, w_load) -> the paper's test perplexity, CV(Importance), CV(Load), max(Load) / mean(Load).
@@ -53,7 +53,7 @@ def balance(row: sweep.Row, directory: pathlib.Path) -> dict[str, Any]:
   with config.unlocked():
     config.model.moe.importance_loss = config.model.moe.load_loss = 1.0  # or the model would not report them
   tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
-  model = build.model(config, data.vocab_size(config.data, tokenizer), sharding.make_mesh({"data": 1}))
+  model = assembly.model(config, data.vocab_size(config.data, tokenizer), sharding.make_mesh({"data": 1}))
   saved = directory / "checkpoints"
   params = checkpoints.load_params(saved, checkpoints.steps(saved)[-1])
 

@@ -33,7 +33,7 @@ PARTS = {"routing/": "moe_jax/routing/*.py", "dispatch/": "moe_jax/dispatch/*.py
 # The tests that may judge. Those that start whole programs would take too long.
 JUDGES = ("tests/routing/*_test.py", "tests/dispatch/*_test.py", "tests/layers/*_test.py", "tests/training/*_test.py",
           "tests/sharding/parallel_test.py", "tests/models/stack_test.py", "tests/report/routing_page_test.py",
-          "tests/routers_test.py", "tests/build/bind_test.py", "tests/build/validate_test.py")
+          "tests/routers_test.py", "tests/assembly/bind_test.py", "tests/assembly/validate_test.py")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -83,9 +83,9 @@ def _reasons(lines: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 EXCHANGES = """The same models, mesh and batch with each kind of expert parallelism: bytes of all-to-alls on the wire, a
-device and step, beside the formula (`build.exchange_bytes`: rows out and back, forward, backward and recomputed), and
-everything that is sent. `einsum` leaves the exchange to GSPMD, `all_to_all` writes it down, `ragged_all_to_all` sends
-only filled rows, of which a program shows the static bound.
+device and step, beside the formula (`accounts.exchange_bytes`: rows out and back, forward, backward and recomputed),
+and everything that is sent. `einsum` leaves the exchange to GSPMD, `all_to_all` writes it down, `ragged_all_to_all`
+sends only filled rows, of which a program shows the static bound.
 """
 COLUMNS = ("model", "dispatcher", "all-to-alls", "formula", "ratio", "all that is sent", "GiB a device", "matmuls, s",
            "networks, s")

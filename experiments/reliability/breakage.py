@@ -27,7 +27,8 @@ def gradient_is_nan(at: int = AT) -> None:
   import jax
   import jax.numpy as jnp
 
-  from moe_jax.training import step, update
+  from moe_jax.run import update
+  from moe_jax.training import step
   accumulate, train_step = step.accumulate, update.train_step
 
   def poisoned(state, batch, **options):

@@ -108,14 +108,14 @@ def _tokenizer(path: pathlib.Path) -> None:
 
 
 def _config(draw: random.Random, tell: Callable[[str], Any]) -> tuple[str, str, str]:
-  from moe_jax import build
+  from moe_jax import assembly
   from moe_jax.errors import ConfigError
   from moe_jax.train import load_config
   c = load_config(draw.choice(CONFIGS))
   what = str(mutate.config(draw, c))
   tell(what)
   try:
-    build.validate(c, 1)
+    assembly.validate(c, 1)
     _built(c)
   except ConfigError as error:
     return what, "one sentence", str(error)
@@ -128,13 +128,13 @@ def _built(c) -> int:
   """Traces the model; returns the number of its parameters."""
   import jax
 
-  from moe_jax import build
-  variables = build.abstract_variables(c, build.fixed_vocab_size(c) or 364)
+  from moe_jax import assembly
+  variables = assembly.abstract_variables(c, assembly.fixed_vocab_size(c) or 364)
   return sum(leaf.size for leaf in jax.tree.leaves(variables))
 
 
 def _command(draw: random.Random, tell: Callable[[str], Any], home: pathlib.Path) -> tuple[str, str, str]:
-  from moe_jax import build, train
+  from moe_jax import assembly, train
   from moe_jax.errors import ConfigError
   path = "user/mine.py"
   base = train.load_config(path)
@@ -144,7 +144,7 @@ def _command(draw: random.Random, tell: Callable[[str], Any], home: pathlib.Path
   trained = draw.random() < SHARE_TRAINED
   try:
     command = train.parse(["train", f"--config={path}", "--workdir=fresh", *args])
-    build.validate(command.config, 1)
+    assembly.validate(command.config, 1)
     tokens = command.config.train.batch_size * command.config.data.seq_len
     small = max(_built(command.config), tokens * command.config.model.num_layers) < SMALL
   except ConfigError as error:
@@ -160,7 +160,7 @@ def _command(draw: random.Random, tell: Callable[[str], Any], home: pathlib.Path
 def _train(steps: int, *args: str, workdir: str = "run") -> tuple[int, str]:
   """`(exit code, what it said on standard error)` of training in this process, without the report at its end."""
   from moe_jax import train
-  from moe_jax.training import finish
+  from moe_jax.run import finish
   said = io.StringIO()
   finish.finish = lambda *_, **__: None
   with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):

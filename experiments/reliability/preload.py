@@ -5,4 +5,4 @@ import grain  # noqa: F401
 import tensorboardX  # noqa: F401
 
 from moe_jax import train  # noqa: F401
-from moe_jax.training import loop  # noqa: F401
+from moe_jax.run import loop  # noqa: F401

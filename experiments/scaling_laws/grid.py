@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.sweep import Row
-from moe_jax import build, data
+from moe_jax import accounts, assembly, data
 from moe_jax.train import parse
 
 # Width and layers of the models; steps; those at which experts are varied, at the most steps; and granularities, at
@@ -67,10 +67,10 @@ def point(line: Mapping[str, Any]) -> dict[str, float]:
 @functools.cache
 def _sizes(*arguments: str) -> dict[str, float]:
   config = parse(["", *arguments], workdir=False).config
-  vocab_size = build.fixed_vocab_size(config) or data.vocab_size(
+  vocab_size = assembly.fixed_vocab_size(config) or data.vocab_size(
       config.data, data.tokenizer_of(config.data))
-  total, activated = build.parameter_counts(config, vocab_size)
-  embeddings = build.parameters_by_kind(config, vocab_size)["embedding"]
+  total, activated = accounts.parameter_counts(config, vocab_size)
+  embeddings = accounts.parameters_by_kind(config, vocab_size)["embedding"]
   experts, width = config.model.moe.num_experts, config.model.moe.d_ff
   return {"n_total": total, "n_body": total - embeddings, "n_activated": activated - embeddings,
           "experts": experts * width / config.model.d_ff if experts else 1.0,

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from moe_jax import build, data, sharding
+from moe_jax import assembly, data, sharding
 from moe_jax.dryrun import cache
 from moe_jax.dryrun.machine.chips import GIB
 from moe_jax.dryrun.machine.topology import Topology
 from moe_jax.errors import ConfigError
+from moe_jax.run import update as updates
 from moe_jax.training import optimizers
 from moe_jax.training import state as states
-from moe_jax.training import update as updates
 
 FAST = {"exec_time_optimization_effort": -1.0}  # of the TPU compiler: seconds instead of minutes
 INPUTS = ("inputs", "targets", "segment_ids", "positions")
@@ -57,12 +57,12 @@ class Lowered(NamedTuple):
 
 def vocabulary(config) -> int:
   """The number of ids: the config's, or else the tokenizer's, which must then be there."""
-  return build.fixed_vocab_size(config) or data.vocab_size(config.data, data.tokenizer_of(config.data))
+  return assembly.fixed_vocab_size(config) or data.vocab_size(config.data, data.tokenizer_of(config.data))
 
 
 def make_model(config, vocab_size: int, mesh: jax.sharding.Mesh) -> nn.Module:
   """The model; where the config fixes the sizes of its vocabularies, nobody asks how many ids the data hold."""
-  return build.model(config, 1 if build.fixed_vocab_size(config) else vocab_size, mesh)
+  return assembly.model(config, 1 if assembly.fixed_vocab_size(config) else vocab_size, mesh)
 
 
 def make_mesh(config, topology: Topology, devices: Sequence) -> jax.sharding.Mesh:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from moe_jax import build, sharding
+from moe_jax import accounts, sharding
 from moe_jax.training.state import TrainState
 
 KINDS = ("weights", "gradients", "optimizer state", "activations")
@@ -17,7 +17,7 @@ def memory(config, state: TrainState, vocab_size: int, mesh: Any) -> dict[str, f
   """Bytes a device of each of `KINDS`.
 
   Gradients are as large as the weights and lie like them. Activations are what the backward pass finds saved
-  (`build.activation_bytes`), of the rows of a microbatch that a device holds; with tensor > 1 that is too much where
+  (`accounts.activation_bytes`), of the rows of a microbatch that a device holds; with tensor > 1 that is too much where
   heads or hidden units are saved.
 
   Args:
@@ -29,7 +29,7 @@ def memory(config, state: TrainState, vocab_size: int, mesh: Any) -> dict[str, f
   weights = held(state.params)
   sizes = dict(mesh.shape)
   rows = config.train.batch_size / config.train.accumulate_steps / batch_shards(sizes)
-  activations = rows * build.activation_bytes(config, vocab_size, sizes["tensor"])
+  activations = rows * accounts.activation_bytes(config, vocab_size, sizes["tensor"])
   return {"weights": weights, "gradients": weights, "optimizer state": held(state.opt_state),
           "activations": activations}
 
@@ -47,7 +47,7 @@ def batch_shards(sizes: dict[str, int]) -> int:
 
 def step_flops(config, vocab_size: int) -> float:
   """FLOPs that a step needs, of all devices: 3 forward passes' worth of matmuls, without dispatch or recomputation."""
-  return 3.0 * build.flops_per_token(config, vocab_size) * step_tokens(config)
+  return 3.0 * accounts.flops_per_token(config, vocab_size) * step_tokens(config)
 
 
 def step_tokens(config) -> int:
@@ -56,7 +56,7 @@ def step_tokens(config) -> int:
 
 
 def exchange(config, sizes: dict[str, int]) -> float:
-  """Bytes that a device sends to experts elsewhere and back in one step, by the formula (`build.exchange_bytes`)."""
+  """Bytes that a device sends to experts elsewhere and back in one step, by the formula (`accounts.exchange_bytes`)."""
   parts = sizes["expert"]
   away = (parts - 1) / parts
-  return away * build.exchange_bytes(config) * config.train.batch_size / batch_shards(sizes)
+  return away * accounts.exchange_bytes(config) * config.train.batch_size / batch_shards(sizes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 from typing import Any
 
-from moe_jax import build, sharding
+from moe_jax import assembly, sharding
 from moe_jax.dryrun import cache, compile, ideal
 from moe_jax.dryrun.machine import interconnect, measured, roofline
 from moe_jax.dryrun.machine.topology import Topology, make_devices
@@ -33,7 +33,7 @@ def plan(config: Any, path: str, topology: Topology, fast: bool, devices: list |
   Raises:
     ConfigError: the config is wrong, or does not suit the machine; or its compiler is not installed.
   """
-  build.validate(config, topology.num_devices)
+  assembly.validate(config, topology.num_devices)
   mesh = compile.make_mesh(config, topology, devices or make_devices(topology))
   lowered = compile.lower(config, mesh)
   expected = ideal.memory(config, lowered.state, lowered.vocab_size, mesh)

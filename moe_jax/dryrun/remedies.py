@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from moe_jax import build
+from moe_jax import accounts
 from moe_jax.dryrun import ideal
 from moe_jax.dryrun.machine.chips import GIB
 
@@ -23,7 +23,7 @@ def remedies(config: Any, mesh: Any, vocab_size: int, expected: Mapping[str, flo
   sizes, found = dict(mesh.shape), []
   activations = expected["activations"]
   cheaper = changed(config, {"model.remat": "full"})
-  per_row = build.activation_bytes(cheaper, vocab_size, sizes["tensor"])
+  per_row = accounts.activation_bytes(cheaper, vocab_size, sizes["tensor"])
   recomputed = per_row * config.train.batch_size / config.train.accumulate_steps / ideal.batch_shards(sizes)
   if recomputed < 0.9 * activations:
     found.append((activations - recomputed, "--config.model.remat=full"))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from moe_jax import build, sharding
+from moe_jax import accounts, assembly, sharding
 from moe_jax.dryrun import compile, ideal, plan
 from moe_jax.dryrun.machine.chips import GIB
 from moe_jax.dryrun.machine.topology import Topology, make_devices
@@ -89,8 +89,8 @@ def candidates(config: Any, topology: Topology, devices: Sequence) -> Iterator[C
   vocab_size = compile.vocabulary(config)
 
   with_remat = functools.cache(lambda remat: changed(config, {"model.remat": remat}))
-  saved = functools.cache(lambda remat, tensor: build.activation_bytes(with_remat(remat), vocab_size, tensor))
-  exchanged = functools.cache(lambda remat: build.exchange_bytes(with_remat(remat)))
+  saved = functools.cache(lambda remat, tensor: accounts.activation_bytes(with_remat(remat), vocab_size, tensor))
+  exchanged = functools.cache(lambda remat: accounts.exchange_bytes(with_remat(remat)))
   flops = ideal.step_flops(config, vocab_size)
   fitting = [sizes for sizes in meshes(topology.num_devices, topology.slices) if _suits(config, sizes, topology)]
   for sizes, (weights, kept) in zip(fitting, _kept(config, fitting, devices, vocab_size), strict=True):
@@ -113,7 +113,7 @@ def _mesh_keys(sizes: dict[str, int]) -> dict[str, int]:
 
 def _suits(config: Any, sizes: dict[str, int], topology: Topology) -> bool:
   try:
-    build.validate(changed(config, _mesh_keys(sizes) | {"train.accumulate_steps": 1}), topology.num_devices)
+    assembly.validate(changed(config, _mesh_keys(sizes) | {"train.accumulate_steps": 1}), topology.num_devices)
   except ConfigError:
     return False
   return True

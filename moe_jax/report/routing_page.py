@@ -16,7 +16,7 @@ MAX_TOKENS = 12_000  # in the whole page: about 50 bytes of HTML each
 
 
 def routing_section(routing: Mapping[str, Any], layers: Sequence[str]) -> str:
-  """The section as HTML; "" if `routing` (see `training/finish.py`) does not hold a page that fits its own shape.
+  """The section as HTML; "" if `routing` (see `run/finish.py`) does not hold a page that fits its own shape.
 
   Args:
     routing: {"num_experts": E, "pages": [{"source", "pieces": [text or None], "experts": [[expert] x L] x Lm}]}.

@@ -1,5 +1,4 @@
-"""Training: pure steps, optimizers, checkpoints, and the one loop that does I/O.
+"""Training: pure steps, optimizers, state, and checkpoints. `run/` puts them together for one config.
 
-`step.py` is pure (it can be jitted, `vmap`ped over seeds, and compiled for a machine that is not there); `loop.py` is
-the only place that logs, saves and reads the clock.
+`step.py` is pure: it can be jitted, `vmap`ped over seeds, and compiled for a machine that is not there.
 """

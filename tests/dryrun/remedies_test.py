@@ -5,7 +5,7 @@ import types
 import pytest
 import tiny
 
-from moe_jax import build
+from moe_jax import accounts
 from moe_jax.dryrun import remedies
 from moe_jax.dryrun.machine.chips import GIB
 
@@ -39,7 +39,7 @@ def test_the_fewest_microbatches_that_divide_the_rows(tmp_path):
 def test_what_does_not_help_is_not_proposed(tmp_path):
   # Catches: remat=full where it is on, microbatches below one row a device, a mesh that is there already.
   config = tiny.config(tmp_path, train__batch_size=2, model__remat="full")
-  row = build.activation_bytes(config, 264)
+  row = accounts.activation_bytes(config, 264)
   held = {"weights": 1.0 * GIB, "gradients": 1.0 * GIB, "optimizer state": 1.0 * GIB, "activations": row}
   assert found(config, {"data": 1, "fsdp": 2, "expert": 1, "tensor": 1}, held) == []
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from experiments import sweep
 from experiments.brainformer_search import __main__ as study
 from experiments.brainformer_search import figures, search, table, trial
-from moe_jax import build
-from moe_jax.build.sublayers import kind, options
+from moe_jax import assembly
+from moe_jax.assembly.sublayers import kind, options
 from moe_jax.errors import ConfigError
 from moe_jax.models import SEARCH_SPACE
 
@@ -32,7 +32,7 @@ def test_the_desks_space_is_the_papers_divided():
   for entry in GLAM:
     assert all(value in SPACE[kind(entry)][name] for name, value in options(entry).items())
   c = trial.config(GLAM)
-  build.validate(c, 1)
+  assembly.validate(c, 1)
   assert c.model.d_model == 48 and not c.model.moe.allow_noncausal_routing
   assert trial.config(("attention:width=32,heads=3", "moe:width=64,gate=expert_choice")).model.d_model == 64
 
@@ -41,7 +41,7 @@ def test_all_candidates_are_valid():
   # Catches: a proposal that no model can be built of.
   for n in range(4):
     block, parent = EVOLUTION.propose(n, [])
-    build.validate(trial.config(block), 1)
+    assembly.validate(trial.config(block), 1)
     assert parent is None and len(block) == 8
 
 

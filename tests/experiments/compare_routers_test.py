@@ -12,8 +12,8 @@ import pytest
 from experiments import sweep
 from experiments.compare_routers import __main__ as command
 from experiments.compare_routers import figures, measures, study, table
-from moe_jax import build
-from moe_jax.build.experts import experts_a_token, looks_ahead
+from moe_jax import accounts, assembly
+from moe_jax.assembly.experts import experts_a_token, looks_ahead
 from moe_jax.routing import ROUTERS, RoutingContext
 from moe_jax.train import parse
 
@@ -38,14 +38,14 @@ def test_rows_are_valid_and_have_three_seeds():
     assert len(rows) >= 11 and all(row.seeds == 3 for row in rows.values())
     for name, row in rows.items():
       config = config_of(row)
-      build.validate(config, 1)
+      assembly.validate(config, 1)
       assert (config.model.moe.num_experts == 0) == (name == study.DENSE)
 
 
 def test_activated_flops_agree(configs):
   # Catches: experts whose width a preset's K or an override of it did not divide.
-  size = build.fixed_vocab_size(next(iter(configs.values()))) or VOCABULARY
-  flops = {name: build.flops_per_token(config, size) for name, config in configs.items()}
+  size = assembly.fixed_vocab_size(next(iter(configs.values()))) or VOCABULARY
+  flops = {name: accounts.flops_per_token(config, size) for name, config in configs.items()}
   assert max(flops.values()) < 1.02 * min(flops.values()), flops
 
 

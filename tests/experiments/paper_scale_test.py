@@ -8,7 +8,7 @@ import pytest
 
 from experiments.paper_scale import __main__ as command
 from experiments.paper_scale import page, rows
-from moe_jax import build, train
+from moe_jax import assembly, train
 from moe_jax.dryrun import __main__ as dryrun
 from moe_jax.dryrun.machine import meshes, topology
 
@@ -22,7 +22,7 @@ def test_rows_suit_their_machines(name):
   config = train.parse(rest, workdir=False).config
   machine = topology.parse(flags["topology"])
   dryrun.set_mesh(config, flags["mesh"])
-  build.validate(config, machine.num_devices)
+  assembly.validate(config, machine.num_devices)
   assert math.prod(config.mesh.values()) == machine.num_devices
 
 

@@ -10,7 +10,7 @@ import tiny
 from experiments.scaling_laws import __main__ as command
 from experiments.scaling_laws import figures, fit, grid, points, recovery
 from experiments.scaling_laws.laws import LAWS, Points
-from moe_jax import build
+from moe_jax import assembly
 from moe_jax.errors import ConfigError
 from moe_jax.train import parse
 
@@ -175,7 +175,7 @@ def test_the_grids_are_valid_and_tell_the_constants_apart(scale):
   # Catches: a row that would stop before it trains, a grid from which some law cannot be fitted.
   rows = grid.rows(scale)
   for row in (list(rows.values())[0], list(rows.values())[-1]):
-    build.validate(parse(["", *row.arguments()], workdir=False).config, 1)
+    assembly.validate(parse(["", *row.arguments()], workdir=False).config, 1)
   cells = np.array([[float(part[1:]) for part in name.split("_")] for name in rows])
   table = {"n": cells[:, 0], "d": cells[:, 2], "experts": cells[:, 3], "granularity": cells[:, 4],
            "loss": np.ones(len(cells))}

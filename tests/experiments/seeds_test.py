@@ -11,9 +11,10 @@ import pytest
 from flax import linen as nn
 
 from experiments import seeds
-from moe_jax import build, data, sharding, train
+from moe_jax import assembly, data, sharding, train
+from moe_jax.run import update
 from moe_jax.train import parse
-from moe_jax.training import checkpoints, update
+from moe_jax.training import checkpoints
 from moe_jax.training.state import TrainState, init_state
 from tests import tiny
 
@@ -35,7 +36,7 @@ def test_seeds_together_are_seeds_alone(tmp_path, together):
   # Catches: one key for all seeds, seeds that see each other, a wrong axis, another order of the data.
   config = parse(command(tmp_path, "unused", train__batch_size=4)).config
   tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
-  model = build.model(config, data.vocab_size(config.data, tokenizer), sharding.make_mesh({"data": 1}))
+  model = assembly.model(config, data.vocab_size(config.data, tokenizer), sharding.make_mesh({"data": 1}))
   optimizer = optax.sgd(0.1, momentum=0.9)  # Adam's quotient makes much of rounding where gradients are small
   make = functools.partial(update.make, config, optimizer=optimizer, schedule=optax.constant_schedule(0.1))
   step = make(model)

@@ -12,7 +12,7 @@ from experiments.st_moe_stability import figures, findings, paper, rows, table
 from experiments.st_moe_stability.findings import Finding
 from experiments.st_moe_stability.outcome import Mean, outcome
 from experiments.st_moe_stability.stability import is_unstable, running_median
-from moe_jax import build
+from moe_jax import accounts, assembly
 from moe_jax.train import parse
 
 pytestmark = pytest.mark.unit
@@ -87,7 +87,7 @@ def test_a_row_changes_what_it_says_and_nothing_else(name):
   # has the value already.
   desk = rows.rows(rows.DESK)
   mine = flat(resolve(desk[name]))
-  build.validate(resolve(desk[name]), 1)
+  assembly.validate(resolve(desk[name]), 1)
   assert desk[name].seeds == (6 if name == "baseline" else 3)
   if name == "baseline":
     return
@@ -102,10 +102,10 @@ def test_rows_are_those_of_the_paper():
       name, KNOWN))
   assert resolve(rows.rows(rows.DESK)["baseline"]).model.moe.z_loss == 0
   plain = resolve(rows.rows(rows.DESK)["no_geglu"])
-  of = lambda config: build.flops_per_token(config, 364)
+  of = lambda config: accounts.flops_per_token(config, 364)
   assert of(plain) == pytest.approx(of(resolve(rows.rows(rows.DESK)["baseline"])), rel=0.01)
-  dense = build.parameter_counts(resolve(rows.rows(rows.DESK)["one_expert"]), 364)
-  assert dense[0] == dense[1] == pytest.approx(build.parameter_counts(
+  dense = accounts.parameter_counts(resolve(rows.rows(rows.DESK)["one_expert"]), 364)
+  assert dense[0] == dense[1] == pytest.approx(accounts.parameter_counts(
       resolve(rows.rows(rows.DESK)[rows.REFERENCE]), 364)[1], rel=0.01)
 
 
@@ -125,7 +125,7 @@ def test_the_commands_of_the_paper_size(capsys):
     assert read.workdir.name.endswith(f"_seed{read.config.seed}")
   assert len(seen) == len(lines)
   config = resolve(rows.rows(rows.PAPER)["baseline_seed5"])
-  build.validate(config, 256)
+  assembly.validate(config, 256)
   assert (config.model.d_model, config.model.num_layers, config.model.moe.num_experts) == (2048, 24, 32)
   assert config.train.batch_size * config.data.encoder_len == 2 ** 20 and config.optimizer.name == "adafactor"
 
@@ -134,8 +134,8 @@ def test_the_commands_of_the_paper_size(capsys):
 def test_the_rows_of_one_gpu():
   # Catches: a size that is not about 100M activated parameters, one that is refused.
   config = resolve(rows.rows(rows.GPU)["multiplicative_bias"])
-  build.validate(config, 1)
-  assert 90e6 < build.parameter_counts(resolve(rows.rows(rows.GPU)["baseline"]), 364)[1] < 110e6
+  assembly.validate(config, 1)
+  assert 90e6 < accounts.parameter_counts(resolve(rows.rows(rows.GPU)["baseline"]), 364)[1] < 110e6
   assert set(rows.rows(rows.GPU)) == {name for name in KNOWN if "adamw" not in name}
 
 
@@ -143,7 +143,7 @@ def test_the_rows_of_one_gpu():
 def test_the_rows_of_the_search(capsys):
   # Catches: a search whose rows do not contain the base that it is said to have found.
   for row in rows.search().values():
-    build.validate(resolve(row), 1)
+    assembly.validate(resolve(row), 1)
   assert dict(rows.FRAGILE) in [dict(changes) for changes in rows.SEARCH.values()]
   assert command.main(["--search", "--print"]) == 0
   assert len(capsys.readouterr().out.splitlines()) == len(rows.SEARCH)

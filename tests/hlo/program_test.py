@@ -12,7 +12,7 @@ import tiny
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from moe_jax import build, sharding
+from moe_jax import assembly, sharding
 from moe_jax.hlo.flops import hlo_matmul_flops
 from moe_jax.hlo.program import analyse
 from moe_jax.training import optimizers
@@ -102,10 +102,10 @@ def test_a_training_step_of_this_repository(tmp_path):
   sizes = {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2}
   config = tiny.config(tmp_path, model__num_layers=4, **{f"mesh__{k}": n for k, n in sizes.items()})
   mesh = sharding.make_mesh(sizes)
-  model = build.model(config, 264, mesh)
+  model = assembly.model(config, 264, mesh)
   optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
   step = functools.partial(steps.train_step, model=model, optimizer=optimizer, schedule=schedule,
-                           loss_weights=build.loss_weights(config))
+                           loss_weights=assembly.loss_weights(config))
   state, _ = states.create(mesh, model, optimizer, 0, config.data.seq_len, config.train.batch_size)
   rows = jax.ShapeDtypeStruct((config.train.batch_size, config.data.seq_len), np.int32,
                               sharding=sharding.batch_sharding(mesh))

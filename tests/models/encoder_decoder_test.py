@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from configs import base
-from moe_jax import build, sharding
+from moe_jax import accounts, assembly, sharding
 from moe_jax.models.stack import layer_salts
 from moe_jax.routing.hash_layer import mix
 
@@ -30,7 +30,7 @@ def configured(**changes):
 
 
 def make(**changes):
-  return build.model(configured(**changes), V, sharding.make_mesh({"data": 1}))
+  return assembly.model(configured(**changes), V, sharding.make_mesh({"data": 1}))
 
 
 def packed(documents, length, first):
@@ -309,7 +309,7 @@ def test_parameters_of_t5_and_its_descendants(experts, tied, extra, glu):
   # Catches: a norm or a projection too many, a table that is counted twice, experts in the wrong number of layers.
   c = configured(num_layers=4, moe__num_experts=experts, moe__first=1, moe__d_ff=24, tied_embeddings=tied,
                  activation="geglu" if glu else "relu", moe__extra_ffn=extra)
-  total, _ = build.parameter_counts(c, V)
+  total, _ = accounts.parameter_counts(c, V)
   tables = 2 * 4 * 2 * 8  # a relative bias for each self-attention: heads x buckets
   n_moe = 4 if experts else 0
   norms = 4 * extra * 16  # of the extra FFNs
@@ -320,17 +320,17 @@ def test_parameters_of_t5_base():
   # Catches: a shape that is only right where heads * head_dim, d_model and d_ff are what the tiny model's are.
   c = configured(d_model=768, d_ff=3072, num_layers=12, num_heads=12, num_kv_heads=12, head_dim=64, activation="relu",
                  vocab_size=32128, moe__num_experts=0, relative_buckets=32, relative_max_distance=128)
-  assert build.parameter_counts(c, V)[0] == 222_902_784 + 24 * 12 * 32 == encdec(768, 3072, 768, 12, False) + 9216
+  assert accounts.parameter_counts(c, V)[0] == 222_902_784 + 24 * 12 * 32 == encdec(768, 3072, 768, 12, False) + 9216
   c.model.relative_shared = True  # a table a stack; 222,903,552 are Hugging Face's t5-base
-  assert build.parameter_counts(c, V)[0] == 222_902_784 + 2 * 12 * 32 == 222_903_552
+  assert accounts.parameter_counts(c, V)[0] == 222_902_784 + 2 * 12 * 32 == 222_903_552
 
 
 def test_parameters_of_gshard():
   # Half of the layers have experts, each stack's second, and each side has a vocabulary. Norms are the difference.
   c = configured(num_layers=4, num_encoder_layers=4, moe__first=1, moe__d_ff=24, activation="relu", position="none",
                  vocab_size=64, target_vocab_size=48)
-  assert build.parameter_counts(c, V)[0] - 16 * (5 * 4 + 2) == gshard(4, 8, 16, 24, 8, 64, 48)
-  assert build.parameter_counts(c, V)[0] > build.parameter_counts(
+  assert accounts.parameter_counts(c, V)[0] - 16 * (5 * 4 + 2) == gshard(4, 8, 16, 24, 8, 64, 48)
+  assert accounts.parameter_counts(c, V)[0] > accounts.parameter_counts(
       configured(**{"num_layers": 4, "num_encoder_layers": 2, "moe__first": 1}), V)[0]
 
 

@@ -11,7 +11,7 @@ import tiny
 from flax import linen as nn
 
 from configs import base
-from moe_jax import build, sharding
+from moe_jax import accounts, assembly, sharding
 from moe_jax.hlo import flops
 from moe_jax.layers import Lstm
 
@@ -45,7 +45,7 @@ def settings(**changes):
 
 
 def make(**changes):
-  return build.model(settings(**changes), V, sharding.make_mesh({"data": 1}))
+  return assembly.model(settings(**changes), V, sharding.make_mesh({"data": 1}))
 
 
 def initialise(model, batch):
@@ -188,14 +188,14 @@ def test_flops_and_operations_by_hand():
   d, u, e = 16, 24, 4
   lstm = 2 * (8 * d * u + u * d)
   dense = settings(moe__num_experts=0, lstm_units=u)
-  model, batch = build.model(dense, V, sharding.make_mesh({"data": 1})), packed([[8]])
+  model, batch = assembly.model(dense, V, sharding.make_mesh({"data": 1})), packed([[8]])
   variables = nn.unbox(jax.eval_shape(lambda key: model.init(key, *batch, train=False), jax.random.key(0)))
   of_program = flops.matmul_flops(lambda v: model.apply(v, *batch, train=False)[0], variables)
-  assert of_program / L == build.flops_per_token(dense, V) == 2 * (lstm + d * V)
-  assert build.operations_per_step(dense, V) == lstm
+  assert of_program / L == accounts.flops_per_token(dense, V) == 2 * (lstm + d * V)
+  assert accounts.operations_per_step(dense, V) == lstm
   for primary_k, k in ((2, 1), (1, 2)):
     c = settings(lstm_units=u, **HIERARCHICAL)
     c.model.moe.router.hierarchical.update({"primary_k": primary_k, "k": k})
     groups, members, experts = 2 * d * 2, 2 * d * e, 2 * 2 * d * 12  # logits and noise
-    assert build.flops_per_token(c, V) == 2 * (lstm + experts + groups + members + d * V)
-    assert build.operations_per_step(c, V) == lstm + experts + groups + members * primary_k / 2
+    assert accounts.flops_per_token(c, V) == 2 * (lstm + experts + groups + members + d * V)
+    assert accounts.operations_per_step(c, V) == lstm + experts + groups + members * primary_k / 2

@@ -14,7 +14,7 @@ import pytest
 import tiny
 from changed import config as changed
 
-from moe_jax import build, sharding
+from moe_jax import assembly, sharding
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.training import evaluate, optimizers
 from moe_jax.training import state as states
@@ -96,8 +96,8 @@ def setup(dispatcher, mesh, family):
   """(config, mesh, model, optimizer, schedule) of a run."""
   sizes = {f"mesh.{axis}": int(n) for axis, n in (part.split("=") for part in f"data=1 {mesh}".split())}
   config = changed(CHANGES | FAMILIES[family] | {"model.moe.dispatcher.name": dispatcher} | sizes)
-  build.validate(config, 8)
-  model = build.FAMILIES[config.model.family](config.model, V, PLATFORM.get(dispatcher, "cpu"))
+  assembly.validate(config, 8)
+  model = assembly.FAMILIES[config.model.family](config.model, V, PLATFORM.get(dispatcher, "cpu"))
   optimizer, schedule = optimizers.make(config.optimizer, 6)
   return config, sharding.make_mesh(dict(config.mesh)), model, optax.chain(remember_gradients(), optimizer), schedule
 
@@ -123,7 +123,8 @@ def three_steps(dispatcher, mesh, family="one layer"):
   """(state, metrics of each step) after a run, still on its devices."""
   config, devices, model, optimizer, schedule = setup(dispatcher, mesh, family)
   step = functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule,
-                           loss_weights=build.loss_weights(config), bias_update_rate=build.bias_update_rate(config))
+                           loss_weights=assembly.loss_weights(config),
+                           bias_update_rate=assembly.bias_update_rate(config))
   state, metrics = first_state(mesh, family), []
   places = jax.tree.map(lambda leaf: leaf.sharding, state)
   step = tiny.quick_jit(step, out_shardings=(places, sharding.replicated(devices)))

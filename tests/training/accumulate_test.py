@@ -15,7 +15,7 @@ import pytest
 import tiny
 from changed import config as changed
 
-from moe_jax import build, sharding
+from moe_jax import assembly, sharding
 from moe_jax.hlo.flops import matmul_flops
 from moe_jax.training import evaluate
 from moe_jax.training import state as states
@@ -49,7 +49,7 @@ FSDP, EXPERT = "data=2 fsdp=2", "data=2 expert=2"
 
 def config_of(preset, changes=()):
   config = changed({key: value for key, value in CHANGES.items() if key != "model.moe.num_experts"})
-  build.use_preset(config, preset)
+  assembly.use_preset(config, preset)
   own = FEWER.get(preset, {}) | dict(changes)
   with config.unlocked(), config.ignore_type():
     config.update_from_flattened_dict({"model.moe.num_experts": E, "model.moe.d_ff": 8} | own)
@@ -93,15 +93,15 @@ def setup(preset, changes=(), steps=1, mesh="data=1"):
   sizes = {f"mesh.{axis}": int(n) for axis, n in (part.split("=") for part in mesh.split())}
   config = config_of(preset, dict(changes) | sizes | {"train.accumulate_steps": steps})
   devices = sharding.make_mesh(dict(config.mesh))
-  build.validate(config, devices.size)
-  model = build.model(config, V, devices)
+  assembly.validate(config, devices.size)
+  model = assembly.model(config, V, devices)
   abstract, _ = states.create(devices, model, keep_gradients(), 0, LENGTH, ROWS)
   state = draw(abstract)
   if devices.size > 1:
     state = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), state, abstract)
   step = functools.partial(
       train_step, model=model, optimizer=keep_gradients(), schedule=lambda step: 0.0, accumulate_steps=steps,
-      loss_weights=build.loss_weights(config), bias_update_rate=build.bias_update_rate(config))
+      loss_weights=assembly.loss_weights(config), bias_update_rate=assembly.bias_update_rate(config))
   return step, state, batch_of(config.data.objective == "span_corruption"), devices
 
 
@@ -129,9 +129,9 @@ def assert_same(found, expected):
 # place of assignments, a bias that moves. `OTHERS` and `MESHED` have jitter, losses by device and experts at random.
 KINDS = {"hierarchical", "strictly_balanced", "soft_moe", "deepseek_v3"}
 CUTS = tiny.often({(preset, 4) for preset in KINDS},
-                  [(preset, steps) for preset in build.PRESETS for steps in (4, 2, 8)])
+                  [(preset, steps) for preset in assembly.PRESETS for steps in (4, 2, 8)])
 MESHED = tiny.often({("mixtral", 4, FSDP), ("deepseek_v3", 4, EXPERT)}, [
-    (preset, steps, mesh) for preset in build.PRESETS for mesh in (FSDP, EXPERT) for steps in (1, 2, 4, 8)])
+    (preset, steps, mesh) for preset in assembly.PRESETS for mesh in (FSDP, EXPERT) for steps in (1, 2, 4, 8)])
 
 
 @pytest.mark.parametrize(("preset", "steps"), CUTS)

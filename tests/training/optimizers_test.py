@@ -8,7 +8,7 @@ from changed import config
 from flax import linen as nn
 
 from configs import base
-from moe_jax import build
+from moe_jax import assembly
 from moe_jax.errors import ConfigError
 from moe_jax.training import optimizers
 
@@ -134,7 +134,7 @@ def test_adafactor_takes_layers_and_experts_each_alone():
     {"model.attention": "latent"}])
 def test_stacked_weights_are_those_whose_first_axes_are_layers_and_experts(changes):
   # Catches: a stack under another name, a dense FFN or attention taken for experts.
-  variables = build.abstract_variables(config({"model.num_layers": 6} | changes), 264)
+  variables = assembly.abstract_variables(config({"model.num_layers": 6} | changes), 264)
   boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
   leaves = jax.tree_util.tree_leaves_with_path(variables["params"], is_leaf=boxed)
   wanted = [sum(axis in ("layers", "expert") for axis in leaf.names) for _, leaf in leaves]

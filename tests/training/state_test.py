@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from moe_jax import build, sharding
+from moe_jax import assembly, sharding
 from moe_jax.training import optimizers
 from moe_jax.training import state as states
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.unit
 def make(tmp_path, sizes, **changes):
   config = tiny.config(tmp_path, **changes)
   mesh = sharding.make_mesh(sizes)
-  model = build.model(config, 264, mesh)
+  model = assembly.model(config, 264, mesh)
   optimizer, _ = optimizers.make(config.optimizer, 6)
   with jax.set_mesh(mesh):
     return states.create(mesh, model, optimizer, config.seed, config.data.seq_len, 8), (mesh, model, optimizer, config)

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from flax import linen as nn
 
-from moe_jax import build, sharding
+from moe_jax import assembly, sharding
 from moe_jax.layers import Aux
 from moe_jax.training import evaluate, optimizers
 from moe_jax.training import state as states
@@ -33,10 +33,10 @@ def setup(tmp_path, edit=None, **changes):
   if edit:
     edit(config)
   mesh = sharding.make_mesh(dict(config.mesh))
-  model = build.model(config, 264, mesh)
+  model = assembly.model(config, 264, mesh)
   optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
   step = functools.partial(steps.train_step, model=model, optimizer=optimizer, schedule=schedule,
-                           loss_weights=build.loss_weights(config))
+                           loss_weights=assembly.loss_weights(config))
   with jax.set_mesh(mesh):
     return config, step, states.create(mesh, model, optimizer, 0, config.data.seq_len)[1]()
 
@@ -45,7 +45,7 @@ def setup(tmp_path, edit=None, **changes):
 def usual(tmp_path_factory):
   """`(step, state, weights)`: compiled once for the tests that need nothing special."""
   config, step, state = setup(tmp_path_factory.mktemp("usual"), optimizer__learning_rate=0.01)
-  return tiny.quick_jit(functools.partial(step, output_z_loss=0.5)), state, build.loss_weights(config)
+  return tiny.quick_jit(functools.partial(step, output_z_loss=0.5)), state, assembly.loss_weights(config)
 
 
 def test_loss_is_the_sum_of_its_parts(usual):
@@ -155,13 +155,13 @@ def test_presets_train(tmp_path, name):
   # Catches: a preset whose learned inputs, losses or state the step cannot carry; a router that does not train.
   def changed(c):
     c.model.moe.allow_noncausal_routing = True
-    build.use_preset(c, name)
+    assembly.use_preset(c, name)
   small = dict(model__num_layers=1, model__moe__first=0, model__moe__num_experts=8, model__activation="relu",
                optimizer__weight_decay=0.0)
   config, step, state = setup(tmp_path, edit=changed, **small)
-  after, m = tiny.quick_jit(functools.partial(step, bias_update_rate=build.bias_update_rate(config)))(
+  after, m = tiny.quick_jit(functools.partial(step, bias_update_rate=assembly.bias_update_rate(config)))(
       state, batch_of(4, 32, padded=5))
-  assert np.isfinite(m["loss"]) and np.isfinite(m["grad_norm"]) and set(build.loss_weights(config)) <= set(m)
+  assert np.isfinite(m["loss"]) and np.isfinite(m["grad_norm"]) and set(assembly.loss_weights(config)) <= set(m)
   before, after = state.params["layer_0"]["ffn"], after.params["layer_0"]["ffn"]
   moved = {key for key in before if key != "shared" and np.any(before[key] != after[key])}
   router = {key for key in before if "router" in key or key in ("mu", "scale", "shared_gate")}

@@ -1,0 +1,13 @@
+"""From a ConfigDict to objects: models, layers, routers, presets, and the checks of what goes together.
+
+Nothing outside this package and `accounts` reads `config.model`.
+"""
+
+from moe_jax.assembly.bind import bind
+from moe_jax.assembly.experts import bias_update_rate, loss_weights, names_of_layers_with_experts
+from moe_jax.assembly.models import FAMILIES, abstract_variables, fixed_vocab_size, model
+from moe_jax.assembly.presets import PRESETS, use_preset
+from moe_jax.assembly.validate import validate
+
+__all__ = ["FAMILIES", "PRESETS", "abstract_variables", "bias_update_rate", "bind", "fixed_vocab_size", "loss_weights",
+           "model", "names_of_layers_with_experts", "use_preset", "validate"]

@@ -1,0 +1,168 @@
+"""The layers with experts of a config: `config.model.moe`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from moe_jax.assembly.bind import bind
+from moe_jax.assembly.sublayers import kind, layout, own_models
+from moe_jax.dispatch import DISPATCHERS
+from moe_jax.layers import LOSSES, LossOptions, MoeLayer, SoftMoeLayer, load_without_noise
+from moe_jax.models import moe_layers
+from moe_jax.routing import ROUTERS, Leak, RoutingContext, RoutingPlan
+
+
+def moe_layer(m: ConfigDict, dense: functools.partial, platform: str) -> functools.partial:
+  """What makes a layer with experts, where `dense` makes one without.
+
+  Args:
+    m: config.model.
+    dense: a bound `DenseFfn`; shared experts are such FFNs, of their own width and activation.
+    platform: of the devices that will run it.
+  """
+  e = m.moe
+  activation = e.activation or m.activation
+  shared = functools.partial(dense, d_ff=e.num_shared_experts * e.d_ff, activation=activation)
+  common = dict(num_experts=e.num_experts, d_ff=e.d_ff, activation=activation,
+                shared=shared if e.num_shared_experts else None, ffn_bias=m.ffn_bias, group_size=e.group_size,
+                group_rows=e.group_rows, output_scale=dense.keywords["output_scale"], dtype=dense.keywords["dtype"])
+  if e.soft_slots:
+    return functools.partial(SoftMoeLayer, slots=e.soft_slots, **common)
+  router = router_of(e)
+  return functools.partial(
+      MoeLayer, router=router, dispatcher=bind(DISPATCHERS, e.dispatcher, "model.moe.dispatcher"), platform=platform,
+      learned=ROUTERS[e.router["name"]].learned, groups=option(router, "groups", 1), network=e.gate_network,
+      router_init_scale=e.router_init_scale, router_dtype=e.router_dtype, jitter=e.jitter, jitter_on=e.jitter_on,
+      routed_scale=e.routed_scale, shared_gate=e.shared_gate, replay_gate=e.replay_gate, losses=_losses(m, router),
+      **capacity_rule(e, router), **common)
+
+
+def encoder_model(m: ConfigDict) -> ConfigDict:
+  """config.model as an encoder's layers read it: their router serves in the order that encoder_priority says."""
+  if not m.moe.encoder_priority:
+    return m
+  own = ConfigDict(m.to_dict())
+  own.moe.router[own.moe.router.name].priority = m.moe.encoder_priority
+  return own
+
+
+def router_of(e: ConfigDict) -> functools.partial:
+  """The function of the router that `config.model.moe` names, with its options bound."""
+  return bind({name: router.route for name, router in ROUTERS.items()}, e.router, "model.moe.router")
+
+
+def option(router: functools.partial, name: str, default=None):
+  """The value of a router's option; `default` if it has none of that name."""
+  parameter = inspect.signature(router).parameters.get(name)
+  return default if parameter is None else parameter.default
+
+
+def capacity_rule(e: ConfigDict, router: functools.partial) -> dict:
+  """A router with a capacity of its own fills its slots exactly: there is nothing to drop."""
+  own = option(router, "capacity_factor")
+  if own is not None:
+    return dict(capacity_factor=float(own), capacity_basis="tokens")
+  return dict(capacity_factor=e.capacity_factor, eval_capacity_factor=e.eval_capacity_factor,
+              capacity_basis=e.capacity_basis, capacity_rounding=e.capacity_rounding, min_capacity=e.min_capacity)
+
+
+def _losses(m: ConfigDict, router: functools.partial) -> LossOptions:
+  e, size = m.moe, 64 * m.moe.num_experts  # any size will do that leaves K whole
+  k = max(round(trace_router(e, size).expert.shape[-1] / size), 1)
+  own = ROUTERS[e.router["name"]].smooth_load
+  load = functools.partial(own, **router.keywords) if own else functools.partial(load_without_noise, k=k)
+  return LossOptions(names=tuple(moe_loss_weights(m)), balance_counts=e.balance_counts, balance_over=e.balance_over,
+                     balance_scores=e.balance_scores, importance_of=e.importance_of, devices=e.devices,
+                     devices_a_token=option(router, "kept_groups", min(k, e.devices)), load=load, k=k)
+
+
+def trace_router(e: ConfigDict, size: int) -> RoutingPlan:
+  """The abstract plan of one group in training; raises what the router raises of its options."""
+  router = router_of(e)
+  learned = ROUTERS[e.router["name"]].learned
+  return _traced(router.func, tuple(router.keywords.items()), learned, e.num_experts, size)
+
+
+@functools.lru_cache(maxsize=256)  # many functions ask for the same plan
+def _traced(function: Callable, options: tuple[tuple[str, Any], ...], learned: tuple[str, ...], num_experts: int,
+            size: int) -> RoutingPlan:
+  router = functools.partial(function, **dict(options))
+  shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
+  fields = {"noise_std": (size, num_experts), "primary": (size, option(router, "groups", 1)),
+            "primary_noise_std": (size, option(router, "groups", 1)), "threshold": (num_experts,)}
+  given = {field: shape(*fields[field]) for field in learned}
+  context = RoutingContext(token_ids=jax.ShapeDtypeStruct((size,), jnp.int32), train=True, **given)
+  return jax.eval_shape(router, shape(size, num_experts), context)
+
+
+def has_experts(m: ConfigDict) -> tuple[bool, ...]:
+  """For each layer of config.model, whether it has experts; those of an encoder come first.
+
+  A Brainformer's layers are its sublayers.
+  """
+  if entries := layout(m):
+    return tuple(kind(entry) == "moe" for entry in entries)
+  return tuple(experts for layers in (encoder_layers(m), m.num_layers) for experts in (
+      moe_layers(layers, m.moe.first, m.moe.every) if m.moe.num_experts else (False,) * layers))
+
+
+def names_of_layers_with_experts(config: ConfigDict) -> list[str]:
+  """A name for each layer with experts, in their order: its number, counted in the encoder and the decoder anew."""
+  layers, encoder = has_experts(config.model), encoder_layers(config.model)
+  name = lambda i: (f"layer {i}" if not encoder else
+                    f"encoder layer {i}" if i < encoder else f"decoder layer {i - encoder}")
+  return [name(i) for i, experts in enumerate(layers) if experts]
+
+
+def layers_with_experts(m: ConfigDict) -> tuple[ConfigDict, ...]:
+  """For each layer with experts, config.model as it reads it; those of an encoder come first."""
+  models = own_models(m)
+  read = [models[entry] for entry in layout(m)] or [encoder_model(m)] * encoder_layers(m) + [m] * m.num_layers
+  return tuple(own for own, experts in zip(read, has_experts(m), strict=True) if experts)
+
+
+def encoder_layers(m: ConfigDict) -> int:
+  """The number of layers of config.model's encoder; 0 = it has none."""
+  return (m.num_encoder_layers or m.num_layers) if m.family == "encoder_decoder" else 0
+
+
+def looks_ahead(e: ConfigDict) -> Leak:
+  """Returns whether the routing of config.model.moe looks ahead. Soft MoE mixes all tokens of a group, so it does."""
+  return "yes" if e.soft_slots else ROUTERS[e.router["name"]].leak(**router_of(e).keywords)
+
+
+def group_tokens(e: ConfigDict, seq_len: int) -> int:
+  """S, tokens that are routed together in rows of this length."""
+  return e.group_size or e.group_rows * seq_len
+
+
+def experts_a_token(m: ConfigDict, seq_len: int) -> float:
+  """A/S: K for token choice, on average the capacity factor for expert choice; E*p/S for Soft MoE's p slots."""
+  size = group_tokens(m.moe, seq_len)
+  if m.moe.soft_slots:
+    return m.moe.num_experts * m.moe.soft_slots / size
+  return trace_router(m.moe, size).expert.shape[-1] / size
+
+
+def loss_weights(config: ConfigDict) -> dict[str, float]:
+  """What each of `Aux.losses` is multiplied by in the training loss; those of weight 0 are not there."""
+  return moe_loss_weights(config.model)
+
+
+def moe_loss_weights(m: ConfigDict) -> dict[str, float]:
+  """The same, of config.model."""
+  weights = {name: m.moe[f"{name}_loss"] for name in LOSSES}
+  routed = any(has_experts(m)) and not m.moe.soft_slots
+  return {name: weight for name, weight in weights.items() if weight} if routed else {}
+
+
+def bias_update_rate(config: ConfigDict) -> float:
+  """Step of the loss-free balancing bias; 0 = there is none."""
+  return config.model.moe.bias_update_rate if any(has_experts(config.model)) else 0.0

@@ -1,0 +1,144 @@
+"""What a run leaves behind, on a model of a few thousand weights."""
+
+import json
+import math
+import types
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from moe_jax import assembly, data, sharding
+from moe_jax.data.documents import InMemory, Subset
+from moe_jax.data.tokenizers import Bytes
+from moe_jax.run import finish
+from moe_jax.training import evaluate, optimizers
+from moe_jax.training import state as states
+
+pytestmark = pytest.mark.smoke
+INFO = {"config": "configs/tiny.py", "command": "train", "steps": 6, "tokens": 768, "wall_seconds": 1.5}
+
+
+def parts(directory, **changes):
+  """The arguments of `finish.finish` for an untrained model, up to `run_info`."""
+  config = tiny.config(directory, **changes)
+  workdir = directory / "run"
+  workdir.mkdir()
+  tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
+  mesh = sharding.make_mesh(dict(config.mesh))
+  model = assembly.model(config, tokenizer.size, mesh)
+  optimizer, _ = optimizers.make(config.optimizer, config.train.steps)
+  with jax.set_mesh(mesh):
+    _, make = states.create(mesh, model, optimizer, 0, config.data.seq_len, config.train.batch_size)
+    state = make()
+  eval_fn = evaluate.make_eval(config, model, mesh, tokenizer, sources)
+  return config, workdir, model, state, tokenizer, sources, mesh, eval_fn
+
+
+def test_leaves_results_routing_report_and_a_table(tmp_path, capsys):
+  # Catches a figure that is not of the whole validation split, a page whose experts do not fit its tokens, a lost file.
+  other = {"config": "configs/dense_baseline.py:quickstart", "bits_per_byte": {}}
+  (tmp_path / "other.json").write_text(json.dumps(other))
+  arguments = parts(tmp_path, report__compare=str(tmp_path / "other.json"))
+  source = arguments[5][0]
+  other["bits_per_byte"][source.name] = 7.5
+  (tmp_path / "other.json").write_text(json.dumps(other))
+  finish.finish(*arguments, INFO)
+  workdir, printed = arguments[1], capsys.readouterr().out
+
+  results = json.loads((workdir / "results.json").read_text())
+  assert INFO.items() <= results.items()
+  size = sum(map(len, source.documents("validation")))
+  nats = results["loss"][source.name] * arguments[-1](arguments[3], 0)[source.name]["tokens"]
+  assert results["bits_per_byte"][source.name] == pytest.approx(nats / math.log(2) / size)
+  assert list(results["ladder"][source.name]) == ["unigram", "bigram", "trigram", "4-gram", "5-gram", "lzma"]
+  assert results["parameters"]["activated"] < results["parameters"]["total"] and results["versions"]["jax"]
+  assert results["compare"] == {
+    "label": "dense baseline", "bits_per_byte": {source.name: 7.5}, "other_data": [source.name]}
+
+  routing = json.loads((workdir / "routing.json").read_text())
+  page, = routing["pages"]
+  assert routing["num_experts"] == 4 and routing["layers"] == [0] and len(page["experts"]) == 1
+  assert len(page["pieces"]) == len(page["experts"][0]) == 4 * 32  # one batch: less than a page
+  text = source.documents("validation")[0].decode()
+  assert page["pieces"][0] is None and "".join(page["pieces"][1:21]) == text[:20]
+  assert set(page["experts"][0]) <= {0, 1, 2, 3}
+
+  assert "Held-out text by expert" in (workdir / "report.html").read_text()
+  head, line, note = printed.strip().splitlines()[:3]
+  assert head.split() == "bits per byte this run dense baseline unigram bigram trigram 4-gram 5-gram LZMA".split()
+  assert line.startswith(source.name) and "7.500*" in line and note.startswith("* on another version")
+  assert str(workdir / "report.html") in printed and 0 < len(results["sample"].encode("utf-8", "replace")) <= 600
+
+
+def test_dense_run_has_no_routing(tmp_path):
+  # Catches the page of a former run, or an empty one, left in the workdir of a dense run.
+  arguments = parts(tmp_path, model__moe__num_experts=0)
+  (arguments[1] / "routing.json").write_text("{}")
+  finish.finish(*arguments, INFO)
+  assert not (arguments[1] / "routing.json").exists()
+  assert "Routers" not in (arguments[1] / "report.html").read_text()
+
+
+def test_sample_is_the_same_each_time_and_made_of_bytes(tmp_path):
+  # Catches a seed taken from the clock, and a crash where one sequence (24) is no whole number of routing groups (16).
+  config, _, model, state, tokenizer, *_ = parts(tmp_path, model__moe__group_size=16, data__seq_len=24)
+  one, two = (finish.sample_text(config, model, {"params": state.params}, tokenizer) for _ in range(2))
+  assert one == two and len(one) > 20
+
+
+class Words(data.Tokenizer):
+  byte_lengths = np.array([0, 4, 4], np.int32)
+
+  def decode(self, ids):
+    return b"".join([b"", b" the", b" cat"][i] for i in ids)
+
+
+class Trims(Words):
+
+  def decode(self, ids):
+    return super().decode(ids).strip()
+
+
+def test_pieces_are_the_text_of_each_token():
+  # Catches the halves of a character shown as U+FFFD, specials shown as text, and tokenizers that trim.
+  assert finish.pieces(Bytes(), np.array([256, 97, 0xC3, 0xA9, 10])) == [None, "a", "\\xc3", "\\xa9", "\n"]
+  assert finish.pieces(Words(), np.array([0, 1, 2])) == [None, " the", " cat"]
+  assert finish.pieces(Trims(), np.array([0, 1, 2])) == [None, "the", "cat"]
+
+
+def test_large_or_empty_sources_get_no_ladder(tmp_path):
+  # Catches an hour of n-grams at the end of a run on C4, and a division by no bytes.
+  def subset(texts):
+    text, ends = np.frombuffer(b"".join(texts), np.uint8), np.cumsum([len(t) for t in texts])
+    return Subset(InMemory([str(i) for i in range(len(texts))], text, ends), range(len(texts)))
+
+  settings = types.SimpleNamespace(validation_fraction=0.1, validation_split="", cache_dir=str(tmp_path))
+  source = lambda train, validation: data.Source("s", f"{train}{validation}", {
+      "train": subset(train), "validation": subset(validation)})
+  assert finish.source_ladder(settings, source([b"12345", b"123456"], [b"1"]), 10) is None
+  assert finish.source_ladder(settings, source([b"12345"], []), 10) is None
+  assert finish.source_ladder(settings, source([b"12345"], [b""]), 10) is None
+  assert finish.source_ladder(settings, source([b"1"], [b"1"]), 0) is None
+  assert finish.source_ladder(settings, source([b"12345", b"12345"], [b"1"]), 10)["unigram"] > 0
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"config": "c", "bits_per_byte": null}',
+                                     '{"config": "c", "bits_per_byte": {"a": "x"}}'])
+def test_comparison_that_cannot_be_read_is_told_and_left_out(tmp_path, capsys, content):
+  # Catches a finished run that dies because a file to compare with is not there.
+  path = tmp_path / "results.json"
+  if content is not None:
+    path.write_text(content)
+  assert finish.comparison(str(path), {"bits_per_byte": {"a": 1.0}, "data": {}}) == {}
+  assert "report.compare" in capsys.readouterr().out
+  assert finish.comparison("", {"bits_per_byte": {"a": 1.0}, "data": {}}) == {}
+
+
+def test_table_without_ladder_or_value():
+  # Catches a format that dies on NaN and on a source without a ladder.
+  results = {"bits_per_byte": {"a": math.nan, "bb": 2.0}, "ladder": {"bb": {"unigram": 4.0, "lzma": 1.0}}}
+  assert finish.table(results).splitlines() == [
+      "bits per byte  this run  unigram   LZMA", "a                     -        -      -",
+      "bb                2.000    4.000  1.000"]

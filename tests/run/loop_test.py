@@ -1,0 +1,208 @@
+"""The order of events in the loop, with everything around it acted: log, evaluate, save, stop, refuse NaN."""
+
+import json
+import math
+import pathlib
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from moe_jax import sharding
+from moe_jax.errors import ConfigError, Diverged
+from moe_jax.run import loop
+from moe_jax.training import evaluate
+from moe_jax.training.checkpoints import Restored
+from moe_jax.training.guard import Guard
+from moe_jax.training.state import TrainState
+
+pytestmark = pytest.mark.unit
+
+
+class Recorder:
+  """Stands for checkpoints, writer, progress and interrupt, and remembers what they were told."""
+
+  def __init__(self, stop_at=None):
+    self.events, self.name, self.stop_at, self.directory = [], "", stop_at, pathlib.Path("checkpoints")
+    self.saved, self.trouble, self.said = {}, "", []
+
+  def save(self, n, state, data, meta, bits):
+    self.events.append(("save", n, data["batches"], bits))
+    self.saved[n] = state, data, {"guard": json.loads(json.dumps(meta["guard"]))}
+
+  def restore(self, abstract, before):
+    step = max(n for n in self.saved if n < before)
+    self.events.append(("restore", step))
+    return Restored(step, *self.saved[step], [])
+
+  def drop_after(self, step):
+    self.saved = {n: saved for n, saved in self.saved.items() if n <= step}
+
+  def write(self, n, kind, values):
+    self.events.append((kind, n))
+
+  def event(self, n, event):
+    self.events.append((event["event"], n, event["batch"]))
+
+  def log(self, loss):
+    return 1.0
+
+  def kept(self):
+    return f"checkpoint checkpoints/{max(self.saved)} is from before" if self.saved else "there is no checkpoint yet"
+
+  def steps(self):
+    return sorted(self.saved)
+
+  def step(self, n, loss):
+    self.events.append(("shown", n))
+
+  def say(self, text):
+    self.said.append(text)
+
+  pause = wait = forget_after = went_back = lambda *_: None
+
+
+class Batches:
+  def __init__(self, recorder, begun=0):
+    self.count, self.recorder = begun, recorder
+
+  def __next__(self):
+    self.count += 1
+    if self.count == self.recorder.stop_at:
+      self.recorder.name = "SIGTERM"
+    return {"number": np.full(1, self.count)}
+
+  def get_state(self):
+    return {"batches": self.count}
+
+
+def fresh(n=0):
+  return TrainState(step=jnp.int32(n), params={}, opt_state=(), router_state={}, rng=jax.random.key(0))
+
+
+def run(tmp_path, recorder, losses=lambda n: 1.0, begun=0, guard=None, deadline=math.inf, batches=None, **changes):
+  """Trains seven steps; `losses` gives the loss of a batch by its number. Returns (step, what stopped it, events)."""
+  config = tiny.config(tmp_path, **{"train__steps": 7, "train__log_every": 2, "train__eval_every": 3,
+                                    "train__checkpoint_every": 3} | changes)
+
+  def update(state, batch):
+    loss = jnp.float32(losses(int(batch["number"][0])))
+    return fresh(int(state.step) + 1), {
+        "loss": loss, "grad_norm": loss, "grad_norms": jnp.stack([jnp.float32(1), loss])}
+
+  totals = {"a": {"nats": 1.0, "tokens": 1, "bytes": 1}}
+  one = loop.Run(config, sharding.make_mesh({"data": 1}), update, fresh, None, lambda state, n: totals,
+                 batches or Batches(recorder, begun), recorder, recorder, recorder, recorder, guard or Guard(),
+                 ["a", "b/w"], [], deadline=deadline)
+  state, stopped = loop._steps(one, fresh(begun))
+  return int(state.step), stopped, [e for e in recorder.events if e[0] != "shown"]
+
+
+def test_logs_evaluates_and_saves_when_due(tmp_path):
+  # Catches: a last step that is not saved; a checkpoint whose data state is a batch ahead; a save before
+  # its evaluation.
+  bits = evaluate.summary({"a": {"nats": 1.0, "tokens": 1, "bytes": 1}})["bits_per_byte"]
+  step, stopped, events = run(tmp_path, Recorder())
+  assert (step, stopped) == (7, "")
+  assert events == [("train", 2), ("eval", 3), ("save", 3, 3, bits), ("train", 4), ("train", 6), ("eval", 6),
+                    ("save", 6, 6, bits), ("train", 7), ("eval", 7), ("save", 7, 7, bits)]
+
+
+def test_a_resumed_run_goes_on_with_the_same_events(tmp_path):
+  # Catches: intervals counted from the start of the process.
+  assert run(tmp_path, Recorder(), begun=3)[2] == run(tmp_path, Recorder())[2][3:]
+
+
+def test_a_signal_finishes_the_step_and_saves(tmp_path):
+  # Catches: a step lost, a step too many, no save.
+  step, stopped, events = run(tmp_path, Recorder(stop_at=5))
+  assert (step, stopped, events[-1]) == (5, "SIGTERM", ("save", 5, 5, None))
+
+
+@pytest.mark.parametrize("at", [3, 5])
+def test_nan_stops_before_it_is_saved(tmp_path, at):
+  # Catches: a diverged model that replaces the last good checkpoint: at step 3 the save is due in the same step.
+  recorder = Recorder()
+  with pytest.raises(Diverged, match=f"step {at} the loss is nan .* finite is b/w") as error:
+    run(tmp_path, recorder, lambda n: float("nan") if n >= at else 1.0)
+  saved = [e[1] for e in recorder.events if e[0] == "save"]
+  assert saved == [3][:at - 3] and ("checkpoints" in str(error.value) or at == 3)
+  assert "optimizer.learning_rate" in str(error.value)
+
+
+def test_every_steps_loss_is_looked_at_once(tmp_path):
+  # Catches: a NaN between two logs that goes unnoticed or is told of a later step.
+  recorder = Recorder()
+  run(tmp_path, recorder)
+  assert [e[1] for e in recorder.events if e[0] == "shown"] == [1, 2, 3, 4, 5, 6, 7]
+
+
+NAN = math.nan
+
+
+def test_a_rollback_goes_on_from_a_healthy_checkpoint_with_new_batches(tmp_path):
+  # Catches: the bad batches trained on again; a checkpoint taken in the middle of a row of bad steps; lost counts.
+  recorder, guard = Recorder(), Guard(skip_nonfinite=True, patience=2, max_rollbacks=1)
+  step, stopped, events = run(tmp_path, recorder, lambda n: NAN if n in (6, 7) else 1.0, guard=guard, train__steps=9)
+  told = [e for e in events if e[0] in ("save", "nonfinite", "rollback", "restore")]
+  bits = told[0][3]
+  # Step 6 is due to be saved, but bad; after step 7 the run goes back to 3, whose next batch is number 8.
+  assert told == [("save", 3, 3, bits), ("nonfinite", 6, 6), ("nonfinite", 7, 7), ("restore", 3), ("rollback", 3, 7),
+                  ("save", 6, 10, bits), ("save", 9, 13, bits)]
+  assert (step, stopped, guard.skipped_batches, guard.rollbacks) == (9, "", 4, 1)
+  assert recorder.saved[9][2]["guard"]["skipped_batches"] == 4
+  assert any("went back to step 3, and 4 batches are skipped" in text for text in recorder.said)
+
+
+def test_a_rollback_before_the_first_checkpoint_begins_anew(tmp_path):
+  # Catches: max() of nothing.
+  guard = Guard(max_rollbacks=1)
+  step, _, events = run(tmp_path, Recorder(), lambda n: NAN if n == 2 else 1.0, guard=guard)
+  assert ("rollback", 0, 2) in events and (step, guard.skipped_batches) == (7, 2)
+
+
+def test_a_signal_in_a_row_of_bad_steps_saves_nothing(tmp_path):
+  # Catches: the healthy checkpoint replaced by one that the run would have to go back behind.
+  recorder, guard = Recorder(stop_at=5), Guard(skip_nonfinite=True, patience=9)
+  step, stopped, events = run(tmp_path, recorder, lambda n: NAN if n >= 4 else 1.0, guard=guard)
+  assert (step, stopped, sorted(recorder.saved)) == (5, "SIGTERM", [3])
+
+
+def test_the_clock_stops_a_start_that_has_had_its_minutes(tmp_path):
+  # Catches: a job that its queue kills before it has saved.
+  step, stopped, events = run(tmp_path, Recorder(), deadline=0.0, train__max_minutes=1.5)
+  assert (step, stopped, events[-1]) == (1, "train.max_minutes=1.5", ("save", 1, 1, None))
+
+
+def test_a_batch_of_a_checkpoint_must_fit_its_step(tmp_path):
+  # Catches: a run that goes on from another place in its data.
+  config = tiny.config(tmp_path)
+  meta = {"seconds": 1.0, "guard": Guard(skipped_batches=2).state()}
+  place = types.SimpleNamespace(set_state=lambda data: None)
+  for batches, good in ((6, False), (8, True)):
+    restored = Restored(6, fresh(6), {"pipeline": "windows", "batches": batches}, meta, [])
+    known = types.SimpleNamespace(directory=pathlib.Path("c"), resumed_step=lambda n: 6,
+                                  restore=lambda _, restored=restored: restored)
+    if good:
+      assert loop._begin(config, None, None, known, place, Guard())[1] == 1.0
+    else:
+      with pytest.raises(ConfigError, match="place in the data is batch 6, but 6 steps and 2 batches"):
+        loop._begin(config, None, None, known, place, Guard())
+
+
+@pytest.mark.parametrize("noisy, different", [(False, []), (True, ["metrics/loss"])])
+def test_a_step_that_draws_other_numbers_each_time_is_not_deterministic(tmp_path, monkeypatch, noisy, different):
+  # Catches: a check that compares a state with itself, or not the metrics.
+  calls = []
+
+  def make(config, model, optimizer, schedule):
+    def update(state, batch):
+      calls.append(1)
+      return state, {"loss": jnp.float32(len(calls) if noisy else 1)}
+    return update
+
+  monkeypatch.setattr(loop.updates, "make", make)
+  assert loop.determinism(tiny.config(tmp_path)) == different
