@@ -80,8 +80,10 @@ def _order(mutant: Mutant, judges: Iterable[Judge], seconds: float) -> tuple[lis
   place = pathlib.PurePath(mutant.path)
   # A change of a multi-line statement is noted at its first line, which Python may not count as executed: 3 lines.
   near = set(range(mutant.line - 1, mutant.line + 2))
-  there = sorted((judge for judge in judges if near & judge.lines.get(mutant.path, frozenset())),
-                 key=lambda judge: judge.seconds)
+  of_file = [judge for judge in judges if mutant.path in judge.lines]
+  # What runs as the module is imported, such as a default, is executed by no test, and concerns all of them.
+  there = [judge for judge in of_file if near & judge.lines[mutant.path]] or of_file
+  there = sorted(there, key=lambda judge: judge.seconds)
   own = [judge for judge in there if pathlib.PurePath(judge.path).stem == f"{place.stem}_test"]
   others, left = [], seconds
   for judge in there:

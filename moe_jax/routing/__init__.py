@@ -3,47 +3,34 @@
 A `Router` holds a function `f(logits [S, E], context, *, options) -> RoutingPlan`, which knows neither the layer's
 capacity nor its experts, and what the rest of the package must know about it. Losses and metrics are functions of
 (logits, plan) and no business of a router. To add a router, write a file here that ends in `ROUTER = Router(...)`, and
-add its line to `ROUTERS`.
+add its name to the list below.
 """
 
-from moe_jax.routing import (
-    adaptive_mixture,
-    base,
-    capped_expert_choice,
-    device_limited,
-    expert_choice,
-    gshard,
-    hash_layer,
-    hierarchical,
-    no_token_left_behind,
-    noisy_top_k,
-    random_choice,
-    sigmoid_bias,
-    sinkhorn,
-    st_moe,
-    strictly_balanced,
-    top_k,
-)
+import importlib
+
 from moe_jax.routing.plan import RoutingContext, RoutingPlan, group_axes
 from moe_jax.routing.router import Leak, Router
 
-ROUTERS: dict[str, Router] = {
-    "adaptive_mixture": adaptive_mixture.ROUTER,
-    "noisy_top_k": noisy_top_k.ROUTER,
-    "hierarchical": hierarchical.ROUTER,
-    "strictly_balanced": strictly_balanced.ROUTER,
-    "gshard": gshard.ROUTER,
-    "top_k": top_k.ROUTER,
-    "no_token_left_behind": no_token_left_behind.ROUTER,
-    "expert_choice": expert_choice.ROUTER,
-    "capped_expert_choice": capped_expert_choice.ROUTER,
-    "st_moe": st_moe.ROUTER,
-    "device_limited": device_limited.ROUTER,
-    "sigmoid_bias": sigmoid_bias.ROUTER,
-    "base": base.ROUTER,
-    "sinkhorn": sinkhorn.ROUTER,
-    "hash_layer": hash_layer.ROUTER,
-    "random_choice": random_choice.ROUTER,
-}
+# Each is the name of a file here that ends in `ROUTER = Router(...)`.
+_FILES = (
+    "adaptive_mixture",
+    "noisy_top_k",
+    "hierarchical",
+    "strictly_balanced",
+    "gshard",
+    "top_k",
+    "no_token_left_behind",
+    "expert_choice",
+    "capped_expert_choice",
+    "st_moe",
+    "device_limited",
+    "sigmoid_bias",
+    "base",
+    "sinkhorn",
+    "hash_layer",
+    "random_choice",
+)
+
+ROUTERS: dict[str, Router] = {name: importlib.import_module(f"moe_jax.routing.{name}").ROUTER for name in _FILES}
 
 __all__ = ["ROUTERS", "Leak", "Router", "RoutingContext", "RoutingPlan", "group_axes"]

@@ -43,6 +43,12 @@ def test_local_experts():
   np.testing.assert_array_equal(local_experts(jnp.array([[2, 1], [0, 2]]), 7), [0, 0, 1, 1, 1, 2, 2])
 
 
+def test_an_unknown_platform_is_named():
+  # Catches: a platform without an implementation that is only found out while compiling.
+  with pytest.raises(ConfigError, match="platform='quantum'"):
+    lowered("quantum")
+
+
 def test_an_unknown_exchange_is_named():
   # Catches: a misspelt option that quietly means padded.
   with pytest.raises(ConfigError, match="exchange='raged'"):

@@ -75,6 +75,15 @@ def test_its_own_tests_judge_first():
   assert [each.name for each in others] == ["tests/layers/moe_test.py::fast", "tests/layers/moe_test.py::slow"]
 
 
+def test_what_runs_at_import_is_judged_by_all_tests_of_the_module():
+  # Catches: a changed default, whose line no test executes, that no test may judge.
+  mutant = Mutant("moe_jax/routing/top_k.py", 15, 0, "a", "b")
+  judges = [judge.Judge("tests/routing/top_k_test.py::own", 1.0, {"moe_jax/routing/top_k.py": frozenset({40})}),
+            judge.Judge("tests/layers/ffn_test.py::elsewhere", 1.0, {"moe_jax/layers/ffn.py": frozenset({15})})]
+  own, others = judge._order(mutant, judges, 10.0)
+  assert [each.name for each in own] == ["tests/routing/top_k_test.py::own"] and not others
+
+
 def test_the_table_counts():
   # Catches: survivors that count as noticed.
   possible = {"routing/": [Mutant("r.py", n, n, "a", "b") for n in range(4)], "dispatch/": []}

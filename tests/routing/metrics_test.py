@@ -59,6 +59,12 @@ def test_gate_norm():
   assert float(metrics.gate_norm(renormalised, VALID)) == pytest.approx(1.0)
 
 
+def test_gate_norm_of_a_single_token():
+  # Catches: a mean over at least two tokens.
+  one = RoutingPlan(token=jnp.array([0]), expert=jnp.array([0]), gate=jnp.array([0.75]), num_experts=2)
+  assert float(metrics.gate_norm(one, jnp.array([True]))) == pytest.approx(0.75)
+
+
 def test_coactivation():
   # Expert 0 serves tokens 0 and 1, expert 1 token 0: of expert 0's tokens half visit 1, of expert 1's all visit 0.
   # Catches: the transpose, a joint frequency for a conditional one, padding as a token that visits an expert.

@@ -128,6 +128,11 @@ def test_padding_counts_in_no_threshold():
   assert float(loss(padded, jnp.zeros(4, bool))) == 0.0
 
 
+def test_the_threshold_loss_of_a_single_token():
+  # One token, one expert, m = 1, which the threshold stops: -1 * (1 - 2) / 1 = 1. Catches: a mean over at least two.
+  assert float(threshold_loss(jnp.zeros((1, 1)), jnp.array([2.0]), None, 1)) == pytest.approx(1.0)
+
+
 def test_descent_finds_the_batchwise_mask():
   # From thresholds that all tokens pass, and that none does. Catches: descent away from m tokens.
   logits = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4)), jnp.float32)

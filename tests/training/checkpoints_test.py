@@ -239,6 +239,29 @@ def test_another_models_checkpoint_is_refused(tmp_path):
     c.restore(other)
 
 
+def test_a_state_that_is_not_what_its_digests_say_is_not_restored(tmp_path, monkeypatch):
+  # Damage that the storage's own checksums let pass. Catches: digests that are written and never compared.
+  save(tmp_path, {2: 2.0})
+  true = checkpoints.digest.examine
+
+  def other(tree):
+    found = true(tree)
+    return found._replace(digests=found.digests | {"params/layer/w": "0" * 32})
+
+  monkeypatch.setattr(checkpoints.digest, "examine", other)
+  with Checkpoints(tmp_path) as c, pytest.raises(ConfigError, match="params/layer/w"):
+    c.restore(abstract(make_state(2)))
+
+
+def test_what_is_set_aside_again_gets_another_name(tmp_path):
+  # Catches: a damaged checkpoint that overwrites an earlier one; numbers that go down.
+  names = []
+  for _ in range(3):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    names.append(checkpoints._move_aside(tmp_path / "checkpoints", tmp_path / "checkpoints" / "5", "5").name)
+  assert names == ["checkpoints-5", "checkpoints-5-2", "checkpoints-5-3"]
+
+
 def test_weights_that_have_changed_do_not_load(tmp_path):
   # Catches: inspect, which prints a fingerprint of damaged weights as if they were the run's.
   save(tmp_path, {2: 1.0})

@@ -70,6 +70,16 @@ def test_padding_changes_nothing(usual):
     np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
 
 
+def test_rows_of_padding_do_not_dilute_the_loss(usual):
+  # Two rows, then those two again or padding. Catches: a mean over all tokens of the batch, real or not.
+  step, state, _ = usual
+  batch = batch_of(4, 32)
+  twice = {name: np.concatenate([values[:2], values[:2]]) for name, values in batch.items()}
+  padded = twice | {"segment_ids": twice["segment_ids"] * (np.arange(4) < 2)[:, None]}
+  (_, expected), (_, found) = step(state, twice), step(state, padded)
+  np.testing.assert_allclose(found["cross_entropy"], expected["cross_entropy"], rtol=1e-5)
+
+
 def test_a_few_steps_learn(usual):
   # Catches: an update of the wrong sign.
   step, state, _ = usual
