@@ -29,7 +29,7 @@ coverage: venv $(LIBTPU)/asked  ## which lines of moe_jax/ the tests execute
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --sort=cover
 
-mutation: venv  ## 400 small changes of routing, dispatch, step and checkpoints, which tests must notice
+mutation: venv  ## 200 small changes of routing, dispatch, step and checkpoints, which tests must notice
 	$(BIN)/python -m experiments.mutation --write
 
 demo-multiprocess: venv  ## the quickstart's first steps on 1, 2 and 4 processes of this machine, a checkpoint that changes hands, a process that is killed

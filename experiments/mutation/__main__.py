@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
   """Does what the command line says; returns the exit code: 1 if a mutant survives."""
   parser = argparse.ArgumentParser(prog="python -m experiments.mutation", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--count", type=int, default=400)
+  parser.add_argument("--count", type=int, default=200)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--only", default="")
   parser.add_argument("--judges", default="")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_jax.dispatch import ragged_all_to_all
-from moe_jax.dispatch.ragged_all_to_all import local_experts
+from moe_jax.dispatch.ragged_all_to_all import _is_ragged, local_experts
 from moe_jax.errors import ConfigError
 from moe_jax.experts import Experts
 from moe_jax.routing import RoutingPlan
@@ -35,6 +35,16 @@ def test_the_exchange_suits_the_platform():
   assert on_tpu.count("ragged_all_to_all") == 4 and "stablehlo.all_to_all" not in on_tpu
   assert "ragged_all_to_all" not in on_cpu + padded
   assert on_cpu.count('"stablehlo.all_to_all"') == padded.count('"stablehlo.all_to_all"') == 4
+
+
+def test_the_exchange_suits_the_kind_of_chip():
+  # Routing between the chips of a large v5e slice is limited. Catches: a choice by the platform's name alone, which all
+  # TPUs share.
+  for kind, ragged in (("TPU v5 lite", False), ("TPU v5p", True)):
+    chip = jax.sharding.AbstractDevice(kind, 1, "tpu")
+    mesh = jax.sharding.AbstractMesh((32,), ("expert",), abstract_device=chip)
+    with jax.sharding.use_abstract_mesh(mesh):
+      assert _is_ragged("auto", "tpu") == ragged
 
 
 def test_local_experts():
