@@ -23,9 +23,10 @@ test-all: venv $(LIBTPU)/asked  ## those, and a step of every variant of every p
 test-reference: .venv-reference/installed  ## routers against published implementations: downloads torch (gigabytes)
 	.venv-reference/bin/python -m pytest -m reference
 
+# One process: of two, the data of one were lost.
 coverage: venv $(LIBTPU)/asked  ## which lines of moe_jax/ the tests execute
 	$(BIN)/python -m coverage erase
-	PYTHONPATH=$(LIBTPU) $(BIN)/python -m coverage run $(TESTS)
+	PYTHONPATH=$(LIBTPU) $(BIN)/python -m coverage run -m pytest
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --sort=cover
 

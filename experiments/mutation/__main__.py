@@ -6,8 +6,9 @@
 Of all small changes (`operators.py`) of routing/, dispatch/, training/step.py and training/checkpoints.py it draws
 `--count`, from each file as many as its share, puts each into a copy of the repository, and runs the tests that execute
 the changed line until one fails: those of the module's own file, and then others, the fastest first, as many as take
-`--seconds` together. A changed line that no test executes survives. --only takes the mutants whose text contains PART,
---judges the files of tests whose path does; --write puts the table into docs/reliability.md.
+`--seconds` together. A line that no test executes, such as a default, is judged by all tests of its module. --only
+takes the mutants whose text contains PART, --judges the files of tests whose path does; --write puts the table into
+docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.mutation.judge import ROOT, run
 from experiments.mutation.operators import Mutant, mutants
-from experiments.reliability.small import check_counts
+from experiments.reliability.small import check_counts, check_folder
 from moe_jax import train
 from moe_jax.errors import ConfigError
 from moe_jax.routers import replace
@@ -49,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("--out", type=pathlib.Path, help="a file for a line of JSON a mutant")
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
   given = parser.parse_args(argv)
-  check_counts(given, count=1, processes=1)
+  check_counts(given, count=1, processes=1, seconds=0)
+  check_folder("out", given.out)
   if given.write and (given.only or given.judges):
     raise ConfigError("write", True, "would put a part of the run into the table; leave out --only and --judges")
   everything = {part: [mutant for path in sorted(ROOT.glob(pattern))

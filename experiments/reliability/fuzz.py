@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
   given = parser.parse_args(argv)
   small.check_counts(given, configs=0, files=0)
+  small.check_folder("out", given.out)
   kind, _, number = (given.case or "config:0").partition(":")
   if kind not in KINDS or not number.isdecimal():
     raise ConfigError("case", given.case, f"must be KIND:NUMBER, and KIND one of {', '.join(KINDS)}")

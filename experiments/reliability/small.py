@@ -56,8 +56,18 @@ def check_counts(given: argparse.Namespace, **lowest: int) -> None:
     ConfigError: the flag of that name is below its lowest value.
   """
   for flag, low in lowest.items():
-    if getattr(given, flag) < low:
+    if not getattr(given, flag) >= low:  # which holds for NaN, too
       raise ConfigError(flag, getattr(given, flag), f"must be at least {low}")
+
+
+def check_folder(flag: str, path: pathlib.Path | None) -> None:
+  """Refuses a file that could not be written at the end, before the work begins.
+
+  Raises:
+    ConfigError: the path is a folder, or the folder that it lies in does not exist.
+  """
+  if path is not None and (path.is_dir() or not path.parent.is_dir()):
+    raise ConfigError(flag, str(path), "must be a file in a folder that exists; create the folder, or name another one")
 
 
 def config(home: pathlib.Path, **changes: Any):

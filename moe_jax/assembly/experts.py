@@ -157,7 +157,7 @@ def loss_weights(config: ConfigDict) -> dict[str, float]:
 
 
 def moe_loss_weights(m: ConfigDict) -> dict[str, float]:
-  """The same, of config.model."""
+  """Returns what `loss_weights` does, from config.model alone."""
   weights = {name: m.moe[f"{name}_loss"] for name in LOSSES}
   routed = any(has_experts(m)) and not m.moe.soft_slots
   return {name: weight for name, weight in weights.items() if weight} if routed else {}

@@ -12,7 +12,7 @@ from moe_jax.hlo import matmuls
 from moe_jax.hlo.collectives import op_name
 from moe_jax.hlo.instruction import Instruction
 from moe_jax.hlo.loops import trip_count
-from moe_jax.hlo.module import Module, parse
+from moe_jax.hlo.module import Computation, Module, parse
 
 
 def matmul_flops(function: Callable, *args: Any, trips: Mapping[str, int | float] | None = None) -> float:
@@ -57,7 +57,7 @@ class _Count:
       self._flops[name] = sum((self._of_instruction(computation, each) for each in computation), 0.0)
     return self._flops[name]
 
-  def _of_instruction(self, computation, instruction: Instruction) -> float:
+  def _of_instruction(self, computation: Computation, instruction: Instruction) -> float:
     if matmuls.is_unknown_gemm(instruction):
       raise ValueError(f"the FLOPs of this custom call cannot be counted: {instruction.tail[:120]}")
     inside = [self._of(name) for _, name in instruction.called]

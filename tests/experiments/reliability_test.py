@@ -2,10 +2,13 @@
 
 import pathlib
 import random
+import re
 
 import pytest
 
-from experiments.reliability import cases, fuzz, mutate, workers
+from experiments.mutation import __main__ as mutation
+from experiments.reliability import cases, faults, fuzz, memory, mutate, small, soak, workers
+from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.smoke
 
@@ -68,3 +71,25 @@ def test_the_page_has_room_for_the_table():
   # Catches: markers that were moved away, which --write would look for in vain.
   page = pathlib.Path(fuzz.ROOT / "docs" / "reliability.md").read_text()
   assert page.index("<!-- table:fuzz -->") < page.index("<!-- /table:fuzz -->")
+
+
+@pytest.mark.parametrize("command, flag, words", [
+    (soak, "--runs=0", "runs=0: must be at least 1"), (soak, "--kills=0", "kills=0"),
+    (fuzz, "--configs=-1", "configs=-1"),
+    (fuzz, "--out=/nowhere/found.jsonl", "out='/nowhere/found.jsonl': must be a file in a folder that exists"),
+    (mutation, "--count=0", "count=0"), (mutation, "--seconds=nan", "seconds=nan: must be at least 0"),
+    (mutation, "--out=/nowhere/found.jsonl", "out='/nowhere"), (mutation, "--only=nobody", "only='nobody'"),
+    (mutation, "--judges=nobody", "judges='nobody'"), (memory, "--steps=5", "steps=5"),
+    (faults, "--only=nobody", "nobody")])
+def test_flags_that_make_no_sense(command, flag, words):
+  # Catches: a number or a file that is only found to be wrong after the work, or a table of nothing.
+  with pytest.raises(ConfigError, match=re.escape(words)):
+    command.main([flag])
+
+
+def test_a_file_for_results(tmp_path):
+  # Catches: a folder that would be written to as a file; a good place that is refused.
+  small.check_folder("out", None)
+  small.check_folder("out", tmp_path / "found.jsonl")
+  with pytest.raises(ConfigError, match="must be a file"):
+    small.check_folder("out", tmp_path)

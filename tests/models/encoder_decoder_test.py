@@ -142,7 +142,7 @@ def test_scanned_layers_equal_unrolled_layers(derived):
           for model, names in ((scanned, lambda p: p), (unrolled, unroll))]
   close(*both)
   (_, (_, aux)), gradient = both[0]
-  assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient["encoder"]))
+  assert not derived or all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient["encoder"]))
   assert aux.metrics["load"].shape == (4, 4) and [float(aux.metrics["load"][i, e]) for i, e in enumerate(
       (1, 2, 3, 0))] == [0.5] * 4  # of two experts a token, one is the one that the bias prefers
   assert aux.metrics["top1_expert"].shape == (2, 2, L) and aux.metrics["encoder_top1_expert"].shape == (2, 2, M)
