@@ -3,40 +3,51 @@
 from setuptools import find_packages, setup
 
 setup(
-    name="moe_jax",
-    version="0.1.0",
-    description="Mixture-of-Experts research in JAX: exact, comparable routers from a laptop to a pod",
-    license="Apache-2.0",
-    python_requires=">=3.11",
-    packages=find_packages(include=["moe_jax", "moe_jax.*"]),
-    install_requires=[
-        "jax>=0.10,<0.13",
-        "flax>=0.12.6,<0.13",
-        "optax>=0.2.6,<0.3",
-        "orbax-checkpoint>=0.12,<0.13",
-        "tensorflow-datasets>=4.9.9,<5",
-        "importlib_resources",  # imported by tensorflow-datasets, missing from its metadata
-        "ml-collections>=1.1,<2",
-        "grain>=0.2.16,<0.3",
-        "jaxtyping>=0.3.7,<0.4",
-        "tensorboardX>=2.6.4,<3",
-        "tqdm>=4.66,<5",
-        "sentencepiece>=0.2.1,<0.3",
-        "tokenizers>=0.22,<1",
+  name="moe_jax",
+  version="0.1.0",
+  description="Mixture-of-Experts research in JAX: comparable routers, from a laptop to a pod",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["moe_jax", "moe_jax.*"]),
+  install_requires=[
+    "jax>=0.10,<0.13",
+    "flax>=0.12.6,<0.13",
+    "optax>=0.2.6,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "tensorflow-datasets>=4.9.9,<5",
+    "importlib_resources",  # imported by tensorflow-datasets, missing from its metadata
+    "ml-collections>=1.1,<2",
+    "grain>=0.2.16,<0.3",
+    "jaxtyping>=0.3.7,<0.4",
+    "tensorboardX>=2.6.4,<3",
+    "tqdm>=4.66,<5",
+    "sentencepiece>=0.2.1,<0.3",
+    "tokenizers>=0.22,<1",
+  ],
+  extras_require={
+    "test": [
+      "pytest>=8",
+      "pytest-xdist>=3.6",
+      "beartype>=0.20",
+      "hypothesis>=6.100",
+      "coverage>=7.10",
+      "ruff>=0.12",
     ],
-    extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.20", "hypothesis>=6.100", "coverage>=7.10",
-                 "ruff>=0.12"],
-        "cuda": ["jax[cuda13]>=0.10,<0.13"],
-        "tpu": ["jax[tpu]>=0.10,<0.13"],
-        "dryrun": ["jax[tpu]>=0.10,<0.13"],  # the TPU's compiler, which needs no TPU
-        "hf": ["safetensors>=0.5"],
-        "eval": ["lm-eval>=0.4.9"],
-        "vowels": ["praat-parselmouth>=0.4.5", "matplotlib>=3.8"],  # experiments/vowels
-        "laws": ["matplotlib>=3.8"],  # the figures of experiments/scaling_laws
-        "reference": ["torch==2.13.0", "transformers>=5.23", "st-moe-pytorch>=0.1.8"],
-    },
-    entry_points={"console_scripts": ["moe-jax-train=moe_jax.train:run", "moe-jax-inspect=moe_jax.inspect:run",
-                                      "moe-jax-describe=moe_jax.describe:run",
-                                      "moe-jax-dryrun=moe_jax.dryrun.__main__:run"]},
+    "cuda": ["jax[cuda13]>=0.10,<0.13"],
+    "tpu": ["jax[tpu]>=0.10,<0.13"],
+    "dryrun": ["jax[tpu]>=0.10,<0.13"],  # the TPU's compiler, which needs no TPU
+    "hf": ["safetensors>=0.5"],
+    "eval": ["lm-eval>=0.4.9"],
+    "vowels": ["praat-parselmouth>=0.4.5", "matplotlib>=3.8"],  # experiments/vowels
+    "laws": ["matplotlib>=3.8"],  # the figures of experiments/scaling_laws
+    "reference": ["torch==2.13.0", "transformers>=5.23", "st-moe-pytorch>=0.1.8"],
+  },
+  entry_points={
+    "console_scripts": [
+      "moe-jax-train=moe_jax.train:run",
+      "moe-jax-inspect=moe_jax.inspect:run",
+      "moe-jax-describe=moe_jax.describe:run",
+      "moe-jax-dryrun=moe_jax.dryrun.__main__:run",
+    ]
+  },
 )

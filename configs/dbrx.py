@@ -1,19 +1,28 @@
-"""DBRX (Databricks 2024), the released configuration: 16 SwiGLU experts in each layer, top-4, trained dropless.
+"""DBRX (Databricks 2024), the released configuration: 16 SwiGLU experts in each layer, top-4,
+trained dropless.
 
   python -m moe_jax.train --config=configs/dbrx.py:132b --workdir=runs/dbrx
   python -m moe_jax.train --config=configs/dbrx.py:desk --workdir=runs/dbrx_desk  # minutes on a CPU
 
-LayerNorm has scales and no biases, and the epsilon of its class, 1e-5.
-Open: batch and optimizer are not public, OLMoE's recipe stands in; C4 stands in for the data, whose mix changed over
-the 12T tokens.
+LayerNorm has scales and no biases, and the epsilon of its class, 1e-5. Open: batch and optimizer
+are not public, OLMoE's recipe stands in; C4 stands in for the data, whose mix changed over the 12T
+tokens.
 """
 
 from configs import shared
 
 VARIANTS = {
-    "132b": {"model.d_model": 6144, "model.d_ff": 10_752, "model.num_layers": 40, "model.num_heads": 48,
-             "model.num_kv_heads": 8, "model.head_dim": 128, "model.vocab_size": 100_352, "paper.parameters": 132e9,
-             "paper.activated": 36e9},
+  "132b": {
+    "model.d_model": 6144,
+    "model.d_ff": 10_752,
+    "model.num_layers": 40,
+    "model.num_heads": 48,
+    "model.num_kv_heads": 8,
+    "model.head_dim": 128,
+    "model.vocab_size": 100_352,
+    "paper.parameters": 132e9,
+    "paper.activated": 36e9,
+  }
 }
 
 

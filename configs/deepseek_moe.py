@@ -1,26 +1,75 @@
-"""DeepSeekMoE (Dai et al. 2024, arXiv 2401.06066), Table 7: fine experts, some shared; and GShard 137B of Table 6.
+"""DeepSeekMoE (Dai et al. 2024, arXiv 2401.06066), Table 7: fine experts, some shared; and GShard
+137B of Table 6.
 
-  python -m moe_jax.train --config=configs/deepseek_moe.py:16b --workdir=runs/deepseek_moe  # or another of VARIANTS
-  python -m moe_jax.train --config=configs/deepseek_moe.py:desk --workdir=runs/deepseek_moe_desk  # minutes on a CPU
+  python -m moe_jax.train --config=configs/deepseek_moe.py:16b --workdir=runs/deepseek_moe
+  python -m moe_jax.train --config=configs/deepseek_moe.py:desk --workdir=runs/deepseek_moe_desk
 
-Open: the data are not public, C4 stands in; so is the width of the dense first layer beyond 16B, whose 10,944 is used;
-2B's experts are 853 wide, where a quarter of its FFN of 8 d^2 parameters would be 853.3. Deviation: weights begin with
-standard deviation 1/sqrt(fan_in) and not 0.006; activations are bfloat16, of which the paper says nothing. The norms'
-epsilon is that of the released 16B.
+Open: the data are not public, C4 stands in; so is the width of the dense first layer beyond 16B,
+whose 10,944 is used; 2B's experts are 853 wide, where a quarter of its FFN of 8 d^2 parameters
+would be 853.3. Deviation: weights begin with standard deviation 1/sqrt(fan_in) and not 0.006;
+activations are bfloat16, of which the paper says nothing. The norms' epsilon is that of the
+released 16B.
 """
 
 from configs import shared
 
-COLUMNS = ("model.num_layers", "model.d_model", "model.num_heads", "model.d_ff", "model.vocab_size", "model.moe.d_ff",
-           "model.moe.num_experts", "model.moe.num_shared_experts", "model.moe.first", "optimizer.learning_rate",
-           "train.steps", "paper.parameters", "paper.activated", "paper.note")
-HALF = "the paper's own FLOPs (Table 6) also give 13.6B activated: 8.6B fewer than 145B's, not 10.0B"
-VARIANTS = {  # layers, width, heads, dense FFN, vocabulary, expert, experts, shared, first layer, rate, steps, claim
-    "16b": (28, 2048, 16, 10_944, 102_400, 1408, 64, 2, 1, 4.2e-4, 106_449, 16.4e9, 2.8e9, ""),
-    "2b": (9, 1280, 10, 3413, 8192, 853, 63, 1, 0, 1.08e-3, 25_000, 2e9, 0.3e9, ""),
-    "145b": (62, 4096, 32, 10_944, 102_400, 1408, 128, 4, 1, 3e-4, 13_000, 144.6e9, 22.2e9, ""),
-    "142b_half": (62, 4096, 32, 10_944, 102_400, 1408, 128, 2, 1, 3e-4, 13_000, 142.3e9, 12.2e9, HALF),
-    "gshard_137b": (62, 4096, 32, 10_923, 102_400, 10_923, 16, 0, 1, 3e-4, 13_000, 136.5e9, 21.6e9, ""),
+COLUMNS = (
+  "model.num_layers",
+  "model.d_model",
+  "model.num_heads",
+  "model.d_ff",
+  "model.vocab_size",
+  "model.moe.d_ff",
+  "model.moe.num_experts",
+  "model.moe.num_shared_experts",
+  "model.moe.first",
+  "optimizer.learning_rate",
+  "train.steps",
+  "paper.parameters",
+  "paper.activated",
+  "paper.note",
+)
+HALF = (
+  "the paper's own FLOPs (Table 6) also give 13.6B activated: 8.6B fewer than 145B's, not 10.0B"
+)
+# layers, width, heads, dense FFN, vocabulary, expert, experts, shared, first layer, rate, steps,
+# claim
+VARIANTS = {
+  "16b": (28, 2048, 16, 10_944, 102_400, 1408, 64, 2, 1, 4.2e-4, 106_449, 16.4e9, 2.8e9, ""),
+  "2b": (9, 1280, 10, 3413, 8192, 853, 63, 1, 0, 1.08e-3, 25_000, 2e9, 0.3e9, ""),
+  "145b": (62, 4096, 32, 10_944, 102_400, 1408, 128, 4, 1, 3e-4, 13_000, 144.6e9, 22.2e9, ""),
+  "142b_half": (
+    62,
+    4096,
+    32,
+    10_944,
+    102_400,
+    1408,
+    128,
+    2,
+    1,
+    3e-4,
+    13_000,
+    142.3e9,
+    12.2e9,
+    HALF,
+  ),
+  "gshard_137b": (
+    62,
+    4096,
+    32,
+    10_923,
+    102_400,
+    10_923,
+    16,
+    0,
+    1,
+    3e-4,
+    13_000,
+    136.5e9,
+    21.6e9,
+    "",
+  ),
 }
 PRESETS = {"145b": "deepseek_moe_145b", "142b_half": "deepseek_moe_145b", "gshard_137b": "gshard"}
 EXPERTS_A_TOKEN = {"2b": 7, "142b_half": 6}  # where it is not the preset's
@@ -37,7 +86,9 @@ def get_config(variant="16b"):
   if variant == "2b":
     c.model.moe.balance_loss = 0.01
   shared.open_decoder(c, norm_eps=1e-6)
-  shared.adamw(c, sizes["optimizer.learning_rate"], 2000, "constant" if variant in CONSTANT else "steps")
+  shared.adamw(
+    c, sizes["optimizer.learning_rate"], 2000, "constant" if variant in CONSTANT else "steps"
+  )
   rows, seq_len = (2048, 2048) if variant == "2b" else (4608, 4096)
   shared.batch(c, rows, seq_len, rows * seq_len * sizes["train.steps"])
   return shared.desk(c) if variant == "desk" else c

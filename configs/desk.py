@@ -1,4 +1,5 @@
-"""A six-layer byte model with sixteen experts in every other layer, on the embedded corpus: 45 minutes on two cores.
+"""A six-layer byte model with sixteen experts in every other layer, on the embedded corpus: 45
+minutes on two cores.
 
   make desk       (= python -m moe_jax.train --config=configs/desk.py --workdir=runs/desk)
 

@@ -1,44 +1,57 @@
-"""GLaM (Du et al. 2021, arXiv 2112.06905), Table 4: experts of two matrices in every other layer, gated dense FFNs.
+"""GLaM (Du et al. 2021, arXiv 2112.06905), Table 4: experts of two matrices in every other layer,
+gated dense FFNs.
 
-  python -m moe_jax.train --config=configs/glam.py:64b_64e --workdir=runs/glam        # or another of VARIANTS
+  python -m moe_jax.train --config=configs/glam.py:64b_64e --workdir=runs/glam
   python -m moe_jax.train --config=configs/glam.py:desk --workdir=runs/glam_desk  # minutes on a CPU
 
-The vocabulary is 256k in the text, but the totals of all but 64B/64E are those of 32k with one embedding, norms and
-position biases not counted; each variant has what fits its claim.
-From Lingvo, the authors' code, whose dense model of these dimensions (DenseLm128B8x8) has 137,702,416,384 parameters,
-as many as `137b` here: a table of 32 relative biases a layer, a norm with scales and no biases, one embedding, 1e-4 of
-the output softmax's log^2 Z. It writes two things otherwise, which are the same functions and, up to Adafactor's floor
-on a weight's RMS, the same training: tied logits are divided by sqrt(d_model) where here the embedding's rows are
-multiplied by it, and 1/sqrt(head_dim) is in the queries' first weights and not a factor.
-Inferred: GELU inside the experts (Expert Choice, on the same models, writes it out), the epsilon of the norms.
-Open: the data (filtered web, Wikipedia, conversations, forums, books, news) are not public, C4 stands in; all read 600B
-tokens.
-Both of the paper's tricks for stability (Sec. 5.1) are on: updates whose gradient is not finite are skipped, and the
-run goes back to an earlier checkpoint. How far a loss must rise for that, and after how many steps, the paper does not
-say.
+The vocabulary is 256k in the text, but the totals of all but 64B/64E are those of 32k with one
+embedding, norms and position biases not counted; each variant has what fits its claim. From Lingvo,
+the authors' code, whose dense model of these dimensions (DenseLm128B8x8) has 137,702,416,384
+parameters, as many as `137b` here: a table of 32 relative biases a layer, a norm with scales and no
+biases, one embedding, 1e-4 of the output softmax's log^2 Z. It writes two things otherwise, which
+are the same functions and, up to Adafactor's floor on a weight's RMS, the same training: tied
+logits are divided by sqrt(d_model) where here the embedding's rows are multiplied by it, and
+1/sqrt(head_dim) is in the queries' first weights and not a factor. Inferred: GELU inside the
+experts (Expert Choice, on the same models, writes it out), the epsilon of the norms. Open: the data
+(filtered web, Wikipedia, conversations, forums, books, news) are not public, C4 stands in; all read
+600B tokens. Both of the paper's tricks for stability (Sec. 5.1) are on: updates whose gradient is
+not finite are skipped, and the run goes back to an earlier checkpoint. How far a loss must rise for
+that, and after how many steps, the paper does not say.
 """
 
 from configs import shared
 
-COLUMNS = ("model.num_layers", "model.d_model", "model.d_ff", "model.num_heads", "model.head_dim",
-           "model.moe.num_experts", "model.vocab_size", "paper.parameters", "paper.activated", "paper.note")
-SMALL = "the 145M are unexplained: 152M with top-2 and one embedding of 32k, 127M without the embedding"
+COLUMNS = (
+  "model.num_layers",
+  "model.d_model",
+  "model.d_ff",
+  "model.num_heads",
+  "model.head_dim",
+  "model.moe.num_experts",
+  "model.vocab_size",
+  "paper.parameters",
+  "paper.activated",
+  "paper.note",
+)
+SMALL = (
+  "the 145M are unexplained: 152M with top-2 and one embedding of 32k, 127M without the embedding"
+)
 THREE = "32 experts of two matrices make 14.0B; of three they would make 20.4B"
 VARIANTS = {  # layers, width, dense and expert FFN, heads, of width, experts, vocabulary, claim
-    "64b_64e": (64, 8192, 32_768, 128, 128, 64, 256_000, 1.2e12, 96.6e9, ""),
-    "0_1b": (12, 768, 3072, 12, 64, 0, 32_000, 130e6, 130e6, ""),
-    "0_1b_16e": (12, 768, 3072, 12, 64, 16, 32_000, 548e6, 145e6, SMALL),
-    "0_1b_32e": (12, 768, 3072, 12, 64, 32, 32_000, 1.0e9, 145e6, SMALL),
-    "0_1b_64e": (12, 768, 3072, 12, 64, 64, 32_000, 1.9e9, 145e6, SMALL),
-    "0_1b_128e": (12, 768, 3072, 12, 64, 128, 32_000, 3.7e9, 145e6, SMALL),
-    "1_7b": (24, 2048, 8192, 16, 128, 0, 32_000, 1.7e9, 1.7e9, ""),
-    "1_7b_32e": (24, 2048, 8192, 16, 128, 32, 32_000, 20e9, 1.878e9, THREE),
-    "1_7b_64e": (24, 2048, 8192, 16, 128, 64, 32_000, 27e9, 1.879e9, ""),
-    "1_7b_128e": (24, 2048, 8192, 16, 128, 128, 32_000, 53e9, 1.881e9, ""),
-    "1_7b_256e": (24, 2048, 8192, 16, 128, 256, 32_000, 105e9, 1.886e9, ""),
-    "8b": (32, 4096, 16_384, 32, 128, 0, 32_000, 8.7e9, 8.7e9, ""),
-    "8b_64e": (32, 4096, 16_384, 32, 128, 64, 32_000, 143e9, 9.8e9, ""),
-    "137b": (64, 8192, 65_536, 128, 128, 0, 32_000, 137e9, 137e9, ""),
+  "64b_64e": (64, 8192, 32_768, 128, 128, 64, 256_000, 1.2e12, 96.6e9, ""),
+  "0_1b": (12, 768, 3072, 12, 64, 0, 32_000, 130e6, 130e6, ""),
+  "0_1b_16e": (12, 768, 3072, 12, 64, 16, 32_000, 548e6, 145e6, SMALL),
+  "0_1b_32e": (12, 768, 3072, 12, 64, 32, 32_000, 1.0e9, 145e6, SMALL),
+  "0_1b_64e": (12, 768, 3072, 12, 64, 64, 32_000, 1.9e9, 145e6, SMALL),
+  "0_1b_128e": (12, 768, 3072, 12, 64, 128, 32_000, 3.7e9, 145e6, SMALL),
+  "1_7b": (24, 2048, 8192, 16, 128, 0, 32_000, 1.7e9, 1.7e9, ""),
+  "1_7b_32e": (24, 2048, 8192, 16, 128, 32, 32_000, 20e9, 1.878e9, THREE),
+  "1_7b_64e": (24, 2048, 8192, 16, 128, 64, 32_000, 27e9, 1.879e9, ""),
+  "1_7b_128e": (24, 2048, 8192, 16, 128, 128, 32_000, 53e9, 1.881e9, ""),
+  "1_7b_256e": (24, 2048, 8192, 16, 128, 256, 32_000, 105e9, 1.886e9, ""),
+  "8b": (32, 4096, 16_384, 32, 128, 0, 32_000, 8.7e9, 8.7e9, ""),
+  "8b_64e": (32, 4096, 16_384, 32, 128, 64, 32_000, 143e9, 9.8e9, ""),
+  "137b": (64, 8192, 65_536, 128, 128, 0, 32_000, 137e9, 137e9, ""),
 }
 
 
@@ -47,8 +60,16 @@ def get_config(variant="64b_64e"):
   c.paper.name = "GLaM"
   c = shared.desk(c) if variant == "desk" else c
   c.train.keep_last = 3
-  c.train.guard.update({"skip_nonfinite": True, "spike_sigmas": 8.0, "patience": 4, "max_rollbacks": 3,
-                        "rollback_margin": 20, "starved_share": 0.02})
+  c.train.guard.update(
+    {
+      "skip_nonfinite": True,
+      "spike_sigmas": 8.0,
+      "patience": 4,
+      "max_rollbacks": 3,
+      "rollback_margin": 20,
+      "starved_share": 0.02,
+    }
+  )
   return c
 
 

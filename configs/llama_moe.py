@@ -1,23 +1,36 @@
-"""LLaMA-MoE (Zhu et al. 2024, arXiv 2406.16554): LLaMA-2-7B's FFNs cut into experts, whose gate is a network with tanh.
+"""LLaMA-MoE (Zhu et al. 2024, arXiv 2406.16554): LLaMA-2-7B's FFNs cut into experts, whose gate is
+a network with tanh.
 
-  python -m moe_jax.train --config=configs/llama_moe.py:3_5b_4_16 --workdir=runs/llama_moe  # or :3_0b_2_16, :3_5b_2_8
-  python -m moe_jax.train --config=configs/llama_moe.py:desk --workdir=runs/llama_moe_desk  # minutes on a CPU
+  python -m moe_jax.train --config=configs/llama_moe.py:3_5b_4_16 --workdir=runs/llama_moe
+  python -m moe_jax.train --config=configs/llama_moe.py:desk --workdir=runs/llama_moe_desk
 
-Gates are multiplied by N/K; CV^2 is of the unbiased variance, E/(E - 1) times ours.
-Open: the experts begin from nothing and not from LLaMA-2's FFNs; C4 stands in for SlimPajama and its sampling weights;
-that the decay is a cosine is from memory.
+Gates are multiplied by N/K; CV^2 is of the unbiased variance, E/(E - 1) times ours. Open: the
+experts begin from nothing and not from LLaMA-2's FFNs; C4 stands in for SlimPajama and its sampling
+weights; that the decay is a cosine is from memory.
 """
 
 from configs import shared
 
-COLUMNS = ("model.moe.num_experts", "model.moe.router.noisy_top_k.k", "model.moe.d_ff", "paper.activated")
+COLUMNS = (
+  "model.moe.num_experts",
+  "model.moe.router.noisy_top_k.k",
+  "model.moe.d_ff",
+  "paper.activated",
+)
 VARIANTS = {  # experts, experts a token, width of one, activated
-    "3_5b_4_16": (16, 4, 688, 3.5e9),
-    "3_0b_2_16": (16, 2, 688, 3.0e9),
-    "3_5b_2_8": (8, 2, 1376, 3.5e9),
+  "3_5b_4_16": (16, 4, 688, 3.5e9),
+  "3_0b_2_16": (16, 2, 688, 3.0e9),
+  "3_5b_2_8": (8, 2, 1376, 3.5e9),
 }
-LLAMA_2_7B = {"model.d_model": 4096, "model.d_ff": 11_008, "model.num_layers": 32, "model.num_heads": 32,
-              "model.head_dim": 128, "model.vocab_size": 32_000, "paper.parameters": 6.7e9}
+LLAMA_2_7B = {
+  "model.d_model": 4096,
+  "model.d_ff": 11_008,
+  "model.num_layers": 32,
+  "model.num_heads": 32,
+  "model.head_dim": 128,
+  "model.vocab_size": 32_000,
+  "paper.parameters": 6.7e9,
+}
 
 
 def get_config(variant="3_5b_4_16"):

@@ -1,45 +1,103 @@
-"""LSTM, experts, LSTM (Shazeer et al. 2017, arXiv 1701.06538), appendices C and D: Tables 7 (1B words) and 8 (100B).
+"""LSTM, experts, LSTM (Shazeer et al. 2017, arXiv 1701.06538), appendices C and D: Tables 7 (1B
+words) and 8 (100B).
 
-  python -m moe_jax.train --config=configs/lstm_moe.py:moe_256 --workdir=runs/lstm_moe      # or another of VARIANTS
-  python -m moe_jax.train --config=configs/lstm_moe.py:desk --workdir=runs/lstm_moe_desk  # minutes on a CPU
+  python -m moe_jax.train --config=configs/lstm_moe.py:moe_256 --workdir=runs/lstm_moe
+  python -m moe_jax.train --config=configs/lstm_moe.py:desk --workdir=runs/lstm_moe_desk
 
-`_h` are hierarchical: 2 groups of experts, 2 experts in each. The tables count without embedding and softmax; with one
-bias a gate of each LSTM all counts agree to the printed digit, MoE-143M's only with it. The paper's operations have the
-gates of the picked groups; here those of all groups are computed. MoE-1-Deep (four hidden layers) cannot be had.
-Open: the peak of the learning rate, how long a row is, dropout in Table 8, its vocabulary (100,000 words fit the
-totals); how embeddings begin (rows reach the first LSTM, before which there is no norm, with unit variance); Google
-News is not public, C4 stands in.
-Deviation: a group is what one of the paper's GPUs holds, so that devices route and balance their own tokens; the paper
-balances those of all GPUs together, as `desk` does. The softmax is not sampled. Table 8 has Adafactor in place of Adam
-without momentum and with factored second moments.
+`_h` are hierarchical: 2 groups of experts, 2 experts in each. The tables count without embedding
+and softmax; with one bias a gate of each LSTM all counts agree to the printed digit, MoE-143M's
+only with it. The paper's operations have the gates of the picked groups; here those of all groups
+are computed. MoE-1-Deep (four hidden layers) cannot be had. Open: the peak of the learning rate,
+how long a row is, dropout in Table 8, its vocabulary (100,000 words fit the totals); how embeddings
+begin (rows reach the first LSTM, before which there is no norm, with unit variance); Google News is
+not public, C4 stands in. Deviation: a group is what one of the paper's GPUs holds, so that devices
+route and balance their own tokens; the paper balances those of all GPUs together, as `desk` does.
+The softmax is not sampled. Table 8 has Adafactor in place of Adam without momentum and with
+factored second moments.
 """
 
 from configs import shared
 
-GATES = {"hierarchical": "hierarchical", "flat": "noisy_top_k", "wide": "random", "none": "noisy_top_k"}
-COLUMNS = ("gates", "model.d_model", "model.moe.num_experts", "model.moe.d_ff", "groups", "model.lstm_units",
-           "model.dropout", "gpus", "paper.without_embedding", "paper.parameters", "paper.operations", "paper.note")
+GATES = {
+  "hierarchical": "hierarchical",
+  "flat": "noisy_top_k",
+  "wide": "random",
+  "none": "noisy_top_k",
+}
+COLUMNS = (
+  "gates",
+  "model.d_model",
+  "model.moe.num_experts",
+  "model.moe.d_ff",
+  "groups",
+  "model.lstm_units",
+  "model.dropout",
+  "gpus",
+  "paper.without_embedding",
+  "paper.parameters",
+  "paper.operations",
+  "paper.note",
+)
 EMBEDDED = "4,313.9M and two matrices of 793,471 x 1024 make 5.94B"
 VARIANTS = {  # gates, width, experts, of width, groups, LSTM units, dropout, GPUs, claims
-    "moe_256": ("flat", 512, 256, 1024, 0, 0, 0.1, 16, 272.9e6, 1.1e9, 8.6e6, ""),
-    "moe_4": ("flat", 512, 4, 1024, 0, 0, 0.1, 16, 8.4e6, 0.8e9, 8.4e6, ""),
-    "moe_32": ("flat", 512, 32, 1024, 0, 0, 0.1, 16, 37.8e6, 0.9e9, 8.4e6, ""),
-    "moe_256_h": ("hierarchical", 512, 256, 1024, 16, 0, 0.1, 16, 272.9e6, 1.1e9, 8.4e6, ""),
-    "moe_1024_h": ("hierarchical", 512, 1024, 1024, 16, 0, 0.2, 16, 1079.0e6, 1.9e9, 8.5e6, ""),
-    "moe_4096_h": ("hierarchical", 512, 4096, 1024, 16, 0, 0.2, 16, 4303.4e6, 5.1e9, 8.9e6, ""),
-    "moe_34m": ("hierarchical", 1024, 1024, 2048, 16, 0, 0.3, 16, 4313.9e6, 6.0e9, 33.8e6, EMBEDDED),
-    "moe_143m": ("hierarchical", 1024, 256, 8192, 16, 4096, 0.4, 16, 4371.1e6, 6.0e9, 142.7e6, ""),
-    "moe_1_wide": ("wide", 512, 1, 4096, 0, 0, 0.1, 16, 8.4e6, 0.8e9, 8.4e6, ""),
-    "4xlstm_512": ("none", 512, 0, 1024, 0, 0, 0.1, 16, 8.4e6, 0.8e9, 8.4e6, ""),
-    "lstm_2048_512": ("none", 512, 0, 1024, 0, 2048, 0.1, 16, 9.4e6, 0.8e9, 9.4e6, ""),
-    "news_32": ("flat", 512, 32, 1024, 0, 0, 0.0, 32, 37.8e6, 0.1e9, 8.4e6, ""),
-    "news_256_h": ("hierarchical", 512, 256, 1024, 32, 0, 0.0, 32, 272.9e6, 0.4e9, 8.4e6, ""),
-    "news_1024_h": ("hierarchical", 512, 1024, 1024, 32, 0, 0.0, 32, 1079.0e6, 1.2e9, 8.5e6, ""),
-    "news_4096_h": ("hierarchical", 512, 4096, 1024, 64, 0, 0.0, 32, 4303.4e6, 4.4e9, 8.6e6, ""),
-    "news_16384_h": ("hierarchical", 512, 16_384, 1024, 128, 0, 0.0, 32, 17_201.0e6, 17.3e9, 8.8e6, ""),
-    "news_65536_h": ("hierarchical", 512, 65_536, 1024, 256, 0, 0.0, 64, 68_791.0e6, 68.9e9, 9.2e6, ""),
-    "news_131072_h": ("hierarchical", 512, 131_072, 1024, 256, 0, 0.0, 128, 137_577.6e6, 137.7e9, 9.7e6, ""),
-    "news_4xlstm_512": ("none", 512, 0, 1024, 0, 0, 0.0, 32, 8.4e6, 0.1e9, 8.4e6, ""),
+  "moe_256": ("flat", 512, 256, 1024, 0, 0, 0.1, 16, 272.9e6, 1.1e9, 8.6e6, ""),
+  "moe_4": ("flat", 512, 4, 1024, 0, 0, 0.1, 16, 8.4e6, 0.8e9, 8.4e6, ""),
+  "moe_32": ("flat", 512, 32, 1024, 0, 0, 0.1, 16, 37.8e6, 0.9e9, 8.4e6, ""),
+  "moe_256_h": ("hierarchical", 512, 256, 1024, 16, 0, 0.1, 16, 272.9e6, 1.1e9, 8.4e6, ""),
+  "moe_1024_h": ("hierarchical", 512, 1024, 1024, 16, 0, 0.2, 16, 1079.0e6, 1.9e9, 8.5e6, ""),
+  "moe_4096_h": ("hierarchical", 512, 4096, 1024, 16, 0, 0.2, 16, 4303.4e6, 5.1e9, 8.9e6, ""),
+  "moe_34m": ("hierarchical", 1024, 1024, 2048, 16, 0, 0.3, 16, 4313.9e6, 6.0e9, 33.8e6, EMBEDDED),
+  "moe_143m": ("hierarchical", 1024, 256, 8192, 16, 4096, 0.4, 16, 4371.1e6, 6.0e9, 142.7e6, ""),
+  "moe_1_wide": ("wide", 512, 1, 4096, 0, 0, 0.1, 16, 8.4e6, 0.8e9, 8.4e6, ""),
+  "4xlstm_512": ("none", 512, 0, 1024, 0, 0, 0.1, 16, 8.4e6, 0.8e9, 8.4e6, ""),
+  "lstm_2048_512": ("none", 512, 0, 1024, 0, 2048, 0.1, 16, 9.4e6, 0.8e9, 9.4e6, ""),
+  "news_32": ("flat", 512, 32, 1024, 0, 0, 0.0, 32, 37.8e6, 0.1e9, 8.4e6, ""),
+  "news_256_h": ("hierarchical", 512, 256, 1024, 32, 0, 0.0, 32, 272.9e6, 0.4e9, 8.4e6, ""),
+  "news_1024_h": ("hierarchical", 512, 1024, 1024, 32, 0, 0.0, 32, 1079.0e6, 1.2e9, 8.5e6, ""),
+  "news_4096_h": ("hierarchical", 512, 4096, 1024, 64, 0, 0.0, 32, 4303.4e6, 4.4e9, 8.6e6, ""),
+  "news_16384_h": (
+    "hierarchical",
+    512,
+    16_384,
+    1024,
+    128,
+    0,
+    0.0,
+    32,
+    17_201.0e6,
+    17.3e9,
+    8.8e6,
+    "",
+  ),
+  "news_65536_h": (
+    "hierarchical",
+    512,
+    65_536,
+    1024,
+    256,
+    0,
+    0.0,
+    64,
+    68_791.0e6,
+    68.9e9,
+    9.2e6,
+    "",
+  ),
+  "news_131072_h": (
+    "hierarchical",
+    512,
+    131_072,
+    1024,
+    256,
+    0,
+    0.0,
+    128,
+    137_577.6e6,
+    137.7e9,
+    9.7e6,
+    "",
+  ),
+  "news_4xlstm_512": ("none", 512, 0, 1024, 0, 0, 0.0, 32, 8.4e6, 0.1e9, 8.4e6, ""),
 }
 
 
@@ -47,7 +105,9 @@ def get_config(variant="moe_256"):
   sizes = shared.variant(variant, VARIANTS, COLUMNS)
   gates, groups, gpus = (sizes.pop(name) for name in ("gates", "groups", "gpus"))
   news = variant.startswith("news")
-  c = shared.paper_scale(GATES[gates], sizes | {"model.d_ff": sizes["model.moe.d_ff"] * (1 if gates == "wide" else 4)})
+  c = shared.paper_scale(
+    GATES[gates], sizes | {"model.d_ff": sizes["model.moe.d_ff"] * (1 if gates == "wide" else 4)}
+  )
   c.paper.name, c.model.family = "Shazeer et al. 2017", "lstm"
   c.model.activation, c.model.tied_embeddings = "relu", False
   c.model.dtype, c.model.remat = "float32", "full" if news else "none"
@@ -65,7 +125,8 @@ def get_config(variant="moe_256"):
 
 
 def _training(c, news):
-  """Adam, a warm-up of 1000 steps, then 1/sqrt(step). 300,000 words a batch for ten epochs, or 2.5M for one."""
+  """Adam, a warm-up of 1000 steps, then 1/sqrt(step). 300,000 words a batch for ten epochs, or 2.5M
+  for one."""
   if news:
     shared.adafactor(c)
     shared.batch(c, sequences=19_456, seq_len=128, tokens=100e9)

@@ -1,22 +1,40 @@
-"""Mixtral (Jiang et al. 2024, arXiv 2401.04088; 8x22B: its released shape): 8 SwiGLU experts in each layer, top-2.
+"""Mixtral (Jiang et al. 2024, arXiv 2401.04088; 8x22B: its released shape): 8 SwiGLU experts in
+each layer, top-2.
 
-  python -m moe_jax.train --config=configs/mixtral.py:8x7b --workdir=runs/mixtral       # or :8x22b, :8x22b_hf
-  python -m moe_jax.train --config=configs/mixtral.py:desk --workdir=runs/mixtral_desk  # minutes on a CPU
+  python -m moe_jax.train --config=configs/mixtral.py:8x7b --workdir=runs/mixtral
+  python -m moe_jax.train --config=configs/mixtral.py:desk --workdir=runs/mixtral_desk
 
-Open: data, tokens, batch and learning rate are not public; OLMoE's recipe stands in, on C4. The vocabulary of 8x22B is
-32,768 in maxtext and 32,000 in `8x22b_hf`. The released 8x7B has no sliding window (`model.sliding_window`).
+Open: data, tokens, batch and learning rate are not public; OLMoE's recipe stands in, on C4. The
+vocabulary of 8x22B is 32,768 in maxtext and 32,000 in `8x22b_hf`. The released 8x7B has no sliding
+window (`model.sliding_window`).
 """
 
 from configs import shared
 
-_8X22B = {"model.d_model": 6144, "model.d_ff": 16_384, "model.num_layers": 56, "model.num_heads": 48,
-          "model.num_kv_heads": 8, "model.head_dim": 128, "paper.parameters": 141e9, "paper.activated": 39e9}
+_8X22B = {
+  "model.d_model": 6144,
+  "model.d_ff": 16_384,
+  "model.num_layers": 56,
+  "model.num_heads": 48,
+  "model.num_kv_heads": 8,
+  "model.head_dim": 128,
+  "paper.parameters": 141e9,
+  "paper.activated": 39e9,
+}
 VARIANTS = {
-    "8x7b": {"model.d_model": 4096, "model.d_ff": 14_336, "model.num_layers": 32, "model.num_heads": 32,
-             "model.num_kv_heads": 8, "model.head_dim": 128, "model.vocab_size": 32_000, "paper.parameters": 46.7e9,
-             "paper.activated": 12.9e9},
-    "8x22b": _8X22B | {"model.vocab_size": 32_768},
-    "8x22b_hf": _8X22B | {"model.vocab_size": 32_000},
+  "8x7b": {
+    "model.d_model": 4096,
+    "model.d_ff": 14_336,
+    "model.num_layers": 32,
+    "model.num_heads": 32,
+    "model.num_kv_heads": 8,
+    "model.head_dim": 128,
+    "model.vocab_size": 32_000,
+    "paper.parameters": 46.7e9,
+    "paper.activated": 12.9e9,
+  },
+  "8x22b": _8X22B | {"model.vocab_size": 32_768},
+  "8x22b_hf": _8X22B | {"model.vocab_size": 32_000},
 }
 
 

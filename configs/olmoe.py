@@ -1,19 +1,28 @@
-"""OLMoE-1B-7B (Muennighoff et al. 2024, arXiv 2409.02060), the released configuration: 64 experts, top-8.
+"""OLMoE-1B-7B (Muennighoff et al. 2024, arXiv 2409.02060), the released configuration: 64 experts,
+top-8.
 
   python -m moe_jax.train --config=configs/olmoe.py:1b_7b --workdir=runs/olmoe
-  python -m moe_jax.train --config=configs/olmoe.py:desk --workdir=runs/olmoe_desk  # minutes on a CPU
+  python -m moe_jax.train --config=configs/olmoe.py:desk --workdir=runs/olmoe_desk
 
-Open: the 5e12 tokens are the learning rate's horizon; C4 stands in for OLMoE-mix; whether its runs had the output
-z-loss that OLMo 2 has (1e-5): there is none here. Deviation: weights begin with standard deviation 1/sqrt(fan_in) and
-not 0.02.
+Open: the 5e12 tokens are the learning rate's horizon; C4 stands in for OLMoE-mix; whether its runs
+had the output z-loss that OLMo 2 has (1e-5): there is none here. Deviation: weights begin with
+standard deviation 1/sqrt(fan_in) and not 0.02.
 """
 
 from configs import shared
 
 VARIANTS = {
-    "1b_7b": {"model.d_model": 2048, "model.d_ff": 8192, "model.moe.d_ff": 1024, "model.num_layers": 16,
-              "model.num_heads": 16, "model.head_dim": 128, "model.vocab_size": 50_304, "paper.parameters": 6.9e9,
-              "paper.activated": 1.3e9},
+  "1b_7b": {
+    "model.d_model": 2048,
+    "model.d_ff": 8192,
+    "model.moe.d_ff": 1024,
+    "model.num_layers": 16,
+    "model.num_heads": 16,
+    "model.head_dim": 128,
+    "model.vocab_size": 50_304,
+    "paper.parameters": 6.9e9,
+    "paper.activated": 1.3e9,
+  }
 }
 
 

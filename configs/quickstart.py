@@ -1,9 +1,10 @@
-"""A four-layer byte model with eight experts in every other layer, on the embedded corpus: minutes on two CPU cores.
+"""A four-layer byte model with eight experts in every other layer, on the embedded corpus: minutes
+on two CPU cores.
 
-  make run        (= python -m moe_jax.train --config=configs/quickstart.py --workdir=runs/quickstart)
+  make run  (= python -m moe_jax.train --config=configs/quickstart.py --workdir=runs/quickstart)
 
-Routing is Switch's (Fedus et al. 2021): top-1, the gate is the raw probability, balance loss 0.01; nobody is dropped.
-Expected: below the byte trigram model in every domain; the README has the table.
+Routing is Switch's (Fedus et al. 2021): top-1, the gate is the raw probability, balance loss 0.01;
+nobody is dropped. Expected: below the byte trigram model in every domain; the README has the table.
 """
 
 from configs import base

@@ -1,18 +1,28 @@
-"""Qwen1.5-MoE-A2.7B (Qwen team 2024), the released configuration: 60 routed experts, top-4, and 4 shared ones as one.
+"""Qwen1.5-MoE-A2.7B (Qwen team 2024), the released configuration: 60 routed experts, top-4, and 4
+shared ones as one.
 
   python -m moe_jax.train --config=configs/qwen1_5_moe.py:a2_7b --workdir=runs/qwen
-  python -m moe_jax.train --config=configs/qwen1_5_moe.py:desk --workdir=runs/qwen_desk  # minutes on a CPU
+  python -m moe_jax.train --config=configs/qwen1_5_moe.py:desk --workdir=runs/qwen_desk
 
-Open: data, tokens, batch and learning rate are not public; OLMoE's recipe stands in, on C4. The paper's model began as
-segments of a trained Qwen-1.8B, half of them drawn anew; this one begins from nothing.
+Open: data, tokens, batch and learning rate are not public; OLMoE's recipe stands in, on C4. The
+paper's model began as segments of a trained Qwen-1.8B, half of them drawn anew; this one begins
+from nothing.
 """
 
 from configs import shared
 
 VARIANTS = {
-    "a2_7b": {"model.d_model": 2048, "model.d_ff": 5632, "model.moe.d_ff": 1408, "model.num_layers": 24,
-              "model.num_heads": 16, "model.head_dim": 128, "model.vocab_size": 151_936, "paper.parameters": 14.3e9,
-              "paper.activated": 2.7e9},
+  "a2_7b": {
+    "model.d_model": 2048,
+    "model.d_ff": 5632,
+    "model.moe.d_ff": 1408,
+    "model.num_layers": 24,
+    "model.num_heads": 16,
+    "model.head_dim": 128,
+    "model.vocab_size": 151_936,
+    "paper.parameters": 14.3e9,
+    "paper.activated": 2.7e9,
+  }
 }
 
 

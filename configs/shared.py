@@ -1,7 +1,9 @@
-"""What the papers' configs share: how a size is put into a config, training recipes, and the size for a desk.
+"""What the papers' configs share: how a size is put into a config, training recipes, and the size
+for a desk.
 
-Tokenizers are files that you bring: `--config.data.tokenizer=sentencepiece:FILE`, `hf:FILE`, or `bytes`. TFDS datasets
-are prepared once, see README; where a paper's data are not public, C4 stands in.
+Tokenizers are files that you bring: `--config.data.tokenizer=sentencepiece:FILE`, `hf:FILE`, or
+`bytes`. TFDS datasets are prepared once, see README; where a paper's data are not public, C4 stands
+in.
 """
 
 from configs import base, quickstart
@@ -15,16 +17,22 @@ def paper_scale(preset, sizes):
 
   Args:
     preset: a name of `assembly.PRESETS`.
-    sizes: dotted key -> value; key-value heads and the experts' width are those of the queries and of the dense FFN
-      where it does not name them. A preset's own numbers of experts count only where it does not name them either.
+    sizes: dotted key -> value; key-value heads and the experts' width are those of the queries and
+      of the dense FFN where it does not name them. A preset's own numbers of experts count only
+      where it does not name them either.
   """
   c = base.get_config()
   assembly.use_preset(c, preset)
   c.model.dtype, c.model.remat = "bfloat16", "full"
   heads = c.model.num_kv_heads  # of families that have none, nobody reads them
-  same = {"model.num_kv_heads": sizes.get("model.num_heads", heads), "model.moe.d_ff": sizes["model.d_ff"]}
+  same = {
+    "model.num_kv_heads": sizes.get("model.num_heads", heads),
+    "model.moe.d_ff": sizes["model.d_ff"],
+  }
   c.update_from_flattened_dict(same | sizes)
-  c.model.moe.dispatcher.name = "ragged_all_to_all" if c.model.moe.capacity_factor is None else "all_to_all"
+  c.model.moe.dispatcher.name = (
+    "ragged_all_to_all" if c.model.moe.capacity_factor is None else "all_to_all"
+  )
   c.train.log_every, c.train.eval_every, c.train.checkpoint_every = 100, 5000, 1000
   c.data.pipeline = "stream"
   c.data.sources, c.data.validation_split = ("tfds:c4/en:3.0.1",), "validation"
@@ -32,7 +40,8 @@ def paper_scale(preset, sizes):
 
 
 def variant(name, variants, columns=()):
-  """The sizes of a variant, dotted key -> value; those of "desk" are the first one's, which `desk` then shrinks.
+  """The sizes of a variant, dotted key -> value; those of "desk" are the first one's, which `desk`
+  then shrinks.
 
   Args:
     name: what follows the colon in --config=configs/FAMILY.py:NAME.
@@ -48,11 +57,13 @@ def variant(name, variants, columns=()):
 
 
 def t5(c, sequences, steps, encoder_len=512, seq_len=114):
-  """The T5 1.1 encoder-decoder: RMSNorm, no scale on queries or embeddings, one table of relative biases a stack.
+  """The T5 1.1 encoder-decoder: RMSNorm, no scale on queries or embeddings, one table of relative
+  biases a stack.
 
-  Its training is Adafactor, and 1e-4 of the output softmax's log^2 Z: the default of Mesh-TensorFlow's T5, of T5X, and
-  of flaxformer's configurations of mixtures of experts, those of Switch and ST-MoE among them; the papers do not
-  mention it. A row of 512 tokens with 15% of them masked in spans of 3 has 114 to restore.
+  Its training is Adafactor, and 1e-4 of the output softmax's log^2 Z: the default of
+  Mesh-TensorFlow's T5, of T5X, and of flaxformer's configurations of mixtures of experts, those of
+  Switch and ST-MoE among them; the papers do not mention it. A row of 512 tokens with 15% of them
+  masked in spans of 3 has 114 to restore.
   """
   c.model.family = "encoder_decoder"
   c.model.position, c.model.query_scale, c.model.embed_scale = "relative", 1.0, False
@@ -65,9 +76,11 @@ def t5(c, sequences, steps, encoder_len=512, seq_len=114):
 
 
 def open_decoder(c, norm_eps):
-  """What all open decoders here share: an output projection of its own, and embeddings that nothing multiplies.
+  """What all open decoders here share: an output projection of its own, and embeddings that nothing
+  multiplies.
 
-  They begin with standard deviation 1/sqrt(d_model), which is near the 0.02 of most released code; see `Decoder`.
+  They begin with standard deviation 1/sqrt(d_model), which is near the 0.02 of most released code;
+  see `Decoder`.
 
   Args:
     norm_eps: `rms_norm_eps` of the released configuration.
@@ -76,7 +89,8 @@ def open_decoder(c, norm_eps):
 
 
 def adafactor(c):
-  """Adafactor without decay or global clipping; rate 0.01 for 10,000 steps, then 1/sqrt(step) (T5, GShard, GLaM)."""
+  """Adafactor without decay or global clipping; rate 0.01 for 10,000 steps, then 1/sqrt(step) (T5,
+  GShard, GLaM)."""
   o = c.optimizer
   o.name, o.schedule, o.learning_rate, o.warmup_steps = "adafactor", "flat_rsqrt", 0.01, 10_000
   o.weight_decay = o.clip_norm = 0.0
@@ -84,7 +98,11 @@ def adafactor(c):
 
 def adamw(c, learning_rate, warmup_steps, schedule="cosine", **keys):
   """AdamW with b2 0.95, decay 0.1 and clipping at 1, as of all open models here; rates differ."""
-  c.optimizer.learning_rate, c.optimizer.warmup_steps, c.optimizer.schedule = learning_rate, warmup_steps, schedule
+  c.optimizer.learning_rate, c.optimizer.warmup_steps, c.optimizer.schedule = (
+    learning_rate,
+    warmup_steps,
+    schedule,
+  )
   c.optimizer.update(keys)
   c.data.tokenizer = "hf:tokenizer.json"
 
@@ -96,10 +114,12 @@ def batch(c, sequences, seq_len, tokens):
 
 
 def desk(c):
-  """The same architecture and routing, half as wide as configs/quickstart.py and with its training: minutes on a CPU.
+  """The same architecture and routing, half as wide as configs/quickstart.py and with its training:
+  minutes on a CPU.
 
-  Four layers of width 64 (a stack), 16 experts at most, and experts of which a token's together are as wide as the
-  dense FFN. An encoder reads 128 tokens, and its decoder as many as at the paper's scale in proportion.
+  Four layers of width 64 (a stack), 16 experts at most, and experts of which a token's together are
+  as wide as the dense FFN. An encoder reads 128 tokens, and its decoder as many as at the paper's
+  scale in proportion.
   """
   m, e, quick = c.model, c.model.moe, quickstart.get_config()
   m.num_kv_heads = max(quick.model.num_heads * m.num_kv_heads // m.num_heads, 1)
@@ -108,14 +128,26 @@ def desk(c):
   m.lstm_units = 64 * m.lstm_units // m.d_model
   m.d_model, m.d_ff, m.head_dim = 64, 192, 16
   m.dropout = 0.0
-  m.latent.update({"kv_rank": 32, "query_rank": 48 if m.latent.query_rank else 0, "nope_dim": 32, "rope_dim": 16,
-                   "value_dim": 32})
+  m.latent.update(
+    {
+      "kv_rank": 32,
+      "query_rank": 48 if m.latent.query_rank else 0,
+      "nope_dim": 32,
+      "rope_dim": 16,
+      "value_dim": 32,
+    }
+  )
   e.router.hierarchical.groups = min(e.router.hierarchical.groups, 4)
   e.num_experts, e.group_size, e.group_rows = min(e.num_experts, 16), 0, 1
   e.dispatcher = quick.model.moe.dispatcher
   encoder_len, seq_len, length = c.data.encoder_len, c.data.seq_len, quick.data.seq_len
-  c.data.update({key: value for key, value in quick.data.items() if not key.startswith(
-      ("objective", "noise_density", "mean_span"))})
+  c.data.update(
+    {
+      key: value
+      for key, value in quick.data.items()
+      if not key.startswith(("objective", "noise_density", "mean_span"))
+    }
+  )
   if c.data.objective == "span_corruption":
     c.data.encoder_len, c.data.seq_len = length, -(-length * seq_len // encoder_len)
   c.optimizer, c.train = quick.optimizer, quick.train

@@ -1,12 +1,14 @@
-"""Does the quickstart train on 2 and 4 processes as on one, also when its processes change in number or are killed?
+"""Does the quickstart train on 2 and 4 processes as on one, also when its processes change in
+number or are killed?
 
   make demo-multiprocess      (= python -m experiments.multiprocess [--workdir=runs/multiprocess])
 
-Trains `STEPS[0]` steps of configs/quickstart.py with 1, 2 and 4 processes of this machine, goes on from a checkpoint
-of the 4 with 1, 2 and 4 on other meshes to `STEPS[1]`, and prints all curves. In between it starts two processes as a
-cluster would, with nobody who ends one when the other dies, kills one with SIGKILL after a checkpoint, says how long
-the other lives on and what it says last, and starts both again. Exit code 1: curves differ by more than `TOLERANCE`,
-or the survivor needs more than `SURVIVES` seconds to end. Sums over more devices are rounded otherwise, and training
+Trains `STEPS[0]` steps of configs/quickstart.py with 1, 2 and 4 processes of this machine, goes on
+from a checkpoint of the 4 with 1, 2 and 4 on other meshes to `STEPS[1]`, and prints all curves. In
+between it starts two processes as a cluster would, with nobody who ends one when the other dies,
+kills one with SIGKILL after a checkpoint, says how long the other lives on and what it says last,
+and starts both again. Exit code 1: curves differ by more than `TOLERANCE`, or the survivor needs
+more than `SURVIVES` seconds to end. Sums over more devices are rounded otherwise, and training
 magnifies that from step to step.
 """
 
@@ -34,7 +36,13 @@ OTHER_MESHES = {1: "data=1", 2: "expert=2", 4: "fsdp=2,expert=2"}
 
 def train(workdir: pathlib.Path, processes: int, mesh: str, steps: int) -> dict[int, float]:
   """The loss curve of a run, step -> loss."""
-  command = [sys.executable, "-m", "moe_jax.launch", f"--processes={processes}", *arguments(workdir, mesh, steps)]
+  command = [
+    sys.executable,
+    "-m",
+    "moe_jax.launch",
+    f"--processes={processes}",
+    *arguments(workdir, mesh, steps),
+  ]
   print(f"{processes} processes, {mesh}, to step {steps}", flush=True)
   with open(f"{workdir}.log", "a") as log:
     if subprocess.run(command, stdout=log, stderr=log).returncode:
@@ -42,26 +50,43 @@ def train(workdir: pathlib.Path, processes: int, mesh: str, steps: int) -> dict[
   return curve(workdir)
 
 
-def arguments(workdir: pathlib.Path, mesh: str, steps: int, checkpoint_every: int = 1000) -> list[str]:
+def arguments(
+  workdir: pathlib.Path, mesh: str, steps: int, checkpoint_every: int = 1000
+) -> list[str]:
   """Of `python -m moe_jax.train`."""
   axes = dict(axis.split("=") for axis in mesh.split(","))
   sizes = {name: axes.get(name, "1") for name in ("data", "fsdp", "expert", "tensor")}
-  return ["--config=configs/quickstart.py", f"--workdir={workdir}", f"--config.train.steps={steps}",
-          f"--config.train.log_every={EVERY}", "--config.train.eval_every=1000", "--config.train.eval_batches=1",
-          f"--config.train.checkpoint_every={checkpoint_every}", "--config.optimizer.schedule=constant",
-          *(f"--config.mesh.{name}={size}" for name, size in sizes.items())]
+  return [
+    "--config=configs/quickstart.py",
+    f"--workdir={workdir}",
+    f"--config.train.steps={steps}",
+    f"--config.train.log_every={EVERY}",
+    "--config.train.eval_every=1000",
+    "--config.train.eval_batches=1",
+    f"--config.train.checkpoint_every={checkpoint_every}",
+    "--config.optimizer.schedule=constant",
+    *(f"--config.mesh.{name}={size}" for name, size in sizes.items()),
+  ]
 
 
 def curve(workdir: pathlib.Path) -> dict[int, float]:
   """Step -> loss."""
-  return {line["step"]: line["loss"] for line in metrics.read(workdir / "metrics.jsonl") if line["kind"] == "train"}
+  return {
+    line["step"]: line["loss"]
+    for line in metrics.read(workdir / "metrics.jsonl")
+    if line["kind"] == "train"
+  }
 
 
 def killed(workdir: pathlib.Path) -> dict[int, float]:
-  """The loss curve of two processes of which one is killed, and of the two that the same commands start after that."""
+  """The loss curve of two processes of which one is killed, and of the two that the same commands
+  start after that."""
   commands = launch.commands(2, arguments(workdir, MESHES[2], STEPS[0], EVERY))
-  print(f"2 processes, {MESHES[2]}, to step {STEPS[0]}, each by itself: python -m moe_jax.train ... {commands[0][-1]}",
-        flush=True)
+  print(
+    f"2 processes, {MESHES[2]}, to step {STEPS[0]}, each by itself: python -m moe_jax.train ... "
+    f"{commands[0][-1]}",
+    flush=True,
+  )
   pair, logs = start(commands, workdir), [pathlib.Path(f"{workdir}.{i}.log") for i in range(2)]
   while not (saved := checkpoints.steps(workdir / "checkpoints")):
     if any(process.poll() is not None for process in pair):
@@ -73,15 +98,24 @@ def killed(workdir: pathlib.Path) -> dict[int, float]:
     code = pair[0].wait(SURVIVES)
   except subprocess.TimeoutExpired:
     pair[0].kill()
-    sys.exit(f"error: process 0 goes on {SURVIVES} s after process 1 was killed; {logs[0]} says what it did")
+    sys.exit(
+      f"error: process 0 goes on {SURVIVES} s after process 1 was killed; {logs[0]} says what it "
+      "did"
+    )
   took = time.monotonic() - since
   time.sleep(1)  # until its last words are written
-  print(f"process 1 was killed (SIGKILL) after the checkpoint of step {saved[-1]}; process 0 ended {took:.1f} s later "
-        f"with exit code {code} and said last:\n  {logs[0].read_text().splitlines()[-1]}", flush=True)
+  print(
+    f"process 1 was killed (SIGKILL) after the checkpoint of step {saved[-1]}; process 0 ended "
+    f"{took:.1f} s later with exit code {code} and said last:\n"
+    f"  {logs[0].read_text().splitlines()[-1]}",
+    flush=True,
+  )
   print("the same two commands again", flush=True)
   if any([process.wait() for process in start(commands, workdir)]):
     sys.exit(f"error: {logs[0]} and {logs[1]} say what went wrong")
-  print("  " + next(line for line in logs[0].read_text().splitlines() if "going on from step" in line))
+  print(
+    "  " + next(line for line in logs[0].read_text().splitlines() if "going on from step" in line)
+  )
   return curve(workdir)
 
 
@@ -107,8 +141,15 @@ def main(argv: Sequence[str]) -> int:
     curves[f"4, then {n} ({mesh})"] = train(home / f"4_then_{n}", n, mesh, STEPS[1])
   curves["1, longer"] = train(home / "1", 1, MESHES[1], STEPS[1])
   print(table(curves))
-  worst = max(abs(loss / curves["1, longer"][step] - 1) for curve in curves.values() for step, loss in curve.items())
-  print(f"\nlargest relative difference from one process: {worst:.1e} (at most {TOLERANCE:g} is allowed)")
+  worst = max(
+    abs(loss / curves["1, longer"][step] - 1)
+    for curve in curves.values()
+    for step, loss in curve.items()
+  )
+  print(
+    "\n"
+    f"largest relative difference from one process: {worst:.1e} (at most {TOLERANCE:g} is allowed)"
+  )
   return int(worst > TOLERANCE)
 
 
@@ -117,8 +158,11 @@ def table(curves: dict[str, dict[int, float]]) -> str:
   width = max(map(len, curves))
   steps = sorted({step for curve in curves.values() for step in curve})
   lines = [f"{'processes':<{width}}" + "".join(f"{f'step {step}':>10}" for step in steps)]
-  lines += [f"{name:<{width}}" + "".join(f"{curve[step]:>10.5f}" if step in curve else f"{'':>10}" for step in steps)
-            for name, curve in curves.items()]
+  lines += [
+    f"{name:<{width}}"
+    + "".join(f"{curve[step]:>10.5f}" if step in curve else f"{'':>10}" for step in steps)
+    for name, curve in curves.items()
+  ]
   return "\n".join(lines)
 
 

@@ -1,12 +1,15 @@
-"""Several seeds of one config in one program: `moe_jax.train`'s update, with an axis of seeds on all of its state.
+"""Several seeds of one config in one program: `moe_jax.train`'s update, with an axis of seeds on
+all of its state.
 
-  python -m experiments.seeds --config=configs/X.py --workdir=DIR --seeds=N [--apart] [--config.KEY=VALUE ...]
+  python -m experiments.seeds --config=configs/X.py --workdir=DIR --seeds=N [--apart]
+    [--config.KEY=VALUE ...]
 
-trains seeds 0 to N-1 on the same batches, on one device: by `jax.vmap` over the whole training step, or with --apart
-one after another in each step (`jax.lax.map`: the activations of one seed at a time), with the same numbers. Each seed
-has its own weights, noise and fixed hash of routers that learn nothing, as if it were trained alone. A seed whose loss
-is no longer finite does not stop the others. The same command goes on after a kill from its last checkpoint.
-In DIR/results.json figures have an axis of seeds, see `results`. Exit codes are those of `moe_jax.train`.
+trains seeds 0 to N-1 on the same batches, on one device: by `jax.vmap` over the whole training
+step, or with --apart one after another in each step (`jax.lax.map`: the activations of one seed at
+a time), with the same numbers. Each seed has its own weights, noise and fixed hash of routers that
+learn nothing, as if it were trained alone. A seed whose loss is no longer finite does not stop the
+others. The same command goes on after a kill from its last checkpoint. In DIR/results.json figures
+have an axis of seeds, see `results`. Exit codes are those of `moe_jax.train`.
 """
 
 from __future__ import annotations
@@ -42,16 +45,24 @@ from moe_jax.training.state import TrainState, init_state
 from moe_jax.training.step import Batch
 
 VARIED = ("params", "opt_state", "router_state", "rng")  # of a state: what each seed has its own of
-MOE = {"logit_max": np.max, "drop_rate": np.mean, "dropped_tokens": np.mean, "entropy": np.mean,
-       "max_violation": np.mean}  # of metrics: how the layers' values become one
+MOE = {
+  "logit_max": np.max,
+  "drop_rate": np.mean,
+  "dropped_tokens": np.mean,
+  "entropy": np.mean,
+  "max_violation": np.mean,
+}  # of metrics: how the layers' values become one
 SCALARS = ("loss", "cross_entropy", "grad_norm")
 MAPS = 50  # moments at most, of which the load of each expert is kept
 
 
 def draw(model, optimizer, seeds: int, seq_len: int, batch_size: int) -> TrainState:
-  """States of seeds 0 to N-1, each as `init_state` draws it, along a first axis of all leaves but `step`. Traceable."""
+  """States of seeds 0 to N-1, each as `init_state` draws it, along a first axis of all leaves but
+  `step`. Traceable."""
   keys = jax.numpy.stack([jax.random.key(seed) for seed in range(seeds)])
-  return jax.vmap(lambda key: init_state(model, optimizer, key, seq_len, batch_size), out_axes=_axes())(keys)
+  return jax.vmap(
+    lambda key: init_state(model, optimizer, key, seq_len, batch_size), out_axes=_axes()
+  )(keys)
 
 
 def over_seeds(make: Callable, model: nn.Module, seeds: int, together: bool = True) -> Callable:
@@ -59,11 +70,15 @@ def over_seeds(make: Callable, model: nn.Module, seeds: int, together: bool = Tr
 
   Args:
     make: model -> the step of one seed, as `run.update.make` returns it.
-    model: of any seed; each seed trains one whose `seed` is its own, on which routers that learn nothing depend.
+    model: of any seed; each seed trains one whose `seed` is its own, on which routers that learn
+      nothing depend.
     seeds: N.
     together: vmap; otherwise one after another.
   """
-  step = lambda seed, state, batch: make(model.clone(seed=seed))(state, batch)
+
+  def step(seed, state, batch):
+    return make(model.clone(seed=seed))(state, batch)
+
   numbers = jax.numpy.arange(seeds)
   if together:
     over = jax.vmap(step, in_axes=(0, _axes(), None), out_axes=(_axes(), 0))
@@ -74,19 +89,27 @@ def over_seeds(make: Callable, model: nn.Module, seeds: int, together: bool = Tr
       seed, own = xs
       new, metrics = step(seed, state.replace(**own), batch)
       return {name: getattr(new, name) for name in VARIED}, metrics
+
     own, metrics = jax.lax.map(one, (numbers, {name: getattr(state, name) for name in VARIED}))
     return state.replace(step=state.step + 1, **own), metrics
+
   return mapped
 
 
 def over_states(model: nn.Module, seeds: int, together: bool, step: Callable) -> Callable:
-  """`eval_step` of one seed, a partial that names its model, as one of all seeds, each with its own `model.seed`."""
-  one = lambda seed, params, router_state, *rest: step(params, router_state, *rest, model=model.clone(seed=seed))
+  """`eval_step` of one seed, a partial that names its model, as one of all seeds, each with its own
+  `model.seed`."""
+
+  def one(seed, params, router_state, *rest):
+    return step(params, router_state, *rest, model=model.clone(seed=seed))
+
   numbers = jax.numpy.arange(seeds)
   if together:
     over = jax.vmap(one, in_axes=(0, 0, 0, None, None))
     return lambda *args: over(numbers, *args)
-  return lambda params, router_state, *rest: jax.lax.map(lambda own: one(*own, *rest), (numbers, params, router_state))
+  return lambda params, router_state, *rest: jax.lax.map(
+    lambda own: one(*own, *rest), (numbers, params, router_state)
+  )
 
 
 def _axes() -> TrainState:
@@ -102,7 +125,8 @@ class Record:
     eval: "step" [T'], and the measure [N][T'], averaged over the sources.
     load: "step" [T'']; "layers" [T''][Lm][E]: each expert's share of the assignments of seed 0.
     diverged: [N]: the first step whose loss or gradient was not finite; None: all were.
-    times: (wall seconds, CPU seconds) of a step of all seeds, over the steps between two looks at the device.
+    times: (wall seconds, CPU seconds) of a step of all seeds, over the steps between two looks at
+      the device.
   """
 
   train: dict[str, list]
@@ -119,14 +143,18 @@ class Record:
     """Takes the metrics of the steps since the last call."""
     for n, metrics in done:
       finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
-      self.diverged = [before if before is not None or good else n
-                       for before, good in zip(self.diverged, finite, strict=True)]
+      self.diverged = [
+        before if before is not None or good else n
+        for before, good in zip(self.diverged, finite, strict=True)
+      ]
 
   def point(self, n: int, metrics: dict[str, np.ndarray], maps_every: int) -> None:
     """Adds those of step `n` to the curves, and the loads once every `maps_every` steps."""
     self.train["step"].append(n)
     found = {name: metrics[name] for name in SCALARS}
-    of = {name.removeprefix("moe/"): value for name, value in metrics.items() if name.startswith("moe/")}
+    of = {
+      name.removeprefix("moe/"): value for name, value in metrics.items() if name.startswith("moe/")
+    }
     found |= {name: reduce(of[name], axis=-1) for name, reduce in MOE.items() if name in of}
     if "load" in of:  # [N, Lm, E]
       found["load_cv"] = np.std(of["load"] * of["load"].shape[-1], axis=-1).mean(axis=-1)
@@ -140,8 +168,11 @@ class Record:
     _append(self.eval, {measure: values})
 
 
-def train(config, directory: pathlib.Path, seeds: int, together: bool, start: dict[str, Any]) -> dict[str, Any] | None:
-  """Trains until `train.steps`, until no seed is finite, or until a signal; returns the results, None after a signal.
+def train(
+  config, directory: pathlib.Path, seeds: int, together: bool, start: dict[str, Any]
+) -> dict[str, Any] | None:
+  """Trains until `train.steps`, until no seed is finite, or until a signal; returns the results,
+  None after a signal.
 
   Raises:
     ConfigError: as `moe_jax.train`; or the workdir has other seeds.
@@ -159,21 +190,32 @@ def train(config, directory: pathlib.Path, seeds: int, together: bool, start: di
   make = functools.partial(draw, model, optimizer, seeds, config.data.seq_len, rows)
   over = functools.partial(over_states, model, seeds, together)
   totals = evaluate.make_eval(config, model, mesh, tokenizer, sources, over)
-  evaluator = lambda state, batches: _summaries(totals(state, batches), seeds, measure)
+
+  def evaluator(state, batches):
+    return _summaries(totals(state, batches), seeds, measure)
+
   with contextlib.ExitStack() as stack:
-    batches = stack.enter_context(contextlib.closing(data.train_iterator(
-        config.data, tokenizer, sources, config.train.batch_size)))
+    batches = stack.enter_context(
+      contextlib.closing(
+        data.train_iterator(config.data, tokenizer, sources, config.train.batch_size)
+      )
+    )
     workdir.claim(directory, config)
     stack.enter_context(workdir.exclusive(directory))
-    checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints", config.train.keep_last,
-                                                  config.train.keep_best))
+    checkpoints = stack.enter_context(
+      Checkpoints(directory / "checkpoints", config.train.keep_last, config.train.keep_best)
+    )
     record, seconds = Record.empty(seeds), 0.0
     if checkpoints.resumed_step(config.train.steps) is None:
       state = jax.jit(make)()
     else:
       place = sharding.replicated(mesh)
-      restored = checkpoints.restore(jax.tree.map(
-          lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), jax.eval_shape(make)))
+      restored = checkpoints.restore(
+        jax.tree.map(
+          lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+          jax.eval_shape(make),
+        )
+      )
       for sentence in restored.told:
         print(sentence, file=sys.stderr, flush=True)
       state, meta = restored.state, restored.meta
@@ -187,9 +229,21 @@ def train(config, directory: pathlib.Path, seeds: int, together: bool, start: di
     seconds = time.monotonic() - clock
     if interrupt.name:
       return None
-  return results(config, record, evaluator(state, config.train.eval_batches), size, start | {
-      "seeds": seeds, "steps": int(state.step), "tokens": int(state.step) * config.train.batch_size *
-      config.data.seq_len, "wall_seconds": seconds, "data": fingerprints, "hardware": workdir.hardware(mesh)})
+  return results(
+    config,
+    record,
+    evaluator(state, config.train.eval_batches),
+    size,
+    start
+    | {
+      "seeds": seeds,
+      "steps": int(state.step),
+      "tokens": int(state.step) * config.train.batch_size * config.data.seq_len,
+      "wall_seconds": seconds,
+      "data": fingerprints,
+      "hardware": workdir.hardware(mesh),
+    },
+  )
 
 
 def _of_one_seed(config):
@@ -200,23 +254,32 @@ def _of_one_seed(config):
   return single
 
 
-def _steps(config, state, batches, step, evaluator, checkpoints, record, interrupt, clock) -> TrainState:
+def _steps(
+  config, state, batches, step, evaluator, checkpoints, record, interrupt, clock
+) -> TrainState:
   """The state after the remaining steps, or those before a signal."""
   t, measure = config.train, evaluate.MEASURES[config.data.objective][0]
   maps_every = max(t.log_every, math.ceil(t.steps / MAPS))
   unread, begun = [], None
   with tqdm(total=t.steps, initial=int(state.step), unit="step", mininterval=2) as bar:
     for n in range(int(state.step) + 1, t.steps + 1):
-      due = lambda every, n=n: n % every == 0 or n == t.steps
+
+      def due(every, n=n):
+        return n % every == 0 or n == t.steps
+
       state, metrics = step(state, next(batches))
       unread.append((n, metrics))
       bar.update()
       stop = bool(interrupt.name)
       if not stop and not any(map(due, (t.log_every, t.eval_every, t.checkpoint_every))):
         continue
-      unread = [(m, jax.tree.map(np.asarray, metrics)) for m, metrics in unread]  # waits for the device
+      unread = [
+        (m, jax.tree.map(np.asarray, metrics)) for m, metrics in unread
+      ]  # waits for the device
       if begun:  # the first steps are mostly compilation
-        record.times.append([(now - then) / len(unread) for now, then in zip(_now(), begun, strict=True)])
+        record.times.append(
+          [(now - then) / len(unread) for now, then in zip(_now(), begun, strict=True)]
+        )
       record.steps(unread)
       if due(t.log_every):
         record.point(*unread[-1], maps_every)
@@ -225,8 +288,13 @@ def _steps(config, state, batches, step, evaluator, checkpoints, record, interru
         record.evaluated(n, measure, _means(evaluator(state, t.eval_batches), measure))
       if due(t.checkpoint_every) or stop:
         # A seed that has diverged does not stop the others, and its weights are saved with theirs.
-        checkpoints.save(n, state, batches.get_state(), {"seconds": time.monotonic() - clock,
-                                                         "record": dataclasses.asdict(record)}, require_finite=False)
+        checkpoints.save(
+          n,
+          state,
+          batches.get_state(),
+          {"seconds": time.monotonic() - clock, "record": dataclasses.asdict(record)},
+          require_finite=False,
+        )
       if stop or all(record.diverged):
         break
       unread, begun = [], _now()
@@ -237,50 +305,89 @@ def _now() -> tuple[float, float]:
   return time.monotonic(), time.process_time()
 
 
-def results(config, record: Record, final: Sequence[dict[str, float]], vocab_size: int,
-            facts: dict[str, Any]) -> dict[str, Any]:
+def results(
+  config, record: Record, final: Sequence[dict[str, float]], vocab_size: int, facts: dict[str, Any]
+) -> dict[str, Any]:
   """What results.json says: the facts, and
 
-    bits_per_byte (or nats_per_target), loss   source -> [N] at the end, on train.eval_batches batches or all of them
+    bits_per_byte (or nats_per_target), loss   source -> [N] at the end, on train.eval_batches
+                                               batches or all of them
     mean_bits_per_byte (or ...)                [N]: their mean over the sources
     diverged, train, eval, load                see `Record`; load's "layers" are [Lm][T][E]
-    step_seconds, step_cpu_seconds             of a step of one seed: medians over the run, without evaluations
+    step_seconds, step_cpu_seconds             of a step of one seed: medians over the run, without
+                                               evaluations
 
   and parameters, FLOPs a token, versions and date. None stands for what is not finite.
   """
   measure = evaluate.MEASURES[config.data.objective][0]
   total, activated = accounts.parameter_counts(config, vocab_size)
-  by_source = {name: {key.removeprefix(f"{name}/"): plain([seed[key] for seed in final])
-                      for key in final[0] if key.startswith(f"{name}/")} for name in (measure, "loss")}
+  by_source = {
+    name: {
+      key.removeprefix(f"{name}/"): plain([seed[key] for seed in final])
+      for key in final[0]
+      if key.startswith(f"{name}/")
+    }
+    for name in (measure, "loss")
+  }
   versions = workdir.versions()
-  wall, cpu = (statistics.median(column) / facts["seeds"] for column in zip(*record.times, strict=True)) if (
-      record.times) else (None, None)
-  load = record.load | {"layers": np.swapaxes(np.array(record.load["layers"]), 0, 1).tolist()
-                        if record.load["layers"] else []}
-  return facts | by_source | {
-      f"mean_{measure}": plain(_means(final, measure)), "diverged": record.diverged, "train": record.train,
-      "eval": record.eval, "load": load, "step_seconds": wall, "step_cpu_seconds": cpu,
+  wall, cpu = (
+    (statistics.median(column) / facts["seeds"] for column in zip(*record.times, strict=True))
+    if (record.times)
+    else (None, None)
+  )
+  load = record.load | {
+    "layers": np.swapaxes(np.array(record.load["layers"]), 0, 1).tolist()
+    if record.load["layers"]
+    else []
+  }
+  return (
+    facts
+    | by_source
+    | {
+      f"mean_{measure}": plain(_means(final, measure)),
+      "diverged": record.diverged,
+      "train": record.train,
+      "eval": record.eval,
+      "load": load,
+      "step_seconds": wall,
+      "step_cpu_seconds": cpu,
       "parameters": {"total": total, "activated": activated},
-      "flops_per_token": accounts.flops_per_token(config, vocab_size), "python": versions["python"],
-      "versions": versions["packages"], "commit": versions["commit"], "date": datetime.date.today().isoformat()}
+      "flops_per_token": accounts.flops_per_token(config, vocab_size),
+      "python": versions["python"],
+      "versions": versions["packages"],
+      "commit": versions["commit"],
+      "date": datetime.date.today().isoformat(),
+    }
+  )
 
 
 def _summaries(totals: evaluate.Totals, seeds: int, measure: str) -> list[dict[str, float]]:
-  """`evaluate.summary` of each seed; totals have an axis of seeds, or are 0 where a source has no text."""
-  of = lambda seed: {source: {name: float(np.broadcast_to(values, seeds)[seed]) for name, values in total.items()}
-                     for source, total in totals.items()}
+  """`evaluate.summary` of each seed; totals have an axis of seeds, or are 0 where a source has no
+  text."""
+
+  def of(seed):
+    return {
+      source: {name: float(np.broadcast_to(values, seeds)[seed]) for name, values in total.items()}
+      for source, total in totals.items()
+    }
+
   return [evaluate.summary(of(seed), measure) for seed in range(seeds)]
 
 
 def _means(found: Sequence[dict[str, float]], measure: str) -> list[float]:
-  return [statistics.fmean(value for name, value in seed.items() if name.startswith(f"{measure}/")) for seed in found]
+  return [
+    statistics.fmean(value for name, value in seed.items() if name.startswith(f"{measure}/"))
+    for seed in found
+  ]
 
 
 def _append(curves: dict[str, list], values: dict[str, Sequence[float]]) -> None:
   """Adds a point to the curve of each seed."""
   for name, of_seeds in values.items():
     curves.setdefault(name, [[] for _ in of_seeds])
-    for curve, value in zip(curves[name], plain(np.asarray(of_seeds, np.float64).tolist()), strict=True):
+    for curve, value in zip(
+      curves[name], plain(np.asarray(of_seeds, np.float64).tolist()), strict=True
+    ):
       curve.append(value)
 
 
@@ -292,24 +399,39 @@ def main(argv: Sequence[str]) -> int:
 def _main(rest: Sequence[str], argv: Sequence[str]) -> int:
   given = [arg.partition("=")[2] for arg in rest if arg.startswith("--seeds=")]
   if len(given) != 1 or not given[0].isdecimal() or not 1 <= float(given[0]) <= 1000:
-    raise ConfigError("seeds", ", ".join(given), "must be given once, the number of seeds, as in --seeds=3")
+    raise ConfigError(
+      "seeds", ", ".join(given), "must be given once, the number of seeds, as in --seeds=3"
+    )
   seeds = int(given[0])
   if one := [arg for arg in rest if arg.startswith("--config.seed")]:
-    raise ConfigError("seed", one[0].partition("=")[2], f"is not read here, where seeds 0 to {seeds - 1} are trained; "
-                      "leave it out")
+    raise ConfigError(
+      "seed",
+      one[0].partition("=")[2],
+      f"is not read here, where seeds 0 to {seeds - 1} are trained; leave it out",
+    )
   command = parse([arg for arg in rest if arg != "--apart" and not arg.startswith("--seeds=")])
   config = command.config
   assembly.validate(config, 1)
   with config.ignore_type():
-    config.seed = list(range(seeds))  # what makes this run another than one of moe_jax.train, or of more seeds
+    config.seed = list(
+      range(seeds)
+    )  # what makes this run another than one of moe_jax.train, or of more seeds
   workdir.check(command.workdir, config)
   from absl import logging as absl_logging
+
   absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is as it should be
   logging.getLogger("jax").setLevel(logging.WARNING)
-  found = train(config, command.workdir, seeds, "--apart" not in rest,
-                {"config": command.path, "command": "python -m experiments.seeds " + shlex.join(argv[1:])})
+  found = train(
+    config,
+    command.workdir,
+    seeds,
+    "--apart" not in rest,
+    {"config": command.path, "command": "python -m experiments.seeds " + shlex.join(argv[1:])},
+  )
   if found is None:
-    print(f"stopped; saved in {command.workdir}; the same command goes on from there", file=sys.stderr)
+    print(
+      f"stopped; saved in {command.workdir}; the same command goes on from there", file=sys.stderr
+    )
     return 0
   workdir.write_json(command.workdir / "results.json", found)
   return 0

@@ -1,8 +1,10 @@
-"""The runner of studies: rows of configs, each trained by a command of its own, with one results.jsonl.
+"""The runner of studies: rows of configs, each trained by a command of its own, with one
+results.jsonl.
 
 A study's own module says its rows and calls `main`:
 
-  python -m experiments.STUDY                   trains what is not finished; the same command goes on after a kill
+  python -m experiments.STUDY                   trains what is not finished; the same command goes
+                                                on after a kill
   python -m experiments.STUDY --print           prints each row's command, for a pod or a queue
   python -m experiments.STUDY --only=A,B        only the rows whose names contain A or B
   python -m experiments.STUDY --processes=N     N rows at a time (default 1)
@@ -31,7 +33,12 @@ from tqdm import tqdm
 
 from moe_jax.errors import EXIT_DIVERGED, ConfigError
 
-DROPPED = ("sample", "command", "compare", "ladder")  # of results.json: long, or said elsewhere in the line
+DROPPED = (
+  "sample",
+  "command",
+  "compare",
+  "ladder",
+)  # of results.json: long, or said elsewhere in the line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +48,8 @@ class Row:
   Attributes:
     config: "configs/FILE.py" or "configs/FILE.py:VARIANT".
     overrides: dotted key -> value, as after `--config.` on the command line.
-    seeds: how many are trained together by `experiments.seeds`; 0: the config's, by `moe_jax.train`.
+    seeds: how many are trained together by `experiments.seeds`; 0: the config's, by
+      `moe_jax.train`.
     apart: the seeds take turns in each step, with --apart.
   """
 
@@ -53,7 +61,11 @@ class Row:
   def arguments(self) -> list[str]:
     """Of the program, without the workdir: what makes two runs the same."""
     seeds = [f"--seeds={self.seeds}"] * bool(self.seeds) + ["--apart"] * self.apart
-    return [f"--config={self.config}", *(f"--config.{key}={value}" for key, value in self.overrides.items()), *seeds]
+    return [
+      f"--config={self.config}",
+      *(f"--config.{key}={value}" for key, value in self.overrides.items()),
+      *seeds,
+    ]
 
   @property
   def program(self) -> tuple[str, ...]:
@@ -71,8 +83,9 @@ def load(results: pathlib.Path) -> dict[str, dict[str, Any]]:
     except json.JSONDecodeError as error:
       if number == len(lines):
         break
-      raise ConfigError("results", f"{results}:{number}", "is no line of JSON; remove it, and its row runs again"
-                        ) from error
+      raise ConfigError(
+        "results", f"{results}:{number}", "is no line of JSON; remove it, and its row runs again"
+      ) from error
     found[entry["row"]] = entry
   return found
 
@@ -86,30 +99,42 @@ def unfinished(rows: Mapping[str, Row], results: pathlib.Path) -> dict[str, Row]
   done = load(results)
   for name in rows.keys() & done.keys():
     if done[name]["arguments"] != rows[name].arguments():
-      raise ConfigError("results", str(results), f"its row {name!r} was run with {shlex.join(done[name]['arguments'])}"
-                        f", and is now {shlex.join(rows[name].arguments())}; remove the line to run it again")
+      raise ConfigError(
+        "results",
+        str(results),
+        f"its row {name!r} was run with {shlex.join(done[name]['arguments'])}"
+        f", and is now {shlex.join(rows[name].arguments())}; remove the line to run it again",
+      )
   return {name: row for name, row in rows.items() if name not in done}
 
 
-def run(rows: Mapping[str, Row], results: pathlib.Path, workdir: pathlib.Path, processes: int = 1,
-        program: Sequence[str] = (), devices: Sequence[str] = ()) -> None:
+def run(
+  rows: Mapping[str, Row],
+  results: pathlib.Path,
+  workdir: pathlib.Path,
+  processes: int = 1,
+  program: Sequence[str] = (),
+  devices: Sequence[str] = (),
+) -> None:
   """Trains the unfinished rows, `processes` at a time; each that ends adds a line to `results`.
 
-  A line has the row's name, its arguments and what its results.json says, or `diverged` where the loss was no longer
-  finite. SIGTERM and Ctrl-C let the runs save before they end; a workdir that is there goes on where it stopped.
+  A line has the row's name, its arguments and what its results.json says, or `diverged` where the
+  loss was no longer finite. SIGTERM and Ctrl-C let the runs save before they end; a workdir that is
+  there goes on where it stopped.
 
   Args:
     rows: name -> row; a name is also that of the run's folder.
     results: the file of lines, created where there is none.
     workdir: where the folders and logs of the runs are.
     processes: rows at a time.
-    program: takes the flags of `moe_jax.train` and leaves its files and exit codes; () = each row's own.
-    devices: as in CUDA_VISIBLE_DEVICES; each trains a row at a time and sees no other, whatever `processes` says.
-      () = every run sees all.
+    program: takes the flags of `moe_jax.train` and leaves its files and exit codes; () = each row's
+      own.
+    devices: as in CUDA_VISIBLE_DEVICES; each trains a row at a time and sees no other, whatever
+      `processes` says. () = every run sees all.
 
   Raises:
-    ConfigError: a row ended otherwise: its command is wrong, in the words of `moe_jax.train`, or it crashed or was
-      killed. It has no line, and runs again with the next command.
+    ConfigError: a row ended otherwise: its command is wrong, in the words of `moe_jax.train`, or it
+      crashed or was killed. It has no line, and runs again with the next command.
   """
   todo = unfinished(rows, results)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -130,10 +155,15 @@ def run(rows: Mapping[str, Row], results: pathlib.Path, workdir: pathlib.Path, p
 
   def train(name: str, variables: Mapping[str, str]) -> dict[str, Any]:
     directory = workdir / name
-    command = [*(program or (sys.executable, *rows[name].program)), f"--workdir={directory}", *rows[name].arguments()]
+    command = [
+      *(program or (sys.executable, *rows[name].program)),
+      f"--workdir={directory}",
+      *rows[name].arguments(),
+    ]
     with open(workdir / f"{name}.log", "a") as log:
-      process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True,
-                                 env=os.environ | variables)
+      process = subprocess.Popen(
+        command, stdout=log, stderr=log, start_new_session=True, env=os.environ | variables
+      )
       running.add(process)
       if stopping.is_set():
         process.terminate()
@@ -159,7 +189,9 @@ def run(rows: Mapping[str, Row], results: pathlib.Path, workdir: pathlib.Path, p
     signal.signal(signal.SIGTERM, previous)
 
 
-def _line(name: str, row: Row, code: int, directory: pathlib.Path, log: pathlib.Path) -> dict[str, Any]:
+def _line(
+  name: str, row: Row, code: int, directory: pathlib.Path, log: pathlib.Path
+) -> dict[str, Any]:
   """What results.jsonl says of a run that ended with this exit code."""
   said = (log.read_text().strip().splitlines() or [""])[-1]
   line = {"row": name, "arguments": row.arguments()}
@@ -168,37 +200,59 @@ def _line(name: str, row: Row, code: int, directory: pathlib.Path, log: pathlib.
   found = directory / "results.json"
   if code or not found.exists():
     raise ConfigError("row", name, f"ended with exit code {code}: {said}; its log is {log}")
-  return line | {key: value for key, value in json.loads(found.read_text()).items() if key not in DROPPED}
+  return line | {
+    key: value for key, value in json.loads(found.read_text()).items() if key not in DROPPED
+  }
 
 
 def append(results: pathlib.Path, line: Mapping[str, Any]) -> None:
   """Adds a line, whole or not at all as far as a reader can tell."""
   text = results.read_text() if results.exists() else ""
-  whole = text[:text.rfind("\n") + 1]  # a line that a kill cut short goes
+  whole = text[: text.rfind("\n") + 1]  # a line that a kill cut short goes
   partial = results.with_suffix(".partial")
   partial.write_text(whole + json.dumps(line) + "\n")
   os.replace(partial, results)
 
 
-def main(argv: Sequence[str], rows: Mapping[str, Row], folder: pathlib.Path, file: str = "results.jsonl") -> int:
-  """The command line of a study whose lines of results are in `file` of `folder`; returns the exit code."""
+def main(
+  argv: Sequence[str], rows: Mapping[str, Row], folder: pathlib.Path, file: str = "results.jsonl"
+) -> int:
+  """The command line of a study whose lines of results are in `file` of `folder`; returns the exit
+  code."""
   parser = argparse.ArgumentParser(prog=f"python -m experiments.{folder.name}")
-  parser.add_argument("--print", action="store_true", help="print each row's command and run nothing")
+  parser.add_argument(
+    "--print", action="store_true", help="print each row's command and run nothing"
+  )
   parser.add_argument("--only", default="", help="comma-separated parts of rows' names")
   parser.add_argument("--processes", type=int, default=1, help="rows at a time")
-  parser.add_argument("--devices", default="", help="comma-separated GPUs, each of which trains a row at a time")
+  parser.add_argument(
+    "--devices", default="", help="comma-separated GPUs, each of which trains a row at a time"
+  )
   parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs") / folder.name)
   given = parser.parse_args(argv)
-  chosen = {name: row for name, row in rows.items() if any(part in name for part in given.only.split(","))}
+  chosen = {
+    name: row for name, row in rows.items() if any(part in name for part in given.only.split(","))
+  }
   try:
     if not chosen:
       raise ConfigError("only", given.only, f"is in no row's name; rows: {', '.join(rows)}")
     if given.print:
-      print("\n".join(shlex.join(["python", *row.program, f"--workdir={given.workdir / name}",
-                                  *row.arguments()]) for name, row in chosen.items()))
+      print(
+        "\n".join(
+          shlex.join(
+            ["python", *row.program, f"--workdir={given.workdir / name}", *row.arguments()]
+          )
+          for name, row in chosen.items()
+        )
+      )
     else:
-      run(chosen, folder / file, given.workdir, given.processes,
-          devices=[device for device in given.devices.split(",") if device])
+      run(
+        chosen,
+        folder / file,
+        given.workdir,
+        given.processes,
+        devices=[device for device in given.devices.split(",") if device],
+      )
   except ConfigError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

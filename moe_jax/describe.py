@@ -1,8 +1,9 @@
-"""Say what a config is: `python -m moe_jax.describe --config=configs/mixtral.py:8x7b [--config.key=value] [--debug]`.
+"""Say what a config is: `python -m moe_jax.describe --config=configs/mixtral.py:8x7b
+[--config.key=value] [--debug]`.
 
-Architecture, routing, parameters, FLOPs and memory, and how far they are from what the paper claims. Everything comes
-from the shapes of the real model and optimizer: no parameter is made, whatever the size. Exit code 2: the command is
-wrong, told in one sentence.
+Architecture, routing, parameters, FLOPs and memory, and how far they are from what the paper
+claims. Everything comes from the shapes of the real model and optimizer: no parameter is made,
+whatever the size. Exit code 2: the command is wrong, told in one sentence.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ def run() -> None:
 
 def main(argv: Sequence[str]) -> int:
   """Prints the description; returns the exit code."""
+
   def say(rest: Sequence[str]) -> int:
     print(describe(train.parse(rest, workdir=False).config))
     return 0
+
   return train.guarded(argv, __doc__, say)
 
 
@@ -34,18 +37,28 @@ def describe(config) -> str:
     ConfigError: the config is wrong, or it needs the size of a tokenizer that is not there.
   """
   from moe_jax import accounts, assembly, data
+
   assembly.validate(config)
   vocab_size = assembly.fixed_vocab_size(config)
   if not vocab_size:
     vocab_size = data.vocab_size(config.data, data.tokenizer_of(config.data))
   total, activated = accounts.parameter_counts(config, vocab_size)
   flops = accounts.flops_per_token(config, vocab_size)
-  lines = [accounts.model_summary(config), accounts.routing_summary(config),
-           f"  weights: {total:,} parameters, {activated:,} of them activated by a token"]
-  lines += [f"{'':>11}{kind:<14}{count:>22,}{count / total:>9.2%}"
-            for kind, count in accounts.parameters_by_kind(config, vocab_size).items() if count]
-  lines += [f"    flops: {flops:.4g} a token forward, {3 * flops:.4g} in training", _memory(config, vocab_size, total),
-            _claim(config, vocab_size, total, activated)]
+  lines = [
+    accounts.model_summary(config),
+    accounts.routing_summary(config),
+    f"  weights: {total:,} parameters, {activated:,} of them activated by a token",
+  ]
+  lines += [
+    f"{'':>11}{kind:<14}{count:>22,}{count / total:>9.2%}"
+    for kind, count in accounts.parameters_by_kind(config, vocab_size).items()
+    if count
+  ]
+  lines += [
+    f"    flops: {flops:.4g} a token forward, {3 * flops:.4g} in training",
+    _memory(config, vocab_size, total),
+    _claim(config, vocab_size, total, activated),
+  ]
   return "\n".join(line for line in lines if line)
 
 
@@ -55,22 +68,34 @@ def _memory(config, vocab_size: int, total: int) -> str:
 
   from moe_jax import accounts, assembly
   from moe_jax.training import optimizers
+
   optimizer, _ = optimizers.make(config.optimizer, config.train.steps)
-  moments = jax.eval_shape(optimizer.init, nn.unbox(assembly.abstract_variables(config, vocab_size)["params"]))
+  moments = jax.eval_shape(
+    optimizer.init, nn.unbox(assembly.abstract_variables(config, vocab_size)["params"])
+  )
   held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(moments))
   kept = accounts.activation_bytes(config, vocab_size)
-  return (f"   memory: {_bytes(4 * total)} of float32 weights, as much of gradients, {_bytes(held)} of "
-          f"{config.optimizer.name}'s state; about {_bytes(kept)} of activations a row, saved for the backward pass")
+  return (
+    f"   memory: {_bytes(4 * total)} of float32 weights, as much of gradients, {_bytes(held)} of "
+    f"{config.optimizer.name}'s state; about {_bytes(kept)} of activations a row, saved for the "
+    "backward pass"
+  )
 
 
 def _claim(config, vocab_size: int, total: int, activated: int) -> str:
   """The paper's claim and how far the counts are from it; "" where there is none."""
   from moe_jax import accounts
+
   paper, kinds = config.paper, accounts.parameters_by_kind(config, vocab_size)
-  pairs = ((paper.parameters, total, "parameters"), (paper.activated, activated, "activated"),
-           (paper.without_embedding, total - kinds["embedding"], "without embedding and softmax"),
-           (paper.operations, accounts.operations_per_step(config, vocab_size), "operations a time step"))
-  words = [f"{claim:.6g} {what} (ours {count / claim - 1:+.2%})" for claim, count, what in pairs if claim]
+  pairs = (
+    (paper.parameters, total, "parameters"),
+    (paper.activated, activated, "activated"),
+    (paper.without_embedding, total - kinds["embedding"], "without embedding and softmax"),
+    (paper.operations, accounts.operations_per_step(config, vocab_size), "operations a time step"),
+  )
+  words = [
+    f"{claim:.6g} {what} (ours {count / claim - 1:+.2%})" for claim, count, what in pairs if claim
+  ]
   said = [f"{paper.name} claims {', '.join(words)}"] * bool(words) + [paper.note] * bool(paper.note)
   return f"    paper: {'; '.join(said)}" if said else ""
 
@@ -79,7 +104,7 @@ def _bytes(count: int | float) -> str:
   """In units of 1000."""
   units = ("B", "kB", "MB", "GB", "TB")
   step = min(int(math.log10(max(count, 1)) / 3), len(units) - 1)
-  return f"{count / 1000 ** step:.4g} {units[step]}"
+  return f"{count / 1000**step:.4g} {units[step]}"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-# Exit codes of every command. 1 is left to Python, which ends so after an exception that nobody expected.
+# Exit codes of every command. 1 is left to Python, which ends so after an exception that nobody
+# expected.
 EXIT_INPUT = 2  # a `ConfigError`
 EXIT_DIVERGED = 3  # a `Diverged`
 LONGEST = 300  # characters of a value in a message
@@ -33,9 +34,12 @@ class ConfigError(ValueError):
 
 
 def shown(value: object) -> str:
-  """`repr(value)` on one line, without its middle where it is longer than `LONGEST` characters; never raises."""
+  """`repr(value)` on one line, without its middle where it is longer than `LONGEST` characters;
+  never raises."""
   if isinstance(value, int) and value.bit_length() > 4 * LONGEST:
-    return f"{'-' * (value < 0)}2**{value.bit_length() - 1}..."  # Python refuses to print some of these
+    return (
+      f"{'-' * (value < 0)}2**{value.bit_length() - 1}..."  # Python refuses to print some of these
+    )
   try:
     text = repr(value)
   except Exception as error:  # of whatever class the value is, or a part of it is such a number
@@ -45,7 +49,7 @@ def shown(value: object) -> str:
 
 def shorten(text: str) -> str:
   """Without its middle, if it is longer than `LONGEST` characters."""
-  return text if len(text) <= LONGEST else f"{text[:LONGEST // 2]}...{text[-LONGEST // 3:]}"
+  return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 3 :]}"
 
 
 def whole(field: str, text: str | None, low: int = 1, high: int = 2**20) -> int:
@@ -54,7 +58,8 @@ def whole(field: str, text: str | None, low: int = 1, high: int = 2**20) -> int:
   Raises:
     ConfigError: it says none, or one outside of [low, high].
   """
-  # Not str.isdigit, which holds for "²", of which int() makes no number; nor does it of 5,000 digits.
+  # Not str.isdigit, which holds for "²", of which int() makes no number; nor does it of 5,000
+  # digits.
   if not text or not text.isdecimal() or len(text) > 18 or not low <= int(text) <= high:
     raise ConfigError(field, text, f"must be a whole number, at least {low:,} and at most {high:,}")
   return int(text)
@@ -72,8 +77,14 @@ def choose(field: str, name: Any, table: Collection[str], shown: object = None) 
   Raises:
     ConfigError: there is no such name; proposes the nearest and lists all.
   """
-  if isinstance(name, str) and name in table:  # nothing else is a name, and some values have no hash
+  if (
+    isinstance(name, str) and name in table
+  ):  # nothing else is a name, and some values have no hash
     return table[name] if isinstance(table, Mapping) else name
-  near = difflib.get_close_matches(shorten(name), table, n=1, cutoff=0.5) if isinstance(name, str) else []
+  near = (
+    difflib.get_close_matches(shorten(name), table, n=1, cutoff=0.5)
+    if isinstance(name, str)
+    else []
+  )
   hint = f"did you mean {near[0]!r}? " if near else ""
   raise ConfigError(field, name if shown is None else shown, f"{hint}known: {', '.join(table)}")

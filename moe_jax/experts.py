@@ -1,4 +1,5 @@
-"""What is computed: experts' weights as a pytree, applied to equal buffers, one expert's rows or ragged groups."""
+"""What is computed: experts' weights as a pytree, applied to equal buffers, one expert's rows or
+ragged groups."""
 
 from __future__ import annotations
 
@@ -12,28 +13,43 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-# Elementwise functions by name. The gated ones (arXiv 2002.05202) apply theirs to a second product, which multiplies
-# the first.
-ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "reglu": jax.nn.relu, "geglu": jax.nn.gelu,
-               "swiglu": jax.nn.silu}
+# Elementwise functions by name. The gated ones (arXiv 2002.05202) apply theirs to a second product,
+# which multiplies the first.
+ACTIVATIONS = {
+  "gelu": jax.nn.gelu,
+  "relu": jax.nn.relu,
+  "reglu": jax.nn.relu,
+  "geglu": jax.nn.gelu,
+  "swiglu": jax.nn.silu,
+}
 _GATED = frozenset({"reglu", "geglu", "swiglu"})
 
-# How a learned vector may change hidden units, and what it begins as: with no effect (ST-MoE, appendix C).
-FFN_BIASES: Mapping[str, Any] = {"none": None, "additive": (operator.add, 0.0), "multiplicative": (operator.mul, 1.0)}
+# How a learned vector may change hidden units, and what it begins as: with no effect (ST-MoE,
+# appendix C).
+FFN_BIASES: Mapping[str, Any] = {
+  "none": None,
+  "additive": (operator.add, 0.0),
+  "multiplicative": (operator.mul, 1.0),
+}
 
 # The logical axes of each weight (see `sharding.RULES`).
 AXES: Mapping[str, tuple[str, ...]] = {
-    "up": ("expert", "embed", "mlp"), "gate": ("expert", "embed", "mlp"), "down": ("expert", "mlp", "embed"),
-    "hidden_bias": ("expert", "mlp")}
+  "up": ("expert", "embed", "mlp"),
+  "gate": ("expert", "embed", "mlp"),
+  "down": ("expert", "mlp", "embed"),
+  "hidden_bias": ("expert", "mlp"),
+}
 
 
 def is_gated(activation: str) -> bool:
-  """Whether the FFN has a third matrix, whose product passes the nonlinearity and multiplies the other's."""
+  """Whether the FFN has a third matrix, whose product passes the nonlinearity and multiplies the
+  other's."""
   return activation in _GATED
 
 
 def activate(activation: str, pre: dict[str, Any]) -> Array:
-  """Hidden units from pre-activations: f(up), or f(gate) * up for gated activations. GELU is the tanh form.
+  """Hidden units from pre-activations: f(up), or f(gate) * up for gated activations. GELU is the
+  tanh form.
 
   Args:
     activation: a key of `ACTIVATIONS`.
@@ -44,23 +60,29 @@ def activate(activation: str, pre: dict[str, Any]) -> Array:
 
 
 def add_bias(ffn_bias: str, hidden: Array, bias: Array | None) -> Array:
-  """hidden + bias or hidden * bias: what comes between activation and output projection (ST-MoE, appendix C).
+  """hidden + bias or hidden * bias: what comes between activation and output projection (ST-MoE,
+  appendix C).
 
   Args:
     ffn_bias: a key of `FFN_BIASES`.
     hidden: [..., F].
     bias: [F], or of any shape that multiplies `hidden`; not read for "none".
   """
-  return hidden if ffn_bias == "none" else FFN_BIASES[ffn_bias][0](hidden, bias.astype(hidden.dtype))
+  return (
+    hidden if ffn_bias == "none" else FFN_BIASES[ffn_bias][0](hidden, bias.astype(hidden.dtype))
+  )
 
 
-@typing.no_type_check  # JAX rebuilds pytrees with placeholder leaves, which no shape check survives.
+# JAX rebuilds pytrees with placeholder leaves, which no shape check survives.
+@typing.no_type_check
 @struct.dataclass
 class Experts:
-  """E feed-forward networks: down(f(up x)), or down(f(gate x) * up x) if gated; `hidden_bias` acts on what `down` gets.
+  """E feed-forward networks: down(f(up x)), or down(f(gate x) * up x) if gated; `hidden_bias` acts
+  on what `down` gets.
 
-  Weights are cast to the dtype of the rows they are applied to; their gradients come back in their own dtype.
-  `gate` is present if and only if `is_gated(activation)`, `hidden_bias` if and only if `ffn_bias` is not "none".
+  Weights are cast to the dtype of the rows they are applied to; their gradients come back in their
+  own dtype. `gate` is present if and only if `is_gated(activation)`, `hidden_bias` if and only if
+  `ffn_bias` is not "none".
   """
 
   up: Float[Array, "E D F"]
@@ -94,7 +116,8 @@ class Experts:
     return jnp.einsum("enf,efd->end", self._hidden_units(pre, bias), w["down"].astype(x.dtype))
 
   def hidden(self, w: dict[str, Any], rows: Float[Array, "N D"]) -> dict[str, Any]:
-    """Pre-activations [N, F] of one expert, whose slice of `weights` is `w`: what a backward pass has to keep."""
+    """Pre-activations [N, F] of one expert, whose slice of `weights` is `w`: what a backward pass
+    has to keep."""
     return {name: rows @ w[name].astype(rows.dtype) for name in _inward(w)}
 
   def output(self, w: dict[str, Any], pre: dict[str, Any]) -> Float[Array, "N D"]:
@@ -104,13 +127,16 @@ class Experts:
   def ragged(self, rows: Float[Array, "N D"], group_sizes: Int[Array, "E"]) -> Float[Array, "N D"]:
     """All experts on rows sorted by expert, `group_sizes[e]` for expert e, by `jax.lax.ragged_dot`.
 
-    What rows after the last group become is undefined. A grouped kernel on GPU and TPU; XLA's CPU lowering multiplies
-    every row with every expert (E times the FLOPs).
+    What rows after the last group become is undefined. A grouped kernel on GPU and TPU; XLA's CPU
+    lowering multiplies every row with every expert (E times the FLOPs).
     """
     w = jax.tree.map(lambda leaf: leaf.astype(rows.dtype), self.weights)
     pre = {name: jax.lax.ragged_dot(rows, w[name], group_sizes) for name in _inward(w)}
-    bias = None if self.hidden_bias is None else jnp.repeat(
-        w["hidden_bias"], group_sizes, axis=0, total_repeat_length=rows.shape[0])
+    bias = (
+      None
+      if self.hidden_bias is None
+      else jnp.repeat(w["hidden_bias"], group_sizes, axis=0, total_repeat_length=rows.shape[0])
+    )
     return jax.lax.ragged_dot(self._hidden_units(pre, bias), w["down"], group_sizes)
 
   def _hidden_units(self, pre: dict[str, Any], bias: Array | None) -> Array:

@@ -17,36 +17,58 @@ def run() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-  """Prints one `field: value` a line; returns the exit code (2: no workdir, or it cannot be read)."""
+  """Prints one `field: value` a line; returns the exit code (2: no workdir, or it cannot be
+  read)."""
   arguments = [arg for arg in argv[1:] if arg != "--debug"]
   if len(arguments) != 1 or arguments[0].startswith("-"):
-    print("usage: python -m moe_jax.inspect DIR", file=sys.stderr if arguments != ["--help"] else sys.stdout)
+    print(
+      "usage: python -m moe_jax.inspect DIR",
+      file=sys.stderr if arguments != ["--help"] else sys.stdout,
+    )
     return 0 if arguments == ["--help"] else 2
+
   def say(rest: Sequence[str]) -> int:
     for name, value in describe(pathlib.Path(rest[1])).items():
       print(f"{name}: {value}")
     return 0
+
   return train.guarded(argv, None, say)
 
 
 def describe(directory: pathlib.Path) -> dict[str, Any]:
-  """What a workdir holds; `parameters_sha256` is equal for two runs exactly if all their weights are, bit for bit.
+  """What a workdir holds; `parameters_sha256` is equal for two runs exactly if all their weights
+  are, bit for bit.
 
   Raises:
     ConfigError: the directory is no workdir, or its checkpoint is damaged.
   """
   from moe_jax.training import workdir
-  for what, wrong in (("there is no such directory", not directory.exists()), ("is a file", directory.is_file()),
-                      ("holds no config.json", not (directory / "config.json").is_file())):
+
+  for what, wrong in (
+    ("there is no such directory", not directory.exists()),
+    ("is a file", directory.is_file()),
+    ("holds no config.json", not (directory / "config.json").is_file()),
+  ):
     if wrong:
-      raise ConfigError("workdir", str(directory), f"{what}; give the --workdir of a run of moe_jax.train")
+      raise ConfigError(
+        "workdir", str(directory), f"{what}; give the --workdir of a run of moe_jax.train"
+      )
   meta = workdir.read_json(directory / "meta.json") or {}
   start = (meta.get("starts") or [{}])[-1]
-  found = {"workdir": directory, "config": meta.get("config", "unknown"), "starts": len(meta.get("starts", [])),
-           "python": start.get("python", "unknown")}
-  found |= {"versions": ", ".join(f"{name} {version}" for name, version in start.get("packages", {}).items()),
-            "commit": start.get("commit"), "devices": start.get("devices", "unknown"),
-            "tokenizer": meta.get("tokenizer", "unknown")}
+  found = {
+    "workdir": directory,
+    "config": meta.get("config", "unknown"),
+    "starts": len(meta.get("starts", [])),
+    "python": start.get("python", "unknown"),
+  }
+  found |= {
+    "versions": ", ".join(
+      f"{name} {version}" for name, version in start.get("packages", {}).items()
+    ),
+    "commit": start.get("commit"),
+    "devices": start.get("devices", "unknown"),
+    "tokenizer": meta.get("tokenizer", "unknown"),
+  }
   found |= {f"data {name}": sha for name, sha in meta.get("data", {}).items()}
   return found | _weights(directory / "checkpoints")
 
@@ -55,13 +77,18 @@ def _weights(directory: pathlib.Path) -> dict[str, Any]:
   from absl import logging
 
   from moe_jax.training import checkpoints
+
   logging.set_verbosity(logging.ERROR)
   steps = checkpoints.steps(directory)
   if not steps:
     return {"checkpoints": "none"}
   params = checkpoints.load_params(directory, steps[-1])
-  return {"checkpoints": ", ".join(map(str, steps)), "step": steps[-1], "parameters": checkpoints.count(params),
-          "parameters_sha256": checkpoints.parameters_sha256(params)}
+  return {
+    "checkpoints": ", ".join(map(str, steps)),
+    "step": steps[-1],
+    "parameters": checkpoints.count(params),
+    "parameters_sha256": checkpoints.parameters_sha256(params),
+  }
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Train with several processes on this machine: a stand-in for a pod, and the way to try a launch script's command.
+"""Train with several processes on this machine: a stand-in for a pod, and the way to try a launch
+script's command.
 
-  python -m moe_jax.launch --processes=4 --devices=2 --config=configs/quickstart.py --workdir=runs/several [...]
+  python -m moe_jax.launch --processes=4 --devices=2 --config=configs/quickstart.py
+    --workdir=runs/several [...]
 
-Starts `python -m moe_jax.train` N times, each process with that many CPU devices, and prints what they say. When one of
-them dies the others are ended within half a minute and the exit code is 1; the same command goes on from the last
-checkpoint, with any number of processes that divides the batch.
+Starts `python -m moe_jax.train` N times, each process with that many CPU devices, and prints what
+they say. When one of them dies the others are ended within half a minute and the exit code is 1;
+the same command goes on from the last checkpoint, with any number of processes that divides the
+batch.
 """
 
 from __future__ import annotations
@@ -49,11 +52,18 @@ def _launch(args: Sequence[str]) -> int:
 
 
 def start(processes: int, devices: int, args: Sequence[str]) -> list[subprocess.Popen]:
-  """The processes, which find each other at a free port of this machine; what they print gets their number."""
+  """The processes, which find each other at a free port of this machine; what they print gets their
+  number."""
   children = []
   for index, command in enumerate(commands(processes, args)):
-    child = subprocess.Popen(command, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                             text=True, errors="replace")
+    child = subprocess.Popen(
+      command,
+      env=environment(devices),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      errors="replace",
+    )
     threading.Thread(target=_echo, args=(index, child), daemon=True).start()
     children.append(child)
   return children
@@ -64,8 +74,16 @@ def commands(processes: int, args: Sequence[str]) -> list[list[str]]:
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
-  return [[sys.executable, "-m", "moe_jax.train", *args, f"--distributed=127.0.0.1:{port},{processes},{index}"]
-          for index in range(processes)]
+  return [
+    [
+      sys.executable,
+      "-m",
+      "moe_jax.train",
+      *args,
+      f"--distributed=127.0.0.1:{port},{processes},{index}",
+    ]
+    for index in range(processes)
+  ]
 
 
 def environment(devices: int) -> dict[str, str]:
@@ -75,10 +93,12 @@ def environment(devices: int) -> dict[str, str]:
 
 
 def supervise(children: Sequence[subprocess.Popen], grace: float = GRACE_SECONDS) -> int:
-  """Waits for all to end, and ends the others when one has died; returns the exit code of the whole.
+  """Waits for all to end, and ends the others when one has died; returns the exit code of the
+  whole.
 
   SIGTERM and Ctrl-C are passed on: the run saves at a step that all agree on, and ends.
   """
+
   def pass_on(number, frame):
     del frame
     for child in children:
@@ -91,7 +111,9 @@ def supervise(children: Sequence[subprocess.Popen], grace: float = GRACE_SECONDS
       if all(child.poll() == 0 for child in children):
         return 0
       time.sleep(0.1)
-    index, code = next((i, child.poll()) for i, child in enumerate(children) if child.poll() not in (None, 0))
+    index, code = next(
+      (i, child.poll()) for i, child in enumerate(children) if child.poll() not in (None, 0)
+    )
     end = time.monotonic() + grace
     while time.monotonic() < end and any(child.poll() is None for child in children):
       time.sleep(0.1)
@@ -103,8 +125,12 @@ def supervise(children: Sequence[subprocess.Popen], grace: float = GRACE_SECONDS
       signal.signal(number, handler)
   if code > 0:
     return code
-  print(f"error: process {index} of {len(children)} was ended by {signal.Signals(-code).name}, and the others with it; "
-        "the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+  print(
+    f"error: process {index} of {len(children)} was ended by {signal.Signals(-code).name}, and "
+    "the others with it; the same command goes on from the last checkpoint",
+    file=sys.stderr,
+    flush=True,
+  )
   return 1
 
 

@@ -1,8 +1,8 @@
 """Say which routers there are: `python -m moe_jax.routers [--write FILE]`.
 
-Prints two Markdown tables, of `ROUTERS` and of the presets that `--config.model.moe=NAME` takes. Papers and equations
-come from the routers' docstrings, options from their signatures, values of losses from running them. `--write
-README.md` puts the tables between that file's markers.
+Prints two Markdown tables, of `ROUTERS` and of the presets that `--config.model.moe=NAME` takes.
+Papers and equations come from the routers' docstrings, options from their signatures, values of
+losses from running them. `--write README.md` puts the tables between that file's markers.
 """
 
 from __future__ import annotations
@@ -42,8 +42,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-  parser = argparse.ArgumentParser(prog="python -m moe_jax.routers", description="Lists the routers and presets.")
-  parser.add_argument("--write", metavar="FILE", help="put the tables between the markers of a Markdown file")
+  parser = argparse.ArgumentParser(
+    prog="python -m moe_jax.routers", description="Lists the routers and presets."
+  )
+  parser.add_argument(
+    "--write", metavar="FILE", help="put the tables between the markers of a Markdown file"
+  )
   flags = parser.parse_args(argv)
   tables = {"routers": router_table(), "presets": preset_table()}
   if not flags.write:
@@ -53,7 +57,9 @@ def _main(argv: Sequence[str]) -> int:
   try:
     text = file.read_text()
   except (OSError, ValueError) as error:
-    raise ConfigError("write", flags.write, f"{error}; give a text file with the markers of README.md") from error
+    raise ConfigError(
+      "write", flags.write, f"{error}; give a text file with the markers of README.md"
+    ) from error
   for name, table in tables.items():
     text = replace(text, name, table)
   file.write_text(text)
@@ -62,18 +68,37 @@ def _main(argv: Sequence[str]) -> int:
 
 def router_table() -> str:
   """A row a router."""
-  rows = [(f"`{name}`", paper(router.route), f"`{equation(router.route)}`", balance_values(name), CAUSAL[router.leak()],
-           ", ".join(f"`{option}={value!r}`" for option, value in router.options.items()) or "none")
-          for name, router in ROUTERS.items()]
-  head = ("router", "paper", "equation", f"losses at balance → collapse (E={EXPERTS})", "causal-safe",
-          "options with defaults")
+  rows = [
+    (
+      f"`{name}`",
+      paper(router.route),
+      f"`{equation(router.route)}`",
+      balance_values(name),
+      CAUSAL[router.leak()],
+      ", ".join(f"`{option}={value!r}`" for option, value in router.options.items()) or "none",
+    )
+    for name, router in ROUTERS.items()
+  ]
+  head = (
+    "router",
+    "paper",
+    "equation",
+    f"losses at balance → collapse (E={EXPERTS})",
+    "causal-safe",
+    "options with defaults",
+  )
   return _markdown(head, rows)
 
 
 def preset_table() -> str:
   """A row a preset: what it says beside its router's defaults and `NEUTRAL`."""
-  show = lambda values: ", ".join(f"`{key}={value:g}`" if isinstance(value, float) else f"`{key}={value!r}`"
-                                  for key, value in values.items())
+
+  def show(values):
+    return ", ".join(
+      f"`{key}={value:g}`" if isinstance(value, float) else f"`{key}={value!r}`"
+      for key, value in values.items()
+    )
+
   rows = []
   for name, (router, options, keys) in PRESETS.items():
     said = {key: value for key, value in keys.items() if value != NEUTRAL.get(key)}
@@ -81,8 +106,15 @@ def preset_table() -> str:
     looks = "yes" if soft else ROUTERS[router].leak(**options)
     if looks == "overflow" and not keys.get("capacity_factor") and "capacity_factor" not in options:
       looks = "no"  # dropless: there is no slot to lose
-    rows.append((f"`{name}`", "Soft MoE layer" if soft else f"`{router}`", "" if soft else show(options), show(said),
-                 CAUSAL[looks]))
+    rows.append(
+      (
+        f"`{name}`",
+        "Soft MoE layer" if soft else f"`{router}`",
+        "" if soft else show(options),
+        show(said),
+        CAUSAL[looks],
+      )
+    )
   return _markdown(("preset", "router", "its options", "keys of `model.moe`", "causal-safe"), rows)
 
 
@@ -90,7 +122,9 @@ def paper(router: Callable) -> str:
   """The paragraph of the docstring that begins with "Paper: "."""
   found = [" ".join(block.split()) for block in _paragraphs(router) if block.startswith("Paper: ")]
   if len(found) != 1:
-    raise ValueError(f"the docstring of {router.__name__} needs one paragraph that begins with 'Paper: '")
+    raise ValueError(
+      f"the docstring of {router.__name__} needs one paragraph that begins with 'Paper: '"
+    )
   return found[0].removeprefix("Paper: ").rstrip(".")
 
 
@@ -98,50 +132,88 @@ def equation(router: Callable) -> str:
   """The first indented paragraph of the docstring."""
   found = [block for block in _paragraphs(router) if block.startswith("    ")]
   if not found:
-    raise ValueError(f"the docstring of {router.__name__} needs its equation as an indented paragraph")
+    raise ValueError(
+      f"the docstring of {router.__name__} needs its equation as an indented paragraph"
+    )
   return "; ".join(" ".join(line.split()).rstrip(",;") for line in found[0].splitlines())
 
 
 def balance_values(name: str) -> str:
-  """What the losses that presets use with this router are at perfect balance and at collapse, by running it."""
-  used = {key.removesuffix("_loss") for router, _, keys in PRESETS.values() if router == name for key in keys}
+  """What the losses that presets use with this router are at perfect balance and at collapse, by
+  running it."""
+  used = {
+    key.removesuffix("_loss")
+    for router, _, keys in PRESETS.values()
+    if router == name
+    for key in keys
+  }
   names = tuple(each for each in BALANCING if each in used)
   if not names:
     return "none"
-  losses = jax.jit(functools.partial(_losses, name, names))  # compiled once, not operation by operation
+  losses = jax.jit(
+    functools.partial(_losses, name, names)
+  )  # compiled once, not operation by operation
   balanced, collapsed = (losses(*example(name, collapsed=c)) for c in (False, True))
-  return ", ".join(f"{each} {_short(float(balanced[each]))} → {_short(float(collapsed[each]))}" for each in names)
+  return ", ".join(
+    f"{each} {_short(float(balanced[each]))} → {_short(float(collapsed[each]))}" for each in names
+  )
 
 
-def _losses(name: str, names: tuple[str, ...], logits: Float[Array, "S E"],
-            context: RoutingContext) -> dict[str, Float[Array, ""]]:
+def _losses(
+  name: str, names: tuple[str, ...], logits: Float[Array, "S E"], context: RoutingContext
+) -> dict[str, Float[Array, ""]]:
   router = ROUTERS[name]
   options, plan = router.options, router.route(logits, context)
   k = max(plan.expert.shape[-1] // TOKENS, 1)
-  load = functools.partial(router.smooth_load, **options) if router.smooth_load else functools.partial(
-      load_without_noise, k=k)
+  load = (
+    functools.partial(router.smooth_load, **options)
+    if router.smooth_load
+    else functools.partial(load_without_noise, k=k)
+  )
   devices = options["groups"] if "kept_groups" in options and options["groups"] > 1 else DEVICES
-  keys = next(keys for preset, _, keys in PRESETS.values() if preset == name and f"{names[0]}_loss" in keys)
-  loss = LossOptions(names=names, balance_counts="all", balance_scores=keys.get("balance_scores", "softmax"),
-                     importance_of=keys.get("importance_of", "probs"), devices=devices,
-                     devices_a_token=min(options.get("kept_groups", k), devices), load=load, k=k)
-  batch = lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)
+  keys = next(
+    keys for preset, _, keys in PRESETS.values() if preset == name and f"{names[0]}_loss" in keys
+  )
+  loss = LossOptions(
+    names=names,
+    balance_counts="all",
+    balance_scores=keys.get("balance_scores", "softmax"),
+    importance_of=keys.get("importance_of", "probs"),
+    devices=devices,
+    devices_a_token=min(options.get("kept_groups", k), devices),
+    load=load,
+    k=k,
+  )
+
+  def batch(tree):
+    return jax.tree.map(lambda leaf: leaf[None], tree)
+
   context = batch(context).replace(valid=jnp.ones((1, TOKENS), bool))
   return auxiliary_losses(loss, *batch((logits, plan)), context)
 
 
 def example(name: str, collapsed: bool) -> tuple[Float[Array, "S E"], RoutingContext]:
-  """Logits and context at which a router is perfectly balanced, or sends every token to the same experts."""
+  """Logits and context at which a router is perfectly balanced, or sends every token to the same
+  experts."""
   token, learned = jnp.arange(TOKENS)[:, None], ROUTERS[name].learned
   groups = ROUTERS[name].options["groups"] if "primary" in learned else 1
   in_group = EXPERTS // groups
   shift = 0 if collapsed else 1  # each token prefers the expert after the last one's
   scale = 200.0 if collapsed else 4.0
-  prefer = lambda first, size: -scale * ((jnp.arange(size) - shift * first) % size)
-  fields = {"primary": prefer(token // in_group, groups), "noise_std": jnp.full((TOKENS, EXPERTS), 0.1),
-            "primary_noise_std": jnp.full((TOKENS, groups), 0.1), "threshold": jnp.zeros(EXPERTS)}
+
+  def prefer(first, size):
+    return -scale * ((jnp.arange(size) - shift * first) % size)
+
+  fields = {
+    "primary": prefer(token // in_group, groups),
+    "noise_std": jnp.full((TOKENS, EXPERTS), 0.1),
+    "primary_noise_std": jnp.full((TOKENS, groups), 0.1),
+    "threshold": jnp.zeros(EXPERTS),
+  }
   logits = jnp.tile(prefer(token, in_group), (1, groups))
-  return logits, RoutingContext(token_ids=token[:, 0], train=True, **{key: fields[key] for key in learned})
+  return logits, RoutingContext(
+    token_ids=token[:, 0], train=True, **{key: fields[key] for key in learned}
+  )
 
 
 def replace(text: str, name: str, table: str) -> str:
@@ -153,7 +225,9 @@ def replace(text: str, name: str, table: str) -> str:
   start, end = f"<!-- table:{name} -->\n", f"\n<!-- /table:{name} -->"
   pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
   if not pattern.search(text):
-    raise ConfigError("write", name, f"the file has no lines {start.strip()} and {end.strip()} to write between")
+    raise ConfigError(
+      "write", name, f"the file has no lines {start.strip()} and {end.strip()} to write between"
+    )
   return pattern.sub(lambda _: start + table + end, text)
 
 
@@ -166,7 +240,9 @@ def _paragraphs(router: Callable) -> list[str]:
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  line = lambda cells: "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+  def line(cells):
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
   return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
 
 

@@ -1,7 +1,8 @@
-"""Each config as it resolves, kept in `config_snapshots/`: a changed default shows its blast radius in the diff.
+"""Each config as it resolves, kept in `config_snapshots/`: a changed default shows its blast radius
+in the diff.
 
-After a change that is meant: `python tests/configs_test.py`, look at the diff, and put what moved under Numerics in
-CHANGELOG.
+After a change that is meant: `python tests/configs_test.py`, look at the diff, and put what moved
+under Numerics in CHANGELOG.
 """
 
 import importlib
@@ -14,10 +15,32 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SNAPSHOTS = ROOT / "tests" / "config_snapshots"
 # Of papers, each with a variant "desk".
-FAMILIES = ("brainformer", "dbrx", "deepseek_moe", "deepseek_v2", "deepseek_v3", "expert_choice", "glam", "gshard",
-            "llama_moe", "lstm_moe", "mixtral", "olmoe", "qwen1_5_moe", "st_moe", "switch", "t5")
-CONFIGS = ("base.py", "quickstart.py", "desk.py", "dense_baseline.py:quickstart", "dense_baseline.py:desk",
-           *(f"{family}.py:desk" for family in FAMILIES))
+FAMILIES = (
+  "brainformer",
+  "dbrx",
+  "deepseek_moe",
+  "deepseek_v2",
+  "deepseek_v3",
+  "expert_choice",
+  "glam",
+  "gshard",
+  "llama_moe",
+  "lstm_moe",
+  "mixtral",
+  "olmoe",
+  "qwen1_5_moe",
+  "st_moe",
+  "switch",
+  "t5",
+)
+CONFIGS = (
+  "base.py",
+  "quickstart.py",
+  "desk.py",
+  "dense_baseline.py:quickstart",
+  "dense_baseline.py:desk",
+  *(f"{family}.py:desk" for family in FAMILIES),
+)
 NO_CONFIGS = {"shared.py"}  # what files of configs/ share
 
 pytestmark = pytest.mark.unit
@@ -25,6 +48,7 @@ pytestmark = pytest.mark.unit
 
 def resolved(name: str) -> str:
   from moe_jax.train import load_config  # not at the top: jaxtyping's import hook comes first
+
   return json.dumps(load_config(f"configs/{name}").to_dict(), indent=1) + "\n"
 
 
@@ -49,6 +73,7 @@ def test_every_config_is_valid(name):
   # Catches: a config that is only found to be wrong by whoever runs it.
   from moe_jax import accounts, assembly
   from moe_jax.train import load_config
+
   config = load_config(f"configs/{name}")
   assembly.validate(config, 1)
   total, activated = accounts.parameter_counts(config, 364)
@@ -60,29 +85,50 @@ def test_every_variant_is_valid(family):
   # Catches: a size of a paper that its own groups, heads or batch do not divide.
   from moe_jax import assembly
   from moe_jax.errors import ConfigError
+
   module = importlib.import_module(f"configs.{family}")
   for variant in module.VARIANTS:
     c = module.get_config(variant)
     assembly.validate(c)
     assert c.paper.name and c.paper.parameters
-  assert module.get_config() == module.get_config(next(iter(module.VARIANTS)))  # the one that "desk" shrinks
+  assert module.get_config() == module.get_config(
+    next(iter(module.VARIANTS))
+  )  # the one that "desk" shrinks
   with pytest.raises(ConfigError, match="config='desks': did you mean 'desk'"):
     module.get_config("desks")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_desk_keeps_the_routing_and_shrinks_the_rest(family):
-  # Catches: a desk model that routes otherwise than its paper, that is no desk's size, or whose experts of a token are
-  # not as wide as its dense FFN.
+  # Catches: a desk model that routes otherwise than its paper, that is no desk's size, or whose
+  # experts of a token are not as wide as its dense FFN.
   from moe_jax import accounts
   from moe_jax.assembly.experts import experts_a_token
+
   module = importlib.import_module(f"configs.{family}")
   small, c = module.get_config("desk"), module.get_config()
   sized = ("num_experts", "d_ff", "group_size", "group_rows", "dispatcher")
-  keep = lambda e: {key: value for key, value in e.to_dict().items() if key not in sized}
+
+  def keep(e):
+    return {key: value for key, value in e.to_dict().items() if key not in sized}
+
   assert keep(small.model.moe) == keep(c.model.moe)
-  for key in ("family", "position", "relative_shared", "attention", "rope_theta", "qkv_bias", "qk_norm", "clip_qkv",
-              "query_scale", "activation", "norm", "norm_eps", "embed_scale", "tied_embeddings"):
+  for key in (
+    "family",
+    "position",
+    "relative_shared",
+    "attention",
+    "rope_theta",
+    "qkv_bias",
+    "qk_norm",
+    "clip_qkv",
+    "query_scale",
+    "activation",
+    "norm",
+    "norm_eps",
+    "embed_scale",
+    "tied_embeddings",
+  ):
     assert small.model[key] == c.model[key], key
   assert accounts.parameter_counts(small, 364)[0] < 10e6 and small.train.steps == 800
   e = small.model.moe
@@ -93,10 +139,11 @@ def test_desk_keeps_the_routing_and_shrinks_the_rest(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_dense_twin_has_the_activated_flops_of_its_family(family):
-  # Catches: a twin without the shared experts, the extra FFN or the other activation of its family's experts; a family
-  # that has no twin.
+  # Catches: a twin without the shared experts, the extra FFN or the other activation of its
+  # family's experts; a family that has no twin.
   from configs import dense_baseline
   from moe_jax import accounts, assembly
+
   config = importlib.import_module(f"configs.{family}").get_config("desk")
   if not config.model.moe.num_experts:
     assert family not in dense_baseline.FAMILIES
@@ -108,8 +155,14 @@ def test_a_dense_twin_has_the_activated_flops_of_its_family(family):
   assert not twin.model.moe.balance_loss and not twin.model.moe.z_loss
   # The router is what the family has over.
   assert 0.96 < accounts.flops_per_token(twin, 364) / accounts.flops_per_token(config, 364) <= 1
-  differs = {key for key, value in config.model.items() if key != "moe" and twin.model[key] != value}
-  assert not differs and (twin.data, twin.optimizer, twin.train) == (config.data, config.optimizer, config.train)
+  differs = {
+    key for key, value in config.model.items() if key != "moe" and twin.model[key] != value
+  }
+  assert not differs and (twin.data, twin.optimizer, twin.train) == (
+    config.data,
+    config.optimizer,
+    config.train,
+  )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""A decoder of a few thousand weights, or another family of the same sizes, and rows of packed documents."""
+"""A decoder of a few thousand weights, or another family of the same sizes, and rows of packed
+documents."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,26 +9,36 @@ from configs import base
 from moe_jax import assembly, sharding
 
 V, L = 32, 8
-SIZES = {"d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4, "d_ff": 24,
-         "moe": {"first": 0, "num_experts": 4, "d_ff": 12, "dispatcher": {"name": "einsum"}}}
+SIZES = {
+  "d_model": 16,
+  "num_layers": 1,
+  "num_heads": 2,
+  "num_kv_heads": 1,
+  "head_dim": 4,
+  "d_ff": 24,
+  "moe": {"first": 0, "num_experts": 4, "d_ff": 12, "dispatcher": {"name": "einsum"}},
+}
 
 
 def make(**changes):
   """The model; changes are keys of config.model, `moe__` before those of its experts."""
   c = base.get_config()
   c.model.update(SIZES)
-  c.model.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+  c.model.update_from_flattened_dict(
+    {key.replace("__", "."): value for key, value in changes.items()}
+  )
   return assembly.model(c, V, sharding.make_mesh({"data": 1}))
 
 
 def packed(rows):
-  """tokens, segment_ids, positions of rows of documents, given as lengths; what is left of a row is padding."""
+  """tokens, segment_ids, positions of rows of documents, given as lengths; what is left of a row is
+  padding."""
   tokens = np.stack([np.random.default_rng(i).permutation(V)[:L] for i in range(len(rows))])
   segments, positions = np.zeros((2, len(rows), L), np.int32)
   for r, lengths in enumerate(rows):
     ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-    segments[r, :len(ids)] = ids
-    positions[r, :len(ids)] = np.concatenate([np.arange(n) for n in lengths])
+    segments[r, : len(ids)] = ids
+    positions[r, : len(ids)] = np.concatenate([np.arange(n) for n in lengths])
   return tuple(jnp.asarray(a, jnp.int32) for a in (tokens, segments, positions))
 
 

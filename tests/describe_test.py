@@ -20,19 +20,48 @@ def said(capfd, *arguments):
 
 
 def test_a_small_config_by_hand(capfd):
-  # D = 8, 2 heads of 4, F = 16 gated, V = 264 (bytes): as in tests/accounts/counts_test.py, with an embedding of 2112.
-  # Adam keeps two float32 a parameter, two counters. Catches: another vocabulary, moments that are not counted.
-  sizes = {"d_model": 8, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "d_ff": 16,
-           "moe.num_experts": 4, "moe.d_ff": 6, "moe.num_shared_experts": 1}
-  lines = said(capfd, "--config=configs/base.py", *(f"--config.model.{k}={v}" for k, v in sizes.items()),
-               "--config.data.seq_len=16", "--config.paper.name=Mine", "--config.paper.parameters=4000")
+  # D = 8, 2 heads of 4, F = 16 gated, V = 264 (bytes): as in tests/accounts/counts_test.py, with an
+  # embedding of 2112. Adam keeps two float32 a parameter, two counters. Catches: another
+  # vocabulary, moments that are not counted.
+  sizes = {
+    "d_model": 8,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 2,
+    "head_dim": 4,
+    "d_ff": 16,
+    "moe.num_experts": 4,
+    "moe.d_ff": 6,
+    "moe.num_shared_experts": 1,
+  }
+  lines = said(
+    capfd,
+    "--config=configs/base.py",
+    *(f"--config.model.{k}={v}" for k, v in sizes.items()),
+    "--config.data.seq_len=16",
+    "--config.paper.name=Mine",
+    "--config.paper.parameters=4000",
+  )
   text = "\n".join(lines)
   assert "weights: 3,800 parameters, 3,512 of them activated by a token" in text
-  kinds = {name: int(count.replace(",", "")) for name, count in re.findall(r"^ {11}(.*?) {2,}([\d,]+) ", text, re.M)}
-  assert kinds == {"embedding": 2112, "attention": 512, "dense FFN": 528, "experts": 576, "router": 32, "norms": 40}
+  kinds = {
+    name: int(count.replace(",", ""))
+    for name, count in re.findall(r"^ {11}(.*?) {2,}([\d,]+) ", text, re.M)
+  }
+  assert kinds == {
+    "embedding": 2112,
+    "attention": 512,
+    "dense FFN": 528,
+    "experts": 576,
+    "router": 32,
+    "norms": 40,
+  }
   flops = 2 * (3512 - 40) + 4 * 2 * 16 * 8
   assert f"flops: {flops:.4g} a token forward, {3 * flops:.4g} in training" in text
-  assert "memory: 15.2 kB of float32 weights, as much of gradients, 30.41 kB of adamw's state; about" in text
+  assert (
+    "memory: 15.2 kB of float32 weights, as much of gradients, 30.41 kB of adamw's state; about"
+    in text
+  )
   assert lines[-1].strip() == "paper: Mine claims 4000 parameters (ours -5.00%)"
 
 
@@ -40,29 +69,46 @@ def test_dense_models_and_notes(capfd):
   # Catches: a routing of a model that has none, a claim of 0 shown, a note that is lost.
   lines = said(capfd, "--config=configs/t5.py:large_geglu")
   assert not any("routing" in line or "activated (" in line for line in lines)
-  assert lines[-1].strip() == ("paper: T5 claims 7.39e+08 parameters (ours +1.52%); Table 9's GEGLU FFN; ReLU of 4096 "
-                               "is 739M's")
+  assert lines[-1].strip() == (
+    "paper: T5 claims 7.39e+08 parameters (ours +1.52%); Table 9's GEGLU FFN; ReLU of 4096 "
+    "is 739M's"
+  )
 
 
 def test_claims_without_embedding_and_in_operations(capfd):
   # Catches: an LSTM shown with attention and norms, claims of Table 8 compared with other counts.
   lines = said(capfd, "--config=configs/lstm_moe.py:news_131072_h")
   text = "\n".join(lines)
-  assert "lstm: 512 units, zero state at the start" in text and "no norms" in text and "attention" not in text
-  assert "experts: relu, their output through a sigmoid" in text and "recurrence                 4,198,400" in text
-  assert lines[-1].strip() == ("paper: Shazeer et al. 2017 claims 1.377e+11 parameters (ours -0.01%), 1.37578e+11 "
-                               "without embedding and softmax (ours +0.00%), 9.7e+06 operations a time step (ours "
-                               "-0.01%)")
+  assert (
+    "lstm: 512 units, zero state at the start" in text
+    and "no norms" in text
+    and "attention" not in text
+  )
+  assert (
+    "experts: relu, their output through a sigmoid" in text
+    and "recurrence                 4,198,400" in text
+  )
+  assert lines[-1].strip() == (
+    "paper: Shazeer et al. 2017 claims 1.377e+11 parameters (ours -0.01%), 1.37578e+11 "
+    "without embedding and softmax (ours +0.00%), 9.7e+06 operations a time step (ours "
+    "-0.01%)"
+  )
 
 
-@pytest.mark.parametrize("arguments, words", [
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
     (["--config=configs/switch.py:d"], ["config='d'", "c_30_heads", "desk"]),
     (["--config=configs/mixtal.py"], ["no such file", "did you mean configs/mixtral.py?"]),
     (["--config=configs/mixtral.py", "--config.model.d_modle=4"], ["did you mean model.d_model?"]),
-    (["--config=configs/mixtral.py", "--workdir=x"], ["--workdir", "the flags are --config, --config.KEY, --debug"]),
+    (
+      ["--config=configs/mixtral.py", "--workdir=x"],
+      ["--workdir", "the flags are --config, --config.KEY, --debug"],
+    ),
     (["--config=configs/mixtral.py", "--config.model.moe.router.top_k.k=9"], ["k=9"]),
     (["--config=configs/mixtral.py", "--config.model.vocab_size=0"], ["tokenizer.json"]),
-])
+  ],
+)
 def test_a_mistake_is_one_sentence(capfd, arguments, words):
   # Catches: a traceback; flags of training that do nothing here.
   assert describe.main(["describe", *arguments]) == 2
@@ -72,8 +118,13 @@ def test_a_mistake_is_one_sentence(capfd, arguments, words):
 
 
 def test_a_trillion_parameters_as_a_process():
-  # Catches: anything of the model's size that is allocated (6 TB here). It takes seconds; the machine may be busy.
-  done = subprocess.run([sys.executable, "-m", "moe_jax.describe", "--config=configs/switch.py:c"], capture_output=True,
-                        text=True, timeout=60)
+  # Catches: anything of the model's size that is allocated (6 TB here). It takes seconds; the
+  # machine may be busy.
+  done = subprocess.run(
+    [sys.executable, "-m", "moe_jax.describe", "--config=configs/switch.py:c"],
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
   assert done.returncode == 0, done.stderr
   assert "1,571,375,798,688 parameters, 1,795,152,288 of them" in done.stdout

@@ -11,20 +11,36 @@ from moe_jax.errors import ConfigError
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.parametrize("environ, joins", [
+@pytest.mark.parametrize(
+  "environ, joins",
+  [
     ({}, False),
     ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, False),  # a batch script, outside srun
     ({"SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n[1-8]", "SLURM_STEP_NUM_TASKS": "8"}, True),
-    ({"SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "8"}, False),
+    (
+      {
+        "SLURM_PROCID": "0",
+        "SLURM_STEP_NODELIST": "n1",
+        "SLURM_STEP_NUM_TASKS": "1",
+        "SLURM_NTASKS": "8",
+      },
+      False,
+    ),
     ({"OMPI_MCA_orte_hnp_uri": "x", "OMPI_COMM_WORLD_SIZE": "2"}, True),
-    ({"TPU_WORKER_HOSTNAMES": "localhost"}, False), ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
-    ({"MEGASCALE_NUM_SLICES": "2"}, True)])
+    ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+    ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    ({"MEGASCALE_NUM_SLICES": "2"}, True),
+  ],
+)
 def test_launchers_are_recognised(environ, joins):
-  # Catches: eight runs in one workdir where one of eight processes was meant, and a lone run that waits for others.
+  # Catches: eight runs in one workdir where one of eight processes was meant, and a lone run that
+  # waits for others.
   assert distributed.several(environ) == joins
 
 
-@pytest.mark.parametrize("how", ["10.0.0.1", "10.0.0.1:1234", "10.0.0.1:1234,2", "10.0.0.1:x,2,0", "h:1,2,2", "on"])
+@pytest.mark.parametrize(
+  "how", ["10.0.0.1", "10.0.0.1:1234", "10.0.0.1:1234,2", "10.0.0.1:x,2,0", "h:1,2,2", "on"]
+)
 def test_a_wrong_flag_is_one_sentence(how, tmp_path, capfd):
   # Catches: a traceback, or minutes of waiting for processes that will never come.
   argv = ["train", "--config=configs/base.py", f"--workdir={tmp_path}/run", f"--distributed={how}"]
@@ -35,7 +51,10 @@ def test_a_wrong_flag_is_one_sentence(how, tmp_path, capfd):
 def test_the_flag_is_read():
   # Catches: processes counted from 1, a port that is lost.
   assert distributed.explicit("10.0.0.1:1234,4,3") == {
-      "coordinator_address": "10.0.0.1:1234", "num_processes": 4, "process_id": 3}
+    "coordinator_address": "10.0.0.1:1234",
+    "num_processes": 4,
+    "process_id": 3,
+  }
   with pytest.raises(ConfigError, match="of 4 processes the first has INDEX 0 and the last 3"):
     distributed.explicit("10.0.0.1:1234,4,4")
 
@@ -52,9 +71,18 @@ time.sleep(100)
 
 @pytest.mark.smoke
 def test_a_process_that_waits_for_nobody_notices_too():
-  # Between two exchanges, as while a program is compiled. Catches: a survivor whose last words are the runtime's trace.
-  pair = [subprocess.Popen([sys.executable, "-c", IDLE, command[-1]], env=launch.environment(1), text=True,
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for command in launch.commands(2, [])]
+  # Between two exchanges, as while a program is compiled. Catches: a survivor whose last words are
+  # the runtime's trace.
+  pair = [
+    subprocess.Popen(
+      [sys.executable, "-c", IDLE, command[-1]],
+      env=launch.environment(1),
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+    )
+    for command in launch.commands(2, [])
+  ]
   for process in pair:
     while "joined" not in process.stdout.readline():
       assert process.poll() is None
@@ -68,7 +96,9 @@ def test_who_ends_as_usual_has_no_last_words():
   # Catches: an error after each run, and after each mistake on the command line.
   program = "from moe_jax import distributed; distributed._leave_last_words(); raise SystemExit({})"
   for code in (0, 2):
-    done = subprocess.run([sys.executable, "-c", program.format(code)], capture_output=True, text=True)
+    done = subprocess.run(
+      [sys.executable, "-c", program.format(code)], capture_output=True, text=True
+    )
     assert done.returncode == code and not done.stderr
 
 

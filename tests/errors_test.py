@@ -15,7 +15,8 @@ def test_the_sentence_names_field_value_and_remedy():
 
 
 def test_it_is_a_value_error():
-  # Catches: callers of the library, who expect bad arguments to be ValueErrors, no longer catching it.
+  # Catches: callers of the library, who expect bad arguments to be ValueErrors, no longer catching
+  # it.
   with pytest.raises(ValueError, match="train.steps=0"):
     raise ConfigError("train.steps", 0, "must be at least 1")
 
@@ -33,15 +34,19 @@ def test_any_value_can_be_shown():
   class Odd:
     def __repr__(self):
       raise KeyError("odd")
-  for value in (10**5000, -10**5000, "x" * 10**6, Odd(), (10**5000,), "a\nb", ["a"] * 10**5):
+
+  for value in (10**5000, -(10**5000), "x" * 10**6, Odd(), (10**5000,), "a\nb", ["a"] * 10**5):
     text = str(ConfigError("f", value, "must be 2"))
     assert "\n" not in text and len(text) < 400 and text.endswith(": must be 2")
 
 
 def test_the_nearest_name_is_proposed():
-  # Catches: an error that does not say what would be right; one that shows a part of what the user wrote.
+  # Catches: an error that does not say what would be right; one that shows a part of what the user
+  # wrote.
   table = {"text": 1, "embedded": 2}
-  with pytest.raises(ConfigError, match=r"^f='emb:x': did you mean 'embedded'\? known: text, embedded$"):
+  with pytest.raises(
+    ConfigError, match=r"^f='emb:x': did you mean 'embedded'\? known: text, embedded$"
+  ):
     choose("f", "embeded", table, shown="emb:x")
   with pytest.raises(ConfigError, match="^f='zzz': known: text, embedded$"):
     choose("f", "zzz", table)

@@ -14,33 +14,63 @@ E, D, F, N = 3, 4, 6, 5
 
 
 def make(activation, ffn_bias="none", key=0):
-  up, down, gate, bias = (jax.random.normal(k, s) for k, s in zip(
-    jax.random.split(jax.random.key(key), 4), [(E, D, F), (E, F, D), (E, D, F), (E, F)], strict=True))
-  return Experts(up=up, down=down, gate=gate if is_gated(activation) else None, activation=activation,
-                 hidden_bias=None if ffn_bias == "none" else bias, ffn_bias=ffn_bias)
+  up, down, gate, bias = (
+    jax.random.normal(k, s)
+    for k, s in zip(
+      jax.random.split(jax.random.key(key), 4),
+      [(E, D, F), (E, F, D), (E, D, F), (E, F)],
+      strict=True,
+    )
+  )
+  return Experts(
+    up=up,
+    down=down,
+    gate=gate if is_gated(activation) else None,
+    activation=activation,
+    hidden_bias=None if ffn_bias == "none" else bias,
+    ffn_bias=ffn_bias,
+  )
 
 
 def by_hand(experts, e, rows):
   """Plain NumPy, activations from their definitions."""
   up = rows @ np.asarray(experts.up[e])
-  gelu = lambda v: 0.5 * v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3)))
-  silu = lambda v: v / (1 + np.exp(-v))
-  relu = lambda v: np.maximum(v, 0)
+
+  def gelu(v):
+    return 0.5 * v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3)))
+
+  def silu(v):
+    return v / (1 + np.exp(-v))
+
+  def relu(v):
+    return np.maximum(v, 0)
+
   functions = {"relu": relu, "reglu": relu, "gelu": gelu, "geglu": gelu, "swiglu": silu}
   function = functions[experts.activation]
-  hidden = function(rows @ np.asarray(experts.gate[e])) * up if is_gated(experts.activation) else function(up)
+  hidden = (
+    function(rows @ np.asarray(experts.gate[e])) * up
+    if is_gated(experts.activation)
+    else function(up)
+  )
   hidden = hidden + experts.hidden_bias[e] if experts.ffn_bias == "additive" else hidden
   hidden = hidden * experts.hidden_bias[e] if experts.ffn_bias == "multiplicative" else hidden
   return hidden @ np.asarray(experts.down[e])
 
 
-BIASED = [("relu", "additive"), ("swiglu", "additive"), ("gelu", "multiplicative"), ("geglu", "multiplicative")]
+BIASED = [
+  ("relu", "additive"),
+  ("swiglu", "additive"),
+  ("gelu", "multiplicative"),
+  ("geglu", "multiplicative"),
+]
 
 
-@pytest.mark.parametrize("activation, ffn_bias", [(activation, "none") for activation in ACTIVATIONS] + BIASED)
+@pytest.mark.parametrize(
+  "activation, ffn_bias", [(activation, "none") for activation in ACTIVATIONS] + BIASED
+)
 def test_all_forms_equal_the_definition(activation, ffn_bias):
-  # Catches: up and gate swapped, the activation on the wrong product, experts' weights mixed up, a bias before the
-  # activation.
+  # Catches: up and gate swapped, the activation on the wrong product, experts' weights mixed up, a
+  # bias before the activation.
   experts, x = make(activation, ffn_bias), jax.random.normal(jax.random.key(9), (E, N, D))
   expected = np.stack([by_hand(experts, e, np.asarray(x[e])) for e in range(E)])
   np.testing.assert_allclose(experts.buffers(x), expected, rtol=1e-4, atol=1e-5)
@@ -51,10 +81,13 @@ def test_all_forms_equal_the_definition(activation, ffn_bias):
 
 @pytest.mark.parametrize("activation, ffn_bias", [("relu", "none"), ("swiglu", "none"), *BIASED])
 def test_ragged_groups_with_an_idle_expert(activation, ffn_bias):
-  # Catches: group sizes read as boundaries, an empty group that shifts the next, another expert's bias.
+  # Catches: group sizes read as boundaries, an empty group that shifts the next, another expert's
+  # bias.
   experts, rows = make(activation, ffn_bias), jax.random.normal(jax.random.key(9), (5, D))
   actual = experts.ragged(rows, jnp.array([2, 0, 3]))
-  expected = np.concatenate([by_hand(experts, 0, np.asarray(rows[:2])), by_hand(experts, 2, np.asarray(rows[2:]))])
+  expected = np.concatenate(
+    [by_hand(experts, 0, np.asarray(rows[:2])), by_hand(experts, 2, np.asarray(rows[2:]))]
+  )
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -69,9 +102,14 @@ def test_weights_are_cast_to_the_rows_dtype_and_gradients_are_not():
 
 
 def test_protocol_and_gating():
-  # Catches: a form that the dispatchers call and that is missing; a third matrix in a two-matrix FFN.
+  # Catches: a form that the dispatchers call and that is missing; a third matrix in a two-matrix
+  # FFN.
   assert isinstance(make("gelu"), ExpertFunction)
   assert [is_gated(a) for a in ("gelu", "relu", "geglu", "swiglu")] == [False, False, True, True]
-  assert set(make("gelu").weights) == {"up", "down"} and set(make("geglu").weights) == {"up", "down", "gate"}
+  assert set(make("gelu").weights) == {"up", "down"} and set(make("geglu").weights) == {
+    "up",
+    "down",
+    "gate",
+  }
   assert set(make("gelu", "additive").weights) == {"up", "down", "hidden_bias"}
   np.testing.assert_allclose(activate("relu", {"up": jnp.array([-1.0, 2.0])}), [0.0, 2.0])

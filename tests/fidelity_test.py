@@ -1,7 +1,8 @@
-"""What each family's architecture and losses are in published code or papers, beside what its config resolves to.
+"""What each family's architecture and losses are in published code or papers, beside what its
+config resolves to.
 
-The values here are typed from the sources that the comments name and not from the configs. Sizes are in papers_test.py,
-routing in routing/ and published/.
+The values here are typed from the sources that the comments name and not from the configs. Sizes
+are in papers_test.py, routing in routing/ and published/.
 """
 
 import functools
@@ -10,63 +11,140 @@ import pytest
 
 pytestmark = pytest.mark.unit
 
-# What all rows share unless they say otherwise. No biases, norms or cuts on queries, keys and values; no window.
-COMMON = {"model.family": "decoder", "model.attention": "grouped_query", "model.qkv_bias": False,
-          "model.qk_norm": False, "model.clip_qkv": 0.0, "model.sliding_window": 0, "model.query_scale": 0.0,
-          "model.ffn_bias": "none", "model.dropout": 0.0, "model.relative_shared": False}
-# Released configurations of decoders: hidden_act silu with a gate, attention_bias false, tie_word_embeddings false; and
-# in the code nothing between the embedding and the first layer.
-OPEN = COMMON | {"model.position": "rope", "model.activation": "swiglu", "model.norm": "rmsnorm",
-                 "model.embed_scale": False, "model.tied_embeddings": False, "train.output_z_loss": 0.0}
-# T5 1.1 in T5X and flaxformer: `shared_relative_position_bias_factory` in encoder and decoder, 32 buckets up to 128,
-# T5LayerNorm's epsilon 1e-6, embeddings of standard deviation 1, no factor on queries, Z_LOSS = 0.0001.
-T5 = COMMON | {"model.family": "encoder_decoder", "model.position": "relative", "model.relative_shared": True,
-               "model.relative_buckets": 32, "model.relative_max_distance": 128, "model.norm": "rmsnorm",
-               "model.norm_eps": 1e-6, "model.embed_scale": False, "model.query_scale": 1.0,
-               "train.output_z_loss": 1e-4, "optimizer.name": "adafactor", "optimizer.weight_decay": 0.0}
-# Paper: a bias a layer, gated GELU in dense FFNs, no dropout. Lingvo's DenseLmTemplate: 32 buckets up to 128, one
-# embedding, z_loss 1e-4; what it divides logits by is here what rows are multiplied by.
-GLAM = COMMON | {"model.position": "relative", "model.relative_buckets": 32, "model.relative_max_distance": 128,
-                 "model.activation": "geglu", "model.moe.activation": "gelu", "model.norm": "rmsnorm",
-                 "model.norm_eps": 1e-6, "model.embed_scale": True, "model.tied_embeddings": True,
-                 "train.output_z_loss": 1e-4, "optimizer.name": "adafactor", "optimizer.weight_decay": 0.0}
+# What all rows share unless they say otherwise. No biases, norms or cuts on queries, keys and
+# values; no window.
+COMMON = {
+  "model.family": "decoder",
+  "model.attention": "grouped_query",
+  "model.qkv_bias": False,
+  "model.qk_norm": False,
+  "model.clip_qkv": 0.0,
+  "model.sliding_window": 0,
+  "model.query_scale": 0.0,
+  "model.ffn_bias": "none",
+  "model.dropout": 0.0,
+  "model.relative_shared": False,
+}
+# Released configurations of decoders: hidden_act silu with a gate, attention_bias false,
+# tie_word_embeddings false; and in the code nothing between the embedding and the first layer.
+OPEN = COMMON | {
+  "model.position": "rope",
+  "model.activation": "swiglu",
+  "model.norm": "rmsnorm",
+  "model.embed_scale": False,
+  "model.tied_embeddings": False,
+  "train.output_z_loss": 0.0,
+}
+# T5 1.1 in T5X and flaxformer: `shared_relative_position_bias_factory` in encoder and decoder, 32
+# buckets up to 128, T5LayerNorm's epsilon 1e-6, embeddings of standard deviation 1, no factor on
+# queries, Z_LOSS = 0.0001.
+T5 = COMMON | {
+  "model.family": "encoder_decoder",
+  "model.position": "relative",
+  "model.relative_shared": True,
+  "model.relative_buckets": 32,
+  "model.relative_max_distance": 128,
+  "model.norm": "rmsnorm",
+  "model.norm_eps": 1e-6,
+  "model.embed_scale": False,
+  "model.query_scale": 1.0,
+  "train.output_z_loss": 1e-4,
+  "optimizer.name": "adafactor",
+  "optimizer.weight_decay": 0.0,
+}
+# Paper: a bias a layer, gated GELU in dense FFNs, no dropout. Lingvo's DenseLmTemplate: 32 buckets
+# up to 128, one embedding, z_loss 1e-4; what it divides logits by is here what rows are multiplied
+# by.
+GLAM = COMMON | {
+  "model.position": "relative",
+  "model.relative_buckets": 32,
+  "model.relative_max_distance": 128,
+  "model.activation": "geglu",
+  "model.moe.activation": "gelu",
+  "model.norm": "rmsnorm",
+  "model.norm_eps": 1e-6,
+  "model.embed_scale": True,
+  "model.tied_embeddings": True,
+  "train.output_z_loss": 1e-4,
+  "optimizer.name": "adafactor",
+  "optimizer.weight_decay": 0.0,
+}
 TABLE = {
-    # mistralai/Mixtral-8x7B-v0.1/config.json: rope_theta 1e6, rms_norm_eps 1e-5, sliding_window null.
-    "mixtral:8x7b": OPEN | {"model.rope_theta": 1e6, "model.norm_eps": 1e-5},
-    "mixtral:8x22b": OPEN | {"model.rope_theta": 1e6, "model.norm_eps": 1e-5},
-    # Qwen/Qwen1.5-MoE-A2.7B/config.json; biases on q, k, v and the gate of the shared expert are in its code.
-    "qwen1_5_moe:a2_7b": OPEN | {"model.rope_theta": 1e6, "model.norm_eps": 1e-6, "model.qkv_bias": True,
-                                 "model.moe.shared_gate": True},
-    # allenai/OLMoE-1B-7B-0924/config.json: clip_qkv null; its q_norm and k_norm have rms_norm_eps, too.
-    "olmoe:1b_7b": OPEN | {"model.rope_theta": 1e4, "model.norm_eps": 1e-5, "model.qk_norm": True},
-    # databricks/dbrx-base/config.json: clip_qkv 8, rope_theta 5e5; nn.LayerNorm(bias=False), whose eps is 1e-5.
-    "dbrx:132b": OPEN | {"model.rope_theta": 5e5, "model.norm": "layernorm", "model.norm_eps": 1e-5,
-                         "model.clip_qkv": 8.0},
-    # deepseek-ai/deepseek-moe-16b-base, DeepSeek-V2, DeepSeek-V2-Lite, DeepSeek-V3: config.json of each.
-    "deepseek_moe:16b": OPEN | {"model.rope_theta": 1e4, "model.norm_eps": 1e-6, "model.moe.shared_gate": False},
-    "deepseek_v2:236b": OPEN | {"model.attention": "latent", "model.rope_theta": 1e4, "model.norm_eps": 1e-6},
-    "deepseek_v2:lite": OPEN | {"model.attention": "latent", "model.rope_theta": 1e4, "model.norm_eps": 1e-6},
-    "deepseek_v3:671b": OPEN | {"model.attention": "latent", "model.rope_theta": 1e4, "model.norm_eps": 1e-6},
-    # meta-llama/Llama-2-7b-hf and llama-moe/LLaMA-MoE-v1-*: rms_norm_eps 1e-5 (LLaMA's own was 1e-6).
-    "llama_moe:3_5b_4_16": OPEN | {"model.rope_theta": 1e4, "model.norm_eps": 1e-5},
-    # Mesh-TensorFlow's and T5X's T5; FFN and ties as of Switch's Table 9 where its counts fit, see configs/t5.py.
-    "t5:base": T5 | {"model.activation": "relu", "model.tied_embeddings": True},
-    "t5:xxl": T5 | {"model.activation": "geglu", "model.tied_embeddings": False},
-    # flaxformer, t5x/configs/moe/models/switch_classic_base.gin: activations ('relu',), output_logits_factory None.
-    "switch:base_128e": T5 | {"model.activation": "relu", "model.tied_embeddings": True},
-    "switch:xxl_128e": T5 | {"model.activation": "geglu", "model.tied_embeddings": False},
-    # The same, st_moe_base.gin and st_moe_32b.gin: activations ('gelu', 'linear'), a head of its own, extra_mlp.
-    "st_moe:32b": T5 | {"model.activation": "geglu", "model.tied_embeddings": False, "model.moe.extra_ffn": True,
-                        "model.moe.z_loss": 1e-3},
-    # Paper, A.2: ReLU, dropout 0.1. Lingvo's gshard_builder: relative_attention_type 'bias', which is one a layer.
-    "gshard:600b": T5 | {"model.activation": "relu", "model.tied_embeddings": True, "model.dropout": 0.1,
-                         "model.relative_shared": False, "model.query_scale": 0.0, "train.output_z_loss": 0.0},
-    "glam:64b_64e": GLAM,
-    "expert_choice:8b_64e": GLAM,
-    "brainformer:100m_32e": GLAM | {"model.family": "brainformer"},
-    # Shazeer et al. 2017, appendix C: dropout 0.1, ReLU experts, a softmax of its own; no norms.
-    "lstm_moe:moe_256": {"model.family": "lstm", "model.dropout": 0.1, "model.activation": "relu",
-                         "model.tied_embeddings": False, "train.output_z_loss": 0.0},
+  # mistralai/Mixtral-8x7B-v0.1/config.json: rope_theta 1e6, rms_norm_eps 1e-5, sliding_window null.
+  "mixtral:8x7b": OPEN | {"model.rope_theta": 1e6, "model.norm_eps": 1e-5},
+  "mixtral:8x22b": OPEN | {"model.rope_theta": 1e6, "model.norm_eps": 1e-5},
+  # Qwen/Qwen1.5-MoE-A2.7B/config.json; biases on q, k, v and the gate of the shared expert are in
+  # its code.
+  "qwen1_5_moe:a2_7b": OPEN
+  | {
+    "model.rope_theta": 1e6,
+    "model.norm_eps": 1e-6,
+    "model.qkv_bias": True,
+    "model.moe.shared_gate": True,
+  },
+  # allenai/OLMoE-1B-7B-0924/config.json: clip_qkv null; its q_norm and k_norm have rms_norm_eps,
+  # too.
+  "olmoe:1b_7b": OPEN | {"model.rope_theta": 1e4, "model.norm_eps": 1e-5, "model.qk_norm": True},
+  # databricks/dbrx-base/config.json: clip_qkv 8, rope_theta 5e5; nn.LayerNorm(bias=False), whose
+  # eps is 1e-5.
+  "dbrx:132b": OPEN
+  | {
+    "model.rope_theta": 5e5,
+    "model.norm": "layernorm",
+    "model.norm_eps": 1e-5,
+    "model.clip_qkv": 8.0,
+  },
+  # deepseek-ai/deepseek-moe-16b-base, DeepSeek-V2, DeepSeek-V2-Lite, DeepSeek-V3: config.json of
+  # each.
+  "deepseek_moe:16b": OPEN
+  | {"model.rope_theta": 1e4, "model.norm_eps": 1e-6, "model.moe.shared_gate": False},
+  "deepseek_v2:236b": OPEN
+  | {"model.attention": "latent", "model.rope_theta": 1e4, "model.norm_eps": 1e-6},
+  "deepseek_v2:lite": OPEN
+  | {"model.attention": "latent", "model.rope_theta": 1e4, "model.norm_eps": 1e-6},
+  "deepseek_v3:671b": OPEN
+  | {"model.attention": "latent", "model.rope_theta": 1e4, "model.norm_eps": 1e-6},
+  # meta-llama/Llama-2-7b-hf and llama-moe/LLaMA-MoE-v1-*: rms_norm_eps 1e-5 (LLaMA's own was 1e-6).
+  "llama_moe:3_5b_4_16": OPEN | {"model.rope_theta": 1e4, "model.norm_eps": 1e-5},
+  # Mesh-TensorFlow's and T5X's T5; FFN and ties as of Switch's Table 9 where its counts fit, see
+  # configs/t5.py.
+  "t5:base": T5 | {"model.activation": "relu", "model.tied_embeddings": True},
+  "t5:xxl": T5 | {"model.activation": "geglu", "model.tied_embeddings": False},
+  # flaxformer, t5x/configs/moe/models/switch_classic_base.gin: activations ('relu',),
+  # output_logits_factory None.
+  "switch:base_128e": T5 | {"model.activation": "relu", "model.tied_embeddings": True},
+  "switch:xxl_128e": T5 | {"model.activation": "geglu", "model.tied_embeddings": False},
+  # The same, st_moe_base.gin and st_moe_32b.gin: activations ('gelu', 'linear'), a head of its own,
+  # extra_mlp.
+  "st_moe:32b": T5
+  | {
+    "model.activation": "geglu",
+    "model.tied_embeddings": False,
+    "model.moe.extra_ffn": True,
+    "model.moe.z_loss": 1e-3,
+  },
+  # Paper, A.2: ReLU, dropout 0.1. Lingvo's gshard_builder: relative_attention_type 'bias', which is
+  # one a layer.
+  "gshard:600b": T5
+  | {
+    "model.activation": "relu",
+    "model.tied_embeddings": True,
+    "model.dropout": 0.1,
+    "model.relative_shared": False,
+    "model.query_scale": 0.0,
+    "train.output_z_loss": 0.0,
+  },
+  "glam:64b_64e": GLAM,
+  "expert_choice:8b_64e": GLAM,
+  "brainformer:100m_32e": GLAM | {"model.family": "brainformer"},
+  # Shazeer et al. 2017, appendix C: dropout 0.1, ReLU experts, a softmax of its own; no norms.
+  "lstm_moe:moe_256": {
+    "model.family": "lstm",
+    "model.dropout": 0.1,
+    "model.activation": "relu",
+    "model.tied_embeddings": False,
+    "train.output_z_loss": 0.0,
+  },
 }
 
 
@@ -74,6 +152,7 @@ TABLE = {
 def flat(name):
   """The config's keys, dotted."""
   from moe_jax.train import load_config  # not at the top: jaxtyping's import hook comes first
+
   found, rest = {}, [("", load_config(f"configs/{name.replace(':', '.py:')}").to_dict())]
   for prefix, part in rest:
     for key, value in part.items():
@@ -86,23 +165,26 @@ def flat(name):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_family_is_as_published(name):
-  # Catches: a default of base.py that a family inherits unseen: scaled embeddings, another epsilon, a table of biases a
-  # layer, an output z-loss that its recipe has.
+  # Catches: a default of base.py that a family inherits unseen: scaled embeddings, another epsilon,
+  # a table of biases a layer, an output z-loss that its recipe has.
   assert {key: flat(name)[key] for key in TABLE[name]} == TABLE[name]
 
 
 def test_every_family_is_in_the_table():
   # Catches: a family that nobody compared with its source.
   from configs_test import FAMILIES
+
   assert {name.partition(":")[0] for name in TABLE} == set(FAMILIES)
 
 
 def test_gelu_is_the_tanh_form():
-  # Lingvo: tf.nn.gelu(x, approximate=True); flaxformer: jax.nn.gelu, whose default it is. Catches: the erf form.
+  # Lingvo: tf.nn.gelu(x, approximate=True); flaxformer: jax.nn.gelu, whose default it is. Catches:
+  # the erf form.
   import jax.numpy as jnp
   import numpy as np
 
   from moe_jax.experts import ACTIVATIONS
+
   x = np.asarray([-2.0, 0.5, 3.0], np.float32)
-  tanh = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3)))
+  tanh = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
   np.testing.assert_allclose(ACTIVATIONS["gelu"](jnp.asarray(x)), tanh, atol=1e-6)

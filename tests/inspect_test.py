@@ -16,10 +16,19 @@ def make(tmp_path, weight=1.0):
   place = tmp_path / "run"
   config = tiny.config(tmp_path)
   workdir.claim(place, config)
-  workdir.note_start(place, config, {"config": "configs/x.py", "data": {"embedded:prose": "ab"}, "tokenizer": "t"},
-                     {"command": "train", "step": 0, "devices": "1 x cpu"})
-  state = TrainState(step=jnp.int32(3), params={"w": jnp.full((2, 3), weight)}, opt_state=(), router_state={},
-                     rng=jax.random.key(0))
+  workdir.note_start(
+    place,
+    config,
+    {"config": "configs/x.py", "data": {"embedded:prose": "ab"}, "tokenizer": "t"},
+    {"command": "train", "step": 0, "devices": "1 x cpu"},
+  )
+  state = TrainState(
+    step=jnp.int32(3),
+    params={"w": jnp.full((2, 3), weight)},
+    opt_state=(),
+    router_state={},
+    rng=jax.random.key(0),
+  )
   with checkpoints.Checkpoints(place / "checkpoints") as c:
     c.save(3, state, {}, {"seconds": 1.0})
   return place
@@ -31,7 +40,9 @@ def test_says_what_a_workdir_holds(tmp_path, capsys):
   assert inspection.main(["inspect", str(place)]) == 0
   told = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
   assert told["step"] == "3" and told["checkpoints"] == "3" and told["config"] == "configs/x.py"
-  assert told["parameters"] == "6" and told["data embedded:prose"] == "ab" and "jax " in told["versions"]
+  assert (
+    told["parameters"] == "6" and told["data embedded:prose"] == "ab" and "jax " in told["versions"]
+  )
   assert told["parameters_sha256"] == checkpoints.parameters_sha256({"w": jnp.ones((2, 3))})
   assert len(told["parameters_sha256"]) == 64
 
@@ -49,8 +60,15 @@ def test_a_run_without_checkpoints(tmp_path, capsys):
   assert "checkpoints: none" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("what, words", [("nowhere", "no such directory"), ("empty", "no config.json"),
-                                         ("file", "a file"), ("damaged", "cannot be read")])
+@pytest.mark.parametrize(
+  "what, words",
+  [
+    ("nowhere", "no such directory"),
+    ("empty", "no config.json"),
+    ("file", "a file"),
+    ("damaged", "cannot be read"),
+  ],
+)
 def test_what_is_no_workdir(tmp_path, capsys, what, words):
   # Catches: a traceback, or exit code 0.
   (tmp_path / "empty").mkdir()

@@ -9,9 +9,25 @@ pytestmark = pytest.mark.unit
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "moe_jax"
 # The leaves, a token's way, what is made of a config, and what a user calls.
-ROOMS = ("errors", "hlo", "distributed", "sharding", "data",
-         "routing", "dispatch", "experts", "layers", "models", "training",
-         "assembly", "accounts", "report", "run", "dryrun", "commands")
+ROOMS = (
+  "errors",
+  "hlo",
+  "distributed",
+  "sharding",
+  "data",
+  "routing",
+  "dispatch",
+  "experts",
+  "layers",
+  "models",
+  "training",
+  "assembly",
+  "accounts",
+  "report",
+  "run",
+  "dryrun",
+  "commands",
+)
 COMMANDS = ("train", "launch", "describe", "routers", "inspect")  # and each __main__.py
 ALONE = ("errors", "hlo", "distributed", "sharding", "data")
 
@@ -31,7 +47,11 @@ def _imports(path: pathlib.Path):
       elif node.module and node.module.startswith("moe_jax."):
         yield _called(node.module.split(".")[1]), node.lineno
     elif isinstance(node, ast.Import):
-      yield from ((_called(a.name.split(".")[1]), node.lineno) for a in node.names if a.name.startswith("moe_jax."))
+      yield from (
+        (_called(a.name.split(".")[1]), node.lineno)
+        for a in node.names
+        if a.name.startswith("moe_jax.")
+      )
 
 
 def _called(name: str) -> str:
@@ -48,19 +68,33 @@ def test_every_room_has_its_place():
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_rooms_to_its_left(room):
-  # Catches: an import of layers/ from dispatch/, in whatever function it hides; so there is no cycle either.
-  allowed = set(ROOMS[:ROOMS.index(room) + 1])
-  wrong = [f"{p}:{line} imports {name}" for p in FILES if _room(p) == room for name, line in _imports(p)
-           if name not in allowed]
+  # Catches: an import of layers/ from dispatch/, in whatever function it hides; so there is no
+  # cycle either.
+  allowed = set(ROOMS[: ROOMS.index(room) + 1])
+  wrong = [
+    f"{p}:{line} imports {name}"
+    for p in FILES
+    if _room(p) == room
+    for name, line in _imports(p)
+    if name not in allowed
+  ]
   assert not wrong, wrong
 
 
 @pytest.mark.parametrize("room", ALONE)
 def test_leaves_import_nothing_but_errors(room):
-  # Catches: the data pipeline or the mesh depending on a model, a parser of programs depending on a mesh.
-  allowed = {room} if room == "hlo" else {room, "errors"}  # a reader of programs needs nothing of ours
-  wrong = [f"{p}:{line} imports {name}" for p in FILES if _room(p) == room for name, line in _imports(p)
-           if name not in allowed]
+  # Catches: the data pipeline or the mesh depending on a model, a parser of programs depending on a
+  # mesh.
+  allowed = (
+    {room} if room == "hlo" else {room, "errors"}
+  )  # a reader of programs needs nothing of ours
+  wrong = [
+    f"{p}:{line} imports {name}"
+    for p in FILES
+    if _room(p) == room
+    for name, line in _imports(p)
+    if name not in allowed
+  ]
   assert not wrong, wrong
 
 
@@ -68,27 +102,46 @@ def test_routing_and_dispatch_know_no_linen():
   # Catches: a router that owns parameters. Routers and dispatchers are pure functions.
   for stage in ("routing", "dispatch"):
     for path in (PACKAGE / stage).rglob("*.py"):
-      modules = {getattr(n, "module", None) or a.name for n in ast.walk(ast.parse(path.read_text()))
-                 if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
-      names = {a.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)
-               and n.module == "flax" for a in n.names}
+      modules = {
+        getattr(n, "module", None) or a.name
+        for n in ast.walk(ast.parse(path.read_text()))
+        if isinstance(n, (ast.Import, ast.ImportFrom))
+        for a in n.names
+      }
+      names = {
+        a.name
+        for n in ast.walk(ast.parse(path.read_text()))
+        if isinstance(n, ast.ImportFrom) and n.module == "flax"
+        for a in n.names
+      }
       assert "linen" not in names and not any(m.startswith("flax.linen") for m in modules), path
 
 
 def test_only_assembly_and_accounts_read_the_model_config():
   # Catches: a module that reaches into config.model, which would tie it to one config schema.
-  readers = [p.relative_to(PACKAGE).as_posix() for p in FILES if _room(p) not in ("assembly", "accounts")
-             and any(map(_reads_the_model_config, ast.walk(ast.parse(p.read_text()))))]
+  readers = [
+    p.relative_to(PACKAGE).as_posix()
+    for p in FILES
+    if _room(p) not in ("assembly", "accounts")
+    and any(map(_reads_the_model_config, ast.walk(ast.parse(p.read_text()))))
+  ]
   assert not readers, readers
 
 
 def _reads_the_model_config(node: ast.AST) -> bool:
-  return isinstance(node, ast.Attribute) and node.attr == "model" and ast.unparse(node.value).endswith("config")
+  return (
+    isinstance(node, ast.Attribute)
+    and node.attr == "model"
+    and ast.unparse(node.value).endswith("config")
+  )
 
 
 def test_tests_mirror_the_package():
   # Catches: a module that lands without a test of its own.
-  tests = {p.relative_to(PACKAGE.parent / "tests").as_posix() for p in (PACKAGE.parent / "tests").rglob("*_test.py")}
+  tests = {
+    p.relative_to(PACKAGE.parent / "tests").as_posix()
+    for p in (PACKAGE.parent / "tests").rglob("*_test.py")
+  }
   missing = []
   for path in PACKAGE.rglob("*.py"):
     relative = path.relative_to(PACKAGE)

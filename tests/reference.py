@@ -1,7 +1,8 @@
-"""The oracle: routing, capacity and experts as plain NumPy loops in float64, written from the papers, sharing no code.
+"""The oracle: routing, capacity and experts as plain NumPy loops in float64, written from the
+papers, sharing no code.
 
-An assignment is a tuple (token, expert, gate); a plan is a list of them in priority order, without those that name
-nobody.
+An assignment is a tuple (token, expert, gate); a plan is a list of them in priority order, without
+those that name nobody.
 """
 
 import numpy as np
@@ -22,7 +23,9 @@ def top_k(logits, k, gate_norm="top_k", priority="choice", valid=None, bias=None
     if valid is not None and not valid[t]:
       continue
     score = [probs[t, e] + (0.0 if bias is None else float(bias[e])) for e in range(num_experts)]
-    chosen[t] = sorted(range(num_experts), key=lambda e: (-score[e], e))[:k]  # ties: the lower index
+    chosen[t] = sorted(range(num_experts), key=lambda e: (-score[e], e))[
+      :k
+    ]  # ties: the lower index
     total = sum(probs[t, e] for e in chosen[t])
     gates[t] = [probs[t, e] / (total if gate_norm == "top_k" else 1.0) for e in chosen[t]]
   tokens = list(chosen)
@@ -69,16 +72,20 @@ def swiglu_expert(x, up, gate, down):
 
 
 def moe(kept, x, weights):
-  """y_t = sum of gate * expert(x_t) over the kept assignments of t. weights: {"up", "gate", "down"}, leading axis E."""
+  """y_t = sum of gate * expert(x_t) over the kept assignments of t. weights: {"up", "gate",
+  "down"}, leading axis E."""
   w = {name: np.asarray(leaf, np.float64) for name, leaf in weights.items()}
   x = np.asarray(x, np.float64)
   y = np.zeros_like(x)
   for token, expert, gate in kept:
-    y[token] += gate * swiglu_expert(x[token], w["up"][expert], w["gate"][expert], w["down"][expert])
+    y[token] += gate * swiglu_expert(
+      x[token], w["up"][expert], w["gate"][expert], w["down"][expert]
+    )
   return y
 
 
 def assignments(plan):
-  """A RoutingPlan of one group as a list of (token, expert, gate), without those that name nobody."""
+  """A RoutingPlan of one group as a list of (token, expert, gate), without those that name
+  nobody."""
   triples = zip(np.asarray(plan.token), np.asarray(plan.expert), np.asarray(plan.gate), strict=True)
   return [(int(t), int(e), float(g)) for t, e, g in triples if e < plan.num_experts]

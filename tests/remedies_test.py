@@ -10,19 +10,28 @@ from changed import config
 pytestmark = pytest.mark.unit
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FILES = [p for folder in ("moe_jax", "experiments", "configs", "docs") for p in (ROOT / folder).rglob("*")
-         if p.suffix in (".py", ".md", ".sh")] + [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile"]
+FILES = [
+  p
+  for folder in ("moe_jax", "experiments", "configs", "docs")
+  for p in (ROOT / folder).rglob("*")
+  if p.suffix in (".py", ".md", ".sh")
+] + [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile"]
 PLACEHOLDERS = {"key", "KEY"}  # in usage texts
 
 
 def said(pattern):
   """(file, first group) of every match in the tree."""
-  return [(path.relative_to(ROOT), match) for path in FILES for match in re.findall(pattern, path.read_text())]
+  return [
+    (path.relative_to(ROOT), match)
+    for path in FILES
+    for match in re.findall(pattern, path.read_text())
+  ]
 
 
 def test_keys_exist():
   # Catches: a renamed key that a sentence still recommends.
   from moe_jax.train import _keys
+
   known = set(_keys(config()))
   found = said(r"--config\.([a-z_][\w.]*\w)")
   wrong = [(str(path), key) for path, key in found if key not in known | PLACEHOLDERS]
@@ -30,18 +39,24 @@ def test_keys_exist():
 
 
 def test_extras_exist_and_are_installed_from_the_clone():
-  # Catches: pip install moe_jax[...], which is on no index; an extra that setup.py has not; brackets that zsh expands.
+  # Catches: pip install moe_jax[...], which is on no index; an extra that setup.py has not;
+  # brackets that zsh expands.
   extras = re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
   found = said(r"pip install (?:-e|--editable) ('?\.\[[\w,$()]+\]'?)")
-  wrong = [(str(path), what) for path, what in found
-           if "$" not in what and (what[0] != "'" or not set(what[3:-2].split(",")) <= set(extras))]
+  wrong = [
+    (str(path), what)
+    for path, what in found
+    if "$" not in what and (what[0] != "'" or not set(what[3:-2].split(",")) <= set(extras))
+  ]
   assert len(found) > 5 and not wrong, wrong
   assert not said(r"moe_jax\[\w+\]")
 
 
 def test_modules_exist():
   # Catches: a command that was moved.
-  found = {(str(path), name) for path, name in said(r"python -m ((?:moe_jax|experiments)(?:\.[a-z_]+)*)")}
+  found = {
+    (str(path), name) for path, name in said(r"python -m ((?:moe_jax|experiments)(?:\.[a-z_]+)*)")
+  }
   wrong = [pair for pair in found if importlib.util.find_spec(pair[1]) is None]
   assert len(found) > 10 and not wrong, wrong
 

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.unit
 
 
 class Page(html.parser.HTMLParser):
-  """Elements in order with their attributes, and the text of each kind of element; fails on unbalanced tags."""
+  """Elements in order with their attributes, and the text of each kind of element; fails on
+  unbalanced tags."""
 
   VOID = {"meta"}
 
@@ -49,12 +50,21 @@ def report(path):
   return text, Page(text), re.findall(r"<h2>(.*?)</h2>", text)
 
 
-ALL = ["Result", "Loss", "Optimization", "Load of the experts", "Routers", "Held-out text by expert", "Sample",
-       "Configuration"]
+ALL = [
+  "Result",
+  "Loss",
+  "Optimization",
+  "Load of the experts",
+  "Routers",
+  "Held-out text by expert",
+  "Sample",
+  "Configuration",
+]
 
 
 def test_moe_report_has_every_section_and_needs_nothing_else(tmp_path):
-  # Catches a section that is lost, a link to another host, and an attribute or a style that loads something.
+  # Catches a section that is lost, a link to another host, and an attribute or a style that loads
+  # something.
   text, page, headings = report(synthetic.write_workdir(tmp_path / "run"))
   assert headings == ALL
   assert len(text) < 2_000_000
@@ -80,15 +90,25 @@ def test_result_table_marks_what_is_beaten(tmp_path):
   text, _, _ = report(synthetic.write_workdir(tmp_path / "run"))
   row = re.search(r"<tr><td>embedded:prose</td>.*?</tr>", text).group()
   assert re.findall(r"<td( class=[\w\"]+)?>([\d.]+)", row) == [
-    (' class="run"', "2.000"), (" class=beaten", "2.125"), (" class=beaten", "4.800"), (" class=beaten", "3.700"),
-    (" class=beaten", "2.800"), (" class=beaten", "2.400"), (" class=beaten", "2.200"), ("", "1.900")]
+    (' class="run"', "2.000"),
+    (" class=beaten", "2.125"),
+    (" class=beaten", "4.800"),
+    (" class=beaten", "3.700"),
+    (" class=beaten", "2.800"),
+    (" class=beaten", "2.400"),
+    (" class=beaten", "2.200"),
+    ("", "1.900"),
+  ]
   assert "dense baseline" in text and "LZMA" in text
 
 
 @pytest.mark.parametrize("experts, layers", [(1, 1), (16, 3), (64, 12), (130, 2)])
 def test_any_number_of_experts(tmp_path, experts, layers):
-  # Catches a palette that runs out, and a page that grows with experts x layers x steps beyond its limit.
-  text, _, headings = report(synthetic.write_workdir(tmp_path / "run", experts=experts, layers=layers, steps=2000))
+  # Catches a palette that runs out, and a page that grows with experts x layers x steps beyond its
+  # limit.
+  text, _, headings = report(
+    synthetic.write_workdir(tmp_path / "run", experts=experts, layers=layers, steps=2000)
+  )
   assert headings == ALL and len(text) < 2_000_000
 
 
@@ -103,7 +123,14 @@ def test_run_stopped_early_says_so(tmp_path):
   # Catches a crash on half a line of metrics, and figures of an unfinished run shown as final.
   text, _, headings = report(synthetic.write_workdir(tmp_path / "run", stop=50))
   assert "not finished: step 50 of 100" in text and "evaluation batches of step 40" in text
-  assert headings == ["Result", "Loss", "Optimization", "Load of the experts", "Routers", "Configuration"]
+  assert headings == [
+    "Result",
+    "Loss",
+    "Optimization",
+    "Load of the experts",
+    "Routers",
+    "Configuration",
+  ]
 
 
 def test_not_finite_values_leave_gaps_and_are_counted(tmp_path):
@@ -116,11 +143,23 @@ def test_not_finite_values_leave_gaps_and_are_counted(tmp_path):
   assert "values not finite" in text
 
 
-@pytest.mark.parametrize("name", ["config.json", "meta.json", "results.json", "routing.json", "metrics.jsonl"])
-@pytest.mark.parametrize("damage", [
-  "", "{", "[1, 2]", "{}", '{"pages": [{"experts": [[1]], "pieces": []}], "model": {}}',
-  '{"pages": 1, "model": 1, "starts": 1, "ladder": 1, "bits_per_byte": 1, "compare": 1, "parameters": 1, "train": 1}',
-  '{"step": 2, "kind": "train", "loss": {}, "moe/load": 3, "moe/entropy": [[[1]]], "learning_rate": [1]}'])
+@pytest.mark.parametrize(
+  "name", ["config.json", "meta.json", "results.json", "routing.json", "metrics.jsonl"]
+)
+@pytest.mark.parametrize(
+  "damage",
+  [
+    "",
+    "{",
+    "[1, 2]",
+    "{}",
+    '{"pages": [{"experts": [[1]], "pieces": []}], "model": {}}',
+    '{"pages": 1, "model": 1, "starts": 1, "ladder": 1, "bits_per_byte": 1, "compare": 1, '
+    '"parameters": 1, "train": 1}',
+    '{"step": 2, "kind": "train", "loss": {}, "moe/load": 3, "moe/entropy": [[[1]]], '
+    '"learning_rate": [1]}',
+  ],
+)
 def test_missing_or_damaged_files_do_not_kill_it(tmp_path, name, damage):
   # Catches a reader that trusts a file's shape.
   path = synthetic.write_workdir(tmp_path / "run", steps=20)

@@ -15,20 +15,24 @@ README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 
 
 def test_the_readme_has_the_tables(capsys):
-  # Catches: a router, option or docstring that changed without `python -m moe_jax.routers --write README.md`.
+  # Catches: a router, option or docstring that changed without `python -m moe_jax.routers --write
+  # README.md`.
   assert routers.main([]) == 0
   printed = capsys.readouterr().out.strip()
   tables = [routers.router_table(), routers.preset_table()]
   assert printed == "\n\n".join(tables)
   text = README.read_text()
   for name, table in zip(("routers", "presets"), tables, strict=True):
-    assert routers.replace(text, name, table) == text, "run python -m moe_jax.routers --write README.md"
+    assert routers.replace(text, name, table) == text, (
+      "run python -m moe_jax.routers --write README.md"
+    )
   assert printed.count("\n| `") == len(ROUTERS) + len(PRESETS)
 
 
 def test_values_at_balance_and_collapse():
-  # E = 16. Catches: a loss of another scale; K of a router that is not its own. See papers' definitions in losses.py:
-  # balance E/K of gshard (K = 2), load E/K - 1 of noisy top-4, E - 1 of importance; 8 devices of which 3 are used.
+  # E = 16. Catches: a loss of another scale; K of a router that is not its own. See papers'
+  # definitions in losses.py: balance E/K of gshard (K = 2), load E/K - 1 of noisy top-4, E - 1 of
+  # importance; 8 devices of which 3 are used.
   value = routers.balance_values
   assert value("gshard") == "balance 1 → 8"
   assert value("noisy_top_k") == value("hierarchical") == "importance 0 → 15, load 0 → 3"
@@ -46,6 +50,7 @@ def test_docstrings():
         a = b,
         c = d
     """
+
   assert routers.paper(mine) == "A paper (Sec. 1)" and routers.equation(mine) == "a = b; c = d"
   for router in ROUTERS.values():
     assert "rXiv" in routers.paper(router.route) or "1991" in routers.paper(router.route)
@@ -64,4 +69,5 @@ def test_writing(tmp_path, capsys):
   with pytest.raises(ConfigError, match="table:x"):
     routers.replace("", "x", "")
   assert routers.replace("a\n<!-- table:x -->\nold\n<!-- /table:x -->\nb", "x", "| new |") == (
-      "a\n<!-- table:x -->\n| new |\n<!-- /table:x -->\nb")
+    "a\n<!-- table:x -->\n| new |\n<!-- /table:x -->\nb"
+  )

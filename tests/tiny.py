@@ -11,51 +11,84 @@ from flax import linen as nn
 
 # As command-line overrides, so that tests in this process and in others train the same thing.
 OVERRIDES = {
-    "model.d_model": 16, "model.num_layers": 1, "model.num_heads": 2, "model.num_kv_heads": 2, "model.head_dim": 8,
-    "model.d_ff": 32, "model.moe.first": 0, "model.moe.d_ff": 32, "model.moe.num_experts": 4,
-    "model.moe.dispatcher.name": "einsum",  # compiles fastest
-    "data.seq_len": 32, "data.threads": 1, "data.validation_fraction": 0.3,
-    "train.batch_size": 4, "train.steps": 6, "train.log_every": 2, "train.eval_every": 3, "train.eval_batches": 1,
-    "train.checkpoint_every": 2, "optimizer.warmup_steps": 2, "mesh.data": 1,
+  "model.d_model": 16,
+  "model.num_layers": 1,
+  "model.num_heads": 2,
+  "model.num_kv_heads": 2,
+  "model.head_dim": 8,
+  "model.d_ff": 32,
+  "model.moe.first": 0,
+  "model.moe.d_ff": 32,
+  "model.moe.num_experts": 4,
+  "model.moe.dispatcher.name": "einsum",  # compiles fastest
+  "data.seq_len": 32,
+  "data.threads": 1,
+  "data.validation_fraction": 0.3,
+  "train.batch_size": 4,
+  "train.steps": 6,
+  "train.log_every": 2,
+  "train.eval_every": 3,
+  "train.eval_batches": 1,
+  "train.checkpoint_every": 2,
+  "optimizer.warmup_steps": 2,
+  "mesh.data": 1,
 }
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
-WORDS = "the expert routes a token to one of many small networks and each learns what it sees best".split()
+quick_jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)  # compiles faster
+WORDS = (
+  "the expert routes a token to one of many small networks and each learns what it sees best"
+).split()
 
 
 def weights(model, *inputs, seed=0, **kwargs):
   """Random variables of a model; scales of norms are 1, and no bias is 0.
 
-  Drawn by NumPy: compiling what Flax draws them with would take as long as compiling what a test is about.
+  Drawn by NumPy: compiling what Flax draws them with would take as long as compiling what a test is
+  about.
   """
-  shapes = nn.unbox(jax.eval_shape(lambda key: model.init(key, *inputs, train=False, **kwargs), jax.random.key(0)))
+  shapes = nn.unbox(
+    jax.eval_shape(lambda key: model.init(key, *inputs, train=False, **kwargs), jax.random.key(0))
+  )
   draw = np.random.default_rng(seed)
 
   def one(path, leaf):
     if path[0].key != "params":
       return np.zeros(leaf.shape, leaf.dtype)
     ones = path[-1].key in ("scale", "hidden_bias")
-    return (ones + 0.25 * (path[-1].key != "scale") * draw.normal(size=leaf.shape)).astype(leaf.dtype)
+    return (ones + 0.25 * (path[-1].key != "scale") * draw.normal(size=leaf.shape)).astype(
+      leaf.dtype
+    )
 
   return jax.tree.map(jax.numpy.asarray, jax.tree_util.tree_map_with_path(one, shapes))
 
 
 @functools.cache
 def applied(model, **kwargs):
-  """The compiled `f(variables, inputs, others)` that applies a model; calls with the same arguments share it."""
-  return quick_jit(lambda variables, inputs, others: model.apply(variables, *inputs, **others, **kwargs))
+  """The compiled `f(variables, inputs, others)` that applies a model; calls with the same arguments
+  share it."""
+  return quick_jit(
+    lambda variables, inputs, others: model.apply(variables, *inputs, **others, **kwargs)
+  )
 
 
 def first_embedding(model, *inputs):
-  """The embedding that a model begins with. Nothing else is asked for, so that XLA draws nothing else."""
-  first = lambda key: model.init(key, *inputs, train=False)["params"]["embedding"].unbox()
+  """The embedding that a model begins with. Nothing else is asked for, so that XLA draws nothing
+  else."""
+
+  def first(key):
+    return model.init(key, *inputs, train=False)["params"]["embedding"].unbox()
+
   return quick_jit(first)(jax.random.key(0))
 
 
 def often(chosen, values):
   """Parameters of a test; those that are not `chosen` are left to `make test-all`."""
   cases = [value if isinstance(value, tuple) else (value,) for value in values]
-  return [pytest.param(*case, marks=() if value in chosen else pytest.mark.every_variant)
-          for case, value in zip(cases, values, strict=True)]
+  return [
+    pytest.param(*case, marks=() if value in chosen else pytest.mark.every_variant)
+    for case, value in zip(cases, values, strict=True)
+  ]
 
 
 def at_first(model, keys, *inputs, **kwargs):
@@ -87,26 +120,39 @@ def flags(directory: pathlib.Path, **changes) -> list[str]:
 def config(directory: pathlib.Path, **changes):
   """The ConfigDict that those flags make of configs/base.py."""
   from configs import base
+
   c = base.get_config()
   c.update_from_flattened_dict(overrides(directory, **changes))
   return c
 
 
 def shrink(c, directory: pathlib.Path):
-  """A paper's config, whatever its size, at `OVERRIDES`' size: architecture and routing stay, the numbers go down.
+  """A paper's config, whatever its size, at `OVERRIDES`' size: architecture and routing stay, the
+  numbers go down.
 
-  Four layers a stack, which is as many as the first layer with experts needs in each paper; at most 16 experts.
+  Four layers a stack, which is as many as the first layer with experts needs in each paper; at most
+  16 experts.
   """
   from configs import shared
+
   c = shared.desk(c)
   m, e = c.model, c.model.moe
   m.lstm_units = 16 * m.lstm_units // m.d_model
   m.d_model, m.num_heads, m.head_dim, m.d_ff = 16, 4, 8, 32
-  m.latent.update({"kv_rank": 8, "query_rank": 8 if m.latent.query_rank else 0, "nope_dim": 8, "rope_dim": 4,
-                   "value_dim": 8})
+  m.latent.update(
+    {
+      "kv_rank": 8,
+      "query_rank": 8 if m.latent.query_rank else 0,
+      "nope_dim": 8,
+      "rope_dim": 4,
+      "value_dim": 8,
+    }
+  )
   e.d_ff, e.dispatcher.name = 4, "einsum"
   taken = ("data", "train.batch", "train.eval_batches", "mesh")
-  c.update_from_flattened_dict({key: value for key, value in overrides(directory).items() if key.startswith(taken)})
+  c.update_from_flattened_dict(
+    {key: value for key, value in overrides(directory).items() if key.startswith(taken)}
+  )
   if c.data.objective == "span_corruption":
     c.data.encoder_len, c.data.seq_len = 48, 32
   c.optimizer.schedule, c.optimizer.warmup_steps = "constant", 0

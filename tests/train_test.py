@@ -1,4 +1,5 @@
-"""The command: mistakes end in one sentence, and a run that is killed ends like one that was not."""
+"""The command: mistakes end in one sentence, and a run that is killed ends like one that was
+not."""
 
 import errno
 import json
@@ -44,10 +45,21 @@ def fails(capfd, argv, *words):
   return err[0]
 
 
-@pytest.mark.parametrize("extra, words", [
-    (["--config.model.moe.router.name=swich"], ["model.moe.router.name='swich'", "top_k, ", "expert_choice, "]),
-    (["--config.model.moe.router.name=top_q"], ["model.moe.router.name='top_q'", "did you mean 'top_k'"]),
-    (["--config.model.moe.num_exports=4"], ["model.moe.num_exports='4'", "did you mean model.moe.num_experts?"]),
+@pytest.mark.parametrize(
+  "extra, words",
+  [
+    (
+      ["--config.model.moe.router.name=swich"],
+      ["model.moe.router.name='swich'", "top_k, ", "expert_choice, "],
+    ),
+    (
+      ["--config.model.moe.router.name=top_q"],
+      ["model.moe.router.name='top_q'", "did you mean 'top_k'"],
+    ),
+    (
+      ["--config.model.moe.num_exports=4"],
+      ["model.moe.num_exports='4'", "did you mean model.moe.num_experts?"],
+    ),
     (["--config.num_experts=4"], ["num_experts='4'", "did you mean model.moe.num_experts?"]),
     (["--config.train.steps=many"], ["train.steps='many'", "of type int, as in "]),
     (["--config.model.moe.capacity_factor=big"], ["model.moe.capacity_factor='big'", "a number"]),
@@ -60,41 +72,57 @@ def fails(capfd, argv, *words):
     (["--config.data.sources=text:/nowhere/*.txt"], ["data.sources", "/nowhere/*.txt"]),
     (["--config.data.sources=embedded:prosa"], ["data.sources", "prosa", "prose"]),
     (["--config.data.tokenizer=byte"], ["data.tokenizer='byte'", "bytes"]),
-    (["--config.data.tokenizer=sentencepiece:/nowhere/x.model"], ["data.tokenizer", "/nowhere/x.model"]),
+    (
+      ["--config.data.tokenizer=sentencepiece:/nowhere/x.model"],
+      ["data.tokenizer", "/nowhere/x.model"],
+    ),
     (["--workdr=x"], ["--workdr", "unknown", "--workdir"]),
     (["workdir"], ["argument='workdir'", "--flag=value"]),
     (["--workdir="], ["workdir=''", "missing"]),
-    (["--config=configs/quickstrat.py"], ["quickstrat.py", "no such file", "did you mean configs/quickstart.py?"]),
+    (
+      ["--config=configs/quickstrat.py"],
+      ["quickstrat.py", "no such file", "did you mean configs/quickstart.py?"],
+    ),
     (["--config=configs/quickstart.py:variant"], ["configs/quickstart.py:variant", "get_config"]),
     (["--config="], ["config=''", "is missing", "configs/"]),
     (["--workdir=/proc/self/new"], ["workdir='/proc/self/new'", "cannot be written"]),
-    (["--workdir=a\0b"], ["NUL"]), (["--workdir=~nobody_has_this_name/x"], ["workdir=", "without ~"]),
-    (["--config=~nobody_has_this_name/x.py"], ["config=", "without ~"]), (["--config=configs"], ["is a directory"]),
-    (["--config=README.md"], ["README.md", "a Python file, *.py"]), (["--config=" + "x" * 5000], ["config='x", "..."]),
+    (["--workdir=a\0b"], ["NUL"]),
+    (["--workdir=~nobody_has_this_name/x"], ["workdir=", "without ~"]),
+    (["--config=~nobody_has_this_name/x.py"], ["config=", "without ~"]),
+    (["--config=configs"], ["is a directory"]),
+    (["--config=README.md"], ["README.md", "a Python file, *.py"]),
+    (["--config=" + "x" * 5000], ["config='x", "..."]),
     (["--config.model=5"], ["model='5': holds other keys", "such as --config.model."]),
     (["--config.model"], ["model='': holds other keys"]),
     (["--config.model.moe.router=switch"], ["--config.model.moe=switch"]),
     (["--config.model.moe.router=top_k"], ["--config.model.moe.router.name=top_k"]),
-    (["--config.model.moe.router.name=switch"], ["name='switch'", "is a preset", "--config.model.moe=switch"]),
+    (
+      ["--config.model.moe.router.name=switch"],
+      ["name='switch'", "is a preset", "--config.model.moe=switch"],
+    ),
     (["--config.model.moe=noisy_topk"], ["did you mean 'noisy_top_k'"]),
     (["--config.model.moe=device_limited"], ["--config.model.moe.router.name=device_limited"]),
     (["--config.model.moe.dispatcher=einsum"], ["--config.model.moe.dispatcher.name=einsum"]),
     (["--config.train.steps=None"], ["train.steps='None'", "of type int"]),
     (["--config.train.steps=" + "9" * 5000], ["train.steps='999", "of type int"]),
     (["--config.seed=4294967296"], ["seed=4294967296", "at most 4,294,967,295"]),
-    (["--config.seed=-1"], ["seed=-1", "at least 0"]), (["--config.seed=" + "9" * 20], ["seed=9", "at most"]),
+    (["--config.seed=-1"], ["seed=-1", "at least 0"]),
+    (["--config.seed=" + "9" * 20], ["seed=9", "at most"]),
     (["--config.model.num_layers=2147483648"], ["model.num_layers=2147483648", "at most 1,000"]),
     (["--config.model.moe.capacity_factor=inf"], ["model.moe.capacity_factor=inf", "at most"]),
     (["--config.optimizer.learning_rate=nan"], ["optimizer.learning_rate=nan", "above 0"]),
     (["--config.optimizer.warmup_steps=7"], ["optimizer.warmup_steps=7", "train.steps=6"]),
-    (["--noconfig.train.steps"], ["config.train.steps"]), (["--flagfile=/nowhere"], ["/nowhere"]),
+    (["--noconfig.train.steps"], ["config.train.steps"]),
+    (["--flagfile=/nowhere"], ["/nowhere"]),
     (["--config.data.sources=(1,)"], ["data.sources=", "must be a string"]),
     (["--config.data.sources=" + "(" * 300], ["data.sources="]),
     (["--distributed=1.2.3.4,2,0"], ["distributed=", "HOST:PORT"]),
     (["--distributed=a:1,2,2"], ["distributed=", "INDEX"]),
-    (["--distributed=a:99999,2,0"], ["distributed=", "HOST:PORT"]), (["--distributed=a:1,\u00b2,0"], ["HOST:PORT"]),
+    (["--distributed=a:99999,2,0"], ["distributed=", "HOST:PORT"]),
+    (["--distributed=a:1,\u00b2,0"], ["HOST:PORT"]),
     (["--distributed="], ["distributed=''", "HOST:PORT"]),
-])
+  ],
+)
 def test_a_mistake_on_the_command_line(tmp_path, capfd, extra, words):
   # Catches: a mistake that surfaces as a traceback, or only after something was written.
   fails(capfd, arguments(tmp_path, *extra), *words)
@@ -104,7 +132,9 @@ def test_a_mistake_on_the_command_line(tmp_path, capfd, extra, words):
 def test_mistakes_in_files(tmp_path, capfd):
   # Catches: files read too late, or errors of the libraries that read them passed on.
   (tmp_path / "empty.txt").write_text("")
-  fails(capfd, arguments(tmp_path, data__sources=f"text:{tmp_path}/empty.txt"), "data.sources", "empty")
+  fails(
+    capfd, arguments(tmp_path, data__sources=f"text:{tmp_path}/empty.txt"), "data.sources", "empty"
+  )
   (tmp_path / "text.model").write_text("no model")
   wrong = f"sentencepiece:{tmp_path}/text.model"
   fails(capfd, arguments(tmp_path, data__tokenizer=wrong), "data.tokenizer", "text.model")
@@ -113,17 +143,28 @@ def test_mistakes_in_files(tmp_path, capfd):
   (tmp_path / "nothing.py").write_text("x = 1")
   fails(capfd, arguments(tmp_path, f"--config={tmp_path}/nothing.py"), "nothing.py", "get_config")
   (tmp_path / "string.py").write_text("def get_config(): return 'x'")
-  fails(capfd, arguments(tmp_path, f"--config={tmp_path}/string.py"), "string.py", "returns 'x'", "ConfigDict")
-  for name, line, word in (("exits", "raise SystemExit(0)", "SystemExit"), ("endless", "f = lambda: f(); f()",
-                           "RecursionError"), ("binary", "\0", "null bytes")):
+  fails(
+    capfd,
+    arguments(tmp_path, f"--config={tmp_path}/string.py"),
+    "string.py",
+    "returns 'x'",
+    "ConfigDict",
+  )
+  for name, line, word in (
+    ("exits", "raise SystemExit(0)", "SystemExit"),
+    ("endless", "f = lambda: f(); f()", "RecursionError"),
+    ("binary", "\0", "null bytes"),
+  ):
     (tmp_path / f"{name}.py").write_text(f"{line}\n")
     fails(capfd, arguments(tmp_path, f"--config={tmp_path}/{name}.py"), f"{name}.py", word)
   head = "from configs import base\ndef get_config():\n  c = base.get_config()\n  c.unlock()\n  "
-  for name, line, words in (("more", "c.mine = 1", ["mine=1", "no such key"]),
-                            ("less", "del c.seed", ["seed", "missing"]),
-                            ("branch", "del c.model; c.model = 5", ["model=5", "holds other keys"]),
-                            ("huge", "c.seed = 10**5000", ["seed=2**", "at most"]),
-                            ("latent", "del c.model.latent.kv_rank", ["model.latent.kv_rank", "missing"])):
+  for name, line, words in (
+    ("more", "c.mine = 1", ["mine=1", "no such key"]),
+    ("less", "del c.seed", ["seed", "missing"]),
+    ("branch", "del c.model; c.model = 5", ["model=5", "holds other keys"]),
+    ("huge", "c.seed = 10**5000", ["seed=2**", "at most"]),
+    ("latent", "del c.model.latent.kv_rank", ["model.latent.kv_rank", "missing"]),
+  ):
     (tmp_path / f"{name}.py").write_text(f"{head}{line}\n  return c\n")
     fails(capfd, arguments(tmp_path, f"--config={tmp_path}/{name}.py"), *words)
   (tmp_path / "file").write_text("")
@@ -136,7 +177,9 @@ def test_a_workdir_that_is_not_this_runs(tmp_path, capfd):
   config = train.parse(arguments(tmp_path)).config
   workdir.claim(place, config)
   source = config.data.sources[0]
-  workdir.note_start(place, config, {"config": "x", "data": {source: "0" * 64}, "tokenizer": "bytes"}, {})
+  workdir.note_start(
+    place, config, {"config": "x", "data": {source: "0" * 64}, "tokenizer": "bytes"}, {}
+  )
   fails(capfd, arguments(tmp_path), "data.sources", "0000000000000000", source)
   fails(capfd, arguments(tmp_path, model__d_model=32), "model.d_model=32", "model.d_model=16")
   fails(capfd, arguments(tmp_path, seed=7), "seed=7", "seed=0")
@@ -146,7 +189,13 @@ def test_a_workdir_that_is_not_this_runs(tmp_path, capfd):
   fails(capfd, arguments(tmp_path), "workdir=", "no meta.json", "restore that file")
   sources = data.fingerprints(data.make_sources(config.data))
   workdir.note_start(place, config, {"config": "x", "data": sources, "tokenizer": "bytes"}, {})
-  fails(capfd, arguments(tmp_path), "checkpoints/4", "cannot be read", "restore this directory from a copy")
+  fails(
+    capfd,
+    arguments(tmp_path),
+    "checkpoints/4",
+    "cannot be read",
+    "restore this directory from a copy",
+  )
   fails(capfd, arguments(tmp_path, train__steps=2), "train.steps=2", "already at step 4")
   assert not (place / "metrics.jsonl").exists()
 
@@ -161,14 +210,19 @@ def test_divergence_has_an_exit_code_of_its_own(tmp_path, capfd, monkeypatch):
   # Catches: a NaN run that counts as a success, or cannot be told from a crash.
   def diverge(*_):
     raise Diverged("training has diverged: at step 3")
+
   monkeypatch.setattr(loop, "train", diverge)
   assert train.main(arguments(tmp_path)) == EXIT_DIVERGED == 3
   assert capfd.readouterr().err == "error: training has diverged: at step 3\n"
 
 
-@pytest.mark.parametrize("different, code, words", [([], 0, "gave the same bits"),
-                                                    (["params/w"], 4, "1 arrays differ; the first is params/w")])
-def test_determinism_is_checked_and_nothing_is_written(tmp_path, capfd, monkeypatch, different, code, words):
+@pytest.mark.parametrize(
+  "different, code, words",
+  [([], 0, "gave the same bits"), (["params/w"], 4, "1 arrays differ; the first is params/w")],
+)
+def test_determinism_is_checked_and_nothing_is_written(
+  tmp_path, capfd, monkeypatch, different, code, words
+):
   # Catches: a check that trains, claims the workdir, or ends with 0 whatever it found.
   monkeypatch.setattr(loop, "determinism", lambda config: different)
   assert train.main(arguments(tmp_path, "--check_determinism")) == code
@@ -176,10 +230,22 @@ def test_determinism_is_checked_and_nothing_is_written(tmp_path, capfd, monkeypa
 
 
 def test_routing_presets_on_the_command_line(tmp_path, capfd):
-  # Catches: a preset that undoes what else the command line says, or comes after it; an unknown one with a traceback.
-  parse = lambda *extra: train.parse(arguments(tmp_path) + list(extra)).config.model.moe
-  e = parse("--config.model.moe=st_moe", "--config.model.moe.z_loss=0.5", "--config.model.moe.router.st_moe.k=3")
-  assert e.router["name"] == "st_moe" and e.router.st_moe.k == 3 and e.z_loss == 0.5 and e.capacity_factor == 1.25
+  # Catches: a preset that undoes what else the command line says, or comes after it; an unknown one
+  # with a traceback.
+  def parse(*extra):
+    return train.parse(arguments(tmp_path) + list(extra)).config.model.moe
+
+  e = parse(
+    "--config.model.moe=st_moe",
+    "--config.model.moe.z_loss=0.5",
+    "--config.model.moe.router.st_moe.k=3",
+  )
+  assert (
+    e.router["name"] == "st_moe"
+    and e.router.st_moe.k == 3
+    and e.z_loss == 0.5
+    and e.capacity_factor == 1.25
+  )
   assert parse("--config.model.moe.z_loss=0.5", "--config.model.moe=st_moe").z_loss == 0.5
   assert train.main([*arguments(tmp_path), "--config.model.moe=gshrad"]) == 2
   assert "did you mean 'gshard'" in capfd.readouterr().err
@@ -188,65 +254,120 @@ def test_routing_presets_on_the_command_line(tmp_path, capfd):
 
 
 def test_none_on_the_command_line(tmp_path):
-  # Catches: a placeholder that has no way back to None; a None that wins against what is said after it.
-  parse = lambda *extra: train.parse(arguments(tmp_path) + list(extra)).config.model.moe
+  # Catches: a placeholder that has no way back to None; a None that wins against what is said after
+  # it.
+  def parse(*extra):
+    return train.parse(arguments(tmp_path) + list(extra)).config.model.moe
+
   flag = "--config.model.moe.capacity_factor"
   switch = "--config.model.moe=switch"
-  for said in ([switch, f"{flag}=None"], [f"{flag}=2.0", f"{flag}=none"], [flag, "2", flag, "None"]):
+  for said in (
+    [switch, f"{flag}=None"],
+    [f"{flag}=2.0", f"{flag}=none"],
+    [flag, "2", flag, "None"],
+  ):
     assert parse(*said).capacity_factor is None
   assert parse(f"{flag}=None", f"{flag}=2").capacity_factor == 2.0
-  assert parse("--config.model.moe=switch", "--config.model.moe.eval_capacity_factor=None").capacity_factor == 1.25
+  assert (
+    parse(
+      "--config.model.moe=switch", "--config.model.moe.eval_capacity_factor=None"
+    ).capacity_factor
+    == 1.25
+  )
 
 
 ALL = sorted(train._keys(train.load_config("configs/base.py")))
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.tuples(st.sampled_from(["--config.", "-config.", "--noconfig.", "--", ""]),
-                          st.one_of(st.sampled_from(ALL), st.text(max_size=6)), st.sampled_from(["=", " ", ""]),
-                          st.one_of(st.text(max_size=6), st.integers().map(str), st.floats().map(str), st.sampled_from(
-                              ["None", "True", "1e400", "(1,", "('a',)", "[]", "{}", "switch", "9" * 5000]))),
-                min_size=1, max_size=3))
+@given(
+  st.lists(
+    st.tuples(
+      st.sampled_from(["--config.", "-config.", "--noconfig.", "--", ""]),
+      st.one_of(st.sampled_from(ALL), st.text(max_size=6)),
+      st.sampled_from(["=", " ", ""]),
+      st.one_of(
+        st.text(max_size=6),
+        st.integers().map(str),
+        st.floats().map(str),
+        st.sampled_from(
+          ["None", "True", "1e400", "(1,", "('a',)", "[]", "{}", "switch", "9" * 5000]
+        ),
+      ),
+    ),
+    min_size=1,
+    max_size=3,
+  )
+)
 def test_any_command_line_is_read_or_told_in_a_sentence(words):
   # Catches: what absl, ml_collections or ast raise of an odd argument, passed on as a traceback.
   args = ["train", "--config=configs/base.py", "--workdir=x"]
   for dashes, key, equals, value in words:
-    args += [f"{dashes}{key}={value}"] if equals == "=" else [f"{dashes}{key}", *[value] * (equals == " ")]
+    args += (
+      [f"{dashes}{key}={value}"]
+      if equals == "="
+      else [f"{dashes}{key}", *[value] * (equals == " ")]
+    )
   try:
     train.parse(args)
   except ConfigError as error:
     assert len(str(error)) < 4000
 
 
-@pytest.mark.parametrize("error, code, words", [
-    (OSError(errno.ENOSPC, "No space left on device", "x/y"), 1, ["x/y: No space left", "saved before is kept"]),
+@pytest.mark.parametrize(
+  "error, code, words",
+  [
+    (
+      OSError(errno.ENOSPC, "No space left on device", "x/y"),
+      1,
+      ["x/y: No space left", "saved before is kept"],
+    ),
     (PermissionError(errno.EACCES, "Permission denied", "z"), 1, ["z: Permission denied"]),
-    (MemoryError(), 1, ["not enough memory", "kept"]), (KeyboardInterrupt(), 130, ["interrupted"]),
-    (ConfigError("a", 1, "must be 2"), 2, ["a=1: must be 2"])])
+    (MemoryError(), 1, ["not enough memory", "kept"]),
+    (KeyboardInterrupt(), 130, ["interrupted"]),
+    (ConfigError("a", 1, "must be 2"), 2, ["a=1: must be 2"]),
+  ],
+)
 def test_what_is_no_bug_is_told_in_one_sentence(capsys, error, code, words):
   # Catches: 459 lines of traceback for a disk that is full.
   def action(rest):
     raise error
+
   assert train.guarded(["x"], "", action) == code
   said = capsys.readouterr().err
-  assert said.startswith("error: ") and said.count("\n") == 1 and all(word in said for word in words)
+  assert (
+    said.startswith("error: ") and said.count("\n") == 1 and all(word in said for word in words)
+  )
 
 
 def test_a_bug_is_told_with_its_traceback(capsys):
   # Catches: a fault of the program that looks like a mistake of the user, or leaves no trace.
   def action(rest):
     raise KeyError("surprise")
+
   assert train.guarded(["x"], "", action) == 1
   said = capsys.readouterr().err
   assert "Traceback" in said and "in action" in said
-  assert said.splitlines()[-1].startswith("error: KeyError: 'surprise'") and "is a bug" in said and "kept" in said
+  assert (
+    said.splitlines()[-1].startswith("error: KeyError: 'surprise'")
+    and "is a bug" in said
+    and "kept" in said
+  )
 
 
 def test_nobody_reads_the_output(tmp_path):
   # Catches: a traceback of BrokenPipeError under `| head`, also of Python's own flush at its end.
-  code = "import sys; from moe_jax import train; sys.exit(train.guarded(['x'], '', lambda _: print('x' * 9**6) or 0))"
-  done = subprocess.run(["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -c 1', sys.executable, code], cwd=ROOT,
-                        capture_output=True, text=True, timeout=120)
+  code = (
+    "import sys; from moe_jax import train; "
+    "sys.exit(train.guarded(['x'], '', lambda _: print('x' * 9**6) or 0))"
+  )
+  done = subprocess.run(
+    ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -c 1', sys.executable, code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
   assert (done.returncode, done.stdout, done.stderr) == (0, "x", "")
 
 
@@ -254,52 +375,80 @@ def test_another_pipe_that_breaks_is_a_bug(capsys):
   # Catches: a process that died unseen, taken for a reader of the output that has enough.
   def action(rest):
     raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
   assert train.guarded(["x"], "", action) == 1
   assert "is a bug" in capsys.readouterr().err
 
 
 def test_configs_are_found_from_anywhere(tmp_path, monkeypatch):
-  # Catches: a path that works only in the clone; a file in the working directory that loses against the clone's.
+  # Catches: a path that works only in the clone; a file in the working directory that loses against
+  # the clone's.
   monkeypatch.chdir(tmp_path)
   for name in ("configs/quickstart.py", "quickstart.py"):
     assert train.load_config(name).model.family == "decoder"
-  (tmp_path / "mine.py").write_text("from configs import base\ndef get_config(steps):\n  c = base.get_config()\n"
-                                    "  c.train.steps = int(steps)\n  return c\n")
+  (tmp_path / "mine.py").write_text(
+    "from configs import base\ndef get_config(steps):\n  c = base.get_config()\n"
+    "  c.train.steps = int(steps)\n  return c\n"
+  )
   command = train.parse(["train", "--config", "mine.py:77", "--workdir", "w", "--config.seed", "3"])
   assert (command.config.train.steps, command.config.seed, command.path) == (77, 3, "mine.py:77")
 
 
 def execute(argv, **environment):
-  one_device = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # the last one holds
+  one_device = (
+    f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # the last one holds
+  )
   environment = os.environ | {"XLA_FLAGS": one_device} | environment
-  return subprocess.run([sys.executable, *argv], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+  return subprocess.run(
+    [sys.executable, *argv], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+  )
 
 
 def test_as_a_process_a_mistake_exits_with_2(tmp_path):
   # Catches: an exit code lost on the way out, noise of the libraries on standard error.
-  done = execute(["-m", "moe_jax.train", *arguments(tmp_path, "--config.model.moe.router.name=swich")[1:]])
+  done = execute(
+    ["-m", "moe_jax.train", *arguments(tmp_path, "--config.model.moe.router.name=swich")[1:]]
+  )
   assert done.returncode == 2 and done.stdout == ""
-  assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: model.moe.router.name='swich': ")
+  assert done.stderr.count("\n") == 1 and done.stderr.startswith(
+    "error: model.moe.router.name='swich': "
+  )
 
 
 @pytest.mark.every_variant
 def test_an_encoder_decoder_trains_stops_resumes_and_reports(tmp_path, capfd):
-  # Catches: any part of a run that takes a decoder for granted: initialisation, steps, checkpoints, evaluation, the
-  # report; a resumed run that masks other spans than one that was not interrupted.
-  changes = dict(model__family="encoder_decoder", model__position="relative", model__relative_shared=True,
-                 model__relative_buckets=8, model__relative_max_distance=16, model__query_scale=1.0,
-                 model__embed_scale=False, model__num_encoder_layers=4, model__dropout=0.1,
-                 data__objective="span_corruption", data__encoder_len=48, data__noise_density=0.3, data__mean_span=2.0,
-                 train__eval_every=2)
+  # Catches: any part of a run that takes a decoder for granted: initialisation, steps, checkpoints,
+  # evaluation, the report; a resumed run that masks other spans than one that was not interrupted.
+  changes = dict(
+    model__family="encoder_decoder",
+    model__position="relative",
+    model__relative_shared=True,
+    model__relative_buckets=8,
+    model__relative_max_distance=16,
+    model__query_scale=1.0,
+    model__embed_scale=False,
+    model__num_encoder_layers=4,
+    model__dropout=0.1,
+    data__objective="span_corruption",
+    data__encoder_len=48,
+    data__noise_density=0.3,
+    data__mean_span=2.0,
+    train__eval_every=2,
+  )
   for steps in (2, 4):
-    assert train.main(arguments(tmp_path, train__steps=steps, optimizer__schedule="constant", **changes)) == 0
+    assert (
+      train.main(arguments(tmp_path, train__steps=steps, optimizer__schedule="constant", **changes))
+      == 0
+    )
   place = tmp_path / "run"
   results = json.loads((place / "results.json").read_text())
   (score,) = results["nats_per_target"].values()
   assert results["steps"] == 4 and 0 < score < 6.2 and "bits_per_byte" not in results
   assert results["sample"] == "" and results["ladder"] == {}
   lines = metrics.read(place / "metrics.jsonl")
-  assert [(line["step"], line["kind"]) for line in lines] == [(n, kind) for n in (2, 4) for kind in ("train", "eval")]
+  assert [(line["step"], line["kind"]) for line in lines] == [
+    (n, kind) for n in (2, 4) for kind in ("train", "eval")
+  ]
   assert len(lines[0]["moe/load"]) == 3 and "nats_per_target" in lines[1]
   routing = json.loads((place / "routing.json").read_text())
   assert routing["layers"] == [1, 3] and len(routing["pages"][0]["experts"]) == 2
@@ -309,12 +458,15 @@ def test_an_encoder_decoder_trains_stops_resumes_and_reports(tmp_path, capfd):
   argv = arguments(tmp_path, train__steps=4, optimizer__schedule="constant", **changes)
   argv = [arg.replace(str(place), str(tmp_path / "whole")) for arg in argv]
   assert train.main(argv) == 0
-  one, other = (inspection.describe(tmp_path / name)["parameters_sha256"] for name in ("run", "whole"))
+  one, other = (
+    inspection.describe(tmp_path / name)["parameters_sha256"] for name in ("run", "whole")
+  )
   assert one == other
 
 
-# A run without its report that sends itself a signal: "TERM 3" when it reads batch 3, "KILL 2" when it reads batch 2,
-# "SAVE 4" = SIGKILL when the checkpoint of step 4 is complete and about to get its name.
+# A run without its report that sends itself a signal: "TERM 3" when it reads batch 3, "KILL 2" when
+# it reads batch 2, "SAVE 4" = SIGKILL when the checkpoint of step 4 is complete and about to get
+# its name.
 DRIVER = """
 import os, pathlib, signal, sys
 from moe_jax import data, train
@@ -346,35 +498,59 @@ sys.exit(train.main(sys.argv))
 
 @pytest.mark.every_variant
 def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path):
-  # Catches: anything that a checkpoint forgets (a moment, the bias, the key, the place in the data), a batch read
-  # twice, a half-written checkpoint that is trusted, metrics told twice. Noise, dropout
-  # and the bias make each of them show.
-  argv = arguments(tmp_path, model__dropout=0.1, model__moe__jitter=0.01, model__moe__bias_update_rate=0.01,
-                   model__moe__dispatcher__name="grouped")[1:]
+  # Catches: anything that a checkpoint forgets (a moment, the bias, the key, the place in the
+  # data), a batch read twice, a half-written checkpoint that is trusted, metrics told twice. Noise,
+  # dropout and the bias make each of them show.
+  argv = arguments(
+    tmp_path,
+    model__dropout=0.1,
+    model__moe__jitter=0.01,
+    model__moe__bias_update_rate=0.01,
+    model__moe__dispatcher__name="grouped",
+  )[1:]
   elsewhere = [arg.replace(str(tmp_path / "run"), str(tmp_path / "whole")) for arg in argv]
-  run = lambda args, stop: execute(["-c", DRIVER, *args], STOP=stop)
-  sources = lambda: {p: p.stat().st_mtime_ns for p in (ROOT / "moe_jax").rglob("*.py")}
+
+  def run(args, stop):
+    return execute(["-c", DRIVER, *args], STOP=stop)
+
+  def sources():
+    return {p: p.stat().st_mtime_ns for p in (ROOT / "moe_jax").rglob("*.py")}
+
   before = sources()
   whole = run(elsewhere, "NEVER 0")
   assert whole.returncode == 0 and "finished" in whole.stdout, whole.stderr
-  for stop, code, expected in (("KILL 2", -signal.SIGKILL, ""), ("TERM 3", 0, "stopped by SIGTERM after step 3 of 6"),
-                               ("SAVE 4", -signal.SIGKILL, ""), ("NEVER 0", 0, "finished")):
+  for stop, code, expected in (
+    ("KILL 2", -signal.SIGKILL, ""),
+    ("TERM 3", 0, "stopped by SIGTERM after step 3 of 6"),
+    ("SAVE 4", -signal.SIGKILL, ""),
+    ("NEVER 0", 0, "finished"),
+  ):
     done = run(argv, stop)
     assert done.returncode == code and expected in done.stdout, (stop, done.stdout, done.stderr)
     if stop == "SAVE 4":
       names = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()]
       assert "4" not in names and any(name.startswith("4.") for name in names), names
-  assert sources() == before, "moe_jax was edited while this test ran, so it compared two programs: run it again"
-  lines = lambda name: [{k: v for k, v in line.items() if k != "tokens_per_second"}
-                        for line in metrics.read(tmp_path / name / "metrics.jsonl")]
+  assert sources() == before, (
+    "moe_jax was edited while this test ran, so it compared two programs: run it again"
+  )
+
+  def lines(name):
+    return [
+      {k: v for k, v in line.items() if k != "tokens_per_second"}
+      for line in metrics.read(tmp_path / name / "metrics.jsonl")
+    ]
+
   assert lines("whole") == lines("run") and len(lines("run")) == 5
   one, other = (inspection.describe(tmp_path / name) for name in ("whole", "run"))
   assert (one["step"], one["starts"], other["starts"]) == (6, 1, 4)
   assert one["parameters_sha256"] == other["parameters_sha256"]
 
-  # Catches: the tracebacks of readers that Orbax abandons when one fails, which only a process of its own shows.
+  # Catches: the tracebacks of readers that Orbax abandons when one fails, which only a process of
+  # its own shows.
   for file in (tmp_path / "run" / "checkpoints" / "6" / "state").rglob("d/*"):
     os.truncate(file, 10)
   for command in (["-m", "moe_jax.train", *argv], ["-m", "moe_jax.inspect", str(tmp_path / "run")]):
     done = execute(command)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "checkpoints/6" in done.stderr, done.stderr
+    assert (
+      done.returncode == 2 and done.stderr.count("\n") == 1 and "checkpoints/6" in done.stderr
+    ), done.stderr

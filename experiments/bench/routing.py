@@ -1,8 +1,10 @@
-"""What routing costs: everything in a MoE layer's forward pass that is no expert's matmul, as a share of the whole.
+"""What routing costs: everything in a MoE layer's forward pass that is no expert's matmul, as a
+share of the whole.
 
-`python -m experiments.bench.routing` times, for each router at shape S1, the layer from x to y (router logits, plan,
-sorting, gathering, experts, combining; dispatcher `grouped`, dropless), and the same with experts that hand their rows
-on as they are. The ratio is that share. Slicing an expert's weights out of the stack counts as part of its matmuls.
+`python -m experiments.bench.routing` times, for each router at shape S1, the layer from x to y
+(router logits, plan, sorting, gathering, experts, combining; dispatcher `grouped`, dropless), and
+the same with experts that hand their rows on as they are. The ratio is that share. Slicing an
+expert's weights out of the stack counts as part of its matmuls.
 """
 
 from __future__ import annotations
@@ -27,9 +29,16 @@ from moe_jax.train import guarded
 
 # As many experts a token as the shape has, for all of them.
 OPTIONS = {
-  "top_k": {"k": 2}, "expert_choice": {"capacity_factor": 2.0}, "sigmoid_bias": {"k": 2}, "gshard": {},
-  "st_moe": {"k": 2}, "device_limited": {"k": 2, "groups": 4, "kept_groups": 2},
-  "no_token_left_behind": {}, "sinkhorn": {"k": 2}, "base": {}, "capped_expert_choice": {},
+  "top_k": {"k": 2},
+  "expert_choice": {"capacity_factor": 2.0},
+  "sigmoid_bias": {"k": 2},
+  "gshard": {},
+  "st_moe": {"k": 2},
+  "device_limited": {"k": 2, "groups": 4, "kept_groups": 2},
+  "no_token_left_behind": {},
+  "sinkhorn": {"k": 2},
+  "base": {},
+  "capped_expert_choice": {},
 }
 
 
@@ -64,7 +73,9 @@ def layer(router, x, weight, experts, platform):
   """y [1, T, D] and the logits' share of the work: one group of all tokens."""
   logits = jnp.einsum("sd,de->se", x, weight, precision=jax.lax.Precision.HIGHEST)
   plan = router(logits, RoutingContext(train=True))
-  return DISPATCHERS["grouped"](jax.tree.map(lambda a: a[None], plan), x[None], experts, None, platform)
+  return DISPATCHERS["grouped"](
+    jax.tree.map(lambda a: a[None], plan), x[None], experts, None, platform
+  )
 
 
 def measure(names, shape, repeats, progress):
@@ -78,7 +89,9 @@ def measure(names, shape, repeats, progress):
     for part, inner in (("layer", experts), ("bookkeeping", Copies(jnp.zeros((shape.experts, 1))))):
       progress(f"compiling {part} of {name}")
       f = jax.jit(lambda x, w, inner, router=router: layer(router, x, w, inner, platform))
-      programs[name, part] = functools.partial(f.lower(x, weight, inner).compile(), x, weight, inner)
+      programs[name, part] = functools.partial(
+        f.lower(x, weight, inner).compile(), x, weight, inner
+      )
   times = {key: [] for key in programs}
   for round_number in range(repeats + 1):
     for key, program in programs.items():
@@ -88,19 +101,31 @@ def measure(names, shape, repeats, progress):
       if round_number:  # The first round warms up.
         times[key].append(1e3 * (time.perf_counter() - start))
   times = {key: np.array(values) for key, values in times.items()}
-  median = lambda values: float(np.median(values))
-  return {name: {
-    "layer_ms": median(times[name, "layer"]), "bookkeeping_ms": median(times[name, "bookkeeping"]),
-    "share": median(times[name, "bookkeeping"] / times[name, "layer"]),
-    "ratio": median(times[name, "layer"] / times["dense FFN"])} for name in names}
+
+  def median(values):
+    return float(np.median(values))
+
+  return {
+    name: {
+      "layer_ms": median(times[name, "layer"]),
+      "bookkeeping_ms": median(times[name, "bookkeeping"]),
+      "share": median(times[name, "bookkeeping"] / times[name, "layer"]),
+      "ratio": median(times[name, "layer"] / times["dense FFN"]),
+    }
+    for name in names
+  }
 
 
 def main(argv: Sequence[str]) -> int:
   """Does what the command line says; returns the exit code."""
   parser = argparse.ArgumentParser(prog="python -m experiments.bench.routing", description=__doc__)
-  parser.add_argument("--routers", default=",".join(OPTIONS), help=f"comma-separated, of {', '.join(OPTIONS)}")
+  parser.add_argument(
+    "--routers", default=",".join(OPTIONS), help=f"comma-separated, of {', '.join(OPTIONS)}"
+  )
   parser.add_argument("--shape", default="S1", choices=SHAPES)
-  parser.add_argument("--repeats", type=int, default=11, help="timed rounds; medians are shown (%(default)s)")
+  parser.add_argument(
+    "--repeats", type=int, default=11, help="timed rounds; medians are shown (%(default)s)"
+  )
   parser.add_argument("--out", default="", help="JSON file for the results")
   flags = parser.parse_args(argv)
   names = flags.routers.split(",")
@@ -112,13 +137,23 @@ def main(argv: Sequence[str]) -> int:
   before = environment()
   results = measure(names, SHAPES[flags.shape], flags.repeats, progress)
   progress.clear()
-  print(f"{flags.shape}, forward: router, plan, sorting, gathering and combining, as a share of the layer's time; the "
-        "layer's time over a dense FFN's\n")
+  print(
+    f"{flags.shape}, forward: router, plan, sorting, gathering and combining, as a share of the "
+    "layer's time; the layer's time over a dense FFN's\n"
+  )
   print(f"{'':24}{'layer':>11}{'bookkeeping':>13}{'share':>8}{'layer/dense':>13}")
   for name, r in results.items():
-    print(f"{name:24}{r['layer_ms']:8.1f} ms{r['bookkeeping_ms']:10.1f} ms{100 * r['share']:6.1f} %{r['ratio']:13.2f}")
+    print(
+      f"{name:24}{r['layer_ms']:8.1f} ms{r['bookkeeping_ms']:10.1f} ms{100 * r['share']:6.1f} "
+      f"%{r['ratio']:13.2f}"
+    )
   if flags.out:
-    report = {"environment": before, "shape": flags.shape, "repeats": flags.repeats, "routers": results}
+    report = {
+      "environment": before,
+      "shape": flags.shape,
+      "repeats": flags.repeats,
+      "routers": results,
+    }
     pathlib.Path(flags.out).write_text(json.dumps(report, indent=1) + "\n")
   return 0
 

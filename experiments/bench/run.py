@@ -1,4 +1,5 @@
-"""Times one MoE layer under each dispatcher beside a dense FFN of equal FLOPs: `python -m experiments.bench.run`."""
+"""Times one MoE layer under each dispatcher beside a dense FFN of equal FLOPs: `python -m
+experiments.bench.run`."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ SHAPES = {
   "S3": Shape(8192, 256, 512, 64, 6, "swiglu"),
   "S4": Shape(4096, 512, 2048, 16, 1, "relu"),
 }
-# Dropless where it is feasible, 1.25 slots an assignment (S*K/E) elsewhere; einsum in groups: it is quadratic in them.
+# Dropless where it is feasible, 1.25 slots an assignment (S*K/E) elsewhere; einsum in groups: it is
+# quadratic in them.
 ROWS = {
   "grouped": Row("grouped", None, 0, None),
   "scatter, capacity 1.25": Row("scatter", None, 0, 1.25),
@@ -63,7 +65,8 @@ def random(key, *shape):
 
 
 def workload(shape: Shape):
-  """Tokens, router logits of slightly uneven experts (loads differ by a factor of about 3), and the experts."""
+  """Tokens, router logits of slightly uneven experts (loads differ by a factor of about 3), and the
+  experts."""
   keys = jax.random.split(jax.random.key(0), 6)
   t, d, f, e = shape[:4]
   gate = random(keys[2], e, d, f) if is_gated(shape.activation) else None
@@ -75,44 +78,68 @@ def dense(shape: Shape, experts: Experts):
   """Forward and forward+backward of a dense FFN on tokens * k rows; and no loops to count."""
   w = {name: leaf[0] for name, leaf in experts.weights.items()}
   rows = random(jax.random.key(1), shape.tokens * shape.k, shape.d_model)
-  ffn = lambda rows, w: activate(shape.activation, {n: rows @ w[n] for n in w if n != "down"}) @ w["down"]
+
+  def ffn(rows, w):
+    return activate(shape.activation, {n: rows @ w[n] for n in w if n != "down"}) @ w["down"]
+
   return compiled(ffn, rows, w), {}
 
 
 def layer(shape: Shape, row: Row, x, logits, experts: Experts):
-  """Forward and forward+backward (x, gates, weights) of a dispatcher on a given plan; how often its loops run."""
+  """Forward and forward+backward (x, gates, weights) of a dispatcher on a given plan; how often its
+  loops run."""
   per_group = row.tokens_per_group or shape.tokens
-  group = lambda array: array.reshape(shape.tokens // per_group, per_group, -1)
-  route = lambda logits: top_k(logits, RoutingContext(), k=shape.k, gate_norm="top_k" if shape.k > 1 else "none")
+
+  def group(array):
+    return array.reshape(shape.tokens // per_group, per_group, -1)
+
+  def route(logits):
+    return top_k(logits, RoutingContext(), k=shape.k, gate_norm="top_k" if shape.k > 1 else "none")
+
   plan = jax.jit(jax.vmap(route))(group(logits))
-  slots = expert_capacity(per_group, shape.experts, per_group * shape.k, row.capacity_factor, "assignments", 1)
+  slots = expert_capacity(
+    per_group, shape.experts, per_group * shape.k, row.capacity_factor, "assignments", 1
+  )
   where = row.platform or next(iter(x.devices())).platform
 
   def apply(x, gate, experts, plan):
     return DISPATCHERS[row.dispatcher](plan.replace(gate=gate), x, experts, slots, where)
-  return compiled(apply, group(x), plan.gate, experts, plan, constants=1), plan_layout(plan, slots).trips()
+
+  return compiled(apply, group(x), plan.gate, experts, plan, constants=1), plan_layout(
+    plan, slots
+  ).trips()
 
 
 def compiled(function, *args, constants=0):
-  """Ahead-of-time compiled thunks {"forward", "backward"}; the last `constants` arguments get no gradient."""
+  """Ahead-of-time compiled thunks {"forward", "backward"}; the last `constants` arguments get no
+  gradient."""
   split = len(args) - constants
 
   def backward(cotangent, *args):
     value, pull = jax.vjp(lambda *a: function(*a, *args[split:]), *args[:split])
-    return value, pull(cotangent)  # Gradients alone would let XLA skip the dense FFN's last product.
+    return value, pull(
+      cotangent
+    )  # Gradients alone would let XLA skip the dense FFN's last product.
 
   cotangent = jax.random.normal(jax.random.key(2), jax.eval_shape(function, *args).shape)
   both = {"forward": (function, args), "backward": (backward, (cotangent, *args))}
   programs = {name: (jax.jit(f).lower(*a).compile(), a) for name, (f, a) in both.items()}
-  return {name: (program.as_text(), functools.partial(program, *a)) for name, (program, a) in programs.items()}
+  return {
+    name: (program.as_text(), functools.partial(program, *a))
+    for name, (program, a) in programs.items()
+  }
 
 
 def measure(name: str, shape: Shape, rows: dict[str, Row], repeats: int, progress):
-  """Medians over interleaved rounds; ratios are medians of each round's ratio to its own dense FFN."""
+  """Medians over interleaved rounds; ratios are medians of each round's ratio to its own dense
+  FFN."""
   x, logits, experts = workload(shape)
   makers = {"dense FFN": lambda: dense(shape, experts)}
   makers |= {row: functools.partial(layer, shape, rows[row], x, logits, experts) for row in rows}
-  programs, ideal = {}, 2.0 * shape.tokens * shape.k * shape.d_model * shape.d_ff * (2 + is_gated(shape.activation))
+  programs, ideal = (
+    {},
+    2.0 * shape.tokens * shape.k * shape.d_model * shape.d_ff * (2 + is_gated(shape.activation)),
+  )
   results = {row: {} for row in makers}
   for row, make in makers.items():
     progress(f"{name}: compiling {row}")
@@ -130,29 +157,52 @@ def measure(name: str, shape: Shape, rows: dict[str, Row], repeats: int, progres
       if round_number:  # The first round warms up.
         times[row, part].append(1e3 * (time.perf_counter() - start))
   for (row, part), ms in times.items():
-    results[row] |= {f"{part}_ms": float(np.median(ms)),
-                     f"{part}_ratio": float(np.median(np.array(ms) / times["dense FFN", part]))}
+    results[row] |= {
+      f"{part}_ms": float(np.median(ms)),
+      f"{part}_ratio": float(np.median(np.array(ms) / times["dense FFN", part])),
+    }
   return results
 
 
 def table(name: str, shape: Shape, results) -> str:
   head = f"{name}: " + ", ".join(f"{field}={value}" for field, value in shape._asdict().items())
-  lines = [head, f"{'':38}{'forward':>10}{'ratio':>7}{'FLOPs':>7}{'fwd+bwd':>11}{'ratio':>7}{'FLOPs':>7}"]
+  lines = [
+    head,
+    f"{'':38}{'forward':>10}{'ratio':>7}{'FLOPs':>7}{'fwd+bwd':>11}{'ratio':>7}{'FLOPs':>7}",
+  ]
   for row, r in results.items():
-    lines.append(f"{row:38}" + "".join(
-      f"{r[f'{part}_ms']:{7 + wide}.1f} ms{r[f'{part}_ratio']:7.2f}{r[f'{part}_flops_ratio']:7.2f}"
-      for part, wide in (("forward", 0), ("backward", 1))))
+    lines.append(
+      f"{row:38}"
+      + "".join(
+        f"{r[f'{part}_ms']:{7 + wide}.1f} "
+        f"ms{r[f'{part}_ratio']:7.2f}{r[f'{part}_flops_ratio']:7.2f}"
+        for part, wide in (("forward", 0), ("backward", 1))
+      )
+    )
   return "\n".join(lines)
 
 
 def environment():
-  cpu = [line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-         if line.startswith("model name")] if sys.platform == "linux" else [platform.processor()]
-  return {"devices": [f"{d.platform}: {d.device_kind}" for d in jax.devices()], "cpu": f"{len(cpu)} x {cpu[0]}",
-          "jax": jax.__version__, "jaxlib": jaxlib.__version__, "python": platform.python_version(),
-          "system": platform.platform(), "load_average": os.getloadavg(),
-          "malloc": {key: value for key, value in os.environ.items() if key.startswith("MALLOC_")},
-          "xla_flags": os.environ.get("XLA_FLAGS", "")}
+  cpu = (
+    [
+      line.split(":")[1].strip()
+      for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+      if line.startswith("model name")
+    ]
+    if sys.platform == "linux"
+    else [platform.processor()]
+  )
+  return {
+    "devices": [f"{d.platform}: {d.device_kind}" for d in jax.devices()],
+    "cpu": f"{len(cpu)} x {cpu[0]}",
+    "jax": jax.__version__,
+    "jaxlib": jaxlib.__version__,
+    "python": platform.python_version(),
+    "system": platform.platform(),
+    "load_average": os.getloadavg(),
+    "malloc": {key: value for key, value in os.environ.items() if key.startswith("MALLOC_")},
+    "xla_flags": os.environ.get("XLA_FLAGS", ""),
+  }
 
 
 class Progress:
@@ -165,7 +215,9 @@ class Progress:
     self.done += 1
     filled = 30 * self.done // self.steps
     if self.shown:
-      print(f"\r[{'#' * filled}{'.' * (30 - filled)}] {what:60.60}", end="", file=sys.stderr, flush=True)
+      print(
+        f"\r[{'#' * filled}{'.' * (30 - filled)}] {what:60.60}", end="", file=sys.stderr, flush=True
+      )
 
   def clear(self):
     if self.shown:
@@ -175,10 +227,16 @@ class Progress:
 def main(argv: Sequence[str]) -> int:
   """Does what the command line says; returns the exit code."""
   parser = argparse.ArgumentParser(prog="python -m experiments.bench.run", description=__doc__)
-  parser.add_argument("--shapes", default=",".join(SHAPES), help=f"comma-separated, of {', '.join(SHAPES)}")
-  parser.add_argument("--repeats", type=int, default=11, help="timed rounds; medians are shown (%(default)s)")
+  parser.add_argument(
+    "--shapes", default=",".join(SHAPES), help=f"comma-separated, of {', '.join(SHAPES)}"
+  )
+  parser.add_argument(
+    "--repeats", type=int, default=11, help="timed rounds; medians are shown (%(default)s)"
+  )
   parser.add_argument("--out", default="", help="JSON file for the results")
-  parser.add_argument("--slow", action="store_true", help="also XLA's ragged_dot, which is E times the FLOPs on a CPU")
+  parser.add_argument(
+    "--slow", action="store_true", help="also XLA's ragged_dot, which is E times the FLOPs on a CPU"
+  )
   flags = parser.parse_args(argv)
   names = flags.shapes.split(",")
   if unknown := [name for name in names if name not in SHAPES]:
@@ -188,7 +246,10 @@ def main(argv: Sequence[str]) -> int:
   rows = ROWS | (SLOW if flags.slow else {})
   progress = Progress(len(names) * (len(rows) + 1) * (1 + 2 * (flags.repeats + 1)))
   report = {"environment": environment(), "repeats": flags.repeats, "shapes": {}}
-  print("Ratios are to the dense FFN's time, and to the ideal FLOPs: those of the matmuls of tokens * k rows.\n")
+  print(
+    "Ratios are to the dense FFN's time, and to the ideal FLOPs: those of the matmuls of tokens * "
+    "k rows.\n"
+  )
   for name in names:
     results = measure(name, SHAPES[name], rows, flags.repeats, progress)
     progress.clear()

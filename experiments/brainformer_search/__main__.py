@@ -1,10 +1,12 @@
-"""The search for a Brainformer's block at a desk; README.md beside this file has the question and the outcome.
+"""The search for a Brainformer's block at a desk; README.md beside this file has the question and
+the outcome.
 
-  python -m experiments.brainformer_search --desk                   searches; the same command goes on after a kill
-  python -m experiments.brainformer_search --desk --minutes=25      for so long, on as many cores as --processes (2)
-  python -m experiments.brainformer_search --desk --expert-choice   also gates that see the future, see README.md
-  python -m experiments.brainformer_search --desk --results=FILE    another journal than results.jsonl beside this file
-  python -m experiments.brainformer_search --write                  figures, and the table in README.md
+python -m experiments.brainformer_search --desk                   searches; the same command goes on
+after a kill python -m experiments.brainformer_search --desk --minutes=25      for so long, on as
+many cores as --processes (2) python -m experiments.brainformer_search --desk --expert-choice   also
+gates that see the future, see README.md python -m experiments.brainformer_search --desk
+--results=FILE    another journal than results.jsonl beside this file python -m
+experiments.brainformer_search --write                  figures, and the table in README.md
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ FINAL_SEEDS = (1, 2, 3)  # trials have seed 0
 
 @dataclasses.dataclass
 class Journal:
-  """results.jsonl: a head, GLaM's block, the trials, the finals, one line each; all that a resumed search knows."""
+  """results.jsonl: a head, GLaM's block, the trials, the finals, one line each; all that a resumed
+  search knows."""
 
   path: pathlib.Path
 
@@ -59,7 +62,11 @@ class Journal:
     for name, value in settings.items():
       before = self.lines["search"]["settings"].get(name)
       if before != json.loads(json.dumps(value)):
-        raise ConfigError(name, value, f"the search in {self.path} has {before!r}; give the same, or another --results")
+        raise ConfigError(
+          name,
+          value,
+          f"the search in {self.path} has {before!r}; give the same, or another --results",
+        )
     return None
 
   @property
@@ -80,9 +87,16 @@ class Journal:
     return sum(line.get("cpu_seconds", 0.0) for line in self.lines.values())
 
 
-def run(journal: Journal, evolution: search.Evolution, seconds: float, pool: concurrent.futures.Executor,
-        bar: tqdm, measure=trial.measure) -> None:
-  """Searches until `seconds` of CPU time are spent but for what the finals will take, and then trains these.
+def run(
+  journal: Journal,
+  evolution: search.Evolution,
+  seconds: float,
+  pool: concurrent.futures.Executor,
+  bar: tqdm,
+  measure=trial.measure,
+) -> None:
+  """Searches until `seconds` of CPU time are spent but for what the finals will take, and then
+  trains these.
 
   Args:
     journal: with a head.
@@ -95,7 +109,9 @@ def run(journal: Journal, evolution: search.Evolution, seconds: float, pool: con
   glam = search.glam_block(evolution.space)
 
   def train(tasks: dict[str, trial.Task], add=lambda row, line: line) -> None:
-    futures = {pool.submit(measure, task): row for row, task in tasks.items() if row not in journal.lines}
+    futures = {
+      pool.submit(measure, task): row for row, task in tasks.items() if row not in journal.lines
+    }
     for future in concurrent.futures.as_completed(futures):
       line = future.result()
       journal.add(futures[future], add(futures[future], line))
@@ -106,22 +122,43 @@ def run(journal: Journal, evolution: search.Evolution, seconds: float, pool: con
 
   def rewarded(row: str, line: dict[str, Any]) -> dict[str, Any]:
     bits = line["bits_per_byte"]
-    value = search.reward(float("nan") if bits is None else bits, line["relative_step"], line["quarter"],
-                          base["bits_per_byte"], base["quarter"])
+    value = search.reward(
+      float("nan") if bits is None else bits,
+      line["relative_step"],
+      line["quarter"],
+      base["bits_per_byte"],
+      base["quarter"],
+    )
     return {"parent": parents[row], "reward": value} | line
 
-  while journal.spent + _reserve(journal) < seconds and not any(row.startswith("final") for row in journal.lines):
+  while journal.spent + _reserve(journal) < seconds and not any(
+    row.startswith("final") for row in journal.lines
+  ):
     first = len(journal.trials) // evolution.round * evolution.round
-    proposed = {f"trial_{n:03}": evolution.propose(n, journal.done) for n in range(first, first + evolution.round)}
+    proposed = {
+      f"trial_{n:03}": evolution.propose(n, journal.done)
+      for n in range(first, first + evolution.round)
+    }
     parents = {row: parent for row, (_, parent) in proposed.items()}
-    train({row: trial.Task(block, glam, 0, TRIAL_STEPS, base["quarter"]) for row, (block, _) in proposed.items()},
-          rewarded)
-    bar.set_postfix(trials=len(journal.trials), best=f"{max(reward for _, reward in journal.done):+.3f}")
+    train(
+      {
+        row: trial.Task(block, glam, 0, TRIAL_STEPS, base["quarter"])
+        for row, (block, _) in proposed.items()
+      },
+      rewarded,
+    )
+    bar.set_postfix(
+      trials=len(journal.trials), best=f"{max(reward for _, reward in journal.done):+.3f}"
+    )
   chosen = search.best(journal.done, [line["relative_step"] for line in journal.trials])
   found = glam if chosen is None else journal.done[chosen][0]
   for seed in FINAL_SEEDS:  # side by side, so that other work on the machine slows both
-    train({f"final_{name}_{seed}": trial.Task(block, glam, seed, FINAL_STEPS)
-           for name, block in (("best", found), ("glam", glam))})
+    train(
+      {
+        f"final_{name}_{seed}": trial.Task(block, glam, seed, FINAL_STEPS)
+        for name, block in (("best", found), ("glam", glam))
+      }
+    )
 
 
 def _reserve(journal: Journal) -> float:
@@ -134,13 +171,23 @@ def _reserve(journal: Journal) -> float:
 def main(argv: Sequence[str]) -> int:
   """Does what the command line says; returns the exit code."""
   parser = argparse.ArgumentParser(prog="python -m experiments.brainformer_search")
-  parser.add_argument("--desk", action="store_true", help="search at the size for a desk, the only one here")
-  parser.add_argument("--minutes", type=float, default=25.0, help="in all, on --processes cores without other work")
+  parser.add_argument(
+    "--desk", action="store_true", help="search at the size for a desk, the only one here"
+  )
+  parser.add_argument(
+    "--minutes", type=float, default=25.0, help="in all, on --processes cores without other work"
+  )
   parser.add_argument("--processes", type=int, default=2, help="candidates at a time (%(default)s)")
   parser.add_argument("--seed", type=int, default=0, help="of what is proposed (%(default)s)")
-  parser.add_argument("--expert-choice", action="store_true", help="also gates that see later tokens")
-  parser.add_argument("--results", type=pathlib.Path, default=HERE / "results.jsonl", help="the journal")
-  parser.add_argument("--write", action="store_true", help="make the figures and the README's table from the journal")
+  parser.add_argument(
+    "--expert-choice", action="store_true", help="also gates that see later tokens"
+  )
+  parser.add_argument(
+    "--results", type=pathlib.Path, default=HERE / "results.jsonl", help="the journal"
+  )
+  parser.add_argument(
+    "--write", action="store_true", help="make the figures and the README's table from the journal"
+  )
   given = parser.parse_args(argv)
   try:
     journal = Journal(given.results)
@@ -156,7 +203,9 @@ def main(argv: Sequence[str]) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    print("stopped; what is finished is kept, and the same command goes on from there", file=sys.stderr)
+    print(
+      "stopped; what is finished is kept, and the same command goes on from there", file=sys.stderr
+    )
     return 130
   return 0
 
@@ -164,18 +213,32 @@ def main(argv: Sequence[str]) -> int:
 def _desk(given: argparse.Namespace, argv: Sequence[str], journal: Journal) -> None:
   gates = ("top_2", "expert_choice") if given.expert_choice else ("top_2",)
   evolution = search.Evolution(search.desk_space(gates), given.seed)
-  settings = dataclasses.asdict(evolution) | {"trial_steps": TRIAL_STEPS, "final_steps": FINAL_STEPS,
-                                              "experts": trial.EXPERTS, "blocks": trial.BLOCKS}
+  settings = dataclasses.asdict(evolution) | {
+    "trial_steps": TRIAL_STEPS,
+    "final_steps": FINAL_STEPS,
+    "experts": trial.EXPERTS,
+    "blocks": trial.BLOCKS,
+  }
   versions = workdir.versions()
-  facts = {"command": "python -m experiments.brainformer_search " + shlex.join(argv), "cores": os.cpu_count(),
-           "date": datetime.date.today().isoformat(), "python": versions["python"],
-           "versions": versions["packages"], "commit": versions["commit"], "data": trial.fingerprints()}
+  facts = {
+    "command": "python -m experiments.brainformer_search " + shlex.join(argv),
+    "cores": os.cpu_count(),
+    "date": datetime.date.today().isoformat(),
+    "python": versions["python"],
+    "versions": versions["packages"],
+    "commit": versions["commit"],
+    "data": trial.fingerprints(),
+  }
   journal.head(settings, facts)
   seconds = 60 * given.minutes * given.processes
   trial.one_thread()
   context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(given.processes, context, trial.prepare, (os.getpid(),)) as pool, \
-      tqdm(total=round(seconds), initial=round(journal.spent), unit="s", bar_format=BAR) as bar:
+  with (
+    concurrent.futures.ProcessPoolExecutor(
+      given.processes, context, trial.prepare, (os.getpid(),)
+    ) as pool,
+    tqdm(total=round(seconds), initial=round(journal.spent), unit="s", bar_format=BAR) as bar,
+  ):
     run(journal, evolution, seconds, pool, bar)
 
 

@@ -23,7 +23,8 @@ def write(journal: Any, directory: pathlib.Path) -> None:
 
 
 def rewards(plt: Any, journal: Any, path: pathlib.Path) -> None:
-  """Each trial's reward, those that were stopped at the foot, and the best so far among those fast enough."""
+  """Each trial's reward, those that were stopped at the foot, and the best so far among those fast
+  enough."""
   trials, lost = journal.trials, search.LOST
   scores = np.array([line["reward"] for line in trials])
   steps = np.array([line["relative_step"] for line in trials])
@@ -31,18 +32,37 @@ def rewards(plt: Any, journal: Any, path: pathlib.Path) -> None:
   floor = min(scores[kept].min(initial=0.0), 0.0) - 0.1
   figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
   number = np.arange(len(trials))
-  for mask, colour, words in ((kept & (steps <= 1), "#0072b2", "steps as fast as GLaM's"),
-                              (kept & (steps > 1), "#999999", "slower steps")):
+  for mask, colour, words in (
+    (kept & (steps <= 1), "#0072b2", "steps as fast as GLaM's"),
+    (kept & (steps > 1), "#999999", "slower steps"),
+  ):
     axis.scatter(number[mask], scores[mask], s=22, color=colour, label=words)
-  axis.scatter(number[~kept], np.full(np.sum(~kept), floor), s=22, marker="x", color="#d55e00",
-               label="stopped at a quarter: reward -1")
+  axis.scatter(
+    number[~kept],
+    np.full(np.sum(~kept), floor),
+    s=22,
+    marker="x",
+    color="#d55e00",
+    label="stopped at a quarter: reward -1",
+  )
   running = np.maximum.accumulate(np.where(kept & (steps <= 1), scores, -np.inf))
-  axis.step(number[np.isfinite(running)], running[np.isfinite(running)], where="post", color="#0072b2", linewidth=1.2,
-            label="best so far")
+  axis.step(
+    number[np.isfinite(running)],
+    running[np.isfinite(running)],
+    where="post",
+    color="#0072b2",
+    linewidth=1.2,
+    label="best so far",
+  )
   axis.axhline(0, color="black", linewidth=0.8, linestyle="dashed", label="GLaM's block")
-  axis.axvline(journal.lines["search"]["settings"]["population"] - 0.5, color="#bbbbbb", linewidth=0.8)
-  axis.set(xlabel="trial (to the left of the line: drawn at random)", ylabel="reward: bits per byte below GLaM's",
-           xlim=(-1, len(trials)))
+  axis.axvline(
+    journal.lines["search"]["settings"]["population"] - 0.5, color="#bbbbbb", linewidth=0.8
+  )
+  axis.set(
+    xlabel="trial (to the left of the line: drawn at random)",
+    ylabel="reward: bits per byte below GLaM's",
+    xlim=(-1, len(trials)),
+  )
   axis.grid(color="#e6e6e6")
   axis.set_axisbelow(True)
   axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -51,19 +71,35 @@ def rewards(plt: Any, journal: Any, path: pathlib.Path) -> None:
 
 
 def blocks(plt: Any, journal: Any, path: pathlib.Path) -> None:
-  """The sublayers of both blocks from left to right; a bar is as high as the sublayer's weights that a token meets."""
-  pairs = [(name, journal.lines[f"final_{row}_1"]["block"]) for name, row in (("best found", "best"),
-                                                                              ("GLaM's", "glam"))]
+  """The sublayers of both blocks from left to right; a bar is as high as the sublayer's weights
+  that a token meets."""
+  pairs = [
+    (name, journal.lines[f"final_{row}_1"]["block"])
+    for name, row in (("best found", "best"), ("GLaM's", "glam"))
+  ]
   figure, axes = plt.subplots(len(pairs), 1, figsize=(9, 6.4), sharey=True, layout="constrained")
   for axis, (name, block) in zip(axes, pairs, strict=True):
     for place, entry in enumerate(block):
       axis.bar(place, met(entry) / 1e3, color=COLOURS[kind(entry)], width=0.8)
-      axis.text(place, met(entry) / 1e3, "\n".join([kind(entry), *map(str, options(entry).values())]), ha="center",
-                va="bottom", fontsize=8)
-    axis.set(title=name, xticks=range(len(block)), xticklabels=range(1, len(block) + 1), ylabel="thousand weights")
+      axis.text(
+        place,
+        met(entry) / 1e3,
+        "\n".join([kind(entry), *map(str, options(entry).values())]),
+        ha="center",
+        va="bottom",
+        fontsize=8,
+      )
+    axis.set(
+      title=name,
+      xticks=range(len(block)),
+      xticklabels=range(1, len(block) + 1),
+      ylabel="thousand weights",
+    )
     axis.margins(y=0.75)
     axis.spines[["top", "right"]].set_visible(False)
-  axes[-1].set_xlabel("sublayer; above each: kind, width, heads, or hidden width, activation, gate and capacity")
+  axes[-1].set_xlabel(
+    "sublayer; above each: kind, width, heads, or hidden width, activation, gate and capacity"
+  )
   figure.savefig(path, dpi=110)
   plt.close(figure)
 

@@ -16,19 +16,29 @@ from moe_jax.routers import replace
 def table(journal: Any) -> str:
   """The finals of the best block and of GLaM's, and what the search was."""
   head, trials = journal.lines["search"], journal.trials
-  finals = {name: [line for row, line in sorted(journal.lines.items()) if row.startswith(f"final_{name}_")]
-            for name in ("best", "glam")}
+  finals = {
+    name: [line for row, line in sorted(journal.lines.items()) if row.startswith(f"final_{name}_")]
+    for name in ("best", "glam")
+  }
   if not trials or min(map(len, finals.values())) < 2:
     return f"{len(trials)} trials are finished; the same command goes on from there."
-  lines = ["| block | bits per byte, each seed | mean | standard deviation | steps | time of a step | parameters, "
-           "activated |", "|---|---|---:|---:|---:|---:|---:|"]
+  lines = [
+    "| block | bits per byte, each seed | mean | standard deviation | steps | time of a step | "
+    "parameters, activated |",
+    "|---|---|---:|---:|---:|---:|---:|",
+  ]
   for name, words in (("best", "best found"), ("glam", "GLaM's")):
     runs = finals[name]
     bits = _bits(runs)
-    mean = lambda key, runs=runs: statistics.fmean(run[key] for run in runs)
-    lines.append(f"| {words} | {', '.join(f'{b:.3f}' for b in bits)} | {statistics.fmean(bits):.3f} | "
-                 f"{_deviation(bits)} | {mean('steps'):.0f} | {mean('relative_step'):.2f} of GLaM's | "
-                 f"{runs[0]['parameters'] / 1e6:.2f}M, {runs[0]['activated'] / 1e6:.2f}M |")
+
+    def mean(key, runs=runs):
+      return statistics.fmean(run[key] for run in runs)
+
+    lines.append(
+      f"| {words} | {', '.join(f'{b:.3f}' for b in bits)} | {statistics.fmean(bits):.3f} | "
+      f"{_deviation(bits)} | {mean('steps'):.0f} | {mean('relative_step'):.2f} of GLaM's | "
+      f"{runs[0]['parameters'] / 1e6:.2f}M, {runs[0]['activated'] / 1e6:.2f}M |"
+    )
   return "\n".join([*lines, "", verdict(finals), "", _search_words(journal), "", _facts(head)])
 
 
@@ -42,7 +52,8 @@ def verdict(finals: dict[str, list[dict[str, Any]]]) -> str:
     words = "behind: each of its seeds is above each of GLaM's"
   else:
     words = "neither ahead nor behind: the seeds of the two overlap"
-  return f"The best block found is {words} (difference of the means {ahead:+.3f} bits per byte, above 0: ahead)."
+  difference = f"difference of the means {ahead:+.3f} bits per byte, above 0: ahead"
+  return f"The best block found is {words} ({difference})."
 
 
 def _bits(runs: list[dict[str, Any]]) -> list[float]:
@@ -60,17 +71,23 @@ def _search_words(journal: Any) -> str:
   found = tuple(journal.lines["final_best_1"]["block"])
   counts = Counter(map(kind, found))
   ahead = sum(line["reward"] > 0 for line in trials)
-  where = "none was as fast as GLaM's and not stopped, so that GLaM's stands for it" if chosen is None else (
-      f"the best, trial {chosen}, with {trials[chosen]['reward']:+.3f} bits per byte")
+  where = (
+    "none was as fast as GLaM's and not stopped, so that GLaM's stands for it"
+    if chosen is None
+    else (f"the best, trial {chosen}, with {trials[chosen]['reward']:+.3f} bits per byte")
+  )
   stopped = sum(line["stopped"] for line in trials)
-  return (f"{len(trials)} trials, {stopped} of them stopped at a quarter, {ahead} above GLaM's "
-          f"in their one seed; {where}. It has {counts['attention']} attention, {counts['ffn']} dense FFN and "
-          f"{counts['moe']} MoE sublayers:\n\n" + "\n".join(f"    {entry}" for entry in found))
+  return (
+    f"{len(trials)} trials, {stopped} of them stopped at a quarter, {ahead} above GLaM's in their "
+    f"one seed; {where}. It has {counts['attention']} attention, {counts['ffn']} dense FFN and "
+    f"{counts['moe']} MoE sublayers:\n\n" + "\n".join(f"    {entry}" for entry in found)
+  )
 
 
 def _facts(head: dict[str, Any]) -> str:
   versions = ", ".join(f"{name} {head['versions'][name]}" for name in ("jax", "flax"))
-  return f"`{head['command']}`, {head['date']}, {head['cores']} CPU cores; Python {head['python']}, {versions}."
+  machine = f"{head['cores']} CPU cores; Python {head['python']}, {versions}"
+  return f"`{head['command']}`, {head['date']}, {machine}."
 
 
 def write(journal: Any, readme: pathlib.Path) -> None:

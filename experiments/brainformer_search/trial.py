@@ -52,8 +52,8 @@ class Task:
 def config(block: search.Block, seed: int = 0):
   """The desk's model with this block; its residual stream is as wide as the widest sublayer.
 
-  At evaluation an expert has a slot for every token, so that no later token changes what an earlier one gets and held
-  out bits are those of a causal model.
+  At evaluation an expert has a slot for every token, so that no later token changes what an earlier
+  one gets and held out bits are those of a causal model.
   """
   c = base.get_config()
   m = c.model
@@ -63,7 +63,9 @@ def config(block: search.Block, seed: int = 0):
   m.moe.num_experts = EXPERTS * any(kind(entry) == "moe" for entry in block)
   m.moe.dispatcher.name = "einsum"
   m.moe.eval_capacity_factor = float(EXPERTS)
-  m.moe.allow_noncausal_routing = any(options(entry).get("gate") == "expert_choice" for entry in block)
+  m.moe.allow_noncausal_routing = any(
+    options(entry).get("gate") == "expert_choice" for entry in block
+  )
   c.seed = seed
   c.data.seq_len, c.data.threads = SEQ_LEN, 0
   c.optimizer.learning_rate, c.optimizer.warmup_steps, c.optimizer.schedule = 4e-3, 20, "constant"
@@ -74,9 +76,10 @@ def config(block: search.Block, seed: int = 0):
 def measure(task: Task) -> dict[str, Any]:
   """What one candidate reaches, as a line of results.jsonl has it.
 
-  The clock is the CPU time of this process, which has one thread: on a core of its own that is the wall clock, and on
-  a machine with other work it stays so nearly. What slows both is taken out: the unit is the median step of GLaM's
-  block, timed in this process right before. Compiling and evaluating do not count.
+  The clock is the CPU time of this process, which has one thread: on a core of its own that is the
+  wall clock, and on a machine with other work it stays so nearly. What slows both is taken out: the
+  unit is the median step of GLaM's block, timed in this process right before. Compiling and
+  evaluating do not count.
   """
   begun = time.process_time()
   model, state, step = _compiled(task.block, task.seed)
@@ -89,40 +92,60 @@ def measure(task: Task) -> dict[str, Any]:
     seconds, times = seconds + took, [*times, took]
     if quarter is None and seconds >= QUARTER * budget:
       quarter = _bits(task.block, model, state)
-      if task.glam_quarter is not None and search.loses(statistics.median(times) / unit, quarter, task.glam_quarter):
+      if task.glam_quarter is not None and search.loses(
+        statistics.median(times) / unit, quarter, task.glam_quarter
+      ):
         break
   stopped = seconds < budget
   if not stopped and math.isfinite(float(metrics["loss"])):
     bits = _bits(task.block, model, state)
   total, activated = accounts.parameter_counts(config(task.block), _text()[3])
-  return {"block": list(task.block), "seed": task.seed, "bits_per_byte": _plain(bits), "quarter": _plain(quarter),
-          "stopped": stopped, "steps": len(times), "relative_step": statistics.median(times) / unit,
-          "unit_seconds": unit, "train_seconds": seconds, "cpu_seconds": time.process_time() - begun,
-          "parameters": total, "activated": activated}
+  return {
+    "block": list(task.block),
+    "seed": task.seed,
+    "bits_per_byte": _plain(bits),
+    "quarter": _plain(quarter),
+    "stopped": stopped,
+    "steps": len(times),
+    "relative_step": statistics.median(times) / unit,
+    "unit_seconds": unit,
+    "train_seconds": seconds,
+    "cpu_seconds": time.process_time() - begun,
+    "parameters": total,
+    "activated": activated,
+  }
 
 
 def prepare(parent: int) -> None:
   """A worker's first act: it ends when its parent is gone, however that ended."""
+
   def watch():
     while os.getppid() == parent:
       time.sleep(1)
     os._exit(1)
+
   threading.Thread(target=watch, daemon=True).start()
 
 
 def one_thread() -> None:
   """Worker processes that are started from here on compute on one thread each."""
   os.environ["JAX_PLATFORMS"] = "cpu"
-  os.environ["XLA_FLAGS"] = " ".join([
-      os.environ.get("XLA_FLAGS", ""), "--xla_cpu_multi_thread_eigen=false",
-      "--xla_backend_optimization_level=1", "--xla_llvm_disable_expensive_passes=true"])  # compile in two thirds
+  os.environ["XLA_FLAGS"] = " ".join(
+    [
+      os.environ.get("XLA_FLAGS", ""),
+      "--xla_cpu_multi_thread_eigen=false",
+      "--xla_backend_optimization_level=1",
+      "--xla_llvm_disable_expensive_passes=true",
+    ]
+  )  # compile in two thirds
   for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
 
 
 @contextlib.contextmanager
 def _one_core():
-  """The CPU client that is made inside has threads for one core; the process may still run on any."""
+  """The CPU client that is made inside has threads for one core; the process may still run on
+  any."""
   if not hasattr(os, "sched_setaffinity"):
     yield
     return
@@ -142,7 +165,8 @@ def _mesh():
 
 @functools.cache
 def _text():
-  """(training batches, tokenizer, sources, vocabulary, fingerprints): the same for every candidate."""
+  """(training batches, tokenizer, sources, vocabulary, fingerprints): the same for every
+  candidate."""
   c = config(("attention:width=16,heads=1",))
   tokenizer, sources = data.tokenizer_of(c.data), data.make_sources(c.data)
   with contextlib.closing(data.train_iterator(c.data, tokenizer, sources, ROWS)) as stream:
@@ -164,7 +188,11 @@ def _compiled(block: search.Block, seed: int):
   optimizer, schedule = optimizers.make(c.optimizer, c.train.steps)
   _, draw = states.create(mesh, model, optimizer, seed, SEQ_LEN, ROWS)
   state = draw()
-  return model, state, update.make(c, model, optimizer, schedule).lower(state, _text()[0][0]).compile()
+  return (
+    model,
+    state,
+    update.make(c, model, optimizer, schedule).lower(state, _text()[0][0]).compile(),
+  )
 
 
 _GLAM: dict[search.Block, list] = {}  # block -> [state, compiled step]
@@ -202,6 +230,7 @@ def _evaluator(block: search.Block, model):
   def bits(state):
     found = evaluate.summary(made(state, EVAL_BATCHES))
     return {name: value for name, value in found.items() if name.startswith("bits_per_byte/")}
+
   return bits
 
 

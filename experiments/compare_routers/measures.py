@@ -1,4 +1,5 @@
-"""What lines of results.jsonl come to: means and standard errors over seeds, and comparisons with the dense twin."""
+"""What lines of results.jsonl come to: means and standard errors over seeds, and comparisons with
+the dense twin."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ import numpy as np
 
 from experiments.compare_routers import study
 
-Lines = Mapping[str, Mapping[str, Any]]  # row -> its line of results.jsonl, see experiments/seeds.py
+Lines = Mapping[
+  str, Mapping[str, Any]
+]  # row -> its line of results.jsonl, see experiments/seeds.py
 
 LAST = 0.2  # of the logged steps: where routing is averaged over
 ERRORS = 2.0  # standard errors that a difference exceeds
@@ -21,7 +24,8 @@ T_5_PERCENT = 4.303
 
 
 class Mean(NamedTuple):
-  """A mean over seeds and its standard error (sample deviation / sqrt(n)), None where there are too few seeds."""
+  """A mean over seeds and its standard error (sample deviation / sqrt(n)), None where there are too
+  few seeds."""
 
   mean: float | None
   error: float | None
@@ -46,13 +50,18 @@ def mean(values: Sequence[float]) -> Mean:
   """Of what is left of the seeds."""
   if not values:
     return Mean(None, None)
-  return Mean(statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None)
+  return Mean(
+    statistics.fmean(values),
+    statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None,
+  )
 
 
 def finite(line: Mapping[str, Any]) -> list[int]:
   """The seeds that were finite at every step and are at the end."""
   bits = line.get("mean_bits_per_byte", [])
-  return [seed for seed, value in enumerate(bits) if value is not None and line["diverged"][seed] is None]
+  return [
+    seed for seed, value in enumerate(bits) if value is not None and line["diverged"][seed] is None
+  ]
 
 
 def bits(line: Mapping[str, Any]) -> Mean:
@@ -69,7 +78,9 @@ def difference(line: Mapping[str, Any], other: Mapping[str, Any]) -> Difference:
     return Difference(*found, exceeds=False, errors=None)
   errors = abs(found.mean) / found.error if found.error else math.inf
   one_sign = all(value > 0 for value in values) or all(value < 0 for value in values)
-  return Difference(*found, exceeds=len(pairs) == study.SEEDS and errors > ERRORS and one_sign, errors=errors)
+  return Difference(
+    *found, exceeds=len(pairs) == study.SEEDS and errors > ERRORS and one_sign, errors=errors
+  )
 
 
 def pairs(lines: Lines) -> dict[tuple[str, str], Difference]:
@@ -84,7 +95,8 @@ def curve(line: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def steps_to(line: Mapping[str, Any], target: float) -> float | None:
-  """The step at which the seeds' mean validation curve first is at `target` or below, interpolated linearly.
+  """The step at which the seeds' mean validation curve first is at `target` or below, interpolated
+  linearly.
 
   None: it never is. The first evaluation's step where it is at once.
   """
@@ -103,7 +115,8 @@ def steps_to(line: Mapping[str, Any], target: float) -> float | None:
 
 
 def late(line: Mapping[str, Any], name: str) -> float | None:
-  """A figure of `train`: mean over the finite seeds and the last fifth of the logged steps; None: it has none."""
+  """A figure of `train`: mean over the finite seeds and the last fifth of the logged steps; None:
+  it has none."""
   if name not in line.get("train", {}) or not finite(line):
     return None
   values = np.array(line["train"][name], float)[finite(line)]
@@ -113,20 +126,26 @@ def late(line: Mapping[str, Any], name: str) -> float | None:
 
 def largest(line: Mapping[str, Any], name: str) -> float | None:
   """The largest finite value of a figure of `train` over all seeds and steps; None: it has none."""
-  values = [value for seed in line.get("train", {}).get(name, ()) for value in seed if value is not None]
+  values = [
+    value for seed in line.get("train", {}).get(name, ()) for value in seed if value is not None
+  ]
   return max(values, default=None)
 
 
 def summary(lines: Lines) -> dict[str, dict[str, Any]]:
-  """row -> what the table shows of it; README.md says what each figure is. None: there is no such figure."""
+  """row -> what the table shows of it; README.md says what each figure is. None: there is no such
+  figure."""
   dense = lines.get(study.DENSE)
   target = bits(dense).mean if dense else None
-  return {name: _quality(line, dense, target) | _routing(name, line) | _cost(line, dense)
-          for name, line in lines.items()}
+  return {
+    name: _quality(line, dense, target) | _routing(name, line) | _cost(line, dense)
+    for name, line in lines.items()
+  }
 
 
 def seconds_a_step(line: Mapping[str, Any]) -> float | None:
-  """Of one seed: CPU time where a CPU computed, whose cores other work may have shared; elsewhere wall time."""
+  """Of one seed: CPU time where a CPU computed, whose cores other work may have shared; elsewhere
+  wall time."""
   return line.get("step_cpu_seconds" if "cpu" in line.get("hardware", "") else "step_seconds")
 
 
@@ -135,11 +154,17 @@ def _quality(line, dense, target) -> dict[str, Any]:
   against = difference(line, dense) if dense and line is not dense else None
   steps = steps_to(line, target) if target is not None else None
   seconds = seconds_a_step(line)
-  return {"bits_per_byte": own.mean, "bits_per_byte_se": own.error,
-          "minus_dense": against and against.mean, "minus_dense_se": against and against.error,
-          "exceeds_seeds_spread": against and against.exceeds,
-          "steps_to_dense": steps, "seconds_to_dense": steps * seconds if steps and seconds else None,
-          "finite_seeds": len(finite(line)), "seeds": line.get("seeds", study.SEEDS)}
+  return {
+    "bits_per_byte": own.mean,
+    "bits_per_byte_se": own.error,
+    "minus_dense": against and against.mean,
+    "minus_dense_se": against and against.error,
+    "exceeds_seeds_spread": against and against.exceeds,
+    "steps_to_dense": steps,
+    "seconds_to_dense": steps * seconds if steps and seconds else None,
+    "finite_seeds": len(finite(line)),
+    "seeds": line.get("seeds", study.SEEDS),
+  }
 
 
 def _routing(name: str, line) -> dict[str, Any]:
@@ -153,9 +178,14 @@ def _routing(name: str, line) -> dict[str, Any]:
 
 def _cost(line, dense) -> dict[str, Any]:
   own, other = seconds_a_step(line), seconds_a_step(dense) if dense else None
-  found = {short: 1000 * line[key] if line.get(key) else None
-           for key, short in (("step_seconds", "step_ms"), ("step_cpu_seconds", "step_cpu_ms"))}
+  found = {
+    short: 1000 * line[key] if line.get(key) else None
+    for key, short in (("step_seconds", "step_ms"), ("step_cpu_seconds", "step_cpu_ms"))
+  }
   found["step_over_dense"] = own / other if own and other else None
   counts = line.get("parameters", {})
-  return found | {"parameters": counts.get("total"), "activated_parameters": counts.get("activated"),
-                  "flops_per_token": line.get("flops_per_token")}
+  return found | {
+    "parameters": counts.get("total"),
+    "activated_parameters": counts.get("activated"),
+    "flops_per_token": line.get("flops_per_token"),
+  }

@@ -50,67 +50,157 @@ def as_csv(found: Summary) -> str:
 
 def as_json(lines: measures.Lines, found: Summary) -> str:
   """{"rows": row -> figures, "pairs": [{"row", "minus", "mean", "se", "exceeds_seeds_spread"}]}."""
-  pairs = [{"row": a, "minus": b, "mean": _short(d.mean), "se": _short(d.error), "exceeds_seeds_spread": d.exceeds}
-           for (a, b), d in measures.pairs(lines).items()]
+  pairs = [
+    {
+      "row": a,
+      "minus": b,
+      "mean": _short(d.mean),
+      "se": _short(d.error),
+      "exceeds_seeds_spread": d.exceeds,
+    }
+    for (a, b), d in measures.pairs(lines).items()
+  ]
   rows = {name: {key: _short(value) for key, value in row.items()} for name, row in found.items()}
-  return ('{"rows": {\n' + ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()) +
-          '\n},\n"pairs": [\n' + ",\n".join(f" {json.dumps(pair)}" for pair in pairs) + "\n]}\n")
+  return (
+    '{"rows": {\n'
+    + ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+    + '\n},\n"pairs": [\n'
+    + ",\n".join(f" {json.dumps(pair)}" for pair in pairs)
+    + "\n]}\n"
+  )
 
 
 def text(lines: measures.Lines, scale: str) -> str:
-  """The Markdown: quality, routing and cost of each row; who is told apart from whom; how it was run."""
+  """The Markdown: quality, routing and cost of each row; who is told apart from whom; how it was
+  run."""
   if not lines:
     return NONE
-  found, missing = measures.summary(lines), [name for name in study.rows(scale) if name not in lines]
-  said = [f"**The study has not been run to its end yet: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
-          "missing.**"] if missing else []
+  found, missing = (
+    measures.summary(lines),
+    [name for name in study.rows(scale) if name not in lines],
+  )
+  said = (
+    [
+      f"**The study has not been run to its end yet: {', '.join(missing)} "
+      f"{'is' if len(missing) == 1 else 'are'} missing.**"
+    ]
+    if missing
+    else []
+  )
   pictures = "\n".join(f"![{shown}]({name})" for name, shown in figures.FILES.items())
-  return "\n\n".join([*said, quality(found), routing(found), cost(found), against_dense(found), matrix(lines),
-                      about(lines), pictures])
+  return "\n\n".join(
+    [
+      *said,
+      quality(found),
+      routing(found),
+      cost(found),
+      against_dense(found),
+      matrix(lines),
+      about(lines),
+      pictures,
+    ]
+  )
 
 
 def quality(found: Summary) -> str:
-  head = ("", "bits per byte", "minus dense", "steps to dense's loss", "minutes to it", "finite seeds", "largest logit")
+  head = (
+    "",
+    "bits per byte",
+    "minus dense",
+    "steps to dense's loss",
+    "minutes to it",
+    "finite seeds",
+    "largest logit",
+  )
   rows = []
   for name, row in found.items():
     bold = "**" if row["exceeds_seeds_spread"] else ""
     minutes = row["seconds_to_dense"] and row["seconds_to_dense"] / 60
-    rows.append([_name(name), _pair(row["bits_per_byte"], row["bits_per_byte_se"], ".3f"),
-                 bold + _pair(row["minus_dense"], row["minus_dense_se"], "+.3f") + bold,
-                 _number(row["steps_to_dense"], ".0f"), _number(minutes, ".1f"),
-                 f"{row['finite_seeds']}/{row['seeds']}", _number(row["logit_max"], ".1f")])
+    rows.append(
+      [
+        _name(name),
+        _pair(row["bits_per_byte"], row["bits_per_byte_se"], ".3f"),
+        bold + _pair(row["minus_dense"], row["minus_dense_se"], "+.3f") + bold,
+        _number(row["steps_to_dense"], ".0f"),
+        _number(minutes, ".1f"),
+        f"{row['finite_seeds']}/{row['seeds']}",
+        _number(row["logit_max"], ".1f"),
+      ]
+    )
   marks = "; ".join(f"{mark} {words}" for mark, words in study.MARKS.items())
   return _markdown(head, rows) + f"\n\n{marks}."
 
 
 def routing(found: Summary) -> str:
-  head = ("", "a token visits", "assignments dropped", "tokens without expert", "load CV", "router entropy", "ln E")
+  head = (
+    "",
+    "a token visits",
+    "assignments dropped",
+    "tokens without expert",
+    "load CV",
+    "router entropy",
+    "ln E",
+  )
   rows = []
   for name, row in found.items():
     if group := study.group_of(name):
-      rows.append([_name(name), group.title, _number(row["drop_rate"], ".1%"), _number(row["dropped_tokens"], ".1%"),
-                   _number(row["load_cv"], ".2f"), _number(row["router_entropy"], ".2f"),
-                   _number(row["ln_experts"], ".2f")])
+      rows.append(
+        [
+          _name(name),
+          group.title,
+          _number(row["drop_rate"], ".1%"),
+          _number(row["dropped_tokens"], ".1%"),
+          _number(row["load_cv"], ".2f"),
+          _number(row["router_entropy"], ".2f"),
+          _number(row["ln_experts"], ".2f"),
+        ]
+      )
   return _markdown(head, rows)
 
 
 def cost(found: Summary) -> str:
-  head = ("", "step, ms", "CPU of a step, ms", "over dense", "parameters", "activated", "FLOPs a token")
-  rows = [[_name(name), _number(row["step_ms"], ".0f"), _number(row["step_cpu_ms"], ".0f"),
-           _number(row["step_over_dense"], ".2f"),
-           _number(row["parameters"], ",d"), _number(row["activated_parameters"], ",d"),
-           _number(row["flops_per_token"], ",.0f")] for name, row in found.items()]
+  head = (
+    "",
+    "step, ms",
+    "CPU of a step, ms",
+    "over dense",
+    "parameters",
+    "activated",
+    "FLOPs a token",
+  )
+  rows = [
+    [
+      _name(name),
+      _number(row["step_ms"], ".0f"),
+      _number(row["step_cpu_ms"], ".0f"),
+      _number(row["step_over_dense"], ".2f"),
+      _number(row["parameters"], ",d"),
+      _number(row["activated_parameters"], ",d"),
+      _number(row["flops_per_token"], ",.0f"),
+    ]
+    for name, row in found.items()
+  ]
   return _markdown(head, rows)
 
 
 def against_dense(found: Summary) -> str:
-  """Three lists: who is ahead of the dense twin by more than the seeds' spread, who behind, who neither."""
+  """Three lists: who is ahead of the dense twin by more than the seeds' spread, who behind, who
+  neither."""
   routed = {name: row for name, row in found.items() if row["minus_dense"] is not None}
   told = {name: row for name, row in routed.items() if row["exceeds_seeds_spread"]}
-  parts = {"Below the dense twin by more than the seeds' spread": [n for n in told if told[n]["minus_dense"] < 0],
-           "above it by more": [n for n in told if told[n]["minus_dense"] > 0],
-           "not told apart from it": [n for n in routed if n not in told]}
-  return "; ".join(f"{what}: {', '.join(f'`{n}`' for n in names) or 'none'}" for what, names in parts.items()) + "."
+  parts = {
+    "Below the dense twin by more than the seeds' spread": [
+      n for n in told if told[n]["minus_dense"] < 0
+    ],
+    "above it by more": [n for n in told if told[n]["minus_dense"] > 0],
+    "not told apart from it": [n for n in routed if n not in told],
+  }
+  return (
+    "; ".join(
+      f"{what}: {', '.join(f'`{n}`' for n in names) or 'none'}" for what, names in parts.items()
+    )
+    + "."
+  )
 
 
 def matrix(lines: measures.Lines) -> str:
@@ -119,12 +209,16 @@ def matrix(lines: measures.Lines) -> str:
   rows = []
   for i, name in enumerate(names[1:], 1):
     cells = [found[other, name] for other in names[:i]]
-    rows.append([f"`{name}`", *(_thousandths(cell) for cell in cells), *[""] * (len(names) - 1 - i)])
+    rows.append(
+      [f"`{name}`", *(_thousandths(cell) for cell in cells), *[""] * (len(names) - 1 - i)]
+    )
   exceed = [pair for pair in found.values() if pair.exceeds]
   strict = sum(pair.errors > measures.T_5_PERCENT for pair in exceed)
-  said = (f"Row minus column, thousandths of a bit per byte, ± paired standard error; **bold** exceeds the seeds' "
-          f"spread: {len(exceed)} of {len(found)} pairs, {strict} of them also by {measures.T_5_PERCENT} standard "
-          "errors.")
+  said = (
+    "Row minus column, thousandths of a bit per byte, ± paired standard error; **bold** exceeds "
+    f"the seeds' spread: {len(exceed)} of {len(found)} pairs, {strict} of them also by "
+    f"{measures.T_5_PERCENT} standard errors."
+  )
   return _markdown(("", *(f"`{name}`" for name in names[:-1])), rows) + "\n\n" + said
 
 
@@ -135,9 +229,11 @@ def about(lines: measures.Lines) -> str:
     return "Every seed of every row diverged."
   first, last = ran[0], max(line["date"] for line in ran)
   versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax"))
-  return (f"{first['seeds']} seeds; {first['steps']} steps of {first['tokens'] // first['steps']} tokens. "
-          f"{sum(line['wall_seconds'] for line in ran) / 60:.0f} minutes in all. {last}, Python {first['python']}, "
-          f"{versions}, {first['hardware']}.")
+  return (
+    f"{first['seeds']} seeds; {first['steps']} steps of {first['tokens'] // first['steps']} "
+    f"tokens. {sum(line['wall_seconds'] for line in ran) / 60:.0f} minutes in all. {last}, Python "
+    f"{first['python']}, {versions}, {first['hardware']}."
+  )
 
 
 def _name(name: str) -> str:

@@ -1,8 +1,9 @@
 """Table 6 of Shazeer et al. 2017 at a desk; README.md beside this file has question and outcome.
 
-  python -m experiments.lstm_moe --desk    trains what is not finished, measures its balance, renews tables and figure
-  python -m experiments.lstm_moe --print   prints the commands of the paper's size (experiments/sweep.py has the flags)
-  python -m experiments.lstm_moe --write   renews tables and figure from results.jsonl and balance.jsonl alone
+python -m experiments.lstm_moe --desk    trains what is not finished, measures its balance, renews
+tables and figure python -m experiments.lstm_moe --print   prints the commands of the paper's size
+(experiments/sweep.py has the flags) python -m experiments.lstm_moe --write   renews tables and
+figure from results.jsonl and balance.jsonl alone
 """
 
 from __future__ import annotations
@@ -63,10 +64,16 @@ def _measure(runs: pathlib.Path) -> None:
   finished = [name for name in study.DESK if name in sweep.load(table.RESULTS)]
   for name in tqdm([name for name in finished if name not in known], unit="run"):
     if not (runs / name / "checkpoints").is_dir():
-      raise ConfigError("workdir", str(runs / name), f"is gone, and with it what its router does; remove the line of "
-                        f"{name} from {table.RESULTS} to train it again")
+      raise ConfigError(
+        "workdir",
+        str(runs / name),
+        f"is gone, and with it what its router does; remove the line of "
+        f"{name} from {table.RESULTS} to train it again",
+      )
     date = datetime.date.today().isoformat()
-    sweep.append(table.BALANCE, {"row": name, "date": date} | study.balance(study.DESK[name], runs / name))
+    sweep.append(
+      table.BALANCE, {"row": name, "date": date} | study.balance(study.DESK[name], runs / name)
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Table 6 of Shazeer et al. 2017: its rows, in full and at a desk, and how evenly a trained model routes."""
+"""Table 6 of Shazeer et al. 2017: its rows, in full and at a desk, and how evenly a trained model
+routes."""
 
 from __future__ import annotations
 
@@ -14,10 +15,16 @@ from experiments import sweep
 from moe_jax import assembly, data, sharding, train
 from moe_jax.training import checkpoints, metrics
 
-# (w_importance, w_load) -> the paper's test perplexity, CV(Importance), CV(Load), max(Load) / mean(Load).
-PAPER = {(0.0, 0.0): (39.8, 3.04, 3.01, 17.80), (0.2, 0.0): (35.6, 0.06, 0.17, 1.47),
-         (0.0, 0.2): (35.7, 0.22, 0.04, 1.15), (0.1, 0.1): (35.6, 0.06, 0.05, 1.14),
-         (0.01, 0.01): (35.7, 0.48, 0.11, 1.37), (1.0, 1.0): (35.7, 0.03, 0.02, 1.07)}
+# (w_importance, w_load) -> the paper's test perplexity, CV(Importance), CV(Load), max(Load) /
+# mean(Load).
+PAPER = {
+  (0.0, 0.0): (39.8, 3.04, 3.01, 17.80),
+  (0.2, 0.0): (35.6, 0.06, 0.17, 1.47),
+  (0.0, 0.2): (35.7, 0.22, 0.04, 1.15),
+  (0.1, 0.1): (35.6, 0.06, 0.05, 1.14),
+  (0.01, 0.01): (35.7, 0.48, 0.11, 1.37),
+  (1.0, 1.0): (35.7, 0.03, 0.02, 1.07),
+}
 SEEDS = 3
 EXPERTS, STEPS, EVERY = 32, 400, 20
 BATCHES = 16  # that balance is averaged over
@@ -28,22 +35,39 @@ def name(importance: float, load: float, seed: int) -> str:
 
 
 def _row(config: str, importance: float, load: float, seed: int, **more: Any) -> sweep.Row:
-  return sweep.Row(config, {"model.moe.importance_loss": importance, "model.moe.load_loss": load, "seed": seed} | {
-      key.replace("__", "."): value for key, value in more.items()})
+  return sweep.Row(
+    config,
+    {"model.moe.importance_loss": importance, "model.moe.load_loss": load, "seed": seed}
+    | {key.replace("__", "."): value for key, value in more.items()},
+  )
 
 
-DESK = {name(*weights, seed): _row(
-    "configs/lstm_moe.py:desk", *weights, seed, model__moe__num_experts=EXPERTS, train__steps=STEPS,
-    train__log_every=EVERY, train__eval_every=STEPS, train__checkpoint_every=STEPS)
-    for weights, seed in itertools.product(PAPER, range(SEEDS))}
-FULL = {f"moe_256_{name(*weights, 0)}": _row("configs/lstm_moe.py:moe_256", *weights, 0) for weights in PAPER}
+DESK = {
+  name(*weights, seed): _row(
+    "configs/lstm_moe.py:desk",
+    *weights,
+    seed,
+    model__moe__num_experts=EXPERTS,
+    train__steps=STEPS,
+    train__log_every=EVERY,
+    train__eval_every=STEPS,
+    train__checkpoint_every=STEPS,
+  )
+  for weights, seed in itertools.product(PAPER, range(SEEDS))
+}
+FULL = {
+  f"moe_256_{name(*weights, 0)}": _row("configs/lstm_moe.py:moe_256", *weights, 0)
+  for weights in PAPER
+}
 
 
 def balance(row: sweep.Row, directory: pathlib.Path) -> dict[str, Any]:
-  """How evenly the last checkpoint of a desk run routes batches that it has not read, and did while it was trained.
+  """How evenly the last checkpoint of a desk run routes batches that it has not read, and did while
+  it was trained.
 
-  As in the paper, batches are those of training, the router's noise is on, Load is the smooth estimator (appendix A)
-  and all figures are means over batches. max/mean is of the tokens that experts got; "evaluated" is without noise.
+  As in the paper, batches are those of training, the router's noise is on, Load is the smooth
+  estimator (appendix A) and all figures are means over batches. max/mean is of the tokens that
+  experts got; "evaluated" is without noise.
 
   Returns:
     {"cv_importance", "cv_load", "max_over_mean", "evaluated_max_over_mean": mean over `BATCHES`,
@@ -51,9 +75,13 @@ def balance(row: sweep.Row, directory: pathlib.Path) -> dict[str, Any]:
   """
   config = train.parse(["", *row.arguments()], workdir=False).config
   with config.unlocked():
-    config.model.moe.importance_loss = config.model.moe.load_loss = 1.0  # or the model would not report them
+    config.model.moe.importance_loss = config.model.moe.load_loss = (
+      1.0  # or the model would not report them
+    )
   tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
-  model = assembly.model(config, data.vocab_size(config.data, tokenizer), sharding.make_mesh({"data": 1}))
+  model = assembly.model(
+    config, data.vocab_size(config.data, tokenizer), sharding.make_mesh({"data": 1})
+  )
   saved = directory / "checkpoints"
   params = checkpoints.load_params(saved, checkpoints.steps(saved)[-1])
 
@@ -61,12 +89,20 @@ def balance(row: sweep.Row, directory: pathlib.Path) -> dict[str, Any]:
   def of(batch, key):
     found = {}
     for noisy in (True, False):
-      _, aux = model.apply({"params": params}, batch["inputs"], batch["segment_ids"], batch["positions"], train=noisy,
-                           rngs={"router": key})
+      _, aux = model.apply(
+        {"params": params},
+        batch["inputs"],
+        batch["segment_ids"],
+        batch["positions"],
+        train=noisy,
+        rngs={"router": key},
+      )
       found[noisy] = {**aux.losses, "max_over_mean": 1 + aux.metrics["max_violation"][0]}
     cv = {f"cv_{loss}": found[True][loss] ** 0.5 for loss in ("importance", "load")}
-    return cv | {"max_over_mean": found[True]["max_over_mean"],
-                 "evaluated_max_over_mean": found[False]["max_over_mean"]}
+    return cv | {
+      "max_over_mean": found[True]["max_over_mean"],
+      "evaluated_max_over_mean": found[False]["max_over_mean"],
+    }
 
   batches = data.train_iterator(config.data, tokenizer, sources, config.train.batch_size)
   batches.set_state({"pipeline": config.data.pipeline, "batches": config.train.steps})
@@ -74,7 +110,8 @@ def balance(row: sweep.Row, directory: pathlib.Path) -> dict[str, Any]:
   batches.close()
   lines = [line for line in metrics.read(directory / "metrics.jsonl") if line["kind"] == "train"]
   return {key: float(np.mean([each[key] for each in seen])) for key in seen[0]} | {
-      "curve": [[line["step"], 1 + line["moe/max_violation"][0]] for line in lines]}
+    "curve": [[line["step"], 1 + line["moe/max_violation"][0]] for line in lines]
+  }
 
 
 def perplexity(line: dict[str, Any]) -> float:

@@ -14,10 +14,20 @@ from moe_jax.report.charts import Line, line_file
 from moe_jax.routers import replace
 
 README = pathlib.Path(__file__).resolve().parent / "README.md"
-RESULTS, BALANCE, FIGURE = (README.parent / name for name in ("results.jsonl", "balance.jsonl", "balance.svg"))
+RESULTS, BALANCE, FIGURE = (
+  README.parent / name for name in ("results.jsonl", "balance.jsonl", "balance.svg")
+)
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
 MEASURES = {"perplexity": 2, "cv_importance": 2, "cv_load": 2, "max_over_mean": 2}  # digits
-HEAD = ("w_importance", "w_load", "perplexity", "CV(Importance)", "CV(Load)", "max/mean load", "the same without noise")
+HEAD = (
+  "w_importance",
+  "w_load",
+  "perplexity",
+  "CV(Importance)",
+  "CV(Load)",
+  "max/mean load",
+  "the same without noise",
+)
 
 
 def runs() -> dict[tuple[float, float], list[dict[str, Any]]]:
@@ -26,8 +36,11 @@ def runs() -> dict[tuple[float, float], list[dict[str, Any]]]:
   found = {}
   for weights in study.PAPER:
     names = [study.name(*weights, seed) for seed in range(study.SEEDS)]
-    found[weights] = [results[name] | balance[name] | {"perplexity": study.perplexity(results[name])}
-                      for name in names if name in balance]
+    found[weights] = [
+      results[name] | balance[name] | {"perplexity": study.perplexity(results[name])}
+      for name in names
+      if name in balance
+    ]
   return {weights: seeds for weights, seeds in found.items() if seeds}
 
 
@@ -35,19 +48,29 @@ def table(found: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
   """Markdown: ours, mean and standard deviation over seeds, then the paper's."""
   if not found:
     return "No run is finished."
-  ours = [[f"{weight:g}" for weight in weights] + [_mean(seeds, key, digits) for key, digits in MEASURES.items()] + [
-      _mean(seeds, "evaluated_max_over_mean", 2)] for weights, seeds in found.items()]
-  paper = [[f"{weight:g}" for weight in weights] + [f"{row[0]:.1f}", *(f"{value:.2f}" for value in row[1:])]
-           for weights, row in study.PAPER.items()]
+  ours = [
+    [f"{weight:g}" for weight in weights]
+    + [_mean(seeds, key, digits) for key, digits in MEASURES.items()]
+    + [_mean(seeds, "evaluated_max_over_mean", 2)]
+    for weights, seeds in found.items()
+  ]
+  paper = [
+    [f"{weight:g}" for weight in weights]
+    + [f"{row[0]:.1f}", *(f"{value:.2f}" for value in row[1:])]
+    for weights, row in study.PAPER.items()
+  ]
   every = [seed for seeds in found.values() for seed in seeds]
   first = every[0]
   versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax"))
   seconds = [run["wall_seconds"] for run in every]
-  about = (f"Mean ± standard deviation of {min(map(len, found.values()))} seeds. Perplexity of a held-out byte; "
-           f"{study.EXPERTS} experts, 4 a token; {first['steps']} steps, {first['tokens'] / 1e6:.1f}M tokens, "
-           f"{first['parameters']['total'] / 1e6:.2f}M parameters, {first['parameters']['activated'] / 1e6:.2f}M "
-           f"activated. {sum(seconds) / 60:.0f} minutes of training in all, {min(seconds):.0f} to {max(seconds):.0f} s "
-           f"a run. {first['date']}, Python {first['python']}, {versions}, {first['hardware']}.")
+  about = (
+    f"Mean ± standard deviation of {min(map(len, found.values()))} seeds. Perplexity of a held-out "
+    f"byte; {study.EXPERTS} experts, 4 a token; {first['steps']} steps, "
+    f"{first['tokens'] / 1e6:.1f}M tokens, {first['parameters']['total'] / 1e6:.2f}M parameters, "
+    f"{first['parameters']['activated'] / 1e6:.2f}M activated. {sum(seconds) / 60:.0f} minutes of "
+    f"training in all, {min(seconds):.0f} to {max(seconds):.0f} s a run. {first['date']}, Python "
+    f"{first['python']}, {versions}, {first['hardware']}."
+  )
   theirs = "Table 6 of the paper: perplexity of a word, 256 experts, ten epochs of 829M words."
   return "\n\n".join([_markdown(HEAD, ours), about, theirs, _markdown(HEAD[:-1], paper)])
 
@@ -59,7 +82,9 @@ def figure(found: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
     curves = np.array([seed["curve"] for seed in seeds])  # [seeds, T, 2]
     label = "({:g}, {:g})".format(*weights)
     lines.append(Line(label, curves[0, :, 0], curves[..., 1].mean(axis=0), colour))
-  return line_file("max/mean load of a training batch by (w_importance, w_load), mean over seeds", lines)
+  return line_file(
+    "max/mean load of a training batch by (w_importance, w_load), mean over seeds", lines
+  )
 
 
 def _mean(seeds: list[dict[str, Any]], key: str, digits: int) -> str:

@@ -1,14 +1,16 @@
 """Mutation run: do the tests notice when the code that they cover is changed?
 
-  python -m experiments.mutation [--count=N] [--seed=S] [--only=PART] [--judges=PART] [--seconds=60] [--processes=2]
+  python -m experiments.mutation [--count=N] [--seed=S] [--only=PART] [--judges=PART] [--seconds=60]
+    [--processes=2]
                                  [--write]
 
-Of all small changes (`operators.py`) of routing/, dispatch/, training/step.py and training/checkpoints.py it draws
-`--count`, from each file as many as its share, puts each into a copy of the repository, and runs the tests that execute
-the changed line until one fails: those of the module's own file, and then others, the fastest first, as many as take
-`--seconds` together. A line that no test executes, such as a default, is judged by all tests of its module. --only
-takes the mutants whose text contains PART, --judges the files of tests whose path does; --write puts the table into
-docs/reliability.md.
+Of all small changes (`operators.py`) of routing/, dispatch/, training/step.py and
+training/checkpoints.py it draws `--count`, from each file as many as its share, puts each into a
+copy of the repository, and runs the tests that execute the changed line until one fails: those of
+the module's own file, and then others, the fastest first, as many as take `--seconds` together. A
+line that no test executes, such as a default, is judged by all tests of its module. --only takes
+the mutants whose text contains PART, --judges the files of tests whose path does; --write puts the
+table into docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -29,23 +31,41 @@ from moe_jax.errors import ConfigError
 from moe_jax.routers import replace
 
 PAGE = ROOT / "docs" / "reliability.md"
-PARTS = {"routing/": "moe_jax/routing/*.py", "dispatch/": "moe_jax/dispatch/*.py",
-         "training/step.py": "moe_jax/training/step.py", "training/checkpoints.py": "moe_jax/training/checkpoints.py"}
+PARTS = {
+  "routing/": "moe_jax/routing/*.py",
+  "dispatch/": "moe_jax/dispatch/*.py",
+  "training/step.py": "moe_jax/training/step.py",
+  "training/checkpoints.py": "moe_jax/training/checkpoints.py",
+}
 # The tests that may judge. Those that start whole programs would take too long.
-JUDGES = ("tests/routing/*_test.py", "tests/dispatch/*_test.py", "tests/layers/*_test.py", "tests/training/*_test.py",
-          "tests/sharding/parallel_test.py", "tests/models/stack_test.py", "tests/report/routing_page_test.py",
-          "tests/routers_test.py", "tests/assembly/bind_test.py", "tests/assembly/validate_test.py")
+JUDGES = (
+  "tests/routing/*_test.py",
+  "tests/dispatch/*_test.py",
+  "tests/layers/*_test.py",
+  "tests/training/*_test.py",
+  "tests/sharding/parallel_test.py",
+  "tests/models/stack_test.py",
+  "tests/report/routing_page_test.py",
+  "tests/routers_test.py",
+  "tests/assembly/bind_test.py",
+  "tests/assembly/validate_test.py",
+)
 
 
 def main(argv: Sequence[str]) -> int:
   """Does what the command line says; returns the exit code: 1 if a mutant survives."""
-  parser = argparse.ArgumentParser(prog="python -m experiments.mutation", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    prog="python -m experiments.mutation",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   parser.add_argument("--count", type=int, default=200)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--only", default="")
   parser.add_argument("--judges", default="")
-  parser.add_argument("--seconds", type=float, default=60.0, help="of other files' tests, a mutant (%(default)s)")
+  parser.add_argument(
+    "--seconds", type=float, default=60.0, help="of other files' tests, a mutant (%(default)s)"
+  )
   parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
   parser.add_argument("--out", type=pathlib.Path, help="a file for a line of JSON a mutant")
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
@@ -53,17 +73,37 @@ def main(argv: Sequence[str]) -> int:
   check_counts(given, count=1, processes=1, seconds=0)
   check_folder("out", given.out)
   if given.write and (given.only or given.judges):
-    raise ConfigError("write", True, "would put a part of the run into the table; leave out --only and --judges")
-  everything = {part: [mutant for path in sorted(ROOT.glob(pattern))
-                       for mutant in mutants(ROOT, str(path.relative_to(ROOT)))] for part, pattern in PARTS.items()}
-  possible = [mutant for part in everything.values() for mutant in part if given.only in str(mutant)]
+    raise ConfigError(
+      "write", True, "would put a part of the run into the table; leave out --only and --judges"
+    )
+  everything = {
+    part: [
+      mutant
+      for path in sorted(ROOT.glob(pattern))
+      for mutant in mutants(ROOT, str(path.relative_to(ROOT)))
+    ]
+    for part, pattern in PARTS.items()
+  }
+  possible = [
+    mutant for part in everything.values() for mutant in part if given.only in str(mutant)
+  ]
   if not possible:
-    raise ConfigError("only", given.only, "is in the text of no mutant; use a part of a path, such as routing/top_k.py")
+    raise ConfigError(
+      "only",
+      given.only,
+      "is in the text of no mutant; use a part of a path, such as routing/top_k.py",
+    )
   chosen = drawn(possible, given.count, given.seed)
-  files = [str(path.relative_to(ROOT)) for pattern in JUDGES for path in sorted(ROOT.glob(pattern))
-           if given.judges in str(path)]
+  files = [
+    str(path.relative_to(ROOT))
+    for pattern in JUDGES
+    for path in sorted(ROOT.glob(pattern))
+    if given.judges in str(path)
+  ]
   if not files:
-    raise ConfigError("judges", given.judges, "is in the path of no file of tests that may judge; try routing/")
+    raise ConfigError(
+      "judges", given.judges, "is in the path of no file of tests that may judge; try routing/"
+    )
   begun = time.monotonic()
   verdicts = run(chosen, files, given.processes, given.seconds, given.out)
   text = table(everything, verdicts, given.seed, time.monotonic() - begun)
@@ -74,27 +114,42 @@ def main(argv: Sequence[str]) -> int:
 
 
 def drawn(all_mutants: Sequence[Mutant], count: int, seed: int) -> list[Mutant]:
-  """Draws `count` mutants evenly over the files: it takes every n-th one after a shuffle within each file."""
+  """Draws `count` mutants evenly over the files: it takes every n-th one after a shuffle within
+  each file."""
   rng, by_file = random.Random(seed), {}
   for mutant in all_mutants:
     by_file.setdefault(mutant.path, []).append(mutant)
-  shuffled = [mutant for mutants_of_file in by_file.values() for mutant in rng.sample(mutants_of_file,
-                                                                                    len(mutants_of_file))]
+  shuffled = [
+    mutant
+    for mutants_of_file in by_file.values()
+    for mutant in rng.sample(mutants_of_file, len(mutants_of_file))
+  ]
   step = max(len(shuffled) / count, 1.0)
   return [shuffled[int(i * step)] for i in range(min(count, len(shuffled)))]
 
 
-def table(everything: Mapping[str, Sequence[Mutant]], verdicts: Mapping[Mutant, str], seed: int,
-          seconds: float) -> str:
+def table(
+  everything: Mapping[str, Sequence[Mutant]],
+  verdicts: Mapping[Mutant, str],
+  seed: int,
+  seconds: float,
+) -> str:
   """Returns a Markdown table with a row for each part of the package."""
   lines = ["| changed | possible changes | drawn | noticed |", "|---|---:|---:|---:|"]
-  share = lambda some: f"{sum(map(bool, some))} ({sum(map(bool, some)) / max(len(some), 1):.1%})"
+
+  def share(some):
+    return f"{sum(map(bool, some))} ({sum(map(bool, some)) / max(len(some), 1):.1%})"
+
   for part, possible in everything.items():
     found = [verdicts[mutant] for mutant in possible if mutant in verdicts]
     lines.append(f"| {part} | {len(possible):,} | {len(found)} | {share(found)} |")
-  lines.append(f"| **all** | {sum(map(len, everything.values())):,} | {len(verdicts)} | "
-               f"**{share(list(verdicts.values()))}** |")
-  return "\n".join([*lines, "", f"Seed {seed}; {seconds / 60:.0f} minutes on {os.cpu_count()} cores."])
+  lines.append(
+    f"| **all** | {sum(map(len, everything.values())):,} | {len(verdicts)} | "
+    f"**{share(list(verdicts.values()))}** |"
+  )
+  return "\n".join(
+    [*lines, "", f"Seed {seed}; {seconds / 60:.0f} minutes on {os.cpu_count()} cores."]
+  )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Whether the tests notice a change: each is put into a copy of the repository, whose tests run in a fork."""
+"""Whether the tests notice a change: each is put into a copy of the repository, whose tests run in
+a fork."""
 
 from __future__ import annotations
 
@@ -24,10 +25,23 @@ from tqdm import tqdm
 from experiments.mutation.operators import Mutant, source
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-NEEDED = ("moe_jax", "tests", "configs", "experiments", "docs", "pyproject.toml", "README.md", "setup.py")
-SLOWER = 10.0  # times as long as without the change, and a minute more: that is a hang, which a test notices
-ENVIRONMENT = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-               "PYTHONDONTWRITEBYTECODE": "1"}
+NEEDED = (
+  "moe_jax",
+  "tests",
+  "configs",
+  "experiments",
+  "docs",
+  "pyproject.toml",
+  "README.md",
+  "setup.py",
+)
+# times as long as without the change, and a minute more: that is a hang, which a test notices
+SLOWER = 10.0
+ENVIRONMENT = {
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+  "PYTHONDONTWRITEBYTECODE": "1",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +58,13 @@ class Judge:
     return self.name.partition("::")[0]
 
 
-def run(chosen: Sequence[Mutant], files: Sequence[str], processes: int, seconds: float,
-        out: pathlib.Path | None) -> dict[Mutant, str]:
+def run(
+  chosen: Sequence[Mutant],
+  files: Sequence[str],
+  processes: int,
+  seconds: float,
+  out: pathlib.Path | None,
+) -> dict[Mutant, str]:
   """Returns for each mutant the test that noticed it, or an empty string.
 
   Args:
@@ -55,13 +74,22 @@ def run(chosen: Sequence[Mutant], files: Sequence[str], processes: int, seconds:
     seconds: how long the tests of a mutant may take besides those of its module's own file.
     out: a file for a line of JSON a mutant.
   """
-  with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home, concurrent.futures.ProcessPoolExecutor(
-      processes, multiprocessing.get_context("spawn"), _start, (home,)) as pool:
+  with (
+    tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home,
+    concurrent.futures.ProcessPoolExecutor(
+      processes, multiprocessing.get_context("spawn"), _start, (home,)
+    ) as pool,
+  ):
     measured = tqdm(pool.map(_measured, files), total=len(files), unit="file", desc="unchanged")
     judges = [judge for of_file in measured for judge in of_file]
-    jobs = {pool.submit(_judged, mutant, *_order(mutant, judges, seconds)): mutant for mutant in chosen}
+    jobs = {
+      pool.submit(_judged, mutant, *_order(mutant, judges, seconds)): mutant for mutant in chosen
+    }
     verdicts = {}
-    with tqdm(total=len(jobs), unit="mutant") as bar, out.open("w") if out else contextlib.nullcontext() as lines:
+    with (
+      tqdm(total=len(jobs), unit="mutant") as bar,
+      out.open("w") if out else contextlib.nullcontext() as lines,
+    ):
       for job in concurrent.futures.as_completed(jobs):
         mutant = jobs[job]
         verdicts[mutant] = job.result()
@@ -70,18 +98,25 @@ def run(chosen: Sequence[Mutant], files: Sequence[str], processes: int, seconds:
         if not verdicts[mutant]:
           tqdm.write(f"survived: {mutant}")
         if lines:
-          lines.write(json.dumps(dataclasses.asdict(mutant) | {"noticed by": verdicts[mutant]}) + "\n")
+          lines.write(
+            json.dumps(dataclasses.asdict(mutant) | {"noticed by": verdicts[mutant]}) + "\n"
+          )
           lines.flush()
   return {mutant: verdicts[mutant] for mutant in chosen}
 
 
-def _order(mutant: Mutant, judges: Iterable[Judge], seconds: float) -> tuple[list[Judge], list[Judge]]:
-  """Returns the tests that execute the changed line: those of the module's own file, and of others the fastest."""
+def _order(
+  mutant: Mutant, judges: Iterable[Judge], seconds: float
+) -> tuple[list[Judge], list[Judge]]:
+  """Returns the tests that execute the changed line: those of the module's own file, and of others
+  the fastest."""
   place = pathlib.PurePath(mutant.path)
-  # A change of a multi-line statement is noted at its first line, which Python may not count as executed: 3 lines.
+  # A change of a multi-line statement is noted at its first line, which Python may not count as
+  # executed: 3 lines.
   near = set(range(mutant.line - 1, mutant.line + 2))
   of_file = [judge for judge in judges if mutant.path in judge.lines]
-  # What runs as the module is imported, such as a default, is executed by no test, and concerns all of them.
+  # What runs as the module is imported, such as a default, is executed by no test, and concerns all
+  # of them.
   there = [judge for judge in of_file if near & judge.lines[mutant.path]] or of_file
   there = sorted(there, key=lambda judge: judge.seconds)
   own = [judge for judge in there if pathlib.PurePath(judge.path).stem == f"{place.stem}_test"]
@@ -94,7 +129,8 @@ def _order(mutant: Mutant, judges: Iterable[Judge], seconds: float) -> tuple[lis
 
 
 def _start(home: str) -> None:
-  """Prepares a process: its copy of the repository, and all that is imported before the package itself."""
+  """Prepares a process: its copy of the repository, and all that is imported before the package
+  itself."""
   global _tree
   _tree = pathlib.Path(home) / str(os.getpid())
   os.environ.update(ENVIRONMENT, JAX_COMPILATION_CACHE_DIR=f"{home}/compiled", JAX_PLATFORMS="cpu")
@@ -113,9 +149,13 @@ def _measured(path: str) -> list[Judge]:
   """Runs a file of tests on the unchanged package."""
   code = _forked([path], 1800.0, measure=True)
   if code not in (0, 5):  # 5: none is chosen
-    raise RuntimeError(f"{path} fails though nothing was changed: {(_tree / 'said').read_text()[-2000:]}")
-  return [Judge(name, seconds, {file: frozenset(numbers) for file, numbers in lines.items()})
-          for name, seconds, lines in json.loads((_tree / "judges.json").read_text())]
+    raise RuntimeError(
+      f"{path} fails though nothing was changed: {(_tree / 'said').read_text()[-2000:]}"
+    )
+  return [
+    Judge(name, seconds, {file: frozenset(numbers) for file, numbers in lines.items()})
+    for name, seconds, lines in json.loads((_tree / "judges.json").read_text())
+  ]
 
 
 def _judged(mutant: Mutant, own: Sequence[Judge], others: Sequence[Judge]) -> str:
@@ -135,7 +175,8 @@ def _judged(mutant: Mutant, own: Sequence[Judge], others: Sequence[Judge]) -> st
 
 
 def _forked(tests: Sequence[str], limit: float, measure: bool = False) -> int:
-  """Returns pytest's exit code from a child of this process, or -1 if it took longer than `limit` seconds."""
+  """Returns pytest's exit code from a child of this process, or -1 if it took longer than `limit`
+  seconds."""
   (_tree / "failed").unlink(missing_ok=True)
   child = os.fork()
   if not child:
@@ -167,12 +208,16 @@ def _tests(tests: Sequence[str], measure: bool) -> int:
   os.chdir(_tree)
   # The package is imported from the copy, wherever this process found this module.
   sys.path[:] = [str(_tree), *(place for place in sys.path if place not in ("", str(ROOT)))]
-  for name in [name for name in sys.modules if name.split(".")[0] in ("moe_jax", "experiments", "configs")]:
+  for name in [
+    name for name in sys.modules if name.split(".")[0] in ("moe_jax", "experiments", "configs")
+  ]:
     del sys.modules[name]
   sys.argv = ["pytest"]
   os.environ["PYTHONPATH"] = str(_tree)
   plugin = _Measure() if measure else _Watch(tests)
-  code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests], plugins=[plugin])
+  code = pytest.main(
+    ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests], plugins=[plugin]
+  )
   if measure:
     (_tree / "judges.json").write_text(json.dumps(plugin.judges()))
   return int(code)
@@ -207,7 +252,9 @@ class _Measure:
   @pytest.hookimpl(wrapper=True)
   def pytest_runtest_protocol(self, item, nextitem):
     import jax
-    # What an earlier test has traced is traced again: otherwise this one would not execute its lines.
+
+    # What an earlier test has traced is traced again: otherwise this one would not execute its
+    # lines.
     jax.clear_caches()
     self._coverage.switch_context(item.nodeid)
     begun = time.monotonic()

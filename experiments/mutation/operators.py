@@ -8,16 +8,56 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
 
-COMPARISONS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
-               ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}
-ARITHMETIC = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
-              ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}
+COMPARISONS = {
+  ast.Lt: ast.LtE,
+  ast.LtE: ast.Lt,
+  ast.Gt: ast.GtE,
+  ast.GtE: ast.Gt,
+  ast.Eq: ast.NotEq,
+  ast.NotEq: ast.Eq,
+  ast.Is: ast.IsNot,
+  ast.IsNot: ast.Is,
+  ast.In: ast.NotIn,
+  ast.NotIn: ast.In,
+}
+ARITHMETIC = {
+  ast.Add: ast.Sub,
+  ast.Sub: ast.Add,
+  ast.Mult: ast.Div,
+  ast.Div: ast.Mult,
+  ast.FloorDiv: ast.Mult,
+  ast.Mod: ast.FloorDiv,
+  ast.Pow: ast.Mult,
+  ast.BitAnd: ast.BitOr,
+  ast.BitOr: ast.BitAnd,
+}
 # Functions of arrays that stand for each other: the same arguments, another result.
-NAMES = {"max": "min", "min": "max", "maximum": "minimum", "minimum": "maximum", "argmax": "argmin", "sum": "max",
-         "mean": "sum", "zeros": "ones", "ones": "zeros", "zeros_like": "ones_like", "ones_like": "zeros_like",
-         "floor": "ceil", "ceil": "floor", "any": "all", "all": "any", "exp": "abs", "log": "abs", "sqrt": "abs",
-         "softmax": "log_softmax", "logsumexp": "max", "square": "abs", "cumsum": "cumprod", "isfinite": "isnan",
-         "stop_gradient": None}  # None: the call gives its argument
+NAMES = {
+  "max": "min",
+  "min": "max",
+  "maximum": "minimum",
+  "minimum": "maximum",
+  "argmax": "argmin",
+  "sum": "max",
+  "mean": "sum",
+  "zeros": "ones",
+  "ones": "zeros",
+  "zeros_like": "ones_like",
+  "ones_like": "zeros_like",
+  "floor": "ceil",
+  "ceil": "floor",
+  "any": "all",
+  "all": "any",
+  "exp": "abs",
+  "log": "abs",
+  "sqrt": "abs",
+  "softmax": "log_softmax",
+  "logsumexp": "max",
+  "square": "abs",
+  "cumsum": "cumprod",
+  "isfinite": "isnan",
+  "stop_gradient": None,
+}  # None: the call gives its argument
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +78,9 @@ class Mutant:
   after: str
 
   def __str__(self) -> str:
-    shorten = lambda text: text.splitlines()[0][:80]
+    def shorten(text):
+      return text.splitlines()[0][:80]
+
     return f"{self.path}:{self.line}: `{shorten(self.before)}` became `{shorten(self.after)}`"
 
 
@@ -54,7 +96,9 @@ def mutants(root: pathlib.Path, path: str) -> list[Mutant]:
 def source(root: pathlib.Path, mutant: Mutant) -> str:
   """Returns the text of the changed file, without its comments."""
   tree = ast.parse((root / mutant.path).read_text())
-  node, new = next(change for number, change in enumerate(_changes(tree)) if number == mutant.number)
+  node, new = next(
+    change for number, change in enumerate(_changes(tree)) if number == mutant.number
+  )
 
   class Put(ast.NodeTransformer):
     def visit(self, here):
@@ -64,7 +108,8 @@ def source(root: pathlib.Path, mutant: Mutant) -> str:
 
 
 def _changes(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
-  """`(node, what stands in its place)`; docstrings, annotations and the words of messages are left alone."""
+  """`(node, what stands in its place)`; docstrings, annotations and the words of messages are left
+  alone."""
   for node in _walk(tree):
     for new in _of_node(node):
       yield node, ast.copy_location(new, node)
@@ -84,7 +129,9 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _of_node(node: ast.AST) -> Iterator[ast.AST]:
-  changed = lambda change: _copied(node, change)
+  def changed(change):
+    return _copied(node, change)
+
   match node:
     case ast.Compare(ops=[op]) if type(op) in COMPARISONS:
       yield changed(lambda new: setattr(new, "ops", [COMPARISONS[type(op)]()]))
@@ -94,7 +141,9 @@ def _of_node(node: ast.AST) -> Iterator[ast.AST]:
       yield changed(lambda new: setattr(new, "op", ARITHMETIC[type(op)]()))
       yield ast.Pass()
     case ast.BoolOp(op=op):
-      yield changed(lambda new: setattr(new, "op", ast.Or() if isinstance(op, ast.And) else ast.And()))
+      yield changed(
+        lambda new: setattr(new, "op", ast.Or() if isinstance(op, ast.And) else ast.And())
+      )
     case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value))) if value:
       yield ast.Constant(0)  # of two axes, the last one is also number 1
     case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert(), operand=operand):
@@ -134,5 +183,9 @@ def _copied(node: ast.AST, change: Callable[[ast.AST], None]) -> ast.AST:
 
 def _is_text(node: ast.BinOp) -> bool:
   """Whether it joins or formats strings."""
-  return any(isinstance(side, ast.JoinedStr) or isinstance(side, ast.Constant) and isinstance(side.value, str)
-             for side in (node.left, node.right))
+  return any(
+    isinstance(side, ast.JoinedStr)
+    or isinstance(side, ast.Constant)
+    and isinstance(side.value, str)
+    for side in (node.left, node.right)
+  )

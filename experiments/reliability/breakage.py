@@ -1,4 +1,5 @@
-"""Things that go wrong inside a training process: each function breaks one, in the process that calls it."""
+"""Things that go wrong inside a training process: each function breaks one, in the process that
+calls it."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ LATE = 200  # and of one of three hundred
 def scores_are_nan() -> None:
   """From step `AT` on, the validation score is NaN."""
   from moe_jax.training import evaluate
+
   real, calls = evaluate.summary, []
 
   def summary(totals, measure="bits_per_byte"):
@@ -29,6 +31,7 @@ def gradient_is_nan(at: int = AT) -> None:
 
   from moe_jax.run import update
   from moe_jax.training import step
+
   accumulate, train_step = step.accumulate, update.train_step
 
   def poisoned(state, batch, **options):
@@ -38,7 +41,9 @@ def gradient_is_nan(at: int = AT) -> None:
       def poison(path, leaf):
         if not jax.tree_util.keystr(path, simple=True, separator="/").endswith("layer_1/ffn/up"):
           return leaf
-        return leaf.at[..., 1, 0, 0].set(jnp.where(state.step == at - 1, jnp.nan, leaf[..., 1, 0, 0]))
+        return leaf.at[..., 1, 0, 0].set(
+          jnp.where(state.step == at - 1, jnp.nan, leaf[..., 1, 0, 0])
+        )
 
       return jax.tree_util.tree_map_with_path(poison, grads), *rest
 
@@ -54,12 +59,14 @@ def late_gradient_is_nan() -> None:
 
 
 def update_ruins_weights() -> None:
-  """The update of step 15, after which a checkpoint is due, is infinite, though loss and gradient are not."""
+  """The update of step 15, after which a checkpoint is due, is infinite, though loss and gradient
+  are not."""
   import jax
   import jax.numpy as jnp
   import optax
 
   from moe_jax.training import optimizers
+
   make = optimizers.make
 
   def broken(*arguments):
@@ -70,8 +77,9 @@ def update_ruins_weights() -> None:
       updates, inner = optimizer.update(updates, inner, params)
       return jax.tree.map(lambda u: jnp.where(count == 14, jnp.inf, u), updates), (count + 1, inner)
 
-    return optax.GradientTransformation(lambda params: (jnp.zeros((), jnp.int32), optimizer.init(params)),
-                                        update), schedule
+    return optax.GradientTransformation(
+      lambda params: (jnp.zeros((), jnp.int32), optimizer.init(params)), update
+    ), schedule
 
   optimizers.make = broken
 
@@ -81,6 +89,7 @@ def batches_are_garbage() -> None:
   import numpy as np
 
   from moe_jax import data
+
   real = data.train_iterator
 
   class Garbage:
@@ -92,7 +101,11 @@ def batches_are_garbage() -> None:
     def __next__(self):
       batch, number = next(self._iterator), data.batches_of(self._iterator.get_state())
       if LATE <= number < LATE + 4:
-        batch = batch | {"targets": np.random.default_rng(number).integers(0, 256, batch["targets"].shape, np.int32)}
+        batch = batch | {
+          "targets": np.random.default_rng(number).integers(
+            0, 256, batch["targets"].shape, np.int32
+          )
+        }
       return batch
 
     def __getattr__(self, name):
@@ -102,8 +115,10 @@ def batches_are_garbage() -> None:
 
 
 def corpus_vanishes() -> None:
-  """The files of the first source, `text:FOLDER/*.txt`, are deleted after some batches have been read."""
+  """The files of the first source, `text:FOLDER/*.txt`, are deleted after some batches have been
+  read."""
   from moe_jax import data
+
   real = data.train_iterator
 
   class Vanishing:

@@ -1,8 +1,10 @@
-"""One case of the fuzzer: a mutated config, command line or file, what became of it, and in which words.
+"""One case of the fuzzer: a mutated config, command line or file, what became of it, and in which
+words.
 
 A case is drawn from its seed and its number alone. Outcomes:
 
-    runs           a config is valid and its model can be built; a run goes on and ends with the undamaged run's weights
+    runs           a config is valid and its model can be built; a run goes on and ends with the
+                   undamaged run's weights
     one sentence   exit code 2, or 1 for what is the machine's; nothing on disk was lost
     traceback      an exception that nobody expected
     changed        a run ends with other weights than the undamaged one, without a word
@@ -33,8 +35,15 @@ FINDINGS = OUTCOMES[2:]
 SHARE_TRAINED = 0.15  # of the command lines that are valid and small
 SMALL = 2_000_000  # parameters, and values of a batch
 STEPS = (4, 6)  # of the run whose files are mutated, and where it goes on to
-CONFIGS = ("base.py", "quickstart.py", "t5.py:desk", "lstm_moe.py:desk", "brainformer.py:desk", "deepseek_v2.py:desk",
-           "switch.py:desk")
+CONFIGS = (
+  "base.py",
+  "quickstart.py",
+  "t5.py:desk",
+  "lstm_moe.py:desk",
+  "brainformer.py:desk",
+  "deepseek_v2.py:desk",
+  "switch.py:desk",
+)
 # A model of some thousand weights, whose checkpoints are at steps 2 and 4.
 MINE = """
 from configs import base
@@ -44,17 +53,21 @@ def get_config():
   m, e, t = c.model, c.model.moe, c.train
   m.d_model, m.num_layers, m.num_heads, m.num_kv_heads, m.head_dim, m.d_ff = 16, 2, 2, 2, 8, 32
   e.d_ff, e.num_experts, e.dispatcher.name = 32, 4, "einsum"
-  c.data.sources, c.data.tokenizer, c.data.cache_dir = ("text:user/corpus/*.txt",), "hf:user/tokenizer.json", "cache"
+  c.data.sources, c.data.tokenizer = ("text:user/corpus/*.txt",), "hf:user/tokenizer.json"
+  c.data.cache_dir = "cache"
   c.data.seq_len, c.data.threads, c.data.validation_fraction = 32, 0, 0.3
   t.batch_size, t.log_every, t.eval_every, t.eval_batches, t.checkpoint_every = 4, 1, 2, 1, 2
   c.optimizer.schedule, c.optimizer.warmup_steps, c.mesh.data = "constant", 2, 1
   return c
 """
-WORDS = "the expert routes a token to one of many small networks and each learns what it sees best".split()
+WORDS = (
+  "the expert routes a token to one of many small networks and each learns what it sees best"
+).split()
 
 
 def run(kind: str, number: int, seed: int, home: pathlib.Path) -> dict[str, Any]:
-  """The case `number` of "config", "command" or "file": {"kind", "number", "what", "outcome", "said"}.
+  """The case `number` of "config", "command" or "file": {"kind", "number", "what", "outcome",
+  "said"}.
 
   Args:
     kind: what is mutated.
@@ -64,11 +77,22 @@ def run(kind: str, number: int, seed: int, home: pathlib.Path) -> dict[str, Any]
   """
   draw = random.Random(f"{seed} {kind} {number}")
   os.chdir(home / "whole")
-  of_kind = {"config": _config, "command": functools.partial(_command, home=home),
-             "file": functools.partial(_file, home=home)}
+  of_kind = {
+    "config": _config,
+    "command": functools.partial(_command, home=home),
+    "file": functools.partial(_file, home=home),
+  }
   # What is being tried, for whoever has to kill this process.
-  what, outcome, said = of_kind[kind](draw, tell=lambda what: doing(home, kind, number).write_text(repr(what)[:300]))
-  return {"kind": kind, "number": number, "what": what[:300], "outcome": outcome, "said": said[-4000:]}
+  what, outcome, said = of_kind[kind](
+    draw, tell=lambda what: doing(home, kind, number).write_text(repr(what)[:300])
+  )
+  return {
+    "kind": kind,
+    "number": number,
+    "what": what[:300],
+    "outcome": outcome,
+    "said": said[-4000:],
+  }
 
 
 def doing(home: pathlib.Path, kind: str, number: int) -> pathlib.Path:
@@ -77,12 +101,15 @@ def doing(home: pathlib.Path, kind: str, number: int) -> pathlib.Path:
 
 
 def prepare(home: pathlib.Path) -> None:
-  """Trains the run whose files are mutated, and goes on with a copy of it: `home/whole` and `home/sha256`."""
+  """Trains the run whose files are mutated, and goes on with a copy of it: `home/whole` and
+  `home/sha256`."""
   whole = home / "whole"
   (whole / "user" / "corpus").mkdir(parents=True)
   draw = random.Random(0)
   for i in range(20):
-    (whole / "user" / "corpus" / f"{i:02}.txt").write_text(" ".join(draw.choices(WORDS, k=60)) + "\n")
+    (whole / "user" / "corpus" / f"{i:02}.txt").write_text(
+      " ".join(draw.choices(WORDS, k=60)) + "\n"
+    )
   (whole / "user" / "mine.py").write_text(MINE)
   _tokenizer(whole / "user" / "tokenizer.json")
   os.chdir(whole)
@@ -99,11 +126,21 @@ def prepare(home: pathlib.Path) -> None:
 def _tokenizer(path: pathlib.Path) -> None:
   import tokenizers
   from tokenizers import decoders, models, pre_tokenizers, trainers
+
   made = tokenizers.Tokenizer(models.BPE())
-  made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-  made.train_from_iterator([" ".join(WORDS)], trainers.BpeTrainer(
-      vocab_size=280, special_tokens=["<|endoftext|>"], show_progress=False,
-      initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+  made.pre_tokenizer, made.decoder = (
+    pre_tokenizers.ByteLevel(add_prefix_space=False),
+    decoders.ByteLevel(),
+  )
+  made.train_from_iterator(
+    [" ".join(WORDS)],
+    trainers.BpeTrainer(
+      vocab_size=280,
+      special_tokens=["<|endoftext|>"],
+      show_progress=False,
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    ),
+  )
   made.save(str(path))
 
 
@@ -111,6 +148,7 @@ def _config(draw: random.Random, tell: Callable[[str], Any]) -> tuple[str, str, 
   from moe_jax import assembly
   from moe_jax.errors import ConfigError
   from moe_jax.train import load_config
+
   c = load_config(draw.choice(CONFIGS))
   what = str(mutate.config(draw, c))
   tell(what)
@@ -129,13 +167,17 @@ def _built(c) -> int:
   import jax
 
   from moe_jax import assembly
+
   variables = assembly.abstract_variables(c, assembly.fixed_vocab_size(c) or 364)
   return sum(leaf.size for leaf in jax.tree.leaves(variables))
 
 
-def _command(draw: random.Random, tell: Callable[[str], Any], home: pathlib.Path) -> tuple[str, str, str]:
+def _command(
+  draw: random.Random, tell: Callable[[str], Any], home: pathlib.Path
+) -> tuple[str, str, str]:
   from moe_jax import assembly, train
   from moe_jax.errors import ConfigError
+
   path = "user/mine.py"
   base = train.load_config(path)
   args = mutate.arguments(draw, mutate.dotted(base), base)
@@ -158,14 +200,23 @@ def _command(draw: random.Random, tell: Callable[[str], Any], home: pathlib.Path
 
 
 def _train(steps: int, *args: str, workdir: str = "run") -> tuple[int, str]:
-  """`(exit code, what it said on standard error)` of training in this process, without the report at its end."""
+  """`(exit code, what it said on standard error)` of training in this process, without the report
+  at its end."""
   from moe_jax import train
   from moe_jax.run import finish
+
   said = io.StringIO()
   finish.finish = lambda *_, **__: None
   with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-    code = train.main(["train", "--config=user/mine.py", f"--workdir={workdir}", *args,
-                       f"--config.train.steps={steps}"])
+    code = train.main(
+      [
+        "train",
+        "--config=user/mine.py",
+        f"--workdir={workdir}",
+        *args,
+        f"--config.train.steps={steps}",
+      ]
+    )
   return code, said.getvalue()
 
 
@@ -178,7 +229,9 @@ def _outcome(code: int, said: str) -> tuple[str, str]:
   return ("one sentence" if code else "runs"), said
 
 
-def _file(draw: random.Random, tell: Callable[[str], Any], home: pathlib.Path) -> tuple[str, str, str]:
+def _file(
+  draw: random.Random, tell: Callable[[str], Any], home: pathlib.Path
+) -> tuple[str, str, str]:
   with _copy(home):
     kinds, names = _files(), sorted(mutate.FILES)
     path = draw.choice(kinds[draw.choice(sorted(kinds))])
@@ -209,7 +262,8 @@ def _file(draw: random.Random, tell: Callable[[str], Any], home: pathlib.Path) -
 
 @contextlib.contextmanager
 def _copy(home: pathlib.Path):
-  """A copy of the run as it was after the first steps, as the working directory: its paths are relative."""
+  """A copy of the run as it was after the first steps, as the working directory: its paths are
+  relative."""
   place = home / f"copy_{os.getpid()}"
   mutate.remove(place)
   shutil.copytree(home / "whole", place, symlinks=True)
@@ -222,7 +276,8 @@ def _copy(home: pathlib.Path):
 
 
 def _files() -> dict[str, list[pathlib.Path]]:
-  """kind -> the files of the working directory that are of it, those with most of the arrays several times."""
+  """kind -> the files of the working directory that are of it, those with most of the arrays
+  several times."""
   found: dict[str, list[pathlib.Path]] = {}
   for path in sorted(p for p in pathlib.Path().rglob("*") if p.is_file()):
     parts = path.parts
@@ -231,14 +286,21 @@ def _files() -> dict[str, list[pathlib.Path]]:
     kind = parts[0] if parts[0] == "cache" else "/".join(parts[:2])
     if kind == "run/checkpoints":
       kind = "arrays" if "d" in parts else "/".join(parts[3:4])
-    found.setdefault(kind, []).extend([path] * (1 + path.stat().st_size // 20_000 if kind == "arrays" else 1))
+    found.setdefault(kind, []).extend(
+      [path] * (1 + path.stat().st_size // 20_000 if kind == "arrays" else 1)
+    )
   return found
 
 
 def _digests(folder: str) -> dict[str, str]:
-  digest = lambda p: hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "no file"
-  return {str(p): digest(p) for p in sorted(pathlib.Path(folder).rglob("*"))
-          if (p.is_file() or p.is_symlink()) and "__pycache__" not in p.parts}
+  def digest(p):
+    return hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "no file"
+
+  return {
+    str(p): digest(p)
+    for p in sorted(pathlib.Path(folder).rglob("*"))
+    if (p.is_file() or p.is_symlink()) and "__pycache__" not in p.parts
+  }
 
 
 def _metrics() -> set[tuple[int, str]]:
@@ -255,6 +317,7 @@ def _metrics() -> set[tuple[int, str]]:
 
 def _sha256() -> str:
   from moe_jax import inspect
+
   with contextlib.redirect_stderr(io.StringIO()):
     return inspect.describe(pathlib.Path("run"))["parameters_sha256"]
 

@@ -1,10 +1,12 @@
-"""Faults injected into a small real run, one by one: what happened, what was lost, what the user was told.
+"""Faults injected into a small real run, one by one: what happened, what was lost, what the user
+was told.
 
   python -m experiments.reliability.faults [--only=PART] [--write]
 
-A run of twenty steps is trained whole, and a copy of it stops after ten. Each fault is injected into a copy of the
-latter, which then goes on. "Same bits": its last weights are those of the whole run. --only takes the rows whose names
-contain PART. --write puts the table into docs/reliability.md. Exit code 1: a row is not as it should be.
+A run of twenty steps is trained whole, and a copy of it stops after ten. Each fault is injected
+into a copy of the latter, which then goes on. "Same bits": its last weights are those of the whole
+run. --only takes the rows whose names contain PART. --write puts the table into
+docs/reliability.md. Exit code 1: a row is not as it should be.
 """
 
 from __future__ import annotations
@@ -31,9 +33,18 @@ from moe_jax.training import metrics
 
 PAGE = small.ROOT / "docs" / "reliability.md"
 SHORT = {"train__steps": 20, "optimizer__schedule": "constant"}
-LONG = SHORT | {"train__steps": 300, "train__checkpoint_every": 50, "train__eval_every": 300,
-                "optimizer__learning_rate": 4e-3, "train__final_eval_batches": 4}
-GUARD = {"train__guard__spike_sigmas": 8.0, "train__guard__patience": 2, "train__guard__max_rollbacks": 2}
+LONG = SHORT | {
+  "train__steps": 300,
+  "train__checkpoint_every": 50,
+  "train__eval_every": 300,
+  "optimizer__learning_rate": 4e-3,
+  "train__final_eval_batches": 4,
+}
+GUARD = {
+  "train__guard__spike_sigmas": 8.0,
+  "train__guard__patience": 2,
+  "train__guard__max_rollbacks": 2,
+}
 SKIP = {"train__guard__skip_nonfinite": True}
 CLOSE = 0.02  # how far the final loss may be above the clean run's, as a part of it
 
@@ -78,7 +89,9 @@ class Lab:
     self.run(home / "whole")
     self.weights = small.sha256(home / "whole")
 
-  def run(self, workdir: pathlib.Path, patch: Callable[[], None] | None = None, **changes: Any) -> tuple[int, str]:
+  def run(
+    self, workdir: pathlib.Path, patch: Callable[[], None] | None = None, **changes: Any
+  ) -> tuple[int, str]:
     """`(exit code, what was printed)` of the run's command."""
     log = pathlib.Path(f"{workdir}.log")
     before = len(log.read_text()) if log.exists() else 0
@@ -100,7 +113,9 @@ def bits(workdir: pathlib.Path) -> float:
 
 def flip(folder: pathlib.Path) -> None:
   """Changes one bit in the middle of the largest file below a folder."""
-  file = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+  file = max(
+    (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+  )
   content = bytearray(file.read_bytes())
   content[len(content) // 2] ^= 1
   file.write_bytes(content)
@@ -108,7 +123,10 @@ def flip(folder: pathlib.Path) -> None:
 
 def newest(workdir: pathlib.Path) -> pathlib.Path:
   """The run's newest checkpoint."""
-  return max((path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()), key=lambda p: int(p.name))
+  return max(
+    (path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()),
+    key=lambda p: int(p.name),
+  )
 
 
 def _flip_newest(workdir, lab):
@@ -148,6 +166,7 @@ def _write(name: str, content: str | None) -> Callable[[pathlib.Path, Lab], None
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if content is not None:
       path.write_text(content)
+
   return inject
 
 
@@ -155,46 +174,104 @@ def _folder(name: str) -> Callable[[pathlib.Path, Lab], None]:
   def inject(workdir, lab):
     (workdir / name).unlink(missing_ok=True)
     (workdir / name).mkdir()
+
   return inject
 
 
 _AGAIN = {"code": 0, "same_bits": True}
 FAULTS: tuple[Fault, ...] = (
-    Fault("nothing", **_AGAIN),
-    Fault("validation scores are NaN from step 12 on", patch=breakage.scores_are_nan, **_AGAIN),
-    Fault("an update makes the weights infinite", patch=breakage.update_ruins_weights, code=3, fresh=True,
-          words="after step 15 params/"),
-    Fault("NaN in one expert's gradient", patch=breakage.gradient_is_nan, code=3, words="at step 12"),
-    Fault("a bit flips in the newest checkpoint", _flip_newest, words="set_aside", **_AGAIN),
-    Fault("a bit flips in every checkpoint", _flip_all, words="no older one that is whole"),
-    Fault("the newest checkpoint has another place in the data", _position, words="its seal does not fit", **_AGAIN),
-    Fault("the newest checkpoint's state is gone", lambda w, lab: shutil.rmtree(newest(w) / "state"),
-          words="cannot be read", **_AGAIN),
-    Fault("a blank and a broken line in metrics.jsonl", _blank_line, words="1 damaged line", **_AGAIN),
-    Fault("a killed process left temporaries", _temporaries, **_AGAIN),
-    Fault("the tokens' cache is full of 0xff", _damage_cache, changes={"data__cache_dir": "{home}/damaged_cache"},
-          words="damaged", **_AGAIN),
-    Fault("meta.json is gone", _write("meta.json", None), words="no meta.json"),
-    Fault("meta.json is empty", _write("meta.json", ""), words="meta.json cannot be read"),
-    Fault("meta.json is a list", _write("meta.json", "[]"), words="meta.json holds a list"),
-    Fault("config.json is gone", _write("config.json", None), words="no config.json"),
-    Fault("config.json is nested 100,000 deep", _write("config.json", "[" * 100_000), words="nested too deeply"),
-    Fault("config.json is not UTF-8", lambda w, lab: (w / "config.json").write_bytes(b"\xff\xfe{"),
-          words="config.json cannot be read"),
-    Fault("metrics.jsonl is a directory", _folder("metrics.jsonl"), words="its metrics.jsonl is a directory"),
-    Fault(".lock is a directory", _folder(".lock"), words="its .lock is a directory"),
-    Fault("tb is a file", _write("tb", "x"), words="its tb is a file"),
-    Fault("checkpoints is a file", _write("checkpoints", "x"), words="its checkpoints is a file"),
-    Fault("the corpus is deleted while `stream` reads it", code=2, fresh=True, patch=breakage.corpus_vanishes,
-          changes={"data__pipeline": "stream", "data__sources": "('text:{home}/gone/*.txt',)"}, words="gone",
-          inject=lambda workdir, lab: small.write_corpus(lab.home / "gone")),
-    Fault("another learning rate", changes={"optimizer__learning_rate": 0.1}, words="another --workdir"),
-    Fault("learning_rate=inf", changes={"optimizer__learning_rate": "inf"}, fresh=True, words="at most 1e+20"),
-    Fault("capacity_factor=inf", changes={"model__moe__capacity_factor": "inf"}, fresh=True, words="or None"),
-    Fault("capacity_factor=None", changes={"model__moe__capacity_factor": "None"}, **_AGAIN),
-    Fault("num_layers=2147483648", changes={"model__num_layers": 2**31}, fresh=True, words="at most 1,000"),
-    Fault("warmup_steps above steps", changes={"optimizer__warmup_steps": 50}, fresh=True, words="warmup_steps"),
-    Fault("seed=2**32", changes={"seed": 2**32}, fresh=True, words="seed=4294967296"),
+  Fault("nothing", **_AGAIN),
+  Fault("validation scores are NaN from step 12 on", patch=breakage.scores_are_nan, **_AGAIN),
+  Fault(
+    "an update makes the weights infinite",
+    patch=breakage.update_ruins_weights,
+    code=3,
+    fresh=True,
+    words="after step 15 params/",
+  ),
+  Fault("NaN in one expert's gradient", patch=breakage.gradient_is_nan, code=3, words="at step 12"),
+  Fault("a bit flips in the newest checkpoint", _flip_newest, words="set_aside", **_AGAIN),
+  Fault("a bit flips in every checkpoint", _flip_all, words="no older one that is whole"),
+  Fault(
+    "the newest checkpoint has another place in the data",
+    _position,
+    words="its seal does not fit",
+    **_AGAIN,
+  ),
+  Fault(
+    "the newest checkpoint's state is gone",
+    lambda w, lab: shutil.rmtree(newest(w) / "state"),
+    words="cannot be read",
+    **_AGAIN,
+  ),
+  Fault(
+    "a blank and a broken line in metrics.jsonl", _blank_line, words="1 damaged line", **_AGAIN
+  ),
+  Fault("a killed process left temporaries", _temporaries, **_AGAIN),
+  Fault(
+    "the tokens' cache is full of 0xff",
+    _damage_cache,
+    changes={"data__cache_dir": "{home}/damaged_cache"},
+    words="damaged",
+    **_AGAIN,
+  ),
+  Fault("meta.json is gone", _write("meta.json", None), words="no meta.json"),
+  Fault("meta.json is empty", _write("meta.json", ""), words="meta.json cannot be read"),
+  Fault("meta.json is a list", _write("meta.json", "[]"), words="meta.json holds a list"),
+  Fault("config.json is gone", _write("config.json", None), words="no config.json"),
+  Fault(
+    "config.json is nested 100,000 deep",
+    _write("config.json", "[" * 100_000),
+    words="nested too deeply",
+  ),
+  Fault(
+    "config.json is not UTF-8",
+    lambda w, lab: (w / "config.json").write_bytes(b"\xff\xfe{"),
+    words="config.json cannot be read",
+  ),
+  Fault(
+    "metrics.jsonl is a directory",
+    _folder("metrics.jsonl"),
+    words="its metrics.jsonl is a directory",
+  ),
+  Fault(".lock is a directory", _folder(".lock"), words="its .lock is a directory"),
+  Fault("tb is a file", _write("tb", "x"), words="its tb is a file"),
+  Fault("checkpoints is a file", _write("checkpoints", "x"), words="its checkpoints is a file"),
+  Fault(
+    "the corpus is deleted while `stream` reads it",
+    code=2,
+    fresh=True,
+    patch=breakage.corpus_vanishes,
+    changes={"data__pipeline": "stream", "data__sources": "('text:{home}/gone/*.txt',)"},
+    words="gone",
+    inject=lambda workdir, lab: small.write_corpus(lab.home / "gone"),
+  ),
+  Fault(
+    "another learning rate", changes={"optimizer__learning_rate": 0.1}, words="another --workdir"
+  ),
+  Fault(
+    "learning_rate=inf",
+    changes={"optimizer__learning_rate": "inf"},
+    fresh=True,
+    words="at most 1e+20",
+  ),
+  Fault(
+    "capacity_factor=inf",
+    changes={"model__moe__capacity_factor": "inf"},
+    fresh=True,
+    words="or None",
+  ),
+  Fault("capacity_factor=None", changes={"model__moe__capacity_factor": "None"}, **_AGAIN),
+  Fault(
+    "num_layers=2147483648", changes={"model__num_layers": 2**31}, fresh=True, words="at most 1,000"
+  ),
+  Fault(
+    "warmup_steps above steps",
+    changes={"optimizer__warmup_steps": 50},
+    fresh=True,
+    words="warmup_steps",
+  ),
+  Fault("seed=2**32", changes={"seed": 2**32}, fresh=True, words="seed=4294967296"),
 )
 
 
@@ -205,25 +282,45 @@ def row(fault: Fault, lab: Lab, number: int) -> dict[str, Any]:
     shutil.copytree(lab.home / "half", workdir)
   fault.inject(workdir, lab)
   kept = _checkpoints(workdir)
-  changes = {key: value.format(home=lab.home) if isinstance(value, str) else value
-             for key, value in fault.changes.items()}
+  changes = {
+    key: value.format(home=lab.home) if isinstance(value, str) else value
+    for key, value in fault.changes.items()
+  }
   code, printed = lab.run(workdir, fault.patch, **changes)
   told = [line for line in printed.splitlines() if line.startswith(("error:", "warning:", "note:"))]
   same = code == 0 and small.sha256(workdir) == lab.weights
-  good = (code == fault.code and fault.words in " ".join(told) and "Traceback" not in printed
-          and (fault.same_bits is None or same == fault.same_bits))
+  good = (
+    code == fault.code
+    and fault.words in " ".join(told)
+    and "Traceback" not in printed
+    and (fault.same_bits is None or same == fault.same_bits)
+  )
   lost = _lost(workdir, kept, same, code)
-  happened = {0: "went on" + (", same bits" if same else ""), 2: "refused", 3: "stopped as diverged"}.get(
-      code, f"exit code {code}")
-  return {"name": fault.name, "happened": happened, "lost": lost, "told": " ".join(told).replace(str(lab.home), "…"),
-          "good": good}
+  happened = {
+    0: "went on" + (", same bits" if same else ""),
+    2: "refused",
+    3: "stopped as diverged",
+  }.get(code, f"exit code {code}")
+  return {
+    "name": fault.name,
+    "happened": happened,
+    "lost": lost,
+    "told": " ".join(told).replace(str(lab.home), "…"),
+    "good": good,
+  }
 
 
 def _lost(workdir: pathlib.Path, kept: Sequence[str], same: bool, code: int) -> str:
   """What a user no longer has."""
   if code == 0:
     lines = sum(line["kind"] == "train" for line in metrics.read(workdir / "metrics.jsonl"))
-    return "nothing" if same and lines == 10 else f"{10 - lines} lines of metrics" if lines < 10 else "nothing"
+    return (
+      "nothing"
+      if same and lines == 10
+      else f"{10 - lines} lines of metrics"
+      if lines < 10
+      else "nothing"
+    )
   gone = sorted(set(kept) - set(_checkpoints(workdir)))
   return f"checkpoints {', '.join(gone)}" if gone else "nothing"
 
@@ -234,11 +331,16 @@ def _checkpoints(workdir: pathlib.Path) -> list[str]:
 
 
 def disk(lab: Lab) -> dict[str, Any] | None:
-  """A workdir on a disk too small for a second checkpoint; it goes on when there is room. None: no such disk."""
+  """A workdir on a disk too small for a second checkpoint; it goes on when there is room. None: no
+  such disk."""
   place = lab.home / "disk"
   place.mkdir()
-  mount = lambda *options: subprocess.run(["mount", "-t", "tmpfs", "-o", *options, "tmpfs", str(place)],
-                                          capture_output=True).returncode
+
+  def mount(*options):
+    return subprocess.run(
+      ["mount", "-t", "tmpfs", "-o", *options, "tmpfs", str(place)], capture_output=True
+    ).returncode
+
   if mount("size=500k"):
     return None
   try:
@@ -250,28 +352,50 @@ def disk(lab: Lab) -> dict[str, Any] | None:
   finally:
     subprocess.run(["umount", "-l", str(place)], capture_output=True)
   good = code == 2 and again == 0 and same and len(told) == 1 and "Traceback" not in printed
-  return {"name": "the disk is full", "happened": "stopped; with more room it went on, " + (
-      "same bits" if same else "other bits"), "lost": "nothing" if same else "bits",
-      "told": " ".join(told).replace(str(lab.home), "…"), "good": good}
+  return {
+    "name": "the disk is full",
+    "happened": "stopped; with more room it went on, " + ("same bits" if same else "other bits"),
+    "lost": "nothing" if same else "bits",
+    "told": " ".join(told).replace(str(lab.home), "…"),
+    "good": good,
+  }
 
 
-def close_to_clean(lab: Lab, name: str, patch: Callable[[], None], guard: dict[str, Any]) -> dict[str, Any]:
+def close_to_clean(
+  lab: Lab, name: str, patch: Callable[[], None], guard: dict[str, Any]
+) -> dict[str, Any]:
   """A long run to which something happens in the middle, beside one to which nothing does."""
   workdir = lab.home / name.replace(" ", "_")
   code, printed = lab.run(workdir, patch, **LONG | guard)
-  told = [line.removeprefix("warning: ") for line in printed.splitlines() if line.startswith(("warning:", "error:"))]
+  told = [
+    line.removeprefix("warning: ")
+    for line in printed.splitlines()
+    if line.startswith(("warning:", "error:"))
+  ]
   value = bits(workdir) if code == 0 else float("nan")
-  off = (value - lab.clean) / lab.clean  # below 0: better than the clean run, which has seen other batches
-  return {"name": name, "happened": f"{value:.3f} bits per byte, {off:+.1%} against the clean run's {lab.clean:.3f}",
-          "lost": "nothing", "told": " ".join(told).replace(str(lab.home), "…"), "good": off <= CLOSE and bool(told)}
+  off = (
+    value - lab.clean
+  ) / lab.clean  # below 0: better than the clean run, which has seen other batches
+  return {
+    "name": name,
+    "happened": f"{value:.3f} bits per byte, {off:+.1%} against the clean run's {lab.clean:.3f}",
+    "lost": "nothing",
+    "told": " ".join(told).replace(str(lab.home), "…"),
+    "good": off <= CLOSE and bool(told),
+  }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
   """Markdown."""
-  lines = ["| fault | what happened | what was lost | what the user was told |", "|---|---|---|---|"]
+  lines = [
+    "| fault | what happened | what was lost | what the user was told |",
+    "|---|---|---|---|",
+  ]
   for one in rows:
     mark = "" if one["good"] else " **(not as it should be)**"
-    lines.append(f"| {one['name']}{mark} | {one['happened']} | {one['lost']} | {_shortened(one['told'])} |")
+    lines.append(
+      f"| {one['name']}{mark} | {one['happened']} | {one['lost']} | {_shortened(one['told'])} |"
+    )
   good = sum(one["good"] for one in rows)
   return "\n".join([*lines, "", f"{good} of {len(rows)} rows are as they should be."])
 
@@ -283,23 +407,36 @@ def _shortened(text: str, most: int = 420) -> str:
 
 def main(argv: Sequence[str]) -> int:
   """Does what the command line says; returns the exit code."""
-  parser = argparse.ArgumentParser(prog="python -m experiments.reliability.faults", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    prog="python -m experiments.reliability.faults",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   parser.add_argument("--only", default="", help="a part of the rows' names")
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
   given = parser.parse_args(argv)
   if given.only and given.write:
-    raise ConfigError("write", True, "would put a part of the rows into the table; leave out --only")
+    raise ConfigError(
+      "write", True, "would put a part of the rows into the table; leave out --only"
+    )
   jobs: dict[str, Callable[[Lab], dict[str, Any] | None]] = {
-      fault.name: functools.partial(row, fault, number=number) for number, fault in enumerate(FAULTS)}
+    fault.name: functools.partial(row, fault, number=number) for number, fault in enumerate(FAULTS)
+  }
   jobs["the disk is full"] = disk
   for name, patch, changes in (
-      ("NaN in one expert's gradient at step 200 of 300, skipped", breakage.late_gradient_is_nan, SKIP),
-      ("four poisoned batches at step 200 of 300, rolled back", breakage.batches_are_garbage, GUARD)):
+    (
+      "NaN in one expert's gradient at step 200 of 300, skipped",
+      breakage.late_gradient_is_nan,
+      SKIP,
+    ),
+    ("four poisoned batches at step 200 of 300, rolled back", breakage.batches_are_garbage, GUARD),
+  ):
     jobs[name] = functools.partial(close_to_clean, name=name, patch=patch, guard=changes)
   chosen = [job for name, job in jobs.items() if given.only in name]
   if not chosen:
-    raise ConfigError("only", given.only, "is in the name of no row; docs/reliability.md has the names")
+    raise ConfigError(
+      "only", given.only, "is in the name of no row; docs/reliability.md has the names"
+    )
   with tempfile.TemporaryDirectory() as folder:
     lab = Lab(pathlib.Path(folder))
     rows = [found for job in tqdm(chosen, unit="fault") if (found := job(lab)) is not None]

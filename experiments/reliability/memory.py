@@ -2,9 +2,10 @@
 
   python -m experiments.reliability.memory [--steps=20000] [--write]
 
-The process's resident memory is read once a second, with the step that metrics.jsonl is at. What the end of a run takes
-(the final evaluation, the ladder, the report) is told apart. --write puts the numbers and the figure into docs/. Exit
-code 1: after the last steps it is more than 5% above what it was after a tenth of them.
+The process's resident memory is read once a second, with the step that metrics.jsonl is at. What
+the end of a run takes (the final evaluation, the ladder, the report) is told apart. --write puts
+the numbers and the figure into docs/. Exit code 1: after the last steps it is more than 5% above
+what it was after a tenth of them.
 """
 
 from __future__ import annotations
@@ -28,14 +29,21 @@ from moe_jax.routers import replace
 PAGE = small.ROOT / "docs" / "reliability.md"
 FIGURE = small.ROOT / "docs" / "memory.svg"
 GROWTH = 0.05
-CHANGES = {"train__log_every": 20, "train__eval_every": 1000, "train__checkpoint_every": 1000,
-           "optimizer__schedule": "constant"}
+CHANGES = {
+  "train__log_every": 20,
+  "train__eval_every": 1000,
+  "train__checkpoint_every": 1000,
+  "optimizer__schedule": "constant",
+}
 
 
 def main(argv: Sequence[str]) -> int:
   """Does what the command line says; returns the exit code."""
-  parser = argparse.ArgumentParser(prog="python -m experiments.reliability.memory", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    prog="python -m experiments.reliability.memory",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   parser.add_argument("--steps", type=int, default=20_000)
   parser.add_argument("--write", action="store_true", help="put numbers and figure into docs/")
   given = parser.parse_args(argv)
@@ -47,14 +55,23 @@ def main(argv: Sequence[str]) -> int:
   finish = megabytes[~training].max(initial=0.0)
   steps, megabytes = steps[training], megabytes[training]
   early, late = (at(steps, megabytes, step) for step in (given.steps // 10, given.steps))
-  text = (f"Resident memory after {given.steps // 10:,} steps: {early:.0f} MB, after {given.steps:,}: {late:.0f} MB "
-          f"({late / early - 1:+.1%}); at most {finish:.0f} MB during the final evaluation and the report; "
-          f"{len(steps):,} readings, {(time.monotonic() - begun) / 60:.0f} minutes.")
+  text = (
+    f"Resident memory after {given.steps // 10:,} steps: {early:.0f} MB, after {given.steps:,}: "
+    f"{late:.0f} MB ({late / early - 1:+.1%}); at most {finish:.0f} MB during the final evaluation "
+    f"and the report; {len(steps):,} readings, {(time.monotonic() - begun) / 60:.0f} minutes."
+  )
   print(text)
   if given.write:
-    FIGURE.write_text(line_file(f"Resident memory over {given.steps:,} steps", [
-        Line("resident memory", steps, megabytes, "#0072b2")], y_label="MB"))
-    PAGE.write_text(replace(PAGE.read_text(), "memory", f"{text}\n\n![Resident memory by step]({FIGURE.name})"))
+    FIGURE.write_text(
+      line_file(
+        f"Resident memory over {given.steps:,} steps",
+        [Line("resident memory", steps, megabytes, "#0072b2")],
+        y_label="MB",
+      )
+    )
+    PAGE.write_text(
+      replace(PAGE.read_text(), "memory", f"{text}\n\n![Resident memory by step]({FIGURE.name})")
+    )
   return int(late > early * (1 + GROWTH))
 
 

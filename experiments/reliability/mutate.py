@@ -1,4 +1,5 @@
-"""What is changed at random: values of a config, words of a command line, bytes and kinds of a file."""
+"""What is changed at random: values of a config, words of a command line, bytes and kinds of a
+file."""
 
 from __future__ import annotations
 
@@ -12,36 +13,127 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-NUMBERS = (0, 1, -1, 2, 3, 7, 64, 1000, 2**16, 2**20, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63, 10**20, 10**400, 0.0,
-           0.5, 1.0, -0.5, 1e-45, 1e-30, 1e-8, 1e20, 1e30, math.inf, -math.inf, math.nan, True, False, None)
-TEXTS = ("", " ", "None", "none", "top_k", "switch", "base", "decoder", "lstm", "brainformer", "encoder_decoder",
-         "latent", "relative", "rope", "stream", "span_corruption", "adafactor", "wsd", "rsqrt", "bfloat16", "full",
-         "dots", "all", "global", "gate", "tanh", "scatter", "ragged_all_to_all", "expert_choice", "hash_layer",
-         "sinkhorn", "hierarchical", "a\0b", "a\nb", "\udc80", "é世", "x" * 5000, "../..", "~nobody/x", "/",
-         "text:/nowhere/*", "hf:/nowhere")
-ENTRIES = ("attention", "ffn", "moe", "moe:gate=top_2", "moe:hidden=8,capacity=1", "attention:heads=3", "moe:hidden=0",
-           "embedded:prose", "text:", "router", "fsdp", "data", "nobody")
+NUMBERS = (
+  0,
+  1,
+  -1,
+  2,
+  3,
+  7,
+  64,
+  1000,
+  2**16,
+  2**20,
+  2**31 - 1,
+  2**31,
+  2**32 - 1,
+  2**32,
+  2**63,
+  10**20,
+  10**400,
+  0.0,
+  0.5,
+  1.0,
+  -0.5,
+  1e-45,
+  1e-30,
+  1e-8,
+  1e20,
+  1e30,
+  math.inf,
+  -math.inf,
+  math.nan,
+  True,
+  False,
+  None,
+)
+TEXTS = (
+  "",
+  " ",
+  "None",
+  "none",
+  "top_k",
+  "switch",
+  "base",
+  "decoder",
+  "lstm",
+  "brainformer",
+  "encoder_decoder",
+  "latent",
+  "relative",
+  "rope",
+  "stream",
+  "span_corruption",
+  "adafactor",
+  "wsd",
+  "rsqrt",
+  "bfloat16",
+  "full",
+  "dots",
+  "all",
+  "global",
+  "gate",
+  "tanh",
+  "scatter",
+  "ragged_all_to_all",
+  "expert_choice",
+  "hash_layer",
+  "sinkhorn",
+  "hierarchical",
+  "a\0b",
+  "a\nb",
+  "\udc80",
+  "é世",
+  "x" * 5000,
+  "../..",
+  "~nobody/x",
+  "/",
+  "text:/nowhere/*",
+  "hf:/nowhere",
+)
+ENTRIES = (
+  "attention",
+  "ffn",
+  "moe",
+  "moe:gate=top_2",
+  "moe:hidden=8,capacity=1",
+  "attention:heads=3",
+  "moe:hidden=0",
+  "embedded:prose",
+  "text:",
+  "router",
+  "fsdp",
+  "data",
+  "nobody",
+)
 SHARE_OF_OTHER_TYPES = 0.15
 
 
 def value(draw: random.Random, before: Any) -> Any:
   """Something in place of `before`, mostly of its type."""
   if draw.random() < SHARE_OF_OTHER_TYPES:
-    return draw.choice([*NUMBERS, *TEXTS, (), (1,), ("a",), (None,), ((),), [], {}, {"name": "top_k"}, b"x", 1j])
+    return draw.choice(
+      [*NUMBERS, *TEXTS, (), (1,), ("a",), (None,), ((),), [], {}, {"name": "top_k"}, b"x", 1j]
+    )
   if isinstance(before, str):
     return draw.choice(TEXTS)
   if isinstance(before, (tuple, list)):
-    return tuple(draw.choice([*ENTRIES, *NUMBERS]) if draw.random() < 0.2 else draw.choice(ENTRIES)
-                 for _ in range(draw.randrange(4)))
+    return tuple(
+      draw.choice([*ENTRIES, *NUMBERS]) if draw.random() < 0.2 else draw.choice(ENTRIES)
+      for _ in range(draw.randrange(4))
+    )
   if isinstance(before, bool):
     return not before
   if draw.random() < 0.4:  # near what works, so that other checks get their turn
-    return draw.choice([before or 1] if isinstance(before, float) else [0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 31, 100])
+    return draw.choice(
+      [before or 1] if isinstance(before, float) else [0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 31, 100]
+    )
   return draw.choice(NUMBERS)
 
 
 def config(draw: random.Random, c: ConfigDict) -> dict[str, Any]:
-  """Changes one to three places of a config; returns what is where now. Branches, too, and keys that there are not."""
+  """Changes one to three places of a config; returns what is where now. Branches, too, and keys
+  that there are not."""
   changes = {}
   keys = dotted(c)
   for _ in range(draw.choice((1, 1, 1, 2, 3))):
@@ -71,7 +163,10 @@ def dotted(c: ConfigDict, prefix: str = "") -> list[str]:
   """All keys, those of branches too."""
   found = []
   for key, inside in c.items():
-    found += [prefix + key, *(dotted(inside, f"{prefix}{key}.") if isinstance(inside, ConfigDict) else [])]
+    found += [
+      prefix + key,
+      *(dotted(inside, f"{prefix}{key}.") if isinstance(inside, ConfigDict) else []),
+    ]
   return found
 
 
@@ -85,10 +180,22 @@ def arguments(draw: random.Random, keys: Sequence[str], c: ConfigDict) -> list[s
       node = node[part]
     text = str(value(draw, None if isinstance(node, ConfigDict) else node))
     found += draw.choices(
-        [[f"--config.{key}={text}"], [f"--config.{key}", text], [f"-config.{key}={text}"], [f"--noconfig.{key}"],
-         [f"--config.model.moe={text}"], [f"--config={text}"], [f"--{text}"], [text], [f"--workdir={text}"],
-         [f"--distributed={text}"], [f"--config.{key}_={text}"], [f"--config.{key[:-1]}={text}"]],
-        weights=[60, 5, 3, 2, 3, 1, 2, 2, 1, 1, 2, 2])[0]
+      [
+        [f"--config.{key}={text}"],
+        [f"--config.{key}", text],
+        [f"-config.{key}={text}"],
+        [f"--noconfig.{key}"],
+        [f"--config.model.moe={text}"],
+        [f"--config={text}"],
+        [f"--{text}"],
+        [text],
+        [f"--workdir={text}"],
+        [f"--distributed={text}"],
+        [f"--config.{key}_={text}"],
+        [f"--config.{key[:-1]}={text}"],
+      ],
+      weights=[60, 5, 3, 2, 3, 1, 2, 2, 1, 1, 2, 2],
+    )[0]
   return found
 
 
@@ -102,7 +209,7 @@ def _flip(draw: random.Random, path: pathlib.Path) -> None:
 
 def _truncate(draw: random.Random, path: pathlib.Path) -> None:
   data = path.read_bytes()
-  path.write_bytes(data[:draw.randrange(len(data))] if data else b"")
+  path.write_bytes(data[: draw.randrange(len(data))] if data else b"")
 
 
 def _replace(content: bytes) -> Callable[[random.Random, pathlib.Path], Any]:
@@ -123,12 +230,15 @@ def _loop(draw: random.Random, path: pathlib.Path) -> None:
 
 def _insert(draw: random.Random, path: pathlib.Path) -> None:
   lines = path.read_bytes().split(b"\n")
-  lines.insert(draw.randrange(len(lines) + 1), draw.choice((b"", b"{", b"null", b"\xff\xfe", b"\0" * 9)))
+  lines.insert(
+    draw.randrange(len(lines) + 1), draw.choice((b"", b"{", b"null", b"\xff\xfe", b"\0" * 9))
+  )
   path.write_bytes(b"\n".join(lines))
 
 
 def _retype(draw: random.Random, path: pathlib.Path) -> None:
-  """Puts another JSON value in the place of one inside the file, or of the whole where it holds no JSON."""
+  """Puts another JSON value in the place of one inside the file, or of the whole where it holds no
+  JSON."""
   other = draw.choice((None, [], {}, 0, -1, 1e400, "", "x", True, [1], {"a": 1}, 2**70))
   lines = path.read_bytes().split(b"\n") if path.suffix == ".jsonl" else [path.read_bytes()]
   place = draw.randrange(max(len(lines) - 1, 1))
@@ -150,11 +260,21 @@ def _retype(draw: random.Random, path: pathlib.Path) -> None:
 
 
 FILES: Mapping[str, Callable[[random.Random, pathlib.Path], Any]] = {
-    "flip bits": _flip, "truncate": _truncate, "delete": lambda draw, path: path.unlink(), "directory": _directory,
-    "symlink to itself": _loop, "other JSON inside": _retype, "another line": _insert, "empty": _replace(b""),
-    "invalid UTF-8": _replace(b"\xff\xfe{}\x80"), "deep nesting": _replace(b"[" * 100_000),
-    "null": _replace(b"null"), "a list": _replace(b"[1, 2]"), "a number": _replace(b"7"), "a string": _replace(b'"x"'),
-    "zeros": _replace(b"\0" * 64),
+  "flip bits": _flip,
+  "truncate": _truncate,
+  "delete": lambda draw, path: path.unlink(),
+  "directory": _directory,
+  "symlink to itself": _loop,
+  "other JSON inside": _retype,
+  "another line": _insert,
+  "empty": _replace(b""),
+  "invalid UTF-8": _replace(b"\xff\xfe{}\x80"),
+  "deep nesting": _replace(b"[" * 100_000),
+  "null": _replace(b"null"),
+  "a list": _replace(b"[1, 2]"),
+  "a number": _replace(b"7"),
+  "a string": _replace(b'"x"'),
+  "zeros": _replace(b"\0" * 64),
 }
 
 

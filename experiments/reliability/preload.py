@@ -1,4 +1,5 @@
-"""What the server of `small.Child` imports before it forks: all of a training run, and no device."""
+"""What the server of `small.Child` imports before it forks: all of a training run, and no
+device."""
 
 import flax  # noqa: F401
 import grain  # noqa: F401

@@ -1,4 +1,5 @@
-"""The small real run that the reliability tools train: a thousand weights on a few kilobytes of text, no download."""
+"""The small real run that the reliability tools train: a thousand weights on a few kilobytes of
+text, no download."""
 
 from __future__ import annotations
 
@@ -16,20 +17,44 @@ from typing import Any
 from moe_jax.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Programs that run for a moment: optimising their machine code would take longer. XLA ends a process for a flag that it
-# does not know.
+# Programs that run for a moment: optimising their machine code would take longer. XLA ends a
+# process for a flag that it does not know.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" + (
-    " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10."))
-WORDS = "the expert routes a token to one of many small networks and each learns what it sees best".split()
-# Everything that a run has: experts under scan, a bias that balancing moves, noise, dropout, accumulation, evaluations.
+  " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10.")
+)
+WORDS = (
+  "the expert routes a token to one of many small networks and each learns what it sees best"
+).split()
+# Everything that a run has: experts under scan, a bias that balancing moves, noise, dropout,
+# accumulation, evaluations.
 KEYS: Mapping[str, Any] = {
-    "model.d_model": 16, "model.num_layers": 4, "model.num_heads": 2, "model.num_kv_heads": 2, "model.head_dim": 8,
-    "model.d_ff": 32, "model.moe.d_ff": 32, "model.moe.num_experts": 4, "model.moe.dispatcher.name": "einsum",
-    "model.moe.jitter": 0.01, "model.moe.bias_update_rate": 0.001, "model.dropout": 0.1, "data.seq_len": 32,
-    "data.threads": 1, "data.validation_fraction": 0.3, "train.batch_size": 4, "train.accumulate_steps": 2,
-    "train.steps": 40, "train.log_every": 2, "train.eval_every": 10, "train.eval_batches": 1,
-    "train.checkpoint_every": 5, "train.keep_last": 2, "train.final_eval_batches": 1, "optimizer.warmup_steps": 2,
-    "mesh.data": 1, "report.ladder_megabytes": 0.0,
+  "model.d_model": 16,
+  "model.num_layers": 4,
+  "model.num_heads": 2,
+  "model.num_kv_heads": 2,
+  "model.head_dim": 8,
+  "model.d_ff": 32,
+  "model.moe.d_ff": 32,
+  "model.moe.num_experts": 4,
+  "model.moe.dispatcher.name": "einsum",
+  "model.moe.jitter": 0.01,
+  "model.moe.bias_update_rate": 0.001,
+  "model.dropout": 0.1,
+  "data.seq_len": 32,
+  "data.threads": 1,
+  "data.validation_fraction": 0.3,
+  "train.batch_size": 4,
+  "train.accumulate_steps": 2,
+  "train.steps": 40,
+  "train.log_every": 2,
+  "train.eval_every": 10,
+  "train.eval_batches": 1,
+  "train.checkpoint_every": 5,
+  "train.keep_last": 2,
+  "train.final_eval_batches": 1,
+  "optimizer.warmup_steps": 2,
+  "mesh.data": 1,
+  "report.ladder_megabytes": 0.0,
 }
 
 
@@ -43,8 +68,12 @@ def write_corpus(directory: pathlib.Path) -> pathlib.Path:
 
 
 def flags(home: pathlib.Path, **changes: Any) -> list[str]:
-  """The command line's flags of the run on the corpus below `home`; `__` in a key stands for the dot."""
-  keys = dict(KEYS) | {"data.sources": (f"text:{home / 'corpus'}/*.txt",), "data.cache_dir": str(home / "cache")}
+  """The command line's flags of the run on the corpus below `home`; `__` in a key stands for the
+  dot."""
+  keys = dict(KEYS) | {
+    "data.sources": (f"text:{home / 'corpus'}/*.txt",),
+    "data.cache_dir": str(home / "cache"),
+  }
   keys |= {key.replace("__", "."): value for key, value in changes.items()}
   return ["--config=configs/base.py", *(f"--config.{key}={value}" for key, value in keys.items())]
 
@@ -67,25 +96,42 @@ def check_folder(flag: str, path: pathlib.Path | None) -> None:
     ConfigError: the path is a folder, or the folder that it lies in does not exist.
   """
   if path is not None and (path.is_dir() or not path.parent.is_dir()):
-    raise ConfigError(flag, str(path), "must be a file in a folder that exists; create the folder, or name another one")
+    raise ConfigError(
+      flag,
+      str(path),
+      "must be a file in a folder that exists; create the folder, or name another one",
+    )
 
 
 def config(home: pathlib.Path, **changes: Any):
   """The config that those flags make, for a run in this process."""
   from moe_jax.train import parse
+
   return parse(["train", *flags(home, **changes)], workdir=False).config
 
 
 class Child:
   """A training process with the methods of `subprocess.Popen` that are needed here.
 
-  It is forked from a server that has imported everything but not asked for a device, which saves seconds a start.
+  It is forked from a server that has imported everything but not asked for a device, which saves
+  seconds a start.
   """
 
-  def __init__(self, home: pathlib.Path, argv: Sequence[str], log: pathlib.Path, patch: Callable[[], None] | None):
+  def __init__(
+    self,
+    home: pathlib.Path,
+    argv: Sequence[str],
+    log: pathlib.Path,
+    patch: Callable[[], None] | None,
+  ):
     compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(home / "compiled"))
-    variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK, "JAX_COMPILATION_CACHE_DIR": compiled,
-                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    variables = {
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": QUICK,
+      "JAX_COMPILATION_CACHE_DIR": compiled,
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["experiments.reliability.preload"])
     with _at_root(variables):
@@ -109,7 +155,8 @@ class Child:
 
 @contextlib.contextmanager
 def _at_root(variables: Mapping[str, str]) -> Iterator[None]:
-  """The server of forks inherits these variables and the search path when the first child starts it."""
+  """The server of forks inherits these variables and the search path when the first child starts
+  it."""
   before = dict(os.environ)
   os.environ.update(variables | {"PYTHONPATH": str(ROOT)})
   try:
@@ -119,21 +166,32 @@ def _at_root(variables: Mapping[str, str]) -> Iterator[None]:
     os.environ.update(before)
 
 
-def _train(variables: Mapping[str, str], argv: Sequence[str], log: str, patch: Callable[[], None] | None) -> None:
+def _train(
+  variables: Mapping[str, str], argv: Sequence[str], log: str, patch: Callable[[], None] | None
+) -> None:
   """What a child does: the command, with its output in `log`."""
   os.environ.update(variables)
   with open(log, "ab", buffering=0) as file:
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
-  sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
+  sys.stdout, sys.stderr = (
+    open(1, "w", buffering=1, closefd=False),
+    open(2, "w", buffering=1, closefd=False),
+  )
   if patch:
     patch()
   from moe_jax import train
+
   sys.exit(train.main(argv))
 
 
-def start(home: pathlib.Path, workdir: pathlib.Path, *extra: str, patch: Callable[[], None] | None = None,
-          **changes: Any) -> Child:
+def start(
+  home: pathlib.Path,
+  workdir: pathlib.Path,
+  *extra: str,
+  patch: Callable[[], None] | None = None,
+  **changes: Any,
+) -> Child:
   """Starts the run's command in a process of its own; its output goes to `<workdir>.log`.
 
   Args:
@@ -149,10 +207,13 @@ def start(home: pathlib.Path, workdir: pathlib.Path, *extra: str, patch: Callabl
 
 def said(workdir: pathlib.Path) -> str:
   """The last line of the run's output."""
-  return (pathlib.Path(f"{workdir}.log").read_text(errors="replace").strip().splitlines() or [""])[-1]
+  return (pathlib.Path(f"{workdir}.log").read_text(errors="replace").strip().splitlines() or [""])[
+    -1
+  ]
 
 
 def sha256(workdir: pathlib.Path) -> str:
   """The fingerprint of the weights of the run's last checkpoint."""
   from moe_jax import inspect
+
   return str(inspect.describe(workdir).get("parameters_sha256", "no checkpoint"))

@@ -16,14 +16,23 @@ from experiments.reliability import small
 
 LIFE = 250  # cases, after which a process makes way for another: JAX keeps what it has traced
 
-# Compiling fast matters more than running fast; a program that was compiled once is read from the cache.
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-               "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-               "XLA_FLAGS": small.QUICK}
+# Compiling fast matters more than running fast; a program that was compiled once is read from the
+# cache.
+ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu",
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+  "XLA_FLAGS": small.QUICK,
+}
 
 
-def work(function: Callable[..., Any], cases: Sequence[tuple], limit: Callable[[tuple], float], processes: int,
-         cache: pathlib.Path) -> Iterator[tuple[tuple, Any]]:
+def work(
+  function: Callable[..., Any],
+  cases: Sequence[tuple],
+  limit: Callable[[tuple], float],
+  processes: int,
+  cache: pathlib.Path,
+) -> Iterator[tuple[tuple, Any]]:
   """Yields `(case, function(*case))` as they come; None in place of one that took too long.
 
   Args:
@@ -33,7 +42,10 @@ def work(function: Callable[..., Any], cases: Sequence[tuple], limit: Callable[[
     processes: at a time.
     cache: of compiled programs, shared by all processes.
   """
-  start = lambda: _Worker(function, ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(cache)})
+
+  def start():
+    return _Worker(function, ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(cache)})
+
   left, workers = list(reversed(cases)), [start() for _ in range(min(processes, len(cases)))]
   try:
     while left or any(worker.case for worker in workers):
@@ -48,7 +60,10 @@ def work(function: Callable[..., Any], cases: Sequence[tuple], limit: Callable[[
       for i, worker in enumerate(workers):
         if not worker.case:
           continue
-        case, late = worker.case, time.monotonic() - worker.since > limit(worker.case) + worker.grace
+        case, late = (
+          worker.case,
+          time.monotonic() - worker.since > limit(worker.case) + worker.grace,
+        )
         if worker.pipe.poll():
           answered, found = worker.end()
         elif late or not worker.process.is_alive():

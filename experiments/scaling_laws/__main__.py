@@ -1,15 +1,19 @@
-"""Fits scaling laws to trained models, and trains grids of models to fit them to; README.md has question and outcome.
+"""Fits scaling laws to trained models, and trains grids of models to fit them to; README.md has
+question and outcome.
 
-  python -m experiments.scaling_laws --fit=FILE    constants with intervals, of a CSV or JSONL file of points
-      --law=NAME             kaplan, chinchilla, clark or krajewski; default: all that the columns allow
-      --bootstrap=200        resamples, of which the intervals are; --seed=0 seeds them
-      --predict="n=1e9 d=2e10 experts=8 granularity=2"    the loss there, with its interval
-      --flops=1e21           the N and D of least loss for that training budget
-      --out=DIR              writes fit.json and fit.png
-  python -m experiments.scaling_laws --scale=desk  trains the grid, then fits; the flags of experiments/sweep.py hold
-  python -m experiments.scaling_laws --scale=paper --print    the commands of a grid at the papers' sizes, for a pod
-  python -m experiments.scaling_laws --recover     do fits find the constants that made the points? renews recovery.json
-  python -m experiments.scaling_laws --write       renews the README's tables
+python -m experiments.scaling_laws --fit=FILE    constants with intervals, of a CSV or JSONL file of
+points
+    --law=NAME             kaplan, chinchilla, clark or krajewski; default: all that the columns
+                           allow
+    --bootstrap=200        resamples, of which the intervals are; --seed=0 seeds them
+    --predict="n=1e9 d=2e10 experts=8 granularity=2"    the loss there, with its interval
+    --flops=1e21           the N and D of least loss for that training budget
+    --out=DIR              writes fit.json and fit.png
+python -m experiments.scaling_laws --scale=desk  trains the grid, then fits; the flags of
+experiments/sweep.py hold python -m experiments.scaling_laws --scale=paper --print    the commands
+of a grid at the papers' sizes, for a pod python -m experiments.scaling_laws --recover     do fits
+find the constants that made the points? renews recovery.json python -m experiments.scaling_laws
+--write       renews the README's tables
 """
 
 from __future__ import annotations
@@ -35,8 +39,11 @@ PREDICTED = ("n", "d", "experts", "granularity")
 
 def main(argv: Sequence[str]) -> int:
   """Does what the command line says; returns the exit code."""
-  parser = argparse.ArgumentParser(prog="python -m experiments.scaling_laws", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    prog="python -m experiments.scaling_laws",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   action = parser.add_mutually_exclusive_group(required=True)
   action.add_argument("--fit", type=pathlib.Path)
   action.add_argument("--scale", choices=("desk", "paper"))
@@ -108,7 +115,12 @@ def _fit(file: pathlib.Path, given: argparse.Namespace) -> None:
     raise ConfigError("fit", str(file), "allows none of the laws")
   if given.out:
     given.out.mkdir(parents=True, exist_ok=True)
-    about = {"points": file.name, "bootstrap": given.bootstrap, "seed": given.seed, "level": fitting.LEVEL}
+    about = {
+      "points": file.name,
+      "bootstrap": given.bootstrap,
+      "seed": given.seed,
+      "level": fitting.LEVEL,
+    }
     (given.out / "fit.json").write_text(json.dumps(about | {"laws": found}, indent=2) + "\n")
     figures.draw(fits, given.out / "fit.png")
     print(f"wrote {given.out / 'fit.json'} and {given.out / 'fit.png'}")
@@ -133,19 +145,30 @@ def _report(fitted: fitting.Fit, note: str, target: dict[str, float], flops: flo
   """Prints a fit, and returns it as JSON."""
   law, constants = fitted.law, fitted.constants()
   published = dict(zip(law.constants, next(iter(law.published.values())), strict=True))
-  print(f"{fitted.name}: {law.equation} ({law.paper})\n  N: {SIZES[law.size]}; {note}\n  Huber objective "
-        f"{fitted.objective:.3g}, R^2 of ln L {fitted.r2:.5f}")
+  print(
+    f"{fitted.name}: {law.equation} ({law.paper})\n"
+    f"  N: {SIZES[law.size]}; {note}\n"
+    f"  Huber objective {fitted.objective:.3g}, R^2 of ln L {fitted.r2:.5f}"
+  )
   for name, value in constants.items():
     print(f"  {name:8} {_with_interval(value)}   published {published[name]:g}")
-  result = {"paper": law.paper, "points": note, "objective": fitted.objective, "r2": fitted.r2, "constants": constants}
+  result = {
+    "paper": law.paper,
+    "points": note,
+    "objective": fitted.objective,
+    "r2": fitted.r2,
+    "constants": constants,
+  }
   if target:
     if missing := [column for column in law.reads if column not in target]:
       print(f"  no prediction: --predict names no {' and no '.join(missing)}")
     else:
       at = Points(*(np.array([target.get(column, 1.0)]) for column in PREDICTED), np.ones(1))
       result["predicted"] = {"at": target, "loss": fitted.loss(at)[:, 0].tolist()}
-      print(f"  loss at {', '.join(f'{k} {v:g}' for k, v in target.items())}: "
-            f"{_with_interval(result['predicted']['loss'])}{_beyond(fitted, at)}")
+      print(
+        f"  loss at {', '.join(f'{k} {v:g}' for k, v in target.items())}: "
+        f"{_with_interval(result['predicted']['loss'])}{_beyond(fitted, at)}"
+      )
   if flops is not None:
     result["divided"] = _divide(fitted, flops, target)
   print()
@@ -153,16 +176,29 @@ def _report(fitted: fitting.Fit, note: str, target: dict[str, float], flops: flo
 
 
 def _divide(fitted: fitting.Fit, flops: float, target: dict[str, float]) -> dict | None:
-  """Prints and returns the best division of a budget, at the granularity asked for or the best that was trained."""
+  """Prints and returns the best division of a budget, at the granularity asked for or the best that
+  was trained."""
   if fitted.law.flops_a_token is None:
     print(f"  no division of {flops:g} FLOPs: the paper has none for this law")
     return None
   experts = target.get("experts", float(fitted.points.experts[0]))
-  fine = [target["granularity"]] if "granularity" in target else np.unique(fitted.points.granularity).tolist()
-  divided = {granularity: fitting.divide(fitted, flops, experts, granularity) for granularity in fine}
+  fine = (
+    [target["granularity"]]
+    if "granularity" in target
+    else np.unique(fitted.points.granularity).tolist()
+  )
+  divided = {
+    granularity: fitting.divide(fitted, flops, experts, granularity) for granularity in fine
+  }
   granularity, best = min(divided.items(), key=lambda one: one[1]["loss"][0])
-  at = Points(*(np.array([value]) for value in (best["n"][0], best["d"][0], experts, granularity, 1.0)))
-  where = f" with experts {experts:g}, granularity {granularity:g}" if "granularity" in fitted.law.reads else ""
+  at = Points(
+    *(np.array([value]) for value in (best["n"][0], best["d"][0], experts, granularity, 1.0))
+  )
+  where = (
+    f" with experts {experts:g}, granularity {granularity:g}"
+    if "granularity" in fitted.law.reads
+    else ""
+  )
   print(f"  least loss for {flops:g} FLOPs{where}{_beyond(fitted, at)}:")
   for name, words in (("n", "N"), ("d", "D"), ("loss", "loss")):
     print(f"    {words:6} {_with_interval(best[name])}")
@@ -171,9 +207,15 @@ def _divide(fitted: fitting.Fit, flops: float, target: dict[str, float]) -> dict
 
 def _beyond(fitted: fitting.Fit, at: Points) -> str:
   """Says which columns are extrapolated."""
-  inside = lambda values, value: values.min() <= value <= values.max()
-  outside = [column for column in fitted.law.reads
-             if not inside(getattr(fitted.points, column), getattr(at, column)[0])]
+
+  def inside(values, value):
+    return values.min() <= value <= values.max()
+
+  outside = [
+    column
+    for column in fitted.law.reads
+    if not inside(getattr(fitted.points, column), getattr(at, column)[0])
+  ]
   return f" (beyond the points in {' and '.join(outside)})" if outside else ""
 
 

@@ -1,4 +1,5 @@
-"""The picture of a fit: a row a law, loss against N with the fitted curves, and what the law leaves over."""
+"""The picture of a fit: a row a law, loss against N with the fitted curves, and what the law leaves
+over."""
 
 from __future__ import annotations
 
@@ -28,14 +29,18 @@ def need_pyplot() -> types.ModuleType:
     importlib.import_module("matplotlib").use("Agg")
     return importlib.import_module("matplotlib.pyplot")
   except ImportError as error:
-    raise ConfigError("out", "matplotlib", "is not installed and draws the figure; pip install -e '.[laws]'"
-                      ) from error
+    raise ConfigError(
+      "out", "matplotlib", "is not installed and draws the figure; pip install -e '.[laws]'"
+    ) from error
 
 
 def draw(fits: Sequence[Fit], path: pathlib.Path) -> None:
-  """Writes the PNG: colours are tokens (or experts, where the law reads no tokens), markers granularities."""
+  """Writes the PNG: colours are tokens (or experts, where the law reads no tokens), markers
+  granularities."""
   plt = need_pyplot()
-  figure, axes = plt.subplots(len(fits), 2, figsize=(11, 4.2 * len(fits)), layout="constrained", squeeze=False)
+  figure, axes = plt.subplots(
+    len(fits), 2, figsize=(11, 4.2 * len(fits)), layout="constrained", squeeze=False
+  )
   for (left, right), fit in zip(axes, fits, strict=True):
     _panels(plt, left, right, fit)
   figure.savefig(path, dpi=110)
@@ -47,24 +52,47 @@ def _panels(plt, left, right, fit: Fit) -> None:
   points, column = fit.points, "d" if "d" in fit.law.reads else "experts"
   values = np.log(getattr(points, column))
   low, high = values.min(), values.max()
-  colour = lambda value: plt.get_cmap("viridis")(0.92 * (np.log(value) - low) / (high - low))
+
+  def colour(value):
+    return plt.get_cmap("viridis")(0.92 * (np.log(value) - low) / (high - low))
+
   rest = 100 * (np.log(points.loss) - np.log(fit.loss(points)[0]))
   fine = np.unique(points.granularity)
   for index, granularity in enumerate(fine):
     mine = points.granularity == granularity
-    shape = {"marker": MARKERS[index % len(MARKERS)], "s": 18, "linewidths": 0, "zorder": 3, "c": colour(
-        getattr(points, column)[mine])}
+    shape = {
+      "marker": MARKERS[index % len(MARKERS)],
+      "s": 18,
+      "linewidths": 0,
+      "zorder": 3,
+      "c": colour(getattr(points, column)[mine]),
+    }
     left.scatter(points.n[mine], points.loss[mine], **shape)
     if len(fine) > 1:
       left.scatter([], [], marker=shape["marker"], s=18, c="#666", label=f"G = {granularity:g}")
     right.scatter(points.n[mine], rest[mine], **shape)
   n = np.geomspace(points.n.min() / 1.3, points.n.max() * 1.3, 200)
   for level in _levels(getattr(points, column)):
-    for granularity, style in list(zip((fine[0], fine[-1]), ("solid", "dashed"), strict=True))[:len(fine)]:
-      at = {"d": points.d[0], "experts": points.experts[0], "granularity": granularity, column: level}
-      curve = fit.loss(Points(n, *(np.full_like(n, at[c]) for c in ("d", "experts", "granularity")), n))[0]
-      left.plot(n, curve, color=colour(level), linestyle=style, linewidth=1.3,
-                label=f"{LETTERS[column]} = {_number(level)}" if style == "solid" else None)
+    for granularity, style in list(zip((fine[0], fine[-1]), ("solid", "dashed"), strict=True))[
+      : len(fine)
+    ]:
+      at = {
+        "d": points.d[0],
+        "experts": points.experts[0],
+        "granularity": granularity,
+        column: level,
+      }
+      curve = fit.loss(
+        Points(n, *(np.full_like(n, at[c]) for c in ("d", "experts", "granularity")), n)
+      )[0]
+      left.plot(
+        n,
+        curve,
+        color=colour(level),
+        linestyle=style,
+        linewidth=1.3,
+        label=f"{LETTERS[column]} = {_number(level)}" if style == "solid" else None,
+      )
   if len(fine) > 1:
     left.plot([], [], color="#666", linestyle="dashed", linewidth=1.3, label=f"at G = {fine[-1]:g}")
   left.set(title=f"{fit.name}: {fit.law.equation}", ylabel="held-out loss, nats a token")

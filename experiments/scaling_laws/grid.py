@@ -1,7 +1,9 @@
-"""The grids of runs, one for a desk and one for a pod: decoders over N, D, E and G, and what a finished run counts as.
+"""The grids of runs, one for a desk and one for a pod: decoders over N, D, E and G, and what a
+finished run counts as.
 
-Every block's FFN, of width 4 d and ungated, becomes E G experts of width 4 d / G, of which a token visits G. Widths
-and depths make N, steps make D, each with a learning rate that decays until its own end.
+Every block's FFN, of width 4 d and ungated, becomes E G experts of width 4 d / G, of which a token
+visits G. Widths and depths make N, steps make D, each with a learning rate that decays until its
+own end.
 """
 
 from __future__ import annotations
@@ -15,37 +17,68 @@ from experiments.sweep import Row
 from moe_jax import accounts, assembly, data
 from moe_jax.train import parse
 
-# Width and layers of the models; steps; those at which experts are varied, at the most steps; and granularities, at
-# the sizes and steps named and `FINE` experts.
-DESK = {"sizes": ((32, 2), (48, 3), (64, 4), (96, 4)), "steps": (100, 200, 400), "experts": (2, 4, 8),
-        "routed": ((32, 2), (48, 3), (64, 4)), "granularity": (1, 2, 4), "fine": 8}
-# Krajewski et al. 2024: d = 64 n_blocks, 16 to 130 billion tokens; Clark et al. 2022: 2 to 512 experts.
-PAPER = {"sizes": ((256, 4), (384, 6), (512, 8), (768, 12)), "steps": (61_000, 122_000, 244_000, 496_000),
-         "experts": (2, 4, 8, 16, 32, 64, 128, 256, 512), "routed": ((256, 4), (384, 6), (512, 8), (768, 12)),
-         "granularity": (1, 2, 4, 8, 16), "fine": 64}
+# Width and layers of the models; steps; those at which experts are varied, at the most steps; and
+# granularities, at the sizes and steps named and `FINE` experts.
+DESK = {
+  "sizes": ((32, 2), (48, 3), (64, 4), (96, 4)),
+  "steps": (100, 200, 400),
+  "experts": (2, 4, 8),
+  "routed": ((32, 2), (48, 3), (64, 4)),
+  "granularity": (1, 2, 4),
+  "fine": 8,
+}
+# Krajewski et al. 2024: d = 64 n_blocks, 16 to 130 billion tokens; Clark et al. 2022: 2 to 512
+# experts.
+PAPER = {
+  "sizes": ((256, 4), (384, 6), (512, 8), (768, 12)),
+  "steps": (61_000, 122_000, 244_000, 496_000),
+  "experts": (2, 4, 8, 16, 32, 64, 128, 256, 512),
+  "routed": ((256, 4), (384, 6), (512, 8), (768, 12)),
+  "granularity": (1, 2, 4, 8, 16),
+  "fine": 64,
+}
 
 
 def rows(scale: str) -> dict[str, Row]:
-  """name -> row, of "desk" or "paper": dense over N and D, routed over N and E, fine-grained over N, D and G."""
+  """name -> row, of "desk" or "paper": dense over N and D, routed over N and E, fine-grained over
+  N, D and G."""
   sizes = DESK if scale == "desk" else PAPER
   make = functools.partial(_row, scale)
   longest = max(sizes["steps"])
   found = [make(*size, steps, 1, 1) for size in sizes["sizes"] for steps in sizes["steps"]]
-  found += [make(*size, longest, experts, 1) for size in sizes["routed"] for experts in sizes["experts"]]
-  found += [make(*size, steps, sizes["fine"], granularity) for size in sizes["routed"] for steps in sizes["steps"]
-            for granularity in sizes["granularity"]]
+  found += [
+    make(*size, longest, experts, 1) for size in sizes["routed"] for experts in sizes["experts"]
+  ]
+  found += [
+    make(*size, steps, sizes["fine"], granularity)
+    for size in sizes["routed"]
+    for steps in sizes["steps"]
+    for granularity in sizes["granularity"]
+  ]
   return dict(found)
 
 
-def _row(scale: str, width: int, layers: int, steps: int, experts: int, granularity: int) -> tuple[str, Row]:
+def _row(
+  scale: str, width: int, layers: int, steps: int, experts: int, granularity: int
+) -> tuple[str, Row]:
   head = 16 if scale == "desk" else 64
   keys: dict[str, Any] = {
-      "model.d_model": width, "model.num_layers": layers, "model.num_heads": width // head,
-      "model.num_kv_heads": width // head, "model.head_dim": head, "model.d_ff": 4 * width, "model.activation": "gelu",
-      "model.moe.num_experts": experts * granularity if experts > 1 else 0}
+    "model.d_model": width,
+    "model.num_layers": layers,
+    "model.num_heads": width // head,
+    "model.num_kv_heads": width // head,
+    "model.head_dim": head,
+    "model.d_ff": 4 * width,
+    "model.activation": "gelu",
+    "model.moe.num_experts": experts * granularity if experts > 1 else 0,
+  }
   if experts > 1:
-    keys |= {"model.moe.first": 0, "model.moe.every": 1, "model.moe.d_ff": 4 * width // granularity,
-             "model.moe.router.top_k.k": granularity}
+    keys |= {
+      "model.moe.first": 0,
+      "model.moe.every": 1,
+      "model.moe.d_ff": 4 * width // granularity,
+      "model.moe.router.top_k.k": granularity,
+    }
   keys["train.steps"] = steps
   name = f"d{width}_l{layers}_s{steps}_e{experts}_g{granularity}"
   if scale == "paper":
@@ -55,23 +88,37 @@ def _row(scale: str, width: int, layers: int, steps: int, experts: int, granular
 
 
 _DESK = {"optimizer.warmup_steps": 20, "train.eval_batches": 16, "report.compare": ""}
-_PAPER = {"model.moe.router.top_k.gate_norm": "none", "data.seq_len": 1024, "train.batch_size": 256, "mesh.data": 1,
-          "mesh.fsdp": -1}
+_PAPER = {
+  "model.moe.router.top_k.gate_norm": "none",
+  "data.seq_len": 1024,
+  "train.batch_size": 256,
+  "mesh.data": 1,
+  "mesh.fsdp": -1,
+}
 
 
 def point(line: Mapping[str, Any]) -> dict[str, float]:
-  """A line of results.jsonl as a point: N in all three counts, of the real model; loss averaged over the sources."""
-  return _sizes(*line["arguments"]) | {"d": line["tokens"], "loss": statistics.fmean(line["loss"].values())}
+  """A line of results.jsonl as a point: N in all three counts, of the real model; loss averaged
+  over the sources."""
+  return _sizes(*line["arguments"]) | {
+    "d": line["tokens"],
+    "loss": statistics.fmean(line["loss"].values()),
+  }
 
 
 @functools.cache
 def _sizes(*arguments: str) -> dict[str, float]:
   config = parse(["", *arguments], workdir=False).config
   vocab_size = assembly.fixed_vocab_size(config) or data.vocab_size(
-      config.data, data.tokenizer_of(config.data))
+    config.data, data.tokenizer_of(config.data)
+  )
   total, activated = accounts.parameter_counts(config, vocab_size)
   embeddings = accounts.parameters_by_kind(config, vocab_size)["embedding"]
   experts, width = config.model.moe.num_experts, config.model.moe.d_ff
-  return {"n_total": total, "n_body": total - embeddings, "n_activated": activated - embeddings,
-          "experts": experts * width / config.model.d_ff if experts else 1.0,
-          "granularity": config.model.d_ff / width if experts else 1.0}
+  return {
+    "n_total": total,
+    "n_body": total - embeddings,
+    "n_activated": activated - embeddings,
+    "experts": experts * width / config.model.d_ff if experts else 1.0,
+    "granularity": config.model.d_ff / width if experts else 1.0,
+  }

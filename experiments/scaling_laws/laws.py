@@ -1,7 +1,9 @@
-"""Scaling laws: the held-out loss of a language model from its size, its tokens, its experts and their granularity.
+"""Scaling laws: the held-out loss of a language model from its size, its tokens, its experts and
+their granularity.
 
-Every law is a line of `LAWS`. What is fitted is a coordinate that may be any real number: the logarithm of a constant
-that must be positive, or the constant itself; `_clark_there` says how Ê's two bounds are kept in order.
+Every law is a line of `LAWS`. What is fitted is a coordinate that may be any real number: the
+logarithm of a constant that must be positive, or the constant itself; `_clark_there` says how Ê's
+two bounds are kept in order.
 """
 
 from __future__ import annotations
@@ -13,9 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-# What N counts. A table of points has these as columns, or an `n` that counts as the law's paper does.
-SIZES = {"n_total": "all parameters", "n_body": "all parameters but embeddings",
-         "n_activated": "parameters that a token meets, without embeddings"}
+# What N counts. A table of points has these as columns, or an `n` that counts as the law's paper
+# does.
+SIZES = {
+  "n_total": "all parameters",
+  "n_body": "all parameters but embeddings",
+  "n_activated": "parameters that a token meets, without embeddings",
+}
 
 
 class Points(NamedTuple):
@@ -47,16 +53,18 @@ class Law:
   Attributes:
     paper: and its equation.
     equation: in the paper's symbols.
-    log_loss: (points, *constants) -> ln L [P]; takes complex constants, too, and constants [R, 1] for R laws at once.
+    log_loss: (points, *constants) -> ln L [P]; takes complex constants, too, and constants [R, 1]
+      for R laws at once.
     constants: names, in the order of `log_loss`.
     published: source -> constants as printed; the first is the paper's own.
     reads: columns that the law reads -> how many different values it takes to fit it.
     size: what N counts, a key of `SIZES`.
-    held: columns that it does not read, though points may differ in them -> which of their values' points it takes.
+    held: columns that it does not read, though points may differ in them -> which of their values'
+      points it takes.
     starts: of each coordinate, the values from which descent begins, in all combinations.
     coordinates, back: constants -> coordinates, and the reverse.
-    flops_a_token: (N, E, G) -> FLOPs of training a token, where the paper has them; None: it does not, and with them no
-      best division of a budget.
+    flops_a_token: (N, E, G) -> FLOPs of training a token, where the paper has them; None: it does
+      not, and with them no best division of a budget.
   """
 
   paper: str
@@ -83,23 +91,29 @@ def _log_sum(*terms):
 def kaplan(points: Points, n_c, d_c, alpha_n, alpha_d) -> np.ndarray:
   """Kaplan et al. 2020, Eq. 1.5: models trained on D tokens until the held-out loss rises.
 
-    L(N, D) = [(N_c / N)^(α_N / α_D) + D_c / D]^α_D
+  L(N, D) = [(N_c / N)^(α_N / α_D) + D_c / D]^α_D
   """
-  return alpha_d * _log_sum(alpha_n / alpha_d * (np.log(n_c) - np.log(points.n)), np.log(d_c) - np.log(points.d))
+  return alpha_d * _log_sum(
+    alpha_n / alpha_d * (np.log(n_c) - np.log(points.n)), np.log(d_c) - np.log(points.d)
+  )
 
 
 def chinchilla(points: Points, e, a, b, alpha, beta) -> np.ndarray:
   """Hoffmann et al. 2022, Eq. 2: models trained on D tokens, each read once.
 
-    L(N, D) = E + A / N^α + B / D^β
+  L(N, D) = E + A / N^α + B / D^β
   """
-  return _log_sum(np.log(e), np.log(a) - alpha * np.log(points.n), np.log(b) - beta * np.log(points.d))
+  return _log_sum(
+    np.log(e), np.log(a) - alpha * np.log(points.n), np.log(b) - beta * np.log(points.d)
+  )
 
 
 def clark(points: Points, a, b, c, d, e_start, e_max) -> np.ndarray:
-  """Clark et al. 2022, Eq. 1: dense models of N parameters whose FFNs become E experts, all after the same tokens.
+  """Clark et al. 2022, Eq. 1: dense models of N parameters whose FFNs become E experts, all after
+  the same tokens.
 
-    log L(N, E) = a log N + b log Ê + c log N log Ê + d,    1/Ê = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max
+    log L(N, E) = a log N + b log Ê + c log N log Ê + d,    1/Ê = 1/(E - 1 + 1/(1/E_start -
+      1/E_max)) + 1/E_max
 
   Logarithms are decimal. Ê is E_start for a dense model and goes to E_max as E grows.
   """
@@ -109,12 +123,15 @@ def clark(points: Points, a, b, c, d, e_start, e_max) -> np.ndarray:
 
 
 def krajewski(points: Points, c, g, gamma, a, alpha, b, beta) -> np.ndarray:
-  """Krajewski et al. 2024, the law with granularity: experts of 1/G of the FFN's width, G of them a token, at one E.
+  """Krajewski et al. 2024, the law with granularity: experts of 1/G of the FFN's width, G of them a
+  token, at one E.
 
-    L(N, D, G) = c + (g / G^γ + a) / N^α + b / D^β
+  L(N, D, G) = c + (g / G^γ + a) / N^α + b / D^β
   """
   experts = _log_sum(np.log(g) - gamma * np.log(points.granularity), np.log(a))
-  return _log_sum(np.log(c), experts - alpha * np.log(points.n), np.log(b) - beta * np.log(points.d))
+  return _log_sum(
+    np.log(c), experts - alpha * np.log(points.n), np.log(b) - beta * np.log(points.d)
+  )
 
 
 def six_n(n: float, experts: float, granularity: float) -> float:
@@ -123,23 +140,32 @@ def six_n(n: float, experts: float, granularity: float) -> float:
 
 
 def fine_grained(n: float, experts: float, granularity: float) -> float:
-  """Krajewski et al. 2024: F = (12 d² c_f + d E G c_r) D n_blocks, where d = 64 n_blocks, N = d² (8 E + 4) n_blocks.
+  """Krajewski et al. 2024: F = (12 d² c_f + d E G c_r) D n_blocks, where d = 64 n_blocks, N = d² (8
+  E + 4) n_blocks.
 
-  Deviation: c_r, the router's FLOPs a weight, is a matmul's 6 like c_f; the paper's value was not at hand.
+  Deviation: c_r, the router's FLOPs a weight, is a matmul's 6 like c_f; the paper's value was not
+  at hand.
   """
   width = np.cbrt(64 * n / (8 * experts + 4))
-  return 6 * (12 * width ** 2 + width * experts * granularity) * width / 64
+  return 6 * (12 * width**2 + width * experts * granularity) * width / 64
 
 
 def _coordinates(positive: str) -> tuple[Callable, Callable]:
-  """Both directions; `positive` has a "+" for each constant whose logarithm is the coordinate, else "."."""
-  there = lambda constants: [np.log(x) if sign == "+" else x for x, sign in zip(constants, positive, strict=True)]
-  back = lambda values: [np.exp(x) if sign == "+" else x for x, sign in zip(values, positive, strict=True)]
+  """Both directions; `positive` has a "+" for each constant whose logarithm is the coordinate, else
+  "."."""
+
+  def there(constants):
+    return [np.log(x) if sign == "+" else x for x, sign in zip(constants, positive, strict=True)]
+
+  def back(values):
+    return [np.exp(x) if sign == "+" else x for x, sign in zip(values, positive, strict=True)]
+
   return there, back
 
 
 def _clark_there(constants):
-  """ln of E_start E_max / (E_max - E_start) and of E_max, so that E_start < E_max whatever they are."""
+  """ln of E_start E_max / (E_max - E_start) and of E_max, so that E_start < E_max whatever they
+  are."""
   *line, start, most = constants
   return [*line, -np.log(1 / start - 1 / most), np.log(most)]
 
@@ -152,31 +178,83 @@ def _clark_back(values):
 _EXPONENTS = (0.0, 0.5, 1.0, 1.5, 2.0)
 _KAPLAN, _CHINCHILLA, _KRAJEWSKI = (_coordinates(signs) for signs in ("++..", "+++..", "++.+.+."))
 LAWS = {
-    "kaplan": Law(
-        "Kaplan et al. 2020, Eq. 1.5", "L = [(N_c / N)^(α_N / α_D) + D_c / D]^α_D", kaplan,
-        ("N_c", "D_c", "α_N", "α_D"), {"paper": (6.4e13, 1.8e13, 0.076, 0.103)},
-        {"n": 2, "d": 2}, "n_body", {"experts": min, "granularity": min},
-        ((20.0, 25.0, 30.0, 35.0, 40.0),) * 2 + ((0.05, 0.1, 0.2, 0.4),) * 2, *_KAPLAN),
-    "chinchilla": Law(
-        "Hoffmann et al. 2022, Eq. 2", "L = E + A / N^α + B / D^β", chinchilla,
-        ("E", "A", "B", "α", "β"), {"paper": (1.69, 406.4, 410.7, 0.34, 0.28), "before rounding": (
-            1.6934, 406.4, 410.7, 0.3392, 0.2849), "Besiroglu et al. 2024": (1.8172, 482.01, 2085.43, 0.3478, 0.3658)},
-        {"n": 3, "d": 3}, "n_total", {"experts": min, "granularity": min},
-        ((-1.0, -0.5, 0.0, 0.5, 1.0), *((0.0, 5.0, 10.0, 15.0, 20.0, 25.0),) * 2, _EXPONENTS, _EXPONENTS),
-        *_CHINCHILLA, six_n),
-    "clark": Law(
-        "Clark et al. 2022, Eq. 1", "log L = a log N + b log Ê + c log N log Ê + d", clark,
-        ("a", "b", "c", "d", "E_start", "E_max"), {
-            "S-BASE": (-0.082, -0.108, 0.009, 1.104, 1.847, 314.478),
-            "RL-R": (-0.083, -0.126, 0.012, 1.111, 1.880, 469.982),
-            "HASH": (-0.087, -0.136, 0.012, 1.157, 4.175, 477.741)},
-        {"n": 2, "experts": 4}, "n_activated", {"granularity": min, "d": max},
-        ((-0.2, -0.1, -0.05), (-0.3, -0.1, 0.0), (0.0, 0.02), (0.5, 1.0, 1.5), (0.5, 2.0), (3.0, 5.0, 7.0)),
-        _clark_there, _clark_back),
-    "krajewski": Law(
-        "Krajewski et al. 2024, with granularity", "L = c + (g / G^γ + a) / N^α + b / D^β", krajewski,
-        ("c", "g", "γ", "a", "α", "b", "β"), {"paper": (0.47, 2.1, 0.58, 18.1, 0.115, 30.8, 0.147)},
-        {"n": 3, "d": 3, "granularity": 3}, "n_body", {"experts": statistics.mode},
-        ((-1.0, 0.0, 0.5), (0.0, 3.0), (0.5, 1.0), (2.0, 5.0, 10.0), (0.1, 0.3, 0.6), (2.0, 5.0, 10.0),
-         (0.1, 0.3, 0.6)), *_KRAJEWSKI, fine_grained),
+  "kaplan": Law(
+    "Kaplan et al. 2020, Eq. 1.5",
+    "L = [(N_c / N)^(α_N / α_D) + D_c / D]^α_D",
+    kaplan,
+    ("N_c", "D_c", "α_N", "α_D"),
+    {"paper": (6.4e13, 1.8e13, 0.076, 0.103)},
+    {"n": 2, "d": 2},
+    "n_body",
+    {"experts": min, "granularity": min},
+    ((20.0, 25.0, 30.0, 35.0, 40.0),) * 2 + ((0.05, 0.1, 0.2, 0.4),) * 2,
+    *_KAPLAN,
+  ),
+  "chinchilla": Law(
+    "Hoffmann et al. 2022, Eq. 2",
+    "L = E + A / N^α + B / D^β",
+    chinchilla,
+    ("E", "A", "B", "α", "β"),
+    {
+      "paper": (1.69, 406.4, 410.7, 0.34, 0.28),
+      "before rounding": (1.6934, 406.4, 410.7, 0.3392, 0.2849),
+      "Besiroglu et al. 2024": (1.8172, 482.01, 2085.43, 0.3478, 0.3658),
+    },
+    {"n": 3, "d": 3},
+    "n_total",
+    {"experts": min, "granularity": min},
+    (
+      (-1.0, -0.5, 0.0, 0.5, 1.0),
+      *((0.0, 5.0, 10.0, 15.0, 20.0, 25.0),) * 2,
+      _EXPONENTS,
+      _EXPONENTS,
+    ),
+    *_CHINCHILLA,
+    six_n,
+  ),
+  "clark": Law(
+    "Clark et al. 2022, Eq. 1",
+    "log L = a log N + b log Ê + c log N log Ê + d",
+    clark,
+    ("a", "b", "c", "d", "E_start", "E_max"),
+    {
+      "S-BASE": (-0.082, -0.108, 0.009, 1.104, 1.847, 314.478),
+      "RL-R": (-0.083, -0.126, 0.012, 1.111, 1.880, 469.982),
+      "HASH": (-0.087, -0.136, 0.012, 1.157, 4.175, 477.741),
+    },
+    {"n": 2, "experts": 4},
+    "n_activated",
+    {"granularity": min, "d": max},
+    (
+      (-0.2, -0.1, -0.05),
+      (-0.3, -0.1, 0.0),
+      (0.0, 0.02),
+      (0.5, 1.0, 1.5),
+      (0.5, 2.0),
+      (3.0, 5.0, 7.0),
+    ),
+    _clark_there,
+    _clark_back,
+  ),
+  "krajewski": Law(
+    "Krajewski et al. 2024, with granularity",
+    "L = c + (g / G^γ + a) / N^α + b / D^β",
+    krajewski,
+    ("c", "g", "γ", "a", "α", "b", "β"),
+    {"paper": (0.47, 2.1, 0.58, 18.1, 0.115, 30.8, 0.147)},
+    {"n": 3, "d": 3, "granularity": 3},
+    "n_body",
+    {"experts": statistics.mode},
+    (
+      (-1.0, 0.0, 0.5),
+      (0.0, 3.0),
+      (0.5, 1.0),
+      (2.0, 5.0, 10.0),
+      (0.1, 0.3, 0.6),
+      (2.0, 5.0, 10.0),
+      (0.1, 0.3, 0.6),
+    ),
+    *_KRAJEWSKI,
+    fine_grained,
+  ),
 }

@@ -1,7 +1,8 @@
-"""Tables of trained models: a CSV or JSONL file, or a sweep's results.jsonl, and the points of it that a law is for.
+"""Tables of trained models: a CSV or JSONL file, or a sweep's results.jsonl, and the points of it
+that a law is for.
 
-Columns: `n` (parameters, counted as the law's paper counts) or any of `SIZES`; `d` (tokens); `experts`; `granularity`;
-`loss` (nats a token). `Points` says what they mean; others are not read.
+Columns: `n` (parameters, counted as the law's paper counts) or any of `SIZES`; `d` (tokens);
+`experts`; `granularity`; `loss` (nats a token). `Points` says what they mean; others are not read.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ COLUMNS = ("n", *SIZES, "d", "experts", "granularity", "loss")
 
 
 def read(file: pathlib.Path) -> dict[str, np.ndarray]:
-  """Column -> values, of those of `COLUMNS` that the first line has; a sweep's diverged runs are left out.
+  """Column -> values, of those of `COLUMNS` that the first line has; a sweep's diverged runs are
+  left out.
 
   Raises:
-    ConfigError: there is no such file, it is of another kind, a column is missing, a line is malformed or no value is
-      left; the line is named by its number.
+    ConfigError: there is no such file, it is of another kind, a column is missing, a line is
+      malformed or no value is left; the line is named by its number.
   """
   if file.suffix not in (".csv", ".jsonl"):
     raise ConfigError("fit", str(file), "is no .csv or .jsonl file")
@@ -37,8 +39,12 @@ def read(file: pathlib.Path) -> dict[str, np.ndarray]:
     raise ConfigError("fit", str(file), "has no points")
   columns = [column for column in COLUMNS if column in lines[0][1]]
   if "loss" not in columns or not {"n", *SIZES} & set(columns):
-    raise ConfigError("fit", str(file), f"has the columns {', '.join(columns) or 'of no law'}; a law needs loss and n "
-                      f"(or {', '.join(SIZES)})")
+    raise ConfigError(
+      "fit",
+      str(file),
+      f"has the columns {', '.join(columns) or 'of no law'}; a law needs loss and n "
+      f"(or {', '.join(SIZES)})",
+    )
   values = [[_value(file, number, line, column) for column in columns] for number, line in lines]
   return dict(zip(columns, np.array(values).T, strict=True))
 
@@ -57,15 +63,24 @@ def select(table: dict[str, np.ndarray], name: str) -> tuple[Points, str]:
   size = law.size if law.size in table else "n"
   for column in (size, *law.reads):
     if column not in table and (column != "n" or size == "n"):
-      raise ConfigError("fit", name, f"there is no column {column}, which it reads; the columns are {', '.join(table)}")
+      raise ConfigError(
+        "fit",
+        name,
+        f"there is no column {column}, which it reads; the columns are {', '.join(table)}",
+      )
   kept, said = np.ones(count, bool), []
   for column, pick in law.held.items():
     if column in table and len(np.unique(table[column][kept])) > 1:
       value = pick(table[column][kept].tolist())
       kept &= table[column] == value
       said.append(f"{column} {value:g}")
-  of = lambda column: table[column][kept] if column in table else np.ones(kept.sum())
-  note = f"{kept.sum()} of {count} points, those of {' and '.join(said)}" if said else f"{count} points"
+
+  def of(column):
+    return table[column][kept] if column in table else np.ones(kept.sum())
+
+  note = (
+    f"{kept.sum()} of {count} points, those of {' and '.join(said)}" if said else f"{count} points"
+  )
   return Points(of(size), *(of(column) for column in ("d", "experts", "granularity", "loss"))), note
 
 
@@ -74,8 +89,11 @@ def _csv(file: pathlib.Path) -> Iterator[tuple[int, dict]]:
     reader = csv.DictReader(lines)
     for line in reader:
       if None in line or None in line.values():
-        raise ConfigError("fit", f"{file}:{reader.line_num}", f"has not the {len(reader.fieldnames)} values that the "
-                          "header names")
+        raise ConfigError(
+          "fit",
+          f"{file}:{reader.line_num}",
+          f"has not the {len(reader.fieldnames)} values that the header names",
+        )
       yield reader.line_num, {column.strip(): value for column, value in line.items()}
 
 
@@ -95,7 +113,11 @@ def _value(file: pathlib.Path, number: int, line: dict, column: str) -> float:
   try:
     value = float(line[column])
   except (KeyError, TypeError, ValueError) as error:
-    raise ConfigError("fit", f"{file}:{number}", f"its {column} is {line.get(column)!r}, which is no number") from error
+    raise ConfigError(
+      "fit", f"{file}:{number}", f"its {column} is {line.get(column)!r}, which is no number"
+    ) from error
   if not (math.isfinite(value) and value > 0):
-    raise ConfigError("fit", f"{file}:{number}", f"its {column} is {value:g}; it must be above 0 and finite")
+    raise ConfigError(
+      "fit", f"{file}:{number}", f"its {column} is {value:g}; it must be above 0 and finite"
+    )
   return value

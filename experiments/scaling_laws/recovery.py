@@ -1,4 +1,5 @@
-"""Do fits find the constants that made the points? Points of the published laws with noise, over the papers' ranges."""
+"""Do fits find the constants that made the points? Points of the published laws with noise, over
+the papers' ranges."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ from moe_jax import routers
 NOISE = 0.003  # standard deviation of ln L about the law: 0.01 nats at a loss of 3
 SEEDS = 10
 BOOTSTRAP = 100
-ALL_STARTS, COMPARED = "chinchilla", 80  # the law and how many points of seed 0 that are fitted from all starts, too
+ALL_STARTS, COMPARED = (
+  "chinchilla",
+  80,
+)  # the law and how many points of seed 0 that are fitted from all starts, too
 BUDGET = 5.76e23  # FLOPs: Gopher's and Chinchilla's
 MARKS = ("recovery", "budget", "desk")
 
@@ -35,31 +39,46 @@ def _every(n, d, experts, granularity) -> Points:
 
 def _scattered(count: int, n: tuple[float, float], d: tuple[float, float]) -> Points:
   random = np.random.default_rng(0)
-  draw = lambda low, high: np.exp(random.uniform(np.log(low), np.log(high), count))
+
+  def draw(low, high):
+    return np.exp(random.uniform(np.log(low), np.log(high), count))
+
   return Points(draw(*n), draw(*d), *np.ones((3, count)))
 
 
-# Where the losses are taken. Hoffmann et al. trained over 400 models of these ranges. The others' ranges are the
-# papers', too, and their numbers of points are ours.
+# Where the losses are taken. Hoffmann et al. trained over 400 models of these ranges. The others'
+# ranges are the papers', too, and their numbers of points are ours.
 DESIGNS = {
-    "kaplan": _every(np.geomspace(1e3, 1.5e9, 7), np.geomspace(2.2e7, 2.3e10, 7), 1, 1),
-    "chinchilla": _scattered(400, (7e7, 1.6e10), (5e9, 5e11)),
-    "clark": _every((1.5e7, 2.5e7, 5.5e7, 1.3e8, 3.7e8, 8.7e8, 1.3e9), 1.3e11, 2.0 ** np.arange(10), 1),
-    "krajewski": _every((1.35e8, 4.56e8, 1.08e9, 3.65e9), (1.6e10, 3.3e10, 6.6e10, 1.3e11), 64, (1, 2, 4, 8, 16)),
+  "kaplan": _every(np.geomspace(1e3, 1.5e9, 7), np.geomspace(2.2e7, 2.3e10, 7), 1, 1),
+  "chinchilla": _scattered(400, (7e7, 1.6e10), (5e9, 5e11)),
+  "clark": _every(
+    (1.5e7, 2.5e7, 5.5e7, 1.3e8, 3.7e8, 8.7e8, 1.3e9), 1.3e11, 2.0 ** np.arange(10), 1
+  ),
+  "krajewski": _every(
+    (1.35e8, 4.56e8, 1.08e9, 3.65e9), (1.6e10, 3.3e10, 6.6e10, 1.3e11), 64, (1, 2, 4, 8, 16)
+  ),
 }
 # Beyond them: where the loss is predicted.
-TARGETS = {"kaplan": _every(1e10, 1e11, 1, 1), "chinchilla": _every(7e10, 1.4e12, 1, 1),
-           "clark": _every(1e10, 1.3e11, 64, 1), "krajewski": _every(1e10, 3e11, 64, 8)}
+TARGETS = {
+  "kaplan": _every(1e10, 1e11, 1, 1),
+  "chinchilla": _every(7e10, 1.4e12, 1, 1),
+  "clark": _every(1e10, 1.3e11, 64, 1),
+  "krajewski": _every(1e10, 3e11, 64, 8),
+}
 
 
 def sample(name: str, noise: float, seed: int) -> Points:
   """The design's points with losses of the paper's own constants, times exp(noise * normal)."""
   law, points = LAWS[name], DESIGNS[name]
   log_loss = law.log_loss(points, *next(iter(law.published.values())))
-  return points._replace(loss=np.exp(log_loss + noise * np.random.default_rng(seed).normal(size=len(log_loss))))
+  return points._replace(
+    loss=np.exp(log_loss + noise * np.random.default_rng(seed).normal(size=len(log_loss)))
+  )
 
 
-def recover(name: str, seeds: int = SEEDS, bootstrap: int = BOOTSTRAP, each: Callable = map) -> dict[str, Any]:
+def recover(
+  name: str, seeds: int = SEEDS, bootstrap: int = BOOTSTRAP, each: Callable = map
+) -> dict[str, Any]:
   """Fits without noise and with that of each seed; counts the seeds whose intervals hold the truth.
 
   Args:
@@ -70,19 +89,28 @@ def recover(name: str, seeds: int = SEEDS, bootstrap: int = BOOTSTRAP, each: Cal
   """
   law = LAWS[name]
   published = dict(zip(law.constants, next(iter(law.published.values())), strict=True))
-  exact = {key: value for key, (value, *_) in fitting.fit(sample(name, 0.0, 0), name, 0).constants().items()}
+  exact = {
+    key: value
+    for key, (value, *_) in fitting.fit(sample(name, 0.0, 0), name, 0).constants().items()
+  }
   truth = float(np.exp(law.log_loss(TARGETS[name], *published.values()))[0])
   inside, first = dict.fromkeys((*published, "loss"), 0), {}
   for found in each(functools.partial(_noisy, name, bootstrap), range(seeds)):
     for key, (_, low, high) in found.items():
       inside[key] += low <= (published | {"loss": truth})[key] <= high
     first = first or {"found": found}
-  return {"points": len(DESIGNS[name].n), "published": published | {"loss": truth}, "exact": exact, "inside": inside,
-          **first}
+  return {
+    "points": len(DESIGNS[name].n),
+    "published": published | {"loss": truth},
+    "exact": exact,
+    "inside": inside,
+    **first,
+  }
 
 
 def _noisy(name: str, bootstrap: int, seed: int) -> dict[str, tuple[float, float, float]]:
-  """Constants, and the loss at the law's target, of a fit to one seed's points, each with its interval."""
+  """Constants, and the loss at the law's target, of a fit to one seed's points, each with its
+  interval."""
   fitted = fitting.fit(sample(name, NOISE, seed), name, bootstrap, seed)
   return fitted.constants() | {"loss": tuple(fitted.loss(TARGETS[name])[:, 0].tolist())}
 
@@ -90,47 +118,97 @@ def _noisy(name: str, bootstrap: int, seed: int) -> dict[str, tuple[float, float
 def run(path: pathlib.Path) -> None:
   """Recovers all laws, a process a core, and writes what was found as JSON."""
   start, laws = time.perf_counter(), {}
-  with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+  with concurrent.futures.ProcessPoolExecutor(
+    mp_context=multiprocessing.get_context("fork")
+  ) as pool:
     for name in LAWS:
       laws[name] = recover(name, each=pool.map)
       print(f"{name}, {time.perf_counter() - start:.0f} s", flush=True)
   starts = int(np.prod([len(values) for values in LAWS[ALL_STARTS].starts]))
   some = sample(ALL_STARTS, NOISE, 0).of(slice(COMPARED))
-  ends = [fitting.fit(some, ALL_STARTS, 0, descents=count).objective for count in (fitting.DESCENTS, starts)]
-  results = {"noise": NOISE, "seeds": SEEDS, "bootstrap": BOOTSTRAP, "level": fitting.LEVEL, "laws": laws,
-             "all_starts": {"law": ALL_STARTS, "starts": starts, "descents": fitting.DESCENTS,
-                            "points": COMPARED, "objectives": ends}, "seconds": time.perf_counter() - start,
-             "hardware": f"{os.cpu_count()} {platform.machine()} CPUs",
-             "versions": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__}}
-  path.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in results.items()) + "\n}\n")
+  ends = [
+    fitting.fit(some, ALL_STARTS, 0, descents=count).objective
+    for count in (fitting.DESCENTS, starts)
+  ]
+  results = {
+    "noise": NOISE,
+    "seeds": SEEDS,
+    "bootstrap": BOOTSTRAP,
+    "level": fitting.LEVEL,
+    "laws": laws,
+    "all_starts": {
+      "law": ALL_STARTS,
+      "starts": starts,
+      "descents": fitting.DESCENTS,
+      "points": COMPARED,
+      "objectives": ends,
+    },
+    "seconds": time.perf_counter() - start,
+    "hardware": f"{os.cpu_count()} {platform.machine()} CPUs",
+    "versions": {
+      "python": platform.python_version(),
+      "numpy": np.__version__,
+      "scipy": scipy.__version__,
+    },
+  }
+  path.write_text(
+    "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in results.items()) + "\n}\n"
+  )
 
 
 def table(results: dict[str, Any]) -> str:
   """Markdown of recovery.json."""
-  lines = ["| law | points | constant | published | without noise | with noise, seed 0 | interval | held it |",
-           "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |"]
+  lines = [
+    "| law | points | constant | published | without noise | with noise, seed 0 | interval | held "
+    "it |",
+    "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+  ]
   for name, law in results["laws"].items():
     for key, (value, low, high) in law["found"].items():
       head = [name, str(law["points"])] if key == next(iter(law["found"])) else ["", ""]
       words = "loss beyond" if key == "loss" else key
       exact = f"{law['exact'][key]:.6g}" if key in law["exact"] else ""
-      lines.append("| " + " | ".join([*head, words, f"{law['published'][key]:.6g}", exact, f"{value:.4g}",
-                                      f"{low:.4g} to {high:.4g}", f"{law['inside'][key]}/{results['seeds']}"]) + " |")
-  every, versions = results["all_starts"], ", ".join(f"{k} {v}" for k, v in results["versions"].items())
+      lines.append(
+        "| "
+        + " | ".join(
+          [
+            *head,
+            words,
+            f"{law['published'][key]:.6g}",
+            exact,
+            f"{value:.4g}",
+            f"{low:.4g} to {high:.4g}",
+            f"{law['inside'][key]}/{results['seeds']}",
+          ]
+        )
+        + " |"
+      )
+  every, versions = (
+    results["all_starts"],
+    ", ".join(f"{k} {v}" for k, v in results["versions"].items()),
+  )
   few, many = every["objectives"]
-  lines += ["", f"Noise: {100 * results['noise']:g} % of the loss. Intervals: {results['level']:g} %, percentiles of "
-            f"{results['bootstrap']} resamples. \"held it\": seeds whose interval holds the published value. "
-            "\"loss beyond\": predicted where no point is: " + "; ".join(_target(name) for name in results["laws"]) +
-            f". Descent from all {every['starts']} starts of the paper's grid ends at an objective of {many:.8g}, from "
-            f"the best {every['descents']} at {few:.8g} ({every['law']}, {every['points']} points of seed 0). "
-            f"{results['seconds']:.0f} s on {results['hardware']}; {versions}."]
+  lines += [
+    "",
+    f"Noise: {100 * results['noise']:g} % of the loss. Intervals: {results['level']:g} %, "
+    "percentiles of "
+    f'{results["bootstrap"]} resamples. "held it": seeds whose interval holds the published value. '
+    '"loss beyond": predicted where no point is: '
+    + "; ".join(_target(name) for name in results["laws"])
+    + f". Descent from all {every['starts']} starts of the paper's grid ends at an objective of "
+    f"{many:.8g}, from the best {every['descents']} at {few:.8g} ({every['law']}, "
+    f"{every['points']} points of seed 0). "
+    f"{results['seconds']:.0f} s on {results['hardware']}; {versions}.",
+  ]
   return "\n".join(lines)
 
 
 def _target(name: str) -> str:
   at = TARGETS[name]
   letters = {"n": "N", "d": "D", "experts": "E", "granularity": "G"}
-  return f"{name} at " + ", ".join(f"{letters[key]} {getattr(at, key)[0]:.3g}" for key in LAWS[name].reads)
+  return f"{name} at " + ", ".join(
+    f"{letters[key]} {getattr(at, key)[0]:.3g}" for key in LAWS[name].reads
+  )
 
 
 def budget_table() -> str:
@@ -138,8 +216,14 @@ def budget_table() -> str:
   law = LAWS["chinchilla"]
   lines = ["| constants of `chinchilla` | N | D | loss |", "| --- | ---: | ---: | ---: |"]
   for source, constants in law.published.items():
-    published = fitting.Fit("chinchilla", DESIGNS["chinchilla"], np.array(law.coordinates(constants)), np.empty((0, 5)),
-                            0.0, 1.0)
+    published = fitting.Fit(
+      "chinchilla",
+      DESIGNS["chinchilla"],
+      np.array(law.coordinates(constants)),
+      np.empty((0, 5)),
+      0.0,
+      1.0,
+    )
     n, d, loss = (value for value, *_ in fitting.divide(published, BUDGET, 1.0, 1.0).values())
     lines.append(f"| {source} | {n / 1e9:.3g}B | {d / 1e12:.3g}T | {loss:.3f} |")
   return "\n".join(lines)
@@ -150,9 +234,14 @@ def desk_table(folder: pathlib.Path) -> str:
   path = folder / "desk" / "fit.json"
   if not path.exists():
     return "The grid has not been run yet."
-  lines = ["| law | points | constant | at a desk | interval | published |", "| --- | --- | --- | ---: | ---: | ---: |"]
+  lines = [
+    "| law | points | constant | at a desk | interval | published |",
+    "| --- | --- | --- | ---: | ---: | ---: |",
+  ]
   for name, law in json.loads(path.read_text())["laws"].items():
-    published = dict(zip(LAWS[name].constants, next(iter(LAWS[name].published.values())), strict=True))
+    published = dict(
+      zip(LAWS[name].constants, next(iter(LAWS[name].published.values())), strict=True)
+    )
     for key, (value, low, high) in law["constants"].items():
       head = [name, law["points"]] if key == next(iter(published)) else ["", ""]
       cells = [*head, key, f"{value:.4g}", f"{low:.4g} to {high:.4g}", f"{published[key]:g}"]
@@ -162,7 +251,11 @@ def desk_table(folder: pathlib.Path) -> str:
 
 def replace(text: str, folder: pathlib.Path) -> str:
   """A README's text with what lies between its markers made anew."""
-  made = (table(json.loads((folder / "recovery.json").read_text())), budget_table(), desk_table(folder))
+  made = (
+    table(json.loads((folder / "recovery.json").read_text())),
+    budget_table(),
+    desk_table(folder),
+  )
   for mark, new in zip(MARKS, made, strict=True):
     text = routers.replace(text, mark, new)
   return text

@@ -1,10 +1,15 @@
 """ST-MoE's ablations of stability and design; README.md beside this file has question and outcome.
 
-  python -m experiments.st_moe_stability --scale=desk            trains what is not finished, renews tables and figures
-  python -m experiments.st_moe_stability --scale=gpu             the same rows with 100M activated parameters on one GPU
-  python -m experiments.st_moe_stability --scale=paper --print   the commands of the paper's size, for a pod
-  python -m experiments.st_moe_stability --search                trains what was tried for a base that is fragile
-  python -m experiments.st_moe_stability --write                 renews tables and figures from the .jsonl files alone
+  python -m experiments.st_moe_stability --scale=desk            trains what is not finished, renews
+    tables and figures
+  python -m experiments.st_moe_stability --scale=gpu             the same rows with 100M activated
+    parameters on one GPU
+  python -m experiments.st_moe_stability --scale=paper --print   the commands of the paper's size,
+    for a pod
+  python -m experiments.st_moe_stability --search                trains what was tried for a base
+    that is fragile
+  python -m experiments.st_moe_stability --write                 renews tables and figures from the
+    .jsonl files alone
 
 The flags of experiments/sweep.py hold after --scale and --search, as --processes=2.
 """
@@ -26,13 +31,21 @@ from moe_jax.errors import ConfigError
 from moe_jax.train import guarded
 
 HERE = table.README.parent
-FILES = {"desk": "results.jsonl", "gpu": "gpu.jsonl", "paper": "paper.jsonl", "search": "search.jsonl"}
+FILES = {
+  "desk": "results.jsonl",
+  "gpu": "gpu.jsonl",
+  "paper": "paper.jsonl",
+  "search": "search.jsonl",
+}
 
 
 def main(argv: Sequence[str]) -> int:
   """Does what the command line says; returns the exit code."""
-  parser = argparse.ArgumentParser(prog="python -m experiments.st_moe_stability", description=__doc__,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    prog="python -m experiments.st_moe_stability",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   action = parser.add_mutually_exclusive_group(required=True)
   action.add_argument("--scale", choices=tuple(rows.SCALES))
   action.add_argument("--search", action="store_true")
@@ -41,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
   what, prints = given.scale or "search", "--print" in rest
   try:
     if given.write and rest:
-      raise ConfigError("experiments.st_moe_stability", " ".join(rest), "belongs to --scale or --search")
+      raise ConfigError(
+        "experiments.st_moe_stability", " ".join(rest), "belongs to --scale or --search"
+      )
     if not prints:
       need_pyplot()  # said now, not after the runs
     if not given.write:
@@ -60,11 +75,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def thin(results: pathlib.Path) -> None:
-  """Leaves of the curves in a file of results those that the study reads, which makes it a quarter as large."""
+  """Leaves of the curves in a file of results those that the study reads, which makes it a quarter
+  as large."""
   if not results.exists():
     return
   lines = sweep.load(results).values()
-  kept = [line | {"train": {name: line["train"][name] for name in CURVES}, "load": {}} for line in lines]
+  kept = [
+    line | {"train": {name: line["train"][name] for name in CURVES}, "load": {}} for line in lines
+  ]
   partial = results.with_suffix(".partial")
   partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
   os.replace(partial, results)

@@ -1,4 +1,5 @@
-"""The pictures of the study: loss curves of the baseline and of the z-losses, and the router's largest logits."""
+"""The pictures of the study: loss curves of the baseline and of the z-losses, and the router's
+largest logits."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ def draw(found: Mapping[str, Outcome], directory: pathlib.Path) -> None:
     if name in found:
       for seed in range(min(len(found[name].stable), rows.OTHERS)):
         _loss(right, found[name], seed, colour, name if seed == 0 else None)
-  left.set(title="baseline, without z-loss", ylabel=f"cross-entropy, nats, median of {WINDOW} steps", yscale="log")
+  left.set(
+    title="baseline, without z-loss",
+    ylabel=f"cross-entropy, nats, median of {WINDOW} steps",
+    yscale="log",
+  )
   right.set(title="with router z-losses, three seeds each")
   _finish(plt, figure, (left, right), directory / "losses.png")
 
@@ -38,9 +43,19 @@ def draw(found: Mapping[str, Outcome], directory: pathlib.Path) -> None:
   for i, name in enumerate(names):
     largest = _largest(found[name].logit_curves)
     style = "solid" if i < len(colours) else "dashed"
-    axis.plot(found[name].steps[:len(largest)], largest, color=colours[i % len(colours)], linewidth=1.1, label=name,
-              linestyle=style)
-  axis.set(title="largest router logit, median over the seeds", ylabel="largest |logit| of a layer", yscale="log")
+    axis.plot(
+      found[name].steps[: len(largest)],
+      largest,
+      color=colours[i % len(colours)],
+      linewidth=1.1,
+      label=name,
+      linestyle=style,
+    )
+  axis.set(
+    title="largest router logit, median over the seeds",
+    ylabel="largest |logit| of a layer",
+    yscale="log",
+  )
   _finish(plt, figure, (axis,), directory / "logits.png")
 
 
@@ -48,10 +63,16 @@ def _loss(axis, outcome: Outcome, seed: int, colour, label: str | None) -> None:
   """A stable seed's line is solid, an unstable one's dotted."""
   values = np.array([np.nan if value is None else value for value in outcome.losses[seed]])
   lost = np.flatnonzero(np.isnan(values))
-  values = values[:lost[0]] if len(lost) else values
+  values = values[: lost[0]] if len(lost) else values
   good = outcome.stable[seed]
-  axis.plot(outcome.steps[:len(values)], running_median(values, WINDOW), color=colour, linewidth=1.1,
-            linestyle="solid" if good else (0, (2, 1)), label=label and label + " (unstable)" * (not good))
+  axis.plot(
+    outcome.steps[: len(values)],
+    running_median(values, WINDOW),
+    color=colour,
+    linewidth=1.1,
+    linestyle="solid" if good else (0, (2, 1)),
+    label=label and label + " (unstable)" * (not good),
+  )
 
 
 def _largest(curves: Sequence[Sequence[float | None]]) -> Float[np.ndarray, "T"]:

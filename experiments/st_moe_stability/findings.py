@@ -19,7 +19,8 @@ class Finding:
     table: of the paper, or its section.
     row: whose.
     against: the other row.
-    stabilises: all its seeds are stable, and not all of the other's are. False: nothing is said of that.
+    stabilises: all its seeds are stable, and not all of the other's are. False: nothing is said of
+      that.
     quality: "better", "worse", "no worse", or "": nothing is said of that.
     logits: "smaller": so are the router's largest logits.
   """
@@ -34,27 +35,84 @@ class Finding:
 
 
 FINDINGS = (
-    Finding("The router z-loss makes training stable at no cost in quality", "4", "z_loss_1e-3", "baseline", True,
-            "no worse"),
-    Finding("The router z-loss keeps the router's logits small", "Sec. 3", "z_loss_1e-3", "baseline",
-            logits="smaller"),
-    Finding("The same, where nothing diverges: the z-loss keeps logits small at no cost in quality", "Sec. 3",
-            "adamw_z_loss_1e-3", "adamw", quality="no worse", logits="smaller"),
-    Finding("Without GEGLU it is stable and worse", "2", "no_geglu", "baseline", True, "worse"),
-    Finding("Without RMSNorm's scale parameters it is stable and worse", "2", "no_rms_scale", "baseline", True,
-            "worse"),
-    Finding("With input jitter it is stable and worse", "3", "input_jitter", "baseline", True, "worse"),
-    Finding("With dropout it is stable and worse", "3", "dropout", "baseline", True, "worse"),
-    Finding("With update clipping it is stable and worse", "4", "update_clip", "baseline", True, "worse"),
-    Finding("More capacity at evaluation alone helps", "8", "top_2_0.75_2", "top_2_0.75_0.75", quality="better"),
-    Finding("More capacity in training helps", "8", "top_2_1.25_2", "top_2_0.75_2", quality="better"),
-    Finding("Top-2 is better than top-1 with as many slots", "8", "top_2_1.25_2", "top_1_1.25_2", quality="better"),
-    Finding("Top-3 is better than top-2 with as many slots", "8", "top_3_2_3", "top_2_2_3", quality="better"),
-    Finding("Batch-prioritised routing helps where slots are few", "18", "bpr_0.75_0.75", "top_1_0.75_0.75",
-            quality="better"),
-    Finding("An extra FFN before the experts helps", "appendix C", "top_2_1.25_2", "no_extra_ffn", quality="better"),
-    Finding("A multiplicative FFN bias helps", "appendix C", "multiplicative_bias", "top_2_1.25_2",
-            quality="better"),
+  Finding(
+    "The router z-loss makes training stable at no cost in quality",
+    "4",
+    "z_loss_1e-3",
+    "baseline",
+    True,
+    "no worse",
+  ),
+  Finding(
+    "The router z-loss keeps the router's logits small",
+    "Sec. 3",
+    "z_loss_1e-3",
+    "baseline",
+    logits="smaller",
+  ),
+  Finding(
+    "The same, where nothing diverges: the z-loss keeps logits small at no cost in quality",
+    "Sec. 3",
+    "adamw_z_loss_1e-3",
+    "adamw",
+    quality="no worse",
+    logits="smaller",
+  ),
+  Finding("Without GEGLU it is stable and worse", "2", "no_geglu", "baseline", True, "worse"),
+  Finding(
+    "Without RMSNorm's scale parameters it is stable and worse",
+    "2",
+    "no_rms_scale",
+    "baseline",
+    True,
+    "worse",
+  ),
+  Finding(
+    "With input jitter it is stable and worse", "3", "input_jitter", "baseline", True, "worse"
+  ),
+  Finding("With dropout it is stable and worse", "3", "dropout", "baseline", True, "worse"),
+  Finding(
+    "With update clipping it is stable and worse", "4", "update_clip", "baseline", True, "worse"
+  ),
+  Finding(
+    "More capacity at evaluation alone helps",
+    "8",
+    "top_2_0.75_2",
+    "top_2_0.75_0.75",
+    quality="better",
+  ),
+  Finding("More capacity in training helps", "8", "top_2_1.25_2", "top_2_0.75_2", quality="better"),
+  Finding(
+    "Top-2 is better than top-1 with as many slots",
+    "8",
+    "top_2_1.25_2",
+    "top_1_1.25_2",
+    quality="better",
+  ),
+  Finding(
+    "Top-3 is better than top-2 with as many slots", "8", "top_3_2_3", "top_2_2_3", quality="better"
+  ),
+  Finding(
+    "Batch-prioritised routing helps where slots are few",
+    "18",
+    "bpr_0.75_0.75",
+    "top_1_0.75_0.75",
+    quality="better",
+  ),
+  Finding(
+    "An extra FFN before the experts helps",
+    "appendix C",
+    "top_2_1.25_2",
+    "no_extra_ffn",
+    quality="better",
+  ),
+  Finding(
+    "A multiplicative FFN bias helps",
+    "appendix C",
+    "multiplicative_bias",
+    "top_2_1.25_2",
+    quality="better",
+  ),
 )
 _WANTED = {"better": (1,), "worse": (-1,), "no worse": (0, 1)}  # signs of the difference
 
@@ -62,15 +120,18 @@ _WANTED = {"better": (1,), "worse": (-1,), "no worse": (0, 1)}  # signs of the d
 def judge(finding: Finding, found: Mapping[str, Outcome]) -> tuple[str, str]:
   """`(verdict, the numbers)` of a finding of which both rows are there.
 
-  A finding holds if each thing that it says does, and in part if one does and another does not. Qualities are those of
-  the stable seeds, and differ if their means are more than two standard errors of the difference apart; so do logits,
-  each seed's largest. "Better" or "worse" does not hold where the two do not differ. What cannot be compared, because
-  fewer than two seeds of a row are stable, or because there is nothing to stabilise, is not decided.
+  A finding holds if each thing that it says does, and in part if one does and another does not.
+  Qualities are those of the stable seeds, and differ if their means are more than two standard
+  errors of the difference apart; so do logits, each seed's largest. "Better" or "worse" does not
+  hold where the two do not differ. What cannot be compared, because fewer than two seeds of a row
+  are stable, or because there is nothing to stabilise, is not decided.
   """
   one, other = found[finding.row], found[finding.against]
   parts, numbers = [], []
   if finding.stabilises:
-    parts.append(OPEN if all(other.stable) and all(one.stable) else HOLDS if all(one.stable) else FAILS)
+    parts.append(
+      OPEN if all(other.stable) and all(one.stable) else HOLDS if all(one.stable) else FAILS
+    )
     numbers.append(f"stable {one.count} against {other.count}")
   if finding.quality:
     difference = one.mean.minus(other.mean)
@@ -79,9 +140,22 @@ def judge(finding: Finding, found: Mapping[str, Outcome]) -> tuple[str, str]:
   if finding.logits:
     difference = Mean.of(one.logits).minus(Mean.of(other.logits))
     parts.append(_verdict(difference, (-1,)))
-    largest = lambda each: f"{each.value:.3g} ± {each.error:.2g}"
-    numbers.append(f"largest logit {largest(Mean.of(one.logits))} against {largest(Mean.of(other.logits))}")
-  verdict = PARTLY if {HOLDS, FAILS} <= set(parts) else FAILS if FAILS in parts else OPEN if OPEN in parts else HOLDS
+
+    def largest(each):
+      return f"{each.value:.3g} ± {each.error:.2g}"
+
+    numbers.append(
+      f"largest logit {largest(Mean.of(one.logits))} against {largest(Mean.of(other.logits))}"
+    )
+  verdict = (
+    PARTLY
+    if {HOLDS, FAILS} <= set(parts)
+    else FAILS
+    if FAILS in parts
+    else OPEN
+    if OPEN in parts
+    else HOLDS
+  )
   return verdict, "; ".join(numbers)
 
 
@@ -90,6 +164,9 @@ def _verdict(difference: Mean, wanted: tuple[int, ...]) -> str:
 
 
 def text(mean: Mean, signed: bool = False) -> str:
-  """"0.123 ± 0.004"; a dash for what is not known."""
-  number = lambda value, sign: "–" if value != value else f"{value:{sign}.3f}"
+  """ "0.123 ± 0.004"; a dash for what is not known."""
+
+  def number(value, sign):
+    return "–" if value != value else f"{value:{sign}.3f}"
+
   return f"{number(mean.value, '+' if signed else '')} ± {number(mean.error, '')}"

@@ -1,4 +1,5 @@
-"""What a row came to: which seeds were stable, what they are worth, how large the router's logits grew."""
+"""What a row came to: which seeds were stable, what they are worth, how large the router's logits
+grew."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ MEASURES = ("mean_nats_per_target", "mean_bits_per_byte")
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-  """A mean over seeds, or a difference of two, and its standard error: NaN where fewer than two seeds are there."""
+  """A mean over seeds, or a difference of two, and its standard error: NaN where fewer than two
+  seeds are there."""
 
   value: float
   error: float
@@ -35,7 +37,8 @@ class Mean:
 
   @property
   def sign(self) -> int | None:
-    """+1 or -1 where it is more than two standard errors from 0, else 0; None where the error is not known."""
+    """+1 or -1 where it is more than two standard errors from 0, else 0; None where the error is
+    not known."""
     if math.isnan(self.error):
       return None
     return 0 if abs(self.value) <= 2 * self.error else int(math.copysign(1, self.value))
@@ -76,14 +79,27 @@ def outcome(line: Mapping[str, Any]) -> Outcome:
   """What a finished row came to.
 
   Args:
-    line: of results.jsonl, of a run of `experiments.seeds` with train.log_every=1. A seed is unstable if it is in
-      `diverged` or its cross-entropy is unstable (`is_unstable`); the loss itself contains what rows weigh otherwise.
+    line: of results.jsonl, of a run of `experiments.seeds` with train.log_every=1. A seed is
+      unstable if it is in `diverged` or its cross-entropy is unstable (`is_unstable`); the loss
+      itself contains what rows weigh otherwise.
   """
   train = line["train"]
   measure = next(name for name in MEASURES if name in line)
-  finite = lambda values: [value for value in values if value is not None]
-  stable = tuple(step is None and value is not None and not is_unstable(losses) for step, value, losses in zip(
-      line["diverged"], line[measure], train["cross_entropy"], strict=True))
-  return Outcome(stable, tuple(None if value is None else -value for value in line[measure]),
-                 tuple(max(finite(values), default=math.nan) for values in train["logit_max"]),
-                 train["cross_entropy"], train["logit_max"], train["step"])
+
+  def finite(values):
+    return [value for value in values if value is not None]
+
+  stable = tuple(
+    step is None and value is not None and not is_unstable(losses)
+    for step, value, losses in zip(
+      line["diverged"], line[measure], train["cross_entropy"], strict=True
+    )
+  )
+  return Outcome(
+    stable,
+    tuple(None if value is None else -value for value in line[measure]),
+    tuple(max(finite(values), default=math.nan) for values in train["logit_max"]),
+    train["cross_entropy"],
+    train["logit_max"],
+    train["step"],
+  )

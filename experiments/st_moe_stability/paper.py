@@ -1,4 +1,5 @@
-"""What ST-MoE (arXiv 2202.08906) reports of the rows of this study. Nothing here was measured by us."""
+"""What ST-MoE (arXiv 2202.08906) reports of the rows of this study. Nothing here was measured by
+us."""
 
 from __future__ import annotations
 
@@ -24,31 +25,31 @@ class Claim(NamedTuple):
   total: int | None = None
 
 
-# Tables 2 to 4 are of sparse models with the FLOPs of T5-XL on mC4. All others are of 100,000 steps, as Table 8's, and
-# not comparable with those: their models have the router z-loss.
+# Tables 2 to 4 are of sparse models with the FLOPs of T5-XL on mC4. All others are of 100,000
+# steps, as Table 8's, and not comparable with those: their models have the router z-loss.
 CLAIMS = {
-    "baseline": Claim("2", -1.755, 0.02, 4, 6),
-    "no_geglu": Claim("2", -1.849, 0.02, 3, 3),
-    "no_rms_scale": Claim("2", -2.020, 0.06, 3, 3),
-    "input_jitter": Claim("3", -1.777, 0.03, 3, 3),
-    "dropout": Claim("3", -1.822, 0.11, 3, 3),
-    "update_clip": Claim("4", -4.206, 0.17, 3, 3),
-    "z_loss_1e-3": Claim("4", -1.741, 0.02, 3, 3),
-    "top_2_1.25_2": Claim("8", -1.369),
-    "top_1_0.75_0.75": Claim("8", -1.428),
-    "top_1_0.75_2": Claim("8", -1.404),
-    "top_1_1.25_2": Claim("8", -1.373),
-    "top_2_0.75_0.75": Claim("8", -1.424),
-    "top_2_0.75_2": Claim("8", -1.402),
-    "top_2_2_3": Claim("8", -1.359),
-    "top_3_2_3": Claim("8", -1.356),
-    "bpr_0.75_0.75": Claim("18", -1.409),
-    "bpr_0.75_2": Claim("18", -1.397),
-    "threshold_0.05": Claim("21", -1.356),
-    "no_extra_ffn": Claim("appendix C", -1.383),
-    "additive_bias": Claim("appendix C", -1.371),
-    "multiplicative_bias": Claim("appendix C", -1.361),
+  "baseline": Claim("2", -1.755, 0.02, 4, 6),
+  "no_geglu": Claim("2", -1.849, 0.02, 3, 3),
+  "no_rms_scale": Claim("2", -2.020, 0.06, 3, 3),
+  "input_jitter": Claim("3", -1.777, 0.03, 3, 3),
+  "dropout": Claim("3", -1.822, 0.11, 3, 3),
+  "update_clip": Claim("4", -4.206, 0.17, 3, 3),
+  "z_loss_1e-3": Claim("4", -1.741, 0.02, 3, 3),
+  "top_2_1.25_2": Claim("8", -1.369),
+  "top_1_0.75_0.75": Claim("8", -1.428),
+  "top_1_0.75_2": Claim("8", -1.404),
+  "top_1_1.25_2": Claim("8", -1.373),
+  "top_2_0.75_0.75": Claim("8", -1.424),
+  "top_2_0.75_2": Claim("8", -1.402),
+  "top_2_2_3": Claim("8", -1.359),
+  "top_3_2_3": Claim("8", -1.356),
+  "bpr_0.75_0.75": Claim("18", -1.409),
+  "bpr_0.75_2": Claim("18", -1.397),
+  "threshold_0.05": Claim("21", -1.356),
+  "no_extra_ffn": Claim("appendix C", -1.383),
+  "additive_bias": Claim("appendix C", -1.371),
+  "multiplicative_bias": Claim("appendix C", -1.361),
 }
-# Of a row whose table starts from another model than the row that we compare with: Table 21's, at a capacity factor of
-# 3, with a threshold of 0.2.
+# Of a row whose table starts from another model than the row that we compare with: Table 21's, at a
+# capacity factor of 3, with a threshold of 0.2.
 STARTS = {"threshold_0.05": -1.354}

@@ -14,17 +14,26 @@ PATIENCE = 40  # steps within which it must be back
 LEARNT = 1.0  # nats that the loss must have fallen in all
 
 
-def is_unstable(loss: Sequence[float | None], skipped: int = SKIPPED, window: int = WINDOW, rise: float = RISE,
-                patience: int = PATIENCE, learnt: float = LEARNT) -> bool:
-  """Whether training failed: a loss that is no number, that rises and does not come back, or that never falls.
+def is_unstable(
+  loss: Sequence[float | None],
+  skipped: int = SKIPPED,
+  window: int = WINDOW,
+  rise: float = RISE,
+  patience: int = PATIENCE,
+  learnt: float = LEARNT,
+) -> bool:
+  """Whether training failed: a loss that is no number, that rises and does not come back, or that
+  never falls.
 
-  The loss is smoothed by a running median over the last `window` steps, which a blip of fewer than half as many steps
-  cannot move. At each step it is compared with the least that it has been so far. The run is unstable if it is more
-  than `rise` above for `patience` steps in a row, or at the last step; the first `skipped` steps do not count. It is
-  also unstable if it ends less than `learnt` below the first step's loss: a model that explodes and soon dies, and
-  gives every token the same probability from there on, comes back to where it began.
+  The loss is smoothed by a running median over the last `window` steps, which a blip of fewer than
+  half as many steps cannot move. At each step it is compared with the least that it has been so
+  far. The run is unstable if it is more than `rise` above for `patience` steps in a row, or at the
+  last step; the first `skipped` steps do not count. It is also unstable if it ends less than
+  `learnt` below the first step's loss: a model that explodes and soon dies, and gives every token
+  the same probability from there on, comes back to where it began.
 
-  A loss that falls slowly, or that stops falling, is stable: the definition is of failure, not of quality.
+  A loss that falls slowly, or that stops falling, is stable: the definition is of failure, not of
+  quality.
 
   Args:
     loss: of each step from the first to the last, in nats; None stands for what is not finite.
@@ -44,14 +53,15 @@ def is_unstable(loss: Sequence[float | None], skipped: int = SKIPPED, window: in
 
 
 def height(values: Float[np.ndarray, "T"], window: int = WINDOW) -> Float[np.ndarray, "T"]:
-  """How far the running median of finite values lies above the least that it has been so far, >= 0."""
+  """How far the running median of finite values lies above the least that it has been so far, >=
+  0."""
   smoothed = running_median(values, window)
   return smoothed - np.minimum.accumulate(smoothed)
 
 
 def running_median(values: Float[np.ndarray, "T"], window: int) -> Float[np.ndarray, "T"]:
   """At each step the median of the last `window` values, or of all so far where there are fewer."""
-  return np.array([np.median(values[max(i + 1 - window, 0):i + 1]) for i in range(len(values))])
+  return np.array([np.median(values[max(i + 1 - window, 0) : i + 1]) for i in range(len(values))])
 
 
 def _longest(flags: np.ndarray) -> int:

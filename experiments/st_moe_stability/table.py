@@ -17,18 +17,39 @@ from moe_jax.training.evaluate import MEASURES
 
 README = pathlib.Path(__file__).resolve().parent / "README.md"
 RESULTS, SEARCH = README.parent / "results.jsonl", README.parent / "search.jsonl"
-PARTS = ("findings", "stability", "design", "search")  # between <!-- table:NAME --> and <!-- /table:NAME -->
-HEAD = ("row", "what it changes", "stable", "quality", "difference", "largest router logit", "paper: table",
-        "paper: stable", "paper: quality", "paper: difference")
+PARTS = (
+  "findings",
+  "stability",
+  "design",
+  "search",
+)  # between <!-- table:NAME --> and <!-- /table:NAME -->
+HEAD = (
+  "row",
+  "what it changes",
+  "stable",
+  "quality",
+  "difference",
+  "largest router logit",
+  "paper: table",
+  "paper: stable",
+  "paper: quality",
+  "paper: difference",
+)
 NOTHING = "No run is finished."
-MEANING = (f"Quality is minus the {MEASURES['span_corruption'][1]} on held-out text, mean over the sources, and mean ± "
-           "standard error over the stable seeds; a difference is to the first row unless its row names another. "
-           "Logits: in any seed, step and layer.")
-PICTURES = ("![loss curves of the baseline and of the z-losses](losses.png)",
-            "![the router's largest logits](logits.png)")  # of figures.py
+MEANING = (
+  f"Quality is minus the {MEASURES['span_corruption'][1]} on held-out text, mean over the sources, "
+  "and mean ± standard error over the stable seeds; a difference is to the first row unless its "
+  "row names another. Logits: in any seed, step and layer."
+)
+PICTURES = (
+  "![loss curves of the baseline and of the z-losses](losses.png)",
+  "![the router's largest logits](logits.png)",
+)  # of figures.py
 
 
-def tables(lines: Mapping[str, Mapping[str, Any]], searched: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def tables(
+  lines: Mapping[str, Mapping[str, Any]], searched: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
   """Name of a part of the README -> its Markdown.
 
   Args:
@@ -42,27 +63,48 @@ def tables(lines: Mapping[str, Mapping[str, Any]], searched: Mapping[str, Mappin
 
   def part(names: Sequence[str], before: Sequence[str] = (), after: Sequence[str] = ()) -> str:
     done = [lines[name] for name in names if name in lines]
-    return "\n\n".join([_rows(names, found, known), *((*before, _ran(done), *after) if done else ())])
+    return "\n\n".join(
+      [_rows(names, found, known), *((*before, _ran(done), *after) if done else ())]
+    )
 
-  return {"findings": _findings(found), "stability": part(early, (MEANING,), PICTURES), "design": part(late),
-          "search": _search(searched)}
+  return {
+    "findings": _findings(found),
+    "stability": part(early, (MEANING,), PICTURES),
+    "design": part(late),
+    "search": _search(searched),
+  }
 
 
-def _rows(names: Sequence[str], found: Mapping[str, Outcome], known: Mapping[str, rows.Ablation]) -> str:
+def _rows(
+  names: Sequence[str], found: Mapping[str, Outcome], known: Mapping[str, rows.Ablation]
+) -> str:
   cells = [_cells(name, found, known, first=name == names[0]) for name in names if name in found]
   return markdown(HEAD, cells) if cells else NOTHING
 
 
-def _cells(name: str, found: Mapping[str, Outcome], known: Mapping[str, rows.Ablation], first: bool) -> list[str]:
+def _cells(
+  name: str, found: Mapping[str, Outcome], known: Mapping[str, rows.Ablation], first: bool
+) -> list[str]:
   """A row of a table, of which the `first` is what the others start from."""
   mine, ablation = found[name], known[name]
   against = "" if first else ablation.against
-  words = ablation.words + ("" if against in ("", rows.BASELINE, rows.REFERENCE) else f", from `{against}`")
-  difference = findings.text(mine.mean.minus(found[against].mean), signed=True) if against in found else ""
+  words = ablation.words + (
+    "" if against in ("", rows.BASELINE, rows.REFERENCE) else f", from `{against}`"
+  )
+  difference = (
+    findings.text(mine.mean.minus(found[against].mean), signed=True) if against in found else ""
+  )
   largest = max((value for value in mine.logits if not math.isnan(value)), default=math.nan)
   logit = "–" if math.isnan(largest) else f"{largest:.3g}"
-  return [f"`{name}`", words, mine.count, findings.text(mine.mean), difference, logit,
-          *_claim(name, against)]
+  return [
+    f"`{name}`",
+    words,
+    mine.count,
+    findings.text(mine.mean),
+    difference,
+    logit,
+    *_claim(name, against),
+  ]
 
 
 def _claim(name: str, against: str) -> list[str]:
@@ -72,8 +114,12 @@ def _claim(name: str, against: str) -> list[str]:
     return [""] * 4
   start = paper.STARTS.get(name, paper.CLAIMS[against].quality) if against else None
   error = "" if math.isnan(claim.error) else f" ± {claim.error:.2f}"
-  return [claim.table, "" if claim.stable is None else f"{claim.stable}/{claim.total}", f"{claim.quality:.3f}{error}",
-          "" if start is None else f"{claim.quality - start:+.3f}"]
+  return [
+    claim.table,
+    "" if claim.stable is None else f"{claim.stable}/{claim.total}",
+    f"{claim.quality:.3f}{error}",
+    "" if start is None else f"{claim.quality - start:+.3f}",
+  ]
 
 
 def _findings(found: Mapping[str, Outcome]) -> str:
@@ -81,8 +127,20 @@ def _findings(found: Mapping[str, Outcome]) -> str:
   for finding in findings.FINDINGS:
     if {finding.row, finding.against} <= found.keys():
       verdict, numbers = findings.judge(finding, found)
-      cells.append([finding.words, finding.table, f"`{finding.row}`, `{finding.against}`", numbers, f"**{verdict}**"])
-  return markdown(("the paper's finding", "table", "rows compared", "here", "verdict"), cells) if cells else NOTHING
+      cells.append(
+        [
+          finding.words,
+          finding.table,
+          f"`{finding.row}`, `{finding.against}`",
+          numbers,
+          f"**{verdict}**",
+        ]
+      )
+  return (
+    markdown(("the paper's finding", "table", "rows compared", "here", "verdict"), cells)
+    if cells
+    else NOTHING
+  )
 
 
 def _search(searched: Mapping[str, Mapping[str, Any]]) -> str:
@@ -91,19 +149,41 @@ def _search(searched: Mapping[str, Mapping[str, Any]]) -> str:
   for name, changed in rows.SEARCH.items():
     if name in searched:
       mine = outcome(searched[name])
-      keys = ", ".join(f"`{key}={value}`" for key, value in changed.items() if key not in rows.LONGER)
-      cells.append([f"`{name}`", keys, mine.count, " ".join("–" if value is None else f"{value:.3f}"
-                                                            for value in mine.quality),
-                    " ".join(f"{value:.3g}" for value in mine.logits), " ".join(map(_rise, mine.losses))])
-  return markdown(("row", "what it sets", "stable", "quality of each seed", "largest router logit of each",
-                   "largest rise of each, nats"), cells) if cells else NOTHING
+      keys = ", ".join(
+        f"`{key}={value}`" for key, value in changed.items() if key not in rows.LONGER
+      )
+      cells.append(
+        [
+          f"`{name}`",
+          keys,
+          mine.count,
+          " ".join("–" if value is None else f"{value:.3f}" for value in mine.quality),
+          " ".join(f"{value:.3g}" for value in mine.logits),
+          " ".join(map(_rise, mine.losses)),
+        ]
+      )
+  return (
+    markdown(
+      (
+        "row",
+        "what it sets",
+        "stable",
+        "quality of each seed",
+        "largest router logit of each",
+        "largest rise of each, nats",
+      ),
+      cells,
+    )
+    if cells
+    else NOTHING
+  )
 
 
 def _rise(losses: Sequence[float | None]) -> str:
   """How far the smoothed loss rose above its least, at most, in the steps that count."""
   if None in losses:
     return "–"
-  return f"{stability.height(np.array(losses))[stability.SKIPPED:].max():.2f}"
+  return f"{stability.height(np.array(losses))[stability.SKIPPED :].max():.2f}"
 
 
 def _ran(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -112,10 +192,12 @@ def _ran(lines: Sequence[Mapping[str, Any]]) -> str:
   versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax"))
   seconds = sum(line["wall_seconds"] for line in lines)
   seeds = sum(line["seeds"] for line in lines)
-  return (f"`{first['row']}` has {first['parameters']['total'] / 1e6:.2f}M parameters, "
-          f"{first['parameters']['activated'] / 1e6:.2f}M activated; {first['steps']} steps of {first['tokens']:,} "
-          f"target tokens in all. {seeds} runs, {seconds / 60:.0f} minutes summed over rows. {first['date']}, Python "
-          f"{first['python']}, {versions}, {first['hardware']}.")
+  return (
+    f"`{first['row']}` has {first['parameters']['total'] / 1e6:.2f}M parameters, "
+    f"{first['parameters']['activated'] / 1e6:.2f}M activated; {first['steps']} steps of "
+    f"{first['tokens']:,} target tokens in all. {seeds} runs, {seconds / 60:.0f} minutes summed "
+    f"over rows. {first['date']}, Python {first['python']}, {versions}, {first['hardware']}."
+  )
 
 
 def markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

@@ -9,24 +9,51 @@ from typing import Any
 from experiments.vowels import study
 
 README = pathlib.Path(__file__).resolve().parent / "README.md"
-PAPER = {"4 experts": (88, 90, 1124, 23), "8 experts": (88, 90, 1083, 12), "BP 6 hidden": (88, 90, 2209, 83),
-         "BP 12 hidden": (88, 90, 2435, 124)}  # train %, test %, epochs, their standard deviation
-COLUMNS = ("parameters", "train %", "test %", "epochs", "SD", "reached", "step size", "experts in use")
+PAPER = {
+  "4 experts": (88, 90, 1124, 23),
+  "8 experts": (88, 90, 1083, 12),
+  "BP 6 hidden": (88, 90, 2209, 83),
+  "BP 12 hidden": (88, 90, 2435, 124),
+}  # train %, test %, epochs, their standard deviation
+COLUMNS = (
+  "parameters",
+  "train %",
+  "test %",
+  "epochs",
+  "SD",
+  "reached",
+  "step size",
+  "experts in use",
+)
 
 
 def table(results: dict[str, Any]) -> str:
   """Markdown: the paper's table, ours under each condition, t-tests, the three errors."""
-  parts = ["**Table 1 of the paper**\n\n" + _markdown("model", ("train %", "test %", "epochs", "SD"), {
-      name: [str(value) for value in row] for name, row in PAPER.items()})]
+  parts = [
+    "**Table 1 of the paper**\n\n"
+    + _markdown(
+      "model",
+      ("train %", "test %", "epochs", "SD"),
+      {name: [str(value) for value in row] for name, row in PAPER.items()},
+    )
+  ]
   for name, rows in results["conditions"].items():
-    parts.append(f"**{name}**\n\n" + _markdown("model", COLUMNS, {m: _cells(m, row) for m, row in rows.items()})
-                 + "\n\n" + tests(rows))
-  parts.append("**the three errors, 4 experts, pairs**\n\n" + _markdown("error", COLUMNS, {
-      m: _cells(m, row) for m, row in results["errors"].items()}))
+    parts.append(
+      f"**{name}**\n\n"
+      + _markdown("model", COLUMNS, {m: _cells(m, row) for m, row in rows.items()})
+      + "\n\n"
+      + tests(rows)
+    )
+  parts.append(
+    "**the three errors, 4 experts, pairs**\n\n"
+    + _markdown("error", COLUMNS, {m: _cells(m, row) for m, row in results["errors"].items()})
+  )
   versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-  parts.append(f"{study.SEEDS} seeds a row; epochs and SD are those of the runs that reached the criterion. "
-               f"{results['seconds']:.0f} s of wall clock and {results['cpu_seconds']:.0f} s of CPU in all, on "
-               f"{results['hardware']}; {versions}.")
+  parts.append(
+    f"{study.SEEDS} seeds a row; epochs and SD are those of the runs that reached the criterion. "
+    f"{results['seconds']:.0f} s of wall clock and {results['cpu_seconds']:.0f} s of CPU in all, "
+    f"on {results['hardware']}; {versions}."
+  )
   return "\n\n".join(parts)
 
 
@@ -45,13 +72,25 @@ def tests(rows: dict[str, Any]) -> str:
 
 def _cells(name: str, row: dict[str, Any]) -> list[str]:
   epochs = [n for n, reached in zip(row["epochs"], row["reached"], strict=True) if reached]
-  mean, deviation = (statistics.fmean(epochs), statistics.stdev(epochs)) if len(epochs) > 1 else (float("nan"),) * 2
+  mean, deviation = (
+    (statistics.fmean(epochs), statistics.stdev(epochs)) if len(epochs) > 1 else (float("nan"),) * 2
+  )
   used = ", ".join(f"{n} in {row['in_use'].count(n)}" for n in sorted(set(row["in_use"])))
-  return [str(row["parameters"]), *(f"{100 * statistics.fmean(row[part]):.0f}" for part in ("train", "test")),
-          f"{mean:.0f}", f"{deviation:.0f}", f"{len(epochs)}/{len(row['epochs'])}", f"{row['step_size']:.3g}",
-          "" if name.startswith("BP") else used]
+  return [
+    str(row["parameters"]),
+    *(f"{100 * statistics.fmean(row[part]):.0f}" for part in ("train", "test")),
+    f"{mean:.0f}",
+    f"{deviation:.0f}",
+    f"{len(epochs)}/{len(row['epochs'])}",
+    f"{row['step_size']:.3g}",
+    "" if name.startswith("BP") else used,
+  ]
 
 
 def _markdown(corner: str, columns, rows: dict[str, list[str]]) -> str:
-  lines = [[corner, *columns], ["---"] + ["---:"] * len(columns), *([name, *cells] for name, cells in rows.items())]
+  lines = [
+    [corner, *columns],
+    ["---"] + ["---:"] * len(columns),
+    *([name, *cells] for name, cells in rows.items()),
+  ]
   return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,15 +1,25 @@
-"""What a config is, counted and said: parameters, FLOPs, bytes that are kept or sent, and a summary in words."""
+"""What a config is, counted and said: parameters, FLOPs, bytes that are kept or sent, and a summary
+in words."""
 
 from moe_jax.accounts.counts import (
-    KINDS,
-    flops_per_token,
-    operations_per_step,
-    parameter_counts,
-    parameters_by_kind,
+  KINDS,
+  flops_per_token,
+  operations_per_step,
+  parameter_counts,
+  parameters_by_kind,
 )
 from moe_jax.accounts.exchange import exchange_bytes
 from moe_jax.accounts.memory import activation_bytes
 from moe_jax.accounts.summary import model_summary, routing_summary
 
-__all__ = ["KINDS", "activation_bytes", "exchange_bytes", "flops_per_token", "model_summary", "operations_per_step",
-           "parameter_counts", "parameters_by_kind", "routing_summary"]
+__all__ = [
+  "KINDS",
+  "activation_bytes",
+  "exchange_bytes",
+  "flops_per_token",
+  "model_summary",
+  "operations_per_step",
+  "parameter_counts",
+  "parameters_by_kind",
+  "routing_summary",
+]

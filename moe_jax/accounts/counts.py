@@ -13,12 +13,23 @@ from moe_jax.assembly.experts import encoder_layers, experts_a_token, option, ro
 from moe_jax.assembly.models import abstract_variables
 from moe_jax.assembly.sublayers import kind, layout, own_models, sublayer_at
 
-KINDS = ("embedding", "attention", "recurrence", "dense FFN", "experts", "router", "widths", "norms", "relative bias")
+KINDS = (
+  "embedding",
+  "attention",
+  "recurrence",
+  "dense FFN",
+  "experts",
+  "router",
+  "widths",
+  "norms",
+  "relative bias",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-  """One parameter of a model: where it is, its logical axes ("layers" where it is stacked) and its number of values."""
+  """One parameter of a model: where it is, its logical axes ("layers" where it is stacked) and its
+  number of values."""
 
   path: tuple[str, ...]
   axes: tuple[str | None, ...]
@@ -26,9 +37,11 @@ class Parameter:
 
   @property
   def kind(self) -> str:
-    """One of `KINDS`: shared and extra FFNs are dense ones, attention's norms are norms, a head is an embedding.
+    """One of `KINDS`: shared and extra FFNs are dense ones, attention's norms are norms, a head is
+    an embedding.
 
-    Widths are the matrices into and out of a Brainformer's sublayer of another width than the residual stream's.
+    Widths are the matrices into and out of a Brainformer's sublayer of another width than the
+    residual stream's.
     """
     if self.path[-1] == "relative_bias":
       return "relative bias"
@@ -48,21 +61,25 @@ class Parameter:
 
   @property
   def multiplies(self) -> bool:
-    """Whether it is a matrix that tokens are multiplied with, be it that an embedding is tied to the output."""
+    """Whether it is a matrix that tokens are multiplied with, be it that an embedding is tied to
+    the output."""
     return self.kind not in ("norms", "relative bias") and not self.path[-1].endswith("_bias")
 
 
 def parameter_counts(config: ConfigDict, vocab_size: int) -> tuple[int, int]:
-  """(total, activated) parameters, by `jax.eval_shape` of the real model; activated: those that one token meets.
+  """(total, activated) parameters, by `jax.eval_shape` of the real model; activated: those that one
+  token meets.
 
-  Of E experts a token meets A/S: K for token choice, the capacity factor on average for expert choice, which may differ
-  between a Brainformer's sublayers. The embedding counts in full in both, and so do an encoder and its decoder, which
-  meet different tokens of an example.
+  Of E experts a token meets A/S: K for token choice, the capacity factor on average for expert
+  choice, which may differ between a Brainformer's sublayers. The embedding counts in full in both,
+  and so do an encoder and its decoder, which meet different tokens of an example.
   """
   total, activated, shares = 0, 0.0, _expert_shares(config)
   for leaf in parameters(config, vocab_size):
     total += leaf.size
-    activated += leaf.size * (shares[sublayer_at(config.model, leaf.path)] if leaf.kind == "experts" else 1)
+    activated += leaf.size * (
+      shares[sublayer_at(config.model, leaf.path)] if leaf.kind == "experts" else 1
+    )
   return total, round(activated)
 
 
@@ -77,21 +94,28 @@ def parameters_by_kind(config: ConfigDict, vocab_size: int) -> dict[str, int]:
 def flops_per_token(config: ConfigDict, vocab_size: int) -> float:
   """FLOPs of the forward pass's matmuls a token: 2 a weight that the token meets, and attention.
 
-  A token is one of the data.seq_len positions of a row. In an encoder-decoder these are the decoder's, and the work of
-  the encoder on its data.encoder_len positions is divided among them; the decoder's keys and values of what the encoder
-  made are computed there, too.
+  A token is one of the data.seq_len positions of a row. In an encoder-decoder these are the
+  decoder's, and the work of the encoder on its data.encoder_len positions is divided among them;
+  the decoder's keys and values of what the encoder made are computed there, too.
 
-  Attention is counted as computed, over all positions that a query may see if it is the last of its row: scores and
-  averages of values, 4 L H P a layer, 2 L H (nope + rope + value) for latent attention. Not counted: the embedding
-  look-up, dispatch, norms, softmaxes. Training costs about three times this.
+  Attention is counted as computed, over all positions that a query may see if it is the last of its
+  row: scores and averages of values, 4 L H P a layer, 2 L H (nope + rope + value) for latent
+  attention. Not counted: the embedding look-up, dispatch, norms, softmaxes. Training costs about
+  three times this.
   """
   m = config.model
   lookups = {"embedding"} if not m.tied_embeddings or m.target_vocab_size else set()
   lookups |= {"target_embedding"} if not m.tied_embeddings else set()
-  source = config.data.encoder_len / config.data.seq_len  # positions of the encoder for each of the decoder's
+  source = (
+    config.data.encoder_len / config.data.seq_len
+  )  # positions of the encoder for each of the decoder's
   flops, shares = 0.0, _expert_shares(config)
   for leaf in parameters(config, vocab_size):
-    of_source = leaf.path[0] == "encoder" or "cross_attention" in leaf.path and leaf.path[-1] in ("key", "value")
+    of_source = (
+      leaf.path[0] == "encoder"
+      or "cross_attention" in leaf.path
+      and leaf.path[-1] in ("key", "value")
+    )
     if leaf.multiplies and leaf.path[-1] not in lookups:
       met = shares[sublayer_at(m, leaf.path)] if leaf.kind == "experts" else 1
       flops += 2 * leaf.size * met * (source if of_source else 1)
@@ -99,10 +123,11 @@ def flops_per_token(config: ConfigDict, vocab_size: int) -> float:
 
 
 def operations_per_step(config: ConfigDict, vocab_size: int) -> float:
-  """Multiply-adds a time step as Shazeer et al. 2017 count them (Tables 7 and 8): of LSTMs, experts and their gates.
+  """Multiply-adds a time step as Shazeer et al. 2017 count them (Tables 7 and 8): of LSTMs, experts
+  and their gates.
 
-  Not of embedding and softmax. Of hierarchical gates only those in the groups that a token picks; this package computes
-  them over all experts, which `flops_per_token` counts.
+  Not of embedding and softmax. Of hierarchical gates only those in the groups that a token picks;
+  this package computes them over all experts, which `flops_per_token` counts.
   """
   router, shares, picked, operations = router_of(config.model.moe), _expert_shares(config), 1.0, 0.0
   if config.model.moe.router["name"] == "hierarchical":
@@ -137,13 +162,20 @@ def _attention_flops(config: ConfigDict) -> float:
 def _expert_shares(config: ConfigDict) -> dict[str, float]:
   """The share of all experts that one token meets, for each of `own_models`."""
   experts = config.model.moe.num_experts
-  return {entry: experts_a_token(m, config.data.seq_len) / experts if experts else 0.0
-          for entry, m in own_models(config.model).items()}
+  return {
+    entry: experts_a_token(m, config.data.seq_len) / experts if experts else 0.0
+    for entry, m in own_models(config.model).items()
+  }
 
 
 def parameters(config: ConfigDict, vocab_size: int) -> list[Parameter]:
-  """The parameters of a config's model; `vocab_size` is the tokenizer's, used where model.vocab_size is 0."""
-  boxed = jax.tree_util.tree_leaves_with_path(abstract_variables(config, vocab_size)["params"],
-                                              is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
-  return [Parameter(tuple(entry.key for entry in path), tuple(leaf.names), math.prod(leaf.value.shape))
-          for path, leaf in boxed]
+  """The parameters of a config's model; `vocab_size` is the tokenizer's, used where
+  model.vocab_size is 0."""
+  boxed = jax.tree_util.tree_leaves_with_path(
+    abstract_variables(config, vocab_size)["params"],
+    is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),
+  )
+  return [
+    Parameter(tuple(entry.key for entry in path), tuple(leaf.names), math.prod(leaf.value.shape))
+    for path, leaf in boxed
+  ]

@@ -1,4 +1,5 @@
-"""What layers with experts send and receive, by the formula: the number that a compiled program is compared with."""
+"""What layers with experts send and receive, by the formula: the number that a compiled program is
+compared with."""
 
 from __future__ import annotations
 
@@ -6,28 +7,30 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from moe_jax.assembly.experts import (
-    capacity_rule,
-    encoder_layers,
-    group_tokens,
-    has_experts,
-    layers_with_experts,
-    router_of,
-    trace_router,
+  capacity_rule,
+  encoder_layers,
+  group_tokens,
+  has_experts,
+  layers_with_experts,
+  router_of,
+  trace_router,
 )
 from moe_jax.assembly.models import DTYPES
 from moe_jax.dispatch import expert_capacity
 
 
 def exchange_bytes(config: ConfigDict) -> float:
-  """Bytes a row of the batch that go to experts and back in one training step, in all layers, if none stays at home.
+  """Bytes a row of the batch that go to experts and back in one training step, in all layers, if
+  none stays at home.
 
-  A layer sends its rows of width D twice forward (to the experts and back) and twice backward, and twice more where it
-  is recomputed (model.remat). There is one row a slot, filled or not, or one an assignment where nothing is dropped;
-  [E, C, D] slots a group of S tokens are what GShard's AllToAll carries (arXiv 2006.16668, Sec. 3.3). Of these bytes a
-  device keeps 1/n where n devices share the experts. On TPUs the dispatcher `scatter` sends rows twice more backward.
+  A layer sends its rows of width D twice forward (to the experts and back) and twice backward, and
+  twice more where it is recomputed (model.remat). There is one row a slot, filled or not, or one an
+  assignment where nothing is dropped; [E, C, D] slots a group of S tokens are what GShard's
+  AllToAll carries (arXiv 2006.16668, Sec. 3.3). Of these bytes a device keeps 1/n where n devices
+  share the experts. On TPUs the dispatcher `scatter` sends rows twice more backward.
   """
   m, length = config.model, config.data.seq_len
-  of_encoder = sum(has_experts(m)[:encoder_layers(m)])
+  of_encoder = sum(has_experts(m)[: encoder_layers(m)])
   values = 0.0  # that go one way, once
   for i, own in enumerate(layers_with_experts(m)):
     tokens = config.data.encoder_len if i < of_encoder else length
@@ -36,7 +39,8 @@ def exchange_bytes(config: ConfigDict) -> float:
 
 
 def rows_a_token(m: ConfigDict, seq_len: int) -> float:
-  """Rows that travel for each token in training: E*C/S slots, or A/S assignments where nothing is dropped.
+  """Rows that travel for each token in training: E*C/S slots, or A/S assignments where nothing is
+  dropped.
 
   Of rows of `seq_len` tokens, whose number may decide how E*C/S is rounded.
   """
@@ -44,6 +48,13 @@ def rows_a_token(m: ConfigDict, seq_len: int) -> float:
   if e.soft_slots:
     return e.num_experts * e.soft_slots / size
   rule, assignments = capacity_rule(e, router_of(e)), trace_router(e, size).expert.shape[-1]
-  slots = expert_capacity(size, e.num_experts, assignments, rule["capacity_factor"], rule["capacity_basis"],
-                          rule.get("min_capacity", 1), rule.get("capacity_rounding", "nearest"))
+  slots = expert_capacity(
+    size,
+    e.num_experts,
+    assignments,
+    rule["capacity_factor"],
+    rule["capacity_basis"],
+    rule.get("min_capacity", 1),
+    rule.get("capacity_rounding", "nearest"),
+  )
   return assignments / size if slots is None else e.num_experts * slots / size

@@ -14,36 +14,53 @@ from moe_jax.assembly.models import FAMILIES, abstract_variables
 
 
 def activation_bytes(config: ConfigDict, vocab_size: int, vocab_shards: int = 1) -> float:
-  """Bytes a row (data.seq_len tokens, and their source) that `jax.vjp` of the loss saves, given model.remat.
+  """Bytes a row (data.seq_len tokens, and their source) that `jax.vjp` of the loss saves, given
+  model.remat.
 
-  Traced for batches of n and of 2n rows and subtracted, so that weights, which are saved once, do not count; n is the
-  smallest number of rows that holds whole groups. An estimate: XLA merges and drops some of it, and to it comes what
-  one layer needs while it is computed or recomputed, and what the dispatcher sends. Logits are shared by `vocab_shards`
-  devices.
+  Traced for batches of n and of 2n rows and subtracted, so that weights, which are saved once, do
+  not count; n is the smallest number of rows that holds whole groups. An estimate: XLA merges and
+  drops some of it, and to it comes what one layer needs while it is computed or recomputed, and
+  what the dispatcher sends. Logits are shared by `vocab_shards` devices.
   """
   size = group_tokens(config.model.moe, config.data.seq_len)
   rows = size // math.gcd(size, config.data.seq_len)
-  return (_saved(config, vocab_size, 2 * rows, vocab_shards) - _saved(config, vocab_size, rows, vocab_shards)) / rows
+  return (
+    _saved(config, vocab_size, 2 * rows, vocab_shards)
+    - _saved(config, vocab_size, rows, vocab_shards)
+  ) / rows
 
 
 def _saved(config: ConfigDict, vocab_size: int, rows: int, vocab_shards: int) -> float:
   vocab_size = config.model.vocab_size or vocab_size
   model = FAMILIES[config.model.family](config.model, vocab_size, "gpu")
-  ids = lambda length: jax.ShapeDtypeStruct((rows, length), jnp.int32)
+
+  def ids(length):
+    return jax.ShapeDtypeStruct((rows, length), jnp.int32)
+
   encoder = {}
   if config.model.family == "encoder_decoder":
-    encoder = {"encoder": dict.fromkeys(("tokens", "segment_ids", "positions"), ids(config.data.encoder_len))}
+    encoder = {
+      "encoder": dict.fromkeys(("tokens", "segment_ids", "positions"), ids(config.data.encoder_len))
+    }
 
   def backward(variables, key, inputs, encoder):
     keys = {"dropout": key, "router": key}
+
     def loss(params):
-      logits, aux = model.apply({**variables, "params": params}, *inputs, train=True, rngs=keys, **encoder)
+      logits, aux = model.apply(
+        {**variables, "params": params}, *inputs, train=True, rngs=keys, **encoder
+      )
       return jnp.sum(jax.nn.logsumexp(logits, axis=-1)), aux.losses  # stands for the cross-entropy
+
     return jax.vjp(loss, variables["params"])[1]
 
   variables = nn.unbox(abstract_variables(config, vocab_size))
-  kept = jax.tree.leaves(jax.eval_shape(backward, variables, jax.random.key(0), (ids(config.data.seq_len),) * 3,
-                                        encoder))
+  kept = jax.tree.leaves(
+    jax.eval_shape(backward, variables, jax.random.key(0), (ids(config.data.seq_len),) * 3, encoder)
+  )
   logits = {vocab_size, config.model.target_vocab_size or vocab_size}
-  shards = lambda leaf: vocab_shards if leaf.shape and leaf.shape[-1] in logits else 1
+
+  def shards(leaf):
+    return vocab_shards if leaf.shape and leaf.shape[-1] in logits else 1
+
   return sum(leaf.size * leaf.dtype.itemsize / shards(leaf) for leaf in kept)

@@ -1,4 +1,5 @@
-"""What a config's model and its routing are, in words: what `describe` and the header of a run print."""
+"""What a config's model and its routing are, in words: what `describe` and the header of a run
+print."""
 
 from __future__ import annotations
 
@@ -7,17 +8,17 @@ import functools
 from ml_collections import ConfigDict
 
 from moe_jax.assembly.experts import (
-    capacity_rule,
-    encoder_layers,
-    experts_a_token,
-    group_tokens,
-    has_experts,
-    layers_with_experts,
-    looks_ahead,
-    moe_loss_weights,
-    option,
-    router_of,
-    trace_router,
+  capacity_rule,
+  encoder_layers,
+  experts_a_token,
+  group_tokens,
+  has_experts,
+  layers_with_experts,
+  looks_ahead,
+  moe_loss_weights,
+  option,
+  router_of,
+  trace_router,
 )
 from moe_jax.dispatch import expert_capacity
 
@@ -27,23 +28,45 @@ def model_summary(config: ConfigDict) -> str:
   m = config.model
   encoder, layers = encoder_layers(m), has_experts(m)
   stacks = f"{encoder} + {m.num_layers}" if encoder else f"{m.num_layers}"
-  entries = " and ".join(f"{size:,}" for size in (m.vocab_size, m.target_vocab_size) if size) or "the tokenizer's"
-  rows = (f"{config.data.encoder_len} tokens to {config.data.seq_len}" if encoder
-          else f"{config.data.seq_len} tokens")
-  lines = {
-      "model": f"{m.family.replace('_', '-')}, {stacks} {'blocks' if m.block else 'layers'} of width {m.d_model}, "
-               f"{sum(layers)} {'sublayers ' if m.block else ''}with experts",
+  entries = (
+    " and ".join(f"{size:,}" for size in (m.vocab_size, m.target_vocab_size) if size)
+    or "the tokenizer's"
+  )
+  rows = (
+    f"{config.data.encoder_len} tokens to {config.data.seq_len}"
+    if encoder
+    else f"{config.data.seq_len} tokens"
+  )
+  lines = (
+    {
+      "model": f"{m.family.replace('_', '-')}, {stacks} {'blocks' if m.block else 'layers'} "
+      f"of width {m.d_model}, "
+      f"{sum(layers)} {'sublayers ' if m.block else ''}with experts",
       "block": " | ".join(m.block),
-  } | (_recurrence_words(m) if m.family == "lstm" else {
-      "attention": _attention_words(m),
-      "ffn": f"{m.activation} of width {m.d_ff}" + (f", {m.ffn_bias} bias" if m.ffn_bias != "none" else "") + (
-          f", and one more before each of the {sum(layers)} layers' experts" if m.moe.extra_ffn else ""),
-  }) | {
-      "embedding": f"{entries} entries, {'tied to' if m.tied_embeddings else 'beside'} the output projection",
-      "numbers": f"{m.dtype} activations, {'no norms' if m.family == 'lstm' else m.norm}, dropout {m.dropout:g}, "
-                 f"remat={m.remat}",
-      "batch": f"{config.train.batch_size:,} rows of {rows}, {config.train.steps:,} steps of {config.optimizer.name}",
-  }
+    }
+    | (
+      _recurrence_words(m)
+      if m.family == "lstm"
+      else {
+        "attention": _attention_words(m),
+        "ffn": f"{m.activation} of width {m.d_ff}"
+        + (f", {m.ffn_bias} bias" if m.ffn_bias != "none" else "")
+        + (
+          f", and one more before each of the {sum(layers)} layers' experts"
+          if m.moe.extra_ffn
+          else ""
+        ),
+      }
+    )
+    | {
+      "embedding": f"{entries} entries, {'tied to' if m.tied_embeddings else 'beside'} "
+      "the output projection",
+      "numbers": f"{m.dtype} activations, {'no norms' if m.family == 'lstm' else m.norm}, "
+      f"dropout {m.dropout:g}, remat={m.remat}",
+      "batch": f"{config.train.batch_size:,} rows of {rows}, {config.train.steps:,} steps of "
+      f"{config.optimizer.name}",
+    }
+  )
   return "\n".join(f"{name:>9}: {words}" for name, words in lines.items() if words)
 
 
@@ -51,21 +74,32 @@ def _recurrence_words(m: ConfigDict) -> dict[str, str]:
   units = m.lstm_units or m.d_model
   projected = f", projected to {m.d_model}" if units != m.d_model else ""
   lines = {"lstm": f"{units} units{projected}, zero state at the start of each document"}
-  return lines | ({"experts": f"{m.moe.activation or m.activation}, their output through a sigmoid"}
-                  if any(has_experts(m)) else {})
+  return lines | (
+    {"experts": f"{m.moe.activation or m.activation}, their output through a sigmoid"}
+    if any(has_experts(m))
+    else {}
+  )
 
 
 def _attention_words(m: ConfigDict) -> str:
   if m.attention == "latent":
     queries = f"queries from {m.latent.query_rank}" if m.latent.query_rank else "full queries"
-    return (f"latent, {m.num_heads} heads of {m.latent.nope_dim} + {m.latent.rope_dim} rotated and values of "
-            f"{m.latent.value_dim}, keys and values from {m.latent.kv_rank}, {queries}")
+    return (
+      f"latent, {m.num_heads} heads of {m.latent.nope_dim} + {m.latent.rope_dim} rotated and "
+      f"values of {m.latent.value_dim}, keys and values from {m.latent.kv_rank}, {queries}"
+    )
   more = [f"query scale {m.query_scale:g}"] * bool(m.query_scale) + ["biases"] * m.qkv_bias
-  more += ["normalised queries and keys"] * m.qk_norm + [f"clipped to {m.clip_qkv:g}"] * bool(m.clip_qkv)
+  more += ["normalised queries and keys"] * m.qk_norm + [f"clipped to {m.clip_qkv:g}"] * bool(
+    m.clip_qkv
+  )
   more += [f"window of {m.sliding_window}"] * bool(m.sliding_window)
   biases = "relative biases, one table a stack" if m.relative_shared else "relative biases"
-  where = {"rope": f"rope (theta {m.rope_theta:g})", "relative": biases, "none": "no positions"}[m.position]
-  return ", ".join([f"{m.num_heads} heads of {m.head_dim}, {m.num_kv_heads} of keys and values", where, *more])
+  where = {"rope": f"rope (theta {m.rope_theta:g})", "relative": biases, "none": "no positions"}[
+    m.position
+  ]
+  return ", ".join(
+    [f"{m.num_heads} heads of {m.head_dim}, {m.num_kv_heads} of keys and values", where, *more]
+  )
 
 
 def routing_summary(config: ConfigDict) -> str:
@@ -73,33 +107,42 @@ def routing_summary(config: ConfigDict) -> str:
 
   A Brainformer's sublayers that route differently have such lines each.
   """
-  return "\n".join(dict.fromkeys(_routing_words(m, config.data.seq_len) for m in layers_with_experts(config.model)))
+  return "\n".join(
+    dict.fromkeys(_routing_words(m, config.data.seq_len) for m in layers_with_experts(config.model))
+  )
 
 
 def _routing_words(m: ConfigDict, seq_len: int) -> str:
   e = m.moe
   size = group_tokens(e, seq_len)
   if e.soft_slots:
-    return f"routing: soft_moe, {e.num_experts} experts of {e.soft_slots} slots; each slot mixes all {size} tokens"
+    mixing = f"each slot mixes all {size} tokens"
+    return f"routing: soft_moe, {e.num_experts} experts of {e.soft_slots} slots; {mixing}"
   router = router_of(e)
-  options = ", ".join(f"{name}={value!r}" for name, value in router.keywords.items()) or "no options"
+  options = (
+    ", ".join(f"{name}={value!r}" for name, value in router.keywords.items()) or "no options"
+  )
   lines = {
-      "routing": f"{e.router['name']} ({options}) over {e.num_experts} experts of width {e.d_ff}, groups of {size} "
-                 f"tokens, {experts_a_token(m, seq_len):g} experts a token, {_shared_words(e)}",
-      "capacity": _capacity_words(e, router, size),
-      "priority": option(router, "priority", "the router's own order"),
-      "gates": f"{_norm_words(option(router, 'gate_norm'))}, times {e.routed_scale:g}; "
-               f"{e.gate_network} gate network, {e.router_dtype}" + (f"; jitter {e.jitter:g} on its {e.jitter_on}"
-                                                            if e.jitter else ""),
-      "losses": _loss_words(m),
-      "causal": CAUSAL["no" if looks_ahead(e) == "overflow" and _dropless(e, router) else looks_ahead(e)],
+    "routing": f"{e.router['name']} ({options}) over {e.num_experts} experts of width {e.d_ff}, "
+    f"groups of {size} tokens, {experts_a_token(m, seq_len):g} experts a token, {_shared_words(e)}",
+    "capacity": _capacity_words(e, router, size),
+    "priority": option(router, "priority", "the router's own order"),
+    "gates": f"{_norm_words(option(router, 'gate_norm'))}, times {e.routed_scale:g}; "
+    f"{e.gate_network} gate network, {e.router_dtype}"
+    + (f"; jitter {e.jitter:g} on its {e.jitter_on}" if e.jitter else ""),
+    "losses": _loss_words(m),
+    "causal": CAUSAL[
+      "no" if looks_ahead(e) == "overflow" and _dropless(e, router) else looks_ahead(e)
+    ],
   }
   return "\n".join(f"{name:>9}: {words}" for name, words in lines.items())
 
 
-CAUSAL = {"no": "no later token changes what an earlier one gets",
-          "overflow": "where slots run out, a later token's first choice displaces an earlier one's second",
-          "yes": "NOT causal: later tokens change what earlier ones get"}
+CAUSAL = {
+  "no": "no later token changes what an earlier one gets",
+  "overflow": "where slots run out, a later token's first choice displaces an earlier one's second",
+  "yes": "NOT causal: later tokens change what earlier ones get",
+}
 
 
 def _norm_words(gate_norm: str | None) -> str:
@@ -120,11 +163,23 @@ def _shared_words(e: ConfigDict) -> str:
 def _capacity_words(e: ConfigDict, router: functools.partial, size: int) -> str:
   rule = capacity_rule(e, router)
   words, basis = [], {"tokens": "S/E", "assignments": "S*K/E"}[rule["capacity_basis"]]
-  for when, factor in (("training", rule["capacity_factor"]),
-                       ("evaluation", rule.get("eval_capacity_factor") or rule["capacity_factor"])):
-    slots = expert_capacity(size, e.num_experts, trace_router(e, size).expert.shape[-1], factor, rule["capacity_basis"],
-                            rule.get("min_capacity", 1), rule.get("capacity_rounding", "nearest"))
-    words.append(f"{when}: " + ("dropless" if slots is None else f"{slots} slots an expert ({factor:g} {basis})"))
+  for when, factor in (
+    ("training", rule["capacity_factor"]),
+    ("evaluation", rule.get("eval_capacity_factor") or rule["capacity_factor"]),
+  ):
+    slots = expert_capacity(
+      size,
+      e.num_experts,
+      trace_router(e, size).expert.shape[-1],
+      factor,
+      rule["capacity_basis"],
+      rule.get("min_capacity", 1),
+      rule.get("capacity_rounding", "nearest"),
+    )
+    words.append(
+      f"{when}: "
+      + ("dropless" if slots is None else f"{slots} slots an expert ({factor:g} {basis})")
+    )
   return "; ".join(words)
 
 
@@ -132,7 +187,9 @@ def _loss_words(m: ConfigDict) -> str:
   weights = moe_loss_weights(m)
   words = [f"{name} {weight:g}" for name, weight in weights.items()]
   if {"balance", "device", "communication"} & set(weights):
-    words.append(f"f counts {m.moe.balance_counts}, per {m.moe.balance_over}, P of {m.moe.balance_scores}")
+    words.append(
+      f"f counts {m.moe.balance_counts}, per {m.moe.balance_over}, P of {m.moe.balance_scores}"
+    )
   if "importance" in weights:
     words.append(f"importance of {m.moe.importance_of}")
   if m.moe.bias_update_rate:

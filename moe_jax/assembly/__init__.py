@@ -1,4 +1,5 @@
-"""From a ConfigDict to objects: models, layers, routers, presets, and the checks of what goes together.
+"""From a ConfigDict to objects: models, layers, routers, presets, and the checks of what goes
+together.
 
 Nothing outside this package and `accounts` reads `config.model`.
 """
@@ -9,5 +10,16 @@ from moe_jax.assembly.models import FAMILIES, abstract_variables, fixed_vocab_si
 from moe_jax.assembly.presets import PRESETS, use_preset
 from moe_jax.assembly.validate import validate
 
-__all__ = ["FAMILIES", "PRESETS", "abstract_variables", "bias_update_rate", "bind", "fixed_vocab_size", "loss_weights",
-           "model", "names_of_layers_with_experts", "use_preset", "validate"]
+__all__ = [
+  "FAMILIES",
+  "PRESETS",
+  "abstract_variables",
+  "bias_update_rate",
+  "bind",
+  "fixed_vocab_size",
+  "loss_weights",
+  "model",
+  "names_of_layers_with_experts",
+  "use_preset",
+  "validate",
+]

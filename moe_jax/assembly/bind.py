@@ -15,19 +15,27 @@ from moe_jax.errors import ConfigError, choose
 
 def defaults(function: Callable) -> dict[str, Any]:
   """Name and default of each option, that is of each keyword-only argument."""
-  return {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+  return {
+    p.name: p.default
+    for p in inspect.signature(function).parameters.values()
+    if p.kind is p.KEYWORD_ONLY
+  }
 
 
-def bind(table: Mapping[str, Callable], options: Mapping[str, Any] | ConfigDict, field: str) -> functools.partial:
+def bind(
+  table: Mapping[str, Callable], options: Mapping[str, Any] | ConfigDict, field: str
+) -> functools.partial:
   """The function of `table` that `options` names, with its options bound.
 
   Args:
     table: name -> function whose keyword-only arguments are its options.
-    options: {"name": name, name: {option: value}, ...}; the options of other names are checked, too, and not used.
+    options: {"name": name, name: {option: value}, ...}; the options of other names are checked,
+      too, and not used.
     field: dotted key of `options`, for messages.
 
   Raises:
-    ConfigError: no name, unknown name or option (with the nearest match), option of the wrong type or out of bounds.
+    ConfigError: no name, unknown name or option (with the nearest match), option of the wrong type
+      or out of bounds.
   """
   if "name" not in options:
     raise ConfigError(f"{field}.name", None, f"is missing; known: {', '.join(table)}")
@@ -42,14 +50,24 @@ def bind(table: Mapping[str, Callable], options: Mapping[str, Any] | ConfigDict,
 def _check_options(function: Callable, options: Any, field: str) -> None:
   known = defaults(function)
   if not isinstance(options, (Mapping, ConfigDict, FrozenConfigDict)):
-    raise ConfigError(field, options, f"holds the options of {field.rpartition('.')[2]} and is no value itself; to use "
-                      f"it, set {field.rpartition('.')[0]}.name")
+    raise ConfigError(
+      field,
+      options,
+      f"holds the options of {field.rpartition('.')[2]} and is no value itself; to use "
+      f"it, set {field.rpartition('.')[0]}.name",
+    )
   for name, value in options.items():
     if name not in known:
       near = difflib.get_close_matches(name, known, n=1)
-      raise ConfigError(f"{field}.{name}", value, (f"did you mean {near[0]!r}? " if near else "") + (
-          f"the options are {', '.join(known)}" if known else "there are no options here"))
+      raise ConfigError(
+        f"{field}.{name}",
+        value,
+        (f"did you mean {near[0]!r}? " if near else "")
+        + (f"the options are {', '.join(known)}" if known else "there are no options here"),
+      )
     default = known[name]
     number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
     if default is not None and type(value) is not type(default) and not number:
-      raise ConfigError(f"{field}.{name}", value, f"must be of type {type(default).__name__}, as in {default!r}")
+      raise ConfigError(
+        f"{field}.{name}", value, f"must be of type {type(default).__name__}, as in {default!r}"
+      )

@@ -30,22 +30,44 @@ def moe_layer(m: ConfigDict, dense: functools.partial, platform: str) -> functoo
   e = m.moe
   activation = e.activation or m.activation
   shared = functools.partial(dense, d_ff=e.num_shared_experts * e.d_ff, activation=activation)
-  common = dict(num_experts=e.num_experts, d_ff=e.d_ff, activation=activation,
-                shared=shared if e.num_shared_experts else None, ffn_bias=m.ffn_bias, group_size=e.group_size,
-                group_rows=e.group_rows, output_scale=dense.keywords["output_scale"], dtype=dense.keywords["dtype"])
+  common = dict(
+    num_experts=e.num_experts,
+    d_ff=e.d_ff,
+    activation=activation,
+    shared=shared if e.num_shared_experts else None,
+    ffn_bias=m.ffn_bias,
+    group_size=e.group_size,
+    group_rows=e.group_rows,
+    output_scale=dense.keywords["output_scale"],
+    dtype=dense.keywords["dtype"],
+  )
   if e.soft_slots:
     return functools.partial(SoftMoeLayer, slots=e.soft_slots, **common)
   router = router_of(e)
   return functools.partial(
-      MoeLayer, router=router, dispatcher=bind(DISPATCHERS, e.dispatcher, "model.moe.dispatcher"), platform=platform,
-      learned=ROUTERS[e.router["name"]].learned, groups=option(router, "groups", 1), network=e.gate_network,
-      router_init_scale=e.router_init_scale, router_dtype=e.router_dtype, jitter=e.jitter, jitter_on=e.jitter_on,
-      routed_scale=e.routed_scale, shared_gate=e.shared_gate, replay_gate=e.replay_gate, losses=_losses(m, router),
-      **capacity_rule(e, router), **common)
+    MoeLayer,
+    router=router,
+    dispatcher=bind(DISPATCHERS, e.dispatcher, "model.moe.dispatcher"),
+    platform=platform,
+    learned=ROUTERS[e.router["name"]].learned,
+    groups=option(router, "groups", 1),
+    network=e.gate_network,
+    router_init_scale=e.router_init_scale,
+    router_dtype=e.router_dtype,
+    jitter=e.jitter,
+    jitter_on=e.jitter_on,
+    routed_scale=e.routed_scale,
+    shared_gate=e.shared_gate,
+    replay_gate=e.replay_gate,
+    losses=_losses(m, router),
+    **capacity_rule(e, router),
+    **common,
+  )
 
 
 def encoder_model(m: ConfigDict) -> ConfigDict:
-  """config.model as an encoder's layers read it: their router serves in the order that encoder_priority says."""
+  """config.model as an encoder's layers read it: their router serves in the order that
+  encoder_priority says."""
   if not m.moe.encoder_priority:
     return m
   own = ConfigDict(m.to_dict())
@@ -55,7 +77,9 @@ def encoder_model(m: ConfigDict) -> ConfigDict:
 
 def router_of(e: ConfigDict) -> functools.partial:
   """The function of the router that `config.model.moe` names, with its options bound."""
-  return bind({name: router.route for name, router in ROUTERS.items()}, e.router, "model.moe.router")
+  return bind(
+    {name: router.route for name, router in ROUTERS.items()}, e.router, "model.moe.router"
+  )
 
 
 def option(router: functools.partial, name: str, default=None):
@@ -69,18 +93,33 @@ def capacity_rule(e: ConfigDict, router: functools.partial) -> dict:
   own = option(router, "capacity_factor")
   if own is not None:
     return dict(capacity_factor=float(own), capacity_basis="tokens")
-  return dict(capacity_factor=e.capacity_factor, eval_capacity_factor=e.eval_capacity_factor,
-              capacity_basis=e.capacity_basis, capacity_rounding=e.capacity_rounding, min_capacity=e.min_capacity)
+  return dict(
+    capacity_factor=e.capacity_factor,
+    eval_capacity_factor=e.eval_capacity_factor,
+    capacity_basis=e.capacity_basis,
+    capacity_rounding=e.capacity_rounding,
+    min_capacity=e.min_capacity,
+  )
 
 
 def _losses(m: ConfigDict, router: functools.partial) -> LossOptions:
   e, size = m.moe, 64 * m.moe.num_experts  # any size will do that leaves K whole
   k = max(round(trace_router(e, size).expert.shape[-1] / size), 1)
   own = ROUTERS[e.router["name"]].smooth_load
-  load = functools.partial(own, **router.keywords) if own else functools.partial(load_without_noise, k=k)
-  return LossOptions(names=tuple(moe_loss_weights(m)), balance_counts=e.balance_counts, balance_over=e.balance_over,
-                     balance_scores=e.balance_scores, importance_of=e.importance_of, devices=e.devices,
-                     devices_a_token=option(router, "kept_groups", min(k, e.devices)), load=load, k=k)
+  load = (
+    functools.partial(own, **router.keywords) if own else functools.partial(load_without_noise, k=k)
+  )
+  return LossOptions(
+    names=tuple(moe_loss_weights(m)),
+    balance_counts=e.balance_counts,
+    balance_over=e.balance_over,
+    balance_scores=e.balance_scores,
+    importance_of=e.importance_of,
+    devices=e.devices,
+    devices_a_token=option(router, "kept_groups", min(k, e.devices)),
+    load=load,
+    k=k,
+  )
 
 
 def trace_router(e: ConfigDict, size: int) -> RoutingPlan:
@@ -91,12 +130,24 @@ def trace_router(e: ConfigDict, size: int) -> RoutingPlan:
 
 
 @functools.lru_cache(maxsize=256)  # many functions ask for the same plan
-def _traced(function: Callable, options: tuple[tuple[str, Any], ...], learned: tuple[str, ...], num_experts: int,
-            size: int) -> RoutingPlan:
+def _traced(
+  function: Callable,
+  options: tuple[tuple[str, Any], ...],
+  learned: tuple[str, ...],
+  num_experts: int,
+  size: int,
+) -> RoutingPlan:
   router = functools.partial(function, **dict(options))
-  shape = lambda *dims: jax.ShapeDtypeStruct(dims, jnp.float32)
-  fields = {"noise_std": (size, num_experts), "primary": (size, option(router, "groups", 1)),
-            "primary_noise_std": (size, option(router, "groups", 1)), "threshold": (num_experts,)}
+
+  def shape(*dims):
+    return jax.ShapeDtypeStruct(dims, jnp.float32)
+
+  fields = {
+    "noise_std": (size, num_experts),
+    "primary": (size, option(router, "groups", 1)),
+    "primary_noise_std": (size, option(router, "groups", 1)),
+    "threshold": (num_experts,),
+  }
   given = {field: shape(*fields[field]) for field in learned}
   context = RoutingContext(token_ids=jax.ShapeDtypeStruct((size,), jnp.int32), train=True, **given)
   return jax.eval_shape(router, shape(size, num_experts), context)
@@ -109,22 +160,38 @@ def has_experts(m: ConfigDict) -> tuple[bool, ...]:
   """
   if entries := layout(m):
     return tuple(kind(entry) == "moe" for entry in entries)
-  return tuple(experts for layers in (encoder_layers(m), m.num_layers) for experts in (
-      moe_layers(layers, m.moe.first, m.moe.every) if m.moe.num_experts else (False,) * layers))
+  return tuple(
+    experts
+    for layers in (encoder_layers(m), m.num_layers)
+    for experts in (
+      moe_layers(layers, m.moe.first, m.moe.every) if m.moe.num_experts else (False,) * layers
+    )
+  )
 
 
 def names_of_layers_with_experts(config: ConfigDict) -> list[str]:
-  """A name for each layer with experts, in their order: its number, counted in the encoder and the decoder anew."""
+  """A name for each layer with experts, in their order: its number, counted in the encoder and the
+  decoder anew."""
   layers, encoder = has_experts(config.model), encoder_layers(config.model)
-  name = lambda i: (f"layer {i}" if not encoder else
-                    f"encoder layer {i}" if i < encoder else f"decoder layer {i - encoder}")
+
+  def name(i):
+    return (
+      f"layer {i}"
+      if not encoder
+      else f"encoder layer {i}"
+      if i < encoder
+      else f"decoder layer {i - encoder}"
+    )
+
   return [name(i) for i, experts in enumerate(layers) if experts]
 
 
 def layers_with_experts(m: ConfigDict) -> tuple[ConfigDict, ...]:
   """For each layer with experts, config.model as it reads it; those of an encoder come first."""
   models = own_models(m)
-  read = [models[entry] for entry in layout(m)] or [encoder_model(m)] * encoder_layers(m) + [m] * m.num_layers
+  read = [models[entry] for entry in layout(m)] or [encoder_model(m)] * encoder_layers(m) + [
+    m
+  ] * m.num_layers
   return tuple(own for own, experts in zip(read, has_experts(m), strict=True) if experts)
 
 
@@ -134,7 +201,8 @@ def encoder_layers(m: ConfigDict) -> int:
 
 
 def looks_ahead(e: ConfigDict) -> Leak:
-  """Returns whether the routing of config.model.moe looks ahead. Soft MoE mixes all tokens of a group, so it does."""
+  """Returns whether the routing of config.model.moe looks ahead. Soft MoE mixes all tokens of a
+  group, so it does."""
   return "yes" if e.soft_slots else ROUTERS[e.router["name"]].leak(**router_of(e).keywords)
 
 
@@ -144,7 +212,8 @@ def group_tokens(e: ConfigDict, seq_len: int) -> int:
 
 
 def experts_a_token(m: ConfigDict, seq_len: int) -> float:
-  """A/S: K for token choice, on average the capacity factor for expert choice; E*p/S for Soft MoE's p slots."""
+  """A/S: K for token choice, on average the capacity factor for expert choice; E*p/S for Soft MoE's
+  p slots."""
   size = group_tokens(m.moe, seq_len)
   if m.moe.soft_slots:
     return m.moe.num_experts * m.moe.soft_slots / size
@@ -152,7 +221,8 @@ def experts_a_token(m: ConfigDict, seq_len: int) -> float:
 
 
 def loss_weights(config: ConfigDict) -> dict[str, float]:
-  """What each of `Aux.losses` is multiplied by in the training loss; those of weight 0 are not there."""
+  """What each of `Aux.losses` is multiplied by in the training loss; those of weight 0 are not
+  there."""
   return moe_loss_weights(config.model)
 
 

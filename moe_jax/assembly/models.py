@@ -12,7 +12,13 @@ from flax.core import freeze
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from moe_jax import sharding
-from moe_jax.assembly.experts import encoder_layers, encoder_model, group_tokens, has_experts, moe_layer
+from moe_jax.assembly.experts import (
+  encoder_layers,
+  encoder_model,
+  group_tokens,
+  has_experts,
+  moe_layer,
+)
 from moe_jax.assembly.sublayers import kind, layout, own_models
 from moe_jax.errors import ConfigError, choose
 from moe_jax.layers import NORMS, Attention, DenseFfn, LatentAttention, Lstm
@@ -27,32 +33,46 @@ def model(config: ConfigDict, vocab_size: int, mesh: jax.sharding.Mesh) -> nn.Mo
 
   Args:
     config: as of configs/base.py.
-    vocab_size: ids of the data; model.vocab_size, unless 0, must be at least that, and is used instead.
+    vocab_size: ids of the data; model.vocab_size, unless 0, must be at least that, and is used
+      instead.
     mesh: where the model will run; its platform chooses among implementations.
   """
   wanted = config.model.vocab_size
   if wanted and wanted < vocab_size:
-    raise ConfigError("model.vocab_size", wanted, f"the data hold {vocab_size} ids; use at least that, or 0")
+    raise ConfigError(
+      "model.vocab_size", wanted, f"the data hold {vocab_size} ids; use at least that, or 0"
+    )
   target = config.model.target_vocab_size
   if 0 < target < vocab_size:
-    raise ConfigError("model.target_vocab_size", target, f"the data hold {vocab_size} ids; use at least that, or 0")
+    raise ConfigError(
+      "model.target_vocab_size", target, f"the data hold {vocab_size} ids; use at least that, or 0"
+    )
   family = choose("model.family", config.model.family, FAMILIES)
   return family(config.model, wanted or vocab_size, sharding.platform(mesh)).clone(seed=config.seed)
 
 
 def abstract_variables(config: ConfigDict, vocab_size: int) -> Any:
-  """The shapes of a config's model's variables, in Flax's boxes; traced once, and nothing is allocated.
+  """The shapes of a config's model's variables, in Flax's boxes; traced once, and nothing is
+  allocated.
 
   `vocab_size` is that of the data, used where the config has none of its own.
   """
   one_group = group_tokens(config.model.moe, config.data.seq_len)
-  return _abstract_variables(FrozenConfigDict(config.model), config.model.vocab_size or vocab_size, one_group)
+  return _abstract_variables(
+    FrozenConfigDict(config.model), config.model.vocab_size or vocab_size, one_group
+  )
 
 
 @functools.lru_cache(maxsize=4)
 def _abstract_variables(m: FrozenConfigDict, vocab_size: int, tokens: int) -> Any:
-  built, ids = FAMILIES[m.family](m, vocab_size, "cpu"), jax.ShapeDtypeStruct((1, tokens), jnp.int32)
-  init = lambda key, *inputs: built.init(key, *inputs, train=False)
+  built, ids = (
+    FAMILIES[m.family](m, vocab_size, "cpu"),
+    jax.ShapeDtypeStruct((1, tokens), jnp.int32),
+  )
+
+  def init(key, *inputs):
+    return built.init(key, *inputs, train=False)
+
   return jax.eval_shape(init, jax.random.key(0), ids, ids, ids)
 
 
@@ -62,17 +82,32 @@ def fixed_vocab_size(config: ConfigDict) -> int:
 
 
 def grouped_query(m: ConfigDict, **common) -> functools.partial:
-  """What makes an `Attention` of config.model; `common` are its output_scale, dtype and what else is not there."""
+  """What makes an `Attention` of config.model; `common` are its output_scale, dtype and what else
+  is not there."""
   return functools.partial(
-      Attention, num_heads=m.num_heads, num_kv_heads=m.num_kv_heads, head_dim=m.head_dim, position=m.position,
-      rope_theta=m.rope_theta, relative_buckets=m.relative_buckets, relative_max_distance=m.relative_max_distance,
-      qkv_bias=m.qkv_bias, qk_norm=m.qk_norm, norm_eps=m.norm_eps, clip_qkv=m.clip_qkv,
-      sliding_window=m.sliding_window, query_scale=m.query_scale, **common)
+    Attention,
+    num_heads=m.num_heads,
+    num_kv_heads=m.num_kv_heads,
+    head_dim=m.head_dim,
+    position=m.position,
+    rope_theta=m.rope_theta,
+    relative_buckets=m.relative_buckets,
+    relative_max_distance=m.relative_max_distance,
+    qkv_bias=m.qkv_bias,
+    qk_norm=m.qk_norm,
+    norm_eps=m.norm_eps,
+    clip_qkv=m.clip_qkv,
+    sliding_window=m.sliding_window,
+    query_scale=m.query_scale,
+    **common,
+  )
 
 
 def latent(m: ConfigDict, **common) -> functools.partial:
   """What makes a `LatentAttention` of config.model; `common` are its output_scale and dtype."""
-  return functools.partial(LatentAttention, num_heads=m.num_heads, rope_theta=m.rope_theta, **m.latent, **common)
+  return functools.partial(
+    LatentAttention, num_heads=m.num_heads, rope_theta=m.rope_theta, **m.latent, **common
+  )
 
 
 def norm(m: ConfigDict) -> functools.partial:
@@ -81,7 +116,8 @@ def norm(m: ConfigDict) -> functools.partial:
 
 
 def shared_table(m: ConfigDict) -> functools.partial | None:
-  """What makes the table of relative biases that a stack's layers share; None where each has its own, or none."""
+  """What makes the table of relative biases that a stack's layers share; None where each has its
+  own, or none."""
   if not m.relative_shared:
     return None
   return functools.partial(bias_table, num_heads=m.num_heads, num_buckets=m.relative_buckets)
@@ -93,59 +129,122 @@ ATTENTIONS = {"grouped_query": grouped_query, "latent": latent}
 def _decoder(m: ConfigDict, vocab_size: int, platform: str) -> Decoder:
   layers = has_experts(m)
   additions = 2 * m.num_layers + m.moe.extra_ffn * sum(layers)  # to the residual stream
-  dtype, scale = DTYPES[m.dtype], additions ** -0.5
-  dense = functools.partial(DenseFfn, d_ff=m.d_ff, activation=m.activation, ffn_bias=m.ffn_bias, output_scale=scale,
-                            dtype=dtype)
+  dtype, scale = DTYPES[m.dtype], additions**-0.5
+  dense = functools.partial(
+    DenseFfn,
+    d_ff=m.d_ff,
+    activation=m.activation,
+    ffn_bias=m.ffn_bias,
+    output_scale=scale,
+    dtype=dtype,
+  )
   biased = any(layers) and m.moe.bias_update_rate
   return Decoder(
-      vocab_size=vocab_size, d_model=m.d_model, has_experts=layers,
-      attention=ATTENTIONS[m.attention](m, output_scale=scale, dtype=dtype),
-      dense=dense, moe=moe_layer(m, dense, platform) if any(layers) else None, norm=norm(m),
-      bias_table=shared_table(m), extra_ffn=m.moe.extra_ffn,
-      num_biased_experts=m.moe.num_experts if biased else 0, embed_scale=m.embed_scale,
-      tied_embeddings=m.tied_embeddings, dropout=m.dropout, dtype=dtype, scan_layers=m.scan_layers, remat=m.remat,
-      layer_reduce=m.moe.layer_reduce)
+    vocab_size=vocab_size,
+    d_model=m.d_model,
+    has_experts=layers,
+    attention=ATTENTIONS[m.attention](m, output_scale=scale, dtype=dtype),
+    dense=dense,
+    moe=moe_layer(m, dense, platform) if any(layers) else None,
+    norm=norm(m),
+    bias_table=shared_table(m),
+    extra_ffn=m.moe.extra_ffn,
+    num_biased_experts=m.moe.num_experts if biased else 0,
+    embed_scale=m.embed_scale,
+    tied_embeddings=m.tied_embeddings,
+    dropout=m.dropout,
+    dtype=dtype,
+    scan_layers=m.scan_layers,
+    remat=m.remat,
+    layer_reduce=m.moe.layer_reduce,
+  )
 
 
 def _encoder_decoder(m: ConfigDict, vocab_size: int, platform: str) -> EncoderDecoder:
   layers, split = has_experts(m), encoder_layers(m)
   biased = any(layers) and m.moe.bias_update_rate
   return EncoderDecoder(
-      vocab_size=vocab_size, d_model=m.d_model, encoder_experts=layers[:split], decoder_experts=layers[split:],
-      encoder=_tower(encoder_model(m), layers[:split], platform, encoder=True),
-      decoder=_tower(m, layers[split:], platform, encoder=False), target_vocab_size=m.target_vocab_size,
-      num_biased_experts=m.moe.num_experts if biased else 0, embed_scale=m.embed_scale,
-      tied_embeddings=m.tied_embeddings, dtype=DTYPES[m.dtype], layer_reduce=m.moe.layer_reduce)
+    vocab_size=vocab_size,
+    d_model=m.d_model,
+    encoder_experts=layers[:split],
+    decoder_experts=layers[split:],
+    encoder=_tower(encoder_model(m), layers[:split], platform, encoder=True),
+    decoder=_tower(m, layers[split:], platform, encoder=False),
+    target_vocab_size=m.target_vocab_size,
+    num_biased_experts=m.moe.num_experts if biased else 0,
+    embed_scale=m.embed_scale,
+    tied_embeddings=m.tied_embeddings,
+    dtype=DTYPES[m.dtype],
+    layer_reduce=m.moe.layer_reduce,
+  )
 
 
-def _tower(m: ConfigDict, layers: tuple[bool, ...], platform: str, encoder: bool) -> functools.partial:
-  """What makes the encoder or the decoder of `layers`; as in T5 and GShard, attention weights have dropout, too."""
-  additions = (2 if encoder else 3) * len(layers) + m.moe.extra_ffn * sum(layers)  # to the residual stream
-  dtype, scale = DTYPES[m.dtype], additions ** -0.5
-  dense = functools.partial(DenseFfn, d_ff=m.d_ff, activation=m.activation, ffn_bias=m.ffn_bias, output_scale=scale,
-                            dtype=dtype)
-  attention = grouped_query(m, causal=not encoder, dropout=m.dropout, output_scale=scale, dtype=dtype)
+def _tower(
+  m: ConfigDict, layers: tuple[bool, ...], platform: str, encoder: bool
+) -> functools.partial:
+  """What makes the encoder or the decoder of `layers`; as in T5 and GShard, attention weights have
+  dropout, too."""
+  additions = (2 if encoder else 3) * len(layers) + m.moe.extra_ffn * sum(
+    layers
+  )  # to the residual stream
+  dtype, scale = DTYPES[m.dtype], additions**-0.5
+  dense = functools.partial(
+    DenseFfn,
+    d_ff=m.d_ff,
+    activation=m.activation,
+    ffn_bias=m.ffn_bias,
+    output_scale=scale,
+    dtype=dtype,
+  )
+  attention = grouped_query(
+    m, causal=not encoder, dropout=m.dropout, output_scale=scale, dtype=dtype
+  )
   return functools.partial(
-      Tower, attention=attention, dense=dense, norm=norm(m), bias_table=shared_table(m),
-      moe=moe_layer(m, dense, platform) if any(layers) else None,
-      cross=None if encoder else functools.partial(attention, position="none"), extra_ffn=m.moe.extra_ffn,
-      dropout=m.dropout, scan_layers=m.scan_layers, remat=m.remat)
+    Tower,
+    attention=attention,
+    dense=dense,
+    norm=norm(m),
+    bias_table=shared_table(m),
+    moe=moe_layer(m, dense, platform) if any(layers) else None,
+    cross=None if encoder else functools.partial(attention, position="none"),
+    extra_ffn=m.moe.extra_ffn,
+    dropout=m.dropout,
+    scan_layers=m.scan_layers,
+    remat=m.remat,
+  )
 
 
 def _lstm(m: ConfigDict, vocab_size: int, platform: str) -> LstmLm:
   layers, dtype = has_experts(m), DTYPES[m.dtype]
-  # What the experts make passes a sigmoid, which no factor on it keeps small; shared experts are such FFNs.
-  dense = functools.partial(DenseFfn, d_ff=m.d_ff, activation=m.activation, ffn_bias=m.ffn_bias, output_scale=1.0,
-                            dtype=dtype)
+  # What the experts make passes a sigmoid, which no factor on it keeps small; shared experts are
+  # such FFNs.
+  dense = functools.partial(
+    DenseFfn,
+    d_ff=m.d_ff,
+    activation=m.activation,
+    ffn_bias=m.ffn_bias,
+    output_scale=1.0,
+    dtype=dtype,
+  )
   units = m.lstm_units or m.d_model
   biased = any(layers) and m.moe.bias_update_rate
   return LstmLm(
-      vocab_size=vocab_size, d_model=m.d_model, has_experts=layers,
-      lstm=functools.partial(Lstm, units=units, projected=0 if units == m.d_model else m.d_model, dtype=dtype),
-      moe=moe_layer(m, dense, platform) if any(layers) else None,
-      num_biased_experts=m.moe.num_experts if biased else 0, embed_scale=m.embed_scale,
-      tied_embeddings=m.tied_embeddings, dropout=m.dropout, dtype=dtype, scan_layers=m.scan_layers, remat=m.remat,
-      layer_reduce=m.moe.layer_reduce)
+    vocab_size=vocab_size,
+    d_model=m.d_model,
+    has_experts=layers,
+    lstm=functools.partial(
+      Lstm, units=units, projected=0 if units == m.d_model else m.d_model, dtype=dtype
+    ),
+    moe=moe_layer(m, dense, platform) if any(layers) else None,
+    num_biased_experts=m.moe.num_experts if biased else 0,
+    embed_scale=m.embed_scale,
+    tied_embeddings=m.tied_embeddings,
+    dropout=m.dropout,
+    dtype=dtype,
+    scan_layers=m.scan_layers,
+    remat=m.remat,
+    layer_reduce=m.moe.layer_reduce,
+  )
 
 
 def _brainformer(m: ConfigDict, vocab_size: int, platform: str) -> Brainformer:
@@ -153,18 +252,38 @@ def _brainformer(m: ConfigDict, vocab_size: int, platform: str) -> Brainformer:
   common = dict(output_scale=len(entries) ** -0.5, dtype=DTYPES[m.dtype])
 
   def sublayer(entry: str, own: ConfigDict) -> dict[str, Any]:
-    dense = functools.partial(DenseFfn, d_ff=own.d_ff, activation=own.activation, ffn_bias=own.ffn_bias, **common)
-    layer = {"attention": lambda: grouped_query(own, **common), "ffn": lambda: dense,
-             "moe": lambda: moe_layer(own, dense, platform)}[kind(entry)]
+    dense = functools.partial(
+      DenseFfn, d_ff=own.d_ff, activation=own.activation, ffn_bias=own.ffn_bias, **common
+    )
+    layer = {
+      "attention": lambda: grouped_query(own, **common),
+      "ffn": lambda: dense,
+      "moe": lambda: moe_layer(own, dense, platform),
+    }[kind(entry)]
     return {"layer": layer(), "attends": kind(entry) == "attention", "width": own.d_model}
 
   biased = any(layers) and m.moe.bias_update_rate
   return Brainformer(
-      vocab_size=vocab_size, d_model=m.d_model, layout=entries,
-      sublayers=freeze({entry: sublayer(entry, own) for entry, own in own_models(m).items()}), has_experts=layers,
-      norm=norm(m), num_biased_experts=m.moe.num_experts if biased else 0, embed_scale=m.embed_scale,
-      tied_embeddings=m.tied_embeddings, dropout=m.dropout, dtype=DTYPES[m.dtype], scan_layers=m.scan_layers,
-      remat=m.remat, layer_reduce=m.moe.layer_reduce)
+    vocab_size=vocab_size,
+    d_model=m.d_model,
+    layout=entries,
+    sublayers=freeze({entry: sublayer(entry, own) for entry, own in own_models(m).items()}),
+    has_experts=layers,
+    norm=norm(m),
+    num_biased_experts=m.moe.num_experts if biased else 0,
+    embed_scale=m.embed_scale,
+    tied_embeddings=m.tied_embeddings,
+    dropout=m.dropout,
+    dtype=DTYPES[m.dtype],
+    scan_layers=m.scan_layers,
+    remat=m.remat,
+    layer_reduce=m.moe.layer_reduce,
+  )
 
 
-FAMILIES = {"decoder": _decoder, "encoder_decoder": _encoder_decoder, "brainformer": _brainformer, "lstm": _lstm}
+FAMILIES = {
+  "decoder": _decoder,
+  "encoder_decoder": _encoder_decoder,
+  "brainformer": _brainformer,
+  "lstm": _lstm,
+}

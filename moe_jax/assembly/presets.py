@@ -1,12 +1,13 @@
 """The routing of each paper, with its own values: `--config.model.moe=NAME`.
 
-A preset says everything about routing that its paper says: keys that it does not name take `NEUTRAL` values, never
-those of the config that it is put into. What belongs to a model's size stays the config's: which layers have experts,
-how many unless the paper has one number only, the dispatcher, and the hidden width that a token's experts have
-together, which is divided among as many as the preset activates.
+A preset says everything about routing that its paper says: keys that it does not name take
+`NEUTRAL` values, never those of the config that it is put into. What belongs to a model's size
+stays the config's: which layers have experts, how many unless the paper has one number only, the
+dispatcher, and the hidden width that a token's experts have together, which is divided among as
+many as the preset activates.
 
-Coefficients are converted to this package's losses, which are 1 at perfect balance (0 for CV^2): where a paper's loss
-is K at balance, its coefficient is multiplied by K here.
+Coefficients are converted to this package's losses, which are 1 at perfect balance (0 for CV^2):
+where a paper's loss is K at balance, its coefficient is multiplied by K here.
 """
 
 from __future__ import annotations
@@ -23,75 +24,194 @@ from moe_jax.routing import ROUTERS
 
 # What a preset does not say.
 NEUTRAL: Mapping[str, Any] = {
-    "num_shared_experts": 0, "shared_gate": False, "gate_network": "linear", "router_init_scale": 0.1,
-    "router_dtype": "float32", "encoder_priority": "", "routed_scale": 1.0, "capacity_factor": None,
-    "eval_capacity_factor": None, "capacity_basis": "tokens", "capacity_rounding": "nearest", "min_capacity": 1,
-    "jitter": 0.0, "jitter_on": "input", "balance_loss": 0.0, "balance_counts": "all", "balance_over": "group",
-    "balance_scores": "softmax", "z_loss": 0.0, "importance_loss": 0.0, "importance_of": "probs", "load_loss": 0.0,
-    "device_loss": 0.0, "communication_loss": 0.0, "devices": 1, "threshold_loss": 0.0, "layer_reduce": "mean",
-    "bias_update_rate": 0.0, "soft_slots": 0,
+  "num_shared_experts": 0,
+  "shared_gate": False,
+  "gate_network": "linear",
+  "router_init_scale": 0.1,
+  "router_dtype": "float32",
+  "encoder_priority": "",
+  "routed_scale": 1.0,
+  "capacity_factor": None,
+  "eval_capacity_factor": None,
+  "capacity_basis": "tokens",
+  "capacity_rounding": "nearest",
+  "min_capacity": 1,
+  "jitter": 0.0,
+  "jitter_on": "input",
+  "balance_loss": 0.0,
+  "balance_counts": "all",
+  "balance_over": "group",
+  "balance_scores": "softmax",
+  "z_loss": 0.0,
+  "importance_loss": 0.0,
+  "importance_of": "probs",
+  "load_loss": 0.0,
+  "device_loss": 0.0,
+  "communication_loss": 0.0,
+  "devices": 1,
+  "threshold_loss": 0.0,
+  "layer_reduce": "mean",
+  "bias_update_rate": 0.0,
+  "soft_slots": 0,
 }
 
-_SHAZEER = {"router_init_scale": 0.0, "importance_loss": 0.1, "importance_of": "gates", "load_loss": 0.1,
-            "layer_reduce": "sum"}
-# The paper leaves the coefficient open; 0.01 is Mesh-TensorFlow's and GLaM's. 1.0 S*K/E is its 2N/(G E).
-_GSHARD = {"capacity_factor": 1.0, "capacity_basis": "assignments", "balance_loss": 0.01, "balance_counts": "top_1",
-           "layer_reduce": "sum"}
-_SWITCH = {"capacity_factor": 1.25, "eval_capacity_factor": 2.0, "jitter": 0.01, "balance_loss": 0.01,
-           "balance_counts": "top_1", "layer_reduce": "sum"}
-_ST_MOE = {"capacity_factor": 1.25, "eval_capacity_factor": 2.0, "balance_loss": 0.01, "balance_counts": "top_1",
-           "z_loss": 0.001}
+_SHAZEER = {
+  "router_init_scale": 0.0,
+  "importance_loss": 0.1,
+  "importance_of": "gates",
+  "load_loss": 0.1,
+  "layer_reduce": "sum",
+}
+# The paper leaves the coefficient open; 0.01 is Mesh-TensorFlow's and GLaM's. 1.0 S*K/E is its
+# 2N/(G E).
+_GSHARD = {
+  "capacity_factor": 1.0,
+  "capacity_basis": "assignments",
+  "balance_loss": 0.01,
+  "balance_counts": "top_1",
+  "layer_reduce": "sum",
+}
+_SWITCH = {
+  "capacity_factor": 1.25,
+  "eval_capacity_factor": 2.0,
+  "jitter": 0.01,
+  "balance_loss": 0.01,
+  "balance_counts": "top_1",
+  "layer_reduce": "sum",
+}
+_ST_MOE = {
+  "capacity_factor": 1.25,
+  "eval_capacity_factor": 2.0,
+  "balance_loss": 0.01,
+  "balance_counts": "top_1",
+  "z_loss": 0.001,
+}
 
 # name -> (router, its options, keys of model.moe).
 PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
-    "adaptive_mixtures": ("adaptive_mixture", {}, {}),
-    "noisy_top_k": ("noisy_top_k", {"k": 4}, _SHAZEER),
-    # MoE-256-h: 16 groups of 16 experts, 2 x 2 of them.
-    "hierarchical": ("hierarchical", {"groups": 16, "primary_k": 2, "k": 2}, _SHAZEER | {"num_experts": 256}),
-    "strictly_balanced": ("strictly_balanced", {"k": 4}, {"threshold_loss": 1.0}),
-    "gshard": ("gshard", {}, _GSHARD),
-    "mesh_tf_top_2": ("gshard", {"threshold": 0.2, "skipped_keeps_slot": False}, _GSHARD | {
-        "capacity_factor": 1.25, "eval_capacity_factor": 2.0, "capacity_basis": "tokens", "capacity_rounding": "down",
-        "min_capacity": 4}),
-    "glam": ("gshard", {}, _GSHARD),
-    "switch": ("top_k", {"k": 1, "gate_norm": "none"}, _SWITCH),
-    "switch_no_token_left_behind": ("no_token_left_behind", {"choices": 4, "capacity_factor": 1.25}, {
-        **_SWITCH, "capacity_factor": None, "eval_capacity_factor": None}),
-    "expert_choice": ("expert_choice", {"capacity_factor": 2.0}, {}),
-    "expert_choice_cap_2": ("capped_expert_choice", {"capacity_factor": 2.0, "max_experts": 2}, {}),
-    "expert_choice_cap_3": ("capped_expert_choice", {"capacity_factor": 2.0, "max_experts": 3}, {}),
-    "st_moe": ("st_moe", {"k": 2, "policy": "random", "threshold": 0.2}, _ST_MOE),
-    "st_moe_batch_prioritised": ("st_moe", {"k": 2, "priority": "gate"}, _ST_MOE),
-    "base_layers": ("base", {}, {}),
-    "s_base": ("sinkhorn", {"k": 1}, {}),
-    "hash": ("hash_layer", {"method": "random"}, {}),
-    "random": ("random_choice", {"k": 1}, {}),
-    # 64 slots for a sequence of 128 tokens or so; the paper has as many slots as an image has patches.
-    "soft_moe": ("top_k", {}, {"soft_slots": 8}),
-    # The released coefficient 0.02 is of Hugging Face's loss, which is K = 2 at balance.
-    "mixtral": ("top_k", {"k": 2, "gate_norm": "top_k"}, {"balance_loss": 0.02 * 2, "balance_over": "global"}),
-    # Trained with MegaBlocks, whose loss is 1 at balance.
-    "dbrx": ("top_k", {"k": 4, "gate_norm": "top_k"}, {"num_experts": 16, "balance_loss": 0.05,
-                                                       "balance_over": "global"}),
-    "qwen1_5_moe": ("top_k", {"k": 4, "gate_norm": "none"}, {
-        "num_experts": 60, "num_shared_experts": 4, "shared_gate": True, "balance_loss": 0.001 * 4,
-        "balance_over": "global"}),
-    "olmoe": ("top_k", {"k": 8, "gate_norm": "none"}, {"num_experts": 64, "balance_loss": 0.01, "z_loss": 0.001,
-                                                       "balance_over": "global"}),
-    # Its CV^2 is of the unbiased variance, E/(E - 1) times ours; gates are multiplied by N/k.
-    "llama_moe": ("noisy_top_k", {"k": 4, "noise_floor": 0.01}, {
-        "num_experts": 16, "gate_network": "tanh", "routed_scale": 4.0, "importance_loss": 0.01 * 16 / 15,
-        "importance_of": "gates", "load_loss": 0.01 * 16 / 15}),
-    "deepseek_moe": ("top_k", {"k": 6, "gate_norm": "none"}, {
-        "num_experts": 64, "num_shared_experts": 2, "balance_loss": 0.001}),
-    "deepseek_moe_145b": ("top_k", {"k": 12, "gate_norm": "none"}, {
-        "num_experts": 128, "num_shared_experts": 4, "balance_loss": 0.003, "device_loss": 0.05, "devices": 4}),
-    "deepseek_v2": ("device_limited", {"k": 6, "groups": 8, "kept_groups": 3}, {
-        "num_experts": 160, "num_shared_experts": 2, "routed_scale": 16.0, "balance_loss": 0.003, "device_loss": 0.05,
-        "communication_loss": 0.02, "devices": 8}),
-    "deepseek_v3": ("sigmoid_bias", {"k": 8, "groups": 8, "kept_groups": 4}, {
-        "num_experts": 256, "num_shared_experts": 1, "routed_scale": 2.5, "balance_loss": 1e-4,
-        "balance_scores": "sigmoid", "bias_update_rate": 0.001}),
+  "adaptive_mixtures": ("adaptive_mixture", {}, {}),
+  "noisy_top_k": ("noisy_top_k", {"k": 4}, _SHAZEER),
+  # MoE-256-h: 16 groups of 16 experts, 2 x 2 of them.
+  "hierarchical": (
+    "hierarchical",
+    {"groups": 16, "primary_k": 2, "k": 2},
+    _SHAZEER | {"num_experts": 256},
+  ),
+  "strictly_balanced": ("strictly_balanced", {"k": 4}, {"threshold_loss": 1.0}),
+  "gshard": ("gshard", {}, _GSHARD),
+  "mesh_tf_top_2": (
+    "gshard",
+    {"threshold": 0.2, "skipped_keeps_slot": False},
+    _GSHARD
+    | {
+      "capacity_factor": 1.25,
+      "eval_capacity_factor": 2.0,
+      "capacity_basis": "tokens",
+      "capacity_rounding": "down",
+      "min_capacity": 4,
+    },
+  ),
+  "glam": ("gshard", {}, _GSHARD),
+  "switch": ("top_k", {"k": 1, "gate_norm": "none"}, _SWITCH),
+  "switch_no_token_left_behind": (
+    "no_token_left_behind",
+    {"choices": 4, "capacity_factor": 1.25},
+    {**_SWITCH, "capacity_factor": None, "eval_capacity_factor": None},
+  ),
+  "expert_choice": ("expert_choice", {"capacity_factor": 2.0}, {}),
+  "expert_choice_cap_2": ("capped_expert_choice", {"capacity_factor": 2.0, "max_experts": 2}, {}),
+  "expert_choice_cap_3": ("capped_expert_choice", {"capacity_factor": 2.0, "max_experts": 3}, {}),
+  "st_moe": ("st_moe", {"k": 2, "policy": "random", "threshold": 0.2}, _ST_MOE),
+  "st_moe_batch_prioritised": ("st_moe", {"k": 2, "priority": "gate"}, _ST_MOE),
+  "base_layers": ("base", {}, {}),
+  "s_base": ("sinkhorn", {"k": 1}, {}),
+  "hash": ("hash_layer", {"method": "random"}, {}),
+  "random": ("random_choice", {"k": 1}, {}),
+  # 64 slots for a sequence of 128 tokens or so; the paper has as many slots as an image has
+  # patches.
+  "soft_moe": ("top_k", {}, {"soft_slots": 8}),
+  # The released coefficient 0.02 is of Hugging Face's loss, which is K = 2 at balance.
+  "mixtral": (
+    "top_k",
+    {"k": 2, "gate_norm": "top_k"},
+    {"balance_loss": 0.02 * 2, "balance_over": "global"},
+  ),
+  # Trained with MegaBlocks, whose loss is 1 at balance.
+  "dbrx": (
+    "top_k",
+    {"k": 4, "gate_norm": "top_k"},
+    {"num_experts": 16, "balance_loss": 0.05, "balance_over": "global"},
+  ),
+  "qwen1_5_moe": (
+    "top_k",
+    {"k": 4, "gate_norm": "none"},
+    {
+      "num_experts": 60,
+      "num_shared_experts": 4,
+      "shared_gate": True,
+      "balance_loss": 0.001 * 4,
+      "balance_over": "global",
+    },
+  ),
+  "olmoe": (
+    "top_k",
+    {"k": 8, "gate_norm": "none"},
+    {"num_experts": 64, "balance_loss": 0.01, "z_loss": 0.001, "balance_over": "global"},
+  ),
+  # Its CV^2 is of the unbiased variance, E/(E - 1) times ours; gates are multiplied by N/k.
+  "llama_moe": (
+    "noisy_top_k",
+    {"k": 4, "noise_floor": 0.01},
+    {
+      "num_experts": 16,
+      "gate_network": "tanh",
+      "routed_scale": 4.0,
+      "importance_loss": 0.01 * 16 / 15,
+      "importance_of": "gates",
+      "load_loss": 0.01 * 16 / 15,
+    },
+  ),
+  "deepseek_moe": (
+    "top_k",
+    {"k": 6, "gate_norm": "none"},
+    {"num_experts": 64, "num_shared_experts": 2, "balance_loss": 0.001},
+  ),
+  "deepseek_moe_145b": (
+    "top_k",
+    {"k": 12, "gate_norm": "none"},
+    {
+      "num_experts": 128,
+      "num_shared_experts": 4,
+      "balance_loss": 0.003,
+      "device_loss": 0.05,
+      "devices": 4,
+    },
+  ),
+  "deepseek_v2": (
+    "device_limited",
+    {"k": 6, "groups": 8, "kept_groups": 3},
+    {
+      "num_experts": 160,
+      "num_shared_experts": 2,
+      "routed_scale": 16.0,
+      "balance_loss": 0.003,
+      "device_loss": 0.05,
+      "communication_loss": 0.02,
+      "devices": 8,
+    },
+  ),
+  "deepseek_v3": (
+    "sigmoid_bias",
+    {"k": 8, "groups": 8, "kept_groups": 4},
+    {
+      "num_experts": 256,
+      "num_shared_experts": 1,
+      "routed_scale": 2.5,
+      "balance_loss": 1e-4,
+      "balance_scores": "sigmoid",
+      "bias_update_rate": 0.001,
+    },
+  ),
 }
 
 
@@ -106,17 +226,25 @@ def use_preset(config: ConfigDict, name: str) -> None:
     ConfigError: there is no such preset, the config's model is dense, or a key of it is wrong.
   """
   if name in ROUTERS and name not in PRESETS:
-    raise ConfigError("model.moe", name, f"is a router and no preset; use --config.model.moe.router.name={name}")
+    raise ConfigError(
+      "model.moe", name, f"is a router and no preset; use --config.model.moe.router.name={name}"
+    )
   router, options, keys = choose("model.moe", name, PRESETS)
   check_keys(config)  # what follows divides by some of its numbers
   m = config.model
   e, length = m.moe, config.data.seq_len
   if not e.num_experts:
-    raise ConfigError("model.moe", name, "the config's model is dense (num_experts=0); use a config with experts")
-  width = e.d_ff * (experts_a_token(m, length) + e.num_shared_experts)  # of a token's experts together
+    raise ConfigError(
+      "model.moe", name, "the config's model is dense (num_experts=0); use a config with experts"
+    )
+  width = e.d_ff * (
+    experts_a_token(m, length) + e.num_shared_experts
+  )  # of a token's experts together
   with e.unlocked():
     for key, value in (NEUTRAL | keys).items():
       e[key] = value
-    e.router = ConfigDict({"name": router} | {each: dict(one.options) for each, one in ROUTERS.items()})
+    e.router = ConfigDict(
+      {"name": router} | {each: dict(one.options) for each, one in ROUTERS.items()}
+    )
     e.router[router].update(options)
   e.d_ff = max(round(width / (experts_a_token(m, length) + e.num_shared_experts)), 1)

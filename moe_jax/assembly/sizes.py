@@ -1,4 +1,5 @@
-"""How large a model and its batch are at least, by arithmetic: what no machine could hold is refused before tracing."""
+"""How large a model and its batch are at least, by arithmetic: what no machine could hold is
+refused before tracing."""
 
 from __future__ import annotations
 
@@ -12,11 +13,13 @@ from moe_jax.assembly.sublayers import kind, layout, own_models
 from moe_jax.errors import ConfigError
 from moe_jax.models import find_pattern
 
-# 1.1 PB: 170 times the 6.4 TB of Switch-C's 1.6 trillion float32 weights, and the memory of 14,000 H100s.
+# 1.1 PB: 170 times the 6.4 TB of Switch-C's 1.6 trillion float32 weights, and the memory of 14,000
+# H100s.
 MOST_BYTES = 2**50
 BYTES = 4  # of a float32 value
-# Layers that are traced and compiled one by one, because nothing repeats or model.scan_layers is off; as many as GPT-3
-# has. Tracing 128 takes a minute, compiling them far longer. Published models have at most 3 before their pattern.
+# Layers that are traced and compiled one by one, because nothing repeats or model.scan_layers is
+# off; as many as GPT-3 has. Tracing 128 takes a minute, compiling them far longer. Published models
+# have at most 3 before their pattern.
 MOST_COMPILED = 96
 DEEPEST = next(numbers.high for numbers in NUMBERS if "model.num_layers" in numbers.keys)
 
@@ -29,8 +32,11 @@ def check_sizes(config: ConfigDict) -> None:
   """
   m = config.model
   if m.family == "brainformer" and m.num_layers * len(m.block) > DEEPEST:
-    raise ConfigError("model.num_layers", m.num_layers, f"times the {len(m.block)} sublayers of model.block must be at "
-                      f"most {DEEPEST:,}")
+    raise ConfigError(
+      "model.num_layers",
+      m.num_layers,
+      f"times the {len(m.block)} sublayers of model.block must be at most {DEEPEST:,}",
+    )
   _check_compiled(m)
   for words, parts in (("weights", list(weights(m))), ("a microbatch", list(activations(config)))):
     total = BYTES * sum(count for _, count in parts)
@@ -39,23 +45,34 @@ def check_sizes(config: ConfigDict) -> None:
       value = config
       for name in field.split("."):
         value = value[name]
-      raise ConfigError(field, value, f"{words} would take {total:.3g} bytes at least, {BYTES * count:.3g} of them for "
-                        f"what this key multiplies; the most that is accepted is {MOST_BYTES:.3g}, so make it smaller")
+      raise ConfigError(
+        field,
+        value,
+        f"{words} would take {total:.3g} bytes at least, {BYTES * count:.3g} of them for what "
+        f"this key multiplies; the most that is accepted is {MOST_BYTES:.3g}, so make it smaller",
+      )
 
 
 def _check_compiled(m: ConfigDict) -> None:
   layers, split = layout(m) or has_experts(m), encoder_layers(m)
   for tower in (layers[:split], layers[split:]):
     pattern = find_pattern(tower)
-    single = len(tower) - max(pattern.repeats - 1, 0) * pattern.period if m.scan_layers else len(tower)
+    single = (
+      len(tower) - max(pattern.repeats - 1, 0) * pattern.period if m.scan_layers else len(tower)
+    )
     if single > MOST_COMPILED:
       field = "scan_layers" if not m.scan_layers else "moe.first"
-      raise ConfigError(f"model.{field}", m.moe.first if m.scan_layers else False, f"{single} layers would be compiled "
-                        f"one by one, and at most {MOST_COMPILED} may; must be {'smaller' if m.scan_layers else True}")
+      raise ConfigError(
+        f"model.{field}",
+        m.moe.first if m.scan_layers else False,
+        f"{single} layers would be compiled one by one, and at most {MOST_COMPILED} may; must be "
+        f"{'smaller' if m.scan_layers else True}",
+      )
 
 
 def weights(m: ConfigDict) -> Iterator[tuple[str, int]]:
-  """`(key, number of weights that it multiplies)`, at least: two matrices an FFN or expert, no biases or norms."""
+  """`(key, number of weights that it multiplies)`, at least: two matrices an FFN or expert, no
+  biases or norms."""
   yield "model.vocab_size", (m.vocab_size + m.target_vocab_size) * m.d_model
   layers = has_experts(m)
   for entry, own in own_models(m).items():
@@ -65,7 +82,10 @@ def weights(m: ConfigDict) -> Iterator[tuple[str, int]]:
       yield "model.num_heads", repeats * 2 * own.d_model * own.num_heads * own.head_dim
       yield "model.num_kv_heads", repeats * 2 * own.d_model * own.num_kv_heads * own.head_dim
     elif attends:
-      yield "model.num_heads", repeats * own.num_heads * own.latent.value_dim * (own.latent.kv_rank + own.d_model)
+      yield (
+        "model.num_heads",
+        repeats * own.num_heads * own.latent.value_dim * (own.latent.kv_rank + own.d_model),
+      )
     if m.family == "lstm":
       yield "model.lstm_units", repeats * 4 * (own.lstm_units or own.d_model) * own.d_model
     elif entry == "" or kind(entry) == "ffn":
@@ -73,21 +93,37 @@ def weights(m: ConfigDict) -> Iterator[tuple[str, int]]:
       yield "model.d_ff", dense * 2 * own.d_model * own.d_ff
     if own.moe.num_experts and kind(entry or "moe") == "moe":
       sparse = repeats if entry else layers.count(True)
-      yield "model.moe.num_experts", sparse * own.moe.num_experts * own.d_model * (2 * own.moe.d_ff + 1)
-      yield "model.moe.num_shared_experts", sparse * own.moe.num_shared_experts * own.d_model * 2 * own.moe.d_ff
+      yield (
+        "model.moe.num_experts",
+        sparse * own.moe.num_experts * own.d_model * (2 * own.moe.d_ff + 1),
+      )
+      yield (
+        "model.moe.num_shared_experts",
+        sparse * own.moe.num_shared_experts * own.d_model * 2 * own.moe.d_ff,
+      )
 
 
 def activations(config: ConfigDict) -> Iterator[tuple[str, int]]:
-  """`(key, number of values)` of the largest arrays of one layer for a microbatch and for a group of tokens."""
+  """`(key, number of values)` of the largest arrays of one layer for a microbatch and for a group
+  of tokens."""
   m, d, t = config.model, config.data, config.train
   rows = max(t.batch_size // t.accumulate_steps, 1)
-  for name, length in {"seq_len": d.seq_len, "encoder_len": d.encoder_len * (d.objective != "next_token")}.items():
+  for name, length in {
+    "seq_len": d.seq_len,
+    "encoder_len": d.encoder_len * (d.objective != "next_token"),
+  }.items():
     yield f"data.{name}", rows * length * max(m.d_model, m.d_ff)
     if m.family != "lstm":
       yield "model.num_heads", rows * m.num_heads * length * length
   yield "model.vocab_size", rows * d.seq_len * max(m.vocab_size, m.target_vocab_size)
   if m.moe.num_experts:
     size = group_tokens(m.moe, d.seq_len)
-    yield "model.moe.num_experts", max(rows * d.seq_len, size) * m.moe.num_experts * max(m.moe.soft_slots, 1)
+    yield (
+      "model.moe.num_experts",
+      max(rows * d.seq_len, size) * m.moe.num_experts * max(m.moe.soft_slots, 1),
+    )
     yield "model.moe.soft_slots", m.moe.num_experts * m.moe.soft_slots * m.d_model
-    yield "model.moe.group_size" if m.moe.group_size else "model.moe.group_rows", size * max(m.d_model, m.moe.d_ff)
+    yield (
+      "model.moe.group_size" if m.moe.group_size else "model.moe.group_rows",
+      size * max(m.d_model, m.moe.d_ff),
+    )

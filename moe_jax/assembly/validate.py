@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 from moe_jax import sharding
 from moe_jax.assembly.bind import bind
 from moe_jax.assembly.experts import (
-    group_tokens,
-    has_experts,
-    looks_ahead,
-    moe_loss_weights,
-    option,
-    router_of,
-    trace_router,
+  group_tokens,
+  has_experts,
+  looks_ahead,
+  moe_loss_weights,
+  option,
+  router_of,
+  trace_router,
 )
 from moe_jax.assembly.keys import bounds, check_keys
 from moe_jax.assembly.models import ATTENTIONS, DTYPES, FAMILIES, abstract_variables
@@ -41,20 +41,32 @@ from moe_jax.training import optimizers
 
 # Which names a key may take.
 NAMES: Mapping[str, Any] = {
-    "model.family": FAMILIES, "model.activation": ACTIVATIONS, "model.norm": NORMS, "model.dtype": DTYPES,
-    "model.remat": REMAT, "model.attention": ATTENTIONS, "model.position": POSITIONS, "model.ffn_bias": FFN_BIASES,
-    "model.moe.capacity_basis": ("tokens", "assignments"),
-    "model.moe.balance_counts": ("top_1", "all"), "model.moe.balance_over": ("group", "global"),
-    "model.moe.capacity_rounding": ROUNDINGS, "model.moe.gate_network": NETWORKS,
-    "model.moe.jitter_on": ("input", "logits"), "model.moe.router_dtype": DTYPES,
-    "model.moe.balance_scores": SCORES,
-    "model.moe.importance_of": ("probs", "gates"), "model.moe.replay_gate": replay.GATES,
-    "model.moe.layer_reduce": LAYER_REDUCE, "data.pipeline": ("windows", "stream"),
-    "data.objective": ("next_token", "span_corruption"),
+  "model.family": FAMILIES,
+  "model.activation": ACTIVATIONS,
+  "model.norm": NORMS,
+  "model.dtype": DTYPES,
+  "model.remat": REMAT,
+  "model.attention": ATTENTIONS,
+  "model.position": POSITIONS,
+  "model.ffn_bias": FFN_BIASES,
+  "model.moe.capacity_basis": ("tokens", "assignments"),
+  "model.moe.balance_counts": ("top_1", "all"),
+  "model.moe.balance_over": ("group", "global"),
+  "model.moe.capacity_rounding": ROUNDINGS,
+  "model.moe.gate_network": NETWORKS,
+  "model.moe.jitter_on": ("input", "logits"),
+  "model.moe.router_dtype": DTYPES,
+  "model.moe.balance_scores": SCORES,
+  "model.moe.importance_of": ("probs", "gates"),
+  "model.moe.replay_gate": replay.GATES,
+  "model.moe.layer_reduce": LAYER_REDUCE,
+  "data.pipeline": ("windows", "stream"),
+  "data.objective": ("next_token", "span_corruption"),
 }
 
-# Schedules whose warm-up must end within the run. That of rsqrt also sets the scale of the decay, as that of flat_rsqrt
-# does, and neither knows the run's length: a short run is the beginning of a long one.
+# Schedules whose warm-up must end within the run. That of rsqrt also sets the scale of the decay,
+# as that of flat_rsqrt does, and neither knows the run's length: a short run is the beginning of a
+# long one.
 _REACH_THEIR_PEAK = ("cosine", "wsd", "steps", "constant")
 
 _MOST_DEVICES = bounds("mesh.data").high
@@ -65,7 +77,8 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
 
   Args:
     config: as of configs/base.py.
-    num_devices: devices that the mesh must fit; None: only what holds on any number of devices is checked.
+    num_devices: devices that the mesh must fit; None: only what holds on any number of devices is
+      checked.
   """
   check_keys(config)
   for field, known in NAMES.items():
@@ -90,9 +103,13 @@ def _validate_warmup(config: ConfigDict) -> None:
   """The learning rate gets to its peak within the run, where it rises to it in a line."""
   o, steps = config.optimizer, config.train.steps
   if o.schedule in _REACH_THEIR_PEAK and o.warmup_steps > steps:
-    raise ConfigError("optimizer.warmup_steps", o.warmup_steps, f"must be at most train.steps={steps}, or the schedule "
-                      f"{o.schedule} would never reach its peak; rsqrt and flat_rsqrt, which do not know the run's "
-                      "length, may")
+    raise ConfigError(
+      "optimizer.warmup_steps",
+      o.warmup_steps,
+      f"must be at most train.steps={steps}, or the schedule "
+      f"{o.schedule} would never reach its peak; rsqrt and flat_rsqrt, which do not know the run's "
+      "length, may",
+    )
 
 
 def _validate_objective(config: ConfigDict) -> None:
@@ -100,31 +117,49 @@ def _validate_objective(config: ConfigDict) -> None:
   family, d = config.model.family, config.data
   needed = "span_corruption" if family == "encoder_decoder" else "next_token"
   if d.objective != needed:
-    raise ConfigError("data.objective", d.objective, f"model.family={family!r} trains on {needed!r}; use that, or "
-                      "another family")
+    raise ConfigError(
+      "data.objective",
+      d.objective,
+      f"model.family={family!r} trains on {needed!r}; use that, or another family",
+    )
   if d.objective == "span_corruption":
     raw_length(d.encoder_len, d.seq_len, d.noise_density, d.mean_span)
 
 
 def _validate_block(m: ConfigDict) -> None:
-  """A Brainformer has sublayers, no other family has, and experts are there if and only if one of them needs some."""
+  """A Brainformer has sublayers, no other family has, and experts are there if and only if one of
+  them needs some."""
   if (m.family == "brainformer") != bool(m.block):
-    raise ConfigError("model.block", m.block, "is for family='brainformer', which needs it: its sublayers, such as "
-                      "('attention', 'moe:gate=top_2,hidden=2048', 'ffn'); must be () in other families")
+    raise ConfigError(
+      "model.block",
+      m.block,
+      "is for family='brainformer', which needs it: its sublayers, such as "
+      "('attention', 'moe:gate=top_2,hidden=2048', 'ffn'); must be () in other families",
+    )
   for entry in m.block:
     said = options(entry)
     for name, value in said.items():
       _check_own_number(entry, name, value)
     if kind(entry) == "moe" and not m.moe.num_experts:
-      raise ConfigError("model.block", entry, "there are no experts for it; set model.moe.num_experts")
+      raise ConfigError(
+        "model.block", entry, "there are no experts for it; set model.moe.num_experts"
+      )
     if m.moe.soft_slots and {"gate", "capacity"} & set(said):
-      raise ConfigError("model.block", entry, f"Soft MoE (soft_slots={m.moe.soft_slots}) has neither gate nor capacity;"
-                        " leave them out")
+      raise ConfigError(
+        "model.block",
+        entry,
+        f"Soft MoE (soft_slots={m.moe.soft_slots}) has neither gate nor capacity; leave them out",
+      )
   if m.block and m.moe.num_experts and not any(has_experts(m)):
-    raise ConfigError("model.moe.num_experts", m.moe.num_experts, "no sublayer of model.block is 'moe'; must be 0")
+    raise ConfigError(
+      "model.moe.num_experts", m.moe.num_experts, "no sublayer of model.block is 'moe'; must be 0"
+    )
   if m.block and m.moe.extra_ffn:
-    raise ConfigError("model.moe.extra_ffn", True, "family='brainformer' has none but those that model.block names; "
-                      "must be False")
+    raise ConfigError(
+      "model.moe.extra_ffn",
+      True,
+      "family='brainformer' has none but those that model.block names; must be False",
+    )
 
 
 def _check_own_number(entry: str, name: str, value: Any) -> None:
@@ -143,13 +178,21 @@ def _blamed(entry: str) -> Iterator[None]:
   except ConfigError as error:
     if not entry.partition(":")[2]:
       raise
-    raise ConfigError("model.block", entry, f"{error.field}={error.value!r} {error.remedy}") from error
+    raise ConfigError(
+      "model.block", entry, f"{error.field}={error.value!r} {error.remedy}"
+    ) from error
 
 
 def _validate_attention(m: ConfigDict) -> None:
-  if m.relative_shared and (m.position != "relative" or m.family not in ("decoder", "encoder_decoder")):
-    raise ConfigError("model.relative_shared", True, "must be False: it is for position='relative' in the families "
-                      "'decoder' and 'encoder_decoder', whose layers all have the same heads")
+  if m.relative_shared and (
+    m.position != "relative" or m.family not in ("decoder", "encoder_decoder")
+  ):
+    raise ConfigError(
+      "model.relative_shared",
+      True,
+      "must be False: it is for position='relative' in the families "
+      "'decoder' and 'encoder_decoder', whose layers all have the same heads",
+    )
   if m.family == "lstm":
     return _refuse(m, _NOT_LSTM, "family='lstm'", "another family")
   if m.attention == "latent":
@@ -159,47 +202,82 @@ def _validate_attention(m: ConfigDict) -> None:
   if m.position == "rope" and m.head_dim % 2:
     raise ConfigError("model.head_dim", m.head_dim, "must be even, because RoPE rotates pairs")
   if m.relative_buckets % 4:
-    raise ConfigError("model.relative_buckets", m.relative_buckets, "must be a multiple of 4: two directions, and of "
-                      "each half the buckets hold one distance")
+    raise ConfigError(
+      "model.relative_buckets",
+      m.relative_buckets,
+      "must be a multiple of 4: two directions, and of each half the buckets hold one distance",
+    )
   if m.relative_max_distance <= m.relative_buckets // 2:
-    raise ConfigError("model.relative_max_distance", m.relative_max_distance, f"must be above {m.relative_buckets // 2}"
-                      f", half of relative_buckets={m.relative_buckets}, which hold one distance each")
+    raise ConfigError(
+      "model.relative_max_distance",
+      m.relative_max_distance,
+      f"must be above {m.relative_buckets // 2}"
+      f", half of relative_buckets={m.relative_buckets}, which hold one distance each",
+    )
   if m.family == "encoder_decoder" and m.sliding_window:
-    raise ConfigError("model.sliding_window", m.sliding_window, "is for family='decoder', whose attention is causal; "
-                      "must be 0")
+    raise ConfigError(
+      "model.sliding_window",
+      m.sliding_window,
+      "is for family='decoder', whose attention is causal; must be 0",
+    )
 
 
 # What latent attention has not, and what each key must then be.
 _NOT_LATENT: Mapping[str, Any] = {
-    "family": "decoder", "position": "rope", "qkv_bias": False, "qk_norm": False, "clip_qkv": 0.0, "sliding_window": 0,
-    "query_scale": 0.0}
+  "family": "decoder",
+  "position": "rope",
+  "qkv_bias": False,
+  "qk_norm": False,
+  "clip_qkv": 0.0,
+  "sliding_window": 0,
+  "query_scale": 0.0,
+}
 # What LSTM layers, which have no attention and no dense FFN, have not.
 _NOT_LSTM: Mapping[str, Any] = {
-    "attention": "grouped_query", "qkv_bias": False, "qk_norm": False, "clip_qkv": 0.0, "sliding_window": 0,
-    "query_scale": 0.0, "moe.extra_ffn": False}
+  "attention": "grouped_query",
+  "qkv_bias": False,
+  "qk_norm": False,
+  "clip_qkv": 0.0,
+  "sliding_window": 0,
+  "query_scale": 0.0,
+  "moe.extra_ffn": False,
+}
 
 
 def _refuse(m: ConfigDict, absent: Mapping[str, Any], who: str, instead: str) -> None:
   for key, value in absent.items():
     if _get(m, key) != value:
-      raise ConfigError(f"model.{key}", _get(m, key), f"{who} has only {value!r}; use that, or {instead}")
+      raise ConfigError(
+        f"model.{key}", _get(m, key), f"{who} has only {value!r}; use that, or {instead}"
+      )
 
 
 def _validate_latent(m: ConfigDict) -> None:
   _refuse(m, _NOT_LATENT, "attention='latent'", "attention='grouped_query'")
   if m.latent.rope_dim % 2:
-    raise ConfigError("model.latent.rope_dim", m.latent.rope_dim, "must be even, because RoPE rotates pairs")
+    raise ConfigError(
+      "model.latent.rope_dim", m.latent.rope_dim, "must be even, because RoPE rotates pairs"
+    )
 
 
 def _validate_experts(config: ConfigDict, m: ConfigDict) -> None:
-  """Of the layers with experts that read `m`, which is config.model or what a sublayer makes of it."""
+  """Of the layers with experts that read `m`, which is config.model or what a sublayer makes of
+  it."""
   e = m.moe
   if e.router.get("name") in PRESETS.keys() - ROUTERS.keys():
-    raise ConfigError("model.moe.router.name", e.router["name"], "is a preset, which is a router with a paper's options"
-                      f" and losses; use --config.model.moe={e.router['name']}")
+    raise ConfigError(
+      "model.moe.router.name",
+      e.router["name"],
+      "is a preset, which is a router with a paper's options"
+      f" and losses; use --config.model.moe={e.router['name']}",
+    )
   if not any(has_experts(m)):
-    raise ConfigError("model.moe.first", e.first, f"no layer has experts: must be below num_layers={m.num_layers}, or "
-                      "set num_experts=0 for a dense model")
+    raise ConfigError(
+      "model.moe.first",
+      e.first,
+      f"no layer has experts: must be below num_layers={m.num_layers}, or "
+      "set num_experts=0 for a dense model",
+    )
   if e.activation:
     choose("model.moe.activation", e.activation, ACTIVATIONS)
   router, name = router_of(e), e.router["name"]
@@ -207,12 +285,18 @@ def _validate_experts(config: ConfigDict, m: ConfigDict) -> None:
   if e.encoder_priority:
     _validate_encoder_priority(m, router)
   if e.shared_gate and not e.num_shared_experts:
-    raise ConfigError("model.moe.shared_gate", e.shared_gate, "there is no shared expert to gate; must be False, or "
-                      "set num_shared_experts")
+    raise ConfigError(
+      "model.moe.shared_gate",
+      e.shared_gate,
+      "there is no shared expert to gate; must be False, or set num_shared_experts",
+    )
   if e.soft_slots and (e.bias_update_rate or e.shared_gate):
     key = "bias_update_rate" if e.bias_update_rate else "shared_gate"
-    raise ConfigError(f"model.moe.{key}", e[key], f"Soft MoE (soft_slots={e.soft_slots}) has none; must be "
-                      f"{type(e[key])()}")
+    raise ConfigError(
+      f"model.moe.{key}",
+      e[key],
+      f"Soft MoE (soft_slots={e.soft_slots}) has none; must be {type(e[key])()}",
+    )
   if not e.soft_slots:
     for length in _lengths(config).values():
       trace_router(e, group_tokens(e, length))
@@ -220,17 +304,26 @@ def _validate_experts(config: ConfigDict, m: ConfigDict) -> None:
     _validate_balancing(m, name)
   if looks_ahead(e) == "yes" and not e.allow_noncausal_routing:
     field, shown = ("soft_slots", e.soft_slots) if e.soft_slots else ("router.name", name)
-    raise ConfigError(f"model.moe.{field}", shown, f"{'Soft MoE' if e.soft_slots else name} lets later tokens decide "
-                      "what earlier ones get, which a causal model must not; use another router or priority, or set "
-                      "model.moe.allow_noncausal_routing=True")
+    raise ConfigError(
+      f"model.moe.{field}",
+      shown,
+      f"{'Soft MoE' if e.soft_slots else name} lets later tokens decide what earlier ones get, "
+      "which a causal model must not; use another router or priority, or set "
+      "model.moe.allow_noncausal_routing=True",
+    )
 
 
 def _validate_encoder_priority(m: ConfigDict, router: functools.partial) -> None:
-  """There is an encoder, and its router has an order of service that can be another than the decoder's."""
+  """There is an encoder, and its router has an order of service that can be another than the
+  decoder's."""
   value = m.moe.encoder_priority
   if m.family != "encoder_decoder" or m.moe.soft_slots or option(router, "priority") is None:
-    raise ConfigError("model.moe.encoder_priority", value, "needs family='encoder_decoder' and a router with an option "
-                      "`priority`, such as st_moe; must be ''")
+    raise ConfigError(
+      "model.moe.encoder_priority",
+      value,
+      "needs family='encoder_decoder' and a router with an option "
+      "`priority`, such as st_moe; must be ''",
+    )
   choose("model.moe.encoder_priority", value, PRIORITIES)
 
 
@@ -238,11 +331,24 @@ def _validate_gates(router: functools.partial, name: str) -> None:
   """A gate that is the constant 1 gives the router a gradient of zero."""
   k, norm = option(router, "k"), option(router, "gate_norm")
   if k == 1 and norm == "top_k":
-    raise ConfigError(f"model.moe.router.{name}.gate_norm", norm, "with k=1 every gate is the constant 1 and the "
-                      "router learns nothing from the text; use 'none', the raw score, as Switch does")
-  if name == "noisy_top_k" and k == 1 or name == "hierarchical" and k == option(router, "primary_k") == 1:
-    raise ConfigError(f"model.moe.router.{name}.k", k, "every gate would be the constant 1 and the router would learn "
-                      "nothing from the text; use 2 or more, or the router top_k with gate_norm='none'")
+    raise ConfigError(
+      f"model.moe.router.{name}.gate_norm",
+      norm,
+      "with k=1 every gate is the constant 1 and the "
+      "router learns nothing from the text; use 'none', the raw score, as Switch does",
+    )
+  if (
+    name == "noisy_top_k"
+    and k == 1
+    or name == "hierarchical"
+    and k == option(router, "primary_k") == 1
+  ):
+    raise ConfigError(
+      f"model.moe.router.{name}.k",
+      k,
+      "every gate would be the constant 1 and the router would learn "
+      "nothing from the text; use 2 or more, or the router top_k with gate_norm='none'",
+    )
 
 
 def _validate_balancing(m: ConfigDict, name: str) -> None:
@@ -251,39 +357,62 @@ def _validate_balancing(m: ConfigDict, name: str) -> None:
     raise ConfigError("model.moe.devices", e.devices, f"must divide num_experts={e.num_experts}")
   for loss in ("device", "communication"):
     if loss in weights and e.devices == 1:
-      raise ConfigError(f"model.moe.{loss}_loss", weights[loss], "is a constant while model.moe.devices=1; set the "
-                        "number of groups that the experts form")
+      raise ConfigError(
+        f"model.moe.{loss}_loss",
+        weights[loss],
+        "is a constant while model.moe.devices=1; set the number of groups that the experts form",
+      )
   groups = option(router_of(e), "kept_groups") and option(router_of(e), "groups")
   if "communication" in weights and groups and groups != e.devices:
-    raise ConfigError("model.moe.devices", e.devices, f"must be the router's groups={groups} for communication_loss")
+    raise ConfigError(
+      "model.moe.devices", e.devices, f"must be the router's groups={groups} for communication_loss"
+    )
   if ("threshold" in weights) != (name == "strictly_balanced"):
-    raise ConfigError("model.moe.threshold_loss", e.threshold_loss, "must be above 0 with the router "
-                      "strictly_balanced, which learns its thresholds by it, and 0 with all others")
+    raise ConfigError(
+      "model.moe.threshold_loss",
+      e.threshold_loss,
+      "must be above 0 with the router "
+      "strictly_balanced, which learns its thresholds by it, and 0 with all others",
+    )
   if e.bias_update_rate and not ROUTERS[name].reads_bias:
     biased = [each for each, router in ROUTERS.items() if router.reads_bias]
-    raise ConfigError("model.moe.bias_update_rate", e.bias_update_rate, f"{name} reads no bias; must be 0, or use one "
-                      f"of {', '.join(biased)}")
+    raise ConfigError(
+      "model.moe.bias_update_rate",
+      e.bias_update_rate,
+      f"{name} reads no bias; must be 0, or use one of {', '.join(biased)}",
+    )
 
 
 def _validate_batch(config: ConfigDict) -> None:
   t, e = config.train, config.model.moe
   if t.batch_size % t.accumulate_steps:
-    raise ConfigError("train.accumulate_steps", t.accumulate_steps, f"must divide batch_size={t.batch_size}")
+    raise ConfigError(
+      "train.accumulate_steps", t.accumulate_steps, f"must divide batch_size={t.batch_size}"
+    )
   rows = t.batch_size // t.accumulate_steps
   if e.num_experts and not e.group_size and rows % e.group_rows:
-    raise ConfigError("model.moe.group_rows", e.group_rows, f"must divide the {rows} sequences of a microbatch "
-                      "(batch_size / accumulate_steps)")
+    raise ConfigError(
+      "model.moe.group_rows",
+      e.group_rows,
+      f"must divide the {rows} sequences of a microbatch (batch_size / accumulate_steps)",
+    )
   for name, length in _lengths(config).items():
     tokens, size = rows * length, group_tokens(e, length)
     if e.num_experts and tokens % size:
-      raise ConfigError("model.moe.group_size", size, f"must divide the {tokens} tokens of a microbatch "
-                        f"(batch_size / accumulate_steps * {name}), or be 0 for groups of group_rows sequences")
+      raise ConfigError(
+        "model.moe.group_size",
+        size,
+        f"must divide the {tokens} tokens of a microbatch "
+        f"(batch_size / accumulate_steps * {name}), or be 0 for groups of group_rows sequences",
+      )
 
 
 def _lengths(config: ConfigDict) -> dict[str, int]:
   """Of the rows whose tokens are routed."""
   d = config.data
-  return {"seq_len": d.seq_len} | ({"encoder_len": d.encoder_len} if d.objective == "span_corruption" else {})
+  return {"seq_len": d.seq_len} | (
+    {"encoder_len": d.encoder_len} if d.objective == "span_corruption" else {}
+  )
 
 
 def _validate_mesh(config: ConfigDict, num_devices: int | None) -> None:
@@ -292,8 +421,12 @@ def _validate_mesh(config: ConfigDict, num_devices: int | None) -> None:
   if num_devices is None:
     num_devices = math.prod(size for size in asked.values() if size > 0)  # -1 becomes 1
     if num_devices > _MOST_DEVICES:
-      raise ConfigError("mesh", asked, f"needs {num_devices:,} devices, and no machine has more than "
-                        f"{_MOST_DEVICES:,}; make an axis smaller")
+      raise ConfigError(
+        "mesh",
+        asked,
+        f"needs {num_devices:,} devices, and no machine has more than "
+        f"{_MOST_DEVICES:,}; make an axis smaller",
+      )
   sizes = dict(zip(sharding.AXES, sharding.mesh_sizes(asked, num_devices), strict=True))
   if wrong := _misfit(config, sizes):
     fits = sharding.nearest_meshes(sizes, num_devices, lambda others: not _misfit(config, others))
@@ -302,16 +435,28 @@ def _validate_mesh(config: ConfigDict, num_devices: int | None) -> None:
 
 
 def _misfit(config: ConfigDict, sizes: Mapping[str, int]) -> tuple[str, Any, str] | None:
-  """The first (field, value, remedy) of what a mesh of these sizes does not divide; None if it fits."""
+  """The first (field, value, remedy) of what a mesh of these sizes does not divide; None if it
+  fits."""
   m, t = config.model, config.train
   if not m.moe.num_experts and sizes["expert"] > 1:
     return "mesh.expert", sizes["expert"], "a dense model has no experts to split; must be 1"
-  micro, rows = t.batch_size // t.accumulate_steps, math.prod(sizes[axis] for axis in sharding.RULES["batch"])
+  micro, rows = (
+    t.batch_size // t.accumulate_steps,
+    math.prod(sizes[axis] for axis in sharding.RULES["batch"]),
+  )
   if micro % rows:
     product = " times ".join(f"{axis}={sizes[axis]}" for axis in sharding.RULES["batch"])
-    near = " or ".join(str(n * rows * t.accumulate_steps) for n in (micro // rows, micro // rows + 1) if n)
-    return "train.batch_size", t.batch_size, (f"a microbatch of {micro} sequences must be a multiple of {rows}, the "
-                                              f"mesh's {product}; nearest batch sizes: {near}")
+    near = " or ".join(
+      str(n * rows * t.accumulate_steps) for n in (micro // rows, micro // rows + 1) if n
+    )
+    return (
+      "train.batch_size",
+      t.batch_size,
+      (
+        f"a microbatch of {micro} sequences must be a multiple of {rows}, the "
+        f"mesh's {product}; nearest batch sizes: {near}"
+      ),
+    )
   kv_heads = () if m.attention == "latent" else ("num_kv_heads",)
   split = ("num_heads", *kv_heads, "d_ff")
   if m.family == "lstm":

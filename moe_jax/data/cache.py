@@ -1,7 +1,8 @@
-"""Files that are built once, appear whole or not at all, are checked before use, and may be built by several processes.
+"""Files that are built once, appear whole or not at all, are checked before use, and may be built
+by several processes.
 
-A file is its content and a trailer: SHA-256 of the content, and a mark. A file that was cut, flipped, overwritten, or
-written before there were trailers does not match it, and is built again.
+A file is its content and a trailer: SHA-256 of the content, and a mark. A file that was cut,
+flipped, overwritten, or written before there were trailers does not match it, and is built again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _MARK = b"moe_jax cache 1\n"
 _TRAILER = hashlib.sha256().digest_size + len(_MARK)  # bytes
 _ANOTHER = "name another folder with --config.data.cache_dir=FOLDER"
 
-# Path -> what identifies the file that this process has found whole there: inode, bytes, time of the last write.
+# Path -> what identifies the file that this process has found whole there: inode, bytes, time of
+# the last write.
 _whole: dict[pathlib.Path, tuple[int, int, int]] = {}
 
 
@@ -39,25 +41,37 @@ def cache_dir(configured: str) -> pathlib.Path:
   try:
     if configured:
       return pathlib.Path(configured).expanduser()
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "moe_jax"
+    return (
+      pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "moe_jax"
+    )
   except RuntimeError as error:
-    raise ConfigError("data.cache_dir", configured, f"has no place ({error}); {_ANOTHER}") from error
+    raise ConfigError(
+      "data.cache_dir", configured, f"has no place ({error}); {_ANOTHER}"
+    ) from error
 
 
 def key(*parts: object) -> str:
   """32 hex digits that name these parts."""
-  return hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+  return hashlib.blake2b(
+    "\0".join(map(str, parts)).encode("utf-8", "surrogateescape"), digest_size=16
+  ).hexdigest()
 
 
-def built(path: pathlib.Path, write: Callable[[BinaryIO], None],
-          good: Callable[[UInt8[np.ndarray, " n"]], bool] = lambda content: True) -> pathlib.Path:
-  """`path`, written first by `write(file)` if it is not there whole; what is damaged is told in one line.
+def built(
+  path: pathlib.Path,
+  write: Callable[[BinaryIO], None],
+  good: Callable[[UInt8[np.ndarray, " n"]], bool] = lambda content: True,
+) -> pathlib.Path:
+  """`path`, written first by `write(file)` if it is not there whole; what is damaged is told in one
+  line.
 
-  The file is written under another name, synced and renamed: a kill leaves the old state, and of two builders the
-  last one's file (equal to the first one's, for what is written depends on the key alone) stays.
+  The file is written under another name, synced and renamed: a kill leaves the old state, and of
+  two builders the last one's file (equal to the first one's, for what is written depends on the key
+  alone) stays.
 
-  The content is hashed once in a process, and again when the file has changed since: 0.8 GB/s on one core without
-  SHA instructions, 1.5 to 2 GB/s with them, so about a minute at each start for 50 billion tokens of two bytes.
+  The content is hashed once in a process, and again when the file has changed since: 0.8 GB/s on
+  one core without SHA instructions, 1.5 to 2 GB/s with them, so about a minute at each start for 50
+  billion tokens of two bytes.
 
   Args:
     good: whether content with the right digest can be used.
@@ -68,7 +82,9 @@ def built(path: pathlib.Path, write: Callable[[BinaryIO], None],
     if _is_whole(path, good):
       return path
   except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-    raise ConfigError("data.cache_dir", str(path), f"cannot be read ({_reason(error)}); {_ANOTHER}") from error
+    raise ConfigError(
+      "data.cache_dir", str(path), f"cannot be read ({_reason(error)}); {_ANOTHER}"
+    ) from error
   replace(path, write)
   with path.open("rb") as file:
     _whole[path] = _identity(file)
@@ -102,7 +118,8 @@ def replace(path: pathlib.Path, write: Callable[[BinaryIO], None], trailer: bool
     os.replace(unfinished, path)
   except BaseException as error:
     unfinished.unlink(missing_ok=True)
-    # Only what is said of a path other than ours is not about this folder, such as a text that cannot be read.
+    # Only what is said of a path other than ours is not about this folder, such as a text that
+    # cannot be read.
     if isinstance(error, OSError) and error.filename in (None, str(unfinished)):
       full = error.errno in (errno.ENOSPC, errno.EDQUOT)
       what = "is full; free some space, or" if full else f"cannot be written ({_reason(error)});"
@@ -119,8 +136,8 @@ def content(path: pathlib.Path) -> UInt8[np.ndarray, " n"]:
 class Unchanged:
   """Tells when a file of the cache changes while it is used.
 
-  To read a memory-mapped file where it was cut kills a process, without a word. To ask costs a microsecond. The file
-  may be replaced or deleted; what was mapped stays.
+  To read a memory-mapped file where it was cut kills a process, without a word. To ask costs a
+  microsecond. The file may be replaced or deleted; what was mapped stays.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -130,12 +147,17 @@ class Unchanged:
   def check(self) -> None:
     """Raises ConfigError if somebody wrote into the file."""
     if _identity(self._file) != self._identity:
-      raise ConfigError("data.cache_dir", str(self._path), "was written to while this run read it; run the same "
-                        "command again, which checks the file and builds it anew")
+      raise ConfigError(
+        "data.cache_dir",
+        str(self._path),
+        "was written to while this run read it; run the same "
+        "command again, which checks the file and builds it anew",
+      )
 
 
 def _is_whole(path: pathlib.Path, good: Callable[[UInt8[np.ndarray, " n"]], bool]) -> bool:
-  """Whether the file is there with content that matches its trailer; tells if it is there and does not."""
+  """Whether the file is there with content that matches its trailer; tells if it is there and does
+  not."""
   try:
     file = path.open("rb")
   except FileNotFoundError:
@@ -147,7 +169,12 @@ def _is_whole(path: pathlib.Path, good: Callable[[UInt8[np.ndarray, " n"]], bool
     size = identity[1] - _TRAILER
     file.seek(max(size, 0))
     trailer = file.read()
-    if size >= 0 and trailer[-len(_MARK):] == _MARK and trailer == _digest(file, size) + _MARK and good(content(path)):
+    if (
+      size >= 0
+      and trailer[-len(_MARK) :] == _MARK
+      and trailer == _digest(file, size) + _MARK
+      and good(content(path))
+    ):
       _whole[path] = identity
       return True
   tell(f"{path} is damaged (cut, changed, or from an earlier version) and is built anew")
@@ -155,10 +182,11 @@ def _is_whole(path: pathlib.Path, good: Callable[[UInt8[np.ndarray, " n"]], bool
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:
-  """SHA-256 of the first `size` bytes; leaves the file at their end. Reads, for a mapped file may be cut meanwhile."""
+  """SHA-256 of the first `size` bytes; leaves the file at their end. Reads, for a mapped file may
+  be cut meanwhile."""
   digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
   file.seek(0)
-  while size and (count := file.readinto(block[:min(size, len(block))])):
+  while size and (count := file.readinto(block[: min(size, len(block))])):
     digest.update(block[:count])
     size -= count
   return digest.digest()

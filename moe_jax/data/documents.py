@@ -13,7 +13,8 @@ from moe_jax.errors import ConfigError
 
 @runtime_checkable
 class Documents(Protocol):
-  """A random-access sequence of documents; each has a key that does not depend on where the text lies."""
+  """A random-access sequence of documents; each has a key that does not depend on where the text
+  lies."""
 
   def __len__(self) -> int: ...
 
@@ -33,7 +34,7 @@ class InMemory:
 
   def __getitem__(self, i: int) -> bytes:
     start = self._ends[i - 1] if i else 0
-    return self._text[start:self._ends[i]].tobytes()
+    return self._text[start : self._ends[i]].tobytes()
 
   def key(self, i: int) -> str:
     return str(self._keys[i])
@@ -61,7 +62,8 @@ class Subset:
 
 
 def split(name: str, documents: Documents, fraction: float | int) -> dict[str, Subset]:
-  """Validation gets the documents whose key hashes below `fraction`; at least one, and leaves at least one.
+  """Validation gets the documents whose key hashes below `fraction`; at least one, and leaves at
+  least one.
 
   The hash sees the key alone: a document stays on its side when others come or go.
 
@@ -71,9 +73,15 @@ def split(name: str, documents: Documents, fraction: float | int) -> dict[str, S
   if not 0 < fraction < 1:
     raise ConfigError("data.validation_fraction", fraction, "must be above 0 and below 1")
   if len(documents) < 2:
-    raise ConfigError("data.sources", name, "has a single document, which cannot be both trained on and held out; add "
-                      "text (a text file over 64 KiB counts as several documents)")
-  hashes = np.fromiter((_hash(documents.key(i)) for i in range(len(documents))), np.float64, len(documents))
+    raise ConfigError(
+      "data.sources",
+      name,
+      "has a single document, which cannot be both trained on and held out; add "
+      "text (a text file over 64 KiB counts as several documents)",
+    )
+  hashes = np.fromiter(
+    (_hash(documents.key(i)) for i in range(len(documents))), np.float64, len(documents)
+  )
   held_out = hashes < fraction
   held_out[hashes.argmin()] = True
   held_out[hashes.argmax()] = False

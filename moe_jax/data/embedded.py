@@ -1,11 +1,13 @@
 """The embedded corpus: text that every Python installation carries. No download, three domains.
 
-- prose: the reference topics of `pydoc_data.topics` and the docstrings of each standard-library module (English)
+- prose: the reference topics of `pydoc_data.topics` and the docstrings of each standard-library
+  module (English)
 - code: the standard library, its docstrings and comments removed (`ast.unparse`)
 - tables: the Unicode character database, `code;name;category;...`, 128 rows a document
 
-The text is that of the running interpreter: it changes a little with each Python release, so compare numbers only where
-the fingerprints agree. Only modules that every distribution ships are read (Debian, for one, leaves out `test`).
+The text is that of the running interpreter: it changes a little with each Python release, so
+compare numbers only where the fingerprints agree. Only modules that every distribution ships are
+read (Debian, for one, leaves out `test`).
 """
 
 from __future__ import annotations
@@ -33,8 +35,23 @@ _RECIPE = 1  # changes with the text that the functions below produce
 _MIN_DOCSTRING = 80  # characters; shorter ones are mostly formulaic
 _ROWS = 128
 # Tests, data in the form of code, vendored or optional packages that distributions split off.
-_LEFT_OUT = {"__pycache__", "dist-packages", "distutils", "encodings", "ensurepip", "idlelib", "lib2to3", "msilib",
-             "pydoc_data", "site-packages", "test", "tests", "tkinter", "turtle", "turtledemo"}
+_LEFT_OUT = {
+  "__pycache__",
+  "dist-packages",
+  "distutils",
+  "encodings",
+  "ensurepip",
+  "idlelib",
+  "lib2to3",
+  "msilib",
+  "pydoc_data",
+  "site-packages",
+  "test",
+  "tests",
+  "tkinter",
+  "turtle",
+  "turtledemo",
+}
 
 
 def embedded(name: str, data) -> tuple[str, dict[str, Subset]]:
@@ -57,7 +74,9 @@ def _build(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _write(file: BinaryIO) -> None:
-  logging.info("collecting the embedded corpus from Python %s (once, some seconds)", sys.version.split()[0])
+  logging.info(
+    "collecting the embedded corpus from Python %s (once, some seconds)", sys.version.split()[0]
+  )
   arrays = {}
   for domain, documents in corpus().items():
     keys, texts = zip(*documents, strict=True)
@@ -73,7 +92,9 @@ def _read(path: pathlib.Path) -> dict[str, tuple[InMemory, str]]:
   with np.load(io.BytesIO(cache.content(path))) as arrays:
     for domain in DOMAINS:
       keys, ends, text = (arrays[f"{domain}.{part}"] for part in ("keys", "ends", "text"))
-      digest = hashlib.sha256("\0".join(keys).encode() + ends.astype("<i8").tobytes() + text.tobytes())
+      digest = hashlib.sha256(
+        "\0".join(keys).encode() + ends.astype("<i8").tobytes() + text.tobytes()
+      )
       out[domain] = InMemory(keys.tolist(), text, ends), digest.hexdigest()
   return out
 
@@ -83,17 +104,28 @@ def corpus() -> dict[str, list[tuple[str, bytes]]]:
   modules = [(key, _parse(path)) for key, path in _modules()]
   modules = [(key, tree) for key, tree in modules if tree is not None]
   if len(modules) < 100:
-    raise ConfigError("data.sources", "embedded", "the source files of Python's standard library are not in "
-                      f"{sysconfig.get_path('stdlib')}; use text:, jsonl: or tfds: sources")
+    raise ConfigError(
+      "data.sources",
+      "embedded",
+      "the source files of Python's standard library are not in "
+      f"{sysconfig.get_path('stdlib')}; use text:, jsonl: or tfds: sources",
+    )
   made = {domain: list(build(modules)) for domain, build in DOMAINS.items()}
-  return {domain: [(key, text.encode()) for key, text in documents if text] for domain, documents in made.items()}
+  return {
+    domain: [(key, text.encode()) for key, text in documents if text]
+    for domain, documents in made.items()
+  }
 
 
 def _modules() -> Iterator[tuple[str, pathlib.Path]]:
   root = pathlib.Path(sysconfig.get_path("stdlib"))
   for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
     parts = path.relative_to(root).with_suffix("").parts
-    if parts[0] in sys.stdlib_module_names and not parts[0].startswith("_sysconfigdata") and not _LEFT_OUT & set(parts):
+    if (
+      parts[0] in sys.stdlib_module_names
+      and not parts[0].startswith("_sysconfigdata")
+      and not _LEFT_OUT & set(parts)
+    ):
       yield "/".join(parts), path
 
 
@@ -106,10 +138,15 @@ def _parse(path: pathlib.Path) -> ast.Module | None:
 
 def _prose(modules: Iterable[tuple[str, ast.Module]]) -> Iterator[tuple[str, str]]:
   from pydoc_data.topics import topics
+
   for topic in sorted(topics):
     yield f"topic/{topic}", topics[topic].strip() + "\n"
   for key, tree in modules:
-    found = (ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, _DOCUMENTED))
+    found = (
+      ast.get_docstring(node, clean=False)
+      for node in ast.walk(tree)
+      if isinstance(node, _DOCUMENTED)
+    )
     long = [inspect.cleandoc(text) for text in found if text and len(text) >= _MIN_DOCSTRING]
     yield f"docstrings/{key}", "\n\n".join(long) + "\n" if long else ""
 
@@ -128,17 +165,22 @@ def _tables(modules: Iterable[tuple[str, ast.Module]]) -> Iterator[tuple[str, st
   del modules
   named = ((code, unicodedata.name(chr(code), "")) for code in range(sys.maxunicode + 1))
   # Not the names that are computed from the code: those of ideographs and Hangul syllables.
-  rows = [_row(code) for code, name in named
-          if name and not name.endswith(f"-{code:04X}") and not name.startswith("HANGUL SYLLABLE ")]
+  rows = [
+    _row(code)
+    for code, name in named
+    if name and not name.endswith(f"-{code:04X}") and not name.startswith("HANGUL SYLLABLE ")
+  ]
   for start in range(0, len(rows), _ROWS):
-    yield f"rows/{start // _ROWS:04d}", "".join(rows[start:start + _ROWS])
+    yield f"rows/{start // _ROWS:04d}", "".join(rows[start : start + _ROWS])
 
 
 def _row(code: int) -> str:
   c = chr(code)
-  return (f"{code:04X};{unicodedata.name(c)};{unicodedata.category(c)};{unicodedata.combining(c)};"
-          f"{unicodedata.bidirectional(c)};{unicodedata.decomposition(c)};{unicodedata.numeric(c, '')};"
-          f"{unicodedata.mirrored(c)};{unicodedata.east_asian_width(c)}\n")
+  return (
+    f"{code:04X};{unicodedata.name(c)};{unicodedata.category(c)};{unicodedata.combining(c)};"
+    f"{unicodedata.bidirectional(c)};{unicodedata.decomposition(c)};{unicodedata.numeric(c, '')};"
+    f"{unicodedata.mirrored(c)};{unicodedata.east_asian_width(c)}\n"
+  )
 
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

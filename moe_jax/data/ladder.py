@@ -19,13 +19,20 @@ from moe_jax.data import cache
 from moe_jax.data.notes import tell
 from moe_jax.errors import ConfigError
 
-ORDERS = {"unigram": 1, "bigram": 2, "trigram": 3, "4-gram": 4, "5-gram": 5}  # rung -> n; "lzma" is the last rung
+ORDERS = {
+  "unigram": 1,
+  "bigram": 2,
+  "trigram": 3,
+  "4-gram": 4,
+  "5-gram": 5,
+}  # rung -> n; "lzma" is the last rung
 _BASE = 257  # 256 byte values and the mark that pads a document's start
 _VERSION = 1  # of the figures: raise it when the arithmetic below changes
 
 
 def ladder(train: Sequence[bytes], validation: Sequence[bytes]) -> dict[str, float]:
-  """Bits per byte of the validation documents under models of rising strength that know the training documents.
+  """Bits per byte of the validation documents under models of rising strength that know the
+  training documents.
 
   Args:
     train: documents the models are fitted to; may be empty (then every n-gram model is uniform).
@@ -34,9 +41,12 @@ def ladder(train: Sequence[bytes], validation: Sequence[bytes]) -> dict[str, flo
   Returns:
     {"unigram", "bigram", "trigram", "4-gram", "5-gram", "lzma"} -> bits per byte, in this order.
   """
-  # LZMA releases the GIL, so that a second core does it meanwhile. Ctrl-C need not wait for a daemon thread.
+  # LZMA releases the GIL, so that a second core does it meanwhile. Ctrl-C need not wait for a
+  # daemon thread.
   packed: list[float] = []
-  other = threading.Thread(target=lambda: packed.append(lzma_bits_per_byte(train, validation)), daemon=True)
+  other = threading.Thread(
+    target=lambda: packed.append(lzma_bits_per_byte(train, validation)), daemon=True
+  )
   other.start()
   rungs = witten_bell(train, validation, max(ORDERS.values()))
   other.join()
@@ -44,13 +54,17 @@ def ladder(train: Sequence[bytes], validation: Sequence[bytes]) -> dict[str, flo
 
 
 def cached_ladder(
-  key: str, documents: Callable[[], tuple[Sequence[bytes], Sequence[bytes]] | None], cache_dir: str | os.PathLike
+  key: str,
+  documents: Callable[[], tuple[Sequence[bytes], Sequence[bytes]] | None],
+  cache_dir: str | os.PathLike,
 ) -> dict[str, float] | None:
-  """`ladder(*documents())`, remembered in `cache_dir` under `key`; a damaged or unwritable cache is only slower.
+  """`ladder(*documents())`, remembered in `cache_dir` under `key`; a damaged or unwritable cache is
+  only slower.
 
   Args:
     key: names the text and its split, e.g. the source's fingerprint with the validation fraction.
-    documents: gives (train, validation); called only if the figures are not there yet. None = no ladder, for this once.
+    documents: gives (train, validation); called only if the figures are not there yet. None = no
+      ladder, for this once.
     cache_dir: folder, made if missing.
   """
   digest = hashlib.sha256(f"{_VERSION} {key}".encode()).hexdigest()[:24]
@@ -69,12 +83,16 @@ def cached_ladder(
 
 
 def _stored(path: Path) -> dict[str, float] | None:
-  """The figures of a cache file; None where there are none that can be believed, which is told if the file is there."""
+  """The figures of a cache file; None where there are none that can be believed, which is told if
+  the file is there."""
   try:
     stored = json.loads(path.read_bytes())
     digest = stored.pop("sha256")
-    if list(stored) == [*ORDERS, "lzma"] and all(type(x) is float and math.isfinite(x) for x in stored.values()) and (
-        digest == _digest(stored)):
+    if (
+      list(stored) == [*ORDERS, "lzma"]
+      and all(type(x) is float and math.isfinite(x) for x in stored.values())
+      and (digest == _digest(stored))
+    ):
       return stored
   except (FileNotFoundError, NotADirectoryError):
     return None
@@ -88,14 +106,18 @@ def _digest(figures: dict[str, float]) -> str:
   return hashlib.sha256(json.dumps(figures).encode()).hexdigest()
 
 
-def witten_bell(train: Sequence[bytes], validation: Sequence[bytes], order: int) -> Float[np.ndarray, "order"]:
-  """Bits per byte of interpolated byte n-grams, n = 1 ... order (Witten and Bell 1991; Chen and Goodman 1998, Eq. 15).
+def witten_bell(
+  train: Sequence[bytes], validation: Sequence[bytes], order: int
+) -> Float[np.ndarray, "order"]:
+  """Bits per byte of interpolated byte n-grams, n = 1 ... order (Witten and Bell 1991; Chen and
+  Goodman 1998, Eq. 15).
 
     p_n(w | h) = (c(h, w) + T(h) p_{n-1}(w | h')) / (c(h) + T(h)),    p_0(w) = 1/256
 
-  where h is the n - 1 bytes before w, h' is h without its oldest byte, c counts occurrences in the training documents
-  and T(h) is the number of different bytes seen after h. A context never seen leaves p_{n-1}. Contexts do not cross
-  documents: the first byte of a document follows n - 1 start marks, which are part of contexts and never predicted.
+  where h is the n - 1 bytes before w, h' is h without its oldest byte, c counts occurrences in the
+  training documents and T(h) is the number of different bytes seen after h. A context never seen
+  leaves p_{n-1}. Contexts do not cross documents: the first byte of a document follows n - 1 start
+  marks, which are part of contexts and never predicted.
 
   Returns:
     [order] bits per byte: entry n - 1 is the n-gram's. 8.0 is the uniform distribution's.
@@ -112,22 +134,29 @@ def witten_bell(train: Sequence[bytes], validation: Sequence[bytes], order: int)
 
 
 def lzma_bits_per_byte(train: Sequence[bytes], validation: Sequence[bytes]) -> float:
-  """Bits that the validation documents add to the compressed training documents, over the validation bytes.
+  """Bits that the validation documents add to the compressed training documents, over the
+  validation bytes.
 
   The dictionary reaches back to the first training byte, as an n-gram's counts do.
   """
   known, new = b"".join(train), b"".join(validation)
   size = max(1 << 23, 1 << (len(known) + len(new)).bit_length())
   filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": min(size, 1 << 30)}]
-  length = lambda text: len(lzma.compress(text, format=lzma.FORMAT_RAW, filters=filters))
+
+  def length(text):
+    return len(lzma.compress(text, format=lzma.FORMAT_RAW, filters=filters))
+
   return 8 * (length(known + new) - length(known)) / len(new)
 
 
 def _grams(documents: Sequence[bytes], order: int) -> Int[np.ndarray, "N"]:
-  """One number a byte: itself and the order - 1 symbols before it, the oldest most significant, in base 257."""
+  """One number a byte: itself and the order - 1 symbols before it, the oldest most significant, in
+  base 257."""
   padding = np.full(order - 1, 256, np.int64)
   pieces = [p for d in documents for p in (padding, np.frombuffer(d, np.uint8).astype(np.int64))]
-  text = np.concatenate([np.zeros(0, np.int64), *pieces, padding])  # the last padding only completes the shifts below
+  text = np.concatenate(
+    [np.zeros(0, np.int64), *pieces, padding]
+  )  # the last padding only completes the shifts below
   keys = np.zeros(max(0, len(text) - (order - 1)), np.int64)
   for i in range(order):
     keys = keys * _BASE + text[i : i + len(keys)]
@@ -135,7 +164,8 @@ def _grams(documents: Sequence[bytes], order: int) -> Int[np.ndarray, "N"]:
 
 
 def _marginal(grams: Int[np.ndarray, "N"], counts: Int[np.ndarray, "N"], modulus: int):
-  """The distinct n-grams within longer ones, sorted, with their counts: drop the oldest symbols and add up."""
+  """The distinct n-grams within longer ones, sorted, with their counts: drop the oldest symbols and
+  add up."""
   order = np.argsort(grams % modulus, kind="stable")
   shorter = (grams % modulus)[order]
   first = np.flatnonzero(np.diff(shorter, prepend=-1))
@@ -143,8 +173,11 @@ def _marginal(grams: Int[np.ndarray, "N"], counts: Int[np.ndarray, "N"], modulus
 
 
 def _interpolate(grams, counts, wanted, lower):
-  """p_n of the `wanted` n-grams, given the training n-grams with their counts and p_{n-1} of the same bytes."""
-  contexts, first, types = np.unique(grams // _BASE, return_index=True, return_counts=True)  # grams are sorted
+  """p_n of the `wanted` n-grams, given the training n-grams with their counts and p_{n-1} of the
+  same bytes."""
+  contexts, first, types = np.unique(
+    grams // _BASE, return_index=True, return_counts=True
+  )  # grams are sorted
   totals = np.add.reduceat(counts, first) if len(first) else counts
   count = _look_up(grams, counts, wanted)
   total = _look_up(contexts, totals, wanted // _BASE)

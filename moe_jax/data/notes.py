@@ -6,5 +6,6 @@ import sys
 
 
 def tell(sentence: str) -> None:
-  """Prints one line on standard error; a run silences the logs of libraries, and this must be seen."""
+  """Prints one line on standard error; a run silences the logs of libraries, and this must be
+  seen."""
   print("note:", " ".join(sentence.split()), file=sys.stderr, flush=True)

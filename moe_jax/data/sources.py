@@ -30,21 +30,25 @@ class Source:
 
 def _embedded(name, data):
   from moe_jax.data.embedded import embedded  # each kind imports what it needs when it is used
+
   return embedded(name, data)
 
 
 def _text(name, data):
   from moe_jax.data.files import text
+
   return text(name, data)
 
 
 def _jsonl(name, data):
   from moe_jax.data.files import jsonl
+
   return jsonl(name, data)
 
 
 def _tfds(name, data):
   from moe_jax.data.tfds import tfds
+
   return tfds(name, data)
 
 
@@ -55,7 +59,8 @@ def make_sources(data) -> list[Source]:
   """The sources that `data.sources` names, in that order.
 
   Raises:
-    ConfigError: no source, one twice, an unknown kind or domain, missing or empty files, a dataset not prepared.
+    ConfigError: no source, one twice, an unknown kind or domain, missing or empty files, a dataset
+      not prepared.
   """
   names = list(data.sources)
   if not names:
@@ -63,11 +68,15 @@ def make_sources(data) -> list[Source]:
   sources = []
   for name in names:
     if names.count(name) > 1:
-      raise ConfigError("data.sources", name, "is named twice; name it once and raise its share in data.weights")
+      raise ConfigError(
+        "data.sources", name, "is named twice; name it once and raise its share in data.weights"
+      )
     kind, _, rest = name.partition(":")
     open_source = choose("data.sources", kind, SOURCES, shown=name)
     if not rest:
-      raise ConfigError("data.sources", name, f"names nothing; write {kind}:... (see configs/base.py)")
+      raise ConfigError(
+        "data.sources", name, f"names nothing; write {kind}:... (see configs/base.py)"
+      )
     fingerprint, splits = open_source(name, data)
     sources.append(Source(name, fingerprint, splits))
   return sources

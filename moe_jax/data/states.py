@@ -1,4 +1,5 @@
-"""Positions in the data as a checkpoint stores them, checked before anything continues from them."""
+"""Positions in the data as a checkpoint stores them, checked before anything continues from
+them."""
 
 from __future__ import annotations
 
@@ -10,7 +11,11 @@ from jaxtyping import Int64
 from moe_jax.errors import ConfigError
 
 _PIPELINES = ("windows", "stream")
-_MOST = 2**48  # batches, documents or tokens; more than any run reads, and products with a batch's rows stay in int64
+_MOST = (
+  2**48
+  # batches, documents or tokens; more than any run reads, and products with a batch's rows stay in
+  # int64
+)
 
 
 def batches_of(state: Any) -> int | None:
@@ -42,15 +47,20 @@ def windows(state: Any) -> int:
 
 
 def stream(state: Any, batch_size: int) -> tuple[Int64[np.ndarray, "B 2"], int | None]:
-  """The (document, offset) of each row of the global batch in a state of pipeline `stream`, and the number of batches.
+  """The (document, offset) of each row of the global batch in a state of pipeline `stream`, and the
+  number of batches.
 
   Raises:
     ConfigError: the state of another pipeline or batch size, or no state.
   """
   _expect("stream", state)
   if _count(state.get("batch_size"), "batch size") != batch_size:
-    raise ConfigError("train.batch_size", batch_size, "the saved position is one of rows of batches of "
-                      f"{state['batch_size']}; pipeline stream resumes with the same batch size only")
+    raise ConfigError(
+      "train.batch_size",
+      batch_size,
+      "the saved position is one of rows of batches of "
+      f"{state['batch_size']}; pipeline stream resumes with the same batch size only",
+    )
   rows = state.get("rows")
   if not isinstance(rows, dict) or set(rows) != set(map(str, range(batch_size))):
     raise _wrong(f"has no position for each of the {batch_size} rows of a batch")
@@ -71,8 +81,11 @@ def _pipeline(state: Any) -> str:
 def _expect(pipeline: str, state: Any) -> None:
   found = _pipeline(state)
   if found != pipeline:
-    raise ConfigError("data.pipeline", pipeline, f"the saved position is one of pipeline {found!r}; set "
-                      f"--config.data.pipeline={found}")
+    raise ConfigError(
+      "data.pipeline",
+      pipeline,
+      f"the saved position is one of pipeline {found!r}; set --config.data.pipeline={found}",
+    )
 
 
 def _count(value: Any, what: str) -> int:
@@ -82,5 +95,9 @@ def _count(value: Any, what: str) -> int:
 
 
 def _wrong(what: str) -> ConfigError:
-  return ConfigError("checkpoint", "data position", f"the saved position in the data {what}; the checkpoint is "
-                     "damaged: resume from another one, or begin a new run in another --workdir")
+  return ConfigError(
+    "checkpoint",
+    "data position",
+    f"the saved position in the data {what}; the checkpoint is "
+    "damaged: resume from another one, or begin a new run in another --workdir",
+  )

@@ -14,11 +14,19 @@ from moe_jax.routing.plan import RoutingPlan
 ROUNDINGS = {"nearest": round, "down": math.floor, "up": math.ceil}
 
 
-def expert_capacity(tokens: int, experts: int, assignments: int, factor: float | None, basis: str,
-                    minimum: int, rounding: str = "nearest") -> int | None:
+def expert_capacity(
+  tokens: int,
+  experts: int,
+  assignments: int,
+  factor: float | None,
+  basis: str,
+  minimum: int,
+  rounding: str = "nearest",
+) -> int | None:
   """Slots an expert, C; None means that nobody is ever dropped.
 
-      basis "tokens":      C = round(factor * S / E)   Switch Eq. 3, ST-MoE, Expert Choice (its k), flaxformer
+      basis "tokens":      C = round(factor * S / E)   Switch Eq. 3, ST-MoE, Expert Choice (its k),
+                                                       flaxformer
       basis "assignments": C = round(factor * A / E)   GShard (factor 1 is its 2S/E), V-MoE
 
   The same factor means A/S = K times as many slots under the second.
@@ -30,7 +38,8 @@ def expert_capacity(tokens: int, experts: int, assignments: int, factor: float |
     factor: > 0 and finite, or None for dropless; taken as the decimal number that it is written as.
     basis: what the factor multiplies.
     minimum: least slots an expert, >= 1.
-    rounding: "nearest" (flaxformer), "down" (Mesh-TensorFlow) or "up" (V-MoE, which goes on to a multiple of 4).
+    rounding: "nearest" (flaxformer), "down" (Mesh-TensorFlow) or "up" (V-MoE, which goes on to a
+      multiple of 4).
 
   Returns:
     C in [1, S] (no expert can use more than S slots), or None.
@@ -47,28 +56,39 @@ def expert_capacity(tokens: int, experts: int, assignments: int, factor: float |
   if factor is None:
     return None
   if not 0 < factor < math.inf:
-    raise ConfigError("model.moe.capacity_factor", factor, "must be > 0 and finite, or None for dropless")
+    raise ConfigError(
+      "model.moe.capacity_factor", factor, "must be > 0 and finite, or None for dropless"
+    )
   return min(max(ROUNDINGS[rounding](exact(factor) * slots[basis] / experts), minimum), tokens)
 
 
 def slot_index(plan: RoutingPlan) -> Int[Array, "A"]:
-  """How many assignments of higher priority name the same expert: the slot each would take (GShard Algorithm 1's c_e).
+  """How many assignments of higher priority name the same expert: the slot each would take (GShard
+  Algorithm 1's c_e).
 
-  The counter runs on whether or not an assignment fits. In [0, A); 0 where the assignment names nobody.
+  The counter runs on whether or not an assignment fits. In [0, A); 0 where the assignment names
+  nobody.
   """
   rank, start, _ = ranks(plan.expert, plan.num_experts)
-  return jnp.where(plan.expert < plan.num_experts, rank - start[jnp.minimum(plan.expert, plan.num_experts - 1)], 0)
+  return jnp.where(
+    plan.expert < plan.num_experts, rank - start[jnp.minimum(plan.expert, plan.num_experts - 1)], 0
+  )
 
 
 def drop_overflow(plan: RoutingPlan, capacity: int | None) -> RoutingPlan:
-  """The plan without the assignments that find no slot: they name nobody and their gate is 0. None drops nobody."""
+  """The plan without the assignments that find no slot: they name nobody and their gate is 0. None
+  drops nobody."""
   if capacity is None:
     return plan
   fits = slot_index(plan) < capacity
-  return plan.replace(expert=jnp.where(fits, plan.expert, plan.num_experts), gate=jnp.where(fits, plan.gate, 0.0))
+  return plan.replace(
+    expert=jnp.where(fits, plan.expert, plan.num_experts), gate=jnp.where(fits, plan.gate, 0.0)
+  )
 
 
-def by_expert(expert: Int[Array, "A"], num_experts: int) -> tuple[Int[Array, "A"], Int[Array, "E"], Int[Array, "E"]]:
+def by_expert(
+  expert: Int[Array, "A"], num_experts: int
+) -> tuple[Int[Array, "A"], Int[Array, "E"], Int[Array, "E"]]:
   """The assignments sorted by expert and then by priority: (order, start, count).
 
   Expert e's assignments are order[start[e] : start[e] + count[e]]; those that name nobody are last.
@@ -78,21 +98,33 @@ def by_expert(expert: Int[Array, "A"], num_experts: int) -> tuple[Int[Array, "A"
   return order, edges[:-1], edges[1:] - edges[:-1]
 
 
-def ranks(expert: Int[Array, "A"], num_experts: int) -> tuple[Int[Array, "A"], Int[Array, "E"], Int[Array, "E"]]:
-  """Each assignment's place in the order of `by_expert`, and each expert's start and count there."""
+def ranks(
+  expert: Int[Array, "A"], num_experts: int
+) -> tuple[Int[Array, "A"], Int[Array, "E"], Int[Array, "E"]]:
+  """Each assignment's place in the order of `by_expert`, and each expert's start and count
+  there."""
   order, start, count = by_expert(expert, num_experts)
-  rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)
+  rank = (
+    jnp.zeros_like(order)
+    .at[order]
+    .set(jnp.arange(order.size, dtype=order.dtype), unique_indices=True)
+  )
   return rank, start, count
 
 
-def slots(plan: RoutingPlan, capacity: int, tokens: int) -> tuple[Int[Array, "E C"], Float[Array, "E C"]]:
-  """Which token sits in which slot, and with what gate: what is left of a plan of `tokens` tokens under `capacity`.
+def slots(
+  plan: RoutingPlan, capacity: int, tokens: int
+) -> tuple[Int[Array, "E C"], Float[Array, "E C"]]:
+  """Which token sits in which slot, and with what gate: what is left of a plan of `tokens` tokens
+  under `capacity`.
 
-  An empty slot holds token `tokens`, which is out of bounds (gathers fill it, scatters drop it, one-hot makes it
-  zeros), with gate 0. An assignment whose gate is 0 keeps its slot.
+  An empty slot holds token `tokens`, which is out of bounds (gathers fill it, scatters drop it,
+  one-hot makes it zeros), with gate 0. An assignment whose gate is 0 keeps its slot.
   """
   order, start, count = by_expert(plan.expert, plan.num_experts)
   slot = jnp.arange(capacity)
   assignment = order[jnp.minimum(start[:, None] + slot, order.size - 1)]
   filled = slot < count[:, None]
-  return jnp.where(filled, plan.token[assignment], tokens), jnp.where(filled, plan.gate[assignment], 0.0)
+  return jnp.where(filled, plan.token[assignment], tokens), jnp.where(
+    filled, plan.gate[assignment], 0.0
+  )

@@ -1,4 +1,5 @@
-"""Experts on ragged groups by loops of plain matmuls on chunks of static sizes, where no grouped matmul is at hand."""
+"""Experts on ragged groups by loops of plain matmuls on chunks of static sizes, where no grouped
+matmul is at hand."""
 
 from __future__ import annotations
 
@@ -12,9 +13,15 @@ from moe_jax.dispatch.size_classes import Layout
 
 
 @jax.custom_vjp
-def apply_chunks(x: Float[Array, "T D"], gate: Float[Array, "A"], experts: ExpertFunction, routes: Routes,
-                 layout: Layout) -> Float[Array, "T D"]:
-  """The gate-weighted sum of each token's experts, in float32: rows are gathered chunk by chunk, where they are used.
+def apply_chunks(
+  x: Float[Array, "T D"],
+  gate: Float[Array, "A"],
+  experts: ExpertFunction,
+  routes: Routes,
+  layout: Layout,
+) -> Float[Array, "T D"]:
+  """The gate-weighted sum of each token's experts, in float32: rows are gathered chunk by chunk,
+  where they are used.
 
   Args:
     x: tokens.
@@ -23,21 +30,28 @@ def apply_chunks(x: Float[Array, "T D"], gate: Float[Array, "A"], experts: Exper
     routes: to the slots [0, rows + layout.classes[-1]), of which `layout` says whose they are.
     layout: of the slots.
   """
+
   def chunk(w, e, at, size, out):
     return _put(out, experts.output(w, experts.hidden(w, _tokens(x, routes, at, size))), at)
+
   out = _fold(experts.weights, layout, chunk, _empty(routes, x, x[0]))
   return gather_sum(out, gate, routes)
 
 
 def _forward(x, gate, experts, routes, layout):
   """As `apply_chunks`; keeps the pre-activations and what the experts returned."""
+
   def chunk(w, e, at, size, carry):
     out, kept = carry
     pre = experts.hidden(w, _tokens(x, routes, at, size))
-    return _put(out, experts.output(w, pre), at), jax.tree.map(lambda k, p: _put(k, p, at), kept, pre)
+    return _put(out, experts.output(w, pre), at), jax.tree.map(
+      lambda k, p: _put(k, p, at), kept, pre
+    )
 
   w = jax.eval_shape(lambda weights: jax.tree.map(lambda leaf: leaf[0], weights), experts.weights)
-  pre = jax.eval_shape(lambda w, row: jax.tree.map(lambda p: p[0], experts.hidden(w, row)), w, x[:1])
+  pre = jax.eval_shape(
+    lambda w, row: jax.tree.map(lambda p: p[0], experts.hidden(w, row)), w, x[:1]
+  )
   kept = [_empty(routes, x, leaf, value) for value, leaf in enumerate(jax.tree.leaves(pre))]
   kept = jax.tree.unflatten(jax.tree.structure(pre), kept)
   out, kept = _fold(experts.weights, layout, chunk, (_empty(routes, x, x[0]), kept))
@@ -61,7 +75,10 @@ def _backward(residuals, d_y):
     d_w_hidden, d_chunk = pull_hidden(d_pre)
 
     def add(total, a, b):  # In place: no accumulator of one expert's size to clear and to copy.
-      return _put(total, (jax.lax.dynamic_index_in_dim(total, e, keepdims=False) + (a + b))[None], e)
+      return _put(
+        total, (jax.lax.dynamic_index_in_dim(total, e, keepdims=False) + (a + b))[None], e
+      )
+
     d_weights = jax.tree.map(add, d_weights, d_w_output, d_w_hidden)
     return _put(d_rows, d_chunk, at), _put(d_gate, d_gate_chunk, at), d_weights
 
@@ -75,14 +92,20 @@ apply_chunks.defvjp(_forward, _backward)
 
 
 def _fold(weights, layout, body, carry):
-  """Folds `body(weights of e, e, first slot, size, carry)` over all chunks: by class, by expert, by slot."""
+  """Folds `body(weights of e, e, first slot, size, carry)` over all chunks: by class, by expert, by
+  slot."""
   for m, size in enumerate(layout.classes):
+
     def expert(i, carry, size=size):
       e = layout.order[i]
       w = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, e, keepdims=False), weights)
-      step = lambda c, carry: body(w, e, layout.first[e] + c * size, size, carry)
+
+      def step(c, carry):
+        return body(w, e, layout.first[e] + c * size, size, carry)
+
       with jax.named_scope(f"chunks_of_{size}"):
         return jax.lax.fori_loop(0, layout.chunks[e], step, carry)
+
     with jax.named_scope(f"experts_of_{size}"):
       carry = jax.lax.fori_loop(layout.bounds[m], layout.bounds[m + 1], expert, carry)
   return carry
@@ -101,8 +124,10 @@ def _put(array, rows, at):
 
 
 def _empty(routes, x, row, value=0):
-  """Room for something like `row` in every slot. (Equal constants become one buffer and copies of it.)
+  """Room for something like `row` in every slot. (Equal constants become one buffer and copies of
+  it.)
 
-  Made from `x` because, under `jax.shard_map`, a loop's first value must vary between devices as its last one does.
+  Made from `x` because, under `jax.shard_map`, a loop's first value must vary between devices as
+  its last one does.
   """
   return jnp.full_like(x, value, row.dtype, (routes.token.size, *row.shape))

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int
 
 @runtime_checkable
 class ExpertFunction(Protocol):
-  """E experts, each a function of one row, offered in the forms that the dispatchers use. All forms agree in value."""
+  """E experts, each a function of one row, offered in the forms that the dispatchers use. All forms
+  agree in value."""
 
   @property
   def num_experts(self) -> int:
@@ -23,11 +24,13 @@ class ExpertFunction(Protocol):
 
   @property
   def axes(self) -> Any:
-    """The same pytree with each leaf's logical axes (names of `sharding.RULES`) in its place; the first is "expert"."""
+    """The same pytree with each leaf's logical axes (names of `sharding.RULES`) in its place; the
+    first is "expert"."""
     ...
 
   def buffers(self, x: Float[Array, "E N D"]) -> Float[Array, "E N D"]:
-    """Applies expert e to the rows x[e]. A row of zeros may become anything finite: nobody reads an empty slot."""
+    """Applies expert e to the rows x[e]. A row of zeros may become anything finite: nobody reads an
+    empty slot."""
     ...
 
   def hidden(self, w: Any, rows: Float[Array, "N D"]) -> Any:
@@ -39,5 +42,6 @@ class ExpertFunction(Protocol):
     ...
 
   def ragged(self, rows: Float[Array, "N D"], group_sizes: Int[Array, "E"]) -> Float[Array, "N D"]:
-    """Applies expert 0 to the first group_sizes[0] rows, expert 1 to the next, ..., by `jax.lax.ragged_dot`."""
+    """Applies expert 0 to the first group_sizes[0] rows, expert 1 to the next, ..., by
+    `jax.lax.ragged_dot`."""
     ...

@@ -1,4 +1,5 @@
-"""Dropless dispatch: assignments sorted by expert, then one grouped matmul. Nobody pads, nobody is dropped."""
+"""Dropless dispatch: assignments sorted by expert, then one grouped matmul. Nobody pads, nobody is
+dropped."""
 
 from __future__ import annotations
 
@@ -16,18 +17,25 @@ from moe_jax.errors import ConfigError
 from moe_jax.routing.plan import RoutingPlan
 
 
-def grouped(plan: RoutingPlan, x: Float[Array, "G S D"], experts: ExpertFunction, capacity: int | None,
-            platform: str) -> Float[Array, "G S D"]:
-  """Sorts all groups' assignments by expert; each expert computes its own rows only (MegaBlocks, arXiv 2211.15841).
+def grouped(
+  plan: RoutingPlan,
+  x: Float[Array, "G S D"],
+  experts: ExpertFunction,
+  capacity: int | None,
+  platform: str,
+) -> Float[Array, "G S D"]:
+  """Sorts all groups' assignments by expert; each expert computes its own rows only (MegaBlocks,
+  arXiv 2211.15841).
 
-  FLOPs follow the load: as many rows are computed as there are assignments; on a CPU typically 5 % more, and never more
-  than `size_classes.most_rows`. There, experts' rows are cut into chunks of a few static sizes, and each size is a loop
-  of large plain matmuls, because XLA lowers `jax.lax.ragged_dot` on CPUs to a matmul of every row with every expert.
-  Rows move by gathers only, forward and backward. First derivatives only.
-  On a mesh tokens stay where they are, each device sorts its own, and the axis "expert" splits the experts' storage
-  only: their weights are gathered over it, (1 - 1/expert) * 4 * 3EDF/tensor bytes a layer and pass, which suits few
-  experts and many tokens a device. `ragged_all_to_all` and `all_gather` move tokens instead (see `over_mesh` for the
-  other axes).
+  FLOPs follow the load: as many rows are computed as there are assignments; on a CPU typically 5 %
+  more, and never more than `size_classes.most_rows`. There, experts' rows are cut into chunks of a
+  few static sizes, and each size is a loop of large plain matmuls, because XLA lowers
+  `jax.lax.ragged_dot` on CPUs to a matmul of every row with every expert. Rows move by gathers
+  only, forward and backward. First derivatives only. On a mesh tokens stay where they are, each
+  device sorts its own, and the axis "expert" splits the experts' storage only: their weights are
+  gathered over it, (1 - 1/expert) * 4 * 3EDF/tensor bytes a layer and pass, which suits few experts
+  and many tokens a device. `ragged_all_to_all` and `all_gather` move tokens instead (see
+  `over_mesh` for the other axes).
 
   Args:
     plan: of G groups, [G, A] arrays; overflow included.
@@ -37,7 +45,8 @@ def grouped(plan: RoutingPlan, x: Float[Array, "G S D"], experts: ExpertFunction
     platform: of the devices that will run it, e.g. "cpu", as `jax.Device.platform` says.
 
   Returns:
-    The gate-weighted sum of each token's experts, summed in float32, in x's dtype; 0 for tokens that have none.
+    The gate-weighted sum of each token's experts, summed in float32, in x's dtype; 0 for tokens
+      that have none.
 
   Raises:
     ConfigError: unknown platform.
@@ -56,14 +65,19 @@ def drop_groups(plan: RoutingPlan, capacity: int | None) -> RoutingPlan:
   return jax.vmap(lambda p: drop_overflow(p, capacity))(plan)
 
 
-def apply_grouped(plan: RoutingPlan, x: Float[Array, "G S D"], experts: ExpertFunction,
-                  platform: str) -> Float[Array, "G S D"]:
+def apply_grouped(
+  plan: RoutingPlan, x: Float[Array, "G S D"], experts: ExpertFunction, platform: str
+) -> Float[Array, "G S D"]:
   """The gate-weighted sum of each token's experts, in float32; nobody is dropped."""
   token, expert, gate = flatten(plan, x.shape[1])
-  return GROUPED_MATMULS[platform](token, expert, gate, x.reshape(-1, x.shape[-1]), experts).reshape(x.shape)
+  return GROUPED_MATMULS[platform](
+    token, expert, gate, x.reshape(-1, x.shape[-1]), experts
+  ).reshape(x.shape)
 
 
-def flatten(plan: RoutingPlan, tokens: int) -> tuple[Int[Array, "A"], Int[Array, "A"], Float[Array, "A"]]:
+def flatten(
+  plan: RoutingPlan, tokens: int
+) -> tuple[Int[Array, "A"], Int[Array, "A"], Float[Array, "A"]]:
   """A plan of G groups of `tokens` as one of one group: (token in [0, G*S), expert, gate)."""
   groups = plan.token.shape[0]
   token = plan.token + tokens * jnp.arange(groups, dtype=plan.token.dtype)[:, None]
@@ -87,8 +101,13 @@ def _by_ragged_dot(token, expert, gate, x, experts):
 
 
 # On T tokens: (token [A], expert [A], gate [A], x [T, D], experts) -> [T, D], in float32.
-GROUPED_MATMULS = {"cpu": _by_chunks, "gpu": _by_ragged_dot, "cuda": _by_ragged_dot, "rocm": _by_ragged_dot,
-                   "tpu": _by_ragged_dot}
+GROUPED_MATMULS = {
+  "cpu": _by_chunks,
+  "gpu": _by_ragged_dot,
+  "cuda": _by_ragged_dot,
+  "rocm": _by_ragged_dot,
+  "tpu": _by_ragged_dot,
+}
 
 
 def known_platform(platform: str) -> None:
@@ -98,6 +117,7 @@ def known_platform(platform: str) -> None:
 
 
 def plan_layout(plan: RoutingPlan, capacity: int | None = None) -> Layout:
-  """How the experts' rows of a concrete plan are cut on a CPU: what the loops of a compiled program will do."""
+  """How the experts' rows of a concrete plan are cut on a CPU: what the loops of a compiled program
+  will do."""
   plan = drop_groups(plan, capacity)
   return layout(ranks(plan.expert.reshape(-1), plan.num_experts)[2], plan.expert.size)

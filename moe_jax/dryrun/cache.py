@@ -24,8 +24,11 @@ def versions() -> dict[str, str]:
   return found
 
 
-def remembered(program: str, machine: str, options: Any, make: Callable[[], dict[str, Any]]) -> tuple[dict, bool]:
-  """`(facts, whether they were known)`: `make()`, or what it returned before for the same arguments and versions.
+def remembered(
+  program: str, machine: str, options: Any, make: Callable[[], dict[str, Any]]
+) -> tuple[dict, bool]:
+  """`(facts, whether they were known)`: `make()`, or what it returned before for the same arguments
+  and versions.
 
   Args:
     program: StableHLO text.

@@ -1,4 +1,5 @@
-"""The real training step, compiled from shapes alone for a machine that is not there. Nothing is allocated."""
+"""The real training step, compiled from shapes alone for a machine that is not there. Nothing is
+allocated."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ ENCODER_INPUTS = tuple(f"encoder_{name}" for name in ("tokens", "segment_ids", "
 
 
 class DoesNotFit(Exception):
-  """The program needs more memory than a device has: `needs` and `has`, in bytes (`needs`: at least)."""
+  """The program needs more memory than a device has: `needs` and `has`, in bytes (`needs`: at
+  least)."""
 
   def __init__(self, needs: float, has: float):
     self.needs, self.has = needs, has
@@ -57,11 +59,14 @@ class Lowered(NamedTuple):
 
 def vocabulary(config) -> int:
   """The number of ids: the config's, or else the tokenizer's, which must then be there."""
-  return assembly.fixed_vocab_size(config) or data.vocab_size(config.data, data.tokenizer_of(config.data))
+  return assembly.fixed_vocab_size(config) or data.vocab_size(
+    config.data, data.tokenizer_of(config.data)
+  )
 
 
 def make_model(config, vocab_size: int, mesh: jax.sharding.Mesh) -> nn.Module:
-  """The model; where the config fixes the sizes of its vocabularies, nobody asks how many ids the data hold."""
+  """The model; where the config fixes the sizes of its vocabularies, nobody asks how many ids the
+  data hold."""
   return assembly.model(config, 1 if assembly.fixed_vocab_size(config) else vocab_size, mesh)
 
 
@@ -73,8 +78,11 @@ def make_mesh(config, topology: Topology, devices: Sequence) -> jax.sharding.Mes
   """
   shape = sharding.mesh_sizes(dict(config.mesh), topology.num_devices)
   if math.prod(shape) != topology.num_devices:
-    raise ConfigError("mesh", dict(config.mesh), f"uses {math.prod(shape)} of the {topology.num_devices} devices of "
-                      f"{topology}; use them all")
+    raise ConfigError(
+      "mesh",
+      dict(config.mesh),
+      f"uses {math.prod(shape)} of the {topology.num_devices} devices of {topology}; use them all",
+    )
   return sharding.make_mesh(dict(config.mesh), devices)
 
 
@@ -84,11 +92,15 @@ def abstract_batch(config, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeS
   lengths = dict.fromkeys(INPUTS, config.data.seq_len)
   if config.data.objective == "span_corruption":
     lengths |= dict.fromkeys(ENCODER_INPUTS, config.data.encoder_len)
-  return {name: jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=place) for name, length in lengths.items()}
+  return {
+    name: jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=place)
+    for name, length in lengths.items()
+  }
 
 
 def lower(config, mesh: jax.sharding.Mesh) -> Lowered:
-  """Traces the step that the loop would run on this mesh; implementations are chosen by the mesh's devices."""
+  """Traces the step that the loop would run on this mesh; implementations are chosen by the mesh's
+  devices."""
   start, vocab_size = time.monotonic(), vocabulary(config)
   model = make_model(config, vocab_size, mesh)
   optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
@@ -96,7 +108,9 @@ def lower(config, mesh: jax.sharding.Mesh) -> Lowered:
   with sharding.use_rules(dict(config.sharding)):
     state, _ = states.create(mesh, model, optimizer, config.seed, config.data.seq_len, rows)
     with jax.set_mesh(mesh):
-      stage = updates.make(config, model, optimizer, schedule).lower(state, abstract_batch(config, mesh))
+      stage = updates.make(config, model, optimizer, schedule).lower(
+        state, abstract_batch(config, mesh)
+      )
   return Lowered(stage, mesh, model, state, vocab_size, time.monotonic() - start)
 
 
@@ -104,16 +118,22 @@ def compile(lowered: Lowered, topology: Topology, fast: bool) -> dict[str, Any]:
   """What the compiler makes of a step, from the cache where it was asked before.
 
   Returns:
-    {"text": HLO, "seconds": that compiling took, "peak", "arguments", "outputs", "aliased", "temporaries": bytes a
+    {"text": HLO, "seconds": that compiling took, "peak", "arguments", "outputs", "aliased",
+      "temporaries": bytes a
     device, "cached": whether they were known}.
 
   Raises:
-    DoesNotFit: the compiler says so; or, for GPUs, whose compiler does not, the peak is above the memory.
+    DoesNotFit: the compiler says so; or, for GPUs, whose compiler does not, the peak is above the
+      memory.
   """
   options = FAST if fast and topology.chip.platform == "tpu" else {}
   machine = f"{topology} {[device.id for device in lowered.mesh.devices.flat]}"
-  facts, known = cache.remembered(lowered.stage.as_text(), machine, sorted(options.items()),
-                                  lambda: _compile(lowered, topology, options))
+  facts, known = cache.remembered(
+    lowered.stage.as_text(),
+    machine,
+    sorted(options.items()),
+    lambda: _compile(lowered, topology, options),
+  )
   if "needs" in facts:
     raise DoesNotFit(facts["needs"], facts["has"])
   if topology.chip.platform == "cuda" and facts["peak"] > topology.chip.memory:
@@ -129,18 +149,28 @@ def _compile(lowered: Lowered, topology: Topology, options: dict[str, Any]) -> d
   except jax.errors.JaxRuntimeError as error:
     return _shortage(error, topology) | {"seconds": time.monotonic() - start}
   m = done.memory_analysis()
-  facts = {"seconds": time.monotonic() - start, "arguments": m.argument_size_in_bytes,
-           "outputs": m.output_size_in_bytes, "aliased": m.alias_size_in_bytes, "temporaries": m.temp_size_in_bytes}
-  # On TPUs live buffers take the place of dead ones, which arguments + temporaries would count twice.
+  facts = {
+    "seconds": time.monotonic() - start,
+    "arguments": m.argument_size_in_bytes,
+    "outputs": m.output_size_in_bytes,
+    "aliased": m.alias_size_in_bytes,
+    "temporaries": m.temp_size_in_bytes,
+  }
+  # On TPUs live buffers take the place of dead ones, which arguments + temporaries would count
+  # twice.
   both = m.argument_size_in_bytes + m.temp_size_in_bytes
-  return facts | {"peak": m.peak_memory_in_bytes if topology.chip.platform == "tpu" else both, "text": done.as_text()}
+  return facts | {
+    "peak": m.peak_memory_in_bytes if topology.chip.platform == "tpu" else both,
+    "text": done.as_text(),
+  }
 
 
-_UNITS = {"K": 2 ** 10, "M": 2 ** 20, "G": 2 ** 30, "T": 2 ** 40}
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _shortage(error: Exception, topology: Topology) -> dict[str, float]:
-  """The two sizes of an out-of-memory message, what is needed and what there is; any other error is raised again."""
+  """The two sizes of an out-of-memory message, what is needed and what there is; any other error is
+  raised again."""
   if "RESOURCE_EXHAUSTED" not in str(error):
     raise error
   found = re.findall(r"(\d+(?:\.\d+)?)([KMGT])(?:i?B)?\b", str(error))

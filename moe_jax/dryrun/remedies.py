@@ -12,7 +12,8 @@ from moe_jax.dryrun.machine.chips import GIB
 
 
 def remedies(config: Any, mesh: Any, vocab_size: int, expected: Mapping[str, float]) -> list[str]:
-  """Changes of the config that lower the memory of a device, the most effective first, each with what it saves.
+  """Changes of the config that lower the memory of a device, the most effective first, each with
+  what it saves.
 
   Args:
     config: that did not fit.
@@ -24,21 +25,31 @@ def remedies(config: Any, mesh: Any, vocab_size: int, expected: Mapping[str, flo
   activations = expected["activations"]
   cheaper = changed(config, {"model.remat": "full"})
   per_row = accounts.activation_bytes(cheaper, vocab_size, sizes["tensor"])
-  recomputed = per_row * config.train.batch_size / config.train.accumulate_steps / ideal.batch_shards(sizes)
+  recomputed = (
+    per_row * config.train.batch_size / config.train.accumulate_steps / ideal.batch_shards(sizes)
+  )
   if recomputed < 0.9 * activations:
     found.append((activations - recomputed, "--config.model.remat=full"))
-  rows = config.train.batch_size // config.train.accumulate_steps // ideal.batch_shards(sizes)  # of a device at a time
+  rows = (
+    config.train.batch_size // config.train.accumulate_steps // ideal.batch_shards(sizes)
+  )  # of a device at a time
   parts = next((n for n in range(2, rows + 1) if rows % n == 0), 1)
   if parts > 1:
-    found.append((activations * (1 - 1 / parts),
-                  f"--config.train.accumulate_steps={parts * config.train.accumulate_steps}"))
+    found.append(
+      (
+        activations * (1 - 1 / parts),
+        f"--config.train.accumulate_steps={parts * config.train.accumulate_steps}",
+      )
+    )
   if sizes["data"] > 1:  # copies of weights that data holds
     held = sum(size for kind, size in expected.items() if kind != "activations")
     moved = sizes | {"data": 1, "fsdp": sizes["fsdp"] * sizes["data"]}
     words = ",".join(f"{axis}={size}" for axis, size in moved.items() if size > 1)
     found.append((held * (1 - 1 / sizes["data"]), f"--mesh={words}"))
   found.sort(reverse=True)
-  return [f"{words} (about {saved / GIB:.3g} GiB less)" for saved, words in found if saved > 0.01 * GIB]
+  return [
+    f"{words} (about {saved / GIB:.3g} GiB less)" for saved, words in found if saved > 0.01 * GIB
+  ]
 
 
 def changed(config: Any, values: Mapping[str, Any]) -> Any:

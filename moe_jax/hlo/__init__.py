@@ -1,1 +1,2 @@
-"""What an optimised program does: HLO text read as computations, loops, matmuls, traffic and collectives."""
+"""What an optimised program does: HLO text read as computations, loops, matmuls, traffic and
+collectives."""

@@ -11,7 +11,11 @@ from moe_jax.hlo.matmuls import flops
 from moe_jax.hlo.module import Module
 
 _BRANCHES = ("branch_computations", "true_computation", "false_computation")
-_INLINE = ("fusion", "async-start", "custom-call")  # what they run is one operation to memory and the scheduler
+_INLINE = (
+  "fusion",
+  "async-start",
+  "custom-call",
+)  # what they run is one operation to memory and the scheduler
 _Costs = dict[str, tuple[float, float]]  # of computations
 
 
@@ -35,8 +39,8 @@ class Run:
 def executions(module: Module) -> tuple[dict[str, Run], int]:
   """(how each computation that is reached runs, loops whose trip count is not known).
 
-  Those loops count as one iteration. Of a conditional only the costliest branch is reached: that with most FLOPs, and
-  if they are equal, the one whose results have most bytes.
+  Those loops count as one iteration. Of a conditional only the costliest branch is reached: that
+  with most FLOPs, and if they are equal, the one whose results have most bytes.
   """
   runs, unknown, known = {module.entry: Run(1.0, 1.0)}, 0, {}
   for name in _callers_first(module, known):

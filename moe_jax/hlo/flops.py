@@ -1,4 +1,5 @@
-"""How many FLOPs the matmuls of a compiled program do: those that XLA makes of it, not those that were written."""
+"""How many FLOPs the matmuls of a compiled program do: those that XLA makes of it, not those that
+were written."""
 
 from __future__ import annotations
 
@@ -15,21 +16,24 @@ from moe_jax.hlo.loops import trip_count
 from moe_jax.hlo.module import Computation, Module, parse
 
 
-def matmul_flops(function: Callable, *args: Any, trips: Mapping[str, int | float] | None = None) -> float:
-  """Returns the FLOPs (2 a multiply-add) of all matmuls that a call of `function` executes, by the optimised HLO.
+def matmul_flops(
+  function: Callable, *args: Any, trips: Mapping[str, int | float] | None = None
+) -> float:
+  """Returns the FLOPs (2 a multiply-add) of all matmuls that a call of `function` executes, by the
+  optimised HLO.
 
-  `compiled.cost_analysis()` counts a loop's body once; here it counts as often as it runs. Of a conditional the most
-  expensive branch counts.
+  `compiled.cost_analysis()` counts a loop's body once; here it counts as often as it runs. Of a
+  conditional the most expensive branch counts.
 
   Args:
     function: jitted or not.
     *args: arrays or `jax.ShapeDtypeStruct`s.
-    trips: how often loops run whose trip count depends on data, by a `jax.named_scope` around them. Of the given names,
-      the innermost one around a loop is its own.
+    trips: how often loops run whose trip count depends on data, by a `jax.named_scope` around them.
+      Of the given names, the innermost one around a loop is its own.
 
   Raises:
-    ValueError: a loop with matmuls in it has neither a known trip count nor an entry in `trips`; or a matmul is a
-      library's custom call that does not tell its shape.
+    ValueError: a loop with matmuls in it has neither a known trip count nor an entry in `trips`; or
+      a matmul is a library's custom call that does not tell its shape.
   """
   compiled = (function if hasattr(function, "lower") else jax.jit(function)).lower(*args).compile()
   return hlo_matmul_flops(compiled.as_text(), trips)
@@ -54,7 +58,9 @@ class _Count:
   def _of(self, name: str) -> float:
     if name not in self._flops:
       computation = self._module[name]
-      self._flops[name] = sum((self._of_instruction(computation, each) for each in computation), 0.0)
+      self._flops[name] = sum(
+        (self._of_instruction(computation, each) for each in computation), 0.0
+      )
     return self._flops[name]
 
   def _of_instruction(self, computation: Computation, instruction: Instruction) -> float:
@@ -75,4 +81,6 @@ class _Count:
     for scope in reversed(scopes):
       if scope in self._trips:
         return float(self._trips[scope])
-    raise ValueError(f"a loop with matmuls runs as often as data say: give trips for one of {scopes}")
+    raise ValueError(
+      f"a loop with matmuls runs as often as data say: give trips for one of {scopes}"
+    )

@@ -16,14 +16,17 @@ Mesh = tuple[tuple[str, int], ...]  # (axis, size) in mesh order
 
 
 def reach(instruction: Instruction, mesh: Mesh, partitions: int) -> tuple[tuple[str, ...], int]:
-  """The mesh axes along which the groups of a collective extend, in mesh order, and devices a group (the largest).
+  """The mesh axes along which the groups of a collective extend, in mesh order, and devices a group
+  (the largest).
 
-  Where a group is a box of the mesh, or of a part of an axis (then it has fewer devices than the axis), and all groups
-  extend along the same axes, these are the axes; elsewhere they are ("?",). () are groups of one device. Of transfers
-  between slices the axes are those along which the slices differ.
+  Where a group is a box of the mesh, or of a part of an axis (then it has fewer devices than the
+  axis), and all groups extend along the same axes, these are the axes; elsewhere they are ("?",).
+  () are groups of one device. Of transfers between slices the axes are those along which the slices
+  differ.
 
   Raises:
-    ValueError: a collective without groups, in a notation that is not known, or with devices that the mesh lacks.
+    ValueError: a collective without groups, in a notation that is not known, or with devices that
+      the mesh lacks.
   """
   if _across_all(instruction):
     return _extent((tuple(range(partitions)),), mesh)
@@ -37,17 +40,25 @@ def reach(instruction: Instruction, mesh: Mesh, partitions: int) -> tuple[tuple[
 
 
 def _across_all(instruction: Instruction) -> bool:
-  """Whether the groups are of replicas (of which there is one) and each stands for all its partitions."""
-  return ("channel_id=" in instruction.tail and "use_global_device_ids=true" not in instruction.tail
-          and re.match("all-reduce|all-gather|reduce-scatter", instruction.opcode) is not None)
+  """Whether the groups are of replicas (of which there is one) and each stands for all its
+  partitions."""
+  return (
+    "channel_id=" in instruction.tail
+    and "use_global_device_ids=true" not in instruction.tail
+    and re.match("all-reduce|all-gather|reduce-scatter", instruction.opcode) is not None
+  )
 
 
 @functools.lru_cache(maxsize=512)
-def _reach(notation: re.Pattern, text: str, mesh: Mesh, partitions: int) -> tuple[tuple[str, ...], int]:
+def _reach(
+  notation: re.Pattern, text: str, mesh: Mesh, partitions: int
+) -> tuple[tuple[str, ...], int]:
   found = notation.match(text).groups()
   if notation is notations.SLICES:
     groups = notations.slices(found[0], partitions)
-    axes, _ = _extent(tuple(tuple({d // partitions * partitions: None for d in g}) for g in groups), mesh)
+    axes, _ = _extent(
+      tuple(tuple({d // partitions * partitions: None for d in g}) for g in groups), mesh
+    )
     return axes, max(map(len, groups), default=1)
   return _extent(notations.READERS[notation](found) or (tuple(range(partitions)),), mesh)
 
@@ -62,7 +73,9 @@ def _extent(groups: notations.Groups, mesh: Mesh) -> tuple[tuple[str, ...], int]
   boxes, along = True, []
   for size, alike in by_size.items():
     if size > 1:
-      places = np.sort(np.stack(np.unravel_index(np.array(alike), sizes)), axis=-1)  # [axes, groups, size]
+      places = np.sort(
+        np.stack(np.unravel_index(np.array(alike), sizes)), axis=-1
+      )  # [axes, groups, size]
       distinct = 1 + (np.diff(places, axis=-1) != 0).sum(-1)
       boxes &= bool((distinct.prod(0) == size).all())
       along.append(distinct > 1)
@@ -71,4 +84,6 @@ def _extent(groups: notations.Groups, mesh: Mesh) -> tuple[tuple[str, ...], int]
   varies = np.concatenate(along, axis=1)
   if not boxes or (varies != varies[:, :1]).any():
     return UNKNOWN, max(by_size)
-  return tuple(axis for (axis, _), here in zip(mesh, varies[:, 0], strict=True) if here), max(by_size)
+  return tuple(axis for (axis, _), here in zip(mesh, varies[:, 0], strict=True) if here), max(
+    by_size
+  )

@@ -1,4 +1,5 @@
-"""One line of HLO text: an instruction and the shapes of its result. Details are parsed when asked for."""
+"""One line of HLO text: an instruction and the shapes of its result. Details are parsed when asked
+for."""
 
 from __future__ import annotations
 
@@ -11,13 +12,23 @@ from typing import NamedTuple
 _SHAPE = re.compile(r"(\w+)\[([^\]]*)\](?:\{([^}]*)\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 _OPERAND = re.compile(r"%([\w.\-]+)")
-_CALLED = re.compile(r"(calls|to_apply|condition|body|true_computation|false_computation|branch_computations|"
-                     r"called_computations)=(?:%([\w.\-]+)|\{([^}]*)\})")
-_CALLERS = {"fusion", "while", "conditional", "call", "async-start", "custom-call"}  # others apply theirs to scalars
+_CALLED = re.compile(
+  r"(calls|to_apply|condition|body|true_computation|false_computation|branch_computations|"
+  r"called_computations)=(?:%([\w.\-]+)|\{([^}]*)\})"
+)
+_CALLERS = {
+  "fusion",
+  "while",
+  "conditional",
+  "call",
+  "async-start",
+  "custom-call",
+}  # others apply theirs to scalars
 
 
 class Shape(NamedTuple):
-  """An array: "bf16[4,8]{1,0:T(8,128)(2,1)S(1)}" is Shape("bf16", (4, 8), 1). Space 0 is the device's main memory."""
+  """An array: "bf16[4,8]{1,0:T(8,128)(2,1)S(1)}" is Shape("bf16", (4, 8), 1). Space 0 is the
+  device's main memory."""
 
   dtype: str
   dims: tuple[int, ...]
@@ -33,7 +44,8 @@ class Shape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line, the `line`th from 1. `tail` is what follows "opcode(": operands, attributes, metadata, backend_config."""
+  """One line, the `line`th from 1. `tail` is what follows "opcode(": operands, attributes,
+  metadata, backend_config."""
 
   name: str
   result: str
@@ -45,8 +57,14 @@ class Instruction:
   @functools.cached_property
   def shapes(self) -> tuple[Shape, ...]:
     """The arrays of the result, tuples flattened."""
-    return tuple(Shape(dtype, tuple(int(n) for n in re.findall(r"\d+", dims)), int(s[1]) if (s := _SPACE.search(layout))
-                       else 0) for dtype, dims, layout in _SHAPE.findall(self.result))
+    return tuple(
+      Shape(
+        dtype,
+        tuple(int(n) for n in re.findall(r"\d+", dims)),
+        int(s[1]) if (s := _SPACE.search(layout)) else 0,
+      )
+      for dtype, dims, layout in _SHAPE.findall(self.result)
+    )
 
   @functools.cached_property
   def operands(self) -> tuple[str, ...]:
@@ -55,11 +73,15 @@ class Instruction:
 
   @functools.cached_property
   def called(self) -> tuple[tuple[str, str], ...]:
-    """(role, computation) for what it runs, such as ("body", "region_1"); not the scalar functions of reductions."""
+    """(role, computation) for what it runs, such as ("body", "region_1"); not the scalar functions
+    of reductions."""
     if self.opcode not in _CALLERS:
       return ()
-    return tuple((role, name) for role, one, several in _CALLED.findall(self.tail)
-                 for name in ([one] if one else _OPERAND.findall(several)))
+    return tuple(
+      (role, name)
+      for role, one, several in _CALLED.findall(self.tail)
+      for name in ([one] if one else _OPERAND.findall(several))
+    )
 
   def find(self, pattern: str | re.Pattern) -> re.Match | None:
     return re.search(pattern, self.tail)

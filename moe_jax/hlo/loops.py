@@ -1,4 +1,5 @@
-"""How often a while loop runs: what the compiler noted, else read from its counter. TPU programs carry no note."""
+"""How often a while loop runs: what the compiler noted, else read from its counter. TPU programs
+carry no note."""
 
 from __future__ import annotations
 
@@ -7,7 +8,16 @@ import operator
 from moe_jax.hlo.instruction import Instruction
 from moe_jax.hlo.module import Module
 
-_SAME = {"copy", "bitcast", "convert", "reshape", "opt-barrier", "optimization-barrier", "copy-start", "copy-done"}
+_SAME = {
+  "copy",
+  "bitcast",
+  "convert",
+  "reshape",
+  "opt-barrier",
+  "optimization-barrier",
+  "copy-start",
+  "copy-done",
+}
 _FLIPPED = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE", "EQ": "EQ", "NE": "NE"}
 _HOLDS = {name: getattr(operator, name.lower()) for name in _FLIPPED}
 _DEPTH = 64  # of the chains that are followed
@@ -17,17 +27,22 @@ _Source = tuple[Instruction, int | None]  # an instruction, and which element of
 def trip_count(module: Module, loop: Instruction) -> int | None:
   """Iterations of a while loop; None where they depend on data or the counter is not understood.
 
-  Understood is a counter in the loop's tuple that the body moves by a constant and the condition compares with one.
-  Constants may have passed through tuples of this and of outer loops, copies, fusions and sums.
+  Understood is a counter in the loop's tuple that the body moves by a constant and the condition
+  compares with one. Constants may have passed through tuples of this and of outer loops, copies,
+  fusions and sums.
   """
   if known := loop.find(r'"known_trip_count":\{"n":"(\d+)"'):
     return int(known[1])
   called = dict(loop.called)
-  compare, _ = _source(module, module[called["condition"]].instructions[module[called["condition"]].root])
+  compare, _ = _source(
+    module, module[called["condition"]].instructions[module[called["condition"]].root]
+  )
   if compare.opcode != "compare" or not (direction := compare.find(r"direction=([A-Z]{2})")):
     return None
   sides = [_source(module, module[compare.home].operand(compare, i)) for i in (0, 1)]
-  for (side, other), sense in zip((sides, sides[::-1]), (direction[1], _FLIPPED[direction[1]]), strict=True):
+  for (side, other), sense in zip(
+    (sides, sides[::-1]), (direction[1], _FLIPPED[direction[1]]), strict=True
+  ):
     counter, element = side
     if counter.opcode != "parameter" or counter.home != called["condition"] or element is None:
       continue
@@ -52,21 +67,32 @@ def _trips(start: int, limit: int, step: int, sense: str) -> int | None:
 
 
 def _source(module: Module, at: Instruction, element: int | None = None) -> _Source:
-  """Where a value comes from, unchanged: through copies, tuples, fusions, and loops that only carry it."""
+  """Where a value comes from, unchanged: through copies, tuples, fusions, and loops that only carry
+  it."""
   for _ in range(_DEPTH):
     home = module[at.home]
     if at.opcode in _SAME:
       at = home.operand(at)
-    elif at.opcode == "get-tuple-element" and element is None and (index := at.find(r"index=(\d+)")):
+    elif (
+      at.opcode == "get-tuple-element" and element is None and (index := at.find(r"index=(\d+)"))
+    ):
       at, element = home.operand(at), int(index[1])
     elif at.opcode == "tuple" and element is not None:
       at, element = home.operand(at, element), None
     elif at.opcode == "fusion":
       inner = module[at.called[0][1]]
       at = inner.instructions[inner.root]
-    elif at.opcode == "while" and element is not None and _carried(module, dict(at.called)["body"], element):
+    elif (
+      at.opcode == "while"
+      and element is not None
+      and _carried(module, dict(at.called)["body"], element)
+    ):
       at = home.operand(at)
-    elif at.opcode == "parameter" and (caller := _only_caller(module, at.home)) and caller.opcode == "fusion":
+    elif (
+      at.opcode == "parameter"
+      and (caller := _only_caller(module, at.home))
+      and caller.opcode == "fusion"
+    ):
       at = module[caller.home].operand(caller, int(at.tail.split(")")[0]))
     else:
       break
@@ -84,7 +110,9 @@ def _carried(module: Module, body: str, element: int) -> bool:
   return at.opcode == "parameter" and at.home == body and same == element
 
 
-def _value(module: Module, at: Instruction, element: int | None = None, depth: int = _DEPTH) -> int | None:
+def _value(
+  module: Module, at: Instruction, element: int | None = None, depth: int = _DEPTH
+) -> int | None:
   """The integer that is always there, or None."""
   at, element = _source(module, at, element)
   if at.opcode == "constant":
@@ -95,10 +123,15 @@ def _value(module: Module, at: Instruction, element: int | None = None, depth: i
     return None
   if caller and caller.opcode == "while" and element is not None:
     body = dict(caller.called)["body"]
-    return _value(module, module[caller.home].operand(caller), element, depth - 1) if _carried(
-      module, body, element) else None
+    return (
+      _value(module, module[caller.home].operand(caller), element, depth - 1)
+      if _carried(module, body, element)
+      else None
+    )
   if caller and caller.opcode == "call":
-    return _value(module, module[caller.home].operand(caller, int(at.tail.split(")")[0])), element, depth - 1)
+    return _value(
+      module, module[caller.home].operand(caller, int(at.tail.split(")")[0])), element, depth - 1
+    )
   if at.opcode in ("add", "subtract", "multiply"):
     a, b = (_value(module, module[at.home].operand(at, i), None, depth - 1) for i in (0, 1))
     if a is not None and b is not None:
@@ -106,7 +139,9 @@ def _value(module: Module, at: Instruction, element: int | None = None, depth: i
   return None
 
 
-def _moved(module: Module, body: str, counter: int, at: Instruction, element: int | None) -> int | None:
+def _moved(
+  module: Module, body: str, counter: int, at: Instruction, element: int | None
+) -> int | None:
   """`at` minus the counter as the body got it, or None if that is not constant."""
   at, element = _source(module, at, element)
   if at.opcode == "parameter" and at.home == body and element == counter:

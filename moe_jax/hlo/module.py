@@ -69,8 +69,8 @@ def parse(text: str) -> Module:
   """A module from what `compiled.as_text()` says.
 
   Raises:
-    ValueError: a line inside a computation is no instruction, a computation is not closed or lacks a root, something
-      is called that is not there, or there is no ENTRY. Names the line.
+    ValueError: a line inside a computation is no instruction, a computation is not closed or lacks
+      a root, something is called that is not there, or there is no ENTRY. Names the line.
   """
   computations: dict[str, Computation] = {}
   current, entry = None, None
@@ -101,9 +101,10 @@ def parse(text: str) -> Module:
 def _check_calls(computations: dict[str, Computation]) -> None:
   for computation in computations.values():
     for instruction in computation:
-      if missing := _NEEDS.get(instruction.opcode, set()) - {role for role, _ in instruction.called}:
+      if missing := _NEEDS.get(instruction.opcode, set()) - {
+        role for role, _ in instruction.called
+      }:
         raise instruction.error(f"it does not say its {' and '.join(sorted(missing))}")
       for _, name in instruction.called:
         if name not in computations:
           raise instruction.error(f"there is no computation %{name}")
-

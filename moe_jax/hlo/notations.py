@@ -8,9 +8,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_SLICE = 100_000  # megascale's number of a device: this times (slice + 1), plus its number in the slice
+_SLICE = (
+  100_000  # megascale's number of a device: this times (slice + 1), plus its number in the slice
+)
 _SUB_AXIS = re.compile(r"'?([^',:()]+)'?(?::\((\d+)\)(\d+))?")
-_ints = lambda text: [int(n) for n in re.findall(r"\d+", text or "")]
+
+
+def _ints(text):
+  return [int(n) for n in re.findall(r"\d+", text or "")]
+
+
 Groups = tuple[tuple[int, ...], ...]
 
 LISTED = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
@@ -33,10 +40,12 @@ def iota(found: Sequence[str | None]) -> Groups:
 
 
 def named(found: Sequence[str | None]) -> Groups:
-  """mesh['a'=4,'b'=2] {'b'}; also of a permuted mesh, and of a part of an axis: 'a':(2)2 is size 2 behind a part of 2.
-  """
+  """mesh['a'=4,'b'=2] {'b'}; also of a permuted mesh, and of a part of an axis: 'a':(2)2 is size 2
+  behind a part of 2."""
   axes, devices, over = found
-  names, sizes = zip(*((name, int(size)) for name, size in re.findall(r"'?([\w.\-]+)'?=(\d+)", axes)), strict=True)
+  names, sizes = zip(
+    *((name, int(size)) for name, size in re.findall(r"'?([\w.\-]+)'?=(\d+)", axes)), strict=True
+  )
   array = np.arange(math.prod(sizes))
   if devices and devices.startswith("["):
     source, _, order = devices.partition("T")
@@ -71,14 +80,17 @@ def linked(found: Sequence[str | None]) -> Groups:
 
 
 def slices(target: str, partitions: int) -> Groups:
-  """Megascale's {1,2}x{0:7} (slices count from 1), {{100000,200000},..} or {{..->..},..} as places in the mesh.
+  """Megascale's {1,2}x{0:7} (slices count from 1), {{100000,200000},..} or {{..->..},..} as places
+  in the mesh.
 
   Only the slice of a place can be relied on: in it, megascale counts devices, not partitions.
   """
   if product := re.fullmatch(r"\{([\d,]+)\}x\{.*\}", target):
     return (tuple((n - 1) * partitions for n in _ints(product[1])),)
   groups = (_ints(group) for group in re.findall(r"\{([\d,\->]+)\}", target))
-  return tuple(tuple((d // _SLICE - 1) * partitions + d % _SLICE for d in group) for group in groups)
+  return tuple(
+    tuple((d // _SLICE - 1) * partitions + d % _SLICE for d in group) for group in groups
+  )
 
 
 READERS = {LISTED: listed, IOTA: iota, NAMED: named, LINKED: linked}

@@ -1,4 +1,5 @@
-"""What a program does a step on one device: FLOPs, collectives, memory traffic, from its optimised HLO text."""
+"""What a program does a step on one device: FLOPs, collectives, memory traffic, from its optimised
+HLO text."""
 
 from __future__ import annotations
 
@@ -20,12 +21,15 @@ class Program:
   """Of one device and one step.
 
   Attributes:
-    flops: of dots and convolutions (2 a multiply-add), loops multiplied out; see `matmuls.flops` for kernels.
+    flops: of dots and convolutions (2 a multiply-add), loops multiplied out; see `matmuls.flops`
+      for kernels.
     flops_once: each loop's body once, as XLA's cost_analysis() counts.
-    collectives: one entry for each distinct (kind, axes, bytes, dtype, op_name), the one that sends most first.
-    hbm_bytes: an upper bound on what operations read from and write to main memory, loops multiplied out.
-    cycles: the compiler's own estimate, loops multiplied out; None where it makes none. TPUs only; kernels and
-      collectives have none, and in fast compiles it is many times too high.
+    collectives: one entry for each distinct (kind, axes, bytes, dtype, op_name), the one that sends
+      most first.
+    hbm_bytes: an upper bound on what operations read from and write to main memory, loops
+      multiplied out.
+    cycles: the compiler's own estimate, loops multiplied out; None where it makes none. TPUs only;
+      kernels and collectives have none, and in fast compiles it is many times too high.
     unknown_loops: loops whose trip count could not be derived; their bodies are counted once.
   """
 
@@ -38,11 +42,12 @@ class Program:
 
 
 def analyse(text: str, mesh_shape: Mapping[str, int]) -> Program:
-  """Reads what `compiled.as_text()` says of an SPMD program. Of a conditional, the costliest branch counts.
+  """Reads what `compiled.as_text()` says of an SPMD program. Of a conditional, the costliest branch
+  counts.
 
   Args:
-    text: optimised HLO of TPU, GPU or CPU. A program over several slices is that of one slice; slices must be equal,
-      consecutive parts of the mesh's flat order.
+    text: optimised HLO of TPU, GPU or CPU. A program over several slices is that of one slice;
+      slices must be equal, consecutive parts of the mesh's flat order.
     mesh_shape: axis -> size in mesh order; partition p of the program is `mesh.devices.flat[p]`.
 
   Raises:

@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int, UInt32
 from moe_jax.routing import RoutingPlan, metrics
 
 
-@typing.no_type_check  # JAX rebuilds pytrees with placeholder leaves, which no shape check survives.
+# JAX rebuilds pytrees with placeholder leaves, which no shape check survives.
+@typing.no_type_check
 @struct.dataclass
 class Aux:
   """Losses (unweighted) and metrics of a layer; a layer without experts returns empty ones.
@@ -22,12 +23,13 @@ class Aux:
   Returned, never sown: nothing is silently dropped, and `nn.scan` stacks it by layer.
 
   Attributes:
-    losses: name -> scalar of a layer, [Lm] of a stack of layers, scalar again of a model. Of a `Microbatch`: its part
-      of the batch's loss, which is the sum of the parts.
-    metrics: name -> array; a stack of layers adds a leading axis Lm, the layers with experts in order.
+    losses: name -> scalar of a layer, [Lm] of a stack of layers, scalar again of a model. Of a
+      `Microbatch`: its part of the batch's loss, which is the sum of the parts.
+    metrics: name -> array; a stack of layers adds a leading axis Lm, the layers with experts in
+      order.
     sums: what the metrics are made from and microbatches add up, see `routing.metrics.sums`.
-    shares: name -> f of each loss that multiplies f and P of the whole batch (`LossOptions.balance_over`). Of a
-      `Microbatch`: its part, likewise.
+    shares: name -> f of each loss that multiplies f and P of the whole batch
+      (`LossOptions.balance_over`). Of a `Microbatch`: its part, likewise.
   """
 
   losses: dict[str, Float[Array, "*Lm"]] = struct.field(default_factory=dict)
@@ -53,16 +55,24 @@ def stack(auxes: Sequence[Aux]) -> Aux:
 
 def _even(auxes: Sequence[Aux]) -> list[Aux]:
   """The same, with plans of one length."""
-  longest = max((aux.metrics["plan"].expert.shape[-1] for aux in auxes if "plan" in aux.metrics), default=0)
-  fill = lambda aux: aux.replace(metrics=aux.metrics | {"plan": _fill(aux.metrics["plan"], longest)})
+  longest = max(
+    (aux.metrics["plan"].expert.shape[-1] for aux in auxes if "plan" in aux.metrics), default=0
+  )
+
+  def fill(aux):
+    return aux.replace(metrics=aux.metrics | {"plan": _fill(aux.metrics["plan"], longest)})
+
   return [fill(aux) if longest else aux for aux in auxes]
 
 
 def _fill(plan: RoutingPlan, length: int) -> RoutingPlan:
   """The plan with `length` assignments a group."""
   more = [(0, 0)] * (plan.expert.ndim - 1) + [(0, length - plan.expert.shape[-1])]
-  return plan.replace(token=jnp.pad(plan.token, more), gate=jnp.pad(plan.gate, more),
-                      expert=jnp.pad(plan.expert, more, constant_values=plan.num_experts))
+  return plan.replace(
+    token=jnp.pad(plan.token, more),
+    gate=jnp.pad(plan.gate, more),
+    expert=jnp.pad(plan.expert, more, constant_values=plan.num_experts),
+  )
 
 
 def concatenate(stacks: Sequence[Aux]) -> Aux:
@@ -74,16 +84,19 @@ def concatenate(stacks: Sequence[Aux]) -> Aux:
 @typing.no_type_check
 @struct.dataclass
 class Microbatch:
-  """Which part of a batch a model sees where a training step cuts it, and what it must know of the whole.
+  """Which part of a batch a model sees where a training step cuts it, and what it must know of the
+  whole.
 
-  Microbatch m of `count` has rows m, m + count, ... of the batch. What each token's routing draws at random is what it
-  would draw in the uncut batch, as long as routing groups lie within rows.
+  Microbatch m of `count` has rows m, m + count, ... of the batch. What each token's routing draws
+  at random is what it would draw in the uncut batch, as long as routing groups lie within rows.
 
   Attributes:
     index: m, from 0.
-    tokens: how many tokens of the whole batch are real; of the decoder's, where there is an encoder.
+    tokens: how many tokens of the whole batch are real; of the decoder's, where there is an
+      encoder.
     encoder_tokens: how many of the encoder's are; None without an encoder.
-    shares: `Aux.shares` of the whole batch, by layer with experts. A loss that is not named takes f of the microbatch.
+    shares: `Aux.shares` of the whole batch, by layer with experts. A loss that is not named takes f
+      of the microbatch.
     count: how many there are.
   """
 
@@ -104,12 +117,15 @@ class LayerContext:
     segment_ids: which document of its row a token belongs to, from 1; 0 is padding.
     positions: place in the document, from 0.
     train: dropout, jitter and noise are on.
-    return_routing: also report each layer's plan and each token's first-choice expert (costs memory: for evaluation).
-    memory: the encoder's output, M tokens, which cross-attention reads; None in a model without an encoder.
+    return_routing: also report each layer's plan and each token's first-choice expert (costs
+      memory: for evaluation).
+    memory: the encoder's output, M tokens, which cross-attention reads; None in a model without an
+      encoder.
     memory_segments: which segment each of these belongs to; a token sees those of its own.
-    micro: the rows are those of this microbatch, whose `tokens` are of these rows; None: they are the whole batch.
-    bias_table: the relative biases that all attention layers of the stack share, a number for each of H heads and N
-      buckets (`relative_bias.py`); None where each layer has its own, or has none.
+    micro: the rows are those of this microbatch, whose `tokens` are of these rows; None: they are
+      the whole batch.
+    bias_table: the relative biases that all attention layers of the stack share, a number for each
+      of H heads and N buckets (`relative_bias.py`); None where each layer has its own, or has none.
   """
 
   token_ids: Int[Array, "B L"]
@@ -126,13 +142,15 @@ class LayerContext:
 @typing.no_type_check
 @struct.dataclass
 class LayerRouting:
-  """What a layer's router gets from outside: of a layer, or of Lm layers with experts (then with a leading axis).
+  """What a layer's router gets from outside: of a layer, or of Lm layers with experts (then with a
+  leading axis).
 
   Attributes:
     bias: of loss-free balancing, see `RoutingContext`.
     stored: a plan of [G, A] arrays to follow instead of the router's (`routing/replay.py`).
     shares: of a `Microbatch`.
-    salt: what makes a router without weights differ from layer to layer and from seed to seed, see `RoutingContext`.
+    salt: what makes a router without weights differ from layer to layer and from seed to seed, see
+      `RoutingContext`.
   """
 
   bias: Float[Array, "*Lm E"] | None = None

@@ -1,6 +1,7 @@
 """What a router is given: logits, and whatever else a layer has to learn for it.
 
-All of it has the dtype of x, which is float32, whatever the model's, but in ST-MoE's ablation of that.
+All of it has the dtype of x, which is float32, whatever the model's, but in ST-MoE's ablation of
+that.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from jaxtyping import Array, Float
 from moe_jax.layers.init import projection
 
 
-def linear(module: nn.Module, x: Float[Array, "G S D"], num_experts: int, scale: float) -> Float[Array, "G S E"]:
+def linear(
+  module: nn.Module, x: Float[Array, "G S D"], num_experts: int, scale: float
+) -> Float[Array, "G S E"]:
   """x W: one matrix, no bias."""
   return project(module, "router", x, num_experts, scale)
 
 
-def tanh(module: nn.Module, x: Float[Array, "G S D"], num_experts: int, scale: float) -> Float[Array, "G S E"]:
+def tanh(
+  module: nn.Module, x: Float[Array, "G S D"], num_experts: int, scale: float
+) -> Float[Array, "G S E"]:
   """tanh(x W1) W2, with a hidden layer of E units and no biases (LLaMA-MoE)."""
   hidden = jnp.tanh(project(module, "router_hidden", x, num_experts, 1.0))
   return project(module, "router", hidden, num_experts, scale, axis=None)
@@ -29,32 +34,61 @@ def tanh(module: nn.Module, x: Float[Array, "G S D"], num_experts: int, scale: f
 NETWORKS = {"linear": linear, "tanh": tanh}
 
 
-def learned(module: nn.Module, x: Float[Array, "G S D"], fields: Sequence[str], num_experts: int, groups: int,
-            scale: float) -> dict[str, Float[Array, "..."]]:
+def learned(
+  module: nn.Module,
+  x: Float[Array, "G S D"],
+  fields: Sequence[str],
+  num_experts: int,
+  groups: int,
+  scale: float,
+) -> dict[str, Float[Array, "..."]]:
   """The fields of `RoutingContext` that a `Router` names as learned.
 
   Args:
-    module: owner of the parameters router_noise, router_primary, router_primary_noise and router_threshold.
+    module: owner of the parameters router_noise, router_primary, router_primary_noise and
+      router_threshold.
     x: the router's input.
     fields: which fields to make.
     num_experts: E.
     groups: N, of experts (hierarchical gating).
-    scale: of the initial router; noise weights and thresholds begin at zero (Shazeer 2017, appendix A).
+    scale: of the initial router; noise weights and thresholds begin at zero (Shazeer 2017, appendix
+      A).
   """
-  std = lambda name, width: jax.nn.softplus(project(module, name, x, width, 0.0))
+
+  def std(name, width):
+    return jax.nn.softplus(project(module, name, x, width, 0.0))
+
   make = {
-      "noise_std": lambda: std("router_noise", num_experts),
-      "primary": lambda: project(module, "router_primary", x, groups, scale),
-      "primary_noise_std": lambda: std("router_primary_noise", groups),
-      "threshold": lambda: module.param("router_threshold", nn.with_logical_partitioning(
-          nn.initializers.zeros, ("router",)), (num_experts,), jnp.float32),
+    "noise_std": lambda: std("router_noise", num_experts),
+    "primary": lambda: project(module, "router_primary", x, groups, scale),
+    "primary_noise_std": lambda: std("router_primary_noise", groups),
+    "threshold": lambda: module.param(
+      "router_threshold",
+      nn.with_logical_partitioning(nn.initializers.zeros, ("router",)),
+      (num_experts,),
+      jnp.float32,
+    ),
   }
   return {name: make[name]() for name in fields}
 
 
-def project(module: nn.Module, name: str, x: Float[Array, "G S D"], width: int, scale: float,
-            axis: str | None = "embed") -> Float[Array, "G S W"]:
-  """x times parameter `name`, in x's dtype to the last bit of the hardware's ability. `axis`: the logical one of D."""
-  weight = projection(module, name, (x.shape[-1], width), (axis, "router"), fan_in=x.shape[-1], scale=scale,
-                      dtype=x.dtype)
+def project(
+  module: nn.Module,
+  name: str,
+  x: Float[Array, "G S D"],
+  width: int,
+  scale: float,
+  axis: str | None = "embed",
+) -> Float[Array, "G S W"]:
+  """x times parameter `name`, in x's dtype to the last bit of the hardware's ability. `axis`: the
+  logical one of D."""
+  weight = projection(
+    module,
+    name,
+    (x.shape[-1], width),
+    (axis, "router"),
+    fan_in=x.shape[-1],
+    scale=scale,
+    dtype=x.dtype,
+  )
   return jnp.einsum("gsd,de->gse", x, weight, precision=jax.lax.Precision.HIGHEST)

@@ -1,4 +1,5 @@
-"""DeepSeek-V2's multi-head latent attention: keys and values of all heads come from one narrow vector a token."""
+"""DeepSeek-V2's multi-head latent attention: keys and values of all heads come from one narrow
+vector a token."""
 
 from __future__ import annotations
 
@@ -15,20 +16,24 @@ from moe_jax.sharding import constrain
 
 
 class LatentAttention(nn.Module):
-  """Causal attention within documents, whose keys and values are up-projections of a latent (arXiv 2405.04434).
+  """Causal attention within documents, whose keys and values are up-projections of a latent (arXiv
+  2405.04434).
 
   Sec. 2.1.2 and 2.1.3, with RMSNorm on both latents as in Sec. 3.1.2:
 
       c = norm(W_latent x),  k_h = [W_key,h c; rope(W_key_rope x)],  v_h = W_value,h c
-      b = norm(W_query_latent x), or x itself,  q_h = W_query,h b, whose last rope_dim features are rotated
+      b = norm(W_query_latent x), or x itself,  q_h = W_query,h b, whose last rope_dim features are
+                                                rotated
       o_h = softmax(q_h k_h / sqrt(nope_dim + rope_dim)) v_h,  y = W_output [o_1; ...; o_H]
 
-  The rotated key is one for all heads. A cache would hold c and that key only: kv_rank + rope_dim numbers a token;
-  this is the training form, which multiplies out keys and values.
+  The rotated key is one for all heads. A cache would hold c and that key only: kv_rank + rope_dim
+  numbers a token; this is the training form, which multiplies out keys and values.
 
-  The epsilon of both latents' norms is 1e-6, whatever that of the blocks' norms is, as in the released code.
+  The epsilon of both latents' norms is 1e-6, whatever that of the blocks' norms is, as in the
+  released code.
 
-  Deviation: pairs (i, i + rope_dim/2) rotate where the released code rotates (2i, 2i + 1): a fixed order of features.
+  Deviation: pairs (i, i + rope_dim/2) rotate where the released code rotates (2i, 2i + 1): a fixed
+  order of features.
 
   Attributes:
     num_heads: H.
@@ -55,27 +60,54 @@ class LatentAttention(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"], context: LayerContext) -> Float[Array, "B L D"]:
     width, key_dim = x.shape[-1], self.nope_dim + self.rope_dim
-    turn = lambda t: rope(t, context.positions, self.rope_theta)
+
+    def turn(t):
+      return rope(t, context.positions, self.rope_theta)
+
     latent = self._latent("latent", x, self.kv_rank)
-    q = self._heads("query", self._latent("query_latent", x, self.query_rank) if self.query_rank else x, key_dim)
-    q = jnp.concatenate([q[..., :self.nope_dim], turn(q[..., self.nope_dim:])], axis=-1)
+    q = self._heads(
+      "query", self._latent("query_latent", x, self.query_rank) if self.query_rank else x, key_dim
+    )
+    q = jnp.concatenate([q[..., : self.nope_dim], turn(q[..., self.nope_dim :])], axis=-1)
     shared = turn(self._down("key_rope", x, self.rope_dim)[:, :, None])  # [B, L, 1, R]
     k = self._heads("key", latent, self.nope_dim)
     k = jnp.concatenate([k, jnp.broadcast_to(shared, (*k.shape[:3], self.rope_dim))], axis=-1)
     v = self._heads("value", latent, self.value_dim)
     q, k, v = (constrain(t, "batch", "length", "act_heads", "head_dim") for t in (q, k, v))
-    mixed = attend((q * key_dim ** -0.5)[:, :, :, None], k, v, visible(context.segment_ids))[:, :, :, 0]
-    output = projection(self, "output", (self.num_heads, self.value_dim, width), ("heads", "head_dim", "embed"),
-                        fan_in=self.num_heads * self.value_dim, scale=self.output_scale, dtype=self.dtype)
+    mixed = attend((q * key_dim**-0.5)[:, :, :, None], k, v, visible(context.segment_ids))[
+      :, :, :, 0
+    ]
+    output = projection(
+      self,
+      "output",
+      (self.num_heads, self.value_dim, width),
+      ("heads", "head_dim", "embed"),
+      fan_in=self.num_heads * self.value_dim,
+      scale=self.output_scale,
+      dtype=self.dtype,
+    )
     return constrain(jnp.einsum("blhp,hpd->bld", mixed, output), "batch", "length", "act_embed")
 
   def _down(self, name: str, x: Float[Array, "B L D"], rank: int) -> Float[Array, "B L R"]:
-    return x @ projection(self, name, (x.shape[-1], rank), ("embed", None), fan_in=x.shape[-1], dtype=self.dtype)
+    return x @ projection(
+      self, name, (x.shape[-1], rank), ("embed", None), fan_in=x.shape[-1], dtype=self.dtype
+    )
 
   def _latent(self, name: str, x: Float[Array, "B L D"], rank: int) -> Float[Array, "B L R"]:
     return RmsNorm(1e-6, name=f"{name}_norm")(self._down(name, x, rank))
 
-  def _heads(self, name: str, latent: Float[Array, "B L R"], features: int) -> Float[Array, "B L H P"]:
-    return jnp.einsum("blr,rhp->blhp", latent, projection(
-        self, name, (latent.shape[-1], self.num_heads, features), ("embed", "heads", "head_dim"),
-        fan_in=latent.shape[-1], dtype=self.dtype))
+  def _heads(
+    self, name: str, latent: Float[Array, "B L R"], features: int
+  ) -> Float[Array, "B L H P"]:
+    return jnp.einsum(
+      "blr,rhp->blhp",
+      latent,
+      projection(
+        self,
+        name,
+        (latent.shape[-1], self.num_heads, features),
+        ("embed", "heads", "head_dim"),
+        fan_in=latent.shape[-1],
+        dtype=self.dtype,
+      ),
+    )

@@ -26,8 +26,8 @@ from moe_jax.sharding import constrain
 class MoeLayer(nn.Module):
   """y = sum over the chosen experts of gate * expert(x), plus what shared experts make of x.
 
-  Tokens are routed in groups of S that compete for the same slots. The router sees its own float32 copy of the input,
-  jittered in training; the experts see the input itself.
+  Tokens are routed in groups of S that compete for the same slots. The router sees its own float32
+  copy of the input, jittered in training; the experts see the input itself.
 
   Attributes:
     num_experts: E.
@@ -35,19 +35,23 @@ class MoeLayer(nn.Module):
     activation: a key of `ACTIVATIONS`.
     ffn_bias: a key of `FFN_BIASES`: what a vector of each expert does to its hidden units.
     router: (logits [S, E], context) -> plan; the `route` of a `Router` with its options bound.
-    dispatcher: (plan, x, experts, capacity, platform) -> y; a function of `DISPATCHERS` with its options bound.
+    dispatcher: (plan, x, experts, capacity, platform) -> y; a function of `DISPATCHERS` with its
+      options bound.
     platform: of the devices that will run this: "cpu", "gpu", "tpu".
     learned: fields of `RoutingContext` that this layer learns for the router, see `Router.learned`.
     groups: N, of experts, where the router is hierarchical.
     network: a key of `NETWORKS`: how logits are made of x.
-    router_init_scale: initial standard deviation of the router's weights, times sqrt(fan_in); 0: zeros.
-    router_dtype: of the products that make the logits; the softmax of what they are rounded to is float32.
+    router_init_scale: initial standard deviation of the router's weights, times sqrt(fan_in); 0:
+      zeros.
+    router_dtype: of the products that make the logits; the softmax of what they are rounded to is
+      float32.
     jitter: the router's input is multiplied by U[1 - jitter, 1 + jitter] in training.
     jitter_on: "input" (Switch, Mesh-TensorFlow) or "logits" (ST-MoE's text).
     routed_scale: factor on all gates.
     shared: makes the dense FFN that every token visits; None: there is none.
     shared_gate: multiply what that makes by sigmoid(w x) (Qwen1.5-MoE).
-    group_size: S; 0: that of `group_rows` sequences. All tokens are one group where there are fewer.
+    group_size: S; 0: that of `group_rows` sequences. All tokens are one group where there are
+      fewer.
     group_rows: see there.
     capacity_factor: see `expert_capacity`, also for the next three; None: dropless.
     capacity_basis: "tokens" or "assignments".
@@ -90,14 +94,28 @@ class MoeLayer(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B L D"], context: LayerContext,
-               routing: LayerRouting | None = None) -> tuple[Float[Array, "B L D"], Aux]:
+  def __call__(
+    self, x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting | None = None
+  ) -> tuple[Float[Array, "B L D"], Aux]:
     size = group_size(self.group_size or self.group_rows * x.shape[1], *x.shape[:2])
-    grouped = lambda t: constrain(t.reshape(-1, size, *t.shape[2:]), "group", *(None,) * (t.ndim - 1))  # [G, S, ...]
+
+    def grouped(t):
+      return constrain(
+        t.reshape(-1, size, *t.shape[2:]), "group", *(None,) * (t.ndim - 1)
+      )  # [G, S, ...]
+
     groups, routing = grouped(x), routing or LayerRouting()
     place = _place(context, size, x.shape[1])
     logits, fields = self._logits(groups, context.train, place)
-    weights = experts(self, self.num_experts, x.shape[-1], self.d_ff, self.activation, self.ffn_bias, self.output_scale)
+    weights = experts(
+      self,
+      self.num_experts,
+      x.shape[-1],
+      self.d_ff,
+      self.activation,
+      self.ffn_bias,
+      self.output_scale,
+    )
     if self.is_initializing():
       # Only the weights are asked for, so that routing and dispatch would be traced for nothing.
       if self.shared is not None:
@@ -105,10 +123,19 @@ class MoeLayer(nn.Module):
       return x, Aux()
     keys = None
     if context.train and self.has_rng("router"):
-      keys = noise.own(functools.partial(jax.random.split, self.make_rng("router")), groups.shape[0], place)
-    seen = RoutingContext(key=keys, valid=grouped(context.segment_ids > 0), token_ids=grouped(context.token_ids),
-                          group=jnp.arange(groups.shape[0]), bias=routing.bias, salt=routing.salt,
-                          train=context.train, **fields)
+      keys = noise.own(
+        functools.partial(jax.random.split, self.make_rng("router")), groups.shape[0], place
+      )
+    seen = RoutingContext(
+      key=keys,
+      valid=grouped(context.segment_ids > 0),
+      token_ids=grouped(context.token_ids),
+      group=jnp.arange(groups.shape[0]),
+      bias=routing.bias,
+      salt=routing.salt,
+      train=context.train,
+      **fields,
+    )
     plan = self._plan(logits, seen, routing.stored)
     capacity = self._capacity(size, plan.expert.shape[-1], context.train)
     scaled = plan.replace(gate=self.routed_scale * plan.gate)
@@ -117,46 +144,67 @@ class MoeLayer(nn.Module):
       y += self._shared(x, context)
     kept = jax.vmap(lambda p: drop_overflow(p, capacity))(plan)
     tokens = None if context.micro is None else context.micro.tokens
-    aux = measured(metrics.sums(logits, plan, kept, seen.valid),
-                   losses=auxiliary_losses(self.losses, logits, plan, seen, tokens, routing.shares),
-                   shares=global_shares(self.losses, logits, plan, seen, tokens))
+    aux = measured(
+      metrics.sums(logits, plan, kept, seen.valid),
+      losses=auxiliary_losses(self.losses, logits, plan, seen, tokens, routing.shares),
+      shares=global_shares(self.losses, logits, plan, seen, tokens),
+    )
     if context.return_routing:
-      aux.metrics["top1_expert"] = jax.vmap(lambda p: first_choice(p, size))(plan).reshape(x.shape[:2])
+      aux.metrics["top1_expert"] = jax.vmap(lambda p: first_choice(p, size))(plan).reshape(
+        x.shape[:2]
+      )
       aux.metrics["plan"] = plan
     return constrain(y, "batch", "length", "act_embed"), aux
 
-  def _logits(self, x: Float[Array, "G S D"], train: bool,
-              place: noise.Place | None) -> tuple[Float[Array, "G S E"], dict[str, Array]]:
-    """Router logits and the learned fields of its context: float32 numbers, made in float32 or else in router_dtype."""
+  def _logits(
+    self, x: Float[Array, "G S D"], train: bool, place: noise.Place | None
+  ) -> tuple[Float[Array, "G S E"], dict[str, Array]]:
+    """Router logits and the learned fields of its context: float32 numbers, made in float32 or else
+    in router_dtype."""
     x = x.astype(jnp.float32)
     shaken = bool(self.jitter and train)
     if shaken and self.jitter_on == "input":
       x = noise.jitter(self.make_rng("router"), x, self.jitter, place)
     x = x.astype(self.router_dtype)
-    logits = NETWORKS[self.network](self, x, self.num_experts, self.router_init_scale).astype(jnp.float32)
+    logits = NETWORKS[self.network](self, x, self.num_experts, self.router_init_scale).astype(
+      jnp.float32
+    )
     if shaken and self.jitter_on == "logits":
       logits = noise.jitter(self.make_rng("router"), logits, self.jitter, place)
     fields = learned(self, x, self.learned, self.num_experts, self.groups, self.router_init_scale)
     return logits, {name: field.astype(jnp.float32) for name, field in fields.items()}
 
-  def _plan(self, logits: Float[Array, "G S E"], context: RoutingContext, stored: RoutingPlan | None) -> RoutingPlan:
+  def _plan(
+    self, logits: Float[Array, "G S E"], context: RoutingContext, stored: RoutingPlan | None
+  ) -> RoutingPlan:
     if stored is None:
       return jax.vmap(self.router, in_axes=(0, group_axes(context)))(logits, context)
-    follow = lambda stored, logits, context: replay(stored, logits, context, gate=self.replay_gate)
+
+    def follow(stored, logits, context):
+      return replay(stored, logits, context, gate=self.replay_gate)
+
     return jax.vmap(follow, in_axes=(0, 0, group_axes(context)))(stored, logits, context)
 
   def _shared(self, x: Float[Array, "B L D"], context: LayerContext) -> Float[Array, "B L D"]:
     y = self.shared(name="shared")(x, context)[0]
     if not self.shared_gate:
       return y
-    weight = projection(self, "shared_gate", (x.shape[-1], 1), ("embed", None), fan_in=x.shape[-1], dtype=self.dtype)
+    weight = projection(
+      self, "shared_gate", (x.shape[-1], 1), ("embed", None), fan_in=x.shape[-1], dtype=self.dtype
+    )
     return jax.nn.sigmoid(x @ weight) * y
 
   def _capacity(self, tokens: int, assignments: int, train: bool) -> int | None:
     evaluates = not train and self.eval_capacity_factor is not None
-    return expert_capacity(tokens, self.num_experts, assignments,
-                           self.eval_capacity_factor if evaluates else self.capacity_factor, self.capacity_basis,
-                           self.min_capacity, self.capacity_rounding)
+    return expert_capacity(
+      tokens,
+      self.num_experts,
+      assignments,
+      self.eval_capacity_factor if evaluates else self.capacity_factor,
+      self.capacity_basis,
+      self.min_capacity,
+      self.capacity_rounding,
+    )
 
 
 def group_size(wanted: int, batch: int, length: int) -> int:
@@ -167,19 +215,33 @@ def group_size(wanted: int, batch: int, length: int) -> int:
   """
   size = min(wanted, batch * length)
   if batch * length % size:
-    raise ConfigError("model.moe.group_size", wanted, f"must divide the {batch} x {length} tokens of a batch, or be 0 "
-                      "for groups of group_rows whole sequences, which divide their number")
+    raise ConfigError(
+      "model.moe.group_size",
+      wanted,
+      f"must divide the {batch} x {length} tokens of a batch, or be 0 "
+      "for groups of group_rows whole sequences, which divide their number",
+    )
   return size
 
 
 def _place(context: LayerContext, size: int, length: int) -> noise.Place | None:
-  """Where a microbatch's groups of `size` tokens lie among those of the batch, whose rows have `length`."""
+  """Where a microbatch's groups of `size` tokens lie among those of the batch, whose rows have
+  `length`."""
   if context.micro is None:
     return None
-  return noise.Place(context.micro.index, context.micro.count, 1 if length % size else length // size)
+  return noise.Place(
+    context.micro.index, context.micro.count, 1 if length % size else length // size
+  )
 
 
 def first_choice(plan: RoutingPlan, num_tokens: int) -> Int[Array, "S"]:
-  """Each token's expert of the largest gate, before capacity; num_experts for those that have none. One group."""
-  gates = jnp.full((num_tokens, plan.num_experts), -1.0).at[plan.token, plan.expert].max(plan.gate, mode="drop")
-  return jnp.where(jnp.max(gates, axis=-1) < 0, plan.num_experts, jnp.argmax(gates, axis=-1)).astype(jnp.int32)
+  """Each token's expert of the largest gate, before capacity; num_experts for those that have none.
+  One group."""
+  gates = (
+    jnp.full((num_tokens, plan.num_experts), -1.0)
+    .at[plan.token, plan.expert]
+    .max(plan.gate, mode="drop")
+  )
+  return jnp.where(
+    jnp.max(gates, axis=-1) < 0, plan.num_experts, jnp.argmax(gates, axis=-1)
+  ).astype(jnp.int32)

@@ -13,10 +13,14 @@ from moe_jax.routing import RoutingContext, RoutingPlan, group_axes, losses
 from moe_jax.routing.strictly_balanced import threshold_loss
 
 
-def load_without_noise(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 1,
-                       **_) -> Float[Array, ""]:
-  """The smooth load about the logits as they are, with V-MoE's sigma of 1/E: for routers that add no noise."""
-  return losses.load(logits, logits, context.valid, min(k, logits.shape[-1]), 1.0 / logits.shape[-1])
+def load_without_noise(
+  logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 1, **_
+) -> Float[Array, ""]:
+  """The smooth load about the logits as they are, with V-MoE's sigma of 1/E: for routers that add
+  no noise."""
+  return losses.load(
+    logits, logits, context.valid, min(k, logits.shape[-1]), 1.0 / logits.shape[-1]
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +30,9 @@ class LossOptions:
   Attributes:
     names: keys of `LOSSES`.
     balance_counts: "top_1" or "all", see `losses.balance_terms`.
-    balance_over: "group" or "global": over what f and P are averaged before they are multiplied. "global" is the whole
-      batch of an update (arXiv 2501.11873), over all devices and microbatches; see `training.accumulate` for its cost.
+    balance_over: "group" or "global": over what f and P are averaged before they are multiplied.
+      "global" is the whole batch of an update (arXiv 2501.11873), over all devices and
+      microbatches; see `training.accumulate` for its cost.
     balance_scores: a key of `losses.SCORES`: what P averages.
     importance_of: "probs" (V-MoE) or "gates" (Shazeer).
     devices: D, groups of E/D consecutive experts, for the losses "device" and "communication".
@@ -47,9 +52,14 @@ class LossOptions:
   k: int = 1
 
 
-def auxiliary_losses(options: LossOptions, logits: Float[Array, "G S E"], plan: RoutingPlan, context: RoutingContext,
-                     tokens: Float[Array, ""] | None = None,
-                     shares: Mapping[str, Array] | None = None) -> dict[str, Float[Array, ""]]:
+def auxiliary_losses(
+  options: LossOptions,
+  logits: Float[Array, "G S E"],
+  plan: RoutingPlan,
+  context: RoutingContext,
+  tokens: Float[Array, ""] | None = None,
+  shares: Mapping[str, Array] | None = None,
+) -> dict[str, Float[Array, ""]]:
   """Each of `options.names`, unweighted.
 
   Args:
@@ -58,11 +68,15 @@ def auxiliary_losses(options: LossOptions, logits: Float[Array, "G S E"], plan: 
     plan: before capacity, [G, A] arrays.
     context: as the router had it; padding counts in no loss.
     tokens: of a microbatch, see `losses.over_groups`; each loss is then its part of the batch's.
-    shares: f of the whole batch, of losses that multiply f and P of the whole batch, by name; those that are not named
-      take f of these groups. Because f has no gradient, D * sum_i f_i P_i of a microbatch's P is its part of the loss,
-      and the parts' gradients add up to the gradient of the whole.
+    shares: f of the whole batch, of losses that multiply f and P of the whole batch, by name; those
+      that are not named take f of these groups. Because f has no gradient, D * sum_i f_i P_i of a
+      microbatch's P is its part of the loss, and the parts' gradients add up to the gradient of the
+      whole.
   """
-  mean = lambda values: losses.over_groups(values, context.valid, tokens)
+
+  def mean(values):
+    return losses.over_groups(values, context.valid, tokens)
+
   found = {}
   for name in options.names:
     if _is_global(options, name):
@@ -73,11 +87,20 @@ def auxiliary_losses(options: LossOptions, logits: Float[Array, "G S E"], plan: 
   return found
 
 
-def global_shares(options: LossOptions, logits: Float[Array, "G S E"], plan: RoutingPlan, context: RoutingContext,
-                  tokens: Float[Array, ""] | None = None) -> dict[str, Float[Array, "..."]]:
-  """f, [E] or [D], of each loss that multiplies f and P of the whole batch; arguments as of `auxiliary_losses`."""
-  return {name: losses.over_groups(TERMS[name](options, logits, plan, context)[0], context.valid, tokens)
-          for name in options.names if _is_global(options, name)}
+def global_shares(
+  options: LossOptions,
+  logits: Float[Array, "G S E"],
+  plan: RoutingPlan,
+  context: RoutingContext,
+  tokens: Float[Array, ""] | None = None,
+) -> dict[str, Float[Array, "..."]]:
+  """f, [E] or [D], of each loss that multiplies f and P of the whole batch; arguments as of
+  `auxiliary_losses`."""
+  return {
+    name: losses.over_groups(TERMS[name](options, logits, plan, context)[0], context.valid, tokens)
+    for name in options.names
+    if _is_global(options, name)
+  }
 
 
 def _is_global(options: LossOptions, name: str) -> bool:
@@ -85,8 +108,9 @@ def _is_global(options: LossOptions, name: str) -> bool:
 
 
 def _balance(o: LossOptions, logits, plan, context):
-  return jax.vmap(lambda l, q, v: losses.balance_terms(l, q, v, o.balance_counts, o.balance_scores))(
-      logits, plan, context.valid)
+  return jax.vmap(
+    lambda l, q, v: losses.balance_terms(l, q, v, o.balance_counts, o.balance_scores)
+  )(logits, plan, context.valid)
 
 
 def _device(o: LossOptions, logits, plan, context):
@@ -96,8 +120,9 @@ def _device(o: LossOptions, logits, plan, context):
 
 
 def _communication(o: LossOptions, logits, plan, context):
-  return jax.vmap(lambda l, q, v: losses.communication_terms(l, q, v, o.devices, o.devices_a_token))(
-      logits, plan, context.valid)
+  return jax.vmap(
+    lambda l, q, v: losses.communication_terms(l, q, v, o.devices, o.devices_a_token)
+  )(logits, plan, context.valid)
 
 
 # name -> f(options, logits [G, S, E], plan, context) -> (f, P) of each group, [G, E] or [G, D].
@@ -113,8 +138,11 @@ def _z(o: LossOptions, logits, plan, context):
 
 
 def _importance(o: LossOptions, logits, plan, context):
-  return jax.vmap(losses.gate_importance)(plan) if o.importance_of == "gates" else jax.vmap(losses.importance)(
-      logits, context.valid)
+  return (
+    jax.vmap(losses.gate_importance)(plan)
+    if o.importance_of == "gates"
+    else jax.vmap(losses.importance)(logits, context.valid)
+  )
 
 
 def _load(o: LossOptions, logits, plan, context):
@@ -126,5 +154,10 @@ def _threshold(o: LossOptions, logits, plan, context):
 
 
 # name -> f(options, logits [G, S, E], plan, context) -> [G], of each group, unweighted.
-LOSSES = {**{name: functools.partial(_product, name) for name in TERMS},
-          "z": _z, "importance": _importance, "load": _load, "threshold": _threshold}
+LOSSES = {
+  **{name: functools.partial(_product, name) for name in TERMS},
+  "z": _z,
+  "importance": _importance,
+  "load": _load,
+  "threshold": _threshold,
+}

@@ -12,8 +12,8 @@ class RmsNorm(nn.Module):
   """x / sqrt(mean(x^2) + epsilon) * scale (Zhang and Sennrich 2019).
 
   Attributes:
-    epsilon: keeps the root from 0. It shows wherever x is small: rows of an embedding of standard deviation 0.02 have a
-      mean square of 4e-4, of which 1e-5 is a fortieth.
+    epsilon: keeps the root from 0. It shows wherever x is small: rows of an embedding of standard
+      deviation 0.02 have a mean square of 4e-4, of which 1e-5 is a fortieth.
   """
 
   epsilon: float = 1e-6
@@ -34,7 +34,8 @@ class UnscaledRmsNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-  """(x - mean) / sqrt(variance + epsilon) * scale (Ba et al. 2016). Deviation: no bias, as in DBRX."""
+  """(x - mean) / sqrt(variance + epsilon) * scale (Ba et al. 2016). Deviation: no bias, as in
+  DBRX."""
 
   epsilon: float = 1e-6
 
@@ -52,7 +53,9 @@ def _over_rms(x: Float[Array, "... D"], epsilon: float) -> Float[Array, "... D"]
 
 
 def _scale(module: nn.Module, width: int) -> Float[Array, "D"]:
-  return module.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), (width,), jnp.float32)
+  return module.param(
+    "scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), (width,), jnp.float32
+  )
 
 
 NORMS = {"rmsnorm": RmsNorm, "rmsnorm_unscaled": UnscaledRmsNorm, "layernorm": LayerNorm}

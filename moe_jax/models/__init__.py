@@ -7,5 +7,17 @@ from moe_jax.models.lstm import LstmLm
 from moe_jax.models.pattern import find_pattern, moe_layers
 from moe_jax.models.stack import LAYER_REDUCE, REMAT
 
-__all__ = ["LAYER_REDUCE", "REMAT", "SEARCH_SPACE", "Brainformer", "Decoder", "EncoderDecoder", "LstmLm", "Sublayer",
-           "Tower", "find_pattern", "moe_layers", "update_router_state"]
+__all__ = [
+  "LAYER_REDUCE",
+  "REMAT",
+  "SEARCH_SPACE",
+  "Brainformer",
+  "Decoder",
+  "EncoderDecoder",
+  "LstmLm",
+  "Sublayer",
+  "Tower",
+  "find_pattern",
+  "moe_layers",
+  "update_router_state",
+]

@@ -12,7 +12,8 @@ def moe_layers(num_layers: int, first: int, every: int) -> tuple[bool, ...]:
 
 
 class Pattern(typing.NamedTuple):
-  """A sequence of layers as `prefix` single ones, `repeats` times `period` of them, and a remainder of single ones."""
+  """A sequence of layers as `prefix` single ones, `repeats` times `period` of them, and a remainder
+  of single ones."""
 
   prefix: int
   period: int
@@ -25,18 +26,22 @@ class Pattern(typing.NamedTuple):
 
 
 def find_pattern(kinds: Sequence[typing.Hashable]) -> Pattern:
-  """The pattern with the fewest layers to compile: prefix + period + remainder; no repetition if none saves a layer.
+  """The pattern with the fewest layers to compile: prefix + period + remainder; no repetition if
+  none saves a layer.
 
-  Ties go to the shorter period, then to the shorter prefix. Example: D M D M D -> (0, 2, 2), remainder D;
-  D M M M M -> (1, 1, 4).
+  Ties go to the shorter period, then to the shorter prefix. Example: D M D M D -> (0, 2, 2),
+  remainder D; D M M M M -> (1, 1, 4).
   """
   n = len(kinds)
   best, fewest = Pattern(n, 0, 0), n
   for period in range(1, n // 2 + 1):
-    for prefix in range(min(n - 2 * period + 1, fewest - period)):  # others would have no fewer layers
+    for prefix in range(
+      min(n - 2 * period + 1, fewest - period)
+    ):  # others would have no fewer layers
       repeats = 1
-      while list(kinds[prefix + repeats * period:prefix + (repeats + 1) * period]) == list(
-          kinds[prefix:prefix + period]):
+      while list(kinds[prefix + repeats * period : prefix + (repeats + 1) * period]) == list(
+        kinds[prefix : prefix + period]
+      ):
         repeats += 1
       compiled = n - period * (repeats - 1)
       if repeats > 1 and compiled < fewest:

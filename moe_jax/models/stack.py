@@ -1,4 +1,5 @@
-"""Blocks one after the other, pre-norm ones or others, with the stretch of layers that repeats compiled once."""
+"""Blocks one after the other, pre-norm ones or others, with the stretch of layers that repeats
+compiled once."""
 
 from __future__ import annotations
 
@@ -19,21 +20,24 @@ from moe_jax.sharding import constrain
 
 Factory = Callable[..., nn.Module]  # takes a name, returns a module
 
-# What a rematerialised layer keeps for its backward pass besides its input. None: nothing is recomputed.
+# What a rematerialised layer keeps for its backward pass besides its input. None: nothing is
+# recomputed.
 REMAT = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights; not attention scores
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  # products with weights; not attention scores
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 LAYER_REDUCE = {"mean": jnp.mean, "sum": jnp.sum}
 
 
 class Block(nn.Module):
-  """x + attention(norm(x)), then x + ffn(norm(x)): pre-norm (Xiong et al. 2020), dropout on each addition.
+  """x + attention(norm(x)), then x + ffn(norm(x)): pre-norm (Xiong et al. 2020), dropout on each
+  addition.
 
-  With `cross`, between the two: x + cross(norm(x)), which reads `context.memory`. With `extra`, right before the
-  second: x + extra(norm(x)), a dense FFN (ST-MoE, appendix C).
+  With `cross`, between the two: x + cross(norm(x)), which reads `context.memory`. With `extra`,
+  right before the second: x + extra(norm(x)), a dense FFN (ST-MoE, appendix C).
   """
 
   attention: Factory
@@ -44,13 +48,22 @@ class Block(nn.Module):
   dropout: float = 0.0
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B L D"], context: LayerContext,
-               routing: LayerRouting | None = None) -> tuple[Float[Array, "B L D"], Aux]:
-    drop = lambda y: nn.Dropout(self.dropout, deterministic=not context.train)(y)
+  def __call__(
+    self, x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting | None = None
+  ) -> tuple[Float[Array, "B L D"], Aux]:
+    def drop(y):
+      return nn.Dropout(self.dropout, deterministic=not context.train)(y)
+
     x = x + drop(self.attention(name="attention")(self.norm(name="attention_norm")(x), context))
     if self.cross is not None:
-      x = x + drop(self.cross(name="cross_attention")(self.norm(name="cross_attention_norm")(x), context,
-                                                      context.memory, context.memory_segments))
+      x = x + drop(
+        self.cross(name="cross_attention")(
+          self.norm(name="cross_attention_norm")(x),
+          context,
+          context.memory,
+          context.memory_segments,
+        )
+      )
     if self.extra is not None:
       x = x + drop(self.extra(name="extra")(self.norm(name="extra_norm")(x), context)[0])
     y, aux = self.ffn(name="ffn")(self.norm(name="ffn_norm")(x), context, routing)
@@ -69,8 +82,9 @@ class Stack(nn.Module):
   has_experts: Sequence[bool]
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B L D"], context: LayerContext,
-               routing: LayerRouting) -> tuple[Float[Array, "B L D"], Aux]:
+  def __call__(
+    self, x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting
+  ) -> tuple[Float[Array, "B L D"], Aux]:
     auxes = []
     for i, (make, has_experts) in enumerate(zip(self.blocks, self.has_experts, strict=True)):
       own = rows(routing, sum(self.has_experts[:i])) if has_experts else None
@@ -82,36 +96,51 @@ class Stack(nn.Module):
 def make_block(remat: str, scanned: bool, block: type[nn.Module] = Block, **parts: Any) -> Factory:
   """A factory of a block of these parts; `remat` is a key of `REMAT`."""
   policy = REMAT[remat]
-  # Under scan, nothing can undo the recomputation, so there is no need to fence it off from the compiler.
+  # Under scan, nothing can undo the recomputation, so there is no need to fence it off from the
+  # compiler.
   block = block if policy is None else nn.remat(block, policy=policy, prevent_cse=not scanned)
   return functools.partial(block, **parts)
 
 
-def run_layers(block: Callable[[Hashable, bool], Factory], has_experts: Sequence[bool], scan_layers: bool,
-               x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting,
-               kinds: Sequence[Hashable] | None = None) -> tuple[Float[Array, "B L D"], Aux]:
-  """Single layers, the scanned repeats, single layers; to be called in a compact method, whose module owns them.
+def run_layers(
+  block: Callable[[Hashable, bool], Factory],
+  has_experts: Sequence[bool],
+  scan_layers: bool,
+  x: Float[Array, "B L D"],
+  context: LayerContext,
+  routing: LayerRouting,
+  kinds: Sequence[Hashable] | None = None,
+) -> tuple[Float[Array, "B L D"], Aux]:
+  """Single layers, the scanned repeats, single layers; to be called in a compact method, whose
+  module owns them.
 
   Args:
     block: (its kind, whether it is scanned) -> a factory of that block.
-    has_experts: for each layer, whether it has experts; those that do take the rows of `routing` in order.
+    has_experts: for each layer, whether it has experts; those that do take the rows of `routing` in
+      order.
     scan_layers: compile the repeating stretch once (`find_pattern`).
     x: the first layer's input.
     context: what every layer sees.
     routing: of all the layers with experts.
-    kinds: for each layer, what `block` is told of it; layers of one kind are alike. None: whether it has experts.
+    kinds: for each layer, what `block` is told of it; layers of one kind are alike. None: whether
+      it has experts.
   """
   layers, kinds = range(len(has_experts)), has_experts if kinds is None else kinds
   pattern = find_pattern(kinds if scan_layers else layers)
-  row = lambda layer: sum(has_experts[:layer])  # of the first layer with experts from `layer` on
+
+  def row(layer):
+    return sum(has_experts[:layer])  # of the first layer with experts from `layer` on
+
   auxes = []
   repeats = [pattern.scanned] if pattern.repeats else []
-  for layer in (*layers[:pattern.prefix], *repeats, *layers[pattern.scanned.stop:]):
+  for layer in (*layers[: pattern.prefix], *repeats, *layers[pattern.scanned.stop :]):
     if isinstance(layer, range):
       own = rows(routing, slice(row(layer.start), row(layer.stop)))
       own = jax.tree.map(lambda leaf: leaf.reshape(pattern.repeats, -1, *leaf.shape[1:]), own)
       x, aux = _repeats(block, kinds, has_experts, pattern)(x, context, own)
-      auxes.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux))  # [repeats * period's Lm, ...]
+      auxes.append(
+        jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
+      )  # [repeats * period's Lm, ...]
     else:
       own = rows(routing, row(layer)) if has_experts[layer] else None
       x, aux = block(kinds[layer], False)(name=f"layer_{layer}")(x, context, own)
@@ -119,40 +148,64 @@ def run_layers(block: Callable[[Hashable, bool], Factory], has_experts: Sequence
   return x, concatenate(auxes)
 
 
-def _repeats(block: Callable[[Hashable, bool], Factory], kinds: Sequence[Hashable], has_experts: Sequence[bool],
-             pattern: Pattern) -> nn.Module:
+def _repeats(
+  block: Callable[[Hashable, bool], Factory],
+  kinds: Sequence[Hashable],
+  has_experts: Sequence[bool],
+  pattern: Pattern,
+) -> nn.Module:
   period = slice(pattern.prefix, pattern.prefix + pattern.period)
-  scanned = nn.scan(Stack, length=pattern.repeats, in_axes=(nn.broadcast, 0), out_axes=0,
-                    variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True, "router": True},
-                    metadata_params={nn.PARTITION_NAME: "layers"})
-  return scanned(tuple(block(kind, True) for kind in kinds[period]), tuple(has_experts[period]), name="repeats")
+  scanned = nn.scan(
+    Stack,
+    length=pattern.repeats,
+    in_axes=(nn.broadcast, 0),
+    out_axes=0,
+    variable_axes={"params": 0},
+    split_rngs={"params": True, "dropout": True, "router": True},
+    metadata_params={nn.PARTITION_NAME: "layers"},
+  )
+  return scanned(
+    tuple(block(kind, True) for kind in kinds[period]), tuple(has_experts[period]), name="repeats"
+  )
 
 
-def balancing_bias(module: nn.Module, num_layers: int, num_experts: int) -> Float[Array, "Lm E"] | None:
+def balancing_bias(
+  module: nn.Module, num_layers: int, num_experts: int
+) -> Float[Array, "Lm E"] | None:
   """What loss-free balancing adds to the experts' scores, for each layer with experts; starts at 0.
 
   A variable of `module` in the collection "router_state"; None without `num_experts`.
   """
   if not num_experts:
     return None
-  return module.variable("router_state", "bias", jnp.zeros, (num_layers, num_experts), jnp.float32).value
+  return module.variable(
+    "router_state", "bias", jnp.zeros, (num_layers, num_experts), jnp.float32
+  ).value
 
 
 def layer_salts(seed: int | Int[Array, ""], num_layers: int) -> UInt32[Array, "Lm"]:
-  """`RoutingContext.salt` of each layer with experts, by its index among them: a hash of (seed, index)."""
+  """`RoutingContext.salt` of each layer with experts, by its index among them: a hash of (seed,
+  index)."""
   return mix(jnp.arange(num_layers), seed)
 
 
-def outside_routing(model: nn.Module, stored: RoutingPlan | None = None,
-                    micro: Microbatch | None = None) -> LayerRouting:
-  """What the routers get from outside, for a model with the fields `has_experts`, `num_biased_experts` and `seed`.
+def outside_routing(
+  model: nn.Module, stored: RoutingPlan | None = None, micro: Microbatch | None = None
+) -> LayerRouting:
+  """What the routers get from outside, for a model with the fields `has_experts`,
+  `num_biased_experts` and `seed`.
 
-  To be called in a compact method of the model, which owns the balancing bias. The layers with experts are counted
-  through the whole model, so that no two of them have the same salt, whichever of them are scanned.
+  To be called in a compact method of the model, which owns the balancing bias. The layers with
+  experts are counted through the whole model, so that no two of them have the same salt, whichever
+  of them are scanned.
   """
   layers = sum(model.has_experts)
-  return LayerRouting(balancing_bias(model, layers, model.num_biased_experts), stored,
-                      shares=micro.shares if micro else {}, salt=layer_salts(model.seed, layers))
+  return LayerRouting(
+    balancing_bias(model, layers, model.num_biased_experts),
+    stored,
+    shares=micro.shares if micro else {},
+    salt=layer_salts(model.seed, layers),
+  )
 
 
 def rows(routing: LayerRouting, index: int | slice) -> LayerRouting:

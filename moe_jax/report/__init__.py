@@ -1,4 +1,5 @@
-"""The run report: one HTML file, made from the files of a workdir, that needs no other file and no network."""
+"""The run report: one HTML file, made from the files of a workdir, that needs no other file and no
+network."""
 
 from __future__ import annotations
 
@@ -14,15 +15,19 @@ from moe_jax.report.sections import page
 def write_report(workdir: str | os.PathLike) -> Path:
   """Writes `report.html` into the workdir, whole or not at all, and returns its path.
 
-  Whatever is missing (a run stopped early, a dense model, no routing.json) is left out of the report.
+  Whatever is missing (a run stopped early, a dense model, no routing.json) is left out of the
+  report.
 
   Raises:
     ConfigError: the folder holds neither a config nor metrics.
   """
   found = read_workdir(workdir)
   if not (found.config or found.train or found.eval or found.results):
-    raise ConfigError("workdir", str(workdir), "holds no config.json, metrics.jsonl or results.json; "
-                      "name the --workdir of a training run")
+    raise ConfigError(
+      "workdir",
+      str(workdir),
+      "holds no config.json, metrics.jsonl or results.json; name the --workdir of a training run",
+    )
   path = found.path / "report.html"
   handle, scratch = tempfile.mkstemp(prefix=".report.html.", suffix=".tmp", dir=found.path)
   try:

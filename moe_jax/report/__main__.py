@@ -12,9 +12,11 @@ from moe_jax.train import guarded
 def main() -> int:
   parser = argparse.ArgumentParser(prog="python -m moe_jax.report", description=__doc__)
   parser.add_argument("workdir", type=Path, help="of a run, finished or not")
+
   def say(rest: Sequence[str]) -> int:
     print(write_report(parser.parse_args(rest[1:]).workdir))
     return 0
+
   return guarded(sys.argv, None, say)
 
 

@@ -1,4 +1,5 @@
-"""Line charts and load maps as inline SVG, without a plotting library: small files, text that stays text."""
+"""Line charts and load maps as inline SVG, without a plotting library: small files, text that stays
+text."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _TOP, _BOTTOM, _LEFT = 10, 40, 50
 class Line(NamedTuple):
   """A line of a chart, or a point where T = 1.
 
-  `faint` lines are drawn thin and pale and are not in the legend. `band`: (low [T], high [T]), shaded around the line.
+  `faint` lines are drawn thin and pale and are not in the legend. `band`: (low [T], high [T]),
+  shaded around the line.
   """
 
   label: str
@@ -37,10 +39,21 @@ class Level(NamedTuple):
   y: float
 
 
-def line_chart(title: str, lines: Sequence[Line], *, levels: Sequence[Level] = (), note: str = "", log: bool = False,
-               top: float = math.inf, bottom: float | None = None, width: int = 540, height: int = 240,
-               x_label: str = "step") -> str:
-  """A figure with a title, a legend (if there is more than one line) and an SVG; "" if there is nothing to draw.
+def line_chart(
+  title: str,
+  lines: Sequence[Line],
+  *,
+  levels: Sequence[Level] = (),
+  note: str = "",
+  log: bool = False,
+  top: float = math.inf,
+  bottom: float | None = None,
+  width: int = 540,
+  height: int = 240,
+  x_label: str = "step",
+) -> str:
+  """A figure with a title, a legend (if there is more than one line) and an SVG; "" if there is
+  nothing to draw.
 
   Args:
     lines: values that are not finite leave gaps and are counted under the title.
@@ -50,7 +63,11 @@ def line_chart(title: str, lines: Sequence[Line], *, levels: Sequence[Level] = (
     top: upper bound of the range of y, where early values would squeeze the rest.
     bottom: lower end of the range of y; None = from the data.
   """
-  lines = [line._replace(y=np.where(line.y > 0, line.y, np.nan) if log else line.y) for line in lines if len(line.x)]
+  lines = [
+    line._replace(y=np.where(line.y > 0, line.y, np.nan) if log else line.y)
+    for line in lines
+    if len(line.x)
+  ]
   levels = [level for level in levels if math.isfinite(level.y) and (level.y > 0 or not log)]
   lost = sum(int((~np.isfinite(line.y)).sum()) for line in lines)
   if not lines:
@@ -59,18 +76,41 @@ def line_chart(title: str, lines: Sequence[Line], *, levels: Sequence[Level] = (
   inner = (width - _LEFT - right, height - _TOP - _BOTTOM)
   xs = _range([line.x for line in lines] + [np.zeros(1)])
   ys = _y_range(lines, levels, top, bottom, log)
-  warning = f'<p class="warn">{lost} values not finite{" or not positive" if log else ""}</p>' if lost else ""
-  legend = "".join(f'<span><b style="background:{line.colour}"></b>{html.escape(line.label)}</span>'
-                   for line in lines if not line.faint) if sum(not line.faint for line in lines) > 1 else ""
+  warning = (
+    f'<p class="warn">{lost} values not finite{" or not positive" if log else ""}</p>'
+    if lost
+    else ""
+  )
+  legend = (
+    "".join(
+      f'<span><b style="background:{line.colour}"></b>{html.escape(line.label)}</span>'
+      for line in lines
+      if not line.faint
+    )
+    if sum(not line.faint for line in lines) > 1
+    else ""
+  )
   body = _axes(inner, xs, ys, log, x_label) + _levels(levels, inner, ys, log)
   body += _plot(lines, inner, xs, ys, log, x_label)
-  return (f'<figure><figcaption>{html.escape(title)}</figcaption>{_note(note)}{warning}'
-          f'{f"<div class=legend>{legend}</div>" if legend else ""}'
-          f"{_svg(title, width, height, body)}</figure>")
+  return (
+    f"<figure><figcaption>{html.escape(title)}</figcaption>{_note(note)}{warning}"
+    f"{f'<div class=legend>{legend}</div>' if legend else ''}"
+    f"{_svg(title, width, height, body)}</figure>"
+  )
 
 
-def line_file(title: str, lines: Sequence[Line], *, log: bool = False, width: int = 640, height: int = 300,
-              x_label: str = "step", y_label: str = "", top: float = math.inf, beside: bool = False) -> str:
+def line_file(
+  title: str,
+  lines: Sequence[Line],
+  *,
+  log: bool = False,
+  width: int = 640,
+  height: int = 300,
+  x_label: str = "step",
+  y_label: str = "",
+  top: float = math.inf,
+  beside: bool = False,
+) -> str:
   """The same lines as an SVG file of its own, for a README: on white, with title and legend in it.
 
   Args:
@@ -81,47 +121,77 @@ def line_file(title: str, lines: Sequence[Line], *, log: bool = False, width: in
   inner = (width - _LEFT - 16, height - _TOP - _BOTTOM)
   xs, ys = _range([line.x for line in lines] + [np.zeros(1)]), _y_range(lines, (), top, None, log)
   body = _axes(inner, xs, ys, log, x_label) + _plot(lines, inner, xs, ys, log, x_label)
-  columns, head, row, side = 3, 24, 18, 14 if y_label else 0  # of the legend, the title and y's label; px
+  columns, head, row, side = (
+    3,
+    24,
+    18,
+    14 if y_label else 0,
+  )  # of the legend, the title and y's label; px
   if y_label:
-    body += (f'<text transform="translate(-2 {_TOP + inner[1] / 2:g}) rotate(-90)" text-anchor="middle">'
-             f'{html.escape(y_label)}</text>')
+    body += (
+      f'<text transform="translate(-2 {_TOP + inner[1] / 2:g}) rotate(-90)" text-anchor="middle">'
+      f"{html.escape(y_label)}</text>"
+    )
   for i, line in enumerate(() if beside else lines):
     x, y = _LEFT + i % columns * inner[0] / columns, height + 10 + i // columns * row
     body += f'<path d="M{x:.1f} {y}h16" stroke="{line.colour}" stroke-width="4"/>'
     body += f'<text x="{x + 21:.1f}" y="{y + 4}">{html.escape(line.label)}</text>'
   body += _names(lines, inner, xs, ys, log) if beside else ""
-  wide, total = width + side, head + height + 6 + (0 if beside else row * math.ceil(len(lines) / columns))
-  return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {total}" width="{wide}" height="{total}">'
-          '<style>text{font:12px sans-serif;fill:#333}.grid{stroke:#e6e6e6}.axis{stroke:#888;fill:none}</style>'
-          f'<rect width="{wide}" height="{total}" fill="#fff"/><text x="{_LEFT + side}" y="17" '
-          f'style="font-weight:bold">{html.escape(title)}</text><g transform="translate({side} {head})">{body}</g>'
-          '</svg>\n')
+  wide, total = (
+    width + side,
+    head + height + 6 + (0 if beside else row * math.ceil(len(lines) / columns)),
+  )
+  return (
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {total}" width="{wide}" '
+    f'height="{total}">'
+    "<style>text{font:12px "
+    "sans-serif;fill:#333}.grid{stroke:#e6e6e6}.axis{stroke:#888;fill:none}</style>"
+    f'<rect width="{wide}" height="{total}" fill="#fff"/><text x="{_LEFT + side}" y="17" '
+    f'style="font-weight:bold">{html.escape(title)}</text><g transform="translate({side} '
+    f'{head})">{body}</g>'
+    "</svg>\n"
+  )
 
 
-def load_map(title: str, steps: Float[np.ndarray, "T"], load: Float[np.ndarray, "T E"], *, width: int = 540,
-             note: str = "") -> str:
+def load_map(
+  title: str,
+  steps: Float[np.ndarray, "T"],
+  load: Float[np.ndarray, "T E"],
+  *,
+  width: int = 540,
+  note: str = "",
+) -> str:
   """Load of each expert over time as coloured cells, relative to the uniform share 1/E."""
   experts = load.shape[1]
   height = int(np.clip(experts * 9, 110, 420)) + _TOP + _BOTTOM
   inner = (width - _LEFT - 16, height - _TOP - _BOTTOM)
   picture = png(load_pixels(np.ascontiguousarray(load.T) * experts))
-  body = (f'<image href="{picture}" x="{_LEFT}" y="{_TOP}" width="{inner[0]}" height="{inner[1]}" '
-          'preserveAspectRatio="none" style="image-rendering:pixelated"/>')
+  body = (
+    f'<image href="{picture}" x="{_LEFT}" y="{_TOP}" width="{inner[0]}" height="{inner[1]}" '
+    'preserveAspectRatio="none" style="image-rendering:pixelated"/>'
+  )
   every = max(1, math.ceil(experts / (inner[1] / 14)))
   for expert in range(0, experts, every):
     y = _TOP + (expert + 0.5) / experts * inner[1]
     body += f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{expert}</text>'
-  body += f'<text x="12" y="{_TOP + inner[1] / 2}" transform="rotate(-90 12 {_TOP + inner[1] / 2})" ' \
-          'text-anchor="middle">expert</text>'
+  body += (
+    f'<text x="12" y="{_TOP + inner[1] / 2}" transform="rotate(-90 12 {_TOP + inner[1] / 2})" '
+    'text-anchor="middle">expert</text>'
+  )
   body += _x_axis(inner, _range([steps]), "step")
   labels = "".join(f"<span>{label}</span>" for label in LOAD_LABELS)
-  scale = f'<div class="scale"><i style="background:linear-gradient(90deg, {LOAD_SCALE})"></i><div>{labels}</div></div>'
-  return (f'<figure><figcaption>{html.escape(title)}</figcaption>{_note(note)}'
-          f"{_svg(title, width, height, body)}{scale}</figure>")
+  gradient = f"background:linear-gradient(90deg, {LOAD_SCALE})"
+  scale = f'<div class="scale"><i style="{gradient}"></i><div>{labels}</div></div>'
+  return (
+    f"<figure><figcaption>{html.escape(title)}</figcaption>{_note(note)}"
+    f"{_svg(title, width, height, body)}{scale}</figure>"
+  )
 
 
 def _svg(title: str, width: int, height: int, body: str) -> str:
-  return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">{body}</svg>'
+  return (
+    f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">{body}</svg>'
+  )
 
 
 def _note(note: str) -> str:
@@ -161,7 +231,9 @@ def _plot(lines, inner, xs, ys, log, x_label) -> str:
   for line in lines:
     x, y = width * _scale(line.x, *xs), height * (1 - _scale(line.y, *ys, log=log))
     if line.band:
-      body += _band(x, [height * (1 - _scale(edge, *ys, log=log)) for edge in line.band], line.colour)
+      body += _band(
+        x, [height * (1 - _scale(edge, *ys, log=log)) for edge in line.band], line.colour
+      )
     path, pen = [], False
     for a, b in zip(x.tolist(), y.tolist(), strict=True):
       drawn = math.isfinite(a) and math.isfinite(b)
@@ -169,25 +241,35 @@ def _plot(lines, inner, xs, ys, log, x_label) -> str:
         path.append(f"{'L' if pen else 'M'}{a:.1f} {np.clip(b, -9999, 9999):.1f}")
       pen = drawn
     style = 'stroke-width="1" opacity=".35"' if line.faint else 'stroke-width="1.8"'
-    body += f'<path d="{"".join(path)}" fill="none" stroke="{line.colour}" {style} stroke-linejoin="round"/>'
+    style += ' stroke-linejoin="round"'
+    body += f'<path d="{"".join(path)}" fill="none" stroke="{line.colour}" {style}/>'
     if np.isfinite(y).sum() <= 30 and not line.faint:
-      body += "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.6" fill="{line.colour}"><title>'
-                      f'{html.escape(line.label)}: {value:.4g} at {x_label} {step:g}</title></circle>'
-                      for a, b, value, step in zip(x.tolist(), y.tolist(), line.y, line.x, strict=True)
-                      if math.isfinite(b) and -9 <= b <= height + 9)
-  return (f'<svg x="{_LEFT}" y="{_TOP - 3}" width="{width + 3}" height="{height + 6}" '
-          f'viewBox="0 -3 {width + 3} {height + 6}">{body}</svg>')
+      body += "".join(
+        f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.6" fill="{line.colour}"><title>'
+        f"{html.escape(line.label)}: {value:.4g} at {x_label} {step:g}</title></circle>"
+        for a, b, value, step in zip(x.tolist(), y.tolist(), line.y, line.x, strict=True)
+        if math.isfinite(b) and -9 <= b <= height + 9
+      )
+  return (
+    f'<svg x="{_LEFT}" y="{_TOP - 3}" width="{width + 3}" height="{height + 6}" '
+    f'viewBox="0 -3 {width + 3} {height + 6}">{body}</svg>'
+  )
 
 
 def _band(x, edges, colour: str) -> str:
-  """The area between two edges, of the points where both are finite; a vertical bar where there is one point."""
+  """The area between two edges, of the points where both are finite; a vertical bar where there is
+  one point."""
   drawn = np.isfinite(edges[0]) & np.isfinite(edges[1])
   low, high = (np.clip(edge[drawn], -9999, 9999).tolist() for edge in edges)
   x = x[drawn].tolist()
   if len(x) == 1:
-    return f'<path d="M{x[0]:.1f} {low[0]:.1f}V{high[0]:.1f}" stroke="{colour}" stroke-width="1.2"/>'
+    return (
+      f'<path d="M{x[0]:.1f} {low[0]:.1f}V{high[0]:.1f}" stroke="{colour}" stroke-width="1.2"/>'
+    )
   around = [*zip(x, high, strict=True), *zip(x[::-1], low[::-1], strict=True)]
-  return f'<path d="M{"L".join(f"{a:.1f} {b:.1f}" for a, b in around)}Z" fill="{colour}" opacity=".15"/>'
+  return (
+    f'<path d="M{"L".join(f"{a:.1f} {b:.1f}" for a, b in around)}Z" fill="{colour}" opacity=".15"/>'
+  )
 
 
 def _names(lines, inner, xs, ys, log) -> str:
@@ -210,15 +292,19 @@ def _names(lines, inner, xs, ys, log) -> str:
     at = x + 8 if right else x - 8
     if spot != y:
       body += f'<path d="M{x:.1f} {y:.1f}L{at:.1f} {spot:.1f}" class="axis"/>'
-    body += (f'<text x="{at:.1f}" y="{spot + 4:.1f}" text-anchor="{"start" if right else "end"}" '
-             f'style="fill:{line.colour}">{html.escape(line.label)}</text>')
+    body += (
+      f'<text x="{at:.1f}" y="{spot + 4:.1f}" text-anchor="{"start" if right else "end"}" '
+      f'style="fill:{line.colour}">{html.escape(line.label)}</text>'
+    )
   return body
 
 
 def _levels(levels, inner, ys, log) -> str:
   """Dashed lines; their names are pushed apart so that none covers another."""
   width, height = inner
-  placed = sorted((_TOP + height * (1 - float(_scale(level.y, *ys, log=log))), level.label) for level in levels)
+  placed = sorted(
+    (_TOP + height * (1 - float(_scale(level.y, *ys, log=log))), level.label) for level in levels
+  )
   placed = [(y, label) for y, label in placed if _TOP - 3 <= y <= _TOP + height + 3]
   spots = [y for y, _ in placed]
   for _ in range(50):
@@ -247,7 +333,9 @@ def _x_axis(inner, xs, label) -> str:
   width, height = inner
   base = _TOP + height
   body = f'<path d="M{_LEFT} {base:.1f}h{width:.1f}" class="axis"/>' + (
-    f'<text x="{_LEFT + width / 2:.1f}" y="{base + 33:.1f}" text-anchor="middle">{html.escape(label)}</text>')
+    f'<text x="{_LEFT + width / 2:.1f}" y="{base + 33:.1f}" '
+    f'text-anchor="middle">{html.escape(label)}</text>'
+  )
   for tick in _ticks(*xs, max(2, int(width / 60))):
     x = _LEFT + width * float(_scale(tick, *xs))
     body += f'<path d="M{x:.1f} {base:.1f}v4" class="axis"/>'

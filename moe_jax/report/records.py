@@ -42,18 +42,22 @@ def read_workdir(path: str | Path) -> Workdir:
 
 
 def curve(lines: Sequence[Mapping[str, Any]], name: str) -> Curve | None:
-  """The metric of that name; None if no line has it. Lines whose shape differs from the last one's are left out."""
+  """The metric of that name; None if no line has it. Lines whose shape differs from the last one's
+  are left out."""
   found = [(line["step"], numbers(line[name])) for line in lines if name in line]
   found = [(step, value) for step, value in found if value is not None]
   if not found:
     return None
   shape = found[-1][1].shape
   found = [(step, value) for step, value in found if value.shape == shape]
-  return Curve(np.array([step for step, _ in found], float), np.stack([value for _, value in found]))
+  return Curve(
+    np.array([step for step, _ in found], float), np.stack([value for _, value in found])
+  )
 
 
 def thin(data: Curve, points: int) -> Curve:
-  """At most `points` of them, each the mean of the finite values of as many neighbours; the last step is kept."""
+  """At most `points` of them, each the mean of the finite values of as many neighbours; the last
+  step is kept."""
   count = len(data.steps)
   if count <= points:
     return data
@@ -64,7 +68,8 @@ def thin(data: Curve, points: int) -> Curve:
 
 
 def smooth(values: Float[np.ndarray, "T"], horizon: int) -> Float[np.ndarray, "T"]:
-  """Exponential moving average over about `horizon` points, unbiased at the start; what is not finite is skipped."""
+  """Exponential moving average over about `horizon` points, unbiased at the start; what is not
+  finite is skipped."""
   keep, total, weight = 1 - 1 / max(1, horizon), 0.0, 0.0
   out = np.full(len(values), np.nan)
   for i, value in enumerate(values):
@@ -89,28 +94,41 @@ def starts(meta: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def layer_names(run: Workdir) -> list[str]:
-  """A name for each layer with experts: its number in the model where that is known, else its rank."""
+  """A name for each layer with experts: its number in the model where that is known, else its
+  rank."""
   load = curve(run.train, "moe/load")
   count = load.values.shape[1] if load is not None and load.values.ndim == 3 else None
   if count is None:
     count = page_layers(run)
-  model, moe, known = branch(run.config, "model"), branch(run.config, "model", "moe"), run.routing.get("layers")
+  model, moe, known = (
+    branch(run.config, "model"),
+    branch(run.config, "model", "moe"),
+    run.routing.get("layers"),
+  )
   if isinstance(known, list) and len(known) == count and not encoder_layers(model):
     return [f"layer {i}" for i in known]
   try:
-    chosen = lambda layers: [i for i in range(moe["first"], layers) if (i - moe["first"]) % moe["every"] == 0]
+
+    def chosen(layers):
+      return [i for i in range(moe["first"], layers) if (i - moe["first"]) % moe["every"] == 0]
+
     names = [f"layer {i}" for i in chosen(model["num_layers"])]
     if encoder := encoder_layers(model):
-      names = [f"encoder layer {i}" for i in chosen(encoder)] + [f"decoder {name}" for name in names]
+      names = [f"encoder layer {i}" for i in chosen(encoder)] + [
+        f"decoder {name}" for name in names
+      ]
   except (KeyError, TypeError, ZeroDivisionError):
     names = []
   return names if len(names) == count else [f"MoE layer {i}" for i in range(count)]
 
 
 def page_layers(run: Workdir) -> int:
-  """How many layers with experts the pages of routing.json show: all, or the encoder's, which come first."""
+  """How many layers with experts the pages of routing.json show: all, or the encoder's, which come
+  first."""
   pages = run.routing.get("pages")
-  experts = branch({"page": pages[0]}, "page").get("experts") if isinstance(pages, list) and pages else None
+  experts = (
+    branch({"page": pages[0]}, "page").get("experts") if isinstance(pages, list) and pages else None
+  )
   return len(experts) if isinstance(experts, list) else 0
 
 
@@ -136,13 +154,18 @@ def number(value: Any) -> float:
 
 
 def numbers(value: Any) -> np.ndarray | None:
-  """A number or nested lists of numbers as an array, with NaN for what is no number; None if ragged."""
+  """A number or nested lists of numbers as an array, with NaN for what is no number; None if
+  ragged."""
   try:
     return np.asarray(value, float)
   except (TypeError, ValueError):
     pass
   try:
-    return np.stack([numbers(v) for v in value]) if isinstance(value, list) else np.asarray(number(value))
+    return (
+      np.stack([numbers(v) for v in value])
+      if isinstance(value, list)
+      else np.asarray(number(value))
+    )
   except (TypeError, ValueError):
     return None
 

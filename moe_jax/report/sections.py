@@ -15,18 +15,18 @@ import numpy as np
 from moe_jax.report.charts import Level, Line, line_chart, load_map
 from moe_jax.report.colours import expert_colour, series_colour
 from moe_jax.report.records import (
-    Curve,
-    Workdir,
-    branch,
-    curve,
-    encoder_layers,
-    layer_names,
-    measure,
-    number,
-    page_layers,
-    smooth,
-    starts,
-    thin,
+  Curve,
+  Workdir,
+  branch,
+  curve,
+  encoder_layers,
+  layer_names,
+  measure,
+  number,
+  page_layers,
+  smooth,
+  starts,
+  thin,
 )
 from moe_jax.report.routing_page import routing_section
 from moe_jax.report.style import CSS
@@ -35,8 +35,12 @@ POINTS = 400  # of a line
 SMALL = {"width": 374, "height": 210}  # of charts three in a row
 MOST_EVENTS = 50  # shown one by one
 # Kinds of events, in words.
-_EVENTS = {"nonfinite": "gradients that were not finite", "spike": "loss spikes", "rollback": "rollbacks",
-           "starved": "routers that collapse"}
+_EVENTS = {
+  "nonfinite": "gradients that were not finite",
+  "spike": "loss spikes",
+  "rollback": "rollbacks",
+  "starved": "routers that collapse",
+}
 LINE_EXPERTS = 16  # with more experts, load is drawn as a map
 _RUNGS = {"lzma": "LZMA"}  # how a rung of the ladder is shown, where not by its key
 
@@ -44,13 +48,26 @@ _RUNGS = {"lzma": "LZMA"}  # how a rung of the ladder is shown, where not by its
 def page(run: Workdir) -> str:
   """The whole document."""
   layers = layer_names(run)
-  body = "".join((_header(run, layers), _events(run), _table(run), _loss(run), _optimizer(run), _load(run, layers),
-                  _routers(run, layers), routing_section(run.routing, layers[:page_layers(run)]), _sample(run),
-                  _config(run)))
+  body = "".join(
+    (
+      _header(run, layers),
+      _events(run),
+      _table(run),
+      _loss(run),
+      _optimizer(run),
+      _load(run, layers),
+      _routers(run, layers),
+      routing_section(run.routing, layers[: page_layers(run)]),
+      _sample(run),
+      _config(run),
+    )
+  )
   title = html.escape(f"{_name(run)}: run report")
-  return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-          f'<meta name="viewport" content="width=device-width"><title>{title}</title>'
-          f'<style>{CSS}</style></head><body>{body}</body></html>\n')
+  return (
+    '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+    f'<meta name="viewport" content="width=device-width"><title>{title}</title>'
+    f"<style>{CSS}</style></head><body>{body}</body></html>\n"
+  )
 
 
 def _name(run: Workdir) -> str:
@@ -68,7 +85,9 @@ def _header(run: Workdir, layers: Sequence[str]) -> str:
     str(start.get("time", ""))[:16].replace("T", " ") + (" UTC" if start.get("time") else ""),
     f"seed {run.results.get('seed', run.config.get('seed'))}",
     run.results.get("hardware") or start.get("devices"),
-    f"Python {run.results.get('python') or start.get('python', '?')}" if run.results or start else "",
+    f"Python {run.results.get('python') or start.get('python', '?')}"
+    if run.results or start
+    else "",
     ", ".join(f"{name} {packages[name]}" for name in ("jax", "flax", "optax") if name in packages),
     f"commit {commit[:10]}" if isinstance(commit, str) else "",
   ]
@@ -81,8 +100,11 @@ def _header(run: Workdir, layers: Sequence[str]) -> str:
   elif not run.results:
     banner = '<p class="banner">This run has no final evaluation (results.json).</p>'
   words = html.escape(_model_words(run, layers))
-  return (f'<h1>{html.escape(_name(run))}</h1><p class="meta">{line}</p><p class="lead">{words}</p>{banner}'
-          f"{_tiles(run, done)}")
+  return (
+    f'<h1>{html.escape(_name(run))}</h1><p class="meta">{line}</p><p '
+    f'class="lead">{words}</p>{banner}'
+    f"{_tiles(run, done)}"
+  )
 
 
 def _model_words(run: Workdir, layers: Sequence[str]) -> str:
@@ -91,16 +113,21 @@ def _model_words(run: Workdir, layers: Sequence[str]) -> str:
   if not model:
     return ""
   encoder = f"{encoder_layers(model)} encoder and " if encoder_layers(model) else ""
-  words = f"{encoder}{model.get('num_layers')} {'decoder ' if encoder else ''}layers, width {model.get('d_model')}"
+  depth = f"{encoder}{model.get('num_layers')} {'decoder ' if encoder else ''}layers"
+  words = f"{depth}, width {model.get('d_model')}"
   if not moe.get("num_experts"):
     return words + ", dense"
   router = str(branch(moe, "router").get("name"))
   options = ", ".join(f"{k} = {v}" for k, v in branch(moe, "router", router).items())
   factor = moe.get("capacity_factor")
   capacity = "dropless" if factor is None else f"capacity factor {factor}"
-  where = ", ".join(name.rpartition(" ")[2] for name in layers[:8]) + (", …" if len(layers) > 8 else "")
-  return (f"{words}; {moe['num_experts']} experts of width {moe.get('d_ff')} in layers {where}; "
-          f"router {router} ({options}); {capacity}")
+  where = ", ".join(name.rpartition(" ")[2] for name in layers[:8]) + (
+    ", …" if len(layers) > 8 else ""
+  )
+  return (
+    f"{words}; {moe['num_experts']} experts of width {moe.get('d_ff')} in layers {where}; "
+    f"router {router} ({options}); {capacity}"
+  )
 
 
 def _tiles(run: Workdir, done: float) -> str:
@@ -108,26 +135,40 @@ def _tiles(run: Workdir, done: float) -> str:
   speed = curve(run.train, "tokens_per_second")
   speeds = speed.values[np.isfinite(speed.values)] if speed is not None else []
   tiles = [
-    ("parameters", _count(parameters.get("total"))), ("activated a token", _count(parameters.get("activated"))),
+    ("parameters", _count(parameters.get("total"))),
+    ("activated a token", _count(parameters.get("activated"))),
     ("FLOPs a token", _count(run.results.get("flops_per_token"))),
-    ("steps", f"{number(run.results.get('steps', done)):g}"), ("training tokens", _count(run.results.get("tokens"))),
+    ("steps", f"{number(run.results.get('steps', done)):g}"),
+    ("training tokens", _count(run.results.get("tokens"))),
     ("training time", _time(number(run.results.get("wall_seconds")))),
     ("tokens a second", _count(np.median(speeds)) if len(speeds) else ""),
   ]
-  return '<div class="tiles">' + "".join(
-    f"<div><b>{value}</b><span>{name}</span></div>" for name, value in tiles if value) + "</div>"
+  return (
+    '<div class="tiles">'
+    + "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in tiles if value)
+    + "</div>"
+  )
 
 
 def final_scores(run: Workdir) -> tuple[dict[str, float], str]:
-  """The measure of each source, and where it comes from: the final evaluation, else the last one there was."""
+  """The measure of each source, and where it comes from: the final evaluation, else the last one
+  there was."""
   name, _ = measure(run)
   final, prefix = branch(run.results, name), f"{name}/"
   if final:
     batches = number(branch(run.config, "train").get("final_eval_batches"))
-    where = f"on {batches:g} batches of each validation split" if batches > 0 else "on the whole validation split"
+    where = (
+      f"on {batches:g} batches of each validation split"
+      if batches > 0
+      else "on the whole validation split"
+    )
     return {str(name): number(value) for name, value in final.items()}, where
   for line in reversed(run.eval):
-    scores = {name.removeprefix(prefix): number(value) for name, value in line.items() if name.startswith(prefix)}
+    scores = {
+      name.removeprefix(prefix): number(value)
+      for name, value in line.items()
+      if name.startswith(prefix)
+    }
     if scores:
       return scores, f"on the evaluation batches of step {line['step']:g}"
   return {}, ""
@@ -146,15 +187,28 @@ def _table(run: Workdir) -> str:
   rows = ""
   for name, value in scores.items():
     cells = [others.get(name)] * bool(others) + [ladders[name].get(rung) for rung in rungs]
-    rows += f'<tr><td>{html.escape(name)}</td><td class="run">{_bits(value)}</td>' + "".join(
-      f'<td{" class=beaten" if value < number(cell) else ""}>{_bits(cell)}{star}</td>'
-      for cell, star in zip(cells, ["*" * (name in differ)] * bool(others) + [""] * len(rungs), strict=True)) + "</tr>"
-  head = "".join(f"<th>{html.escape(str(c))}</th>" for c in [unit, *(_RUNGS.get(c, c) for c in columns)])
-  words = (f"Held-out {unit} {where}; lower is better, ✓ = this run is lower. An n-gram model sees n − 1 bytes "
-           "of context; n-grams and LZMA know the same training text." if rungs else
-           f"Held-out {unit} {where}; lower is better.")
+    rows += (
+      f'<tr><td>{html.escape(name)}</td><td class="run">{_bits(value)}</td>'
+      + "".join(
+        f"<td{' class=beaten' if value < number(cell) else ''}>{_bits(cell)}{star}</td>"
+        for cell, star in zip(
+          cells, ["*" * (name in differ)] * bool(others) + [""] * len(rungs), strict=True
+        )
+      )
+      + "</tr>"
+    )
+  head = "".join(
+    f"<th>{html.escape(str(c))}</th>" for c in [unit, *(_RUNGS.get(c, c) for c in columns)]
+  )
+  words = (
+    f"Held-out {unit} {where}; lower is better, ✓ = this run is lower. An n-gram model sees n − 1 "
+    "bytes of context; n-grams and LZMA know the same training text."
+    if rungs
+    else f"Held-out {unit} {where}; lower is better."
+  )
   star = '<p class="note">* on another version of this text</p>' if differ else ""
-  return f'<h2>Result</h2><p class="lead">{words}</p><div class="wide"><table><tr>{head}</tr>{rows}</table>{star}</div>'
+  table = f'<div class="wide"><table><tr>{head}</tr>{rows}</table>{star}</div>'
+  return f'<h2>Result</h2><p class="lead">{words}</p>{table}'
 
 
 def _events(run: Workdir) -> str:
@@ -163,12 +217,18 @@ def _events(run: Workdir) -> str:
     return ""
   counts = Counter(str(event.get("event")) for event in run.events)
   words = ", ".join(f"{_EVENTS.get(kind, kind)}: {count}" for kind, count in counts.items())
-  rows = "".join(f"<tr><td>{number(event['step']):g}</td><td>{html.escape(str(event.get('message', '')))}</td></tr>"
-                 for event in run.events[:MOST_EVENTS])
+  rows = "".join(
+    f"<tr><td>{number(event['step']):g}</td>"
+    f"<td>{html.escape(str(event.get('message', '')))}</td></tr>"
+    for event in run.events[:MOST_EVENTS]
+  )
   more = len(run.events) - MOST_EVENTS
   note = f'<p class="note">and {more} more in metrics.jsonl</p>' if more > 0 else ""
-  return (f'<h2>Events</h2><p class="lead">{html.escape(words)}</p><div class="wide"><table class="events"><tr>'
-          f"<th>step</th><th>what happened</th></tr>{rows}</table>{note}</div>")
+  return (
+    f'<h2>Events</h2><p class="lead">{html.escape(words)}</p><div class="wide"><table '
+    'class="events"><tr>'
+    f"<th>step</th><th>what happened</th></tr>{rows}</table>{note}</div>"
+  )
 
 
 def _loss(run: Workdir) -> str:
@@ -176,34 +236,53 @@ def _loss(run: Workdir) -> str:
   train = curve(run.train, "cross_entropy") or curve(run.train, "loss")
   if train is not None and train.values.ndim == 1:
     smoothed = thin(Curve(train.steps, smooth(train.values, len(train.steps) // 40)), POINTS)
-    lines = [Line("as logged", *thin(train, POINTS), series_colour(0), faint=True),
-             Line("smoothed", *smoothed, series_colour(0))]
-    charts += line_chart("Training cross-entropy", lines, note="nats a token; pale: as logged, bold: smoothed")
+    lines = [
+      Line("as logged", *thin(train, POINTS), series_colour(0), faint=True),
+      Line("smoothed", *smoothed, series_colour(0)),
+    ]
+    charts += line_chart(
+      "Training cross-entropy", lines, note="nats a token; pale: as logged, bold: smoothed"
+    )
   key, unit = measure(run)
   names = [name for line in run.eval[-1:] for name in line if name.startswith(f"{key}/")]
   for i, name in enumerate(names):
     source = name.removeprefix(f"{key}/")
     data = curve(run.eval, name)
-    rungs = [Level(_RUNGS.get(rung, rung), number(value))
-             for rung, value in branch(run.results, "ladder", source).items()]
+    rungs = [
+      Level(_RUNGS.get(rung, rung), number(value))
+      for rung, value in branch(run.results, "ladder", source).items()
+    ]
     top = max([level.y for level in rungs if level.label != "unigram"], default=math.inf)
     rungs = [level for level in rungs if level.y <= top]
     if data is not None and data.values.ndim == 1:
-      charts += line_chart(f"Validation: {source}", [Line(source, *thin(data, POINTS), series_colour(i))], levels=rungs,
-                           note=unit, top=top + 0.5 if np.nanmin(data.values, initial=math.inf) < top
-                           else math.inf)
+      charts += line_chart(
+        f"Validation: {source}",
+        [Line(source, *thin(data, POINTS), series_colour(i))],
+        levels=rungs,
+        note=unit,
+        top=top + 0.5 if np.nanmin(data.values, initial=math.inf) < top else math.inf,
+      )
   return f'<h2>Loss</h2><div class="figures two">{charts}</div>' if charts else ""
 
 
 def _optimizer(run: Workdir) -> str:
   charts = ""
-  for name, title, log in (("learning_rate", "Learning rate", False), ("grad_norm", "Gradient norm", True),
-                           ("tokens_per_second", "Tokens a second", False)):
+  for name, title, log in (
+    ("learning_rate", "Learning rate", False),
+    ("grad_norm", "Gradient norm", True),
+    ("tokens_per_second", "Tokens a second", False),
+  ):
     data = curve(run.train, name)
     if data is not None and data.values.ndim == 1:
       note = "before clipping" if name == "grad_norm" else ""
-      charts += line_chart(title, [Line(title, *thin(data, POINTS), series_colour(0))], log=log, note=note, **SMALL,
-                           bottom=None if log else 0.0)
+      charts += line_chart(
+        title,
+        [Line(title, *thin(data, POINTS), series_colour(0))],
+        log=log,
+        note=note,
+        **SMALL,
+        bottom=None if log else 0.0,
+      )
   return f'<h2>Optimization</h2><div class="figures">{charts}</div>' if charts else ""
 
 
@@ -222,10 +301,13 @@ def _load(run: Workdir, layers: Sequence[str]) -> str:
       charts += line_chart(layers[i], lines, levels=[Level("1/E", 1 / experts)], bottom=0.0)
     else:
       charts += load_map(layers[i], data.steps, load)
-  words = ("The fraction of a layer's assignments that each expert gets; 1/E is perfect balance."
-           if experts <= LINE_EXPERTS else
-           "Load as a multiple of the uniform share 1/E: blue experts starve, brown ones are crowded.")
-  return f'<h2>Load of the experts</h2><p class="lead">{words}</p><div class="figures two">{charts}</div>'
+  words = (
+    "The fraction of a layer's assignments that each expert gets; 1/E is perfect balance."
+    if experts <= LINE_EXPERTS
+    else "Load as a multiple of the uniform share 1/E: blue experts starve, brown ones are crowded."
+  )
+  figures = f'<div class="figures two">{charts}</div>'
+  return f'<h2>Load of the experts</h2><p class="lead">{words}</p>{figures}'
 
 
 # Metric -> title, note. Those of the layers are [Lm], the losses are one number.
@@ -244,7 +326,10 @@ _ROUTER_CHARTS: Mapping[str, tuple[str, str]] = {
 def _routers(run: Workdir, layers: Sequence[str]) -> str:
   load = curve(run.train, "moe/load")
   experts = load.values.shape[-1] if load is not None and load.values.ndim == 3 else 0
-  levels = {"moe/entropy": [Level("ln E", math.log(experts))] if experts else [], "balance": [Level("balanced", 1.0)]}
+  levels = {
+    "moe/entropy": [Level("ln E", math.log(experts))] if experts else [],
+    "balance": [Level("balanced", 1.0)],
+  }
   charts = ""
   for name, (title, note) in _ROUTER_CHARTS.items():
     data = curve(run.train, name)
@@ -252,10 +337,16 @@ def _routers(run: Workdir, layers: Sequence[str]) -> str:
       continue
     data = thin(data, POINTS)
     columns = data.values.reshape(len(data.steps), -1).T
-    names = layers if data.values.ndim == 2 and len(layers) == len(columns) else [str(i) for i in range(len(columns))]
+    names = (
+      layers
+      if data.values.ndim == 2 and len(layers) == len(columns)
+      else [str(i) for i in range(len(columns))]
+    )
     lines = [Line(names[i], data.steps, y, series_colour(i)) for i, y in enumerate(columns)]
     bottom = 0.0 if name in ("moe/drop_rate", "moe/entropy", "moe/max_violation", "z") else None
-    charts += line_chart(title, lines, note=note, levels=levels.get(name, []), bottom=bottom, **SMALL)
+    charts += line_chart(
+      title, lines, note=note, levels=levels.get(name, []), bottom=bottom, **SMALL
+    )
   return f'<h2>Routers</h2><div class="figures">{charts}</div>' if charts else ""
 
 
@@ -270,14 +361,21 @@ def _sample(run: Workdir) -> str:
 def _config(run: Workdir) -> str:
   if not run.config:
     return ""
-  command = "".join(f"<pre>{html.escape(str(start['command']))}</pre>" for start in starts(run.meta)[-1:]
-                    if "command" in start)
+  command = "".join(
+    f"<pre>{html.escape(str(start['command']))}</pre>"
+    for start in starts(run.meta)[-1:]
+    if "command" in start
+  )
   data = json.dumps(run.config, indent=2, ensure_ascii=False)
-  prints = "".join(f"<tr><td>{html.escape(str(k))}</td><td><code>{html.escape(str(v)[:16])}</code></td></tr>"
-                   for k, v in branch(run.meta, "data").items())
+  prints = "".join(
+    f"<tr><td>{html.escape(str(k))}</td><td><code>{html.escape(str(v)[:16])}</code></td></tr>"
+    for k, v in branch(run.meta, "data").items()
+  )
   prints = f"<table><tr><th>source</th><th>SHA-256</th></tr>{prints}</table>" if prints else ""
-  return (f"<h2>Configuration</h2>{command}{prints}<details><summary>All keys, resolved</summary>"
-          f"<pre>{html.escape(data)}</pre></details>")
+  return (
+    f"<h2>Configuration</h2>{command}{prints}<details><summary>All keys, resolved</summary>"
+    f"<pre>{html.escape(data)}</pre></details>"
+  )
 
 
 def _bits(value: Any) -> str:

@@ -1,24 +1,30 @@
-"""The report's style sheet and script; both are written into the page, which needs no other file."""
+"""The report's style sheet and script; both are written into the page, which needs no other
+file."""
 
 CSS = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; color: #1a1a1a; background: #fff;
-  max-width: 1240px; margin: 0 auto; padding: 28px 32px 60px; }
+body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif;
+  color: #1a1a1a; background: #fff; max-width: 1240px; margin: 0 auto; padding: 28px 32px 60px; }
 h1 { font-size: 27px; margin: 0; }
 h2 { font-size: 20px; margin: 40px 0 4px; border-top: 1px solid #ddd; padding-top: 18px; }
 h3 { font-size: 15px; margin: 22px 0 6px; } h3, figcaption { overflow-wrap: anywhere; }
 p { margin: 6px 0; max-width: 120ch; }
-.lead, .note, .meta { color: #555; } .meta { max-width: none; } .note { font-size: 13px; margin: 0; }
+.lead, .note, .meta { color: #555; } .meta { max-width: none; }
+.note { font-size: 13px; margin: 0; }
 .warn { color: #8a1c00; font-size: 13px; margin: 0; }
-.banner { background: #fff4e5; border-left: 4px solid #d55e00; padding: 8px 12px; max-width: none; margin: 14px 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 10px; margin: 18px 0 6px; }
+.banner { background: #fff4e5; border-left: 4px solid #d55e00; padding: 8px 12px;
+  max-width: none; margin: 14px 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr));
+  gap: 10px; margin: 18px 0 6px; }
 .tiles div { background: #f5f6f8; border-radius: 6px; padding: 8px 12px; }
-.tiles b { display: block; font-size: 19px; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.tiles b { display: block; font-size: 19px; font-variant-numeric: tabular-nums;
+  white-space: nowrap; }
 .tiles span { font-size: 12.5px; color: #555; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 12px 0 6px; }
 .wide { overflow-x: auto; }
-th, td { padding: 6px 14px; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
+th, td { padding: 6px 14px; text-align: right; border-bottom: 1px solid #e4e4e4;
+  white-space: nowrap; }
 th { font-weight: 600; color: #444; border-bottom: 2px solid #bbb; }
 th:first-child, td:first-child { text-align: left; }
 table.events td:last-child, table.events th:last-child { text-align: left; white-space: normal; }
@@ -37,32 +43,38 @@ svg text { font-size: 12px; fill: #333; }
 .legend span { display: inline-block; margin-right: 14px; white-space: nowrap; }
 .legend b { display: inline-block; width: 16px; height: 4px; border-radius: 2px; margin-right: 5px;
   vertical-align: middle; }
-.scale { margin: 0 16px 0 50px; font-size: 12px; } .scale i { display: block; height: 9px; border: 1px solid #ccc; }
+.scale { margin: 0 16px 0 50px; font-size: 12px; }
+.scale i { display: block; height: 9px; border: 1px solid #ccc; }
 .scale div { display: flex; justify-content: space-between; }
 pre { background: #f5f6f8; border-radius: 6px; padding: 12px 14px;
   font: 13.5px/1.5 ui-monospace, "DejaVu Sans Mono", monospace;
   white-space: pre-wrap; overflow-wrap: anywhere; margin: 8px 0; }
 summary { cursor: pointer; font-weight: 600; }
-button { font: inherit; font-size: 13px; border: 1px solid #bbb; border-radius: 4px; background: #fff; color: #1a1a1a;
-  padding: 3px 9px; margin: 0 4px 5px 0; cursor: pointer; font-variant-numeric: tabular-nums; }
-button[aria-pressed=true] { border-color: #1a1a1a; box-shadow: inset 0 0 0 1px #1a1a1a; font-weight: 600; }
+button { font: inherit; font-size: 13px; border: 1px solid #bbb; border-radius: 4px;
+  background: #fff; color: #1a1a1a; padding: 3px 9px; margin: 0 4px 5px 0; cursor: pointer;
+  font-variant-numeric: tabular-nums; }
+button[aria-pressed=true] { border-color: #1a1a1a; box-shadow: inset 0 0 0 1px #1a1a1a;
+  font-weight: 600; }
 .chips button { padding: 2px 8px 2px 3px; }
 .chips b { display: inline-block; min-width: 24px; text-align: center; border-radius: 3px;
   margin-right: 5px; padding: 0 3px; }
 .bar { display: flex; height: 12px; margin: 0 0 6px; } .bar i { min-width: 0; }
 .pages { display: grid; grid-template-columns: repeat(auto-fill, minmax(500px, 1fr)); gap: 0 28px; }
-.page { font: 13px/1.7 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+.page { font: 13px/1.7 ui-monospace, "DejaVu Sans Mono", monospace;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
 .page i, .bar i { font-style: normal; } .page i { padding: 1px 0 4px; color: #000; }
 .page i[w] { color: rgb(0 0 0 / 40%); }
 .page i:hover { outline: 2px solid #000; outline-offset: 1px; }
-.only .page i:not(.on) { background: none; box-shadow: none; color: #888; } .only .bar i:not(.on) { opacity: .2; }
+.only .page i:not(.on) { background: none; box-shadow: none; color: #888; }
+.only .bar i:not(.on) { opacity: .2; }
 @media print { body { max-width: none; padding: 0; } figure, tr { break-inside: avoid; } }
 """
 
 SCRIPT = """
 const data = JSON.parse(document.getElementById('routing-data').textContent);
 const root = document.getElementById('routing'), pages = [...root.querySelectorAll('.page')];
-const layers = [...root.querySelectorAll('[data-layer]')], chips = [...root.querySelectorAll('[data-expert]')];
+const layers = [...root.querySelectorAll('[data-layer]')];
+const chips = [...root.querySelectorAll('[data-expert]')];
 const tokens = pages.map(page => [...page.children]);
 let layer = 0, only = null;
 function show() {
@@ -72,7 +84,8 @@ function show() {
     const count = Array(data.experts).fill(0);
     tokens[p].forEach((token, i) => {
       const expert = data.pages[p][layer][i];
-      token.className = (expert < data.experts ? 'e' + expert : 'none') + (expert === only ? ' on' : '');
+      const own = expert < data.experts ? 'e' + expert : 'none';
+      token.className = own + (expert === only ? ' on' : '');
       if (expert < data.experts) { count[expert]++; total[expert]++; all++; }
     });
     [...page.previousElementSibling.children].forEach((part, e) => {

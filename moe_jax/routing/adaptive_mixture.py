@@ -1,4 +1,5 @@
-"""The first mixture of experts: every expert sees every token (Jacobs, Jordan, Nowlan and Hinton 1991)."""
+"""The first mixture of experts: every expert sees every token (Jacobs, Jordan, Nowlan and Hinton
+1991)."""
 
 from __future__ import annotations
 
@@ -18,19 +19,21 @@ def adaptive_mixture(logits: Float[Array, "S E"], context: RoutingContext) -> Ro
 
       p_j = exp(x_j) / sum_i exp(x_i),  y = sum_i p_i o_i
 
-  The paper's x_j, p_j and o_j are the logits, the gates and the experts' outputs. The errors that the paper trains with
-  are in `mixture_errors`. Reads `context.valid`.
+  The paper's x_j, p_j and o_j are the logits, the gates and the experts' outputs. The errors that
+  the paper trains with are in `mixture_errors`. Reads `context.valid`.
 
   Args:
     logits: gate outputs of one group; float32 arithmetic whatever their dtype.
     context: padding goes to no expert: `expert` E and gate 0.
 
   Returns:
-    A plan of A = S*E assignments: experts 0 to E - 1 of token 0, then those of token 1, ...; gates in [0, 1], which sum
+    A plan of A = S*E assignments: experts 0 to E - 1 of token 0, then those of token 1, ...; gates
+      in [0, 1], which sum
     to 1 over the experts of a token.
 
-  Deviation: the paper takes the gate for a selector that picks one expert at random with probability p_j, and its
-  error 1.3 for the likelihood of that; the blend y is the mean of such picks, and what its error 1.1 compares.
+  Deviation: the paper takes the gate for a selector that picks one expert at random with
+  probability p_j, and its error 1.3 for the likelihood of that; the blend y is the mean of such
+  picks, and what its error 1.1 compares.
   """
   num_experts = logits.shape[-1]
   probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)

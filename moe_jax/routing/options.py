@@ -11,8 +11,11 @@ from moe_jax.errors import ConfigError, choose
 def check_k(router: str, k: int, num_experts: int, field: str = "k") -> None:
   """Raises ConfigError unless 1 <= k <= num_experts."""
   if not 1 <= k <= num_experts:
-    raise ConfigError(f"model.moe.router.{router}.{field}", k,
-                      f"a token takes between 1 and num_experts={num_experts} experts")
+    raise ConfigError(
+      f"model.moe.router.{router}.{field}",
+      k,
+      f"a token takes between 1 and num_experts={num_experts} experts",
+    )
 
 
 def check_name(router: str, field: str, name: str, known) -> None:
@@ -20,9 +23,16 @@ def check_name(router: str, field: str, name: str, known) -> None:
   choose(f"model.moe.router.{router}.{field}", name, known)
 
 
-def slots(router: str, factor: float | int, tokens: int, experts: int, unit: str,
-          field: str = "capacity_factor") -> int:
-  """The number of slots that a router gives each expert: factor * tokens / experts, rounded and clipped to [1, tokens].
+def slots(
+  router: str,
+  factor: float | int,
+  tokens: int,
+  experts: int,
+  unit: str,
+  field: str = "capacity_factor",
+) -> int:
+  """The number of slots that a router gives each expert: factor * tokens / experts, rounded and
+  clipped to [1, tokens].
 
   Args:
     router: whose option `field` the factor is.
@@ -40,7 +50,8 @@ def slots(router: str, factor: float | int, tokens: int, experts: int, unit: str
 
 
 def exact(factor: float | int) -> fractions.Fraction:
-  """The number as it is written: 1.1 is 11/10, and not the float nearest to it, which is a little more.
+  """The number as it is written: 1.1 is 11/10, and not the float nearest to it, which is a little
+  more.
 
   A product with it is exact, so that 1.1 * 1600 / 4 rounds up to 440 and not to 441.
   """

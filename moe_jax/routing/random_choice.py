@@ -12,20 +12,24 @@ from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import token_choice
 
 
-def random_choice(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 1, seed: int = 0) -> RoutingPlan:
-  """Each token gets K different experts, uniformly at random, whatever the logits: what a learned router must beat.
+def random_choice(
+  logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 1, seed: int = 0
+) -> RoutingPlan:
+  """Each token gets K different experts, uniformly at random, whatever the logits: what a learned
+  router must beat.
 
   Paper: no equation of a paper; the experts of THOR (arXiv 2110.04260) are chosen so.
 
       u_e ~ U[0, 1) for each expert e,  T = TopK(u),  y = 1/K sum_{i in T} E_i(x)
 
-  In training u is drawn from `context.key`, each step anew. Outside training, or without a key, it is drawn from
-  `seed`, `context.salt` and `context.group`, as far as they are given: the same numbers in each call, so that
-  evaluation is deterministic, but others in each layer, each group and each run's seed. What a token gets does not
-  depend on how many follow it. Equal numbers go to the lower expert.
+  In training u is drawn from `context.key`, each step anew. Outside training, or without a key, it
+  is drawn from `seed`, `context.salt` and `context.group`, as far as they are given: the same
+  numbers in each call, so that evaluation is deterministic, but others in each layer, each group
+  and each run's seed. What a token gets does not depend on how many follow it. Equal numbers go to
+  the lower expert.
 
-  Reads `context.key`, `context.train`, `context.salt`, `context.group` and `context.valid`. Of the logits, only the
-  shape matters.
+  Reads `context.key`, `context.train`, `context.salt`, `context.group` and `context.valid`. Of the
+  logits, only the shape matters.
 
   Args:
     logits: of one group.
@@ -39,7 +43,8 @@ def random_choice(logits: Float[Array, "S E"], context: RoutingContext, *, k: in
   Raises:
     ConfigError: k outside [1, E].
 
-  Deviation: THOR draws experts for a whole batch, and trains two draws to agree; here each token has its own.
+  Deviation: THOR draws experts for a whole batch, and trains two draws to agree; here each token
+  has its own.
   """
   num_experts = logits.shape[-1]
   check_k("random_choice", k, num_experts)

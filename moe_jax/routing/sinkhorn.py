@@ -12,19 +12,30 @@ from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import PRIORITIES, log_odds, token_choice
 
 
-def sinkhorn(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 1, iterations: int = 30,
-             temperature: float = 1.0, priority: str = "choice") -> RoutingPlan:
-  """Each token picks the K experts that a balanced transport plan gives it most of; the gate is its own probability.
+def sinkhorn(
+  logits: Float[Array, "S E"],
+  context: RoutingContext,
+  *,
+  k: int = 1,
+  iterations: int = 30,
+  temperature: float = 1.0,
+  priority: str = "choice",
+) -> RoutingPlan:
+  """Each token picks the K experts that a balanced transport plan gives it most of; the gate is its
+  own probability.
 
-  Paper: S-BASE in Unified Scaling Laws for Routed Language Models (Clark et al. 2022, arXiv 2202.01169).
+  Paper: S-BASE in Unified Scaling Laws for Routed Language Models (Clark et al. 2022, arXiv
+  2202.01169).
 
       P = argmax sum_te P_te x_te + tau H(P)  such that sum_e P_te = 1 and sum_t P_te = T/E
-      training:  T_t = TopK_e(P_te);  inference:  T_t = TopK_e(x_te);  g_te = softmax(x_t)_e for e in T_t
+      training:  T_t = TopK_e(P_te);  inference:  T_t = TopK_e(x_te);  g_te = softmax(x_t)_e for e
+                                                  in T_t
 
-  x are the logits, H the entropy, tau `temperature`, T the number of real tokens; `balanced` gives P. Only the choice
-  is balanced: the gate, and with it the gradient, is the raw probability. P is balanced, the choice only nearly: tokens
-  of the same logits have the same row of P, and so the same experts. If all tokens are the same, P is 1/E everywhere.
-  Equal entries go to the lower expert, but entries that are equal only in theory are told apart by rounding.
+  x are the logits, H the entropy, tau `temperature`, T the number of real tokens; `balanced` gives
+  P. Only the choice is balanced: the gate, and with it the gradient, is the raw probability. P is
+  balanced, the choice only nearly: tokens of the same logits have the same row of P, and so the
+  same experts. If all tokens are the same, P is 1/E everywhere. Equal entries go to the lower
+  expert, but entries that are equal only in theory are told apart by rounding.
 
   Reads `context.valid` and `context.train`.
 
@@ -33,8 +44,10 @@ def sinkhorn(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 1
     context: padding has no row in P and names nobody: `expert` E and gate 0.
     k: experts a token, in [1, E].
     iterations: rounds of normalisation, >= 1.
-    temperature: tau > 0; the smaller, the nearer is P to BASE's hard assignment, and the more iterations it needs.
-    priority: who is served first, see `token_choice`; "gate" orders tokens by the probability of their first choice.
+    temperature: tau > 0; the smaller, the nearer is P to BASE's hard assignment, and the more
+      iterations it needs.
+    priority: who is served first, see `token_choice`; "gate" orders tokens by the probability of
+      their first choice.
 
   Returns:
     A plan of A = K*S assignments, gates in [0, 1].
@@ -53,14 +66,16 @@ def sinkhorn(logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 1
   scores = balanced(logits, context.valid, iterations, temperature) if context.train else logits
   _, expert = jax.lax.top_k(jax.lax.stop_gradient(scores), k)  # [S, K]
   gate = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), expert, axis=-1)
-  return token_choice(expert, gate, context, num_experts, priority=priority,
-                      score=log_odds(logits, expert[:, 0]))
+  return token_choice(
+    expert, gate, context, num_experts, priority=priority, score=log_odds(logits, expert[:, 0])
+  )
 
 
-
-def balanced(logits: Float[Array, "S E"], valid: Bool[Array, "S"] | None, iterations: int,
-             temperature: float) -> Float[Array, "S E"]:
-  """log P by Sinkhorn's algorithm: columns and rows in turn are scaled to their sums; rows last, so they are exact.
+def balanced(
+  logits: Float[Array, "S E"], valid: Bool[Array, "S"] | None, iterations: int, temperature: float
+) -> Float[Array, "S E"]:
+  """log P by Sinkhorn's algorithm: columns and rows in turn are scaled to their sums; rows last, so
+  they are exact.
 
   Without gradient. The rows of padding are meaningless; no column counts them.
   """

@@ -1,4 +1,5 @@
-"""From the experts that each token chose to a plan: what token-choice routers share, and the order of service."""
+"""From the experts that each token chose to a plan: what token-choice routers share, and the order
+of service."""
 
 from __future__ import annotations
 
@@ -10,8 +11,15 @@ from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Leak
 
 
-def token_choice(expert: Int[Array, "S K"], gate: Float[Array, "S K"], context: RoutingContext, num_experts: int, *,
-                 priority: str = "choice", score: Float[Array, "S"] | None = None) -> RoutingPlan:
+def token_choice(
+  expert: Int[Array, "S K"],
+  gate: Float[Array, "S K"],
+  context: RoutingContext,
+  num_experts: int,
+  *,
+  priority: str = "choice",
+  score: Float[Array, "S"] | None = None,
+) -> RoutingPlan:
   """The plan in which token s names expert[s, 0] first, then expert[s, 1], ...
 
   Args:
@@ -19,9 +27,10 @@ def token_choice(expert: Int[Array, "S K"], gate: Float[Array, "S K"], context: 
     gate: combine weights; the only argument that carries gradient.
     context: `valid` is read: padding names nobody.
     num_experts: E.
-    priority: a key of `PRIORITIES`: who is served first. "choice": all first choices by position, then all second
-      choices (GShard Algorithm 1); "token": all choices of the first token, then those of the second; "gate": as
-      "choice", but tokens ordered by `score`, which orders all K choices (batch-prioritised routing: V-MoE, ST-MoE).
+    priority: a key of `PRIORITIES`: who is served first. "choice": all first choices by position,
+      then all second choices (GShard Algorithm 1); "token": all choices of the first token, then
+      those of the second; "gate": as "choice", but tokens ordered by `score`, which orders all K
+      choices (batch-prioritised routing: V-MoE, ST-MoE).
     score: which tokens "gate" serves first, the highest; needed there only.
 
   Returns:
@@ -34,18 +43,25 @@ def token_choice(expert: Int[Array, "S K"], gate: Float[Array, "S K"], context: 
       score = jnp.where(context.valid, score, -jnp.inf)  # padding last
   token, choice = PRIORITIES[priority](num_tokens, k, score)
   expert, gate = expert[token, choice], gate[token, choice]
-  return RoutingPlan(token=token, expert=expert, gate=jnp.where(expert < num_experts, gate, 0.0),
-                     num_experts=num_experts)
+  return RoutingPlan(
+    token=token,
+    expert=expert,
+    gate=jnp.where(expert < num_experts, gate, 0.0),
+    num_experts=num_experts,
+  )
 
 
-def select(scores: Float[Array, "S E"], k: int, ties: Float[Array, "S E"] | None = None) -> Int[Array, "S K"]:
+def select(
+  scores: Float[Array, "S E"], k: int, ties: Float[Array, "S E"] | None = None
+) -> Int[Array, "S K"]:
   """Each token's K experts of the highest score, best first, without gradient.
 
   Args:
     scores: by which experts are selected.
     k: experts a token.
-    ties: decides between equal scores, the higher first: the logits, where scores are probabilities plus a bias, which
-      may have underflowed or saturated. Where this is equal, too, or None, the lower index comes first.
+    ties: decides between equal scores, the higher first: the logits, where scores are probabilities
+      plus a bias, which may have underflowed or saturated. Where this is equal, too, or None, the
+      lower index comes first.
   """
   if ties is None:
     return jax.lax.top_k(jax.lax.stop_gradient(scores), k)[1]
@@ -57,7 +73,8 @@ def select(scores: Float[Array, "S E"], k: int, ties: Float[Array, "S E"] | None
 def log_odds(logits: Float[Array, "S E"], expert: Int[Array, "S"]) -> Float[Array, "S"]:
   """log(p / (1 - p)) of each token's softmax probability p of one expert, without gradient.
 
-  It has the order of p and, unlike p, tells very sure tokens apart: in float32 their probabilities are all 1.
+  It has the order of p and, unlike p, tells very sure tokens apart: in float32 their probabilities
+  are all 1.
   """
   logits = jax.lax.stop_gradient(logits)
   named = jnp.arange(logits.shape[-1]) == expert[:, None]

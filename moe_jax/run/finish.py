@@ -1,4 +1,5 @@
-"""What a run leaves behind: final figures beside the ladder, a sample, a page of routed text, the report."""
+"""What a run leaves behind: final figures beside the ladder, a sample, a page of routed text, the
+report."""
 
 from __future__ import annotations
 
@@ -30,14 +31,24 @@ SAMPLE_BYTES, TEMPERATURE, SAMPLE_SEED = 200, 0.8, 0
 PAGE_TOKENS = 1024  # of each source, in routing.json
 
 
-def finish(config, directory: Path, model: nn.Module, state: TrainState, tokenizer: data.Tokenizer,
-           sources: Sequence[data.Source], mesh: Mesh, eval_fn: Callable[..., evaluate.Totals],
-           run_info: Mapping[str, Any]) -> dict[str, Any]:
-  """Writes results.json, routing.json and report.html into the workdir, prints a table, and returns the results.
+def finish(
+  config,
+  directory: Path,
+  model: nn.Module,
+  state: TrainState,
+  tokenizer: data.Tokenizer,
+  sources: Sequence[data.Source],
+  mesh: Mesh,
+  eval_fn: Callable[..., evaluate.Totals],
+  run_info: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Writes results.json, routing.json and report.html into the workdir, prints a table, and returns
+  the results.
 
-  All processes take part in evaluating and sampling; the first one writes and prints. Whatever takes long says now and
-  then that it is at work. `train.final_eval_batches` and `report.ladder_megabytes` make it shorter. Ctrl-C and SIGTERM
-  end it at once: the last checkpoint is saved already, and the same command begins with the finish again.
+  All processes take part in evaluating and sampling; the first one writes and prints. Whatever
+  takes long says now and then that it is at work. `train.final_eval_batches` and
+  `report.ladder_megabytes` make it shorter. Ctrl-C and SIGTERM end it at once: the last checkpoint
+  is saved already, and the same command begins with the finish again.
 
   Args:
     config: the run's; only `accounts` reads the model's part.
@@ -49,33 +60,57 @@ def finish(config, directory: Path, model: nn.Module, state: TrainState, tokeniz
     return _finish(config, directory, model, state, tokenizer, sources, mesh, eval_fn, run_info)
 
 
-def _finish(config, directory, model, state, tokenizer, sources, mesh, eval_fn, run_info) -> dict[str, Any]:
+def _finish(
+  config, directory, model, state, tokenizer, sources, mesh, eval_fn, run_info
+) -> dict[str, Any]:
   first = jax.process_index() == 0
-  at_work = lambda what: working(what, _say if first else lambda _: None)
+
+  def at_work(what):
+    return working(what, _say if first else lambda _: None)
+
   measure, _ = evaluate.MEASURES[config.data.objective]
   with at_work("evaluating the trained model on held-out text (train.final_eval_batches caps it)"):
     totals = evaluate.summary(eval_fn(state, config.train.final_eval_batches), measure)
   continues = config.data.objective == "next_token"
-  variables = {"params": state.params} | ({"router_state": state.router_state} if state.router_state else {})
-  with jax.set_mesh(mesh), sharding.use_rules(dict(config.sharding)), at_work("sampling and routing held-out text"):
+  variables = {"params": state.params} | (
+    {"router_state": state.router_state} if state.router_state else {}
+  )
+  with (
+    jax.set_mesh(mesh),
+    sharding.use_rules(dict(config.sharding)),
+    at_work("sampling and routing held-out text"),
+  ):
     text = sample_text(config, model, variables, tokenizer) if continues else ""
     routing = routing_pages(config, model, variables, tokenizer, sources, mesh)
   if not first:
     return {}
-  of = lambda prefix: {s.name: totals[f"{prefix}/{s.name}"] for s in sources}
+
+  def of(prefix):
+    return {s.name: totals[f"{prefix}/{s.name}"] for s in sources}
+
   size = data.vocab_size(config.data, tokenizer)
   total, activated = accounts.parameter_counts(config, size)
   ladder = {}
   for source in sources if continues else ():
-    with at_work(f"n-gram models and LZMA of {source.name} (report.ladder_megabytes=0 leaves them out)"):
+    with at_work(
+      f"n-gram models and LZMA of {source.name} (report.ladder_megabytes=0 leaves them out)"
+    ):
       if rungs := source_ladder(config.data, source, round(config.report.ladder_megabytes * 1e6)):
         ladder[source.name] = rungs
   results = dict(run_info) | {
-      "seed": config.seed, measure: of(measure), "loss": of("loss"), "ladder": ladder,
-      "parameters": {"total": total, "activated": activated},
-      "flops_per_token": accounts.flops_per_token(config, size), "data": data.fingerprints(sources),
-      "hardware": workdir.hardware(mesh), "sample": text}
-  results |= {{"packages": "versions"}.get(name, name): value for name, value in workdir.versions().items()}
+    "seed": config.seed,
+    measure: of(measure),
+    "loss": of("loss"),
+    "ladder": ladder,
+    "parameters": {"total": total, "activated": activated},
+    "flops_per_token": accounts.flops_per_token(config, size),
+    "data": data.fingerprints(sources),
+    "hardware": workdir.hardware(mesh),
+    "sample": text,
+  }
+  results |= {
+    {"packages": "versions"}.get(name, name): value for name, value in workdir.versions().items()
+  }
   results |= comparison(config.report.compare, results)
   workdir.write_json(directory / "results.json", _plain(results))
   (directory / "routing.json").unlink(missing_ok=True)
@@ -91,32 +126,53 @@ def _say(text: str) -> None:
   print(text, flush=True)
 
 
-def sample_text(config, model: nn.Module, variables: Mapping[str, Any], tokenizer: data.Tokenizer) -> str:
+def sample_text(
+  config, model: nn.Module, variables: Mapping[str, Any], tokenizer: data.Tokenizer
+) -> str:
   """About `SAMPLE_BYTES` bytes that the model writes after the boundary, as a document's start."""
   window, allowed = config.data.seq_len, tokenizer.byte_lengths > 0
   count = math.ceil(SAMPLE_BYTES / np.median(tokenizer.byte_lengths[allowed]))
   rows = config.train.batch_size // config.train.accumulate_steps
   try:  # one row suffices, unless routing groups span several
-    jax.eval_shape(lambda v: next_logits(model, v, np.zeros((1, window), np.int32), np.int32(1)), variables)
+    jax.eval_shape(
+      lambda v: next_logits(model, v, np.zeros((1, window), np.int32), np.int32(1)), variables
+    )
     rows = 1
   except ConfigError:
     pass
-  ids = sample(model, variables, [tokenizer.boundary], count, jax.random.key(SAMPLE_SEED), TEMPERATURE, window=window,
-               allowed=allowed, rows=rows)
+  ids = sample(
+    model,
+    variables,
+    [tokenizer.boundary],
+    count,
+    jax.random.key(SAMPLE_SEED),
+    TEMPERATURE,
+    window=window,
+    allowed=allowed,
+    rows=rows,
+  )
   return tokenizer.decode(ids[0])[:SAMPLE_BYTES].decode("utf-8", "replace")
 
 
-def routing_pages(config, model: nn.Module, variables: Mapping[str, Any], tokenizer: data.Tokenizer,
-                  sources: Sequence[data.Source], mesh: Mesh) -> dict[str, Any]:
-  """The first validation tokens of each source with each token's first-choice expert, for the report; {} if dense.
+def routing_pages(
+  config,
+  model: nn.Module,
+  variables: Mapping[str, Any],
+  tokenizer: data.Tokenizer,
+  sources: Sequence[data.Source],
+  mesh: Mesh,
+) -> dict[str, Any]:
+  """The first validation tokens of each source with each token's first-choice expert, for the
+  report; {} if dense.
 
   In an encoder-decoder they are the encoder's tokens and layers.
 
   Returns:
-    {"num_experts": E, "layers": [index of each of the Lm layers with experts],
-     "pages": [{"source", "pieces": [text, or None for a special token], "experts": [[expert] * tokens] * Lm}]};
+    {"num_experts": E, "layers": [index of each of the Lm layers with experts], "pages": [{"source",
+     "pieces": [text, or None for a special token], "experts": [[expert] * tokens] * Lm}]};
     an expert of E means nobody.
   """
+
   def routed(variables, batch):
     _, aux = apply(model, variables, batch, train=False, return_routing=True)
     tokens, prefix = ("encoder_tokens", "encoder_") if "encoder_tokens" in batch else ("inputs", "")
@@ -128,8 +184,14 @@ def routing_pages(config, model: nn.Module, variables: Mapping[str, Any], tokeni
   rows, pages, experts = config.train.batch_size // config.train.accumulate_steps, [], 0
   index, count = sharding.reader(mesh)
   for source in sources:
-    batch = next(iter(data.validation_batches(config.data, tokenizer, source, rows, process_index=index,
-                                              process_count=count)), None)
+    batch = next(
+      iter(
+        data.validation_batches(
+          config.data, tokenizer, source, rows, process_index=index, process_count=count
+        )
+      ),
+      None,
+    )
     if batch is None:
       continue
     seen = jax.tree.map(np.asarray, routed(variables, evaluate.put(mesh, batch)))
@@ -137,8 +199,13 @@ def routing_pages(config, model: nn.Module, variables: Mapping[str, Any], tokeni
       return {}
     real = np.flatnonzero(seen["segment_ids"].ravel() > 0)[:PAGE_TOKENS]
     chosen = seen["top1_expert"].reshape(len(seen["top1_expert"]), -1)[:, real]
-    pages.append({"source": source.name, "pieces": pieces(tokenizer, seen["inputs"].ravel()[real]),
-                  "experts": chosen.tolist()})
+    pages.append(
+      {
+        "source": source.name,
+        "pieces": pieces(tokenizer, seen["inputs"].ravel()[real]),
+        "experts": chosen.tolist(),
+      }
+    )
     experts = seen["load"].shape[-1]
   experts_of = getattr(model, "encoder_experts", getattr(model, "has_experts", ()))
   layers = [i for i, has_experts in enumerate(experts_of) if has_experts]
@@ -146,21 +213,27 @@ def routing_pages(config, model: nn.Module, variables: Mapping[str, Any], tokeni
 
 
 def pieces(tokenizer: data.Tokenizer, ids: np.ndarray) -> list[str | None]:
-  """The text that each token stands for, with `\\xe2` for bytes that are not UTF-8 by themselves; None for specials."""
+  """The text that each token stands for, with `\\xe2` for bytes that are not UTF-8 by themselves;
+  None for specials."""
   ids = np.asarray(ids)
-  lengths = np.append(tokenizer.byte_lengths, 0)[np.minimum(ids, len(tokenizer.byte_lengths))]  # 0 of sentinels
+  lengths = np.append(tokenizer.byte_lengths, 0)[
+    np.minimum(ids, len(tokenizer.byte_lengths))
+  ]  # 0 of sentinels
   text = tokenizer.decode(ids)
   ends = np.cumsum(lengths)
   if len(text) == lengths.sum():
-    found = [text[end - length:end] for end, length in zip(ends, lengths, strict=True)]
+    found = [text[end - length : end] for end, length in zip(ends, lengths, strict=True)]
   else:  # a tokenizer that trims what it decodes
     found = [tokenizer.decode([i]) for i in ids]
-  return [piece.decode("utf-8", "backslashreplace") if length else None
-          for piece, length in zip(found, lengths, strict=True)]
+  return [
+    piece.decode("utf-8", "backslashreplace") if length else None
+    for piece, length in zip(found, lengths, strict=True)
+  ]
 
 
 def source_ladder(settings, source: data.Source, most: int) -> dict[str, float] | None:
-  """The ladder of a source (see `data/ladder.py`); None if its text is large or its validation split empty.
+  """The ladder of a source (see `data/ladder.py`); None if its text is large or its validation
+  split empty.
 
   Args:
     settings: `config.data`.
@@ -179,7 +252,8 @@ def source_ladder(settings, source: data.Source, most: int) -> dict[str, float] 
 
 
 def comparison(path: str, results: Mapping[str, Any]) -> dict[str, Any]:
-  """{"compare": {"label", MEASURE, "other_data"}} of another run's results.json; {} if there is none to read.
+  """{"compare": {"label", MEASURE, "other_data"}} of another run's results.json; {} if there is
+  none to read.
 
   Args:
     path: relative to the clone or, failing that, to the working directory; "" = none.
@@ -192,9 +266,14 @@ def comparison(path: str, results: Mapping[str, Any]) -> dict[str, Any]:
   try:
     other = json.loads(place.read_text()) if place else None
     name = Path(str(other["config"]).partition(":")[0]).stem.replace("_", " ")
-    scores = {s: float(other[measure][s]) for s in results[measure] if other[measure].get(s) is not None}
+    scores = {
+      s: float(other[measure][s]) for s in results[measure] if other[measure].get(s) is not None
+    }
   except (OSError, ValueError, TypeError, KeyError, AttributeError):
-    print(f"report.compare={path!r}: no results of a run there, so there is nothing to compare with", flush=True)
+    print(
+      f"report.compare={path!r}: no results of a run there, so there is nothing to compare with",
+      flush=True,
+    )
     return {}
   theirs = other.get("data") or {}
   differ = [s for s in scores if theirs.get(s) != results["data"].get(s)]
@@ -220,8 +299,13 @@ def table(results: Mapping[str, Any]) -> str:
       cells[1] += "*"
     lines.append([source, *cells])
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  text = "\n".join("  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(
-      zip(line, widths, strict=True))).rstrip() for line in lines)
+  text = "\n".join(
+    "  ".join(
+      cell.rjust(width) if i else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+    ).rstrip()
+    for line in lines
+  )
   return text + ("\n* on another version of this text" if compare.get("other_data") else "")
 
 

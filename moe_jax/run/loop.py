@@ -40,11 +40,13 @@ class Run:
     abstract: its shapes, dtypes and shardings.
     evaluate: (state, number of batches) -> totals.
     batches: the training data's iterator.
-    checkpoints, writer, progress, interrupt: where the loop saves, logs, shows, and hears of signals.
+    checkpoints, writer, progress, interrupt: where the loop saves, logs, shows, and hears of
+      signals.
     guard: judges each step.
     parameters: the paths of the weights, in the order of the metric "grad_norms".
     layers: the names of the layers with experts.
-    clock: what `time.monotonic()` would have shown at the run's first step if it had never been interrupted.
+    clock: what `time.monotonic()` would have shown at the run's first step if it had never been
+      interrupted.
     deadline: of `time.monotonic()`, at which this start saves and stops.
   """
 
@@ -67,7 +69,8 @@ class Run:
 
 
 def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
-  """Trains until `train.steps`, a signal or `train.max_minutes`; goes on where the workdir's last checkpoint left off.
+  """Trains until `train.steps`, a signal or `train.max_minutes`; goes on where the workdir's last
+  checkpoint left off.
 
   Args:
     config: checked already (`assembly.validate`, `workdir.check`).
@@ -78,7 +81,8 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
     Whether the run is complete; False after a signal or `train.max_minutes`.
 
   Raises:
-    ConfigError: the data are missing or not those that the run began with, no checkpoint is whole, or the disk is full.
+    ConfigError: the data are missing or not those that the run began with, no checkpoint is whole,
+      or the disk is full.
     Diverged: the loss, a gradient or a weight is not finite; the last checkpoint is from before.
   """
   first, begun = jax.process_index() == 0, time.monotonic()
@@ -88,7 +92,11 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
     tokenizer = data.tokenizer_of(config.data)
     sources = data.make_sources(config.data)
     mesh = sharding.make_mesh(dict(config.mesh))
-    facts = {"config": start["config"], "data": data.fingerprints(sources), "tokenizer": tokenizer.fingerprint}
+    facts = {
+      "config": start["config"],
+      "data": data.fingerprints(sources),
+      "tokenizer": tokenizer.fingerprint,
+    }
     workdir.check_data(directory, facts["data"], facts["tokenizer"])
     vocab_size = data.vocab_size(config.data, tokenizer)
     model = assembly.model(config, vocab_size, mesh)
@@ -96,14 +104,27 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
     stack.enter_context(jax.set_mesh(mesh))
     stack.enter_context(sharding.use_rules(dict(config.sharding)))
     index, count = sharding.reader(mesh)
-    batches = stack.enter_context(contextlib.closing(data.train_iterator(
-        config.data, tokenizer, sources, config.train.batch_size, process_index=index, process_count=count)))
+    batches = stack.enter_context(
+      contextlib.closing(
+        data.train_iterator(
+          config.data,
+          tokenizer,
+          sources,
+          config.train.batch_size,
+          process_index=index,
+          process_count=count,
+        )
+      )
+    )
     if first:
       workdir.claim(directory, config)
       stack.enter_context(workdir.exclusive(directory))
-    checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints", config.train.keep_last,
-                                                  config.train.keep_best))
-    stack.enter_context(distributed.together())  # to leave `checkpoints` is to wait for all processes
+    checkpoints = stack.enter_context(
+      Checkpoints(directory / "checkpoints", config.train.keep_last, config.train.keep_best)
+    )
+    stack.enter_context(
+      distributed.together()
+    )  # to leave `checkpoints` is to wait for all processes
     abstract, draw = _creation(config, mesh, model, optimizer)
     guard = Guard(**config.train.guard)
     state, seconds, told = _begin(config, draw, abstract, checkpoints, batches, guard)
@@ -111,30 +132,60 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
     if first:
       devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
       workdir.note_start(directory, config, facts, start | {"step": n, "devices": devices})
-    writer = stack.enter_context(contextlib.closing(MetricsWriter(directory, n, n + guard.skipped_batches, first)))
-    progress = stack.enter_context(contextlib.closing(Progress(config.train.steps, n, tokens, active=first)))
+    writer = stack.enter_context(
+      contextlib.closing(MetricsWriter(directory, n, n + guard.skipped_batches, first))
+    )
+    progress = stack.enter_context(
+      contextlib.closing(Progress(config.train.steps, n, tokens, active=first))
+    )
     for sentence in [*told, *[writer.told] * bool(writer.told)]:
       progress.say(f"warning: {sentence}")
     _introduce(config, progress, vocab_size, mesh, n)
     eval_fn = evaluate.make_eval(config, model, mesh, tokenizer, sources)
-    run = Run(config, mesh, updates.make(config, model, optimizer, schedule), draw, abstract, eval_fn, batches,
-              checkpoints, writer, progress, stack.enter_context(Interrupt()), guard, list(digest.paths(state.params)),
-              assembly.names_of_layers_with_experts(config), time.monotonic() - seconds,
-              begun + 60 * config.train.max_minutes if config.train.max_minutes else math.inf)
+    run = Run(
+      config,
+      mesh,
+      updates.make(config, model, optimizer, schedule),
+      draw,
+      abstract,
+      eval_fn,
+      batches,
+      checkpoints,
+      writer,
+      progress,
+      stack.enter_context(Interrupt()),
+      guard,
+      list(digest.paths(state.params)),
+      assembly.names_of_layers_with_experts(config),
+      time.monotonic() - seconds,
+      begun + 60 * config.train.max_minutes if config.train.max_minutes else math.inf,
+    )
     state, stopped = _steps(run, state)
     seconds, n = time.monotonic() - run.clock, int(state.step)
 
   if stopped:
-    progress.say(f"stopped by {stopped} after step {n} of {config.train.steps}; saved in {directory}; the same command "
-                 "goes on from there")
+    progress.say(
+      f"stopped by {stopped} after step {n} of {config.train.steps}; saved in {directory}; the "
+      "same command goes on from there"
+    )
     return False
-  finish.finish(config, directory, model, state, tokenizer, sources, mesh, eval_fn,
-                start | {"steps": n, "tokens": n * tokens, "wall_seconds": seconds})
+  finish.finish(
+    config,
+    directory,
+    model,
+    state,
+    tokenizer,
+    sources,
+    mesh,
+    eval_fn,
+    start | {"steps": n, "tokens": n * tokens, "wall_seconds": seconds},
+  )
   return True
 
 
 def determinism(config) -> list[str]:
-  """Which arrays differ if the first step is done twice from the same state on the same batch; [] if none does.
+  """Which arrays differ if the first step is done twice from the same state on the same batch; []
+  if none does.
 
   Nothing is written. The metrics of the step count, too, as "metrics/loss" and so on.
 
@@ -145,25 +196,44 @@ def determinism(config) -> list[str]:
   mesh = sharding.make_mesh(dict(config.mesh))
   model = assembly.model(config, data.vocab_size(config.data, tokenizer), mesh)
   optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
-  with jax.set_mesh(mesh), sharding.use_rules(dict(config.sharding)), working("compiling the step", print):
+  with (
+    jax.set_mesh(mesh),
+    sharding.use_rules(dict(config.sharding)),
+    working("compiling the step", print),
+  ):
     index, count = sharding.reader(mesh)
-    with contextlib.closing(data.train_iterator(config.data, tokenizer, sources, config.train.batch_size,
-                                                process_index=index, process_count=count)) as batches:
+    with contextlib.closing(
+      data.train_iterator(
+        config.data,
+        tokenizer,
+        sources,
+        config.train.batch_size,
+        process_index=index,
+        process_count=count,
+      )
+    ) as batches:
       batch = evaluate.put(mesh, next(batches))
     _, draw = _creation(config, mesh, model, optimizer)
     update = updates.make(config, model, optimizer, schedule)
-    once, again = ({"state": state, "metrics": metrics} for state, metrics in (update(draw(), batch) for _ in range(2)))
+    once, again = (
+      {"state": state, "metrics": metrics}
+      for state, metrics in (update(draw(), batch) for _ in range(2))
+    )
     once, again = (digest.examine(found).digests for found in (once, again))
   return [name for name in once if once[name] != again[name]]
 
 
-def _creation(config, mesh, model, optimizer) -> tuple[states.TrainState, Callable[[], states.TrainState]]:
+def _creation(
+  config, mesh, model, optimizer
+) -> tuple[states.TrainState, Callable[[], states.TrainState]]:
   """`(abstract, draw)` of the state before the first step."""
   rows = config.train.batch_size // config.train.accumulate_steps
   return states.create(mesh, model, optimizer, config.seed, config.data.seq_len, rows)
 
 
-def _begin(config, draw, abstract, checkpoints, batches, guard) -> tuple[states.TrainState, float, list[str]]:
+def _begin(
+  config, draw, abstract, checkpoints, batches, guard
+) -> tuple[states.TrainState, float, list[str]]:
   """`(state, seconds trained, what to tell)`: freshly drawn, or of the newest whole checkpoint."""
   if checkpoints.resumed_step(config.train.steps) is None:
     return draw(), 0.0, []
@@ -171,9 +241,13 @@ def _begin(config, draw, abstract, checkpoints, batches, guard) -> tuple[states.
   guard.restore(restored.meta["guard"])
   read = data.batches_of(restored.data)
   if read not in (None, restored.step + guard.skipped_batches):
-    raise ConfigError("checkpoint", str(checkpoints.directory / str(restored.step)), "its place in the data is batch "
-                      f"{read}, but {restored.step} steps and {guard.skipped_batches} batches that were "
-                      "skipped make another; restore this directory from a copy, or start anew with another --workdir")
+    raise ConfigError(
+      "checkpoint",
+      str(checkpoints.directory / str(restored.step)),
+      f"its place in the data is batch {read}, but {restored.step} steps and "
+      f"{guard.skipped_batches} batches that were skipped make another; restore this directory "
+      "from a copy, or start anew with another --workdir",
+    )
   batches.set_state(restored.data)
   return restored.state, restored.meta["seconds"], restored.told
 
@@ -181,8 +255,10 @@ def _begin(config, draw, abstract, checkpoints, batches, guard) -> tuple[states.
 def _introduce(config, progress, vocab_size: int, mesh, step: int) -> None:
   """Says what is going to be trained."""
   total, activated = accounts.parameter_counts(config, vocab_size)
-  progress.say(f"{total:,} parameters, {activated:,} of them activated by a token, on {mesh.size} devices; " + (
-      f"going on from step {step}" if step else "a new run"))
+  progress.say(
+    f"{total:,} parameters, {activated:,} of them activated by a token, on {mesh.size} devices; "
+    + (f"going on from step {step}" if step else "a new run")
+  )
   for line in accounts.routing_summary(config).splitlines():
     progress.say(line)
 
@@ -193,13 +269,25 @@ def _steps(run: Run, state: states.TrainState) -> tuple[states.TrainState, str]:
   begun, unread = n, []
   while n < t.steps:
     n += 1
-    due = lambda every, n=n: n % every == 0 or n == t.steps
-    with working("compiling the training step", run.progress.say) if n == begun + 1 else contextlib.nullcontext():
+
+    def due(every, n=n):
+      return n % every == 0 or n == t.steps
+
+    with (
+      working("compiling the training step", run.progress.say)
+      if n == begun + 1
+      else contextlib.nullcontext()
+    ):
       state, metrics = run.update(state, evaluate.put(run.mesh, next(run.batches)))
     stop = _asked_to_stop(run, n)
-    # Between events the loss is read one step late, so that the device never waits for this thread; not so where the
-    # next step depends on it.
-    now = run.guard.watches or stop or n == begun + 1 or any(map(due, (t.log_every, t.eval_every, t.checkpoint_every)))
+    # Between events the loss is read one step late, so that the device never waits for this thread;
+    # not so where the next step depends on it.
+    now = (
+      run.guard.watches
+      or stop
+      or n == begun + 1
+      or any(map(due, (t.log_every, t.eval_every, t.checkpoint_every)))
+    )
     unread.append((n, metrics))
     back = False
     while len(unread) > (0 if now else 1):
@@ -213,8 +301,8 @@ def _steps(run: Run, state: states.TrainState) -> tuple[states.TrainState, str]:
     paused, score = time.monotonic(), None
     if due(t.eval_every):
       score = _evaluate(run, n, state)
-    # In the middle of a row of bad steps nobody knows yet whether they will be undone: the last checkpoint is from
-    # before, and a run that stops here will do them again.
+    # In the middle of a row of bad steps nobody knows yet whether they will be undone: the last
+    # checkpoint is from before, and a run that stops here will do them again.
     if (due(t.checkpoint_every) or stop) and (not run.guard.streak or n == t.steps):
       meta = {"seconds": time.monotonic() - run.clock, "guard": run.guard.state()}
       run.checkpoints.save(n, state, run.batches.get_state(), meta, score)
@@ -230,7 +318,9 @@ def _judged(run: Run, n: int, metrics: dict[str, Any]) -> tuple[float, bool]:
   tensor = ""
   if not math.isfinite(norm):
     norms = np.asarray(metrics["grad_norms"])
-    tensor = next((name for name, x in zip(run.parameters, norms, strict=True) if not math.isfinite(x)), "")
+    tensor = next(
+      (name for name, x in zip(run.parameters, norms, strict=True) if not math.isfinite(x)), ""
+    )
   kept = "" if math.isfinite(loss) and math.isfinite(norm) else run.checkpoints.kept()
   events = run.guard.judge(n, loss, norm, tensor, kept)
   back = bool(events) and events[-1]["event"] == "rollback"
@@ -241,7 +331,8 @@ def _judged(run: Run, n: int, metrics: dict[str, Any]) -> tuple[float, bool]:
 
 
 def _go_back(run: Run, n: int) -> states.TrainState:
-  """The state of the newest healthy checkpoint; the batches until step `n` are skipped, for the iterator stays."""
+  """The state of the newest healthy checkpoint; the batches until step `n` are skipped, for the
+  iterator stays."""
   run.checkpoints.wait()
   healthy = run.guard.healthy_before(n)
   if any(step < healthy for step in run.checkpoints.steps()):
@@ -254,8 +345,16 @@ def _go_back(run: Run, n: int) -> states.TrainState:
   run.guard.went_back(n, restored.step)
   run.checkpoints.drop_after(restored.step)
   run.writer.forget_after(restored.step)
-  _tell(run, restored.step, {"event": "rollback", "message": f"after step {n} the run went back to step "
-                             f"{restored.step}, and {n - restored.step} batches are skipped"}, batch)
+  _tell(
+    run,
+    restored.step,
+    {
+      "event": "rollback",
+      "message": f"after step {n} the run went back to step "
+      f"{restored.step}, and {n - restored.step} batches are skipped",
+    },
+    batch,
+  )
   run.progress.went_back(restored.step)
   return restored.state
 
@@ -272,7 +371,9 @@ def _tell(run: Run, step: int, event: dict[str, Any], batch: int | None = None) 
   """Shows an event, and writes it with the number of the batch at which it happened."""
   run.progress.say(f"warning: {event['message']}")
   run.progress.trouble = run.guard.summary()
-  run.writer.event(step, event | {"batch": step + run.guard.skipped_batches if batch is None else batch})
+  run.writer.event(
+    step, event | {"batch": step + run.guard.skipped_batches if batch is None else batch}
+  )
 
 
 def _evaluate(run: Run, n: int, state: states.TrainState) -> float:
@@ -288,14 +389,23 @@ def _evaluate(run: Run, n: int, state: states.TrainState) -> float:
 
 def _asked_to_stop(run: Run, n: int) -> str:
   """What asks the run to stop after this step, in words; "" if nothing does."""
-  # Clocks differ, so that several processes have to ask one another; they do so as often as they log.
-  asks = run.deadline < math.inf and (jax.process_count() == 1 or n % run.config.train.log_every == 0)
+  # Clocks differ, so that several processes have to ask one another; they do so as often as they
+  # log.
+  asks = run.deadline < math.inf and (
+    jax.process_count() == 1 or n % run.config.train.log_every == 0
+  )
   late = asks and distributed.any_process(time.monotonic() > run.deadline)
-  if jax.process_count() > 1 and run.checkpoints.reached_preemption(n):  # all processes agree on the step
+  if jax.process_count() > 1 and run.checkpoints.reached_preemption(
+    n
+  ):  # all processes agree on the step
     return "preemption"
-  return run.interrupt.name or (f"train.max_minutes={run.config.train.max_minutes:g}" if late else "")
+  return run.interrupt.name or (
+    f"train.max_minutes={run.config.train.max_minutes:g}" if late else ""
+  )
 
 
 def _by_source(result: dict[str, float], measure: str) -> str:
   prefix = f"{measure}/"
-  return "  ".join(f"{name.removeprefix(prefix)} {x:.3f}" for name, x in result.items() if name.startswith(prefix))
+  return "  ".join(
+    f"{name.removeprefix(prefix)} {x:.3f}" for name, x in result.items() if name.startswith(prefix)
+  )

@@ -1,4 +1,5 @@
-"""The training step of a config as one jitted function: what the loop runs, and what a dry run compiles."""
+"""The training step of a config as one jitted function: what the loop runs, and what a dry run
+compiles."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from moe_jax import assembly
 from moe_jax.training.step import train_step
 
 
-def make(config: Any, model: nn.Module, optimizer: optax.GradientTransformation, schedule: Callable) -> Callable:
+def make(
+  config: Any, model: nn.Module, optimizer: optax.GradientTransformation, schedule: Callable
+) -> Callable:
   """`update(state, batch) -> (state, metrics)`: `train_step` of this config; the state is donated.
 
   Args:
@@ -23,8 +26,17 @@ def make(config: Any, model: nn.Module, optimizer: optax.GradientTransformation,
     optimizer: of `optimizers.make`, as the next.
     schedule: step -> learning rate.
   """
-  return jax.jit(functools.partial(
-      train_step, model=model, optimizer=optimizer, schedule=schedule, loss_weights=assembly.loss_weights(config),
-      accumulate_steps=config.train.accumulate_steps, output_z_loss=config.train.output_z_loss,
-      bias_update_rate=assembly.bias_update_rate(config), skip_nonfinite=config.train.guard.skip_nonfinite),
-      donate_argnums=0)
+  return jax.jit(
+    functools.partial(
+      train_step,
+      model=model,
+      optimizer=optimizer,
+      schedule=schedule,
+      loss_weights=assembly.loss_weights(config),
+      accumulate_steps=config.train.accumulate_steps,
+      output_z_loss=config.train.output_z_loss,
+      bias_update_rate=assembly.bias_update_rate(config),
+      skip_nonfinite=config.train.guard.skip_nonfinite,
+    ),
+    donate_argnums=0,
+  )

@@ -11,7 +11,8 @@ from moe_jax.sharding.rules import batch_sharding
 
 
 def reader(mesh: jax.sharding.Mesh) -> tuple[int, int]:
-  """`(index, count)`: the rows of a batch are read in `count` equal blocks, and this process reads block `index`.
+  """`(index, count)`: the rows of a batch are read in `count` equal blocks, and this process reads
+  block `index`.
 
   Processes among which only heads, widths or the vocabulary are split (tensor) read the same block.
 
@@ -19,14 +20,18 @@ def reader(mesh: jax.sharding.Mesh) -> tuple[int, int]:
     ConfigError: see `reader_of`.
   """
   place = batch_sharding(mesh)
-  shards = {device: index[0].start or 0 for device, index in place.devices_indices_map((mesh.size,)).items()}
+  shards = {
+    device: index[0].start or 0 for device, index in place.devices_indices_map((mesh.size,)).items()
+  }
   held: dict[int, set[int]] = {}
   for device, start in shards.items():
     held.setdefault(device.process_index, set()).add(start)
   return reader_of(held, jax.process_index(), dict(mesh.shape))
 
 
-def reader_of(held: Mapping[int, set[int]], process: int, mesh: Mapping[str, int]) -> tuple[int, int]:
+def reader_of(
+  held: Mapping[int, set[int]], process: int, mesh: Mapping[str, int]
+) -> tuple[int, int]:
   """What `reader` returns.
 
   Args:
@@ -35,12 +40,21 @@ def reader_of(held: Mapping[int, set[int]], process: int, mesh: Mapping[str, int
     mesh: axis -> size, for the error.
 
   Raises:
-    ConfigError: two processes share some parts of a batch and not others, or one has no device on the mesh.
+    ConfigError: two processes share some parts of a batch and not others, or one has no device on
+      the mesh.
   """
   blocks = sorted({tuple(sorted(parts)) for parts in held.values()})
   if process not in held:
-    raise ConfigError("mesh", dict(mesh), f"leaves process {process} without a device; use all devices")
-  if sum(map(len, blocks)) != len(set().union(*blocks)) or len({len(block) for block in blocks}) > 1:
-    raise ConfigError("mesh", dict(mesh), "would give some processes a part of each other's rows; let tensor divide, "
-                      "or be a multiple of, the devices of a process")
+    raise ConfigError(
+      "mesh", dict(mesh), f"leaves process {process} without a device; use all devices"
+    )
+  if (
+    sum(map(len, blocks)) != len(set().union(*blocks)) or len({len(block) for block in blocks}) > 1
+  ):
+    raise ConfigError(
+      "mesh",
+      dict(mesh),
+      "would give some processes a part of each other's rows; let tensor divide, "
+      "or be a multiple of, the devices of a process",
+    )
   return blocks.index(tuple(sorted(held[process]))), len(blocks)

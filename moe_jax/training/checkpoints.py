@@ -1,9 +1,11 @@
-"""Checkpoints: what a run needs to go on as if it had never stopped, saved by Orbax in the background.
+"""Checkpoints: what a run needs to go on as if it had never stopped, saved by Orbax in the
+background.
 
-A checkpoint is a directory `checkpoints/<step>` that appears by one rename when it is complete. Items: `state`
-(weights, optimizer, router state, key, step), `data` (the iterator's place, JSON) and `meta` (JSON), which also holds a
-digest of every array of the state and a seal over all of this. Both are compared when the checkpoint is restored: a
-checkpoint that has changed on disk is never trained on.
+A checkpoint is a directory `checkpoints/<step>` that appears by one rename when it is complete.
+Items: `state` (weights, optimizer, router state, key, step), `data` (the iterator's place, JSON)
+and `meta` (JSON), which also holds a digest of every array of the state and a seal over all of
+this. Both are compared when the checkpoint is restored: a checkpoint that has changed on disk is
+never trained on.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ from moe_jax.training.state import TrainState
 
 ITEMS = ("state", "data", "meta")
 BITS = "bits_per_byte"  # the metric by which a checkpoint is best, whatever the run's measure
-ASIDE = "set_aside"  # beside `checkpoints`: where checkpoints go that a run cannot or must not go on from
+ASIDE = (
+  "set_aside"  # beside `checkpoints`: where checkpoints go that a run cannot or must not go on from
+)
 
 
 class Restored(typing.NamedTuple):
@@ -44,7 +48,8 @@ class Restored(typing.NamedTuple):
     state: laid out as the abstract state said.
     data: the iterator's place.
     meta: as it was given to `save`.
-    told: a sentence for each newer checkpoint, or note of Orbax, that could not be used and was set aside.
+    told: a sentence for each newer checkpoint, or note of Orbax, that could not be used and was set
+      aside.
   """
 
   step: int
@@ -66,11 +71,23 @@ class Checkpoints:
   def __init__(self, directory: pathlib.Path, keep_last: int = 1, keep_best: int = 1):
     self.directory = pathlib.Path(directory).absolute()
     self._told = _without_damaged_notes(self.directory)
-    # best_fn with max_to_keep would delete the newest checkpoint whenever two older ones are better.
-    keep = AnyPreservationPolicy([LatestN(keep_last), BestN(get_metric_fn=_rank, reverse=True, n=keep_best,
-                                                            keep_checkpoints_without_metrics=False)])
-    options = ocp.CheckpointManagerOptions(preservation_policy=keep, best_fn=_rank, best_mode="min",
-                                           cleanup_tmp_directories=True, enable_async_checkpointing=True)
+    # best_fn with max_to_keep would delete the newest checkpoint whenever two older ones are
+    # better.
+    keep = AnyPreservationPolicy(
+      [
+        LatestN(keep_last),
+        BestN(
+          get_metric_fn=_rank, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
+        ),
+      ]
+    )
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=keep,
+      best_fn=_rank,
+      best_mode="min",
+      cleanup_tmp_directories=True,
+      enable_async_checkpointing=True,
+    )
     self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=ITEMS)
 
   def __enter__(self) -> Checkpoints:
@@ -96,20 +113,33 @@ class Checkpoints:
     """
     latest = self.latest_step()
     if latest is not None and latest > steps:
-      raise ConfigError("train.steps", steps, f"the run is already at step {latest}; give at least that many, or "
-                        "another --workdir")
+      raise ConfigError(
+        "train.steps",
+        steps,
+        f"the run is already at step {latest}; give at least that many, or another --workdir",
+      )
     return latest
 
-  def save(self, step: int, state: TrainState, data: dict, meta: dict, score: float | None = None, *,
-           require_finite: bool = True) -> None:
-    """Starts to save; returns when `state` may be donated. Does nothing if this step is already there.
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    data: dict,
+    meta: dict,
+    score: float | None = None,
+    *,
+    require_finite: bool = True,
+  ) -> None:
+    """Starts to save; returns when `state` may be donated. Does nothing if this step is already
+    there.
 
     Args:
       step: of the state.
       state: what to save.
       data: the iterator's place.
       meta: anything that JSON can hold.
-      score: of two checkpoints, the one with the lower score is the better; one that is not finite ranks last.
+      score: of two checkpoints, the one with the lower score is the better; one that is not finite
+        ranks last.
       require_finite: False for a state of several seeds, of which some may have diverged.
 
     Raises:
@@ -119,10 +149,15 @@ class Checkpoints:
       return
     found = digest.examine(state)
     if found.nonfinite and require_finite:
-      raise Diverged(f"training has diverged: after step {step} {_listed(found.nonfinite)} no longer finite, so that "
-                     f"this step was not saved; {self.kept()}")
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data),
-                              meta=ocp.args.JsonSave(_sealed(step, data, meta, found.digests)))
+      raise Diverged(
+        f"training has diverged: after step {step} {_listed(found.nonfinite)} no longer finite, so "
+        f"that this step was not saved; {self.kept()}"
+      )
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(state),
+      data=ocp.args.JsonSave(data),
+      meta=ocp.args.JsonSave(_sealed(step, data, meta, found.digests)),
+    )
     metrics = None if score is None else {BITS: float(score)}
     self._manager.save(step, args=args, metrics=metrics, force=True)
 
@@ -130,22 +165,29 @@ class Checkpoints:
     """What is there to go on from, as a clause of a sentence."""
     self.wait()
     last = self.latest_step()
-    return "there is no checkpoint yet" if last is None else f"checkpoint {self.directory / str(last)} is from before"
+    return (
+      "there is no checkpoint yet"
+      if last is None
+      else f"checkpoint {self.directory / str(last)} is from before"
+    )
 
   def restore(self, abstract: TrainState, before: int | None = None) -> Restored:
     """The newest checkpoint that is whole.
 
-    A newer one that cannot be read, or whose content is not what was saved, is set aside in the directory `set_aside`
-    beside `checkpoints`, once an older one has been restored.
+    A newer one that cannot be read, or whose content is not what was saved, is set aside in the
+    directory `set_aside` beside `checkpoints`, once an older one has been restored.
 
     Args:
       abstract: the shapes, dtypes and shardings of the state.
       before: only checkpoints of lower steps are looked at; None: all are.
 
     Raises:
-      ConfigError: no checkpoint is whole, or they are another model's; all of them are left where they are.
+      ConfigError: no checkpoint is whole, or they are another model's; all of them are left where
+        they are.
     """
-    candidates = [step for step in sorted(self.steps(), reverse=True) if before is None or step < before]
+    candidates = [
+      step for step in sorted(self.steps(), reverse=True) if before is None or step < before
+    ]
     faults: dict[int, str] = {}
     for step in candidates:
       fault = ""
@@ -158,14 +200,21 @@ class Checkpoints:
         faults[step] = fault or "cannot be read by another process"
         continue
       state, data, meta = found
-      told = [f"checkpoint {self.directory / str(bad)} {fault}; it was set aside in {self._set_aside(bad)}, and the "
-              f"run goes on from step {step}" for bad, fault in faults.items()]
+      told = [
+        f"checkpoint {self.directory / str(bad)} {fault}; it was set aside in "
+        f"{self._set_aside(bad)}, and the run goes on from step {step}"
+        for bad, fault in faults.items()
+      ]
       told, self._told = self._told + told, []
       return Restored(step, state, data, meta, told)
     newest = max(faults)
-    raise ConfigError("checkpoint", str(self.directory / str(newest)), f"{faults[newest]}, and there is no older one "
-                      "that is whole; nothing was changed; restore this directory from a copy, or start anew with "
-                      "another --workdir")
+    raise ConfigError(
+      "checkpoint",
+      str(self.directory / str(newest)),
+      f"{faults[newest]}, and there is no older one "
+      "that is whole; nothing was changed; restore this directory from a copy, or start anew with "
+      "another --workdir",
+    )
 
   def drop_after(self, step: int) -> None:
     """Sets aside the checkpoints of later steps, because the run goes back to `step`."""
@@ -173,7 +222,8 @@ class Checkpoints:
       self._set_aside(later)
 
   def reached_preemption(self, step: int) -> bool:
-    """Whether the cluster wants its machines back; the same on all processes. False without `jax.distributed`."""
+    """Whether the cluster wants its machines back; the same on all processes. False without
+    `jax.distributed`."""
     return self._manager.reached_preemption(step)
 
   def wait(self) -> None:
@@ -181,8 +231,11 @@ class Checkpoints:
     self._manager.wait_until_finished()
 
   def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict, dict]:
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore(),
-                              meta=ocp.args.JsonRestore())
+    args = ocp.args.Composite(
+      state=ocp.args.StandardRestore(abstract),
+      data=ocp.args.JsonRestore(),
+      meta=ocp.args.JsonRestore(),
+    )
     with _reading(self.directory / str(step)):
       restored = self._manager.restore(step, args=args)
     state, place = restored["state"], self.directory / str(step)
@@ -216,8 +269,10 @@ def load_params(directory: pathlib.Path, step: int) -> PyTree:
     tree = reader.metadata(place / "state").item_metadata.tree["params"]
     args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     item = {"params": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)}
-    found = reader.restore(place / "state", args=ocp.args.PyTreeRestore(
-        item=item, restore_args={"params": args}, partial_restore=True))
+    found = reader.restore(
+      place / "state",
+      args=ocp.args.PyTreeRestore(item=item, restore_args={"params": args}, partial_restore=True),
+    )
     data, meta = (json.loads((place / name / "metadata").read_text()) for name in ("data", "meta"))
   _, digests = _unsealed(place, step, data, meta)
   wanted = {name: value for name, value in digests.items() if name.startswith("params/")}
@@ -226,7 +281,8 @@ def load_params(directory: pathlib.Path, step: int) -> PyTree:
 
 
 def parameters_sha256(params: PyTree) -> str:
-  """A fingerprint of the weights: SHA-256 over path, dtype, shape and bytes of each, in the order of the paths."""
+  """A fingerprint of the weights: SHA-256 over path, dtype, shape and bytes of each, in the order
+  of the paths."""
   leaves = {name: np.asarray(leaf) for name, leaf in digest.paths(params).items()}
   sha = hashlib.sha256()
   for name in sorted(leaves):
@@ -242,10 +298,11 @@ def count(params: PyTree) -> int:
 
 
 def _without_damaged_notes(directory: pathlib.Path) -> list[str]:
-  """Sets aside what Orbax notes beside a checkpoint, where it cannot be read; a sentence for each such file.
+  """Sets aside what Orbax notes beside a checkpoint, where it cannot be read; a sentence for each
+  such file.
 
-  The state does not need these notes, which Orbax reads of all checkpoints before it restores any: the scores, and when
-  and by what the checkpoint was written.
+  The state does not need these notes, which Orbax reads of all checkpoints before it restores any:
+  the scores, and when and by what the checkpoint was written.
   """
   told = []
   for step in steps(directory):
@@ -253,7 +310,9 @@ def _without_damaged_notes(directory: pathlib.Path) -> list[str]:
       path = directory / str(step) / note
       if path.exists() and not _is_note(path):
         place = _move_aside(directory, path, f"{step}-{path.name}")
-        told.append(f"{path} is damaged and was moved to {place}; the checkpoint's state does not need it")
+        told.append(
+          f"{path} is damaged and was moved to {place}; the checkpoint's state does not need it"
+        )
   return told
 
 
@@ -267,7 +326,8 @@ def _is_note(path: pathlib.Path) -> bool:
 
 
 def _move_aside(directory: pathlib.Path, path: pathlib.Path, name: str) -> pathlib.Path:
-  """Moves `path` into `set_aside` beside the checkpoints; returns its new place. All processes must call it."""
+  """Moves `path` into `set_aside` beside the checkpoints; returns its new place. All processes must
+  call it."""
   home = directory.parent / ASIDE
   place, number = home / f"{directory.name}-{name}", 1
   while place.exists():
@@ -275,6 +335,7 @@ def _move_aside(directory: pathlib.Path, path: pathlib.Path, name: str) -> pathl
     place = home / f"{directory.name}-{name}-{number}"
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
+
     multihost_utils.sync_global_devices("all know where to")
   if jax.process_index() == 0:
     home.mkdir(exist_ok=True)
@@ -285,7 +346,8 @@ def _move_aside(directory: pathlib.Path, path: pathlib.Path, name: str) -> pathl
 
 
 def _rank(metrics: Any) -> float:
-  """A checkpoint's score, or infinity where it has none that can be compared: NaN is neither above nor below others."""
+  """A checkpoint's score, or infinity where it has none that can be compared: NaN is neither above
+  nor below others."""
   score = metrics.get(BITS) if isinstance(metrics, Mapping) else None
   return float(score) if isinstance(score, (int, float)) and math.isfinite(score) else math.inf
 
@@ -295,19 +357,28 @@ def _sealed(step: int, data: dict, meta: dict, digests: dict[str, str]) -> dict[
   return {"meta": meta, "digests": digests, "seal": _seal(step, data, meta, digests)}
 
 
-def _unsealed(place: pathlib.Path, step: int, data: Any, stored: Any) -> tuple[dict, dict[str, str]]:
+def _unsealed(
+  place: pathlib.Path, step: int, data: Any, stored: Any
+) -> tuple[dict, dict[str, str]]:
   """`(meta, digests)` of the item `meta` of the checkpoint at `place`.
 
   Raises:
     ConfigError: there is no seal, or it does not fit.
   """
-  parts = [stored.get(name) if isinstance(stored, dict) else None for name in ("meta", "digests", "seal")]
+  parts = [
+    stored.get(name) if isinstance(stored, dict) else None for name in ("meta", "digests", "seal")
+  ]
   if not all(isinstance(part, (dict, str)) for part in (data, *parts)):
-    raise _unusable(place, "has no seal: it is damaged, or was saved by a version of moe_jax whose checkpoints had no "
-                    "digests")
+    raise _unusable(
+      place,
+      "has no seal: it is damaged, or was saved by a version of moe_jax whose checkpoints had no "
+      "digests",
+    )
   meta, digests, seal = parts
   if seal != _seal(step, data, meta, digests):
-    raise _unusable(place, "has changed since it was saved: its seal does not fit its items data and meta")
+    raise _unusable(
+      place, "has changed since it was saved: its seal does not fit its items data and meta"
+    )
   return meta, digests
 
 
@@ -319,8 +390,11 @@ def _compare(place: pathlib.Path, wanted: dict[str, str], found: dict[str, str])
   """Raises ConfigError if an array is not what was saved."""
   changed = [name for name in wanted if found.get(name) != wanted[name]]
   if changed:
-    raise _unusable(place, f"has changed since it was saved: of {len(wanted)} arrays {len(changed)} differ from their "
-                    f"digests, the first is {changed[0]}")
+    raise _unusable(
+      place,
+      f"has changed since it was saved: of {len(wanted)} arrays {len(changed)} differ from their "
+      f"digests, the first is {changed[0]}",
+    )
 
 
 def _listed(names: list[str]) -> str:
@@ -343,21 +417,26 @@ _ABANDONED = ("Event loop is closed", "while reading array index")
 
 
 def _silence_abandoned() -> None:
-  """Silences the readers and writers that Orbax abandons, for the rest of this process, and nothing else.
+  """Silences the readers and writers that Orbax abandons, for the rest of this process, and nothing
+  else.
 
-  When one array cannot be read or written, Orbax gives up on the others, each of which then prints a traceback, some
-  much later. The error itself is raised, and told in a sentence.
+  When one array cannot be read or written, Orbax gives up on the others, each of which then prints
+  a traceback, some much later. The error itself is raised, and told in a sentence.
   """
+
   def filtered(hook, error_of):
     @functools.wraps(hook)
     def silenced(*arguments):
       if not any(text in str(error_of(*arguments)) for text in _ABANDONED):
         hook(*arguments)
+
     silenced.silences_abandoned = True
     return silenced
 
-  for name, error_of in (("excepthook", lambda kind, error, trace: error),
-                         ("unraisablehook", lambda lost: lost.exc_value)):
+  for name, error_of in (
+    ("excepthook", lambda kind, error, trace: error),
+    ("unraisablehook", lambda lost: lost.exc_value),
+  ):
     hook = getattr(sys, name)
     if not hasattr(hook, "silences_abandoned"):
       setattr(sys, name, filtered(hook, error_of))

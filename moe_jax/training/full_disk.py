@@ -10,14 +10,19 @@ from collections.abc import Iterator
 
 from moe_jax.errors import ConfigError
 
-_WORDS = ("no space left on device", "disk quota exceeded")  # of libraries that pass on a text instead of a number
+_WORDS = (
+  "no space left on device",
+  "disk quota exceeded",
+)  # of libraries that pass on a text instead of a number
 
 
 @contextlib.contextmanager
 def told(field: str, directory: pathlib.Path) -> Iterator[None]:
-  """Turns an exception of the body that comes from a full disk into a ConfigError about `directory`.
+  """Turns an exception of the body that comes from a full disk into a ConfigError about
+  `directory`.
 
-  Threads of libraries that meet the full disk meanwhile, such as TensorBoard's, print no traceback of their own.
+  Threads of libraries that meet the full disk meanwhile, such as TensorBoard's, print no traceback
+  of their own.
   """
   hook = threading.excepthook
   threading.excepthook = lambda told: None if _is_full(told.exc_value) else hook(told)
@@ -28,8 +33,12 @@ def told(field: str, directory: pathlib.Path) -> Iterator[None]:
   except Exception as error:
     if not _is_full(error):
       raise
-    raise ConfigError(field, str(directory), "there is no room left on its disk; what was saved before is kept; free "
-                      "some space, and the same command goes on from the last checkpoint") from error
+    raise ConfigError(
+      field,
+      str(directory),
+      "there is no room left on its disk; what was saved before is kept; free "
+      "some space, and the same command goes on from the last checkpoint",
+    ) from error
   finally:
     threading.excepthook = hook
 

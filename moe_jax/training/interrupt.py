@@ -11,9 +11,11 @@ import jax
 
 
 class Interrupt:
-  """A context in which the first SIGTERM or SIGINT only sets `name`; a second SIGINT interrupts at once.
+  """A context in which the first SIGTERM or SIGINT only sets `name`; a second SIGINT interrupts at
+  once.
 
-  With several processes the signals are left alone: all must stop at the same step, which Orbax agrees on.
+  With several processes the signals are left alone: all must stop at the same step, which Orbax
+  agrees on.
 
   Attributes:
     name: of the signal that came; "" as long as none did.
@@ -25,7 +27,9 @@ class Interrupt:
 
   def __enter__(self) -> Interrupt:
     if jax.process_count() == 1:
-      self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+      self._before = {
+        number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+      }
     return self
 
   def __exit__(self, *_) -> None:

@@ -1,4 +1,5 @@
-"""What a person sees while a run trains: a bar on a terminal, a line per log interval anywhere else."""
+"""What a person sees while a run trains: a bar on a terminal, a line per log interval anywhere
+else."""
 
 from __future__ import annotations
 
@@ -26,8 +27,15 @@ class Progress:
     trouble: what has gone wrong until now, in a few words; shown beside the loss.
   """
 
-  def __init__(self, steps: int, start: int, tokens_per_step: int, active: bool = True, stream=None,
-               clock=time.monotonic):
+  def __init__(
+    self,
+    steps: int,
+    start: int,
+    tokens_per_step: int,
+    active: bool = True,
+    stream=None,
+    clock=time.monotonic,
+  ):
     self._steps, self._tokens, self._active, self._clock = steps, tokens_per_step, active, clock
     self._stream = stream or sys.stdout
     self._step, self._seconds, self._marked, self._mark = start, 0.0, start, clock()
@@ -35,8 +43,15 @@ class Progress:
     self.trouble = ""
     if active and self._stream.isatty():
       import tqdm
-      self._bar = tqdm.tqdm(total=steps, initial=start, file=self._stream, dynamic_ncols=True, smoothing=0.1,
-                            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")
+
+      self._bar = tqdm.tqdm(
+        total=steps,
+        initial=start,
+        file=self._stream,
+        dynamic_ncols=True,
+        smoothing=0.1,
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+      )
 
   def step(self, step: int, loss: float) -> None:
     """Tells that `step` steps are done, the last with this loss."""
@@ -44,24 +59,35 @@ class Progress:
     if not self._begun:  # the first step is mostly compilation: the clock starts behind it
       now = self._clock()
       if self._bar is None:
-        self.say(f"step {step}/{self._steps}  loss {loss:.4f}  compiled in {now - self._mark:.0f} s")
+        self.say(
+          f"step {step}/{self._steps}  loss {loss:.4f}  compiled in {now - self._mark:.0f} s"
+        )
       self._begun, self._mark, self._marked, self._first = True, now, step, step
     if self._bar is not None:
-      self._bar.set_postfix_str(f"loss {loss:.3f}, {_short(self._rate() * self._tokens)} tokens/s" +
-                                self._suffix(), refresh=False)
+      self._bar.set_postfix_str(
+        f"loss {loss:.3f}, {_short(self._rate() * self._tokens)} tokens/s" + self._suffix(),
+        refresh=False,
+      )
       self._bar.update(step - self._bar.n)
 
   def log(self, loss: float) -> float:
-    """Ends a log interval: prints its line where there is no bar. Returns tokens a second since the last one."""
+    """Ends a log interval: prints its line where there is no bar. Returns tokens a second since the
+    last one."""
     rate = self._rate()
     now = self._clock()
     self._seconds += now - self._mark
     self._marked, self._mark = self._step, now
     if self._bar is None:
       done = self._step - self._first
-      left = _duration((self._steps - self._step) * self._seconds / done) if done and self._seconds else "?"
-      self.say(f"step {self._step}/{self._steps}  loss {loss:.4f}  {_short(rate * self._tokens)} tokens/s  {left} left"
-               + self._suffix())
+      left = (
+        _duration((self._steps - self._step) * self._seconds / done)
+        if done and self._seconds
+        else "?"
+      )
+      self.say(
+        f"step {self._step}/{self._steps}  loss {loss:.4f}  {_short(rate * self._tokens)} tokens/s "
+        f" {left} left" + self._suffix()
+      )
     return rate * self._tokens
 
   def pause(self, seconds: float) -> None:
@@ -99,7 +125,8 @@ class Progress:
 
 @contextlib.contextmanager
 def working(what: str, say: Callable[[str], None], every: float = SILENCE) -> Iterator[None]:
-  """Says now and then that the body is still at work, so that a person is never left without a sign of life.
+  """Says now and then that the body is still at work, so that a person is never left without a sign
+  of life.
 
   Args:
     what: is being done, as the beginning of a sentence.

@@ -30,14 +30,16 @@ def sample(
   """Draws continuations of `prompt`; the same key gives the same tokens.
 
   Args:
-    model: called as `model.apply(variables, tokens, segment_ids, positions, train=False) -> (logits, aux)`.
+    model: called as `model.apply(variables, tokens, segment_ids, positions, train=False) ->
+      (logits, aux)`.
     variables: parameters and router state, as `model.apply` takes them.
     prompt: at least one token; only its last `window` tokens are seen.
     num_tokens: tokens to draw.
     key: a typed PRNG key.
     temperature: divides the logits; 0 takes the most likely token.
     window: tokens of context; what is older is forgotten.
-    allowed: which tokens may be drawn, e.g. no specials; None = all. What is beyond its end may not.
+    allowed: which tokens may be drawn, e.g. no specials; None = all. What is beyond its end may
+      not.
     rows: independent continuations, the first axis of the result and the batch that the model sees.
 
   Raises:
@@ -57,7 +59,8 @@ def sample(
 
 
 class Window:
-  """The context as a window of fixed length, so that the model compiles once: `tokens` [rows, window], `length` used.
+  """The context as a window of fixed length, so that the model compiles once: `tokens` [rows,
+  window], `length` used.
 
   With `next_logits` this is all that a key-value cache replaces.
   """
@@ -83,21 +86,27 @@ class Window:
 
 @functools.partial(jax.jit, static_argnums=0)
 def next_logits(
-  model: nn.Module, variables: Mapping[str, Any], tokens: Int[Array, "rows window"], length: Int[Array, ""]
+  model: nn.Module,
+  variables: Mapping[str, Any],
+  tokens: Int[Array, "rows window"],
+  length: Int[Array, ""],
 ) -> Float[Array, "rows V"]:
-  """Logits of the token after the first `length`; the rest of the window is padding, which takes no expert's slot."""
+  """Logits of the token after the first `length`; the rest of the window is padding, which takes no
+  expert's slot."""
   place = jnp.arange(tokens.shape[1], dtype=jnp.int32)
   valid = jnp.broadcast_to(place < length, tokens.shape)
   positions = jnp.broadcast_to(place, tokens.shape)
   logits, _ = model.apply(variables, tokens, valid.astype(jnp.int32), positions, train=False)
-  return constrain(jax.lax.dynamic_index_in_dim(logits, length - 1, axis=1, keepdims=False), None, None)
+  return constrain(
+    jax.lax.dynamic_index_in_dim(logits, length - 1, axis=1, keepdims=False), None, None
+  )
 
 
 def draw(key, logits, temperature: float, allowed=None) -> Int[np.ndarray, "rows"]:
   """One token a row from softmax(logits / temperature), restricted to `allowed`."""
   logits = np.asarray(logits, np.float32)
   if allowed is not None:
-    logits = np.where(allowed, logits[:, :len(allowed)], -np.inf)
+    logits = np.where(allowed, logits[:, : len(allowed)], -np.inf)
   if temperature > 0:
     logits = logits / temperature + np.asarray(jax.random.gumbel(key, logits.shape))
   return logits.argmax(-1).astype(np.int32)

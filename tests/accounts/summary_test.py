@@ -15,16 +15,22 @@ def _lines(preset, changes=()):
 
 
 def test_switch():
-  # S = 256, E = 8: 1.25 * 256 / 8 = 40 slots, 64 at evaluation. Catches: the training capacity shown for both.
+  # S = 256, E = 8: 1.25 * 256 / 8 = 40 slots, 64 at evaluation. Catches: the training capacity
+  # shown for both.
   lines = _lines("switch")
-  assert lines["capacity"] == ("training: 40 slots an expert (1.25 S/E); evaluation: 64 slots an expert (2 S/E)")
+  assert lines["capacity"] == (
+    "training: 40 slots an expert (1.25 S/E); evaluation: 64 slots an expert (2 S/E)"
+  )
   assert "k=1" in lines["routing"] and "groups of 256 tokens" in lines["routing"]
-  assert "jitter 0.01 on its input" in lines["gates"] and lines["causal"].startswith("no later token")
+  assert "jitter 0.01 on its input" in lines["gates"] and lines["causal"].startswith(
+    "no later token"
+  )
   assert lines["losses"] == "balance 0.01, f counts top_1, per group, P of softmax, sum over layers"
 
 
 def test_gshard_and_dropless():
-  # 1.0 * 2 * 256 / 8 = 64 slots. Catches: K left out of S*K/E; a leak shown where nothing is dropped.
+  # 1.0 * 2 * 256 / 8 = 64 slots. Catches: K left out of S*K/E; a leak shown where nothing is
+  # dropped.
   gshard, mixtral = _lines("gshard"), _lines("mixtral")
   assert "64 slots an expert (1 S*K/E)" in gshard["capacity"] and "displaces" in gshard["causal"]
   assert mixtral["capacity"] == "training: dropless; evaluation: dropless"
@@ -33,7 +39,11 @@ def test_gshard_and_dropless():
 
 def test_shared_bias_and_scale():
   lines = _lines("deepseek_v3")
-  assert "1 shared" in lines["routing"] and "times 2.5" in lines["gates"] and "bias step 0.001" in lines["losses"]
+  assert (
+    "1 shared" in lines["routing"]
+    and "times 2.5" in lines["gates"]
+    and "bias step 0.001" in lines["losses"]
+  )
   assert "4 shared behind a sigmoid gate" in _lines("qwen1_5_moe")["routing"]
   assert "tanh gate network" in _lines("llama_moe")["gates"]
 
@@ -54,19 +64,31 @@ def _model(**changes):
 
 
 def test_the_model_in_words():
-  # Catches: experts counted in layers that have none, a decoder called by its encoder's depth, an attention or a
-  # vocabulary of another kind.
+  # Catches: experts counted in layers that have none, a decoder called by its encoder's depth, an
+  # attention or a vocabulary of another kind.
   lines = _model()
   assert lines["model"] == "decoder, 4 layers of width 128, 2 with experts"
   assert lines["attention"] == "4 heads of 32, 4 of keys and values, rope (theta 10000)"
   assert lines["embedding"] == "the tokenizer's entries, tied to the output projection"
-  lines = _model(model__family="encoder_decoder", model__num_encoder_layers=6, model__position="relative",
-                 model__query_scale=1.0, model__moe__extra_ffn=True, model__vocab_size=64, model__target_vocab_size=32,
-                 data__seq_len=30)
+  lines = _model(
+    model__family="encoder_decoder",
+    model__num_encoder_layers=6,
+    model__position="relative",
+    model__query_scale=1.0,
+    model__moe__extra_ffn=True,
+    model__vocab_size=64,
+    model__target_vocab_size=32,
+    data__seq_len=30,
+  )
   assert lines["model"] == "encoder-decoder, 6 + 4 layers of width 128, 5 with experts"
-  assert lines["attention"].endswith("relative biases, query scale 1") and "64 and 32 entries" in lines["embedding"]
-  assert "relative biases, one table a stack" in _model(model__position="relative", model__relative_shared=True)[
-      "attention"]
+  assert (
+    lines["attention"].endswith("relative biases, query scale 1")
+    and "64 and 32 entries" in lines["embedding"]
+  )
+  assert (
+    "relative biases, one table a stack"
+    in _model(model__position="relative", model__relative_shared=True)["attention"]
+  )
   assert "one more before each of the 5 layers' experts" in lines["ffn"]
   assert lines["batch"].startswith("32 rows of 256 tokens to 30,")
   assert "keys and values from 512, full queries" in _model(model__attention="latent")["attention"]

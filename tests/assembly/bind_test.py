@@ -13,8 +13,11 @@ def test_bind():
   table = {"a": lambda x, *, s=1.0, n=2: (x, s, n), "b": lambda x: x}
   assert assembly.bind(table, {"name": "a", "a": {"s": 3}, "b": {}}, "f")(0) == (0, 3, 2)
   assert assembly.bind(table, {"name": "b", "a": {"s": 3.0}}, "f")(5) == 5
-  for options, field in (({"name": "a", "a": {"n": True}}, "f.a.n"), ({"name": "a", "b": {"n": 1}}, "f.b.n"),
-                         ({"name": "a", "c": {}}, "f")):
+  for options, field in (
+    ({"name": "a", "a": {"n": True}}, "f.a.n"),
+    ({"name": "a", "b": {"n": 1}}, "f.b.n"),
+    ({"name": "a", "c": {}}, "f"),
+  ):
     with pytest.raises(ConfigError) as error:
       assembly.bind(table, options, "f")
     assert error.value.field == field

@@ -15,20 +15,29 @@ R = "model.moe.router"
 
 
 def test_loss_weights_name_what_the_model_reports():
-  # Catches: a loss that is computed and not weighted, or weighted and not computed (a KeyError in the first step).
+  # Catches: a loss that is computed and not weighted, or weighted and not computed (a KeyError in
+  # the first step).
   c = config({"model.moe.z_loss": 0.0, "model.moe.load_loss": 0.5})
   assert assembly.loss_weights(c) == {"balance": 0.01, "load": 0.5}
   model = assembly.model(c, 264, sharding.make_mesh({"data": 1}))
   ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-  run = lambda key, ids: tiny.at_first(model, key, ids, ids, ids, train=False)[1].losses
+
+  def run(key, ids):
+    return tiny.at_first(model, key, ids, ids, ids, train=False)[1].losses
+
   assert set(jax.eval_shape(run, jax.random.key(0), ids)) == {"balance", "load"}
   assert assembly.loss_weights(config({"model.moe.num_experts": 0})) == {}
 
 
 @pytest.mark.parametrize("soft_slots", [0, 1])
 def test_experts_have_an_activation_of_their_own(soft_slots):
-  # Catches: dense FFNs that take the experts' (GLaM's are gated, its experts are not), shared experts that do not.
-  changes = {"model.ffn_bias": "additive", "model.moe.num_shared_experts": 1, "model.moe.soft_slots": soft_slots}
+  # Catches: dense FFNs that take the experts' (GLaM's are gated, its experts are not), shared
+  # experts that do not.
+  changes = {
+    "model.ffn_bias": "additive",
+    "model.moe.num_shared_experts": 1,
+    "model.moe.soft_slots": soft_slots,
+  }
   for own, expected in (("", "swiglu"), ("gelu", "gelu")):
     c = config(changes | {"model.moe.activation": own})
     model = assembly.model(c, 264, sharding.make_mesh({"data": 1}))
@@ -39,6 +48,12 @@ def test_experts_have_an_activation_of_their_own(soft_slots):
 
 def test_expert_choice_sizes_its_own_slots():
   # Catches: the layer's capacity dropping what the router chose; dropless buffers of S slots.
-  c = config({f"{R}.name": "expert_choice", f"{R}.expert_choice.capacity_factor": 3, "model.moe.capacity_factor": 0.1})
+  c = config(
+    {
+      f"{R}.name": "expert_choice",
+      f"{R}.expert_choice.capacity_factor": 3,
+      "model.moe.capacity_factor": 0.1,
+    }
+  )
   layer = assembly.model(c, 264, sharding.make_mesh({"data": 1})).moe.keywords
   assert layer["capacity_factor"] == 3.0 and layer["capacity_basis"] == "tokens"

@@ -23,7 +23,9 @@ def flat(c, prefix=""):
   """All dotted keys that are no branches, with their values."""
   found = {}
   for key, value in c.items():
-    found |= flat(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
+    found |= (
+      flat(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {prefix + key: value}
+    )
   return found
 
 
@@ -40,15 +42,19 @@ def put(changes):
 
 
 def test_every_key_has_a_kind():
-  # Catches: a new key of configs/base.py that takes any value; a key of the table that there is no more.
+  # Catches: a new key of configs/base.py that takes any value; a key of the table that there is no
+  # more.
   base = {key for key in flat(config()) if not keys.is_option(key)}
   assert set(keys.KEYS) == base and len(keys.KEYS) == len(base)
 
 
 def test_every_number_has_bounds():
-  # Catches: an option of a router or dispatcher that may be infinite; bounds that are infinite themselves.
-  tables = {"router": {name: router.options for name, router in ROUTERS.items()},
-            "dispatcher": {name: defaults(function) for name, function in DISPATCHERS.items()}}
+  # Catches: an option of a router or dispatcher that may be infinite; bounds that are infinite
+  # themselves.
+  tables = {
+    "router": {name: router.options for name, router in ROUTERS.items()},
+    "dispatcher": {name: defaults(function) for name, function in DISPATCHERS.items()},
+  }
   for branch, table in tables.items():
     for name, options in table.items():
       for option, default in options.items():
@@ -65,11 +71,38 @@ def test_none_is_for_keys_whose_default_is_none():
 
 
 NUMBERS = [key for key in flat(config()) if keys.bounds(key)]
-BAD = (math.inf, -math.inf, math.nan, 1e30, 10**400, -10**400, True, "1", (1,), None, ConfigDict({"a": 1}))
+BAD = (
+  math.inf,
+  -math.inf,
+  math.nan,
+  1e30,
+  10**400,
+  -(10**400),
+  True,
+  "1",
+  (1,),
+  None,
+  ConfigDict({"a": 1}),
+)
 
 
-@pytest.mark.parametrize("value", BAD, ids=["inf", "-inf", "nan", "1e30", "10**400", "-10**400", "True", "'1'", "(1,)",
-                                            "None", "a branch"])
+@pytest.mark.parametrize(
+  "value",
+  BAD,
+  ids=[
+    "inf",
+    "-inf",
+    "nan",
+    "1e30",
+    "10**400",
+    "-10**400",
+    "True",
+    "'1'",
+    "(1,)",
+    "None",
+    "a branch",
+  ],
+)
 def test_no_number_is_infinite_huge_or_of_another_type(value):
   # Catches: a bound on one side only; an int of a thousand digits that cannot even be printed.
   for key in NUMBERS:
@@ -79,35 +112,68 @@ def test_no_number_is_infinite_huge_or_of_another_type(value):
       assert error.value.field.startswith(key) and len(str(error.value)) < 1000
 
 
-@pytest.mark.parametrize("changes, field, words", [
-    ({"seed": 2**32}, "seed", "at most 4,294,967,295"), ({"seed": -1}, "seed", "at least 0"),
+@pytest.mark.parametrize(
+  "changes, field, words",
+  [
+    ({"seed": 2**32}, "seed", "at most 4,294,967,295"),
+    ({"seed": -1}, "seed", "at least 0"),
     ({"data.seed": 2**32}, "data.seed", "at most 4,294,967,295"),
     ({"model.moe.router.hash_layer.seed": -1}, "model.moe.router.hash_layer.seed", "at least 0"),
-    ({"model.moe.router.random_choice.seed": 10**20}, "model.moe.router.random_choice.seed", "4,294,967,295"),
+    (
+      {"model.moe.router.random_choice.seed": 10**20},
+      "model.moe.router.random_choice.seed",
+      "4,294,967,295",
+    ),
     ({"model.num_layers": 2**31}, "model.num_layers", "at most 1,000"),
-    ({"model": 5}, "model", "such as model."), ({"model.moe": 5}, "model.moe", "such as"),
+    ({"model": 5}, "model", "such as model."),
+    ({"model.moe": 5}, "model.moe", "such as"),
     ({"model.moe.router": "switch"}, "model.moe.router", "such as model.moe.router.name"),
     ({"model.moe.router.top_k": 5}, "model.moe.router.top_k", "holds the options of top_k"),
     ({"model.moe.num_exports": 4}, "model.moe.num_exports", "did you mean model.moe.num_experts"),
-    ({"mine": 4}, "mine", "there is no such key"), ({"mesh.data": 1.0}, "mesh.data", "whole number"),
+    ({"mine": 4}, "mine", "there is no such key"),
+    ({"mesh.data": 1.0}, "mesh.data", "whole number"),
     ({"data.sources": "embedded:prose"}, "data.sources", "must be a tuple"),
-    ({"data.cache_dir": "a\0b"}, "data.cache_dir", "NUL"), ({"data.sources": ("text:\0",)}, "data.sources", "NUL"),
-    ({"paper.note": "\udc80"}, "paper.note", "UTF-8"), ({"model.tied_embeddings": 1}, "model.tied_embeddings", "True"),
+    ({"data.cache_dir": "a\0b"}, "data.cache_dir", "NUL"),
+    ({"data.sources": ("text:\0",)}, "data.sources", "NUL"),
+    ({"paper.note": "\udc80"}, "paper.note", "UTF-8"),
+    ({"model.tied_embeddings": 1}, "model.tied_embeddings", "True"),
     ({"data.weights": (math.inf, 1.0, 1.0)}, "data.weights", "inf in it must be a number"),
-    ({"model.moe.routed_scale": 2**40}, "model.moe.routed_scale", "must be written with a point, as 1099511627776.0"),
+    (
+      {"model.moe.routed_scale": 2**40},
+      "model.moe.routed_scale",
+      "must be written with a point, as 1099511627776.0",
+    ),
     ({"sharding.embed": "fsdp"}, "sharding.embed", "must be a tuple"),
     ({"seed": ConfigDict({"a": 1})}, "seed.a", "no other keys"),
-    ({"model.moe.num_experts": 0, "model.moe.router.top_k.priority": []}, "model.moe.router.top_k.priority", "a name"),
-])
+    (
+      {"model.moe.num_experts": 0, "model.moe.router.top_k.priority": []},
+      "model.moe.router.top_k.priority",
+      "a name",
+    ),
+  ],
+)
 def test_wrong_keys_and_values(changes, field, words):
   # Catches: each check of the table removed.
   with pytest.raises(ConfigError) as error:
-    assembly.validate(put(changes) if set(changes) <= {*flat(config()), "model", "model.moe"} else config(changes))
+    assembly.validate(
+      put(changes) if set(changes) <= {*flat(config()), "model", "model.moe"} else config(changes)
+    )
   assert error.value.field == field and words in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("key", ["seed", "model", "model.latent.kv_rank", "model.moe.router", "model.moe.router.name",
-                                 "data.sources", "mesh.data", "sharding.embed"])
+@pytest.mark.parametrize(
+  "key",
+  [
+    "seed",
+    "model",
+    "model.latent.kv_rank",
+    "model.moe.router",
+    "model.moe.router.name",
+    "data.sources",
+    "mesh.data",
+    "sharding.embed",
+  ],
+)
 def test_a_missing_key(key):
   # Catches: a KeyError or AttributeError of whoever reads it first.
   c = config()
@@ -120,10 +186,17 @@ def test_a_missing_key(key):
 
 
 ODD = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.integers(-4, 20), st.floats(), st.floats(0, 2), st.text(max_size=8),
-    st.sampled_from([10**400, 2**31, 2**32, 2**63, "\n", "\0", "None", "switch", b"x", 1j, object()]),
-    st.lists(st.one_of(st.integers(), st.floats(), st.text(max_size=4)), max_size=3).map(tuple),
-    st.dictionaries(st.sampled_from(["a", "name", ""]), st.integers(), max_size=2).map(ConfigDict))
+  st.none(),
+  st.booleans(),
+  st.integers(),
+  st.integers(-4, 20),
+  st.floats(),
+  st.floats(0, 2),
+  st.text(max_size=8),
+  st.sampled_from([10**400, 2**31, 2**32, 2**63, "\n", "\0", "None", "switch", b"x", 1j, object()]),
+  st.lists(st.one_of(st.integers(), st.floats(), st.text(max_size=4)), max_size=3).map(tuple),
+  st.dictionaries(st.sampled_from(["a", "name", ""]), st.integers(), max_size=2).map(ConfigDict),
+)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)

@@ -37,84 +37,155 @@ def test_the_seed_arrives_in_every_family(family):
 
 def test_every_key_of_attention_arrives():
   # Catches: a key of the config that nobody reads.
-  keys = {"position": "relative", "relative_buckets": 8, "relative_max_distance": 9, "qkv_bias": True, "qk_norm": True,
-          "norm_eps": 1e-3, "clip_qkv": 8.0, "sliding_window": 7, "query_scale": 0.5, "rope_theta": 5e5,
-          "num_kv_heads": 2}
+  keys = {
+    "position": "relative",
+    "relative_buckets": 8,
+    "relative_max_distance": 9,
+    "qkv_bias": True,
+    "qk_norm": True,
+    "norm_eps": 1e-3,
+    "clip_qkv": 8.0,
+    "sliding_window": 7,
+    "query_scale": 0.5,
+    "rope_theta": 5e5,
+    "num_kv_heads": 2,
+  }
   mesh = sharding.make_mesh({"data": 1})
-  made = assembly.model(config({f"model.{key}": value for key, value in keys.items()}), 264, mesh).attention
+  made = assembly.model(
+    config({f"model.{key}": value for key, value in keys.items()}), 264, mesh
+  ).attention
   assert made.func is Attention and {key: made.keywords[key] for key in keys} == keys
   widths = {"kv_rank": 6, "query_rank": 5, "nope_dim": 4, "rope_dim": 2, "value_dim": 3}
   latent = {"model.attention": "latent", "model.rope_theta": 5e5, "model.num_heads": 7}
   latent |= {f"model.latent.{key}": value for key, value in widths.items()}
   made = assembly.model(config(latent), 264, mesh).attention
-  assert made.func is LatentAttention and set(made.keywords) == {*widths, "num_heads", "rope_theta", "output_scale",
-                                                                 "dtype"}
+  assert made.func is LatentAttention and set(made.keywords) == {
+    *widths,
+    "num_heads",
+    "rope_theta",
+    "output_scale",
+    "dtype",
+  }
   assert {key: made.keywords[key] for key in widths} == widths
   assert made.keywords["rope_theta"] == 5e5 and made.keywords["num_heads"] == 7
 
 
 def test_an_encoder_with_a_priority_of_its_own():
-  # Catches: batch-prioritised routing in the decoder, where it would look ahead, or in neither; a config that the model
-  # changes.
-  c = config({"model.family": "encoder_decoder", "data.objective": "span_corruption",
-              "model.moe.router.name": "st_moe", "model.moe.encoder_priority": "gate"})
+  # Catches: batch-prioritised routing in the decoder, where it would look ahead, or in neither; a
+  # config that the model changes.
+  c = config(
+    {
+      "model.family": "encoder_decoder",
+      "data.objective": "span_corruption",
+      "model.moe.router.name": "st_moe",
+      "model.moe.encoder_priority": "gate",
+    }
+  )
   assembly.validate(c)
   model = assembly.model(c, 264, sharding.make_mesh({"data": 1}))
-  of = lambda tower: tower.keywords["moe"].keywords["router"].keywords["priority"]
+
+  def of(tower):
+    return tower.keywords["moe"].keywords["router"].keywords["priority"]
+
   assert (of(model.encoder), of(model.decoder)) == ("gate", "choice")
-  assert "priority: gate" in accounts.routing_summary(c) and "priority: choice" in accounts.routing_summary(c)
+  assert "priority: gate" in accounts.routing_summary(
+    c
+  ) and "priority: choice" in accounts.routing_summary(c)
   assert c.model.moe.router.st_moe.priority == "choice"
 
 
 def test_stacks_of_an_encoder_decoder():
-  # Catches: a causal encoder, positions in cross-attention, no dropout on attention weights, one stack's layers given
-  # to the other, additions to the residual stream miscounted (8, 2 of them extra, and 2 * 3).
-  c = config({"model.family": "encoder_decoder", "model.num_encoder_layers": 3, "model.num_layers": 2,
-              "model.position": "relative", "model.dropout": 0.1, "model.moe.first": 1, "model.moe.every": 1,
-              "model.moe.extra_ffn": True, "data.objective": "span_corruption"})
+  # Catches: a causal encoder, positions in cross-attention, no dropout on attention weights, one
+  # stack's layers given to the other, additions to the residual stream miscounted (8, 2 of them
+  # extra, and 2 * 3).
+  c = config(
+    {
+      "model.family": "encoder_decoder",
+      "model.num_encoder_layers": 3,
+      "model.num_layers": 2,
+      "model.position": "relative",
+      "model.dropout": 0.1,
+      "model.moe.first": 1,
+      "model.moe.every": 1,
+      "model.moe.extra_ffn": True,
+      "data.objective": "span_corruption",
+    }
+  )
   model = assembly.model(c, 264, sharding.make_mesh({"data": 1}))
   assert model.encoder_experts == (False, True, True) and model.decoder_experts == (False, True)
   encoder, decoder = model.encoder.keywords, model.decoder.keywords
   assert [t["attention"].keywords["causal"] for t in (encoder, decoder)] == [False, True]
   assert encoder["cross"] is None and decoder["cross"].keywords["position"] == "none"
-  assert decoder["attention"].keywords["position"] == "relative" and decoder["cross"].keywords["dropout"] == 0.1
+  assert (
+    decoder["attention"].keywords["position"] == "relative"
+    and decoder["cross"].keywords["dropout"] == 0.1
+  )
   for tower, additions in ((encoder, 8), (decoder, 7)):
-    assert {tower[part].keywords["output_scale"] for part in ("attention", "dense", "moe")} == {additions ** -0.5}
+    assert {tower[part].keywords["output_scale"] for part in ("attention", "dense", "moe")} == {
+      additions**-0.5
+    }
   assert encoder["moe"].keywords["router"].keywords["priority"] == "choice"
   with pytest.raises(ConfigError, match="model.target_vocab_size=100"):
-    assembly.model(config({"model.family": "encoder_decoder", "model.target_vocab_size": 100}), 264,
-                sharding.make_mesh({"data": 1}))
+    assembly.model(
+      config({"model.family": "encoder_decoder", "model.target_vocab_size": 100}),
+      264,
+      sharding.make_mesh({"data": 1}),
+    )
 
 
 def test_lstms_are_projected_to_the_width_of_the_model():
   # Catches: units that nobody reads, a projection where there is nothing to project.
   mesh = sharding.make_mesh({"data": 1})
   for units, made, projected in ((0, 128, 0), (128, 128, 0), (96, 96, 128)):
-    model = assembly.model(config({"model.family": "lstm", "model.lstm_units": units, "model.dropout": 0.1}), 264, mesh)
-    assert {key: model.lstm.keywords[key] for key in ("units", "projected")} == {"units": made, "projected": projected}
+    model = assembly.model(
+      config({"model.family": "lstm", "model.lstm_units": units, "model.dropout": 0.1}), 264, mesh
+    )
+    assert {key: model.lstm.keywords[key] for key in ("units", "projected")} == {
+      "units": made,
+      "projected": projected,
+    }
     assert model.dropout == 0.1 and model.has_experts == (False, True, False, True)
 
 
 def test_additions_to_the_residual_stream_are_counted():
-  # 4 layers, of which 2 have experts. Catches: extra FFNs that make the stream's first variance exceed 1.
+  # 4 layers, of which 2 have experts. Catches: extra FFNs that make the stream's first variance
+  # exceed 1.
   mesh = sharding.make_mesh({"data": 1})
   for extra, additions in ((False, 8), (True, 10)):
     model = assembly.model(config({"model.moe.extra_ffn": extra}), 264, mesh)
     assert model.extra_ffn == extra
-    assert {part.keywords["output_scale"] for part in (model.attention, model.dense, model.moe)} == {additions ** -0.5}
+    assert {
+      part.keywords["output_scale"] for part in (model.attention, model.dense, model.moe)
+    } == {additions**-0.5}
 
 
-@pytest.mark.parametrize("router, dispatcher", tiny.often(
-    {*((router, "einsum") for router in ROUTERS), *(("top_k", dispatcher) for dispatcher in DISPATCHERS)},
-    [(router, dispatcher) for router in ROUTERS for dispatcher in DISPATCHERS]))
+@pytest.mark.parametrize(
+  "router, dispatcher",
+  tiny.often(
+    {
+      *((router, "einsum") for router in ROUTERS),
+      *(("top_k", dispatcher) for dispatcher in DISPATCHERS),
+    },
+    [(router, dispatcher) for router in ROUTERS for dispatcher in DISPATCHERS],
+  ),
+)
 def test_every_choice_builds_and_traces(router, dispatcher):
   # Catches: a router or dispatcher that the tables list and the model cannot hold.
-  c = config({f"{R}.name": router, f"{W}.name": dispatcher, "model.moe.allow_noncausal_routing": True,
-              "model.num_layers": 1, "model.moe.first": 0, "model.moe.num_experts": 16,
-              "model.moe.threshold_loss": float(router == "strictly_balanced")})
+  c = config(
+    {
+      f"{R}.name": router,
+      f"{W}.name": dispatcher,
+      "model.moe.allow_noncausal_routing": True,
+      "model.num_layers": 1,
+      "model.moe.first": 0,
+      "model.moe.num_experts": 16,
+      "model.moe.threshold_loss": float(router == "strictly_balanced"),
+    }
+  )
   assembly.validate(c)
   model = assembly.model(c, 264, sharding.make_mesh({"data": 1}))
   ids = jax.ShapeDtypeStruct((2, 16), jnp.int32)
-  shapes = jax.eval_shape(lambda key, ids: tiny.at_first(model, key, ids, ids, ids, train=False),
-                          jax.random.key(0), ids)
+  shapes = jax.eval_shape(
+    lambda key, ids: tiny.at_first(model, key, ids, ids, ids, train=False), jax.random.key(0), ids
+  )
   assert shapes[0].shape == (2, 16, 264) and shapes[1].metrics["load"].shape == (1, 16)

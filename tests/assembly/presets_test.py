@@ -11,8 +11,20 @@ from moe_jax.routing import ROUTERS
 
 pytestmark = pytest.mark.unit
 
-OF_SIZE = {"num_experts", "first", "every", "d_ff", "activation", "extra_ffn", "router", "dispatcher", "group_size",
-           "group_rows", "replay_gate", "allow_noncausal_routing"}
+OF_SIZE = {
+  "num_experts",
+  "first",
+  "every",
+  "d_ff",
+  "activation",
+  "extra_ffn",
+  "router",
+  "dispatcher",
+  "group_size",
+  "group_rows",
+  "replay_gate",
+  "allow_noncausal_routing",
+}
 
 
 def preset(name, changes=()):
@@ -27,11 +39,14 @@ def test_every_router_has_a_preset():
 
 
 def test_a_preset_says_everything():
-  # Catches: a new key of model.moe whose value a preset would inherit from the config that it is put into.
+  # Catches: a new key of model.moe whose value a preset would inherit from the config that it is
+  # put into.
   keys = set(config().model.moe)
   assert keys == set(NEUTRAL) | OF_SIZE
   for router, options, said in assembly.PRESETS.values():
-    assert set(said) <= set(NEUTRAL) | {"num_experts"} and set(options) <= set(config().model.moe.router[router])
+    assert set(said) <= set(NEUTRAL) | {"num_experts"} and set(options) <= set(
+      config().model.moe.router[router]
+    )
 
 
 @pytest.mark.parametrize("name", assembly.PRESETS)
@@ -47,7 +62,9 @@ def test_presets_are_valid_or_refused_for_looking_ahead(name):
     c.model.moe.allow_noncausal_routing = True
     assembly.validate(c)
   e = c.model.moe
-  assert {key: e[key] for key in NEUTRAL} == dict(NEUTRAL) | {k: v for k, v in keys.items() if k != "num_experts"}
+  assert {key: e[key] for key in NEUTRAL} == dict(NEUTRAL) | {
+    k: v for k, v in keys.items() if k != "num_experts"
+  }
   assert e.router["name"] == router and {o: e.router[router][o] for o in options} == dict(options)
 
 
@@ -60,7 +77,8 @@ def test_nothing_is_inherited():
 
 
 def test_a_token_meets_as_many_hidden_units_as_before():
-  # base: top-2 of width 512 = 1024. Catches: comparisons at other activated FLOPs; shared experts that do not count.
+  # base: top-2 of width 512 = 1024. Catches: comparisons at other activated FLOPs; shared experts
+  # that do not count.
   for name in assembly.PRESETS:
     c = preset(name)
     e = c.model.moe
@@ -74,9 +92,20 @@ def test_by_the_papers():
   assert preset("mixtral").model.moe.balance_loss == pytest.approx(0.04)
   assert preset("gshard").model.moe.capacity_basis == "assignments"  # 2N/(G E) slots
   assert preset("deepseek_v3").model.moe.router.sigmoid_bias.to_dict() == {
-      "k": 8, "groups": 8, "kept_groups": 4, "gate_norm": "top_k", "priority": "choice"}
-  assert assembly.loss_weights(preset("deepseek_v2")) == {"balance": 0.003, "device": 0.05, "communication": 0.02}
-  assert assembly.loss_weights(preset("soft_moe")) == assembly.loss_weights(preset("base_layers")) == {}
+    "k": 8,
+    "groups": 8,
+    "kept_groups": 4,
+    "gate_norm": "top_k",
+    "priority": "choice",
+  }
+  assert assembly.loss_weights(preset("deepseek_v2")) == {
+    "balance": 0.003,
+    "device": 0.05,
+    "communication": 0.02,
+  }
+  assert (
+    assembly.loss_weights(preset("soft_moe")) == assembly.loss_weights(preset("base_layers")) == {}
+  )
 
 
 def test_unknown_and_dense():

@@ -10,13 +10,19 @@ from moe_jax.errors import ConfigError
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.parametrize("changes, field", [
+@pytest.mark.parametrize(
+  "changes, field",
+  [
     ({"model.moe.num_experts": 2**20, "model.d_model": 2**20}, "model.moe.num_experts"),
     ({"model.d_model": 2**20, "model.d_ff": 2**20, "model.num_layers": 1000}, "model.d_ff"),
     ({"data.seq_len": 2**20, "train.batch_size": 2**12}, "model.num_heads"),
-    ({"model.vocab_size": 2**24, "train.batch_size": 2**16, "data.seq_len": 2**10}, "model.vocab_size"),
+    (
+      {"model.vocab_size": 2**24, "train.batch_size": 2**16, "data.seq_len": 2**10},
+      "model.vocab_size",
+    ),
     ({"model.moe.group_size": 2**31 - 1, "model.d_model": 2**20}, "model.moe.group_size"),
-])
+  ],
+)
 def test_beyond_any_memory(changes, field):
   # Catches: a product that is left to the tracer, which overflows or never ends.
   with pytest.raises(ConfigError, match="smaller") as error:
@@ -24,11 +30,16 @@ def test_beyond_any_memory(changes, field):
   assert error.value.field == field
 
 
-@pytest.mark.parametrize("changes, field", [
+@pytest.mark.parametrize(
+  "changes, field",
+  [
     ({"model.num_layers": 97, "model.scan_layers": False}, "model.scan_layers"),
     ({"model.num_layers": 1000, "model.moe.first": 999, "model.moe.every": 1000}, None),
     ({"model.num_layers": 300, "model.moe.first": 150, "model.moe.every": 1000}, "model.moe.first"),
-    ({"model.num_layers": 1000}, None), ({"model.num_layers": 96, "model.scan_layers": False}, None)])
+    ({"model.num_layers": 1000}, None),
+    ({"model.num_layers": 96, "model.scan_layers": False}, None),
+  ],
+)
 def test_layers_that_do_not_repeat(changes, field):
   # Catches: a model whose layers are traced one by one for hours; a deep one that repeats refused.
   if not field:
@@ -38,11 +49,21 @@ def test_layers_that_do_not_repeat(changes, field):
   assert error.value.field == field
 
 
-@pytest.mark.parametrize("name", ["switch:c", "gshard:1t", "lstm_moe:news_131072_h", "deepseek_v3:671b",
-                                  "brainformer:8b_64e", "t5:xxl"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "switch:c",
+    "gshard:1t",
+    "lstm_moe:news_131072_h",
+    "deepseek_v3:671b",
+    "brainformer:8b_64e",
+    "t5:xxl",
+  ],
+)
 def test_the_largest_published_models_have_room(name):
   # Catches: arithmetic that counts too much; a limit that a paper's own model meets.
   from moe_jax.train import load_config
+
   c = load_config("configs/" + name.replace(":", ".py:"))
   count = sum(number for _, number in sizes.weights(c.model))
   exact = accounts.parameter_counts(c, 1)[0]

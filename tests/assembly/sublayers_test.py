@@ -19,29 +19,54 @@ def test_text_and_back():
 
 
 def _model(block, **changes):
-  return config({"model.family": "brainformer", "model.block": block, "model.num_layers": 2} | {
-      key.replace("__", "."): value for key, value in changes.items()}).model
+  return config(
+    {"model.family": "brainformer", "model.block": block, "model.num_layers": 2}
+    | {key.replace("__", "."): value for key, value in changes.items()}
+  ).model
 
 
 def test_what_a_sublayer_reads():
-  # Catches: a key that is not replaced, or in the config that all share; a capacity that a router of its own ignores.
-  m = _model(("attention:width=96,heads=6", MOE, "moe:gate=expert_choice,capacity=3", "moe:activation=reglu", "ffn"),
-             model__num_kv_heads=2, model__moe__capacity_basis="assignments")
+  # Catches: a key that is not replaced, or in the config that all share; a capacity that a router
+  # of its own ignores.
+  m = _model(
+    (
+      "attention:width=96,heads=6",
+      MOE,
+      "moe:gate=expert_choice,capacity=3",
+      "moe:activation=reglu",
+      "ffn",
+    ),
+    model__num_kv_heads=2,
+    model__moe__capacity_basis="assignments",
+  )
   attention, top_2, chosen, plain, ffn = sublayers.own_models(m).values()
   assert (attention.d_model, attention.num_heads, attention.num_kv_heads) == (96, 6, 3)
   assert (top_2.moe.router.name, top_2.moe.d_ff, top_2.moe.capacity_factor) == ("gshard", 96, 1.5)
   assert top_2.moe.capacity_basis == "assignments"
-  assert (chosen.moe.router.expert_choice.capacity_factor, chosen.moe.capacity_factor) == (3.0, None)
-  assert (plain.moe.activation, plain.moe.router.name, plain.activation) == ("reglu", "top_k", "swiglu")
+  assert (chosen.moe.router.expert_choice.capacity_factor, chosen.moe.capacity_factor) == (
+    3.0,
+    None,
+  )
+  assert (plain.moe.activation, plain.moe.router.name, plain.activation) == (
+    "reglu",
+    "top_k",
+    "swiglu",
+  )
   assert ffn.to_dict() == m.to_dict() and m.moe.router.expert_choice.capacity_factor == 2.0
 
 
 def test_whose_parameter():
-  # The block is a prefix and twice "moe:hidden=8", "ffn", stacked once: the scan begins at 1. Catches: the place in the
-  # scan taken for that in the model.
+  # The block is a prefix and twice "moe:hidden=8", "ffn", stacked once: the scan begins at 1.
+  # Catches: the place in the scan taken for that in the model.
   m = _model(("attention", "moe:hidden=8", "ffn", "moe:hidden=8", "ffn"))
   m.num_layers = 1
-  at = lambda *path: sublayers.sublayer_at(m, path)
-  assert at("repeats", "layer_0", "ffn", "up") == "moe:hidden=8" and at("repeats", "layer_1", "ffn", "up") == "ffn"
+
+  def at(*path):
+    return sublayers.sublayer_at(m, path)
+
+  assert (
+    at("repeats", "layer_0", "ffn", "up") == "moe:hidden=8"
+    and at("repeats", "layer_1", "ffn", "up") == "ffn"
+  )
   assert at("layer_0", "attention", "query") == "attention"
   assert sublayers.sublayer_at(config().model, ("repeats", "layer_1", "ffn", "up")) == ""

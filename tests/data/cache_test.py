@@ -29,8 +29,12 @@ WHOLE = b"".join(b"%04d" % i for i in range(20))
 
 
 def _builder(path, pause):
-  return subprocess.Popen([sys.executable, "-c", BUILDER, str(path), str(pause)], stdout=subprocess.PIPE, cwd=ROOT,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+  return subprocess.Popen(
+    [sys.executable, "-c", BUILDER, str(path), str(pause)],
+    stdout=subprocess.PIPE,
+    cwd=ROOT,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+  )
 
 
 def test_a_killed_builder_leaves_no_file(tmp_path):
@@ -46,7 +50,8 @@ def test_a_killed_builder_leaves_no_file(tmp_path):
 
 
 def test_builders_at_the_same_time_leave_one_whole_file(tmp_path):
-  # Catches: two builders that write into the same unfinished file, and one that deletes the other's.
+  # Catches: two builders that write into the same unfinished file, and one that deletes the
+  # other's.
   path = tmp_path / "x.bin"
   processes = [_builder(path, 0.02) for _ in range(3)]
   for process in processes:
@@ -110,15 +115,21 @@ def test_key_tells_parts_apart():
 
 
 DAMAGE = {
-    "cut": lambda whole: whole[:-1], "cut to nothing": lambda whole: b"", "cut short": lambda whole: whole[:30],
-    "flipped": lambda whole: whole[:7] + bytes([whole[7] ^ 4]) + whole[8:], "0xff": lambda whole: b"\xff" * len(whole),
-    "no trailer": lambda whole: whole[:80], "longer": lambda whole: b"0" + whole, "digest": lambda whole: (
-        whole[:80] + bytes([whole[80] ^ 1]) + whole[81:])}
+  "cut": lambda whole: whole[:-1],
+  "cut to nothing": lambda whole: b"",
+  "cut short": lambda whole: whole[:30],
+  "flipped": lambda whole: whole[:7] + bytes([whole[7] ^ 4]) + whole[8:],
+  "0xff": lambda whole: b"\xff" * len(whole),
+  "no trailer": lambda whole: whole[:80],
+  "longer": lambda whole: b"0" + whole,
+  "digest": lambda whole: whole[:80] + bytes([whole[80] ^ 1]) + whole[81:],
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_file_is_built_anew_and_told(tmp_path, capfd, damage):
-  # Catches: a file that is trusted by its name; one of a version without digests; a damage that is repaired in silence.
+  # Catches: a file that is trusted by its name; one of a version without digests; a damage that is
+  # repaired in silence.
   path, write = tmp_path / "x", lambda file: file.write(WHOLE)
   whole = cache.built(path, write).read_bytes()
   assert not capfd.readouterr().err
@@ -132,7 +143,9 @@ def test_a_file_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
   # Catches: minutes of hashing at each evaluation; a change during a run that nothing notices.
   path, hashed = cache.built(tmp_path / "x", lambda file: file.write(WHOLE)), []
   cache._whole.clear()
-  monkeypatch.setattr(cache, "_digest", lambda *args, digest=cache._digest: hashed.append(1) or digest(*args))
+  monkeypatch.setattr(
+    cache, "_digest", lambda *args, digest=cache._digest: hashed.append(1) or digest(*args)
+  )
   for _ in range(3):
     cache.built(path, lambda file: None)
   assert len(hashed) == 1
@@ -150,8 +163,8 @@ def test_content_that_the_reader_refuses_is_built_anew(tmp_path):
 
 
 def test_a_file_that_is_written_to_while_it_is_used(tmp_path):
-  # Catches: a run killed by the system, without a word, where a memory-mapped file was cut; a run ended for nothing
-  # where another process has replaced or deleted the file.
+  # Catches: a run killed by the system, without a word, where a memory-mapped file was cut; a run
+  # ended for nothing where another process has replaced or deleted the file.
   path = cache.built(tmp_path / "x", lambda file: file.write(WHOLE))
   unchanged = cache.Unchanged(path)
   cache.replace(path, lambda file: file.write(WHOLE))
@@ -160,7 +173,9 @@ def test_a_file_that_is_written_to_while_it_is_used(tmp_path):
   path = cache.built(tmp_path / "x", lambda file: file.write(WHOLE))
   unchanged = cache.Unchanged(path)
   os.truncate(path, 3)
-  with pytest.raises(ConfigError, match="data.cache_dir=.*x': was written to while this run read it"):
+  with pytest.raises(
+    ConfigError, match="data.cache_dir=.*x': was written to while this run read it"
+  ):
     unchanged.check()
 
 

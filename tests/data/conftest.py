@@ -14,22 +14,38 @@ import mutations
 @pytest.fixture
 def data(tmp_path):
   """`config.data`, unlocked, with a cache of its own."""
-  return config_dict.ConfigDict(dict(
-      sources=("embedded:prose", "embedded:code", "embedded:tables"), weights=(), pipeline="windows",
-      tokenizer="bytes", seq_len=16, validation_fraction=0.25, seed=0, threads=0, cache_dir=str(tmp_path / "cache"),
-      tfds_dir=str(tmp_path / "tfds"), text_field="text", validation_split="", objective="next_token",
-      encoder_len=24, noise_density=0.15, mean_span=3.0))
+  return config_dict.ConfigDict(
+    dict(
+      sources=("embedded:prose", "embedded:code", "embedded:tables"),
+      weights=(),
+      pipeline="windows",
+      tokenizer="bytes",
+      seq_len=16,
+      validation_fraction=0.25,
+      seed=0,
+      threads=0,
+      cache_dir=str(tmp_path / "cache"),
+      tfds_dir=str(tmp_path / "tfds"),
+      text_field="text",
+      validation_split="",
+      objective="next_token",
+      encoder_len=24,
+      noise_density=0.15,
+      mean_span=3.0,
+    )
+  )
 
 
 @pytest.fixture
 def words(tmp_path):
-  """Writes documents of distinct words: `words("name", 12)` -> the spec of a text source of twelve files."""
+  """Writes documents of distinct words: `words("name", 12)` -> the spec of a text source of twelve
+  files."""
 
   def write(name: str, documents: int, size: int = 40) -> str:
     folder = tmp_path / name
     folder.mkdir()
     for i in range(documents):
-      text = "".join(f"{name}{i}.{j} " for j in range(size))[:size + 3 * i]
+      text = "".join(f"{name}{i}.{j} " for j in range(size))[: size + 3 * i]
       (folder / f"{i:03d}.txt").write_text(text)
     return f"text:{folder}"
 
@@ -41,6 +57,7 @@ def corpus_cache(tmp_path_factory):
   """A cache folder that holds the embedded corpus, built once."""
   folder = tmp_path_factory.mktemp("corpus")
   from moe_jax.data import embedded
+
   embedded._load(folder)
   return str(folder)
 
@@ -49,19 +66,34 @@ def corpus_cache(tmp_path_factory):
 def sentencepiece_file(tmp_path_factory):
   """A lossless model, as the docstring of SentencePiece says."""
   import sentencepiece
+
   path, model = tmp_path_factory.mktemp("sp") / "m.model", io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(mutations.WORDS.splitlines(True)), model_writer=model, model_type="bpe", vocab_size=350,
-      normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False, byte_fallback=True,
-      allow_whitespace_only_pieces=True, user_defined_symbols=["\n"], minloglevel=2)
+    sentence_iterator=iter(mutations.WORDS.splitlines(True)),
+    model_writer=model,
+    model_type="bpe",
+    vocab_size=350,
+    normalization_rule_name="identity",
+    remove_extra_whitespaces=False,
+    add_dummy_prefix=False,
+    byte_fallback=True,
+    allow_whitespace_only_pieces=True,
+    user_defined_symbols=["\n"],
+    minloglevel=2,
+  )
   path.write_bytes(model.getvalue())
   return path
 
 
 def _train(tokenizer, special):
   from tokenizers import pre_tokenizers, trainers
-  trainer = trainers.BpeTrainer(vocab_size=350, special_tokens=special, show_progress=False,
-                                initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+
+  trainer = trainers.BpeTrainer(
+    vocab_size=350,
+    special_tokens=special,
+    show_progress=False,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+  )
   tokenizer.train_from_iterator(mutations.WORDS.splitlines(True), trainer)
 
 
@@ -70,14 +102,16 @@ def hf_file(tmp_path_factory):
   """Byte-level BPE with all that could change a text: a post-processor, truncation, padding."""
   import tokenizers
   from tokenizers import decoders, models, pre_tokenizers, processors
+
   path = tmp_path_factory.mktemp("hf") / "tokenizer.json"
   tokenizer = tokenizers.Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
   _train(tokenizer, ["<|endoftext|>"])
   end = tokenizer.token_to_id("<|endoftext|>")
-  tokenizer.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A",
-                                                           special_tokens=[("<|endoftext|>", end)])
+  tokenizer.post_processor = processors.TemplateProcessing(
+    single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", end)]
+  )
   tokenizer.enable_truncation(5)
   tokenizer.enable_padding(length=400)
   tokenizer.save(str(path))
@@ -87,6 +121,7 @@ def hf_file(tmp_path_factory):
 @pytest.fixture
 def write_tokenizer(tmp_path):
   """Writes `mutations.spec(...)`, or any JSON, -> the spec of a tokenizer."""
+
   def write(model, *special, **changes):
     whole = mutations.spec(model, special, **changes) if str(model) in mutations.MODELS else model
     (tmp_path / "t.json").write_text(mutations.dump(whole))

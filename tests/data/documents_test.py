@@ -9,7 +9,11 @@ pytestmark = pytest.mark.unit
 
 def _documents(n):
   texts = [b"%d" % i * (i % 4) for i in range(n)]  # some are empty
-  return InMemory([f"k{i}" for i in range(n)], np.frombuffer(b"".join(texts), np.uint8), np.cumsum([*map(len, texts)]))
+  return InMemory(
+    [f"k{i}" for i in range(n)],
+    np.frombuffer(b"".join(texts), np.uint8),
+    np.cumsum([*map(len, texts)]),
+  )
 
 
 def test_in_memory_gives_documents_back():
@@ -26,7 +30,8 @@ def test_split_is_a_partition_near_the_fraction():
 
 
 def test_a_document_stays_on_its_side_when_others_come():
-  # Catches: a split by position or by a random permutation, which would leak held-out text into later runs.
+  # Catches: a split by position or by a random permutation, which would leak held-out text into
+  # later runs.
   few, many = (split("s", _documents(n), 0.3)["validation"] for n in (500, 1000))
   few, many = ({d.key(i) for i in range(len(d))} for d in (few, many))
   assert few == {key for key in many if int(key[1:]) < 500}
@@ -49,7 +54,8 @@ def test_errors():
 
 
 def test_subset_is_a_sequence():
-  # Catches: negative or too large indices that reach into other documents; iteration that does not end.
+  # Catches: negative or too large indices that reach into other documents; iteration that does not
+  # end.
   subset = Subset(_documents(6), [3, 1])
   assert list(subset) == [b"333", b"1"] and subset.key(0) == "k3"
   for i in (-1, 2):

@@ -20,25 +20,34 @@ def sources(data, corpus_cache):
 
 def test_sizes(sources):
   # Catches: a domain that lost most of its text, e.g. by a module filter that matches everything.
-  sizes = {name: [sum(map(len, s.documents(side))) for side in ("train", "validation")] for name, s in sources.items()}
+  sizes = {
+    name: [sum(map(len, s.documents(side))) for side in ("train", "validation")]
+    for name, s in sources.items()
+  }
   assert 1_200_000 < sum(sizes["prose"]) < 3_000_000
   assert 3_000_000 < sum(sizes["code"]) < 7_000_000
   assert 1_200_000 < sum(sizes["tables"]) < 2_000_000
   assert all(0.01 < validation / train < 0.12 for train, validation in sizes.values()), sizes
-  assert all(len(set(f.fingerprint for f in sources.values())) == 3 and len(s.fingerprint) == 64
-             for s in sources.values())
+  assert all(
+    len(set(f.fingerprint for f in sources.values())) == 3 and len(s.fingerprint) == 64
+    for s in sources.values()
+  )
 
 
 def test_code_is_code_without_docstrings(sources):
-  # Catches: docstrings left in (text of the prose domain in the code domain), bodies left empty by their removal.
+  # Catches: docstrings left in (text of the prose domain in the code domain), bodies left empty by
+  # their removal.
   documents = sources["code"].documents("train")
   for i in range(0, len(documents), 20):
     tree = ast.parse(documents[i])
-    assert not [n for n in ast.walk(tree) if isinstance(n, embedded._DOCUMENTED) and ast.get_docstring(n)]
+    assert not [
+      n for n in ast.walk(tree) if isinstance(n, embedded._DOCUMENTED) and ast.get_docstring(n)
+    ]
 
 
 def test_left_out_modules(sources):
-  # Catches: text of packages that distributions strip, so that the corpus would differ between installations.
+  # Catches: text of packages that distributions strip, so that the corpus would differ between
+  # installations.
   for name in ("code", "prose"):
     for side in ("train", "validation"):
       documents = sources[name].documents(side)
@@ -49,10 +58,17 @@ def test_left_out_modules(sources):
 
 def test_tables_are_rows_of_the_character_database(sources):
   # Catches: rows that are cut, documents of another size, names that are computed from the code.
-  rows = [line for text in sources["tables"].documents("validation") for line in text.decode().splitlines()]
+  rows = [
+    line
+    for text in sources["tables"].documents("validation")
+    for line in text.decode().splitlines()
+  ]
   for row in rows:
     code, name, category, *rest = row.split(";")
-    assert unicodedata.name(chr(int(code, 16))) == name and unicodedata.category(chr(int(code, 16))) == category
+    assert (
+      unicodedata.name(chr(int(code, 16))) == name
+      and unicodedata.category(chr(int(code, 16))) == category
+    )
     assert len(rest) == 6 and not name.startswith("CJK UNIFIED IDEOGRAPH-")
   assert all(text.count(b"\n") == 128 for text in list(sources["tables"].documents("train"))[:-1])
 
@@ -66,15 +82,23 @@ def test_the_same_text_in_another_process():
     text = repr([list(build(trees)) for build in (embedded._prose, embedded._code)])
     digest = hashlib.sha256(text.encode()).hexdigest(), len(text), " object at 0x" in text
     print(digest)"""
-  out = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": f"{data_package.__path__[0]}/../.."},
-                       capture_output=True, check=True, text=True).stdout
+  out = subprocess.run(
+    [sys.executable, "-c", script],
+    env={"PYTHONPATH": f"{data_package.__path__[0]}/../.."},
+    capture_output=True,
+    check=True,
+    text=True,
+  ).stdout
   here = {}
   exec(script, here)
-  assert out.strip() == repr(here["digest"]) and here["digest"][1] > 100_000 and not here["digest"][2]
+  assert (
+    out.strip() == repr(here["digest"]) and here["digest"][1] > 100_000 and not here["digest"][2]
+  )
 
 
 def test_unknown_domain(data):
-  # Catches: building the corpus (seconds) before the name is looked at, and an error without the nearest name.
+  # Catches: building the corpus (seconds) before the name is looked at, and an error without the
+  # nearest name.
   data.sources = ("embedded:pros",)
   with pytest.raises(ConfigError, match="data.sources='embedded:pros': did you mean 'prose'"):
     data_package.make_sources(data)
@@ -87,8 +111,14 @@ def test_an_interpreter_without_its_library(monkeypatch):
     embedded.corpus()
 
 
-@pytest.mark.parametrize("damage", [lambda whole: whole[:500], lambda whole: b"\xff" * len(whole), lambda whole: (
-    whole[:200] + bytes([whole[200] ^ 8]) + whole[201:])])
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda whole: whole[:500],
+    lambda whole: b"\xff" * len(whole),
+    lambda whole: whole[:200] + bytes([whole[200] ^ 8]) + whole[201:],
+  ],
+)
 def test_a_damaged_corpus_is_collected_anew(monkeypatch, tmp_path, capfd, damage):
   # Catches: BadZipFile, or another text under the same name.
   small = {domain: [("a", b"one " * 99), ("b", b"two " * 99)] for domain in embedded.DOMAINS}

@@ -20,18 +20,28 @@ def _all(source):
 
 
 def test_a_folder_is_its_files(data, tmp_path):
-  # Catches: hidden or empty files that count, paths of this machine in keys, folders that are not entered.
+  # Catches: hidden or empty files that count, paths of this machine in keys, folders that are not
+  # entered.
   folder = tmp_path / "t"
   (folder / "sub").mkdir(parents=True)
-  for path, text in (("a.txt", b"one"), ("sub/b.txt", b"two\xff\xfe"), (".hidden", b"no"), ("empty", b"")):
+  for path, text in (
+    ("a.txt", b"one"),
+    ("sub/b.txt", b"two\xff\xfe"),
+    (".hidden", b"no"),
+    ("empty", b""),
+  ):
     (folder / path).write_bytes(text)
   assert _all(_open(data, f"text:{folder}")) == {"a.txt:0": b"one", "sub/b.txt:0": b"two\xff\xfe"}
-  assert _all(_open(data, f"text:{tmp_path}/*/**/*.txt")) == {"t/a.txt:0": b"one", "t/sub/b.txt:0": b"two\xff\xfe"}
+  assert _all(_open(data, f"text:{tmp_path}/*/**/*.txt")) == {
+    "t/a.txt:0": b"one",
+    "t/sub/b.txt:0": b"two\xff\xfe",
+  }
 
 
 @pytest.mark.parametrize("line", [b"some line of text\n", "\u4e16".encode()])
 def test_a_large_file_is_several_documents(data, tmp_path, line):
-  # Catches: bytes lost or doubled at the cuts, a cut inside a line, or inside a character where there is no line end.
+  # Catches: bytes lost or doubled at the cuts, a cut inside a line, or inside a character where
+  # there is no line end.
   content = line * (300_000 // len(line))
   (tmp_path / "big.txt").write_bytes(content)
   documents = _all(_open(data, f"text:{tmp_path}/big.txt"))
@@ -41,10 +51,15 @@ def test_a_large_file_is_several_documents(data, tmp_path, line):
 
 
 def test_fingerprint_is_of_the_text_not_of_the_place(data, tmp_path):
-  # Catches: a fingerprint with absolute paths or times, or one that misses an edit or a renamed file.
+  # Catches: a fingerprint with absolute paths or times, or one that misses an edit or a renamed
+  # file.
   prints = []
-  for place, texts in (("x", {"a": b"1", "b": b"2"}), ("y", {"a": b"1", "b": b"2"}), ("z", {"a": b"1", "b": b"3"}),
-                       ("w", {"a": b"1", "c": b"2"})):
+  for place, texts in (
+    ("x", {"a": b"1", "b": b"2"}),
+    ("y", {"a": b"1", "b": b"2"}),
+    ("z", {"a": b"1", "b": b"3"}),
+    ("w", {"a": b"1", "c": b"2"}),
+  ):
     (tmp_path / place).mkdir()
     for name, text in texts.items():
       (tmp_path / place / name).write_bytes(text)
@@ -65,7 +80,9 @@ def test_jsonl(data, tmp_path):
 def test_jsonl_errors_name_the_line(data, tmp_path):
   # Catches: a KeyError or JSONDecodeError in the middle of training that does not say where.
   (tmp_path / "a.jsonl").write_text('{"body": "x"}\n{"body": "y"}\n')
-  with pytest.raises(ConfigError, match=r"data.text_field='text': .*a.jsonl at byte \d+: .* it has body"):
+  with pytest.raises(
+    ConfigError, match=r"data.text_field='text': .*a.jsonl at byte \d+: .* it has body"
+  ):
     _open(data, f"jsonl:{tmp_path}/a.jsonl")
   (tmp_path / "b.jsonl").write_text("{'text': 1}\nplain text\n")
   with pytest.raises(ConfigError, match="b.jsonl at byte .* not JSON"):
@@ -77,27 +94,52 @@ def test_nothing_there(data, tmp_path, kind):
   # Catches: an empty source that trains on nothing, or fails without naming the source.
   (tmp_path / "empty").write_text("")
   (tmp_path / "folder").mkdir()
-  for name, remedy in (("missing", "no such file"), ("empty", "the file is empty"), ("folder", "no files"),
-                       ("x*.txt", "no file matches")):
+  for name, remedy in (
+    ("missing", "no such file"),
+    ("empty", "the file is empty"),
+    ("folder", "no files"),
+    ("x*.txt", "no file matches"),
+  ):
     with pytest.raises(ConfigError, match=f"data.sources='{kind}:.*{remedy}"):
       _open(data, f"{kind}:{tmp_path}/{name}")
 
 
-@pytest.mark.parametrize("value, said", [
-    ("null", "it is null and not a string"), ("3", "it is a number and"), ("1e400", "it is a number and"),
-    ("true", "it is true or false and"), ("[]", "it is an array and"), ("{}", "it is an object and")])
+@pytest.mark.parametrize(
+  "value, said",
+  [
+    ("null", "it is null and not a string"),
+    ("3", "it is a number and"),
+    ("1e400", "it is a number and"),
+    ("true", "it is true or false and"),
+    ("[]", "it is an array and"),
+    ("{}", "it is an object and"),
+  ],
+)
 def test_a_field_that_is_no_string(data, tmp_path, value, said):
   # Catches: "no such string; it has text" of a line that has the field.
   (tmp_path / "a.jsonl").write_text(f'{{"text": {value}}}\n' * 3)
-  with pytest.raises(ConfigError, match=f"data.text_field='text': .*a.jsonl at byte .*: in this line {said}"):
+  with pytest.raises(
+    ConfigError, match=f"data.text_field='text': .*a.jsonl at byte .*: in this line {said}"
+  ):
     _open(data, f"jsonl:{tmp_path}/a.jsonl")
 
 
-@pytest.mark.parametrize("line, said", [
-    ('{"id": 1, "body": "x"}', "it has id, body; name its field with --config.data.text_field=body$"),
-    ('{"id": 1}', "it has id, none of which is a string$"), ("{}", "it has no field at all$"),
-    ("[1]", "is an array and"), ("NaN", "is a number and"), ("[" * 100_000, "nested too deeply"),
-    ("1" * 5000, "is not JSON"), ("\0", "is not JSON")])
+@pytest.mark.parametrize(
+  "line, said",
+  [
+    (
+      '{"id": 1, "body": "x"}',
+      "it has id, body; name its field with --config.data.text_field=body$",
+    ),
+    ('{"id": 1}', "it has id, none of which is a string$"),
+    ("{}", "it has no field at all$"),
+    ("[1]", "is an array and"),
+    ("NaN", "is a number and"),
+    ("[" * 100_000, "nested too deeply"),
+    ("1" * 5000, "is not JSON"),
+    ("\0", "is not JSON"),
+  ],
+)
 def test_lines_that_are_no_document(data, tmp_path, line, said):
   # Catches: a RecursionError or another traceback; a remedy that names a field which is no string.
   (tmp_path / "a.jsonl").write_text(f"{line}\n" * 3)
@@ -106,7 +148,8 @@ def test_lines_that_are_no_document(data, tmp_path, line, said):
 
 
 def test_a_file_that_was_touched_or_copied_over_is_the_same(data, tmp_path):
-  # Catches: a run that ends because somebody's backup touched the files; one that hashes them at each read after that.
+  # Catches: a run that ends because somebody's backup touched the files; one that hashes them at
+  # each read after that.
   for i in range(5):
     (tmp_path / f"{i}.txt").write_text(f"text {i}")
   source = _open(data, f"text:{tmp_path}")
@@ -131,7 +174,9 @@ def test_a_file_that_grows_while_its_fingerprint_is_taken(data, tmp_path, monkey
     return iter([(0, 4)])
 
   monkeypatch.setattr(files, "_pieces", cut)
-  with pytest.raises(ConfigError, match="a.txt changed while it was read; run the same command again"):
+  with pytest.raises(
+    ConfigError, match="a.txt changed while it was read; run the same command again"
+  ):
     _open(data, f"text:{path}")
 
 

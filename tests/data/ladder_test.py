@@ -1,4 +1,5 @@
-"""The ladder of baselines: against a slow Witten-Bell in dicts, by hand, and on texts whose answer is known."""
+"""The ladder of baselines: against a slow Witten-Bell in dicts, by hand, and on texts whose answer
+is known."""
 
 import collections
 import json
@@ -18,7 +19,10 @@ VALIDATION = [b"the hat sat", b"", b"panama \x00\xff!", b"t"]
 def slow_witten_bell(train, validation, n):
   """The recursion, one byte at a time."""
   follow = [collections.defaultdict(collections.Counter) for _ in range(n)]
-  context = lambda document, i, k: (("^",) * k + tuple(document))[i : i + k]
+
+  def context(document, i, k):
+    return (("^",) * k + tuple(document))[i : i + k]
+
   for document in train:
     for i, byte in enumerate(document):
       for k in range(n):
@@ -39,11 +43,14 @@ def slow_witten_bell(train, validation, n):
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
 def test_equals_the_slow_reference(n):
   # Catches contexts that cross documents, a start mark that is predicted, and T(h) taken for c(h).
-  assert witten_bell(TRAIN, VALIDATION, 5)[n - 1] == pytest.approx(slow_witten_bell(TRAIN, VALIDATION, n), rel=1e-12)
+  assert witten_bell(TRAIN, VALIDATION, 5)[n - 1] == pytest.approx(
+    slow_witten_bell(TRAIN, VALIDATION, n), rel=1e-12
+  )
 
 
 def test_unigram_by_hand():
-  # c(a) = 3, c(b) = 1, T = 2: p(a) = (3 + 2/256) / 6, p(z) = (2/256) / 6. Catches a missing floor of 1/256.
+  # c(a) = 3, c(b) = 1, T = 2: p(a) = (3 + 2/256) / 6, p(z) = (2/256) / 6. Catches a missing floor
+  # of 1/256.
   expected = -(math.log2((3 + 2 / 256) / 6) + math.log2((2 / 256) / 6)) / 2
   assert witten_bell([b"aaab"], [b"az"], 1)[0] == pytest.approx(expected)
 
@@ -54,7 +61,8 @@ def test_no_training_text_is_uniform():
 
 
 def test_rungs_fall_on_markov_text_and_stay_on_noise():
-  # Catches rungs in the wrong order: second-order text helps the trigram most; noise cannot be predicted.
+  # Catches rungs in the wrong order: second-order text helps the trigram most; noise cannot be
+  # predicted.
   rng = random.Random(0)
   text = bytearray(b"ab")
   for _ in range(20_000):
@@ -76,7 +84,10 @@ def test_lzma_reaches_back_to_the_first_byte():
 def test_cache_is_read_keyed_and_survives_damage(tmp_path):
   # Catches a key that is ignored, and a cache file cut short that ends the run.
   calls = []
-  documents = lambda: calls.append(1) or (TRAIN, VALIDATION)
+
+  def documents():
+    return calls.append(1) or (TRAIN, VALIDATION)
+
   first = cached_ladder("k", documents, tmp_path / "new")
   assert cached_ladder("k", documents, tmp_path / "new") == first and len(calls) == 1
   cached_ladder("other", documents, tmp_path / "new")
@@ -88,15 +99,33 @@ def test_cache_is_read_keyed_and_survives_damage(tmp_path):
 
 
 def _figures(unigram):
-  return {"unigram": unigram, "bigram": 2.5, "trigram": 2.0, "4-gram": 1.5, "5-gram": 1.25, "lzma": 1.0}
+  return {
+    "unigram": unigram,
+    "bigram": 2.5,
+    "trigram": 2.0,
+    "4-gram": 1.5,
+    "5-gram": 1.25,
+    "lzma": 1.0,
+  }
 
 
-@pytest.mark.parametrize("damage", [
-    lambda text: json.dumps(_figures(3.0)), lambda text: json.dumps(_figures(float("nan"))), lambda text: "[" * 100_000,
-    lambda text: text.replace(text[13:16], "9.9"), lambda text: text.replace('"lzma"', '"lzmb"'), lambda text: "\xff",
-    lambda text: json.dumps(_figures("3.0")), lambda text: "[1]", lambda text: "null"])
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda text: json.dumps(_figures(3.0)),
+    lambda text: json.dumps(_figures(float("nan"))),
+    lambda text: "[" * 100_000,
+    lambda text: text.replace(text[13:16], "9.9"),
+    lambda text: text.replace('"lzma"', '"lzmb"'),
+    lambda text: "\xff",
+    lambda text: json.dumps(_figures("3.0")),
+    lambda text: "[1]",
+    lambda text: "null",
+  ],
+)
 def test_a_damaged_cache_is_computed_anew_and_told(tmp_path, capfd, damage):
-  # Catches: figures of the cache that nobody computed: another digit, NaN, a string, an old file without a digest.
+  # Catches: figures of the cache that nobody computed: another digit, NaN, a string, an old file
+  # without a digest.
   first = cached_ladder("k", lambda: (TRAIN, VALIDATION), tmp_path)
   path = next(tmp_path.glob("ladder-*.json"))
   path.write_text(damage(path.read_text()), encoding="latin-1")
@@ -108,4 +137,6 @@ def test_a_damaged_cache_is_computed_anew_and_told(tmp_path, capfd, damage):
 def test_a_cache_that_cannot_be_written_is_only_slower(tmp_path):
   # Catches: an error, or an unfinished file left behind, where the figures cannot be kept.
   (tmp_path / "file").write_text("")
-  assert cached_ladder("k", lambda: (TRAIN, VALIDATION), tmp_path / "file") == ladder(TRAIN, VALIDATION)
+  assert cached_ladder("k", lambda: (TRAIN, VALIDATION), tmp_path / "file") == ladder(
+    TRAIN, VALIDATION
+  )

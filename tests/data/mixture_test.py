@@ -26,7 +26,9 @@ def test_weights():
   assert weights((0, 1), [a, b], [30, 10]) == [0, 1]
 
 
-@pytest.mark.parametrize("wrong", [(1,), (1, 2, 3), (1, -1), (0, 0), (1, float("nan")), (1, float("inf"))])
+@pytest.mark.parametrize(
+  "wrong", [(1,), (1, 2, 3), (1, -1), (0, 0), (1, float("nan")), (1, float("inf"))]
+)
 def test_wrong_weights(wrong):
   # Catches: zip() that drops a source in silence; Grain's own error, which names no field.
   with pytest.raises(ConfigError, match="data.weights="):
@@ -68,7 +70,9 @@ def test_rows_of_processes_make_the_global_batches():
   # Catches: a process that starts at another batch, or skips rows.
   dataset = _mix([0.5, 0.3, 0.2])
   local = [local_rows(dataset, Rows(first, 2, 6), start=3) for first in (0, 2, 4)]
-  joined = np.concatenate([np.array([rows[i] for i in range(4)]).reshape(2, 2) for rows in local], axis=1)
+  joined = np.concatenate(
+    [np.array([rows[i] for i in range(4)]).reshape(2, 2) for rows in local], axis=1
+  )
   assert joined.reshape(-1).tolist() == [dataset[i] for i in range(18, 30)]
 
 

@@ -1,4 +1,5 @@
-"""Damaged inputs: pure functions of what is whole and a seed, for property tests and for longer fuzzing.
+"""Damaged inputs: pure functions of what is whole and a seed, for property tests and for longer
+fuzzing.
 
 What reads such an input must work or end in ConfigError, whatever the seed.
 """
@@ -13,37 +14,85 @@ from typing import Any
 # A text that small tokenizers are trained on.
 WORDS = "".join(f"the quick {i} brown fox jumps over {i * 7 % 13} lazy dogs\n" for i in range(300))
 DEEP = "@deep@"  # see `dump`
-_METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": False}
-_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_METASPACE = {
+  "type": "Metaspace",
+  "replacement": "\u2581",
+  "prepend_scheme": "never",
+  "split": False,
+}
+_BYTE_LEVEL = {
+  "type": "ByteLevel",
+  "add_prefix_space": False,
+  "trim_offsets": True,
+  "use_regex": True,
+}
 _LETTERS = ["\u2581", *"abcdefghijklmnopqrstuvwxyz,.\n\t <>/s|"]
 _PIECES = list(dict.fromkeys(["<unk>", "<s>", "</s>", *_LETTERS, "th", "the", "\u2581the"]))
 # Model type -> the part "model" of a tokenizer.json whose unknown token is an ordinary entry.
 MODELS: dict[str, dict[str, Any]] = {
-    "BPE": {"type": "BPE", "vocab": {p: i for i, p in enumerate(_PIECES)}, "unk_token": "<unk>",
-            "merges": [["t", "h"], ["th", "e"], ["\u2581", "the"]]},
-    "Unigram": {"type": "Unigram", "unk_id": 0, "vocab": [[p, -float(i)] for i, p in enumerate(_PIECES)]},
-    "WordLevel": {"type": "WordLevel", "vocab": {"<unk>": 0, "<s>": 1, "\u2581the": 2, "\u2581a": 3},
-                  "unk_token": "<unk>"},
-    "WordPiece": {"type": "WordPiece", "vocab": {"<unk>": 0, "<s>": 1, "\u2581the": 2, "##the": 3, "\u2581": 4},
-                  "unk_token": "<unk>", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+  "BPE": {
+    "type": "BPE",
+    "vocab": {p: i for i, p in enumerate(_PIECES)},
+    "unk_token": "<unk>",
+    "merges": [["t", "h"], ["th", "e"], ["\u2581", "the"]],
+  },
+  "Unigram": {
+    "type": "Unigram",
+    "unk_id": 0,
+    "vocab": [[p, -float(i)] for i, p in enumerate(_PIECES)],
+  },
+  "WordLevel": {
+    "type": "WordLevel",
+    "vocab": {"<unk>": 0, "<s>": 1, "\u2581the": 2, "\u2581a": 3},
+    "unk_token": "<unk>",
+  },
+  "WordPiece": {
+    "type": "WordPiece",
+    "vocab": {"<unk>": 0, "<s>": 1, "\u2581the": 2, "##the": 3, "\u2581": 4},
+    "unk_token": "<unk>",
+    "continuing_subword_prefix": "##",
+    "max_input_chars_per_word": 100,
+  },
 }
 
 
 def spec(model: str, special: tuple[str, ...] = (), /, **changes: Any) -> dict[str, Any]:
-  """A whole tokenizer.json around `MODELS[model]`, in which the entries `special` are declared special."""
+  """A whole tokenizer.json around `MODELS[model]`, in which the entries `special` are declared
+  special."""
   entries = MODELS[model]["vocab"]
   ids = entries if isinstance(entries, dict) else {piece: i for i, (piece, _) in enumerate(entries)}
-  added = [{"id": ids.get(name, len(ids) + i), "content": name, "single_word": False, "lstrip": False, "rstrip": False,
-            "normalized": False, "special": True} for i, name in enumerate(special)]
+  added = [
+    {
+      "id": ids.get(name, len(ids) + i),
+      "content": name,
+      "single_word": False,
+      "lstrip": False,
+      "rstrip": False,
+      "normalized": False,
+      "special": True,
+    }
+    for i, name in enumerate(special)
+  ]
   split = _METASPACE | {"split": model in ("WordLevel", "WordPiece"), "prepend_scheme": "always"}
-  return copy.deepcopy({
-      "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-      "pre_tokenizer": split if model in ("WordLevel", "WordPiece") else _METASPACE, "post_processor": None,
-      "decoder": _METASPACE, "model": MODELS[model]} | changes)
+  return copy.deepcopy(
+    {
+      "version": "1.0",
+      "truncation": None,
+      "padding": None,
+      "added_tokens": added,
+      "normalizer": None,
+      "pre_tokenizer": split if model in ("WordLevel", "WordPiece") else _METASPACE,
+      "post_processor": None,
+      "decoder": _METASPACE,
+      "model": MODELS[model],
+    }
+    | changes
+  )
 
 
 def mutate_bytes(content: bytes, seed: int) -> bytes:
-  """`content` cut, flipped, overwritten, with bytes taken out, put in or repeated; once or several times."""
+  """`content` cut, flipped, overwritten, with bytes taken out, put in or repeated; once or several
+  times."""
   rng, out = random.Random(seed), bytearray(content)
   for _ in range(rng.choice((1, 1, 2, 5))):
     at, length = rng.randrange(len(out) + 1), rng.choice((1, 1, 4, 16, 300))
@@ -53,13 +102,13 @@ def mutate_bytes(content: bytes, seed: int) -> bytes:
       case 1 if at < len(out):
         out[at] ^= 1 << rng.randrange(8)
       case 2:
-        out[at:at + length] = b"\xff" * length
+        out[at : at + length] = b"\xff" * length
       case 3:
-        del out[at:at + length]
+        del out[at : at + length]
       case 4:
         out[at:at] = rng.randbytes(length)
       case 5:
-        out[at:at] = out[at:at + length]
+        out[at:at] = out[at : at + length]
       case 6:
         out[-length:] = rng.randbytes(length)
   return bytes(out)
@@ -67,9 +116,39 @@ def mutate_bytes(content: bytes, seed: int) -> bytes:
 
 def odd_value(rng: random.Random) -> Any:
   """A JSON value that is seldom the right one."""
-  return rng.choice([
-      None, True, False, 0, -1, 1, 2**31 - 1, 2**31 + 5, 2**32, 2**63, 10**400, 0.5, -0.0, 1e308, float("nan"),
-      float("inf"), "", "0", "\ud800", "\u2581", "<unk>", "\x00", "a" * 3000, [], [[]], {}, {"a": {}}, [0, 0, 0], DEEP])
+  return rng.choice(
+    [
+      None,
+      True,
+      False,
+      0,
+      -1,
+      1,
+      2**31 - 1,
+      2**31 + 5,
+      2**32,
+      2**63,
+      10**400,
+      0.5,
+      -0.0,
+      1e308,
+      float("nan"),
+      float("inf"),
+      "",
+      "0",
+      "\ud800",
+      "\u2581",
+      "<unk>",
+      "\x00",
+      "a" * 3000,
+      [],
+      [[]],
+      {},
+      {"a": {}},
+      [0, 0, 0],
+      DEEP,
+    ]
+  )
 
 
 def dump(value: Any, **options: Any) -> str:
@@ -88,12 +167,12 @@ def mutate_json(value: Any, seed: int) -> Any:
       node = nodes.pop()
       if len(places) > 2000:
         break
-      for key in (list(node) if isinstance(node, dict) else range(len(node))):
+      for key in list(node) if isinstance(node, dict) else range(len(node)):
         places.append((node, key))
         if isinstance(node[key], dict | list):
           nodes.append(node[key])
     # The upper nodes are few and of more consequence than the entries of a vocabulary.
-    node, key = rng.choice(places[:rng.choice((12, len(places)))])
+    node, key = rng.choice(places[: rng.choice((12, len(places)))])
     other, place = rng.choice(places)
     match rng.randrange(5):
       case 0 if node is not root:
@@ -101,7 +180,9 @@ def mutate_json(value: Any, seed: int) -> Any:
       case 1 if isinstance(node, dict) and node is not root:
         node[rng.choice(["", "vocab", "root", "x" * 300])] = node.pop(key)
       case 2:
-        node[key] = copy.deepcopy(other[place]) if isinstance(other, dict) or place < len(other) else None
+        node[key] = (
+          copy.deepcopy(other[place]) if isinstance(other, dict) or place < len(other) else None
+        )
       case _:
         node[key] = odd_value(rng)
   return root["root"]
@@ -110,11 +191,15 @@ def mutate_json(value: Any, seed: int) -> Any:
 def tokenizer_json(seed: int) -> bytes:
   """A damaged tokenizer.json of one of the four models, byte-level or with U+2581."""
   rng = random.Random(seed)
-  whole = spec(rng.choice(sorted(MODELS)), rng.choice(((), ("<s>",), ("<s>", "</s>", "<unk>"), ("<|new|>",))))
+  whole = spec(
+    rng.choice(sorted(MODELS)), rng.choice(((), ("<s>",), ("<s>", "</s>", "<unk>"), ("<|new|>",)))
+  )
   if rng.random() < 0.2:
     whole |= {"pre_tokenizer": _BYTE_LEVEL, "decoder": _BYTE_LEVEL}
   if rng.random() < 0.3:
-    return mutate_bytes(json.dumps(whole, ensure_ascii=rng.random() < 0.5).encode(), rng.getrandbits(32))
+    return mutate_bytes(
+      json.dumps(whole, ensure_ascii=rng.random() < 0.5).encode(), rng.getrandbits(32)
+    )
   return dump(mutate_json(whole, rng.getrandbits(32))).encode()
 
 
@@ -136,5 +221,7 @@ def text(seed: int) -> bytes:
   """A text of up to 200 KB: words, long lines, bytes that are not UTF-8, or nothing."""
   rng = random.Random(seed)
   size = rng.choice((0, 1, 100, 65_535, 65_536, 65_537, 200_000))
-  unit = rng.choice((b"word \n", b"no line end ", "\u4e16\u754c".encode(), b"\xff\xfe", b"\x80", b"\n", b"\r\n"))
+  unit = rng.choice(
+    (b"word \n", b"no line end ", "\u4e16\u754c".encode(), b"\xff\xfe", b"\x80", b"\n", b"\r\n")
+  )
   return mutate_bytes((unit * (size // len(unit) + 1))[:size], rng.getrandbits(32))

@@ -1,4 +1,5 @@
-"""Whatever is damaged works or ends in ConfigError. The seeds are few and fixed here; `mutations.py` takes any."""
+"""Whatever is damaged works or ends in ConfigError. The seeds are few and fixed here;
+`mutations.py` takes any."""
 
 import itertools
 import json
@@ -10,15 +11,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moe_jax.data import batches_of, make_sources, make_tokenizer, train_iterator, validation_batches
+from moe_jax.data import (
+  batches_of,
+  make_sources,
+  make_tokenizer,
+  train_iterator,
+  validation_batches,
+)
 from moe_jax.data.ladder import _stored, cached_ladder
 from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit
 BYTES = make_tokenizer("bytes")
 SEEDS = st.integers(0, 2**32 - 1)
-short = settings(max_examples=50, deadline=None, derandomize=True, database=None,
-                 suppress_health_check=[HealthCheck.function_scoped_fixture])
+short = settings(
+  max_examples=50,
+  deadline=None,
+  derandomize=True,
+  database=None,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 TEXT = "the theA</s><s> \u4e16 zq\n".encode()
 
 
@@ -53,17 +65,20 @@ def test_sentencepiece_model(tmp_path, sentencepiece_file, seed):
 @short
 @given(SEEDS, st.sampled_from(["text", "jsonl"]))
 def test_files(data, tmp_path, seed, kind):
-  # Catches: RecursionError, UnicodeError and KeyError of odd lines; documents that overlap or lose bytes.
+  # Catches: RecursionError, UnicodeError and KeyError of odd lines; documents that overlap or lose
+  # bytes.
   path = tmp_path / f"{kind}.{kind}"
   path.write_bytes(content := getattr(mutations, kind)(seed))
   data.sources, data.validation_fraction = (f"{kind}:{path}",), 0.3
   try:
-    source, = make_sources(data)
+    (source,) = make_sources(data)
     documents = dict((d.key(i), d[i]) for d in source.splits.values() for i in range(len(d)))
   except ConfigError as error:
     assert error.field in ("data.sources", "data.text_field") and "\n" not in str(error)
   else:
-    in_order = [documents[key] for key in sorted(documents, key=lambda key: int(key.rpartition(":")[2]))]
+    in_order = [
+      documents[key] for key in sorted(documents, key=lambda key: int(key.rpartition(":")[2]))
+    ]
     assert kind == "jsonl" or b"".join(in_order) == content
 
 
@@ -90,7 +105,8 @@ def test_caches(data, source, tmp_path, seed):
 @short
 @given(SEEDS, st.sampled_from(["windows", "stream"]))
 def test_states(data, source, seed, pipeline):
-  # Catches: KeyError, TypeError or OverflowError of a damaged position; one that is read as another number.
+  # Catches: KeyError, TypeError or OverflowError of a damaged position; one that is read as another
+  # number.
   data.pipeline = pipeline
   it = train_iterator(data, BYTES, [source], 4)
   whole = it.get_state()
@@ -100,14 +116,24 @@ def test_states(data, source, seed, pipeline):
     batch = next(it)
     assert batches_of(state) == (state.get("batches") if pipeline == "stream" else state["batches"])
   except ConfigError as error:
-    assert error.field in ("checkpoint", "data.pipeline", "train.batch_size") and "\n" not in str(error)
+    assert error.field in ("checkpoint", "data.pipeline", "train.batch_size") and "\n" not in str(
+      error
+    )
   else:
-    assert batch["inputs"].shape == (4, 16) and np.all((batch["inputs"] >= 0) & (batch["inputs"] < BYTES.size))
+    assert batch["inputs"].shape == (4, 16) and np.all(
+      (batch["inputs"] >= 0) & (batch["inputs"] < BYTES.size)
+    )
 
 
 def test_mutations_are_functions_of_their_seed():
-  # Catches: a damage that cannot be made again from the seed that a failure names; seeds that all make the same.
-  for make in (mutations.tokenizer_json, mutations.jsonl, mutations.text, lambda seed: json.dumps(mutations.mutate_json(
-      {"a": [1, 2, {"b": 3}]}, seed)), lambda seed: mutations.mutate_bytes(TEXT * 9, seed)):
+  # Catches: a damage that cannot be made again from the seed that a failure names; seeds that all
+  # make the same.
+  for make in (
+    mutations.tokenizer_json,
+    mutations.jsonl,
+    mutations.text,
+    lambda seed: json.dumps(mutations.mutate_json({"a": [1, 2, {"b": 3}]}, seed)),
+    lambda seed: mutations.mutate_bytes(TEXT * 9, seed),
+  ):
     assert [make(seed) for seed in range(20)] == [make(seed) for seed in range(20)]
     assert len({make(seed) for seed in range(40)}) > 15

@@ -20,7 +20,9 @@ def test_batch_by_hand():
 
 def test_padding_is_zero_everywhere():
   # Catches: padding with a segment of its own, which would count in the loss.
-  out = batch(np.array([[9, 1, 2, 3], [4, 9, 1, 2], [5, 5, 5, 5]]), boundary=9, valid=np.array([3, 1, 0]))
+  out = batch(
+    np.array([[9, 1, 2, 3], [4, 9, 1, 2], [5, 5, 5, 5]]), boundary=9, valid=np.array([3, 1, 0])
+  )
   assert out["segment_ids"].tolist() == [[1, 1, 1], [1, 0, 0], [0, 0, 0]]
   assert out["inputs"].tolist() == [[9, 1, 2], [4, 0, 0], [0, 0, 0]]
   assert out["targets"].tolist() == [[1, 2, 3], [9, 0, 0], [0, 0, 0]]
@@ -37,5 +39,7 @@ def test_processes_own_contiguous_blocks():
 @pytest.mark.parametrize("size", [6, 2, 0])
 def test_batch_that_does_not_divide(size):
   # Catches: rows dropped or read twice.
-  with pytest.raises(ConfigError, match=f"train.batch_size={size}: .* 4 processes, e.g. {8 if size == 6 else 4}"):
+  with pytest.raises(
+    ConfigError, match=f"train.batch_size={size}: .* 4 processes, e.g. {8 if size == 6 else 4}"
+  ):
     process_rows(size, 0, 4)

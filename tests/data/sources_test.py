@@ -10,13 +10,16 @@ from moe_jax.errors import ConfigError
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.parametrize("names, remedy", [
+@pytest.mark.parametrize(
+  "names, remedy",
+  [
     (("embeded:prose",), "did you mean 'embedded'"),
     (("prose",), "known: embedded, text, jsonl, tfds"),
     (("text:",), "names nothing"),
     (("embedded",), "names nothing"),
     ((), "at least one source"),
-])
+  ],
+)
 def test_names_that_mean_nothing(data, names, remedy):
   # Catches: an error that names neither the field nor what would be right.
   data.sources = names
@@ -42,8 +45,13 @@ def test_order_and_fingerprints(data, words):
 
 def test_imports_are_lazy():
   # Catches: seconds of imports in programs that only look at a config.
-  script = ("import sys, moe_jax.data\n"
-            "print([m for m in ('grain', 'tensorflow_datasets', 'sentencepiece', 'tokenizers') if m in sys.modules])")
+  script = (
+    "import sys, moe_jax.data\n"
+    "print([m for m in ('grain', 'tensorflow_datasets', 'sentencepiece', 'tokenizers') if m in "
+    "sys.modules])"
+  )
   root = str(data_package.__path__[0]) + "/../.."
-  out = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": root}, capture_output=True, text=True)
+  out = subprocess.run(
+    [sys.executable, "-c", script], env={"PYTHONPATH": root}, capture_output=True, text=True
+  )
   assert out.stdout.strip() == "[]", out

@@ -6,29 +6,47 @@ import json
 import numpy as np
 import pytest
 
-from moe_jax.data import make_sources, make_tokenizer, train_iterator, validation_batches, vocab_size
+from moe_jax.data import (
+  make_sources,
+  make_tokenizer,
+  train_iterator,
+  validation_batches,
+  vocab_size,
+)
 from moe_jax.data.span_corruption import SpanCorruption, corrupt, lengths, raw_length, restore
 from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit
 BYTES = make_tokenizer("bytes")
 SENTINELS = 1000 + np.arange(99, -1, -1)
-FIELDS = {"encoder_tokens": 24, "encoder_segment_ids": 24, "encoder_positions": 24, "inputs": 16, "targets": 16,
-          "segment_ids": 16, "positions": 16}
+FIELDS = {
+  "encoder_tokens": 24,
+  "encoder_segment_ids": 24,
+  "encoder_positions": 24,
+  "inputs": 16,
+  "targets": 16,
+  "segment_ids": 16,
+  "positions": 16,
+}
 
 
 def test_by_hand():
-  # Ten tokens, 40% in spans of 2: two spans. Catches: sentinels in the wrong order, a missing last one, a first token
-  # that is masked, an unmasked last one.
+  # Ten tokens, 40% in spans of 2: two spans. Catches: sentinels in the wrong order, a missing last
+  # one, a first token that is masked, an unmasked last one.
   inputs, targets = corrupt(np.arange(10), np.random.default_rng(0), 0.4, 2.0, SENTINELS)
   assert [t for t in inputs if t >= 1000] == [1099, 1098] and inputs[0] == 0 and inputs[-1] == 1098
-  assert [t for t in targets if t >= 1000] == [1099, 1098, 1097] and targets[0] == 1099 and targets[-1] == 1097
+  assert (
+    [t for t in targets if t >= 1000] == [1099, 1098, 1097]
+    and targets[0] == 1099
+    and targets[-1] == 1097
+  )
   assert targets[-2] == 9 and len(inputs) == 8 and len(targets) == 7
 
 
 def test_restores_any_text():
-  # 200 draws. Catches: a token in neither or both, a span behind another's sentinel, a sentinel used twice, an empty
-  # span or stretch, lengths other than those that `lengths` promises, tokens that no draw ever masks.
+  # 200 draws. Catches: a token in neither or both, a span behind another's sentinel, a sentinel
+  # used twice, an empty span or stretch, lengths other than those that `lengths` promises, tokens
+  # that no draw ever masks.
   rng, masked_at, spans_of = np.random.default_rng(0), np.zeros(200), []
   for _ in range(200):
     n = int(rng.integers(150, 200))
@@ -49,17 +67,23 @@ def test_restores_any_text():
   assert 1 in spans_of and max(spans_of) > 5 and masked_at[0] == 0 and np.all(masked_at[1:150] > 5)
 
 
-@pytest.mark.parametrize("tokens, density, mean, expected", [
-    (2, 0.15, 3.0, (1, 1, 2, 3)), (569, 0.15, 3.0, (85, 28, 512, 114)), (10, 0.9, 1.0, (9, 1, 2, 11)),
-    (100, 0.5, 10.0, (50, 5, 55, 56))])
+@pytest.mark.parametrize(
+  "tokens, density, mean, expected",
+  [
+    (2, 0.15, 3.0, (1, 1, 2, 3)),
+    (569, 0.15, 3.0, (85, 28, 512, 114)),
+    (10, 0.9, 1.0, (9, 1, 2, 11)),
+    (100, 0.5, 10.0, (50, 5, 55, 56)),
+  ],
+)
 def test_lengths(tokens, density, mean, expected):
   # Catches: more spans than unmasked stretches, no masked token in a short text.
   assert lengths(tokens, density, mean) == expected
 
 
 def test_raw_length():
-  # T5's 512 and 114 (Sec. 3.1.4; 568 there, where an end-of-sequence id takes one of the 512). Catches: a window that
-  # does not fill a row, or overflows it; the shorter of both limits ignored.
+  # T5's 512 and 114 (Sec. 3.1.4; 568 there, where an end-of-sequence id takes one of the 512).
+  # Catches: a window that does not fill a row, or overflows it; the shorter of both limits ignored.
   assert raw_length(512, 114, 0.15, 3.0) == 569
   for encoder_len, target_len in ((512, 50), (100, 114), (2, 3), (64, 16)):
     n = raw_length(encoder_len, target_len, 0.15, 3.0)
@@ -73,28 +97,39 @@ def test_raw_length():
 
 
 def test_a_row():
-  # Catches: targets not shifted, padding with a segment, positions that run on into padding, one key for all rows.
+  # Catches: targets not shifted, padding with a segment, positions that run on into padding, one
+  # key for all rows.
   make = SpanCorruption(0.3, 2.0, 24, 16, 264, 256, 0)
   ids = np.arange(20)
   row = make.example(ids, "train", 5)
   assert {name: len(values) for name, values in row.items()} == FIELDS
   made = lengths(20, 0.3, 2.0)
   real = row["segment_ids"] > 0
-  assert real.sum() == made.targets and (row["encoder_segment_ids"] > 0).sum() == made.inputs and real[0]
-  assert row["inputs"][0] == 256 and np.array_equal(row["inputs"][1:made.targets], row["targets"][:made.targets - 1])
+  assert (
+    real.sum() == made.targets and (row["encoder_segment_ids"] > 0).sum() == made.inputs and real[0]
+  )
+  assert row["inputs"][0] == 256 and np.array_equal(
+    row["inputs"][1 : made.targets], row["targets"][: made.targets - 1]
+  )
   assert all(not np.any(row[name][~real]) for name in ("inputs", "targets", "positions"))
   assert np.array_equal(row["positions"][real], np.arange(made.targets))
   np.testing.assert_array_equal(
-      restore(row["encoder_tokens"][:made.inputs], row["targets"][:made.targets], make.sentinels), ids)
+    restore(row["encoder_tokens"][: made.inputs], row["targets"][: made.targets], make.sentinels),
+    ids,
+  )
   assert make.sentinels[0] == 363 and make.sentinels[-1] == 264
-  same = lambda other: all(np.array_equal(row[name], other[name]) for name in row)
+
+  def same(other):
+    return all(np.array_equal(row[name], other[name]) for name in row)
+
   assert same(make.example(ids, "train", np.int64(5))) and not same(make.example(ids, "train", 6))
   assert not same(dataclasses.replace(make, seed=1).example(ids, "train", 5))
   assert not any(map(np.any, make.example(ids[:1], "train", 5).values()))
 
 
 def test_many_spans_get_more_sentinels():
-  # Half of a row of 1024 in spans of 3 are 256 spans. Catches: a sentinel that stands for two spans.
+  # Half of a row of 1024 in spans of 3 are 256 spans. Catches: a sentinel that stands for two
+  # spans.
   make = SpanCorruption(0.5, 3.0, 1024, 1024, 264, 256, 0)
   marks = make.sentinels
   assert len(marks) == len(set(marks.tolist())) == lengths(make.raw, 0.5, 3.0).spans + 1 > 200
@@ -104,7 +139,11 @@ def test_many_spans_get_more_sentinels():
 
 @pytest.fixture
 def setup(data, words):
-  data.sources, data.weights, data.objective = (words("a", 12), words("b", 25)), (0.3, 0.7), "span_corruption"
+  data.sources, data.weights, data.objective = (
+    (words("a", 12), words("b", 25)),
+    (0.3, 0.7),
+    "span_corruption",
+  )
   data.noise_density, data.mean_span = 0.3, 2.0
   return data, make_sources(data)
 
@@ -114,22 +153,30 @@ def _take(it, n):
 
 
 def _equal(a, b):
-  return len(a) == len(b) and all(np.array_equal(x[k], y[k]) for x, y in zip(a, b, strict=True) for k in x | y)
+  return len(a) == len(b) and all(
+    np.array_equal(x[k], y[k]) for x, y in zip(a, b, strict=True) for k in x | y
+  )
 
 
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("pipeline", ["windows", "stream"])
 def test_training_batches(setup, pipeline, threads):
-  # Catches: spans drawn by a process or thread, a resumed run that masks other spans, an epoch masked like the last.
+  # Catches: spans drawn by a process or thread, a resumed run that masks other spans, an epoch
+  # masked like the last.
   data, sources = setup
   data.pipeline, data.threads = pipeline, threads
   it = train_iterator(data, BYTES, sources, 4)
   whole = _take(it, 12)
   assert {name: (v.shape, v.dtype.name) for name, v in whole[0].items()} == {
-      name: ((4, length), "int32") for name, length in FIELDS.items()}
+    name: ((4, length), "int32") for name, length in FIELDS.items()
+  }
   for process in (0, 1):
-    parts = _take(train_iterator(data, BYTES, sources, 4, process_index=process, process_count=2), 12)
-    assert _equal([{k: v[2 * process:2 * process + 2] for k, v in b.items()} for b in whole], parts)
+    parts = _take(
+      train_iterator(data, BYTES, sources, 4, process_index=process, process_count=2), 12
+    )
+    assert _equal(
+      [{k: v[2 * process : 2 * process + 2] for k, v in b.items()} for b in whole], parts
+    )
   state = json.loads(json.dumps(it.get_state()))
   ahead = _take(it, 5)
   fresh = train_iterator(data, BYTES, sources, 4)
@@ -144,7 +191,8 @@ def test_training_batches(setup, pipeline, threads):
 
 
 def test_each_epoch_masks_other_spans(setup):
-  # Catches: spans that depend on the window alone, so that a model sees the same blanks again and again.
+  # Catches: spans that depend on the window alone, so that a model sees the same blanks again and
+  # again.
   data, sources = setup
   data.weights = ()
   marks = SpanCorruption(0.3, 2.0, 24, 16, 264, 256, 0).sentinels
@@ -157,7 +205,8 @@ def test_each_epoch_masks_other_spans(setup):
 
 
 def test_validation_holds_each_token_once(setup):
-  # Catches: text between windows that is lost or doubled, spans that differ between evaluations, a last row of rest.
+  # Catches: text between windows that is lost or doubled, spans that differ between evaluations, a
+  # last row of rest.
   data, sources = setup
   corruption = SpanCorruption(0.3, 2.0, 24, 16, 264, 256, 0)
   batches = list(validation_batches(data, BYTES, sources[0], 4))
@@ -166,9 +215,18 @@ def test_validation_holds_each_token_once(setup):
   found = []
   for row in rows:
     inputs, targets = row["encoder_tokens"], row["targets"]
-    found.append(restore(inputs[row["encoder_segment_ids"] > 0], targets[row["segment_ids"] > 0], corruption.sentinels)
-                 if row["segment_ids"].any() else np.zeros(0, np.int32))
+    found.append(
+      restore(
+        inputs[row["encoder_segment_ids"] > 0],
+        targets[row["segment_ids"] > 0],
+        corruption.sentinels,
+      )
+      if row["segment_ids"].any()
+      else np.zeros(0, np.int32)
+    )
   text = np.concatenate(found)
-  expected = np.concatenate([np.append(256, BYTES.encode(d)) for d in sources[0].documents("validation")])
+  expected = np.concatenate(
+    [np.append(256, BYTES.encode(d)) for d in sources[0].documents("validation")]
+  )
   assert len(expected) - len(text) <= 1  # a rest of one token cannot be masked
-  np.testing.assert_array_equal(text, expected[:len(text)])
+  np.testing.assert_array_equal(text, expected[: len(text)])

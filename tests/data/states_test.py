@@ -7,11 +7,17 @@ from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit
 WINDOWS = {"pipeline": "windows", "batches": 6}
-STREAM = {"pipeline": "stream", "batch_size": 2, "rows": {"0": [3, 4], "1": [0, 2**40]}, "batches": 7}
+STREAM = {
+  "pipeline": "stream",
+  "batch_size": 2,
+  "rows": {"0": [3, 4], "1": [0, 2**40]},
+  "batches": 7,
+}
 
 
 def test_whole_states():
-  # Catches: rows in the order of their names as text, a number of batches that is not read, old states refused.
+  # Catches: rows in the order of their names as text, a number of batches that is not read, old
+  # states refused.
   assert states.windows(WINDOWS) == batches_of(WINDOWS) == 6
   positions, batches = states.stream(STREAM, 2)
   assert positions.tolist() == [[3, 4], [0, 2**40]] and batches == batches_of(STREAM) == 7
@@ -20,26 +26,68 @@ def test_whole_states():
   assert positions[:, 0].tolist() == list(range(12)) and batches is None
 
 
-@pytest.mark.parametrize("wrong", [
-    None, [], 3, {}, {"batches": 2}, {"pipeline": "windos", "batches": 2}, {"pipeline": ["windows"], "batches": 2},
-    {"pipeline": "windows"}, *({"pipeline": "windows", "batches": n} for n in (
-        -1, 2.0, "6", None, True, [6], 2**63, float("nan")))])
+@pytest.mark.parametrize(
+  "wrong",
+  [
+    None,
+    [],
+    3,
+    {},
+    {"batches": 2},
+    {"pipeline": "windos", "batches": 2},
+    {"pipeline": ["windows"], "batches": 2},
+    {"pipeline": "windows"},
+    *(
+      {"pipeline": "windows", "batches": n}
+      for n in (-1, 2.0, "6", None, True, [6], 2**63, float("nan"))
+    ),
+  ],
+)
 def test_wrong_states_of_windows(wrong):
   # Catches: a KeyError, a batch before the first, True read as 1, 2.0 or "6" taken for a number.
   for read in (states.windows, batches_of):
-    with pytest.raises(ConfigError, match="^checkpoint='data position': .*(windows or stream|number of batches)"):
+    with pytest.raises(
+      ConfigError, match="^checkpoint='data position': .*(windows or stream|number of batches)"
+    ):
       read(wrong)
 
 
-@pytest.mark.parametrize("change", [
-    {"batch_size": None}, {"batch_size": "2"}, {"batch_size": True}, {"rows": None}, {"rows": []},
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"batch_size": None},
+    {"batch_size": "2"},
+    {"batch_size": True},
+    {"rows": None},
+    {"rows": []},
     {"rows": {"0": [0, 0]}},
-    {"rows": {"0": [0, 0], "1": [0, 0], "2": [0, 0]}}, {"rows": {"0": [0, 0], "x": [0, 0]}}, {"batches": -1},
-    {"batches": True}, *({"rows": {"0": [0, 0], "1": place}} for place in (
-        None, 5, [], [1], [1, 2, 3], "12", [-1, 0], [0, -1], [0.0, 0], [0, "1"], [True, 0], [0, 2**63],
-        {"0": 1, "1": 2}))])
+    {"rows": {"0": [0, 0], "1": [0, 0], "2": [0, 0]}},
+    {"rows": {"0": [0, 0], "x": [0, 0]}},
+    {"batches": -1},
+    {"batches": True},
+    *(
+      {"rows": {"0": [0, 0], "1": place}}
+      for place in (
+        None,
+        5,
+        [],
+        [1],
+        [1, 2, 3],
+        "12",
+        [-1, 0],
+        [0, -1],
+        [0.0, 0],
+        [0, "1"],
+        [True, 0],
+        [0, 2**63],
+        {"0": 1, "1": 2},
+      )
+    ),
+  ],
+)
 def test_wrong_states_of_stream(change):
-  # Catches: a KeyError for a missing row, negative documents that are read from the end, positions cut to integers.
+  # Catches: a KeyError for a missing row, negative documents that are read from the end, positions
+  # cut to integers.
   with pytest.raises(ConfigError, match="^checkpoint='data position': "):
     states.stream(STREAM | change, 2)
 

@@ -19,11 +19,12 @@ class Endless:
 
 @pytest.mark.parametrize("seq_len", [1, 4, 50])
 def test_a_row_is_its_documents_end_to_end(seq_len):
-  # Catches: tokens lost or doubled where a window ends, at empty documents, or in documents longer than a window.
+  # Catches: tokens lost or doubled where a window ends, at empty documents, or in documents longer
+  # than a window.
   row = Row(Endless(), BYTES, first=1, stride=3, position=(0, 0))
   expected = [t for i in range(60) for t in (BYTES.boundary, *Endless()[1 + 3 * i])]
   for n in range(200 // seq_len):
-    assert row.window(seq_len).tolist() == expected[n * seq_len:(n + 1) * seq_len + 1]
+    assert row.window(seq_len).tolist() == expected[n * seq_len : (n + 1) * seq_len + 1]
 
 
 @pytest.mark.parametrize("seq_len", [1, 4, 50])
@@ -66,7 +67,9 @@ def test_state_on_several_processes_is_gathered(data, words, monkeypatch):
   for it in its:
     next(it)
   tables = []
-  monkeypatch.setattr(stream, "gather", lambda table: tables.append(table) or np.concatenate(tables))
+  monkeypatch.setattr(
+    stream, "gather", lambda table: tables.append(table) or np.concatenate(tables)
+  )
   its[0].get_state()
   state = its[1].get_state()
   assert sorted(state["rows"]) == ["0", "1", "2", "3"]
@@ -79,8 +82,11 @@ def test_gather_keeps_64_bits(monkeypatch):
   # Catches: the default 32-bit integers of JAX in process_allgather.
   import jax
   from jax.experimental import multihost_utils
+
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  monkeypatch.setattr(multihost_utils, "process_allgather", lambda x: np.asarray(jax.numpy.stack([x, x])))
+  monkeypatch.setattr(
+    multihost_utils, "process_allgather", lambda x: np.asarray(jax.numpy.stack([x, x]))
+  )
   table = np.array([[1, 2**40 + 3, -1], [4, 5, 6]])
   assert stream.gather(table).tolist() == table.tolist() * 2
 
@@ -99,7 +105,8 @@ def test_another_batch_size_or_pipeline_is_refused(data, words):
 
 
 def test_batches_are_counted(data, words):
-  # Catches: a state that does not say how many batches were read, or counts those that were read ahead.
+  # Catches: a state that does not say how many batches were read, or counts those that were read
+  # ahead.
   sources, data.threads = _sources(data, words), 2
   it = _iterator(data, sources)
   assert it.get_state()["batches"] == 0
@@ -120,20 +127,25 @@ def test_more_rows_than_documents_are_refused(data, words, documents):
   data.sources, data.validation_fraction = (words("a", documents + 1),), 1e-9
   sources = make_sources(data)
   assert len(sources[0].documents("train")) == documents
-  with pytest.raises(ConfigError, match=f"data.sources=.* has {documents} training documents for 16 of the 16 rows.*"
-                                        "--config.data.pipeline=windows"):
+  with pytest.raises(
+    ConfigError,
+    match=f"data.sources=.* has {documents} training documents for 16 of the 16 rows.*"
+    "--config.data.pipeline=windows",
+  ):
     _iterator(data, sources, batch_size=16)
   rows = next(_iterator(data, sources, batch_size=documents))["inputs"]
   assert len(np.unique(rows, axis=0)) == documents
 
 
 def test_rows_are_counted_for_each_source(data, words):
-  # Catches: a count over all sources, where a heavy weight makes rows share the few documents of one; a source of
-  # weight 0 that is refused; natural shares that are refused for their rounding.
+  # Catches: a count over all sources, where a heavy weight makes rows share the few documents of
+  # one; a source of weight 0 that is refused; natural shares that are refused for their rounding.
   data.sources, data.validation_fraction = (words("a", 4), words("b", 40)), 1e-9
   sources = make_sources(data)
   data.weights = (0.5, 0.5)
-  with pytest.raises(ConfigError, match="data.sources='text:.*a': has 3 training documents for 8 of the 16 rows"):
+  with pytest.raises(
+    ConfigError, match="data.sources='text:.*a': has 3 training documents for 8 of the 16 rows"
+  ):
     _iterator(data, sources, batch_size=16)
   for data.weights, batch_size in (((), 42), ((0, 1), 16), ((0.1, 0.9), 16)):
     rows = next(_iterator(data, sources, batch_size=batch_size))["inputs"]
@@ -155,16 +167,24 @@ def test_a_position_that_its_document_lacks(data, words):
   it = _iterator(data, sources)
   state = it.get_state()
   it.set_state(state | {"rows": state["rows"] | {"2": [0, 10_000]}})
-  with pytest.raises(ConfigError, match="^checkpoint='data position': row 2 .* token 10000 of a document of"):
+  with pytest.raises(
+    ConfigError, match="^checkpoint='data position': row 2 .* token 10000 of a document of"
+  ):
     next(it)
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-@pytest.mark.parametrize("damage, said", [
-    (lambda path: path.unlink(), "is no longer there"), (lambda path: path.write_text("x" * 9), "has changed since"),
-    (lambda path: path.write_bytes(path.read_bytes()[::-1]), "has changed since")])
+@pytest.mark.parametrize(
+  "damage, said",
+  [
+    (lambda path: path.unlink(), "is no longer there"),
+    (lambda path: path.write_text("x" * 9), "has changed since"),
+    (lambda path: path.write_bytes(path.read_bytes()[::-1]), "has changed since"),
+  ],
+)
 def test_a_file_that_changes_while_it_is_read(data, words, threads, damage, said):
-  # Catches: a traceback, or training on other text than the fingerprint's, where a file goes or changes during a run.
+  # Catches: a traceback, or training on other text than the fingerprint's, where a file goes or
+  # changes during a run.
   sources, data.threads = _sources(data, words), threads
   it = _iterator(data, sources)
   next(it)
@@ -178,7 +198,8 @@ def test_a_file_that_changes_while_it_is_read(data, words, threads, damage, said
 
 
 def test_spans_depend_on_the_position_in_a_row(data, words):
-  # Catches: a key without the position, by which all windows of a row are masked at the same places.
+  # Catches: a key without the position, by which all windows of a row are masked at the same
+  # places.
   sources = _sources(data, words)
   data.objective, data.noise_density, data.mean_span = "span_corruption", 0.3, 2.0
   it = _iterator(data, sources, batch_size=1)

@@ -11,7 +11,7 @@ from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit
 
-BUILDER = '''
+BUILDER = """
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -29,7 +29,7 @@ class LittleText(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, n):
     for i in range(n):
       yield i, {"text": f"example {i} of {n} \\u4e16", "n": i}
-'''
+"""
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +67,9 @@ def test_a_named_split_is_held_out(little):
   # Catches: a validation_split that is not read, or whose examples are trained on.
   little.validation_split = "held_out"
   source = make_sources(little)[0]
-  assert sorted(source.documents("train")) == _texts(60) and sorted(source.documents("validation")) == _texts(9)
+  assert sorted(source.documents("train")) == _texts(60) and sorted(
+    source.documents("validation")
+  ) == _texts(9)
 
 
 @pytest.mark.parametrize("pipeline", ["windows", "stream"])
@@ -88,16 +90,21 @@ def test_version(little):
   # Catches: a version that is ignored.
   (without,) = make_sources(little)
   little.sources = ("tfds:little_text:1.0.0",)
-  assert make_sources(little)[0].fingerprint == without.fingerprint and len(without.fingerprint) == 64
+  assert (
+    make_sources(little)[0].fingerprint == without.fingerprint and len(without.fingerprint) == 64
+  )
   little.sources = ("tfds:little_text:2.0.0",)
   with pytest.raises(ConfigError, match="is not prepared in .*prepared there: little_text/1.0.0"):
     make_sources(little)
 
 
 def test_not_prepared_is_told_and_not_downloaded(data):
-  # Catches: TFDS's attempt to download (minutes offline) and an error that does not say how to prepare.
+  # Catches: TFDS's attempt to download (minutes offline) and an error that does not say how to
+  # prepare.
   data.sources = ("tfds:tiny_shakespeare",)
-  with pytest.raises(ConfigError, match="(?s)not prepared in .*nothing is prepared there.*tfds.builder.*array_record"):
+  with pytest.raises(
+    ConfigError, match="(?s)not prepared in .*nothing is prepared there.*tfds.builder.*array_record"
+  ):
     make_sources(data)
 
 
@@ -123,19 +130,30 @@ def test_another_file_format(little, prepared, tmp_path):
   info = json.loads((copy / "dataset_info.json").read_text()) | {"fileFormat": "tfrecord"}
   (copy / "dataset_info.json").write_text(json.dumps(info))
   little.tfds_dir = str(tmp_path / "tfds")
-  with pytest.raises(ConfigError, match="is prepared as tfrecord and not as array_record; .*convert_format"):
+  with pytest.raises(
+    ConfigError, match="is prepared as tfrecord and not as array_record; .*convert_format"
+  ):
     make_sources(little)
 
 
 def test_tensorflow_is_not_needed(prepared):
   # Catches: an import of TensorFlow, which is not installed and would take seconds where it is.
-  script = ("import sys\nfrom ml_collections import ConfigDict\n"
-            "from moe_jax.data.tfds import tfds\n"
-            "data = ConfigDict(dict(tfds_dir=sys.argv[1], text_field='text', validation_split='held_out'))\n"
-            "print(len(tfds('tfds:little_text', data)[1]['validation']), 'tensorflow' in sys.modules)\n")
+  script = (
+    "import sys\n"
+    "from ml_collections import ConfigDict\n"
+    "from moe_jax.data.tfds import tfds\n"
+    "data = ConfigDict(dict(tfds_dir=sys.argv[1], text_field='text', "
+    "validation_split='held_out'))\n"
+    "print(len(tfds('tfds:little_text', data)[1]['validation']), 'tensorflow' in sys.modules)\n"
+  )
   import moe_jax
-  out = subprocess.run([sys.executable, "-c", script, str(prepared)], capture_output=True, text=True,
-                       env={"PYTHONPATH": f"{moe_jax.__path__[0]}/.."})
+
+  out = subprocess.run(
+    [sys.executable, "-c", script, str(prepared)],
+    capture_output=True,
+    text=True,
+    env={"PYTHONPATH": f"{moe_jax.__path__[0]}/.."},
+  )
   assert out.stdout.strip() == "9 False", out.stderr
 
 
@@ -147,6 +165,8 @@ def test_a_damaged_dataset(little, prepared, tmp_path, which, content):
   for path in (tmp_path / "tfds").rglob(which):
     path.write_bytes(content)
   little.tfds_dir = str(tmp_path / "tfds")
-  with pytest.raises(ConfigError, match="^data.(sources='tfds:little_text'|text_field='text'|validation_split=)"):
+  with pytest.raises(
+    ConfigError, match="^data.(sources='tfds:little_text'|text_field='text'|validation_split=)"
+  ):
     for split in make_sources(little)[0].splits.values():
       list(split)

@@ -10,7 +10,9 @@ from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit
 
-TEXT = "  two  spaces,\n\ttab \u00e9\u00df \u4e16\u754c \U0001f600 <s> <|endoftext|> and </s> done\n"
+TEXT = (
+  "  two  spaces,\n\ttab \u00e9\u00df \u4e16\u754c \U0001f600 <s> <|endoftext|> and </s> done\n"
+)
 
 
 @pytest.fixture(params=["bytes", "sentencepiece", "hf"])
@@ -22,8 +24,9 @@ def tokenizer(request):
 
 @pytest.mark.parametrize("text", [TEXT, WORDS, "", " ", "\n", "a"])
 def test_text_comes_back_and_its_bytes_are_counted(tokenizer, text):
-  # Catches: wrong lengths of byte pieces, of spaces or of multi-byte characters; a prefix space; special tokens written
-  # in a text that become special (0 bytes); truncation, padding and post-processing that the file asks for.
+  # Catches: wrong lengths of byte pieces, of spaces or of multi-byte characters; a prefix space;
+  # special tokens written in a text that become special (0 bytes); truncation, padding and
+  # post-processing that the file asks for.
   ids = tokenizer.encode(text.encode())
   assert ids.dtype == np.int32 and ids.ndim == 1
   assert tokenizer.decode(ids) == text.encode()
@@ -34,7 +37,9 @@ def test_text_comes_back_and_its_bytes_are_counted(tokenizer, text):
 def test_shape_of_a_tokenizer(tokenizer):
   # Catches: a boundary that is no id or stands for bytes; lengths that do not cover all ids.
   assert tokenizer.byte_lengths.shape == (tokenizer.size,)
-  assert 0 <= tokenizer.boundary < tokenizer.size and tokenizer.byte_lengths[tokenizer.boundary] == 0
+  assert (
+    0 <= tokenizer.boundary < tokenizer.size and tokenizer.byte_lengths[tokenizer.boundary] == 0
+  )
   assert tokenizer.fingerprint
 
 
@@ -65,6 +70,7 @@ def test_subwords_are_subwords(sentencepiece_file, hf_file):
 def test_boundary_is_the_models_own_where_it_has_one(sentencepiece_file, hf_file, tmp_path):
   # Catches: an appended id where a pretrained model has one; a boundary that collides with a piece.
   import tokenizers
+
   assert make_tokenizer(f"sentencepiece:{sentencepiece_file}").boundary == 1  # <s>
   own = make_tokenizer(f"hf:{hf_file}")
   assert own.boundary == tokenizers.Tokenizer.from_file(str(hf_file)).token_to_id("<|endoftext|>")
@@ -72,7 +78,9 @@ def test_boundary_is_the_models_own_where_it_has_one(sentencepiece_file, hf_file
   spec["added_tokens"] = []
   (tmp_path / "t.json").write_text(json.dumps(spec))
   appended = make_tokenizer(f"hf:{tmp_path}/t.json")
-  assert appended.boundary == own.size and appended.size % 8 == 0 and appended.size > appended.boundary
+  assert (
+    appended.boundary == own.size and appended.size % 8 == 0 and appended.size > appended.boundary
+  )
 
 
 def test_fingerprints_differ(sentencepiece_file, hf_file, tmp_path):
@@ -85,15 +93,19 @@ def test_fingerprints_differ(sentencepiece_file, hf_file, tmp_path):
 def test_a_lossy_model_is_told(tmp_path, capfd):
   # Catches: bits per byte of another text than the one on disk, unsaid.
   import sentencepiece
+
   model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(WORDS.splitlines()), model_writer=model,
-                                           vocab_size=60, minloglevel=2)
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(WORDS.splitlines()), model_writer=model, vocab_size=60, minloglevel=2
+  )
   (tmp_path / "m.model").write_bytes(model.getvalue())
   make_tokenizer(f"sentencepiece:{tmp_path}/m.model")
   assert "changes text" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("content, spec, remedy", [
+@pytest.mark.parametrize(
+  "content, spec, remedy",
+  [
     (None, "byte", "did you mean 'bytes'"),
     (None, "sentencepeice:x", "did you mean 'sentencepiece'"),
     (None, "bytes:x", "takes no file"),
@@ -110,10 +122,16 @@ def test_a_lossy_model_is_told(tmp_path, capfd):
     (b'{"vocab_size": 5}', "hf:{}", "no tokenizer.json"),
     (b'["model"]', "hf:{}", "no tokenizer.json"),
     (b'{"model": {"type": "WordPiece", "vocab": {"a": 0}}}', "hf:{}", "cannot be counted"),
-    (b'{"model": {"type": "Nonsense"}, "decoder": {"type": "ByteLevel"}}', "hf:{}", "not a tokenizer.json that this"),
-])
+    (
+      b'{"model": {"type": "Nonsense"}, "decoder": {"type": "ByteLevel"}}',
+      "hf:{}",
+      "not a tokenizer.json that this",
+    ),
+  ],
+)
 def test_errors(tmp_path, content, spec, remedy):
-  # Catches: errors of the bindings (RuntimeError, bare Exception), which name neither field nor remedy.
+  # Catches: errors of the bindings (RuntimeError, bare Exception), which name neither field nor
+  # remedy.
   path = tmp_path / "file"
   if content is not None:
     path.write_bytes(content)

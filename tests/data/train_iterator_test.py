@@ -23,7 +23,9 @@ def _take(it, n):
 
 
 def _equal(a, b):
-  return len(a) == len(b) and all(np.array_equal(x[k], y[k]) for x, y in zip(a, b, strict=True) for k in x | y)
+  return len(a) == len(b) and all(
+    np.array_equal(x[k], y[k]) for x, y in zip(a, b, strict=True) for k in x | y
+  )
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -33,7 +35,8 @@ def test_batches_are_batches(setup, pipeline):
   data.pipeline = pipeline
   for batch in _take(train_iterator(data, BYTES, sources, 4, 16), 5):
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
-        k: ((4, 16), "int32") for k in ("inputs", "targets", "segment_ids", "positions")}
+      k: ((4, 16), "int32") for k in ("inputs", "targets", "segment_ids", "positions")
+    }
     assert np.array_equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])
     assert (batch["segment_ids"][:, 0] == 1).all() and (batch["positions"][:, 0] == 0).all()
 
@@ -45,16 +48,21 @@ def test_global_order_for_any_number_of_processes(setup, pipeline, processes):
   data, sources = setup
   data.pipeline = pipeline
   whole = _take(train_iterator(data, BYTES, sources, 4), 12)
-  parts = [_take(train_iterator(data, BYTES, sources, 4, process_index=p, process_count=processes), 12)
-           for p in range(processes)]
-  joined = [{k: np.concatenate([b[k] for b in step]) for k in step[0]} for step in zip(*parts, strict=True)]
+  parts = [
+    _take(train_iterator(data, BYTES, sources, 4, process_index=p, process_count=processes), 12)
+    for p in range(processes)
+  ]
+  joined = [
+    {k: np.concatenate([b[k] for b in step]) for k in step[0]} for step in zip(*parts, strict=True)
+  ]
   assert _equal(whole, joined)
 
 
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_resume_is_exact(setup, pipeline, threads):
-  # Catches: a state that counts what was read ahead; one that is not JSON; a restored iterator that repeats a batch.
+  # Catches: a state that counts what was read ahead; one that is not JSON; a restored iterator that
+  # repeats a batch.
   data, sources = setup
   data.pipeline, data.threads = pipeline, threads
   it = train_iterator(data, BYTES, sources, 4)
@@ -75,14 +83,21 @@ def test_resume_is_exact(setup, pipeline, threads):
 def test_windows_resume_on_another_number_of_processes(setup):
   # Catches: a state in local units.
   data, sources = setup
-  its = [train_iterator(data, BYTES, sources, 4, process_index=p, process_count=4) for p in range(4)]
+  its = [
+    train_iterator(data, BYTES, sources, 4, process_index=p, process_count=4) for p in range(4)
+  ]
   states = [(_take(it, 3), it.get_state())[1] for it in its]
   assert all(state == states[0] for state in states)
   expected = _take(train_iterator(data, BYTES, sources, 4), 6)[3:]
-  halves = [train_iterator(data, BYTES, sources, 4, process_index=p, process_count=2) for p in range(2)]
+  halves = [
+    train_iterator(data, BYTES, sources, 4, process_index=p, process_count=2) for p in range(2)
+  ]
   for half in halves:
     half.set_state(states[0])
-  joined = [{k: np.concatenate([x[k], y[k]]) for k in x} for x, y in zip(*(_take(h, 3) for h in halves), strict=True)]
+  joined = [
+    {k: np.concatenate([x[k], y[k]]) for k in x}
+    for x, y in zip(*(_take(h, 3) for h in halves), strict=True)
+  ]
   assert _equal(joined, expected)
 
 

@@ -3,7 +3,14 @@ import pathlib
 import numpy as np
 import pytest
 
-from moe_jax.data import cache, make_sources, make_tokenizer, train_iterator, validation_batches, windows
+from moe_jax.data import (
+  cache,
+  make_sources,
+  make_tokenizer,
+  train_iterator,
+  validation_batches,
+  windows,
+)
 from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -34,7 +41,9 @@ def test_flat_tokens(data, words):
 def test_cache_key_has_all_that_changes_tokens(data, words):
   # Catches: tokens of another text, split or tokenizer read from the cache.
   source, name = _source(data, words("a", 9)), data.sources[0]
-  files = {windows.flat_tokens(data, BYTES, source, side).filename for side in ("train", "validation")}
+  files = {
+    windows.flat_tokens(data, BYTES, source, side).filename for side in ("train", "validation")
+  }
   data.validation_fraction = 0.5
   files.add(windows.flat_tokens(data, BYTES, make_sources(data)[0], "train").filename)
   other = make_tokenizer("bytes")
@@ -49,7 +58,8 @@ def test_cache_key_has_all_that_changes_tokens(data, words):
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("seq_len", [7, 16, 1000])
 def test_validation_predicts_each_byte_once(data, words, seq_len, batch_size):
-  # Catches: a last window that is dropped, windows that overlap or leave a token out, padding that counts.
+  # Catches: a last window that is dropped, windows that overlap or leave a token out, padding that
+  # counts.
   source = _source(data, words("a", 23))
   targets = []
   for b in validation_batches(data, BYTES, source, batch_size, seq_len=seq_len):
@@ -66,10 +76,13 @@ def test_validation_predicts_each_byte_once(data, words, seq_len, batch_size):
 
 
 def test_few_validation_batches_are_spread_and_always_the_same(data, words):
-  # Catches: the first windows only (one document's worth), another choice at each call, more batches than asked for.
+  # Catches: the first windows only (one document's worth), another choice at each call, more
+  # batches than asked for.
   source = _source(data, words("a", 40, size=200))
   whole = np.concatenate([b["inputs"] for b in validation_batches(data, BYTES, source, 1)])
-  few, again = ([b["inputs"] for b in validation_batches(data, BYTES, source, 4, 3)] for _ in range(2))
+  few, again = (
+    [b["inputs"] for b in validation_batches(data, BYTES, source, 4, 3)] for _ in range(2)
+  )
   assert len(few) == 3 and np.array_equal(few, again)
   where = [int(np.flatnonzero((whole == row).all(1))[0]) for row in np.concatenate(few)]
   assert where == sorted(set(where)) and where[-1] > 0.8 * len(whole)
@@ -81,8 +94,10 @@ def test_validation_over_processes(data, words, processes):
   # Catches: processes that yield different numbers of batches (a hang), rows read twice.
   source = _source(data, words("a", 23))
   one = list(validation_batches(data, BYTES, source, 4))
-  parts = [list(validation_batches(data, BYTES, source, 4, process_index=p, process_count=processes))
-           for p in range(processes)]
+  parts = [
+    list(validation_batches(data, BYTES, source, 4, process_index=p, process_count=processes))
+    for p in range(processes)
+  ]
   for i, batch in enumerate(one):
     for name in batch:
       assert np.array_equal(batch[name], np.concatenate([part[i][name] for part in parts]))
@@ -96,7 +111,7 @@ def test_training_sees_every_window_once_an_epoch(data, words):
   n = (len(flat) - 1) // 16
   it = train_iterator(data, BYTES, [source], 1)
   seen = [next(it) for _ in range(n)]
-  expected = sorted(tuple(flat[i * 16:i * 16 + 17].tolist()) for i in range(n))
+  expected = sorted(tuple(flat[i * 16 : i * 16 + 17].tolist()) for i in range(n))
   assert sorted((*b["inputs"][0].tolist(), int(b["targets"][0, -1])) for b in seen) == expected
 
 
@@ -105,7 +120,9 @@ def test_a_source_without_a_window(data, words):
   short, long = words("short", 3, size=8), words("long", 40)
   data.sources, data.seq_len = (long, short), 64
   sources = make_sources(data)
-  with pytest.raises(ConfigError, match="data.sources='text:.*short': .* shorter than one window of data.seq_len=64"):
+  with pytest.raises(
+    ConfigError, match="data.sources='text:.*short': .* shorter than one window of data.seq_len=64"
+  ):
     train_iterator(data, BYTES, sources, 2)
   data.weights = (1, 0)
   next(train_iterator(data, BYTES, sources, 2))
@@ -119,9 +136,12 @@ def test_large_vocabularies_do_not_wrap(data, words):
 
 
 DAMAGE = {
-    "cut": lambda whole: whole[:len(whole) // 2], "0xff": lambda whole: b"\xff" * len(whole),
-    "flipped": lambda whole: whole[:21] + bytes([whole[21] ^ 1]) + whole[22:], "empty": lambda whole: b"",
-    "of an earlier version": lambda whole: whole[:-48]}
+  "cut": lambda whole: whole[: len(whole) // 2],
+  "0xff": lambda whole: b"\xff" * len(whole),
+  "flipped": lambda whole: whole[:21] + bytes([whole[21] ^ 1]) + whole[22:],
+  "empty": lambda whole: b"",
+  "of an earlier version": lambda whole: whole[:-48],
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
@@ -131,19 +151,26 @@ def test_damaged_tokens_are_made_anew(data, words, capfd, damage):
   for side in ("train", "validation"):
     path = pathlib.Path(windows.flat_tokens(data, BYTES, source, side).filename)
     path.write_bytes(damage(path.read_bytes()))
-    assert windows.flat_tokens(data, BYTES, source, side).tolist() == _expected(source.documents(side))
+    assert windows.flat_tokens(data, BYTES, source, side).tolist() == _expected(
+      source.documents(side)
+    )
     assert f"{path} is damaged" in capfd.readouterr().err
 
 
 def test_ids_beyond_the_embedding_never_reach_a_model(data, words):
-  # Catches: a file whose digest is right and whose ids are not; a tokenizer that returns what it has no row for.
+  # Catches: a file whose digest is right and whose ids are not; a tokenizer that returns what it
+  # has no row for.
   source = _source(data, words("a", 9))
   path = pathlib.Path(windows.flat_tokens(data, BYTES, source, "train").filename)
   cache.replace(path, lambda file: file.write(np.array([256, 264, 256], "<u2").tobytes()))
-  assert windows.flat_tokens(data, BYTES, source, "train").tolist() == _expected(source.documents("train"))
+  assert windows.flat_tokens(data, BYTES, source, "train").tolist() == _expected(
+    source.documents("train")
+  )
   wrong = make_tokenizer("bytes")
   wrong.encode, wrong.fingerprint = (lambda text: np.array([3, 264], np.int32)), "wrong"
-  with pytest.raises(ConfigError, match="data.tokenizer='bytes': gives the id 264, but its ids are below 264"):
+  with pytest.raises(
+    ConfigError, match="data.tokenizer='bytes': gives the id 264, but its ids are below 264"
+  ):
     windows.flat_tokens(data, wrong, source, "train")
   assert not list(path.parent.glob("*.tmp"))
   data.pipeline = "stream"
@@ -163,7 +190,8 @@ def test_tokens_that_are_written_to_during_training(data, words):
 
 
 def test_documents_end_with_eos_where_it_is_set(data, words):
-  # Catches: data.eos that nothing writes; tokens with it read from the cache of those without; two tokens at the end.
+  # Catches: data.eos that nothing writes; tokens with it read from the cache of those without; two
+  # tokens at the end.
   source, tokenizer = _source(data, words("a", 9)), make_tokenizer("bytes")
   plain = windows.flat_tokens(data, tokenizer, source, "train").tolist()
   tokenizer.eos, tokenizer.fingerprint = 257, "bytes with an end"
@@ -175,11 +203,14 @@ def test_documents_end_with_eos_where_it_is_set(data, words):
   data.pipeline = "stream"
   it = train_iterator(data, tokenizer, [source], 1, 50)
   stream = [t for _ in range(9) for t in next(it)["targets"][0].tolist()]
-  assert 257 in stream and all(b == 256 for a, b in zip(stream, stream[1:], strict=False) if a == 257)
+  assert 257 in stream and all(
+    b == 256 for a, b in zip(stream, stream[1:], strict=False) if a == 257
+  )
 
 
 def test_another_boundary_is_another_file(data, words):
-  # Catches: tokens behind one boundary read as those behind another, where the file of the tokenizer is the same.
+  # Catches: tokens behind one boundary read as those behind another, where the file of the
+  # tokenizer is the same.
   source, other = _source(data, words("a", 4)), make_tokenizer("bytes")
   windows.flat_tokens(data, BYTES, source, "train")
   other.boundary = 258

@@ -16,13 +16,20 @@ pytestmark = pytest.mark.unit
 
 
 def test_one_expert_takes_all():
-  # relu(x) times 10^e. All eight tokens visit expert 3, on the last of four devices, and those of even number expert 0
-  # too. Catches: rows added to the tokens of another device, experts numbered by device.
+  # relu(x) times 10^e. All eight tokens visit expert 3, on the last of four devices, and those of
+  # even number expert 0 too. Catches: rows added to the tokens of another device, experts numbered
+  # by device.
   eye = jnp.eye(2)
-  experts = Experts(jnp.stack([eye] * 4), jnp.stack([10.0**e * eye for e in range(4)]), None, "relu")
+  experts = Experts(
+    jnp.stack([eye] * 4), jnp.stack([10.0**e * eye for e in range(4)]), None, "relu"
+  )
   token = jnp.tile(jnp.array([0, 1, 0, 1]), (4, 1))
-  plan = RoutingPlan(token=token, expert=jnp.tile(jnp.array([3, 3, 0, 4]), (4, 1)), gate=jnp.ones((4, 4)),
-                     num_experts=4)
+  plan = RoutingPlan(
+    token=token,
+    expert=jnp.tile(jnp.array([3, 3, 0, 4]), (4, 1)),
+    gate=jnp.ones((4, 4)),
+    num_experts=4,
+  )
   x = jnp.arange(16.0).reshape(4, 2, 2)
   with jax.set_mesh(make_mesh({"expert": 4})):
     y = tiny.quick_jit(lambda x: all_gather(plan, x, experts, None, "tpu"))(x)
@@ -32,6 +39,8 @@ def test_one_expert_takes_all():
 def test_an_unknown_platform_is_named():
   # Catches: a silent fallback.
   one = jnp.ones((1, 1, 1))
-  plan = RoutingPlan(token=jnp.zeros((1, 1), int), expert=jnp.zeros((1, 1), int), gate=one[0], num_experts=1)
+  plan = RoutingPlan(
+    token=jnp.zeros((1, 1), int), expert=jnp.zeros((1, 1), int), gate=one[0], num_experts=1
+  )
   with pytest.raises(ConfigError, match="platform='abacus'"):
     all_gather(plan, one, Experts(one, one, None, "relu"), None, "abacus")

@@ -14,35 +14,50 @@ from moe_jax.routing.top_k import top_k
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.parametrize(("tokens", "experts", "k", "factor", "basis", "minimum", "expected"), [
-  (1024, 128, 1, 1.25, "tokens", 1, 10),
-  (2048, 32, 2, 1.25, "tokens", 1, 80),
-  (4096, 64, 2, 2.0, "tokens", 1, 128),
-  (456, 32, 2, 1.25, "tokens", 1, 18),  # 17.8: Mesh-TensorFlow's floor has 17
-  (4096, 64, 2, 1.25, "tokens", 4, 80),
-  (4096, 64, 2, 1.25, "assignments", 4, 160),  # V-MoE: K times as many
-  (256, 8, 2, 1.0, "assignments", 1, 64),  # GShard's 2N/(G E)
-  (16, 64, 1, 1.0, "tokens", 1, 1), (16, 64, 1, 1.0, "tokens", 4, 4),  # 0.25
-  (16, 2, 1, 9.0, "tokens", 1, 16),  # never more than S
-  (2, 2, 1, 1.0, "tokens", 4, 2),
-  (16, 4, 2, None, "tokens", 4, None),
-])
+@pytest.mark.parametrize(
+  ("tokens", "experts", "k", "factor", "basis", "minimum", "expected"),
+  [
+    (1024, 128, 1, 1.25, "tokens", 1, 10),
+    (2048, 32, 2, 1.25, "tokens", 1, 80),
+    (4096, 64, 2, 2.0, "tokens", 1, 128),
+    (456, 32, 2, 1.25, "tokens", 1, 18),  # 17.8: Mesh-TensorFlow's floor has 17
+    (4096, 64, 2, 1.25, "tokens", 4, 80),
+    (4096, 64, 2, 1.25, "assignments", 4, 160),  # V-MoE: K times as many
+    (256, 8, 2, 1.0, "assignments", 1, 64),  # GShard's 2N/(G E)
+    (16, 64, 1, 1.0, "tokens", 1, 1),
+    (16, 64, 1, 1.0, "tokens", 4, 4),  # 0.25
+    (16, 2, 1, 9.0, "tokens", 1, 16),  # never more than S
+    (2, 2, 1, 1.0, "tokens", 4, 2),
+    (16, 4, 2, None, "tokens", 4, None),
+  ],
+)
 def test_expert_capacity(tokens, experts, k, factor, basis, minimum, expected):
   # Catches: a factor K too many or too few, floor for round, minimum beyond S.
   assert expert_capacity(tokens, experts, tokens * k, factor, basis, minimum) == expected
 
 
-@pytest.mark.parametrize(("factor", "basis", "minimum", "field"), [
-  (1.0, "token", 1, "capacity_basis"), (0.0, "tokens", 1, "capacity_factor"), (None, "tokens", 0, "min_capacity"),
-  (None, "choices", 1, "capacity_basis")])
+@pytest.mark.parametrize(
+  ("factor", "basis", "minimum", "field"),
+  [
+    (1.0, "token", 1, "capacity_basis"),
+    (0.0, "tokens", 1, "capacity_factor"),
+    (None, "tokens", 0, "min_capacity"),
+    (None, "choices", 1, "capacity_basis"),
+  ],
+)
 def test_bad_capacity_is_named(factor, basis, minimum, field):
   with pytest.raises(ConfigError, match=field):
     expert_capacity(16, 4, 16, factor, basis, minimum)
 
 
-# Assignments in priority order, 2 experts, 2 is nobody: expert 0 is named at 0, 2, 5; expert 1 at 1, 4.
-PLAN = RoutingPlan(token=jnp.array([0, 1, 2, 3, 0, 1]), expert=jnp.array([0, 1, 0, 2, 1, 0]),
-                   gate=jnp.array([0.9, 0.8, 0.0, 0.0, 0.5, 0.4]), num_experts=2)
+# Assignments in priority order, 2 experts, 2 is nobody: expert 0 is named at 0, 2, 5; expert 1 at
+# 1, 4.
+PLAN = RoutingPlan(
+  token=jnp.array([0, 1, 2, 3, 0, 1]),
+  expert=jnp.array([0, 1, 0, 2, 1, 0]),
+  gate=jnp.array([0.9, 0.8, 0.0, 0.0, 0.5, 0.4]),
+  num_experts=2,
+)
 
 
 def test_slot_index():
@@ -51,7 +66,8 @@ def test_slot_index():
 
 
 def test_drop_overflow():
-  # Catches: serving the last instead of the first, a gate that outlives its assignment; a 0 gate that loses its slot.
+  # Catches: serving the last instead of the first, a gate that outlives its assignment; a 0 gate
+  # that loses its slot.
   one, two = drop_overflow(PLAN, 1), drop_overflow(PLAN, 2)
   assert one.expert.tolist() == [0, 1, 2, 2, 2, 2] and two.expert.tolist() == [0, 1, 0, 2, 1, 2]
   np.testing.assert_allclose(two.gate, [0.9, 0.8, 0.0, 0.0, 0.5, 0.0])
@@ -61,7 +77,8 @@ def test_drop_overflow():
 
 
 def test_slots():
-  # Four tokens; 4 marks an empty slot. Catches: the next expert's rows in an empty slot, a read beyond the end.
+  # Four tokens; 4 marks an empty slot. Catches: the next expert's rows in an empty slot, a read
+  # beyond the end.
   token, gate = slots(PLAN, 4, tokens=4)
   assert token.tolist() == [[0, 2, 1, 4], [1, 0, 4, 4]]
   np.testing.assert_allclose(gate, [[0.9, 0.0, 0.4, 0.0], [0.8, 0.5, 0.0, 0.0]])
@@ -70,8 +87,9 @@ def test_slots():
 
 
 def test_priority_decides_who_is_left_out():
-  # The design's example in small: 256 tokens, 8 experts, K = 2, 40 slots (1.25 a token). Token-major leaves many tokens
-  # with nobody; choice-major far fewer. Catches: the two orders swapped.
+  # The design's example in small: 256 tokens, 8 experts, K = 2, 40 slots (1.25 a token).
+  # Token-major leaves many tokens with nobody; choice-major far fewer. Catches: the two orders
+  # swapped.
   logits = jax.random.normal(jax.random.key(0), (256, 8))
   alone = {}
   for priority in ("choice", "token"):
@@ -82,22 +100,43 @@ def test_priority_decides_who_is_left_out():
   assert alone["choice"] < 0.05 < 0.2 < alone["token"]
 
 
-@pytest.mark.parametrize(("tokens", "experts", "factor", "down", "nearest", "up"), [
-  (1024, 128, 1.25, 10, 10, 10), (2048, 32, 1.25, 80, 80, 80), (456, 32, 1.25, 17, 18, 18), (455, 32, 1.25, 17, 18, 18),
-  (100, 32, 1.0, 3, 3, 4)])
+@pytest.mark.parametrize(
+  ("tokens", "experts", "factor", "down", "nearest", "up"),
+  [
+    (1024, 128, 1.25, 10, 10, 10),
+    (2048, 32, 1.25, 80, 80, 80),
+    (456, 32, 1.25, 17, 18, 18),
+    (455, 32, 1.25, 17, 18, 18),
+    (100, 32, 1.0, 3, 3, 4),
+  ],
+)
 def test_three_codebases_round_in_three_ways(tokens, experts, factor, down, nearest, up):
-  # 456 * 1.25 / 32 = 17.8: Mesh-TensorFlow has 17 slots, flaxformer 18. Catches: one rounding for all.
-  slots = lambda rounding: expert_capacity(tokens, experts, tokens, factor, "tokens", 1, rounding)
+  # 456 * 1.25 / 32 = 17.8: Mesh-TensorFlow has 17 slots, flaxformer 18. Catches: one rounding for
+  # all.
+  def slots(rounding):
+    return expert_capacity(tokens, experts, tokens, factor, "tokens", 1, rounding)
+
   assert (slots("down"), slots("nearest"), slots("up")) == (down, nearest, up)
   with pytest.raises(ConfigError, match="capacity_rounding"):
     slots("floor")
 
 
-@pytest.mark.parametrize("factor, tokens, experts, rounding, expected", [
-    (1.1, 1600, 4, "up", 440), (1.1, 1600, 4, "down", 440), (1.1, 1600, 4, "nearest", 440), (0.7, 100, 10, "down", 7),
-    (1.15, 2000, 23, "up", 100), (2.3, 1000, 10, "up", 230), (1.25, 10, 4, "nearest", 3), (1.25, 6, 3, "nearest", 2)])
+@pytest.mark.parametrize(
+  "factor, tokens, experts, rounding, expected",
+  [
+    (1.1, 1600, 4, "up", 440),
+    (1.1, 1600, 4, "down", 440),
+    (1.1, 1600, 4, "nearest", 440),
+    (0.7, 100, 10, "down", 7),
+    (1.15, 2000, 23, "up", 100),
+    (2.3, 1000, 10, "up", 230),
+    (1.25, 10, 4, "nearest", 3),
+    (1.25, 6, 3, "nearest", 2),
+  ],
+)
 def test_capacity_is_exact(factor, tokens, experts, rounding, expected):
-  # Catches: floating point, in which 1.1 * 1600 / 4 is a little more than 440, and 0.7 * 100 / 10 a little less than 7.
+  # Catches: floating point, in which 1.1 * 1600 / 4 is a little more than 440, and 0.7 * 100 / 10 a
+  # little less than 7.
   assert expert_capacity(tokens, experts, tokens, factor, "tokens", 1, rounding) == expected
 
 
@@ -107,5 +146,7 @@ def test_a_factor_that_is_no_positive_number_is_refused(factor):
   with pytest.raises(ConfigError, match="model.moe.capacity_factor=.*> 0 and finite"):
     expert_capacity(8, 2, 8, factor, "tokens", 1)
   for router in ("expert_choice", "capped_expert_choice", "no_token_left_behind"):
-    with pytest.raises(ConfigError, match=f"model.moe.router.{router}.capacity_factor=.*> 0 .*finite"):
+    with pytest.raises(
+      ConfigError, match=f"model.moe.router.{router}.capacity_factor=.*> 0 .*finite"
+    ):
       ROUTERS[router].route(jnp.zeros((8, 2)), RoutingContext(), capacity_factor=factor)

@@ -1,7 +1,9 @@
-"""The table that every router and dispatcher must pass: values and gradients, with and without overflow, under jit.
+"""The table that every router and dispatcher must pass: values and gradients, with and without
+overflow, under jit.
 
-The oracles' loops give the values; `_dense` (every expert on every token, weighted by the oracle's gates) gives the
-gradients and is itself held against the oracle. A new router takes one line in CASES, a new dispatcher none.
+The oracles' loops give the values; `_dense` (every expert on every token, weighted by the oracle's
+gates) gives the gradients and is itself held against the oracle. A new router takes one line in
+CASES, a new dispatcher none.
 """
 
 import functools
@@ -23,24 +25,50 @@ pytestmark = pytest.mark.conformance
 G, S, E, D, F = 2, 16, 4, 6, 8
 PADDING = np.arange(S) < np.array([[S], [S - 3]])  # the second group ends in three padded tokens
 
-CASES = [("top_k", {"k": k, "gate_norm": norm, "priority": priority})
-         for k, norm in [(1, "none"), (2, "top_k"), (4, "none")] for priority in ("choice", "token", "gate")]
+CASES = [
+  ("top_k", {"k": k, "gate_norm": norm, "priority": priority})
+  for k, norm in [(1, "none"), (2, "top_k"), (4, "none")]
+  for priority in ("choice", "token", "gate")
+]
 CASES += [
-  ("top_k", {"k": 1, "gate_norm": "top_k"}), ("adaptive_mixture", {}), ("noisy_top_k", {"k": 2, "noise_floor": 0.01}),
-  ("hierarchical", {"groups": 2, "primary_k": 1, "k": 2}), ("strictly_balanced", {"k": 2}), ("gshard", {}),
+  ("top_k", {"k": 1, "gate_norm": "top_k"}),
+  ("adaptive_mixture", {}),
+  ("noisy_top_k", {"k": 2, "noise_floor": 0.01}),
+  ("hierarchical", {"groups": 2, "primary_k": 1, "k": 2}),
+  ("strictly_balanced", {"k": 2}),
+  ("gshard", {}),
   ("gshard", {"threshold": 0.2, "skipped_keeps_slot": False}),
   ("no_token_left_behind", {"choices": 3, "capacity_factor": 0.75}),
-  ("expert_choice", {"capacity_factor": 2.0}), ("capped_expert_choice", {"entropy": 0.05}), ("st_moe", {"k": 3}),
+  ("expert_choice", {"capacity_factor": 2.0}),
+  ("capped_expert_choice", {"entropy": 0.05}),
+  ("st_moe", {"k": 3}),
   ("st_moe", {"k": 2, "policy": "threshold", "priority": "gate"}),
-  ("device_limited", {"k": 2, "groups": 2, "kept_groups": 1}), ("sigmoid_bias", {"k": 2, "groups": 2}),
-  ("base", {"epsilon": 0.0625}), ("sinkhorn", {"k": 2}), ("hash_layer", {}), ("random_choice", {"k": 2})]
-WITHOUT_GRADIENT = ("hash_layer", "random_choice")  # all others train their logits through the gates
+  ("device_limited", {"k": 2, "groups": 2, "kept_groups": 1}),
+  ("sigmoid_bias", {"k": 2, "groups": 2}),
+  ("base", {"epsilon": 0.0625}),
+  ("sinkhorn", {"k": 2}),
+  ("hash_layer", {}),
+  ("random_choice", {"k": 2}),
+]
+WITHOUT_GRADIENT = (
+  "hash_layer",
+  "random_choice",
+)  # all others train their logits through the gates
 TOP_2 = {"k": 2, "gate_norm": "top_k", "priority": "choice"}
-_label = lambda v: "-".join(str(o) for o in v.values()) if isinstance(v, dict) else None
+
+
+def _label(v):
+  return "-".join(str(o) for o in v.values()) if isinstance(v, dict) else None
+
+
 each_case = pytest.mark.parametrize(("name", "options"), CASES, ids=_label)
 each_dispatcher = pytest.mark.parametrize("dispatcher", DISPATCHERS)
-some_dispatchers = pytest.mark.parametrize("dispatcher", tiny.often({"einsum", "grouped"}, DISPATCHERS))
-each_capacity = pytest.mark.parametrize("capacity", [2, S, None], ids=["overflow", "no_overflow", "dropless"])
+some_dispatchers = pytest.mark.parametrize(
+  "dispatcher", tiny.often({"einsum", "grouped"}, DISPATCHERS)
+)
+each_capacity = pytest.mark.parametrize(
+  "capacity", [2, S, None], ids=["overflow", "no_overflow", "dropless"]
+)
 
 
 def test_every_router_is_in_the_table():
@@ -57,38 +85,67 @@ def test_a_router_looks_ahead_by_its_options(name):
 @functools.cache
 def _experts(seed=0, experts=E, width=D, hidden=F):
   rng = np.random.default_rng(seed)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape) / 2, jnp.float32)
-  return Experts(up=normal(experts, width, hidden), gate=normal(experts, width, hidden),
-                 down=normal(experts, hidden, width), activation="swiglu")
+
+  def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape) / 2, jnp.float32)
+
+  return Experts(
+    up=normal(experts, width, hidden),
+    gate=normal(experts, width, hidden),
+    down=normal(experts, hidden, width),
+    activation="swiglu",
+  )
 
 
 @functools.cache
 def _inputs(seed=0):
-  """(logits, x, cotangent of y): three experts far more popular than the fourth, so that capacity 2 overflows."""
+  """(logits, x, cotangent of y): three experts far more popular than the fourth, so that capacity 2
+  overflows."""
   rng = np.random.default_rng(seed)
   logits = rng.normal(size=(G, S, E)) * 2 + np.array([2.0, 0.5, 0.5, -1.0])
-  return tuple(a.astype(np.float32) for a in (logits, rng.normal(size=(G, S, D)), rng.normal(size=(G, S, D))))
+  return tuple(
+    a.astype(np.float32) for a in (logits, rng.normal(size=(G, S, D)), rng.normal(size=(G, S, D)))
+  )
 
 
 def _context(name, valid):
-  """Of G groups, in training: all that the router may read, with noise that is drawn anew for each group."""
+  """Of G groups, in training: all that the router may read, with noise that is drawn anew for each
+  group."""
   groups, tokens = valid.shape
   rng = np.random.default_rng(7)
-  positive = lambda *shape: jnp.asarray(rng.uniform(0.1, 1.0, shape), jnp.float32)
-  fields = {"noise_std": positive(groups, tokens, E), "primary": positive(groups, tokens, 2) * 4,
-            "primary_noise_std": positive(groups, tokens, 2), "threshold": positive(E)}
-  return RoutingContext(key=jax.random.split(jax.random.key(0), groups), valid=jnp.asarray(valid), train=True,
-                        token_ids=jnp.asarray(rng.integers(0, 1000, (groups, tokens))),
-                        **{field: fields[field] for field in ROUTERS[name].learned})
+
+  def positive(*shape):
+    return jnp.asarray(rng.uniform(0.1, 1.0, shape), jnp.float32)
+
+  fields = {
+    "noise_std": positive(groups, tokens, E),
+    "primary": positive(groups, tokens, 2) * 4,
+    "primary_noise_std": positive(groups, tokens, 2),
+    "threshold": positive(E),
+  }
+  return RoutingContext(
+    key=jax.random.split(jax.random.key(0), groups),
+    valid=jnp.asarray(valid),
+    train=True,
+    token_ids=jnp.asarray(rng.integers(0, 1000, (groups, tokens))),
+    **{field: fields[field] for field in ROUTERS[name].learned},
+  )
 
 
 @functools.cache
 def _router(name, items):
-  """The router over groups, jitted, with its vector-Jacobian product: (logits, context, d_gate) -> (plan, d_logits)."""
+  """The router over groups, jitted, with its vector-Jacobian product: (logits, context, d_gate) ->
+  (plan, d_logits)."""
+
   def route(logits, context, d_gate):
-    one = lambda logits, context: ROUTERS[name].route(logits, context, **dict(items))
-    many = lambda logits: jax.vmap(one, in_axes=(0, group_axes(context)))(logits, context)
+    def one(logits, context):
+      return ROUTERS[name].route(logits, context, **dict(items))
+
+    def many(logits):
+      return jax.vmap(one, in_axes=(0, group_axes(context)))(logits, context)
+
     return many(logits) if d_gate is None else jax.vjp(lambda l: many(l).gate, logits)[1](d_gate)[0]
+
   return jax.jit(route)
 
 
@@ -98,14 +155,25 @@ def _route(name, options, logits, valid=PADDING, d_gate=None):
 
 def _one_group(context, g):
   axes = vars(group_axes(context))
-  return context.replace(**{field: getattr(context, field)[g] for field, axis in axes.items()
-                            if field != "train" and axis is not None})
+  return context.replace(
+    **{
+      field: getattr(context, field)[g]
+      for field, axis in axes.items()
+      if field != "train" and axis is not None
+    }
+  )
 
 
 def _same_size(plan, size=S * E):
-  """The plan with assignments of nobody appended up to `size`, so that one compilation serves all routers."""
-  fill = lambda a, value: np.pad(a, ((0, 0), (0, size - a.shape[1])), constant_values=value)
-  return plan.replace(token=fill(plan.token, 0), expert=fill(plan.expert, plan.num_experts), gate=fill(plan.gate, 0))
+  """The plan with assignments of nobody appended up to `size`, so that one compilation serves all
+  routers."""
+
+  def fill(a, value):
+    return np.pad(a, ((0, 0), (0, size - a.shape[1])), constant_values=value)
+
+  return plan.replace(
+    token=fill(plan.token, 0), expert=fill(plan.expert, plan.num_experts), gate=fill(plan.gate, 0)
+  )
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -116,30 +184,41 @@ def _drop(plan, capacity):
 def _kept(plan, capacity):
   """Of each group: the assignments that `drop_overflow` leaves."""
   dropped = jax.device_get(_drop(plan, capacity))
-  return [reference.assignments(jax.tree.map(lambda a, g=g: a[g], dropped)) for g in range(plan.token.shape[0])]
+  return [
+    reference.assignments(jax.tree.map(lambda a, g=g: a[g], dropped))
+    for g in range(plan.token.shape[0])
+  ]
 
 
 @functools.cache
 def _dispatch(name):
-  """The dispatcher with all its gradients, jitted: (plan, x, experts, d_y, capacity) -> (y, d_gate, d_x, d_experts)."""
+  """The dispatcher with all its gradients, jitted: (plan, x, experts, d_y, capacity) -> (y, d_gate,
+  d_x, d_experts)."""
+
   def run(plan, x, experts, d_y, capacity):
-    f = lambda gate, x, experts: DISPATCHERS[name](plan.replace(gate=gate), x, experts, capacity, "cpu")
+    def f(gate, x, experts):
+      return DISPATCHERS[name](plan.replace(gate=gate), x, experts, capacity, "cpu")
+
     y, pull = jax.vjp(f, plan.gate, x, experts)
     return y, *pull(d_y)
+
   return jax.jit(run, static_argnames="capacity")
 
 
 @functools.cache
 def _forward(name):
-  return jax.jit(lambda plan, x, experts, capacity: DISPATCHERS[name](plan, x, experts, capacity, "cpu"),
-                 static_argnums=3)
+  return jax.jit(
+    lambda plan, x, experts, capacity: DISPATCHERS[name](plan, x, experts, capacity, "cpu"),
+    static_argnums=3,
+  )
 
 
 def _oracle_of(name):
   """f(logits of a group, its context, **options) -> list of assignments."""
   if name in reference.ROUTERS:
     return lambda logits, context, **options: reference.ROUTERS[name](
-        logits, **options, valid=None if context.valid is None else np.asarray(context.valid))
+      logits, **options, valid=None if context.valid is None else np.asarray(context.valid)
+    )
   return getattr(importlib.import_module(f"oracles.{name}"), name)
 
 
@@ -161,49 +240,81 @@ def _mask(plans, shape):
 
 @jax.jit
 def _dense(gates, x, weights, d_y):
-  """Every expert on every token: value and gradients with respect to gates [G, S, E], x and weights."""
+  """Every expert on every token: value and gradients with respect to gates [G, S, E], x and
+  weights."""
+
   def f(gates, x, w):
     g = jnp.einsum("gsd,edf->gsef", x, w["gate"])
     hidden = g * jax.nn.sigmoid(g) * jnp.einsum("gsd,edf->gsef", x, w["up"])
     return jnp.einsum("gse,gsef,efd->gsd", gates, hidden, w["down"])
+
   y, pull = jax.vjp(f, gates, x, weights)
   return y, *pull(d_y)
 
 
 def _close(actual, expected, tolerance=2e-5):
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(
-    np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=tolerance, atol=tolerance), actual, expected)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=tolerance, atol=tolerance
+    ),
+    actual,
+    expected,
+  )
 
 
-# All routers on one dispatcher, and all dispatchers on plans of each shape: K assignments a token in the order of
-# choices or of gates, assignments of nobody, experts that choose, one expert a token. The other pairs: make test-all.
-SHAPES = {("top_k", "2-top_k-choice"), ("top_k", "4-none-gate"), ("gshard", "0.2-False"), ("expert_choice", "2.0"),
-          ("hash_layer", "")}
-PAIRS = [pytest.param(name, options, dispatcher, id="-".join(filter(None, (name, _label(options), dispatcher))),
-                      marks=() if dispatcher == "einsum" or (name, _label(options)) in SHAPES
-                      else pytest.mark.every_variant)
-         for name, options in CASES for dispatcher in DISPATCHERS]
+# All routers on one dispatcher, and all dispatchers on plans of each shape: K assignments a token
+# in the order of choices or of gates, assignments of nobody, experts that choose, one expert a
+# token. The other pairs: make test-all.
+SHAPES = {
+  ("top_k", "2-top_k-choice"),
+  ("top_k", "4-none-gate"),
+  ("gshard", "0.2-False"),
+  ("expert_choice", "2.0"),
+  ("hash_layer", ""),
+}
+PAIRS = [
+  pytest.param(
+    name,
+    options,
+    dispatcher,
+    id="-".join(filter(None, (name, _label(options), dispatcher))),
+    marks=()
+    if dispatcher == "einsum" or (name, _label(options)) in SHAPES
+    else pytest.mark.every_variant,
+  )
+  for name, options in CASES
+  for dispatcher in DISPATCHERS
+]
 
 
 def test_the_shapes_are_cases():
-  # Catches: a case that was renamed, so that its shape of plan is no longer taken to each dispatcher.
+  # Catches: a case that was renamed, so that its shape of plan is no longer taken to each
+  # dispatcher.
   assert {(name, _label(options)) for name, options in CASES} >= SHAPES
 
 
 @each_capacity
 @pytest.mark.parametrize(("name", "options", "dispatcher"), PAIRS)
 def test_values_and_gradients(name, options, dispatcher, capacity):
-  # Catches: another order under overflow, an off-by-one slot, a dropped gate's gradient, padding that takes a slot,
-  # gates renormalised after the drop, weight gradients of the wrong expert.
+  # Catches: another order under overflow, an off-by-one slot, a dropped gate's gradient, padding
+  # that takes a slot, gates renormalised after the drop, weight gradients of the wrong expert.
   logits, x, d_y = _inputs()
   experts = _experts()
   plan = _route(name, options, logits)
   y, d_gate, d_x, d_experts = _dispatch(dispatcher)(_same_size(plan), x, experts, d_y, capacity)
 
   plans, kept = _oracle(name, options, logits, PADDING, capacity)
-  if name not in ("no_token_left_behind", "base", "strictly_balanced"):  # which leave nobody more than a few tokens
-    assert any(len(k) < len(p) for k, p in zip(kept, plans, strict=True)) == (capacity == 2)  # it is what it says
-  expected = np.stack([reference.moe(k, rows, experts.weights) for k, rows in zip(kept, x, strict=True)])
+  if name not in (
+    "no_token_left_behind",
+    "base",
+    "strictly_balanced",
+  ):  # which leave nobody more than a few tokens
+    assert any(len(k) < len(p) for k, p in zip(kept, plans, strict=True)) == (
+      capacity == 2
+    )  # it is what it says
+  expected = np.stack(
+    [reference.moe(k, rows, experts.weights) for k, rows in zip(kept, x, strict=True)]
+  )
   _close(y, expected)
   gates = np.zeros(logits.shape, np.float32)
   for g, assignments in enumerate(kept):
@@ -213,28 +324,37 @@ def test_values_and_gradients(name, options, dispatcher, capacity):
   _close(dense_y, expected)
   served = _mask(kept, logits.shape)
   here = np.minimum(plan.expert, E - 1)
-  of_plan = lambda a: np.take_along_axis(a[np.arange(G)[:, None], plan.token], here[..., None], -1)[..., 0]
+
+  def of_plan(a):
+    return np.take_along_axis(a[np.arange(G)[:, None], plan.token], here[..., None], -1)[..., 0]
+
   named = np.asarray(plan.expert) < E
-  _close(d_gate[:, :plan.gate.shape[1]], named * of_plan(served) * of_plan(np.asarray(d_gates)))
+  _close(d_gate[:, : plan.gate.shape[1]], named * of_plan(served) * of_plan(np.asarray(d_gates)))
   _close([d_x, d_experts.weights], gradients)
 
 
-@pytest.mark.parametrize(("name", "options"), [c for c in CASES if c[1].get("priority", "choice") == "choice"],
-                         ids=_label)
+@pytest.mark.parametrize(
+  ("name", "options"), [c for c in CASES if c[1].get("priority", "choice") == "choice"], ids=_label
+)
 def test_gradient_of_the_gates(name, options):
-  # Against finite differences of the float64 oracle, whose choice a step of 1e-5 does not change. Catches: a gradient
-  # that is stopped where the paper has one, or that flows through what only selects.
+  # Against finite differences of the float64 oracle, whose choice a step of 1e-5 does not change.
+  # Catches: a gradient that is stopped where the paper has one, or that flows through what only
+  # selects.
   logits, _, _ = _inputs()
   plan = _route(name, options, logits)
   d_gate = np.random.default_rng(3).normal(size=plan.gate.shape).astype(np.float32)
   actual = np.asarray(_route(name, options, logits, d_gate=d_gate))
-  weight = [{(int(t), int(e)): float(d) for t, e, d in zip(*rows, strict=True) if e < E}
-            for rows in zip(plan.token, plan.expert, d_gate, strict=True)]
+  weight = [
+    {(int(t), int(e)): float(d) for t, e, d in zip(*rows, strict=True) if e < E}
+    for rows in zip(plan.token, plan.expert, d_gate, strict=True)
+  ]
   context = _context(name, PADDING)
 
   def total(logits, g):
-    return sum(gate * weight[g][token, expert] for token, expert, gate in _oracle_of(name)(
-        logits, _one_group(context, g), **options))
+    return sum(
+      gate * weight[g][token, expert]
+      for token, expert, gate in _oracle_of(name)(logits, _one_group(context, g), **options)
+    )
 
   g, step = 1, 1e-5  # the group with padding
   for token in (5, S - 4):
@@ -244,14 +364,17 @@ def test_gradient_of_the_gates(name, options):
       below[token, expert] -= step
       expected = (total(above, g) - total(below, g)) / (2 * step)
       assert actual[g, token, expert] == pytest.approx(expected, rel=1e-3, abs=1e-4)
-  constant = name in WITHOUT_GRADIENT or options.get("k") == 1 and options.get("gate_norm") == "top_k"
+  constant = (
+    name in WITHOUT_GRADIENT or options.get("k") == 1 and options.get("gate_norm") == "top_k"
+  )
   assert np.any(np.abs(actual) > 1e-3) != constant
 
 
 @pytest.mark.parametrize("capacity", [2, None])
 @each_case
 def test_plan_invariants_and_drop(name, options, capacity):
-  # The four invariants of RoutingPlan. Catches: gates of nobody, pairs twice (through _mask), drops out of order.
+  # The four invariants of RoutingPlan. Catches: gates of nobody, pairs twice (through _mask), drops
+  # out of order.
   logits, _, _ = _inputs()
   plan = _route(name, options, logits)
   token, expert, gate = map(np.asarray, (plan.token, plan.expert, plan.gate))
@@ -267,9 +390,12 @@ def test_plan_invariants_and_drop(name, options, capacity):
   assert np.all(np.asarray(dropped.gate)[np.asarray(dropped.expert) == E] == 0)
 
 
-@pytest.mark.parametrize(("dispatcher", "platform"), [*((name, "cpu") for name in DISPATCHERS), ("grouped", "gpu")])
+@pytest.mark.parametrize(
+  ("dispatcher", "platform"), [*((name, "cpu") for name in DISPATCHERS), ("grouped", "gpu")]
+)
 def test_experts_with_a_bias_on_hidden_units(dispatcher, platform):
-  # Catches: a dispatcher whose experts know no bias, take another's, or give it no gradient; rows of nobody in it.
+  # Catches: a dispatcher whose experts know no bias, take another's, or give it no gradient; rows
+  # of nobody in it.
   logits, x, d_y = _inputs()
   bias = jnp.asarray(np.random.default_rng(5).normal(size=(E, F)), jnp.float32)
   experts = _experts().replace(hidden_bias=bias, ffn_bias="multiplicative")
@@ -306,7 +432,8 @@ def test_jit_equals_no_jit(dispatcher):
 
 @each_dispatcher
 def test_new_values_do_not_recompile(dispatcher):
-  # Catches: shapes that depend on the routing (group sizes as Python numbers), weak types, a plan with static arrays.
+  # Catches: shapes that depend on the routing (group sizes as Python numbers), weak types, a plan
+  # with static arrays.
   run, sizes = _dispatch(dispatcher), []
   for seed in (0, 1):
     logits, x, d_y = _inputs(seed)
@@ -317,26 +444,40 @@ def test_new_values_do_not_recompile(dispatcher):
 
 @each_dispatcher
 def test_permuted_tokens_give_permuted_results(dispatcher):
-  # Dropless, only the set of tokens matters. Catches: position-dependent dispatch, an unsort by the wrong map.
+  # Dropless, only the set of tokens matters. Catches: position-dependent dispatch, an unsort by the
+  # wrong map.
   logits, x, d_y = _inputs()
   order = np.random.default_rng(0).permutation(S)
   for name, options in (("top_k", TOP_2), ("expert_choice", {"capacity_factor": 2.0})):
-    run = lambda l, x, valid, name=name, options=options: _dispatch(dispatcher)(
-      _same_size(_route(name, options, l, valid)), x, _experts(), d_y, None)[0]
+
+    def run(l, x, valid, name=name, options=options):
+      return _dispatch(dispatcher)(
+        _same_size(_route(name, options, l, valid)), x, _experts(), d_y, None
+      )[0]
+
     _close(run(logits[:, order], x[:, order], PADDING[:, order]), run(logits, x, PADDING)[:, order])
 
 
 @each_dispatcher
-@pytest.mark.parametrize(("name", "short", "long"), [
-  ("top_k", TOP_2 | {"priority": "gate"}, TOP_2 | {"priority": "gate"}),
-  ("expert_choice", {"capacity_factor": 2.0}, {"capacity_factor": 2.0 * S / (S + 4)})])  # the same 8 slots
+@pytest.mark.parametrize(
+  ("name", "short", "long"),
+  [
+    ("top_k", TOP_2 | {"priority": "gate"}, TOP_2 | {"priority": "gate"}),
+    ("expert_choice", {"capacity_factor": 2.0}, {"capacity_factor": 2.0 * S / (S + 4)}),
+  ],
+)  # the same 8 slots
 def test_appended_padding_changes_nothing(name, short, long, dispatcher):
   # Catches: padding that takes slots (zero rows all tie for expert 0) or wins a place by its gate.
   logits, x, d_y = _inputs()
-  more = lambda a: np.concatenate([a, np.zeros((G, 4, a.shape[-1]), np.float32)], axis=1)
+
+  def more(a):
+    return np.concatenate([a, np.zeros((G, 4, a.shape[-1]), np.float32)], axis=1)
+
   valid = np.concatenate([PADDING, np.zeros((G, 4), bool)], axis=1)
   alone = _dispatch(dispatcher)(_same_size(_route(name, short, logits)), x, _experts(), d_y, 2)[0]
-  padded = _forward(dispatcher)(_same_size(_route(name, long, more(logits), valid)), more(x), _experts(), 2)
+  padded = _forward(dispatcher)(
+    _same_size(_route(name, long, more(logits), valid)), more(x), _experts(), 2
+  )
   _close(padded[:, :S], alone)
   assert not np.any(padded[:, S:])
 
@@ -346,7 +487,10 @@ def test_padded_rows_have_no_influence(dispatcher):
   # Catches: content of a padded row that reaches a real one, or a result other than 0 for padding.
   logits, x, d_y = _inputs()
   plan = _route("top_k", TOP_2, logits)
-  run = lambda x: np.asarray(_dispatch(dispatcher)(_same_size(plan), x, _experts(), d_y, 2)[0])
+
+  def run(x):
+    return np.asarray(_dispatch(dispatcher)(_same_size(plan), x, _experts(), d_y, 2)[0])
+
   clean, dirty = run(x), run(np.where(PADDING[..., None], x, np.float32(1e6)))
   np.testing.assert_array_equal(clean, dirty)
   assert not np.any(clean[~PADDING])
@@ -354,16 +498,25 @@ def test_padded_rows_have_no_influence(dispatcher):
 
 @each_case
 def test_causality_probe(name, options):
-  # Changes the last tokens and looks at what earlier ones get, under overflow and without. Catches: a router that sees
-  # the future and does not say so, and one that claims to and does not.
+  # Changes the last tokens and looks at what earlier ones get, under overflow and without. Catches:
+  # a router that sees the future and does not say so, and one that claims to and does not.
   cut, valid = S // 2, np.ones((G, S), bool)
   unlimited = options | ({"capacity_factor": 100.0} if name == "no_token_left_behind" else {})
   logits = [_inputs(seed)[0] for seed in range(9)]
-  logits = [logits[0], *(np.concatenate([logits[0][:, :cut], l[:, cut:]], axis=1) for l in logits[1:])]
+  logits = [
+    logits[0],
+    *(np.concatenate([logits[0][:, :cut], l[:, cut:]], axis=1) for l in logits[1:]),
+  ]
   plans = [_route(name, options, l, valid) for l in logits]
-  served = lambda plan, capacity: _mask(_kept(plan, capacity), logits[0].shape)[:, :cut]
+
+  def served(plan, capacity):
+    return _mask(_kept(plan, capacity), logits[0].shape)[:, :cut]
+
   first = _first_choices(_route(name, unlimited, logits[0], valid))[:, :cut]
-  differ = lambda f: any(np.any(f(p) != f(plans[0])) for p in plans[1:])
+
+  def differ(f):
+    return any(np.any(f(p) != f(plans[0])) for p in plans[1:])
+
   dropless = differ(lambda p: served(p, None)) if name != "no_token_left_behind" else False
   anybody, firsts = differ(lambda p: served(p, 2)), differ(lambda p: served(p, 2) * first)
   seen = "yes" if dropless or firsts else "overflow" if anybody else "no"
@@ -373,7 +526,9 @@ def test_causality_probe(name, options):
 def _first_choices(plan):
   """[G, S, E]: 1 where an expert is the first that the plan lists for a token."""
   mask = np.zeros((*PADDING.shape, E))
-  for g, (token, expert) in enumerate(zip(np.asarray(plan.token), np.asarray(plan.expert), strict=True)):
+  for g, (token, expert) in enumerate(
+    zip(np.asarray(plan.token), np.asarray(plan.expert), strict=True)
+  ):
     for t, e in zip(token[::-1], expert[::-1], strict=True):
       if e < E:
         mask[g, t] = np.arange(E) == e
@@ -382,7 +537,8 @@ def _first_choices(plan):
 
 @each_case
 def test_routing_under_jit(name, options):
-  # Catches: a Python value that a trace froze; shapes or types that depend on the values, which recompile.
+  # Catches: a Python value that a trace froze; shapes or types that depend on the values, which
+  # recompile.
   run, compiled = _router(name, tuple(options.items())), []
   for seed in (0, 1):
     logits = _inputs(seed)[0]
@@ -395,22 +551,33 @@ def test_routing_under_jit(name, options):
 
 
 @pytest.mark.parametrize(("priority", "second_of_first"), [("choice", False), ("token", True)])
-def test_choice_major_order_lets_a_first_choice_displace_an_earlier_second_choice(priority, second_of_first):
-  # Token 0 wants experts 0 then 1, token 1 wants 1 then 0; one slot each. Choice-major (GShard, GLaM): token 1's first
-  # choice beats token 0's second, though token 0 comes first. Token-major: token 0 gets both. First choices never move.
+def test_choice_major_order_lets_a_first_choice_displace_an_earlier_second_choice(
+  priority, second_of_first
+):
+  # Token 0 wants experts 0 then 1, token 1 wants 1 then 0; one slot each. Choice-major (GShard,
+  # GLaM): token 1's first choice beats token 0's second, though token 0 comes first. Token-major:
+  # token 0 gets both. First choices never move.
   logits = np.array([[[2.0, 1.0], [1.0, 2.0]]], np.float32)
   plan = _route("top_k", {"k": 2, "priority": priority}, logits, np.ones((1, 2), bool))
   pairs = {(t, e) for t, e, _ in _kept(plan, 1)[0]}
-  assert (0, 0) in pairs and ((0, 1) in pairs) == second_of_first and ((1, 1) in pairs) != second_of_first
+  assert (
+    (0, 0) in pairs
+    and ((0, 1) in pairs) == second_of_first
+    and ((1, 1) in pairs) != second_of_first
+  )
   both = {(t, e) for t, e, _ in _kept(plan, 2)[0]}
   assert both == {(0, 0), (0, 1), (1, 0), (1, 1)}  # without overflow there is nothing to displace
 
 
 @each_dispatcher
-@pytest.mark.parametrize(("tokens", "experts", "k", "capacity"), [
-  (1, 4, 2, None), (5, 1, 1, 2), (3, 3, 3, 1)], ids=["S=1", "E=1", "K=E"])
+@pytest.mark.parametrize(
+  ("tokens", "experts", "k", "capacity"),
+  [(1, 4, 2, None), (5, 1, 1, 2), (3, 3, 3, 1)],
+  ids=["S=1", "E=1", "K=E"],
+)
 def test_degenerate_sizes_with_ties(tokens, experts, k, capacity, dispatcher):
-  # All logits are equal. Catches: empty groups, a division by E - 1, ties broken otherwise than the oracle does.
+  # All logits are equal. Catches: empty groups, a division by E - 1, ties broken otherwise than the
+  # oracle does.
   logits = np.zeros((1, tokens, experts), np.float32)
   x = _inputs()[1][:1, :tokens]
   weights = _experts(experts=experts)
@@ -423,11 +590,14 @@ def test_degenerate_sizes_with_ties(tokens, experts, k, capacity, dispatcher):
 
 @each_dispatcher
 def test_a_gate_of_zero_keeps_its_slot_and_its_gradient(dispatcher):
-  # All want expert 0, which has two slots; token 0's gate has underflowed. It still holds its slot, and its gate still
-  # learns; token 2 gets nothing. Catches: `dispatch = combine > 0`, as in Mesh-TensorFlow.
+  # All want expert 0, which has two slots; token 0's gate has underflowed. It still holds its slot,
+  # and its gate still learns; token 2 gets nothing. Catches: `dispatch = combine > 0`, as in
+  # Mesh-TensorFlow.
   logits, x, d_y = _inputs()
   plan = _route("top_k", {"k": 1, "gate_norm": "none", "priority": "choice"}, logits)
-  plan = plan.replace(expert=np.zeros_like(plan.expert), gate=np.where(np.arange(S) == 0, np.float32(0), plan.gate))
+  plan = plan.replace(
+    expert=np.zeros_like(plan.expert), gate=np.where(np.arange(S) == 0, np.float32(0), plan.gate)
+  )
   y, d_gate, *_ = _dispatch(dispatcher)(_same_size(plan), x, _experts(), d_y, 2)
   assert np.all(np.any(y, axis=-1) == (np.arange(S) == 1))
   assert np.all(np.abs(d_gate[:, :2]) > 1e-4) and not np.any(d_gate[:, 2:])
@@ -435,20 +605,29 @@ def test_a_gate_of_zero_keeps_its_slot_and_its_gradient(dispatcher):
 
 @each_dispatcher
 def test_bfloat16_rows(dispatcher):
-  # Gates and sums stay in float32. Catches: wrong dtypes out (float32 results that double the memory), lost gradients.
+  # Gates and sums stay in float32. Catches: wrong dtypes out (float32 results that double the
+  # memory), lost gradients.
   logits, x, d_y = _inputs()
   plan = _route("top_k", {"k": 4, "gate_norm": "none", "priority": "choice"}, logits)
   half = jnp.bfloat16
   plan = _same_size(plan)
-  y, d_gate, d_x, d_experts = _dispatch(dispatcher)(plan, x.astype(half), _experts(), d_y.astype(half), None)
-  assert (y.dtype, d_x.dtype, d_gate.dtype, d_experts.up.dtype) == (half, half, jnp.float32, jnp.float32)
+  y, d_gate, d_x, d_experts = _dispatch(dispatcher)(
+    plan, x.astype(half), _experts(), d_y.astype(half), None
+  )
+  assert (y.dtype, d_x.dtype, d_gate.dtype, d_experts.up.dtype) == (
+    half,
+    half,
+    jnp.float32,
+    jnp.float32,
+  )
   expected = _dispatch(dispatcher)(plan, x.astype(half).astype(jnp.float32), _experts(), d_y, None)
   _close([y, d_gate, d_x, d_experts.weights], [*expected[:3], expected[3].weights], 0.05)
 
 
 @some_dispatchers
 def test_vmap_over_seeds(dispatcher):
-  # Two models at once equal each alone. Catches: a host-side shape or a loop bound that vmap cannot batch.
+  # Two models at once equal each alone. Catches: a host-side shape or a loop bound that vmap cannot
+  # batch.
   run = _dispatch(dispatcher)
   many = []
   for seed in (0, 1):
@@ -463,14 +642,18 @@ def test_vmap_over_seeds(dispatcher):
 @pytest.mark.parametrize("dispatcher", ["einsum", "scatter"])
 @pytest.mark.parametrize("backward", [False, True])
 def test_flops(dispatcher, backward):
-  # The ideal is the experts' matmuls on exactly A rows. Catches: a one-hot matmul in scatter; einsum's cost is its
-  # documented 4*G*S*E*C*D (three times that with the backward pass, whose masks' gradient makes it a fourth).
+  # The ideal is the experts' matmuls on exactly A rows. Catches: a one-hot matmul in scatter;
+  # einsum's cost is its documented 4*G*S*E*C*D (three times that with the backward pass, whose
+  # masks' gradient makes it a fourth).
   tokens, experts, k, width, hidden = 128, 4, 2, 64, 128
   capacity = expert_capacity(tokens, experts, tokens * k, 1.0, "assignments", 1)
   logits = np.random.default_rng(0).normal(size=(1, tokens, experts)).astype(np.float32)
   x = np.ones((1, tokens, width), np.float32)
   plan = _route("top_k", {"k": k}, logits, np.ones((1, tokens), bool))
-  forward = lambda gate, x, w: DISPATCHERS[dispatcher](plan.replace(gate=gate), x, w, capacity, "cpu")
+
+  def forward(gate, x, w):
+    return DISPATCHERS[dispatcher](plan.replace(gate=gate), x, w, capacity, "cpu")
+
   f = jax.grad(lambda *a: jnp.sum(jnp.sin(forward(*a))), argnums=(0, 1, 2)) if backward else forward
   compiled = jax.jit(f).lower(plan.gate, x, _experts(0, experts, width, hidden)).compile()
   cost = compiled.cost_analysis()

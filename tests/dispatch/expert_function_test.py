@@ -12,15 +12,25 @@ pytestmark = pytest.mark.unit
 
 
 def test_all_forms_agree():
-  # Catches: a form of the experts that transposes, forgets the gate or takes another's weights; a renamed method.
+  # Catches: a form of the experts that transposes, forgets the gate or takes another's weights; a
+  # renamed method.
   rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  experts = Experts(up=normal(2, 3, 4), gate=normal(2, 3, 4), down=normal(2, 4, 3), activation="swiglu")
+
+  def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  experts = Experts(
+    up=normal(2, 3, 4), gate=normal(2, 3, 4), down=normal(2, 4, 3), activation="swiglu"
+  )
   x = normal(2, 5, 3)
   assert isinstance(experts, ExpertFunction) and experts.num_experts == 2
   together = experts.buffers(x)
   for e in range(2):
     w = jax.tree.map(lambda leaf, e=e: leaf[e], experts.weights)
-    np.testing.assert_allclose(experts.output(w, experts.hidden(w, x[e])), together[e], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+      experts.output(w, experts.hidden(w, x[e])), together[e], rtol=1e-5, atol=1e-6
+    )
   ragged = experts.ragged(jnp.concatenate([x[0, :4], x[1, :2]]), jnp.array([4, 2]))
-  np.testing.assert_allclose(ragged, jnp.concatenate([together[0, :4], together[1, :2]]), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    ragged, jnp.concatenate([together[0, :4], together[1, :2]]), rtol=1e-5, atol=1e-6
+  )

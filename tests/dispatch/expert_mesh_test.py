@@ -1,4 +1,5 @@
-"""Every dispatcher on meshes: values and gradients as on one device, and what it sends. Training: parallel_test."""
+"""Every dispatcher on meshes: values and gradients as on one device, and what it sends. Training:
+parallel_test."""
 
 import collections
 import functools
@@ -22,41 +23,67 @@ pytestmark = pytest.mark.conformance
 
 G, S, K, E, D, F, C = 8, 8, 2, 8, 8, 12, 2
 MESHES = (("expert", 8),), (("data", 2), ("expert", 4)), (("fsdp", 2), ("expert", 2), ("tensor", 2))
-PADDED = {"ragged_all_to_all": functools.partial(DISPATCHERS["ragged_all_to_all"], exchange="padded")}
+PADDED = {
+  "ragged_all_to_all": functools.partial(DISPATCHERS["ragged_all_to_all"], exchange="padded")
+}
 # Collectives of floats, forward and backward; all-reduces sum the weights' gradients.
-SENDS = dict.fromkeys(("einsum", "scatter", "all_to_all", "ragged_all_to_all"), {"all-to-all", "all-reduce"})
+SENDS = dict.fromkeys(
+  ("einsum", "scatter", "all_to_all", "ragged_all_to_all"), {"all-to-all", "all-reduce"}
+)
 SENDS |= dict.fromkeys(("all_gather", "grouped"), {"all-gather", "reduce-scatter", "all-reduce"})
 
 
 @functools.cache
 def inputs(groups=G):
-  """(plan, x, experts, d_y): uneven loads that overflow C slots, assignments of nobody, gates, hidden biases."""
+  """(plan, x, experts, d_y): uneven loads that overflow C slots, assignments of nobody, gates,
+  hidden biases."""
   rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape) / 2, jnp.float32)
-  experts = Experts(normal(E, D, F), normal(E, F, D), normal(E, D, F), "swiglu", normal(E, F), "additive")
+
+  def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape) / 2, jnp.float32)
+
+  experts = Experts(
+    normal(E, D, F), normal(E, F, D), normal(E, D, F), "swiglu", normal(E, F), "additive"
+  )
   scores = np.log(np.geomspace(4, 0.5, E + 1)) + rng.gumbel(size=(groups, S, E + 1))
-  expert = np.argsort(-scores, axis=-1)[..., :K].swapaxes(1, 2).reshape(groups, K * S).astype(np.int32)
+  expert = (
+    np.argsort(-scores, axis=-1)[..., :K].swapaxes(1, 2).reshape(groups, K * S).astype(np.int32)
+  )
   gate = rng.uniform(0.1, 1, expert.shape).astype(np.float32) * (expert < E)
-  plan = RoutingPlan(token=np.tile(np.tile(np.arange(S, dtype=np.int32), K), (groups, 1)), expert=expert, gate=gate,
-                     num_experts=E)
+  plan = RoutingPlan(
+    token=np.tile(np.tile(np.arange(S, dtype=np.int32), K), (groups, 1)),
+    expert=expert,
+    gate=gate,
+    num_experts=E,
+  )
   return plan, normal(groups, S, D), experts, normal(groups, S, D)
 
 
 @functools.cache
 def compiled(name, sizes, capacity, groups):
-  """`(plan, x, experts, d_y) -> (y, d_gate, d_x, d_experts)` and its operands on the mesh of these sizes.
+  """`(plan, x, experts, d_y) -> (y, d_gate, d_x, d_experts)` and its operands on the mesh of these
+  sizes.
 
-  The platform is "tpu" because `jax.lax.ragged_dot` compiles faster than the CPU's loops (which parallel_test runs).
+  The platform is "tpu" because `jax.lax.ragged_dot` compiles faster than the CPU's loops (which
+  parallel_test runs).
   """
+
   def run(plan, x, experts, d_y):
     dispatch = PADDED.get(name, DISPATCHERS[name])
-    y, pull = jax.vjp(lambda g, x, e: dispatch(plan.replace(gate=g), x, e, capacity, "tpu"), plan.gate, x, experts)
+    y, pull = jax.vjp(
+      lambda g, x, e: dispatch(plan.replace(gate=g), x, e, capacity, "tpu"), plan.gate, x, experts
+    )
     return y, *pull(d_y)
 
   mesh, (plan, x, experts, d_y) = make_mesh(dict(sizes)), inputs(groups)
   rows = batch_sharding(mesh) if groups == G else NamedSharding(mesh, PartitionSpec())
-  weights = jax.tree.map(lambda leaf, axes: jax.device_put(leaf, NamedSharding(mesh, spec(
-      axes, leaf.shape, dict(mesh.shape)))), experts, experts.axes)
+  weights = jax.tree.map(
+    lambda leaf, axes: jax.device_put(
+      leaf, NamedSharding(mesh, spec(axes, leaf.shape, dict(mesh.shape)))
+    ),
+    experts,
+    experts.axes,
+  )
   with jax.set_mesh(mesh):
     operands = (*jax.device_put((plan, x), rows), weights, jax.device_put(d_y, rows))
     return tiny.quick_jit(run).lower(*operands).compile(), operands
@@ -66,35 +93,45 @@ def assert_as_on_one_device(name, sizes, capacity=C, groups=G):
   run, operands = compiled(name, sizes, capacity, groups)
   alone, expected = compiled("einsum", (("data", 1),), capacity, groups)
   named = np.asarray(operands[0].expert) < E  # einsum gives gates of nobody a gradient, too
-  for actual, wanted in zip(jax.tree.leaves(run(*operands)), jax.tree.leaves(alone(*expected)), strict=True):
+  for actual, wanted in zip(
+    jax.tree.leaves(run(*operands)), jax.tree.leaves(alone(*expected)), strict=True
+  ):
     mask = named if wanted.shape == named.shape else 1.0
-    np.testing.assert_allclose(np.asarray(actual) * mask, np.asarray(wanted) * mask, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+      np.asarray(actual) * mask, np.asarray(wanted) * mask, rtol=1e-5, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("name, sizes", [(name, MESHES[1]) for name in DISPATCHERS] + [
-    (name, MESHES[0]) for name in ("all_to_all", "ragged_all_to_all")])
+@pytest.mark.parametrize(
+  "name, sizes",
+  [(name, MESHES[1]) for name in DISPATCHERS]
+  + [(name, MESHES[0]) for name in ("all_to_all", "ragged_all_to_all")],
+)
 def test_any_mesh_computes_the_same(name, sizes):
-  # Catches: slots filled in the order of devices instead of the plan's, rows returned to another's tokens, experts
-  # renumbered wrongly, gradients of weights or gates that are one device's, a bias of another device's expert.
+  # Catches: slots filled in the order of devices instead of the plan's, rows returned to another's
+  # tokens, experts renumbered wrongly, gradients of weights or gates that are one device's, a bias
+  # of another device's expert.
   assert_as_on_one_device(name, sizes)
 
 
 @pytest.mark.parametrize("name", ["all_to_all", "ragged_all_to_all", "grouped"])
 def test_dropless_with_weights_split_over_fsdp_and_tensor(name):
-  # Catches: partial sums over "tensor" added up twice or not at all, shards of weights gathered along another axis.
+  # Catches: partial sums over "tensor" added up twice or not at all, shards of weights gathered
+  # along another axis.
   assert_as_on_one_device(name, MESHES[2], capacity=None)
 
 
 @pytest.mark.parametrize("name", ["all_to_all", "all_gather"])
 def test_groups_that_the_mesh_does_not_divide(name):
-  # Two groups on data=2 expert=4 lie in four copies each. Catches: results counted once for each copy.
+  # Two groups on data=2 expert=4 lie in four copies each. Catches: results counted once for each
+  # copy.
   assert_as_on_one_device(name, MESHES[1], groups=2)
 
 
 @pytest.mark.parametrize("name", DISPATCHERS)
 def test_what_is_sent(name):
-  # Catches: tokens' buffers that GSPMD gathers everywhere (a constraint of one step), weights gathered by a dispatcher
-  # that moves tokens, tokens moved by the one that gathers weights.
+  # Catches: tokens' buffers that GSPMD gathers everywhere (a constraint of one step), weights
+  # gathered by a dispatcher that moves tokens, tokens moved by the one that gathers weights.
   sent = floats(compiled(name, MESHES[1], C, G)[0].as_text())
   assert set(sent) == SENDS[name]
   if name in ("einsum", "scatter", "all_to_all"):  # there and back, forward and backward
@@ -104,23 +141,34 @@ def test_what_is_sent(name):
 def floats(text):
   """Floats in the results of a module's collectives, by kind."""
   total = collections.Counter()
-  for shapes, kind in re.findall(r"= (.*?) (all-gather|all-to-all|all-reduce|reduce-scatter|collective\S*)\(", text):
-    total[kind] += sum(math.prod(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", shapes))
+  for shapes, kind in re.findall(
+    r"= (.*?) (all-gather|all-to-all|all-reduce|reduce-scatter|collective\S*)\(", text
+  ):
+    total[kind] += sum(
+      math.prod(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", shapes)
+    )
   return {kind: count for kind, count in total.items() if count}
 
 
 def test_the_backward_pass_gathers_weights_again():
-  # Catches: whole weights of each layer, or their casts to bfloat16, kept from the forward to the backward pass.
+  # Catches: whole weights of each layer, or their casts to bfloat16, kept from the forward to the
+  # backward pass.
   plan, x, experts, _ = inputs()
-  f = lambda x, e: DISPATCHERS["all_to_all"](plan, x, e, C, "cpu")
+
+  def f(x, e):
+    return DISPATCHERS["all_to_all"](plan, x, e, C, "cpu")
+
   with jax.set_mesh(make_mesh({"fsdp": 4, "expert": 2})):
-    kept = jax.tree.leaves(jax.eval_shape(lambda *a: jax.vjp(f, *a)[1], x.astype(jnp.bfloat16), experts))
+    kept = jax.tree.leaves(
+      jax.eval_shape(lambda *a: jax.vjp(f, *a)[1], x.astype(jnp.bfloat16), experts)
+    )
   weights = [leaf for leaf in kept if leaf.shape[-2:] in ((D, F), (F, D))]
   assert weights and all(leaf.shape[0] == E and leaf.dtype == jnp.float32 for leaf in weights)
 
 
 def test_place():
-  # Catches: an axis of one device that is mentioned, weights left split where tokens are not (which no gather joins).
+  # Catches: an axis of one device that is mentioned, weights left split where tokens are not (which
+  # no gather joins).
   experts = inputs()[2]
   where = place(8, experts, {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2})
   assert (where.tokens, where.expert, where.tensor) == (("fsdp", "expert"), 2, True)
@@ -134,7 +182,12 @@ def test_place():
 def test_without_a_mesh_nothing_is_exchanged():
   # Catches: a collective, or a shard_map, on one device.
   plan, x, experts, _ = inputs()
-  double = lambda plan, x, experts: 2 * x
+
+  def double(plan, x, experts):
+    return 2 * x
+
   np.testing.assert_array_equal(over_mesh(double, None, plan, x, experts), 2 * x)
   with jax.set_mesh(make_mesh({"data": 1})):
-    assert "shard_map" not in str(jax.make_jaxpr(lambda x: over_mesh(double, None, plan, x, experts))(x))
+    assert "shard_map" not in str(
+      jax.make_jaxpr(lambda x: over_mesh(double, None, plan, x, experts))(x)
+    )

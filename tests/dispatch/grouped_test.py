@@ -1,4 +1,5 @@
-"""The dropless dispatcher beyond the conformance table: several chunks and classes, cost, remat, scan and bfloat16."""
+"""The dropless dispatcher beyond the conformance table: several chunks and classes, cost, remat,
+scan and bfloat16."""
 
 import functools
 
@@ -23,14 +24,21 @@ TOKENS = np.tile(np.arange(S), K)
 def make_plan(expert, seed=0):
   """The plan whose assignment a of each group names expert[a]."""
   gate = np.random.default_rng(seed).uniform(0.1, 1, (G, K * S)).astype(np.float32) * (expert < E)
-  return RoutingPlan(token=jnp.asarray(np.tile(TOKENS, (G, 1))), expert=jnp.asarray(expert), gate=jnp.asarray(gate),
-                     num_experts=E)
+  return RoutingPlan(
+    token=jnp.asarray(np.tile(TOKENS, (G, 1))),
+    expert=jnp.asarray(expert),
+    gate=jnp.asarray(gate),
+    num_experts=E,
+  )
 
 
 def draw(weights, seed=0):
-  """K different experts for each token (of E + 1, where the last is nobody), by the Gumbel trick."""
+  """K different experts for each token (of E + 1, where the last is nobody), by the Gumbel
+  trick."""
   rng = np.random.default_rng(seed)
-  order = np.argsort(-(np.log(np.asarray(weights) + 1e-9) + rng.gumbel(size=(G, S, E + 1))), axis=-1)[..., :K]
+  order = np.argsort(
+    -(np.log(np.asarray(weights) + 1e-9) + rng.gumbel(size=(G, S, E + 1))), axis=-1
+  )[..., :K]
   return order.swapaxes(1, 2).reshape(G, K * S)
 
 
@@ -46,36 +54,52 @@ PLANS = {
 @functools.cache
 def inputs():
   keys = jax.random.split(jax.random.key(0), 5)
-  normal = lambda key, *shape: jax.random.normal(key, shape) / 2
-  experts = Experts(normal(keys[0], E, D, F), normal(keys[1], E, F, D), normal(keys[2], E, D, F), "swiglu")
+
+  def normal(key, *shape):
+    return jax.random.normal(key, shape) / 2
+
+  experts = Experts(
+    normal(keys[0], E, D, F), normal(keys[1], E, F, D), normal(keys[2], E, D, F), "swiglu"
+  )
   return normal(keys[3], G, S, D), experts, normal(keys[4], G, S, D)
 
 
 @functools.cache
 def run(dispatcher, platform="cpu", capacity=None):
   """(plan, x, experts, d_y) -> (y, d_x, d_gate, d_experts), compiled once for all plans."""
+
   def both(plan, x, experts, d_y):
-    f = lambda x, gate, experts: dispatcher(plan.replace(gate=gate), x, experts, capacity, platform)
+    def f(x, gate, experts):
+      return dispatcher(plan.replace(gate=gate), x, experts, capacity, platform)
+
     y, pull = jax.vjp(f, x, plan.gate, experts)
     return y, *pull(d_y)
+
   return jax.jit(both)
 
 
 def close(actual, expected, tolerance=2e-5):
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(
-    np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=tolerance, atol=tolerance), actual, expected)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      np.asarray(a, np.float32), np.asarray(b, np.float32), rtol=tolerance, atol=tolerance
+    ),
+    actual,
+    expected,
+  )
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("name", PLANS)
 def test_equals_einsum(name, platform):
-  # Catches: a chunk that destroys its neighbour's rows, weight gradients of a second chunk lost or of an idle expert
-  # left over, rows of assignments that name nobody, the wrong inverse map.
+  # Catches: a chunk that destroys its neighbour's rows, weight gradients of a second chunk lost or
+  # of an idle expert left over, rows of assignments that name nobody, the wrong inverse map.
   x, experts, d_y = inputs()
   plan = make_plan(PLANS[name])
   y, d_x, d_gate, d_experts = run(grouped, platform)(plan, x, experts, d_y)
   expected = run(einsum)(plan, x, experts, d_y)
-  real = np.asarray(plan.expert) < E  # einsum gives gates of nobody no gradient either, but grouped promises it
+  real = (
+    np.asarray(plan.expert) < E
+  )  # einsum gives gates of nobody no gradient either, but grouped promises it
   close((y, d_x, d_experts), (expected[0], expected[1], expected[3]))
   close(np.asarray(d_gate), np.where(real, expected[2], 0))
 
@@ -93,12 +117,14 @@ def test_capacity_is_honoured(platform):
   # Catches: capacity ignored, or counted over all groups together.
   x, experts, d_y = inputs()
   plan = make_plan(PLANS["skewed"])
-  close(run(grouped, platform, 10)(plan, x, experts, d_y), run(einsum, "cpu", 10)(plan, x, experts, d_y))
+  close(
+    run(grouped, platform, 10)(plan, x, experts, d_y), run(einsum, "cpu", 10)(plan, x, experts, d_y)
+  )
 
 
 def test_flops_follow_the_load():
-  # Forward and forward+backward within 1.3 of ideal at any distribution. Catches: ragged_dot's E-fold cost, a product
-  # computed twice in the backward, pre-activations recomputed.
+  # Forward and forward+backward within 1.3 of ideal at any distribution. Catches: ragged_dot's
+  # E-fold cost, a product computed twice in the backward, pre-activations recomputed.
   x, experts, d_y = inputs()
   forward = jax.jit(lambda plan, x, experts: grouped(plan, x, experts, None, "cpu"))
   for name in ("balanced", "skewed", "one expert takes all"):
@@ -107,8 +133,13 @@ def test_flops_follow_the_load():
     trips = plan_layout(plan).trips()
     assert 1 <= matmul_flops(forward, plan, x, experts, trips=trips) / ideal <= 1.3
     assert 1 <= matmul_flops(run(grouped), plan, x, experts, d_y, trips=trips) / (3 * ideal) <= 1.3
-  by_ragged_dot = lambda plan, x, experts: grouped(plan, x, experts, None, "tpu")
-  assert matmul_flops(by_ragged_dot, plan, x, experts) == E * 2 * G * S * K * 3 * D * F  # why the CPU has its own
+
+  def by_ragged_dot(plan, x, experts):
+    return grouped(plan, x, experts, None, "tpu")
+
+  assert (
+    matmul_flops(by_ragged_dot, plan, x, experts) == E * 2 * G * S * K * 3 * D * F
+  )  # why the CPU has its own
 
 
 def test_rows_are_never_scattered():
@@ -123,14 +154,21 @@ def test_scan_and_remat():
   x, experts, d_y = inputs()
   plan = make_plan(PLANS["skewed"])
   stacked = jax.tree.map(lambda a: jnp.stack([a, a / 2]), experts)
-  layer = lambda x, experts: (jnp.tanh(x + grouped(plan, x, experts, None, "cpu")), None)
-  scanned = lambda x, stacked: jnp.sum(d_y * jax.lax.scan(jax.checkpoint(layer), x, stacked)[0])
+
+  def layer(x, experts):
+    return (jnp.tanh(x + grouped(plan, x, experts, None, "cpu")), None)
+
+  def scanned(x, stacked):
+    return jnp.sum(d_y * jax.lax.scan(jax.checkpoint(layer), x, stacked)[0])
 
   def unrolled(x, stacked):
     for i in range(2):
       x = jnp.tanh(x + einsum(plan, x, jax.tree.map(lambda a, i=i: a[i], stacked), None, "cpu"))
     return jnp.sum(d_y * x)
-  close(jax.jit(jax.grad(scanned, (0, 1)))(x, stacked), jax.jit(jax.grad(unrolled, (0, 1)))(x, stacked))
+
+  close(
+    jax.jit(jax.grad(scanned, (0, 1)))(x, stacked), jax.jit(jax.grad(unrolled, (0, 1)))(x, stacked)
+  )
 
 
 def test_bfloat16_rows_over_float32_weights():

@@ -19,18 +19,29 @@ G, S, E, D, F = 4, 4, 4, 2, 3
 
 def lowered(platform, **options):
   """StableHLO of a forward and backward pass for `platform`, on a mesh of expert=4."""
-  plan = RoutingPlan(token=jnp.tile(jnp.arange(S), (G, 1)), expert=jnp.zeros((G, S), int), gate=jnp.ones((G, S)),
-                     num_experts=E)
+  plan = RoutingPlan(
+    token=jnp.tile(jnp.arange(S), (G, 1)),
+    expert=jnp.zeros((G, S), int),
+    gate=jnp.ones((G, S)),
+    num_experts=E,
+  )
   experts = Experts(jnp.ones((E, D, F)), jnp.ones((E, F, D)), None, "relu")
-  f = lambda x, experts: jnp.sum(ragged_all_to_all(plan, x, experts, None, platform, **options))
+
+  def f(x, experts):
+    return jnp.sum(ragged_all_to_all(plan, x, experts, None, platform, **options))
+
   with jax.set_mesh(make_mesh({"expert": 4})):
-    return jax.jit(jax.value_and_grad(f, argnums=(0, 1))).trace(jnp.ones((G, S, D)), experts).lower(
-        lowering_platforms=(platform,)).as_text()
+    return (
+      jax.jit(jax.value_and_grad(f, argnums=(0, 1)))
+      .trace(jnp.ones((G, S, D)), experts)
+      .lower(lowering_platforms=(platform,))
+      .as_text()
+    )
 
 
 def test_the_exchange_suits_the_platform():
-  # There, back, and backward both again. Catches: a choice by the host's platform, JAX's own derivative of the op,
-  # which exchanges offsets anew.
+  # There, back, and backward both again. Catches: a choice by the host's platform, JAX's own
+  # derivative of the op, which exchanges offsets anew.
   on_tpu, on_cpu, padded = lowered("tpu"), lowered("cpu"), lowered("tpu", exchange="padded")
   assert on_tpu.count("ragged_all_to_all") == 4 and "stablehlo.all_to_all" not in on_tpu
   assert "ragged_all_to_all" not in on_cpu + padded
@@ -38,8 +49,8 @@ def test_the_exchange_suits_the_platform():
 
 
 def test_the_exchange_suits_the_kind_of_chip():
-  # Routing between the chips of a large v5e slice is limited. Catches: a choice by the platform's name alone, which all
-  # TPUs share.
+  # Routing between the chips of a large v5e slice is limited. Catches: a choice by the platform's
+  # name alone, which all TPUs share.
   for kind, ragged in (("TPU v5 lite", False), ("TPU v5p", True)):
     chip = jax.sharding.AbstractDevice(kind, 1, "tpu")
     mesh = jax.sharding.AbstractMesh((32,), ("expert",), abstract_device=chip)
@@ -48,9 +59,12 @@ def test_the_exchange_suits_the_kind_of_chip():
 
 
 def test_local_experts():
-  # Two sources, two experts here; the first sends 2 rows to expert 0 and 1 to expert 1, the second 2 to expert 1.
-  # Catches: rows sorted by expert over all sources, empty places that name an expert.
-  np.testing.assert_array_equal(local_experts(jnp.array([[2, 1], [0, 2]]), 7), [0, 0, 1, 1, 1, 2, 2])
+  # Two sources, two experts here; the first sends 2 rows to expert 0 and 1 to expert 1, the second
+  # 2 to expert 1. Catches: rows sorted by expert over all sources, empty places that name an
+  # expert.
+  np.testing.assert_array_equal(
+    local_experts(jnp.array([[2, 1], [0, 2]]), 7), [0, 0, 1, 1, 1, 2, 2]
+  )
 
 
 def test_an_unknown_platform_is_named():

@@ -15,18 +15,25 @@ from moe_jax.sharding import make_mesh
 pytestmark = pytest.mark.unit
 
 WAYS, N, M = 4, 7, 14
-SIZES = np.array([[1, 0, 2, 3], [0, 0, 0, 0], [3, 1, 3, 0], [0, 3, 2, 1]], np.int32)  # of source and destination
+SIZES = np.array(
+  [[1, 0, 2, 3], [0, 0, 0, 0], [3, 1, 3, 0], [0, 3, 2, 1]], np.int32
+)  # of source and destination
 
 
-def as_documented(operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name):
-  """`jax.lax.ragged_all_to_all` by its documentation, from all-gathers; the op itself does not run on CPUs."""
+def as_documented(
+  operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name
+):
+  """`jax.lax.ragged_all_to_all` by its documentation, from all-gathers; the op itself does not run
+  on CPUs."""
   me, place = jax.lax.axis_index(axis_name), jnp.arange(output.shape[0])
   every = functools.partial(jax.lax.all_gather, axis_name=axis_name)
   rows, begin, size, there = map(every, (operand, input_offsets, send_sizes, output_offsets))
   for source in range(WAYS):
     offset = place - there[source, me]
     written = (offset >= 0) & (offset < size[source, me])
-    output = jnp.where(written[:, None], rows[source].at[begin[source, me] + offset].get(mode="clip"), output)
+    output = jnp.where(
+      written[:, None], rows[source].at[begin[source, me] + offset].get(mode="clip"), output
+    )
   return output
 
 
@@ -34,16 +41,16 @@ def by_loops(rows, sizes, num_out):
   """Of each device's rows [P, N, D]: what each receives, [P, num_out, D]."""
   out = np.zeros((WAYS, num_out, rows.shape[-1]), rows.dtype)
   for to in range(WAYS):
-    pieces = [rows[s, sizes[s, :to].sum():sizes[s, :to + 1].sum()] for s in range(WAYS)]
+    pieces = [rows[s, sizes[s, :to].sum() : sizes[s, : to + 1].sum()] for s in range(WAYS)]
     received = np.concatenate(pieces)
-    out[to, :len(received)] = received
+    out[to, : len(received)] = received
   return out
 
 
 @pytest.mark.parametrize("ragged", [False, True])
 def test_rows_arrive_by_source_and_gradients_return(ragged, monkeypatch):
-  # Catches: offsets of the sender in place of the receiver's, a table read the wrong way round, rows behind the last
-  # that are sent, a derivative that is not the way back.
+  # Catches: offsets of the sender in place of the receiver's, a table read the wrong way round,
+  # rows behind the last that are sent, a derivative that is not the way back.
   monkeypatch.setattr(jax.lax, "ragged_all_to_all", as_documented)
   rng = np.random.default_rng(0)
   rows, d_out = (rng.normal(size=(WAYS, n, 2)).astype(np.float32) for n in (N, M))
@@ -53,19 +60,32 @@ def test_rows_arrive_by_source_and_gradients_return(ragged, monkeypatch):
     return out[None], pull(d_out[0])[0][None]
 
   with jax.set_mesh(make_mesh({"expert": WAYS})):
-    both = jax.shard_map(local, in_specs=(P("expert"), P("expert")), out_specs=P("expert"), check_vma=True)
+    both = jax.shard_map(
+      local, in_specs=(P("expert"), P("expert")), out_specs=P("expert"), check_vma=True
+    )
     out, d_rows = tiny.quick_jit(both)(rows, d_out)
   np.testing.assert_array_equal(out, by_loops(rows, SIZES, M))
   np.testing.assert_array_equal(d_rows, by_loops(d_out, SIZES.T, N))
 
 
-@pytest.mark.parametrize("platform, kind, devices, expected", [
-    ("cpu", "cpu", 8, False), ("gpu", "NVIDIA H100 80GB HBM3", 64, True), ("tpu", "TPU v4", 1024, True),
-    ("tpu", "TPU v5 lite", 16, True), ("tpu", "TPU v5 lite", 32, False), ("tpu", "TPU v5e", 256, False),
-    ("tpu", "TPU v5", 4096, True), ("tpu", "TPU v5p", 4096, True), ("tpu", "TPU v6 lite", 256, True),
-    ("tpu", "TPU7x", 2048, True)])
+@pytest.mark.parametrize(
+  "platform, kind, devices, expected",
+  [
+    ("cpu", "cpu", 8, False),
+    ("gpu", "NVIDIA H100 80GB HBM3", 64, True),
+    ("tpu", "TPU v4", 1024, True),
+    ("tpu", "TPU v5 lite", 16, True),
+    ("tpu", "TPU v5 lite", 32, False),
+    ("tpu", "TPU v5e", 256, False),
+    ("tpu", "TPU v5", 4096, True),
+    ("tpu", "TPU v5p", 4096, True),
+    ("tpu", "TPU v6 lite", 256, True),
+    ("tpu", "TPU7x", 2048, True),
+  ],
+)
 def test_where_there_is_a_ragged_one(platform, kind, devices, expected):
-  # Catches: v5e and v5p, or v5e and v6e, taken for each other ("lite"); the number of chips ignored.
+  # Catches: v5e and v5p, or v5e and v6e, taken for each other ("lite"); the number of chips
+  # ignored.
   assert has_ragged_all_to_all(platform, kind, devices) == expected
 
 

@@ -21,10 +21,17 @@ class _Multiples(ExpertFunction):
 
 
 def test_by_hand():
-  # Two groups of two tokens, one slot an expert. Group 0: token 0 -> 1 (gate 0.5), token 1 -> 1 (full) and 0 (0.25).
-  # Group 1: both tokens -> 0; the second finds it full. Catches: groups that share slots, y of one group in the other.
-  plan = RoutingPlan(token=jnp.array([[0, 1, 1], [0, 1, 1]]), expert=jnp.array([[1, 1, 0], [0, 0, 2]]),
-                     gate=jnp.array([[0.5, 0.9, 0.25], [1.0, 0.9, 0.0]]), num_experts=2)
+  # Two groups of two tokens, one slot an expert. Group 0: token 0 -> 1 (gate 0.5), token 1 -> 1
+  # (full) and 0 (0.25). Group 1: both tokens -> 0; the second finds it full. Catches: groups that
+  # share slots, y of one group in the other.
+  plan = RoutingPlan(
+    token=jnp.array([[0, 1, 1], [0, 1, 1]]),
+    expert=jnp.array([[1, 1, 0], [0, 0, 2]]),
+    gate=jnp.array([[0.5, 0.9, 0.25], [1.0, 0.9, 0.0]]),
+    num_experts=2,
+  )
   x = jnp.array([[[1.0], [2.0]], [[3.0], [4.0]]])
   y = scatter(plan, x, _Multiples(), 1, "cpu")
-  np.testing.assert_allclose(y, [[[5.0], [0.5]], [[3.0], [0.0]]])  # 0.5*10*1, 0.25*1*2; 1*1*3, nobody
+  np.testing.assert_allclose(
+    y, [[[5.0], [0.5]], [[3.0], [0.0]]]
+  )  # 0.5*10*1, 0.25*1*2; 1*1*3, nobody

@@ -1,4 +1,5 @@
-"""The real step, compiled for a TPU that is not there; what needs libtpu is skipped where it is missing."""
+"""The real step, compiled for a TPU that is not there; what needs libtpu is skipped where it is
+missing."""
 
 import importlib.util
 import math
@@ -12,16 +13,20 @@ from moe_jax.dryrun.machine import topology
 from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.smoke
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install "
-                                  "-e '.[dryrun]'")
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[dryrun]'"
+)
 
 
 def test_the_sizes_of_an_out_of_memory_message():
-  # As libtpu 0.0.42 says it. Catches: the two swapped, gibibytes taken for bytes, another error swallowed.
+  # As libtpu 0.0.42 says it. Catches: the two swapped, gibibytes taken for bytes, another error
+  # swallowed.
   v4 = topology.parse("v4:4x4x4")
-  said = ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (42.33G) "
-          "exceeds available HBM (512.50M).")
-  assert compile._shortage(RuntimeError(said), v4) == {"needs": 42.33 * 2 ** 30, "has": 512.5 * 2 ** 20}
+  said = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+    "(42.33G) exceeds available HBM (512.50M)."
+  )
+  assert compile._shortage(RuntimeError(said), v4) == {"needs": 42.33 * 2**30, "has": 512.5 * 2**20}
   unknown = compile._shortage(RuntimeError("RESOURCE_EXHAUSTED: no sizes"), v4)
   assert math.isnan(unknown["needs"]) and unknown["has"] == v4.chip.memory
   with pytest.raises(RuntimeError, match="INTERNAL"):
@@ -29,7 +34,8 @@ def test_the_sizes_of_an_out_of_memory_message():
 
 
 def test_jaxs_own_cache_is_off_only_meanwhile():
-  # Catches: programs for absent machines in the cache, where JAX cannot read them; a cache that stays off.
+  # Catches: programs for absent machines in the cache, where JAX cannot read them; a cache that
+  # stays off.
   before = jax.config.jax_enable_compilation_cache
   with compile._without_cache():
     assert not jax.config.jax_enable_compilation_cache
@@ -37,7 +43,8 @@ def test_jaxs_own_cache_is_off_only_meanwhile():
 
 
 def test_a_mesh_that_leaves_devices_idle_is_refused(tmp_path):
-  # Catches: a plan for fewer devices than the machine has, whose memory figures would be those of a smaller machine.
+  # Catches: a plan for fewer devices than the machine has, whose memory figures would be those of a
+  # smaller machine.
   config = tiny.config(tmp_path, mesh__data=2)
   with pytest.raises(ConfigError, match="use them all"):
     compile.make_mesh(config, topology.parse("v5e:2x2"), [])
@@ -46,39 +53,59 @@ def test_a_mesh_that_leaves_devices_idle_is_refused(tmp_path):
 def test_batches_are_what_the_pipelines_make(tmp_path):
   # Catches: an encoder's inputs forgotten, another layout than the loop's.
   config = tiny.config(tmp_path, mesh__data=4, train__batch_size=8)
-  mesh = jax.make_mesh((4, 1, 1, 1), ("data", "fsdp", "expert", "tensor"), devices=jax.devices()[:4])
+  mesh = jax.make_mesh(
+    (4, 1, 1, 1), ("data", "fsdp", "expert", "tensor"), devices=jax.devices()[:4]
+  )
   batch = compile.abstract_batch(config, mesh)
   assert set(batch) == {"inputs", "targets", "segment_ids", "positions"}
-  assert batch["inputs"].shape == (8, 32) and batch["inputs"].sharding.shard_shape((8, 32)) == (2, 32)
+  assert batch["inputs"].shape == (8, 32) and batch["inputs"].sharding.shard_shape((8, 32)) == (
+    2,
+    32,
+  )
   config.data.objective, config.data.encoder_len = "span_corruption", 48
   assert compile.abstract_batch(config, mesh)["encoder_tokens"].shape == (8, 48)
 
 
 @needs_libtpu
 def test_a_step_for_four_chips(tmp_path, monkeypatch):
-  # Catches: a program for the host's platform, in which nothing would be a TPU's; devices that do not talk to each
-  # other; a memory of nothing; the compiler asked twice for the same program.
+  # Catches: a program for the host's platform, in which nothing would be a TPU's; devices that do
+  # not talk to each other; a memory of nothing; the compiler asked twice for the same program.
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  config = tiny.config(tmp_path, mesh__expert=4, mesh__data=1, model__moe__dispatcher__name="grouped",
-                       model__vocab_size=264)
+  config = tiny.config(
+    tmp_path,
+    mesh__expert=4,
+    mesh__data=1,
+    model__moe__dispatcher__name="grouped",
+    model__vocab_size=264,
+  )
   machine = topology.parse("v5e:2x2")
   mesh = compile.make_mesh(config, machine, topology.make_devices(machine))
   lowered = compile.lower(config, mesh)
-  assert "ragged_dot" in lowered.stage.as_text()  # the branch of `grouped` for TPUs; on a CPU it is loops of chunks
+  assert (
+    "ragged_dot" in lowered.stage.as_text()
+  )  # the branch of `grouped` for TPUs; on a CPU it is loops of chunks
   facts = compile.compile(lowered, machine, fast=True)
   assert not facts["cached"] and 0 < facts["arguments"] <= facts["peak"] < machine.chip.memory
-  assert any(word in facts["text"] for word in ("all-gather", "all-to-all")) and "all-reduce" in facts["text"]
-  assert compile.compile(compile.lower(config, mesh), machine, fast=True) == facts | {"cached": True}
+  assert (
+    any(word in facts["text"] for word in ("all-gather", "all-to-all"))
+    and "all-reduce" in facts["text"]
+  )
+  assert compile.compile(compile.lower(config, mesh), machine, fast=True) == facts | {
+    "cached": True
+  }
 
 
 @needs_libtpu
 def test_what_does_not_fit_says_so(tmp_path, monkeypatch):
-  # 2^21 x 4096 weights in float32 are 32 GiB. Catches: a traceback of JAX's, sizes that are not read from it.
+  # 2^21 x 4096 weights in float32 are 32 GiB. Catches: a traceback of JAX's, sizes that are not
+  # read from it.
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  config = tiny.config(tmp_path, model__vocab_size=2 ** 21, model__d_model=4096, train__batch_size=1)
+  config = tiny.config(tmp_path, model__vocab_size=2**21, model__d_model=4096, train__batch_size=1)
   machine = topology.parse("v5e:1x1")
-  lowered = compile.lower(config, compile.make_mesh(config, machine, topology.make_devices(machine)))
+  lowered = compile.lower(
+    config, compile.make_mesh(config, machine, topology.make_devices(machine))
+  )
   for _ in range(2):  # the second answer comes from the cache
     with pytest.raises(compile.DoesNotFit) as error:
       compile.compile(lowered, machine, fast=True)
-    assert error.value.needs > 32 * 2 ** 30 > error.value.has > 15 * 2 ** 30
+    assert error.value.needs > 32 * 2**30 > error.value.has > 15 * 2**30

@@ -1,4 +1,5 @@
-"""What each dispatcher sends on TPUs, a layer and step: the real step, compiled for slices that are not there."""
+"""What each dispatcher sends on TPUs, a layer and step: the real step, compiled for slices that are
+not there."""
 
 import collections
 import importlib.util
@@ -11,18 +12,32 @@ from moe_jax.dryrun import compile
 from moe_jax.dryrun.machine import topology
 from moe_jax.hlo.program import analyse
 
-pytestmark = [pytest.mark.smoke, pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[dryrun]'")]
+pytestmark = [
+  pytest.mark.smoke,
+  pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[dryrun]'"
+  ),
+]
 
 # Of one layer, forward and backward, along "expert". Three weights an expert: up, gate, down.
 SENDS = {
-    "einsum": {"all-to-all": 4}, "all_to_all": {"all-to-all": 4},  # buffers there and back
-    "scatter": {"all-to-all": 6},  # two more of GSPMD's, around the scatter-add of the tokens' gradient
-    "ragged_all_to_all": {"ragged-all-to-all": 4},
-    "all_gather": {"all-gather": 2, "reduce-scatter": 2},  # tokens, then sums; backward the other way round
-    "grouped": {"all-gather": 6, "reduce-scatter": 3}}  # weights twice, for the forward and the backward pass
-KERNELS = {"grouped": ["ragged_dot"], "all_gather": ["ragged_dot"],
-           "ragged_all_to_all": ["ragged_dot", "ragged_all_to_all"]}
+  "einsum": {"all-to-all": 4},
+  "all_to_all": {"all-to-all": 4},  # buffers there and back
+  "scatter": {
+    "all-to-all": 6
+  },  # two more of GSPMD's, around the scatter-add of the tokens' gradient
+  "ragged_all_to_all": {"ragged-all-to-all": 4},
+  "all_gather": {
+    "all-gather": 2,
+    "reduce-scatter": 2,
+  },  # tokens, then sums; backward the other way round
+  "grouped": {"all-gather": 6, "reduce-scatter": 3},
+}  # weights twice, for the forward and the backward pass
+KERNELS = {
+  "grouped": ["ragged_dot"],
+  "all_gather": ["ragged_dot"],
+  "ragged_all_to_all": ["ragged_dot", "ragged_all_to_all"],
+}
 BUFFERS = 32 * 256 * 4  # bytes of a device's row: f S = 32 slots of width 256 in float32, at f = 1
 SMALL = 8192  # bytes: counts, sums of losses and metrics; tokens and weights have more
 
@@ -31,23 +46,37 @@ def compiled(directory, dispatcher, slices, **mesh):
   """(StableHLO, collectives) of the step of one layer with 16 experts on slices of 2x2 chips."""
   machine = topology.parse("v5e:2x2", slices)
   changes = {f"mesh__{axis}": size for axis, size in mesh.items()}
-  config = tiny.config(directory, model__vocab_size=264, model__d_model=256, model__num_layers=1, model__moe__first=0,
-                       model__moe__num_experts=16, model__moe__d_ff=128, model__moe__dispatcher__name=dispatcher,
-                       train__batch_size=machine.num_devices, **changes)
+  config = tiny.config(
+    directory,
+    model__vocab_size=264,
+    model__d_model=256,
+    model__num_layers=1,
+    model__moe__first=0,
+    model__moe__num_experts=16,
+    model__moe__d_ff=128,
+    model__moe__dispatcher__name=dispatcher,
+    train__batch_size=machine.num_devices,
+    **changes,
+  )
   if dispatcher in ("einsum", "scatter", "all_to_all"):
     config.model.moe.capacity_factor = 1.0
-  lowered = compile.lower(config, compile.make_mesh(config, machine, topology.make_devices(machine)))
+  lowered = compile.lower(
+    config, compile.make_mesh(config, machine, topology.make_devices(machine))
+  )
   text = compile.compile(lowered, machine, fast=True)["text"]
   return lowered.stage.as_text(), analyse(text, dict(lowered.mesh.shape)).collectives
 
 
 @pytest.mark.parametrize("dispatcher", tiny.often({"ragged_all_to_all"}, DISPATCHERS))
 def test_what_is_sent(dispatcher, tmp_path, monkeypatch):
-  # Catches: tokens' buffers gathered everywhere, an exchange repeated in the backward pass, experts' weights gathered
-  # where tokens should move; the CPU's loops and padded exchange in a TPU's program.
+  # Catches: tokens' buffers gathered everywhere, an exchange repeated in the backward pass,
+  # experts' weights gathered where tokens should move; the CPU's loops and padded exchange in a
+  # TPU's program.
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   program, found = compiled(tmp_path, dispatcher, 1, data=1, expert=4)
-  assert [kernel for kernel in ("ragged_dot", "ragged_all_to_all") if kernel in program] == KERNELS.get(dispatcher, [])
+  assert [
+    kernel for kernel in ("ragged_dot", "ragged_all_to_all") if kernel in program
+  ] == KERNELS.get(dispatcher, [])
   sent = collections.Counter()
   for one in found:
     if "/ffn/" in one.op_name and "_logits" not in one.op_name and one.bytes > SMALL:
@@ -57,13 +86,25 @@ def test_what_is_sent(dispatcher, tmp_path, monkeypatch):
   assert sent == SENDS[dispatcher], found
 
 
-@pytest.mark.parametrize("dispatcher, exchange, times", [
+@pytest.mark.parametrize(
+  "dispatcher, exchange, times",
+  [
     ("all_to_all", "all-to-all", 5),  # one of them moves the embedding's gradient
-    pytest.param("ragged_all_to_all", "ragged-all-to-all", 4, marks=pytest.mark.every_variant)])
+    pytest.param("ragged_all_to_all", "ragged-all-to-all", 4, marks=pytest.mark.every_variant),
+  ],
+)
 def test_what_is_sent_between_slices(dispatcher, exchange, times, tmp_path, monkeypatch):
-  # Catches: tokens sent to experts of another slice, a mesh whose slices lie along another axis than data.
+  # Catches: tokens sent to experts of another slice, a mesh whose slices lie along another axis
+  # than data.
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   _, found = compiled(tmp_path, dispatcher, 2, data=2, expert=4)
-  assert all(one.axes == (("data",) if one.kind.startswith("dcn-") else ("expert",)) for one in found), found
-  assert {one.kind for one in found if "data" in one.axes} == {"dcn-all-reduce", "dcn-all-gather"}, found
-  assert sum(one.count for one in found if one.kind == exchange and one.bytes > SMALL) == times, found
+  assert all(
+    one.axes == (("data",) if one.kind.startswith("dcn-") else ("expert",)) for one in found
+  ), found
+  assert {one.kind for one in found if "data" in one.axes} == {
+    "dcn-all-reduce",
+    "dcn-all-gather",
+  }, found
+  assert sum(one.count for one in found if one.kind == exchange and one.bytes > SMALL) == times, (
+    found
+  )

@@ -18,7 +18,8 @@ def state_of(config, mesh):
 
 
 def test_what_is_held_is_divided_by_those_who_share_it(tmp_path):
-  # AdamW keeps two floats a weight and two counters. Catches: shards not counted, a batch that is not cut.
+  # AdamW keeps two floats a weight and two counters. Catches: shards not counted, a batch that is
+  # not cut.
   config = tiny.config(tmp_path, train__batch_size=8)
   one = sharding.make_mesh({"data": 1})
   whole = ideal.memory(config, state_of(config, one), 264, one)
@@ -27,10 +28,14 @@ def test_what_is_held_is_divided_by_those_who_share_it(tmp_path):
   assert whole["optimizer state"] == 8 * total + 8
   assert whole["activations"] == 8 * accounts.activation_bytes(config, 264)
 
-  config = tiny.config(tmp_path, train__batch_size=8, train__accumulate_steps=2, mesh__data=1, mesh__fsdp=2)
+  config = tiny.config(
+    tmp_path, train__batch_size=8, train__accumulate_steps=2, mesh__data=1, mesh__fsdp=2
+  )
   two = sharding.make_mesh({"fsdp": 2})
   half = ideal.memory(config, state_of(config, two), 264, two)
-  assert 0.5 <= half["weights"] / whole["weights"] < 0.6  # norms and the router's bias are not split
+  assert (
+    0.5 <= half["weights"] / whole["weights"] < 0.6
+  )  # norms and the router's bias are not split
   assert half["activations"] == pytest.approx(whole["activations"] / 4)
 
 
@@ -42,11 +47,14 @@ def test_a_steps_flops_and_tokens(tmp_path):
 
 
 def test_what_stays_at_home_is_not_sent(tmp_path):
-  # Of 4 devices that share the experts each keeps a quarter. Catches: all rows counted as sent, another device's rows.
+  # Of 4 devices that share the experts each keeps a quarter. Catches: all rows counted as sent,
+  # another device's rows.
   config = tiny.config(tmp_path)
   sizes = {"data": 1, "fsdp": 1, "expert": 4, "tensor": 1}
   rows = 4 / ideal.batch_shards(sizes)
-  assert ideal.exchange(config, sizes) == pytest.approx(0.75 * rows * accounts.exchange_bytes(config))
+  assert ideal.exchange(config, sizes) == pytest.approx(
+    0.75 * rows * accounts.exchange_bytes(config)
+  )
   assert ideal.exchange(config, sizes | {"expert": 1}) == 0
 
 

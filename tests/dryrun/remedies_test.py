@@ -17,30 +17,52 @@ def found(config, sizes, expected):
 
 
 def test_the_most_effective_first(tmp_path):
-  # Recomputation saves nearly all of 100 GiB of activations, microbatches half; moving data to fsdp half of 30 GiB.
-  # Catches: remedies in an arbitrary order, a mesh for another number of devices.
+  # Recomputation saves nearly all of 100 GiB of activations, microbatches half; moving data to fsdp
+  # half of 30 GiB. Catches: remedies in an arbitrary order, a mesh for another number of devices.
   config = tiny.config(tmp_path, train__batch_size=16)
   sizes = {"data": 2, "fsdp": 1, "expert": 2, "tensor": 1}
-  held = {"weights": 10.0 * GIB, "gradients": 10.0 * GIB, "optimizer state": 10.0 * GIB, "activations": 100.0 * GIB}
+  held = {
+    "weights": 10.0 * GIB,
+    "gradients": 10.0 * GIB,
+    "optimizer state": 10.0 * GIB,
+    "activations": 100.0 * GIB,
+  }
   said = found(config, sizes, held)
-  assert [words.split(" ")[0] for words in said] == ["--config.model.remat=full", "--config.train.accumulate_steps=2",
-                                                     "--mesh=fsdp=2,expert=2"]
+  assert [words.split(" ")[0] for words in said] == [
+    "--config.model.remat=full",
+    "--config.train.accumulate_steps=2",
+    "--mesh=fsdp=2,expert=2",
+  ]
   assert "(about 50 GiB less)" in said[1] and "(about 15 GiB less)" in said[2]
 
 
 def test_the_fewest_microbatches_that_divide_the_rows(tmp_path):
-  # Nine rows a device: in three parts, which save two thirds. Catches: only halves, which nine rows do not have.
-  config = tiny.config(tmp_path, train__batch_size=9 * 4 * 2, train__accumulate_steps=2, model__remat="full")
-  held = {"weights": 1.0 * GIB, "gradients": 1.0 * GIB, "optimizer state": 1.0 * GIB, "activations": 30.0 * GIB}
+  # Nine rows a device: in three parts, which save two thirds. Catches: only halves, which nine rows
+  # do not have.
+  config = tiny.config(
+    tmp_path, train__batch_size=9 * 4 * 2, train__accumulate_steps=2, model__remat="full"
+  )
+  held = {
+    "weights": 1.0 * GIB,
+    "gradients": 1.0 * GIB,
+    "optimizer state": 1.0 * GIB,
+    "activations": 30.0 * GIB,
+  }
   said = found(config, {"data": 1, "fsdp": 2, "expert": 2, "tensor": 1}, held)
   assert "--config.train.accumulate_steps=6 (about 20 GiB less)" in said
 
 
 def test_what_does_not_help_is_not_proposed(tmp_path):
-  # Catches: remat=full where it is on, microbatches below one row a device, a mesh that is there already.
+  # Catches: remat=full where it is on, microbatches below one row a device, a mesh that is there
+  # already.
   config = tiny.config(tmp_path, train__batch_size=2, model__remat="full")
   row = accounts.activation_bytes(config, 264)
-  held = {"weights": 1.0 * GIB, "gradients": 1.0 * GIB, "optimizer state": 1.0 * GIB, "activations": row}
+  held = {
+    "weights": 1.0 * GIB,
+    "gradients": 1.0 * GIB,
+    "optimizer state": 1.0 * GIB,
+    "activations": row,
+  }
   assert found(config, {"data": 1, "fsdp": 2, "expert": 1, "tensor": 1}, held) == []
 
 
@@ -48,4 +70,7 @@ def test_changes_are_made_to_a_copy(tmp_path):
   # Catches: a search whose candidates share one config.
   config = tiny.config(tmp_path)
   other = remedies.changed(config, {"model.remat": "full", "mesh.data": 4})
-  assert (other.model.remat, other.mesh.data) == ("full", 4) and (config.model.remat, config.mesh.data) == ("none", 1)
+  assert (other.model.remat, other.mesh.data) == ("full", 4) and (
+    config.model.remat,
+    config.mesh.data,
+  ) == ("none", 1)

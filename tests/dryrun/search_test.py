@@ -15,7 +15,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_all_meshes_of_a_machine():
-  # 8 = 2^3 over four axes: C(6, 3) = 20. Catches: meshes that leave devices idle, an odd factor elsewhere.
+  # 8 = 2^3 over four axes: C(6, 3) = 20. Catches: meshes that leave devices idle, an odd factor
+  # elsewhere.
   found = list(search.meshes(8))
   assert len(found) == 20 and all(math.prod(sizes.values()) == 8 for sizes in found)
   assert {sizes["data"] % 7 for sizes in search.meshes(28)} == {0}
@@ -23,30 +24,51 @@ def test_all_meshes_of_a_machine():
 
 
 def test_candidates_suit_the_model(tmp_path):
-  # 4 experts, 2 heads, 8 rows: expert=8 and tensor=4 do not divide. Catches: candidates that could not run; estimates
-  # that do not fall where more devices share; configs that do not say what their words say.
+  # 4 experts, 2 heads, 8 rows: expert=8 and tensor=4 do not divide. Catches: candidates that could
+  # not run; estimates that do not fall where more devices share; configs that do not say what their
+  # words say.
   config = tiny.config(tmp_path, train__batch_size=8, model__vocab_size=264)
   found = list(search.candidates(config, topology.parse("v5e:2x4"), jax.devices()))
-  assert found and all(c.changes["mesh.expert"] <= 4 and c.changes["mesh.tensor"] <= 2 for c in found)
+  assert found and all(
+    c.changes["mesh.expert"] <= 4 and c.changes["mesh.tensor"] <= 2 for c in found
+  )
   assert {c.changes["model.remat"] for c in found} == {"none", "dots", "full"}
   memory = {c.words: c.memory for c in found}
   assert memory["fsdp=8, 1 microbatches, remat=none"] < memory["data=8, 1 microbatches, remat=none"]
-  assert memory["fsdp=4 tensor=2, 2 microbatches, remat=full"] < memory["fsdp=4 tensor=2, 1 microbatches, remat=none"]
+  assert (
+    memory["fsdp=4 tensor=2, 2 microbatches, remat=full"]
+    < memory["fsdp=4 tensor=2, 1 microbatches, remat=none"]
+  )
   assert all(c.seconds > 0 for c in found)
 
 
 def test_the_fastest_that_fits_comes_first(tmp_path, monkeypatch):
-  # Catches: a ranking by the rough formula, what does not fit among what does, more compiles than asked for.
+  # Catches: a ranking by the rough formula, what does not fit among what does, more compiles than
+  # asked for.
   config = tiny.config(tmp_path, train__batch_size=8, model__vocab_size=264)
   monkeypatch.setattr(search, "make_devices", lambda machine: jax.devices())
-  some = [search.Candidate({"mesh.data": 8, "train.accumulate_steps": n}, str(n), 1.0, 1.0) for n in (8, 4, 2, 1)]
+  some = [
+    search.Candidate({"mesh.data": 8, "train.accumulate_steps": n}, str(n), 1.0, 1.0)
+    for n in (8, 4, 2, 1)
+  ]
   monkeypatch.setattr(search, "candidates", lambda *arguments: some)
-  answers = iter([canned.too_large(), canned.report(), canned.report(roofline=canned.report()["roofline"] | {
-      "seconds": 1.0})])
+  answers = iter(
+    [
+      canned.too_large(),
+      canned.report(),
+      canned.report(roofline=canned.report()["roofline"] | {"seconds": 1.0}),
+    ]
+  )
   monkeypatch.setattr(plan, "plan", lambda *arguments: next(answers))
   found = search.search(config, "x.py", topology.parse("v5e:2x4"), 3)
-  assert sorted(report["words"] for report in found) == ["1", "2", "4"]  # of equal times, the fewest microbatches
-  assert [report["fits"] for report in found] == [True, True, False] and found[0]["roofline"]["seconds"] == 1.0
+  assert sorted(report["words"] for report in found) == [
+    "1",
+    "2",
+    "4",
+  ]  # of equal times, the fewest microbatches
+  assert [report["fits"] for report in found] == [True, True, False] and found[0]["roofline"][
+    "seconds"
+  ] == 1.0
   lines = search.table(found).splitlines()
   assert len(lines) == 4 and "not measured" in lines[0] and "does not fit" in lines[3]
 
@@ -55,6 +77,8 @@ def test_nothing_can_fit(tmp_path, monkeypatch):
   # Catches: an empty ranking that says nothing.
   config = tiny.config(tmp_path)
   monkeypatch.setattr(search, "make_devices", lambda machine: jax.devices())
-  monkeypatch.setattr(search, "candidates", lambda *arguments: [search.Candidate({}, "all", 1e15, 1.0)])
+  monkeypatch.setattr(
+    search, "candidates", lambda *arguments: [search.Candidate({}, "all", 1e15, 1.0)]
+  )
   with pytest.raises(ConfigError, match="no mesh"):
     search.search(config, "x.py", topology.parse("v5e:2x4"), 3)

@@ -13,38 +13,54 @@ from moe_jax.routing import ROUTERS
 pytestmark = pytest.mark.unit
 
 SMALL = run.Shape(tokens=64, d_model=8, d_ff=12, experts=4, k=2, activation="swiglu")
-SILENT = lambda what: None
+
+
+def SILENT(what):
+  return None
 
 
 @pytest.mark.parametrize("name", tiny.often({"S2"}, run.SHAPES))
 def test_every_case_builds(monkeypatch, name):
-  # With narrow experts, and traced in place of compiled. Catches: a row whose dispatcher or implementation is not
-  # there, groups that do not divide the tokens, arguments that a dispatcher no longer takes.
+  # With narrow experts, and traced in place of compiled. Catches: a row whose dispatcher or
+  # implementation is not there, groups that do not divide the tokens, arguments that a dispatcher
+  # no longer takes.
   shape = run.SHAPES[name]._replace(d_model=8, d_ff=4)
-  monkeypatch.setattr(run, "compiled", lambda function, *args, constants=0: jax.eval_shape(function, *args))
+  monkeypatch.setattr(
+    run, "compiled", lambda function, *args, constants=0: jax.eval_shape(function, *args)
+  )
   x, logits, experts = run.workload(shape)
   assert run.dense(shape, experts)[0].shape == (shape.tokens * shape.k, 8)
   for row in (run.ROWS | run.SLOW).values():
     y, trips = run.layer(shape, row, x, logits, experts)
-    assert y.shape == (shape.tokens // (row.tokens_per_group or shape.tokens), row.tokens_per_group or shape.tokens, 8)
-    assert sum(count for loop, count in trips.items() if loop.startswith("experts_of_")) <= shape.experts
+    assert y.shape == (
+      shape.tokens // (row.tokens_per_group or shape.tokens),
+      row.tokens_per_group or shape.tokens,
+      8,
+    )
+    assert (
+      sum(count for loop, count in trips.items() if loop.startswith("experts_of_")) <= shape.experts
+    )
 
 
 @pytest.mark.parametrize("name", routing.OPTIONS)
 def test_every_router_builds(name):
-  # Catches: options that a router no longer takes, stand-ins for experts that a dispatcher cannot use.
+  # Catches: options that a router no longer takes, stand-ins for experts that a dispatcher cannot
+  # use.
   router = functools.partial(ROUTERS[name].route, **routing.OPTIONS[name])
   x, weight = jnp.zeros((SMALL.tokens, SMALL.d_model)), jnp.zeros((SMALL.d_model, SMALL.experts))
   for experts in (run.workload(SMALL)[2], routing.Copies(jnp.zeros((SMALL.experts, 1)))):
-    y = jax.eval_shape(lambda x, w, inner: routing.layer(router, x, w, inner, "cpu"), x, weight, experts)
+    y = jax.eval_shape(
+      lambda x, w, inner: routing.layer(router, x, w, inner, "cpu"), x, weight, experts
+    )
     assert y.shape == (1, SMALL.tokens, SMALL.d_model)
 
 
 def test_flops_are_those_of_the_rows():
-  # The ideal is the matmuls of tokens * k rows, three times as many with the backward pass. The dense FFN has just
-  # those, experts with 1.25 slots an assignment 1.25 times as many, and grouped ones whole chunks of rows.
-  # Catches: an ideal without the gate's matrix or without K, a backward pass whose first product XLA leaves out, loops
-  # whose trips are not counted, a row measured at another capacity than its name says.
+  # The ideal is the matmuls of tokens * k rows, three times as many with the backward pass. The
+  # dense FFN has just those, experts with 1.25 slots an assignment 1.25 times as many, and grouped
+  # ones whole chunks of rows. Catches: an ideal without the gate's matrix or without K, a backward
+  # pass whose first product XLA leaves out, loops whose trips are not counted, a row measured at
+  # another capacity than its name says.
   rows = {name: run.ROWS[name] for name in ("grouped", "scatter, capacity 1.25")}
   found = run.measure("small", SMALL, rows, 1, SILENT)
   for part in ("forward_flops_ratio", "backward_flops_ratio"):

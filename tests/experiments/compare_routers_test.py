@@ -1,4 +1,5 @@
-"""The comparison of routers: its rows, what its lines of results come to, and that the README says it."""
+"""The comparison of routers: its rows, what its lines of results come to, and that the README says
+it."""
 
 import json
 import math
@@ -23,7 +24,9 @@ VOCABULARY = 32_000  # of gpu's tokenizer, which is a file that nobody needs her
 
 
 def config_of(row):
-  return parse(["", *(flag for flag in row.arguments() if flag.startswith("--config"))], workdir=False).config
+  return parse(
+    ["", *(flag for flag in row.arguments() if flag.startswith("--config"))], workdir=False
+  ).config
 
 
 @pytest.fixture(scope="module", params=SCALES)
@@ -32,7 +35,8 @@ def configs(request):
 
 
 def test_rows_are_valid_and_have_three_seeds():
-  # Catches: a row that stops before it trains, a preset that is not put in, fewer routers than the study promises.
+  # Catches: a row that stops before it trains, a preset that is not put in, fewer routers than the
+  # study promises.
   for scale in SCALES:
     rows = study.rows(scale)
     assert len(rows) >= 11 and all(row.seeds == 3 for row in rows.values())
@@ -55,23 +59,35 @@ def test_rows_differ_in_routing_only(configs):
     found = config.to_dict()
     found["model"].pop("moe")
     return found
+
   first = rest(configs[study.DENSE])
   assert all(rest(config) == first for config in configs.values())
-  assert len({(c.model.moe.group_rows, c.model.moe.first, c.model.moe.every) for c in configs.values()}) == 1
+  assert (
+    len({(c.model.moe.group_rows, c.model.moe.first, c.model.moe.every) for c in configs.values()})
+    == 1
+  )
 
 
 def test_a_group_has_experts_of_one_shape(configs):
-  # Catches: a title that is not what its rows are; rows of one group that differ in capacity to learn.
+  # Catches: a title that is not what its rows are; rows of one group that differ in capacity to
+  # learn.
   width = configs[study.DENSE].model.d_ff
   for group in study.GROUPS:
     for name in group.rows:
       e = configs[name].model.moe
-      visited = experts_a_token(configs[name].model, configs[name].data.seq_len) + e.num_shared_experts
-      assert (e.num_experts, visited, e.d_ff) == (group.experts, group.visited, width // group.visited), name
+      visited = (
+        experts_a_token(configs[name].model, configs[name].data.seq_len) + e.num_shared_experts
+      )
+      assert (e.num_experts, visited, e.d_ff) == (
+        group.experts,
+        group.visited,
+        width // group.visited,
+      ), name
 
 
 def test_who_sees_later_tokens(configs):
-  # Catches: a mark that is missing; one that says "in training only" of a router that also looks ahead at evaluation.
+  # Catches: a mark that is missing; one that says "in training only" of a router that also looks
+  # ahead at evaluation.
   logits = jax.random.normal(jax.random.key(0), (64, 16))
   later = logits.at[32:].set(jax.random.normal(jax.random.key(1), (32, 16)))
   context = RoutingContext(token_ids=jnp.zeros(64, jnp.int32), train=False)
@@ -83,89 +99,139 @@ def test_who_sees_later_tokens(configs):
     assert (looks_ahead(e) == "overflow" and e.capacity_factor is not None) == (mark == "§"), name
     if mark in ("†", "‡"):
       router = e.router
-      plans = [ROUTERS[router.name].route(x, context, **router[router.name]) for x in (logits, later)]
-      early = [sorted((int(t), int(e), float(g)) for t, e, g in zip(p.token, p.expert, p.gate, strict=True) if t < 32)
-               for p in plans]
+      plans = [
+        ROUTERS[router.name].route(x, context, **router[router.name]) for x in (logits, later)
+      ]
+      early = [
+        sorted(
+          (int(t), int(e), float(g))
+          for t, e, g in zip(p.token, p.expert, p.gate, strict=True)
+          if t < 32
+        )
+        for p in plans
+      ]
       assert (early[0] != early[1]) == (mark == "†"), name
 
 
 def line(bits, *, curve=((20, 3.0),), seconds=0.1, **more):
-  """A line of results.jsonl; the curve of every seed is the same, shifted so that it ends at the seed's bits."""
+  """A line of results.jsonl; the curve of every seed is the same, shifted so that it ends at the
+  seed's bits."""
   last = curve[-1][1]
   shifted = [[None if b is None else y - last + b for _, y in curve] for b in bits]
-  return {"mean_bits_per_byte": list(bits), "diverged": [7 if b is None else None for b in bits], "seeds": len(bits),
-          "steps": curve[-1][0], "tokens": curve[-1][0] * 8, "step_seconds": seconds, "step_cpu_seconds": 2 * seconds,
-          "eval": {"step": [x for x, _ in curve], "bits_per_byte": shifted}, "wall_seconds": 60.0,
-          "parameters": {"total": 1_500, "activated": 900}, "flops_per_token": 5e3, "date": "2000-01-31",
-          "python": "3.11", "versions": {"jax": "0", "flax": "1"}, "hardware": "cpu", "train": {}} | more
+  return {
+    "mean_bits_per_byte": list(bits),
+    "diverged": [7 if b is None else None for b in bits],
+    "seeds": len(bits),
+    "steps": curve[-1][0],
+    "tokens": curve[-1][0] * 8,
+    "step_seconds": seconds,
+    "step_cpu_seconds": 2 * seconds,
+    "eval": {"step": [x for x, _ in curve], "bits_per_byte": shifted},
+    "wall_seconds": 60.0,
+    "parameters": {"total": 1_500, "activated": 900},
+    "flops_per_token": 5e3,
+    "date": "2000-01-31",
+    "python": "3.11",
+    "versions": {"jax": "0", "flax": "1"},
+    "hardware": "cpu",
+    "train": {},
+  } | more
 
 
 def routed(*args, **more):
-  of = lambda *values: [list(values)] * 3
-  train = {"drop_rate": of(0.9, 0.9, 0.9, 0.9, 0.25), "dropped_tokens": of(1, 1, 1, 1, 0.125),
-           "load_cv": of(9, 9, 9, 9, 0.5), "entropy": of(9, 9, 9, 9, 2.0), "logit_max": of(1, 30.5, None, 1, 2)}
+  def of(*values):
+    return [list(values)] * 3
+
+  train = {
+    "drop_rate": of(0.9, 0.9, 0.9, 0.9, 0.25),
+    "dropped_tokens": of(1, 1, 1, 1, 0.125),
+    "load_cv": of(9, 9, 9, 9, 0.5),
+    "entropy": of(9, 9, 9, 9, 2.0),
+    "logit_max": of(1, 30.5, None, 1, 2),
+  }
   load = {"step": [4, 8], "layers": [[[1 / 16] * 16, [0.0] * 15 + [1.0]]] * 2}
   return line(*args, train=train, load=load, **more)
 
 
-# Dense ends at 2, 2.1 and 2.2: mean 2.1, sample deviation 0.1, standard error 0.1 / sqrt(3) = 0.0577.
+# Dense ends at 2, 2.1 and 2.2: mean 2.1, sample deviation 0.1, standard error 0.1 / sqrt(3) =
+# 0.0577.
 DENSE = line((2.0, 2.1, 2.2), curve=((10, 3.1), (20, 2.1)))
 
 
 def test_means_and_standard_errors():
-  # Catches: the deviation of a population, a deviation in place of the error, a diverged seed that counts.
+  # Catches: the deviation of a population, a deviation in place of the error, a diverged seed that
+  # counts.
   assert measures.bits(DENSE) == pytest.approx((2.1, 0.1 / math.sqrt(3)))
-  assert measures.bits(line((2.0, None, 3.0))) == pytest.approx((2.5, math.sqrt(0.5) / math.sqrt(2)))
+  assert measures.bits(line((2.0, None, 3.0))) == pytest.approx(
+    (2.5, math.sqrt(0.5) / math.sqrt(2))
+  )
   assert measures.bits(line((2.0, None, None))) == (2.0, None)
   assert measures.bits(line((None, None, None))) == (None, None)
-  late = line((2.0, 2.0, 2.0)) | {"diverged": [None, 3, None]}  # a gradient that was not finite, once
+  late = line((2.0, 2.0, 2.0)) | {
+    "diverged": [None, 3, None]
+  }  # a gradient that was not finite, once
   assert measures.finite(late) == [0, 2]
 
 
 def test_differences_are_paired():
-  # Differences 0.1, 0.1 and 0.4: mean 0.2, deviations -0.1, -0.1 and 0.2, sample deviation sqrt(0.06 / 2), error 0.1.
-  # 2 errors are not exceeded. Catches: errors of two independent means, an exact bound that counts as exceeded.
+  # Differences 0.1, 0.1 and 0.4: mean 0.2, deviations -0.1, -0.1 and 0.2, sample deviation
+  # sqrt(0.06 / 2), error 0.1. 2 errors are not exceeded. Catches: errors of two independent means,
+  # an exact bound that counts as exceeded.
   found = measures.difference(line((2.1, 2.2, 2.6)), DENSE)
-  assert (found.mean, found.error) == pytest.approx((0.2, 0.1)) and found.errors == pytest.approx(2.0)
+  assert (found.mean, found.error) == pytest.approx((0.2, 0.1)) and found.errors == pytest.approx(
+    2.0
+  )
   assert not measures.difference(line((2.1, 2.2, 2.6 + 1e-6)), DENSE).exceeds
   # 0.1, 0.1, 0.25: mean 0.15, error sqrt(0.015 / 2) / sqrt(3) = 0.05: 3 errors.
   assert measures.difference(line((2.1, 2.2, 2.45)), DENSE).exceeds
   assert measures.difference(DENSE, line((2.1, 2.2, 2.45))).mean == pytest.approx(-0.15)
   assert not measures.difference(line((2.1, 1.9, 2.2)), DENSE).exceeds  # signs differ
-  assert measures.difference(line((2.1, 2.2, 2.3)), DENSE).exceeds  # the same in all seeds, but for rounding
+  assert measures.difference(
+    line((2.1, 2.2, 2.3)), DENSE
+  ).exceeds  # the same in all seeds, but for rounding
 
 
 def test_a_seed_that_diverged_is_in_no_difference_and_leaves_none_that_exceeds():
-  # Catches: None as a number, pairs of different seeds, two seeds that are told apart as if they were three.
+  # Catches: None as a number, pairs of different seeds, two seeds that are told apart as if they
+  # were three.
   found = measures.difference(line((1.0, None, 1.3)), DENSE)
-  assert found.mean == pytest.approx(-0.95) and found.error == pytest.approx(0.05) and not found.exceeds
+  assert (
+    found.mean == pytest.approx(-0.95) and found.error == pytest.approx(0.05) and not found.exceeds
+  )
   assert measures.difference(line((1.0, None, None)), DENSE) == (-1.0, None, False, None)
   assert measures.difference(line((None, None, None)), DENSE).mean is None
 
 
 def test_steps_to_a_loss_are_interpolated():
-  # From 3 at step 10 to 2 at step 20, 2.1 is reached after nine tenths: step 19. Catches: the next evaluation's step,
-  # the last crossing, extrapolation, a curve of the diverged seeds.
+  # From 3 at step 10 to 2 at step 20, 2.1 is reached after nine tenths: step 19. Catches: the next
+  # evaluation's step, the last crossing, extrapolation, a curve of the diverged seeds.
   falling = line((2.0, 2.0, 2.0), curve=((10, 3.0), (20, 2.0)))
   assert measures.steps_to(falling, 2.1) == pytest.approx(19.0)
   assert measures.steps_to(falling, 3.5) == 10.0 and measures.steps_to(falling, 1.9) is None
   again = line((2.5, 2.5, 2.5), curve=((10, 3.0), (20, 2.0), (30, 2.5), (40, 2.0), (50, 2.5)))
   assert measures.steps_to(again, 2.25) == pytest.approx(17.5)
-  assert measures.steps_to(line((2.0, None, 2.0), curve=((10, 3.0), (20, 2.0))), 2.1) == pytest.approx(19.0)
+  assert measures.steps_to(
+    line((2.0, None, 2.0), curve=((10, 3.0), (20, 2.0))), 2.1
+  ) == pytest.approx(19.0)
   assert measures.steps_to(DENSE, measures.bits(DENSE).mean) == 20.0
 
 
 def lines():
-  """Dense; Mixtral, 0.1, 0.1 and 0.25 below; hash, of which a seed diverged; random, of which all did."""
-  return {"dense": DENSE, "random": line((None, None, None), step_seconds=None, step_cpu_seconds=None),
-          "hash": routed((2.5, None, 2.5), curve=((10, 3.0), (20, 2.5)), seconds=0.15),
-          "mixtral": routed((1.9, 2.0, 1.95), curve=((10, 2.95), (20, 1.95)), seconds=0.2)}
+  """Dense; Mixtral, 0.1, 0.1 and 0.25 below; hash, of which a seed diverged; random, of which all
+  did."""
+  return {
+    "dense": DENSE,
+    "random": line((None, None, None), step_seconds=None, step_cpu_seconds=None),
+    "hash": routed((2.5, None, 2.5), curve=((10, 3.0), (20, 2.5)), seconds=0.15),
+    "mixtral": routed((1.9, 2.0, 1.95), curve=((10, 2.95), (20, 1.95)), seconds=0.2),
+  }
 
 
 def test_a_summary_by_hand():
-  # Mixtral's mean curve goes from 2.95 to 1.95 and is at 2.1 after 0.85 of the way: step 18.5, at 0.4 s of CPU a step.
-  # Of five logged steps the last is a fifth. Catches: rates of the start of training, logits of the end only, entropy
-  # of a router that reads no logits, times that are not divided by dense's.
+  # Mixtral's mean curve goes from 2.95 to 1.95 and is at 2.1 after 0.85 of the way: step 18.5, at
+  # 0.4 s of CPU a step. Of five logged steps the last is a fifth. Catches: rates of the start of
+  # training, logits of the end only, entropy of a router that reads no logits, times that are not
+  # divided by dense's.
   found = measures.summary(lines())
   row = found["mixtral"]
   assert row["minus_dense"] == pytest.approx(-0.15) and row["minus_dense_se"] == pytest.approx(0.05)
@@ -173,10 +239,17 @@ def test_a_summary_by_hand():
   assert row["seconds_to_dense"] == pytest.approx(7.4) and row["step_ms"] == pytest.approx(200)
   assert row["step_cpu_ms"] == pytest.approx(400) and row["step_over_dense"] == pytest.approx(2)
   assert row["logit_max"] == 30.5
-  assert (row["drop_rate"], row["dropped_tokens"], row["load_cv"], row["router_entropy"]) == (0.25, 0.125, 0.5, 2.0)
+  assert (row["drop_rate"], row["dropped_tokens"], row["load_cv"], row["router_entropy"]) == (
+    0.25,
+    0.125,
+    0.5,
+    2.0,
+  )
   assert row["ln_experts"] == pytest.approx(2.7726, abs=1e-4)
   assert found["hash"]["finite_seeds"] == 2 and found["hash"]["router_entropy"] is None
-  assert found["hash"]["steps_to_dense"] is None and found["hash"]["minus_dense"] == pytest.approx(0.4)
+  assert found["hash"]["steps_to_dense"] is None and found["hash"]["minus_dense"] == pytest.approx(
+    0.4
+  )
   assert found["random"]["bits_per_byte"] is None and found["random"]["finite_seeds"] == 0
   assert found["dense"]["minus_dense"] is None and found["dense"]["steps_to_dense"] == 20
 
@@ -184,14 +257,20 @@ def test_a_summary_by_hand():
 def test_the_clock_is_that_of_the_hardware():
   # Catches: CPU time of the process that only feeds a GPU; wall time of a core that others took.
   assert measures.seconds_a_step(line((2.0,), seconds=0.1)) == pytest.approx(0.2)
-  assert measures.seconds_a_step(line((2.0,), seconds=0.1, hardware="1 x NVIDIA H200")) == pytest.approx(0.1)
+  assert measures.seconds_a_step(
+    line((2.0,), seconds=0.1, hardware="1 x NVIDIA H200")
+  ) == pytest.approx(0.1)
 
 
 def test_without_dense_nothing_is_compared_with_it():
   # Catches: a traceback, another row taken for the twin.
   left = {name: line for name, line in lines().items() if name != "dense"}
   found = measures.summary(left)
-  assert {row[key] for row in found.values() for key in ("minus_dense", "steps_to_dense", "step_over_dense")} == {None}
+  assert {
+    row[key]
+    for row in found.values()
+    for key in ("minus_dense", "steps_to_dense", "step_over_dense")
+  } == {None}
   assert "dense" in table.text(left, "desk").split("missing")[0]
 
 
@@ -203,30 +282,41 @@ def test_a_line_of_a_run_that_stopped_at_once():
 
 
 def test_the_text_by_hand():
-  # Catches: columns exchanged, signs of the matrix turned round, a study that is called finished when rows are missing.
+  # Catches: columns exchanged, signs of the matrix turned round, a study that is called finished
+  # when rows are missing.
   made = table.text(lines(), "desk")
   assert "| `mixtral` | 1.950 ± 0.029 | **-0.150 ± 0.050** | 18 | 0.1 | 3/3 | 30.5 |" in made
   assert "| `random` | – | – | – | – | 0/3 | – |" in made
   assert "| `mixtral` | 2 of 16, half as wide | 25.0% | 12.5% | 0.50 | 2.00 | 2.77 |" in made
   assert "| `mixtral` | 200 | 400 | 2.00 | 1,500 | 900 | 5,000 |" in made
-  assert "Below the dense twin by more than the seeds' spread: `mixtral`; above it by more: none; " in made
+  assert (
+    "Below the dense twin by more than the seeds' spread: `mixtral`; above it by more: none; "
+    in made
+  )
   assert "| `mixtral` | **-150 ± 50** | – | -575 ± 25 |" in made
   assert "1 of 6 pairs, 0 of them also by 4.303" in made
-  assert made.startswith("**The study has not been run to its end yet: switch, ") and "4 minutes in all" in made
+  assert (
+    made.startswith("**The study has not been run to its end yet: switch, ")
+    and "4 minutes in all" in made
+  )
   assert "not been run to its end" in table.text({}, "desk")
 
 
 def test_files(tmp_path, monkeypatch):
-  # Catches: JSON or CSV that other programs cannot read or that lack a row; figures that are no XML, or draw a row that
-  # diverged; a README whose text outside the markers is lost.
+  # Catches: JSON or CSV that other programs cannot read or that lack a row; figures that are no
+  # XML, or draw a row that diverged; a README whose text outside the markers is lost.
   monkeypatch.setitem(table.FOLDERS, "desk", tmp_path)
-  (tmp_path / "README.md").write_text("before\n<!-- table:compare_routers -->\nthe last one\n"
-                                      "<!-- /table:compare_routers -->\nafter")
-  (tmp_path / table.RESULTS).write_text("".join(
-      json.dumps({"row": name} | one) + "\n" for name, one in lines().items()))
+  (tmp_path / "README.md").write_text(
+    "before\n<!-- table:compare_routers -->\nthe last one\n<!-- /table:compare_routers -->\nafter"
+  )
+  (tmp_path / table.RESULTS).write_text(
+    "".join(json.dumps({"row": name} | one) + "\n" for name, one in lines().items())
+  )
   table.write("desk")
   readme = (tmp_path / "README.md").read_text()
-  assert readme.startswith("before\n") and readme.endswith("\nafter") and "the last one" not in readme
+  assert (
+    readme.startswith("before\n") and readme.endswith("\nafter") and "the last one" not in readme
+  )
   assert "-0.150" in readme and all(f"]({name})" in readme for name in figures.FILES)
   made = json.loads((tmp_path / "table.json").read_text())
   assert made["rows"]["mixtral"]["minus_dense"] == -0.15 and len(made["pairs"]) == 6
@@ -236,7 +326,10 @@ def test_files(tmp_path, monkeypatch):
   for name in ("curves_1", "curves_2", "time", "load"):
     ElementTree.parse(tmp_path / f"{name}.svg")
     assert "nan" not in (tmp_path / f"{name}.svg").read_text().replace("data:image", "")[:20_000]
-  assert "mixtral" in (tmp_path / "curves_2.svg").read_text() and "random" not in (tmp_path / "time.svg").read_text()
+  assert (
+    "mixtral" in (tmp_path / "curves_2.svg").read_text()
+    and "random" not in (tmp_path / "time.svg").read_text()
+  )
   assert (tmp_path / "load.svg").read_text().count("<image") == 4  # two routers of two layers
 
 
@@ -252,7 +345,8 @@ def test_the_command_line(capsys):
 
 
 def test_the_readmes_show_the_results():
-  # Catches: a table typed by hand; results replaced without `python -m experiments.compare_routers --write`.
+  # Catches: a table typed by hand; results replaced without `python -m experiments.compare_routers
+  # --write`.
   for scale, folder in table.FOLDERS.items():
     found = table.ordered(sweep.load(folder / table.RESULTS), scale)
     readme = (folder / "README.md").read_text()

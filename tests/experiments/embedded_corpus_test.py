@@ -8,7 +8,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_the_readme_shows_the_results():
-  # Catches: a table typed by hand; results replaced without `python -m experiments.embedded_corpus.table --write`.
+  # Catches: a table typed by hand; results replaced without `python -m
+  # experiments.embedded_corpus.table --write`.
   text = table.README.read_text()
   assert table.replace(text) == text
 
@@ -23,9 +24,17 @@ def test_the_models_beat_what_the_readme_says_they_beat(name, rung):
 
 
 def test_model_and_twin_read_the_same_text_for_as_long():
-  # Catches: a twin that was trained on another Python's text, on more tokens, or that is wider than a token's experts.
-  pairs = [(run, twin) for name in table.MODELS for run in table.load(name) for twin in table.load(f"dense_{name}")]
+  # Catches: a twin that was trained on another Python's text, on more tokens, or that is wider than
+  # a token's experts.
+  pairs = [
+    (run, twin)
+    for name in table.MODELS
+    for run in table.load(name)
+    for twin in table.load(f"dense_{name}")
+  ]
   assert pairs
   for run, twin in pairs:
     assert (run["data"], run["tokens"]) == (twin["data"], twin["tokens"])
-    assert run["flops_per_token"] == pytest.approx(twin["flops_per_token"], rel=0.02)  # the router's
+    assert run["flops_per_token"] == pytest.approx(
+      twin["flops_per_token"], rel=0.02
+    )  # the router's

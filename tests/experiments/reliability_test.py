@@ -14,7 +14,8 @@ pytestmark = pytest.mark.smoke
 
 
 def test_a_few_cases_find_nothing():
-  # Catches: a check that lets an exception through; a worker that does not answer; results in another order.
+  # Catches: a check that lets an exception through; a worker that does not answer; results in
+  # another order.
   asked = [*(("config", n) for n in range(6)), *(("command", n) for n in range(6)), ("file", 2)]
   found = fuzz.fuzz(asked, seed=5)
   assert [(one["kind"], one["number"]) for one in found] == asked
@@ -25,7 +26,9 @@ def test_a_few_cases_find_nothing():
 
 def test_a_case_is_drawn_from_its_seed_alone():
   # Catches: a case that --case cannot show again.
-  draws = lambda: random.Random("7 config 3")
+  def draws():
+    return random.Random("7 config 3")
+
   for before in (1, "x", (1,), 0.5, True):
     assert repr(mutate.value(draws(), before)) == repr(mutate.value(draws(), before))
 
@@ -38,29 +41,43 @@ def test_a_mutation_changes_the_file(tmp_path, how):
     path.write_text('{"step": 1, "kind": "train"}\n{"step": 2, "kind": "train"}\n')
     mutate.FILES[how](random.Random(number), path)
     assert not path.is_file() or path.read_text(errors="replace") != (
-        '{"step": 1, "kind": "train"}\n{"step": 2, "kind": "train"}\n')
+      '{"step": 1, "kind": "train"}\n{"step": 2, "kind": "train"}\n'
+    )
 
 
 def test_workers_end_what_takes_too_long(tmp_path, monkeypatch):
-  # Catches: a hang that is waited for; a dead process whose case is lost; the cases after one of these.
+  # Catches: a hang that is waited for; a dead process whose case is lost; the cases after one of
+  # these.
   monkeypatch.setattr(workers._Worker, "grace", 5.0)
-  asked = [("__import__('time').sleep(60)",), ("'a'",), ("__import__('os')._exit(3)",), ("'b'",), ("'c'",)]
+  asked = [
+    ("__import__('time').sleep(60)",),
+    ("'a'",),
+    ("__import__('os')._exit(3)",),
+    ("'b'",),
+    ("'c'",),
+  ]
   found = dict(workers.work(eval, asked, lambda case: 1.0, 2, tmp_path))
   assert [found[case] for case in asked] == [None, "a", None, "b", "c"]
 
 
 def test_outcomes():
-  # Catches: a traceback that counts as a sentence, an error without one, a success with a warning that counts as one.
+  # Catches: a traceback that counts as a sentence, an error without one, a success with a warning
+  # that counts as one.
   assert cases._outcome(0, "a warning\n")[0] == "runs"
   assert cases._outcome(2, "error: a=1: must be 2\n")[0] == "one sentence"
-  assert cases._outcome(1, "Traceback (most recent call last)\nerror: This is a bug of the program\n")[0] == "traceback"
+  assert (
+    cases._outcome(1, "Traceback (most recent call last)\nerror: This is a bug of the program\n")[0]
+    == "traceback"
+  )
   assert cases._outcome(2, "")[0] == cases._outcome(1, "error: a\nerror: b\n")[0] == "traceback"
 
 
 def test_the_table_counts_and_findings_can_be_shown_again():
   # Catches: a column under another's head; a finding without the command that shows it.
-  found = [{"kind": "config", "number": n, "what": "w", "outcome": outcome, "said": "a\nlast"}
-           for n, outcome in enumerate(cases.OUTCOMES)]
+  found = [
+    {"kind": "config", "number": n, "what": "w", "outcome": outcome, "said": "a\nlast"}
+    for n, outcome in enumerate(cases.OUTCOMES)
+  ]
   text = fuzz.table(found, 9, 120.0)
   assert "| configs | 7 | " + " | ".join("1" * 7) + " |" in text and "Seed 9, 2 minutes" in text
   told = fuzz.findings(found, 9)
@@ -73,16 +90,29 @@ def test_the_page_has_room_for_the_table():
   assert page.index("<!-- table:fuzz -->") < page.index("<!-- /table:fuzz -->")
 
 
-@pytest.mark.parametrize("command, flag, words", [
-    (soak, "--runs=0", "runs=0: must be at least 1"), (soak, "--kills=0", "kills=0"),
+@pytest.mark.parametrize(
+  "command, flag, words",
+  [
+    (soak, "--runs=0", "runs=0: must be at least 1"),
+    (soak, "--kills=0", "kills=0"),
     (fuzz, "--configs=-1", "configs=-1"),
-    (fuzz, "--out=/nowhere/found.jsonl", "out='/nowhere/found.jsonl': must be a file in a folder that exists"),
-    (mutation, "--count=0", "count=0"), (mutation, "--seconds=nan", "seconds=nan: must be at least 0"),
-    (mutation, "--out=/nowhere/found.jsonl", "out='/nowhere"), (mutation, "--only=nobody", "only='nobody'"),
-    (mutation, "--judges=nobody", "judges='nobody'"), (memory, "--steps=5", "steps=5"),
-    (faults, "--only=nobody", "nobody")])
+    (
+      fuzz,
+      "--out=/nowhere/found.jsonl",
+      "out='/nowhere/found.jsonl': must be a file in a folder that exists",
+    ),
+    (mutation, "--count=0", "count=0"),
+    (mutation, "--seconds=nan", "seconds=nan: must be at least 0"),
+    (mutation, "--out=/nowhere/found.jsonl", "out='/nowhere"),
+    (mutation, "--only=nobody", "only='nobody'"),
+    (mutation, "--judges=nobody", "judges='nobody'"),
+    (memory, "--steps=5", "steps=5"),
+    (faults, "--only=nobody", "nobody"),
+  ],
+)
 def test_flags_that_make_no_sense(command, flag, words):
-  # Catches: a number or a file that is only found to be wrong after the work, or a table of nothing.
+  # Catches: a number or a file that is only found to be wrong after the work, or a table of
+  # nothing.
   with pytest.raises(ConfigError, match=re.escape(words)):
     command.main([flag])
 

@@ -19,12 +19,20 @@ from moe_jax.training.state import TrainState, init_state
 from tests import tiny
 
 pytestmark = pytest.mark.smoke
-NOISY = {"model__dropout": 0.1, "model__moe__jitter": 0.1}  # so that a key shared by seeds would show
+NOISY = {
+  "model__dropout": 0.1,
+  "model__moe__jitter": 0.1,
+}  # so that a key shared by seeds would show
 
 
 def command(directory, name, *more, **changes):
-  return ["seeds", "--config=configs/quickstart.py", f"--workdir={directory / name}",
-          *tiny.flags(directory, **(NOISY | changes)), *more]
+  return [
+    "seeds",
+    "--config=configs/quickstart.py",
+    f"--workdir={directory / name}",
+    *tiny.flags(directory, **(NOISY | changes)),
+    *more,
+  ]
 
 
 def found(directory, name):
@@ -33,18 +41,27 @@ def found(directory, name):
 
 @pytest.mark.parametrize("together", [True, pytest.param(False, marks=pytest.mark.every_variant)])
 def test_seeds_together_are_seeds_alone(tmp_path, together):
-  # Catches: one key for all seeds, seeds that see each other, a wrong axis, another order of the data.
+  # Catches: one key for all seeds, seeds that see each other, a wrong axis, another order of the
+  # data.
   config = parse(command(tmp_path, "unused", train__batch_size=4)).config
   tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
-  model = assembly.model(config, data.vocab_size(config.data, tokenizer), sharding.make_mesh({"data": 1}))
-  optimizer = optax.sgd(0.1, momentum=0.9)  # Adam's quotient makes much of rounding where gradients are small
-  make = functools.partial(update.make, config, optimizer=optimizer, schedule=optax.constant_schedule(0.1))
+  model = assembly.model(
+    config, data.vocab_size(config.data, tokenizer), sharding.make_mesh({"data": 1})
+  )
+  optimizer = optax.sgd(
+    0.1, momentum=0.9
+  )  # Adam's quotient makes much of rounding where gradients are small
+  make = functools.partial(
+    update.make, config, optimizer=optimizer, schedule=optax.constant_schedule(0.1)
+  )
   step = make(model)
   batches = data.train_iterator(config.data, tokenizer, sources, 4)
   batches = [next(batches) for _ in range(3)]
   alone = []
   for seed in range(2):
-    state = tiny.quick_jit(lambda key: init_state(model, optimizer, key, 32, 4))(jax.random.key(seed))
+    state = tiny.quick_jit(lambda key: init_state(model, optimizer, key, 32, 4))(
+      jax.random.key(seed)
+    )
     losses = []
     for batch in batches:
       state, metrics = step(state, batch)
@@ -71,21 +88,44 @@ class Seeded(nn.Module):
 
 @pytest.mark.parametrize("together", [True, False])
 def test_each_seed_has_a_model_of_that_seed(together):
-  # Catches: one model, and so one hash of routers that learn nothing, for all seeds, in training or in evaluation.
-  state = TrainState(step=jnp.int32(0), params=jnp.zeros(3), opt_state={}, router_state={}, rng=jnp.zeros(3))
-  step = seeds.over_seeds(lambda model: lambda state, batch: (state, model.seed + batch), Seeded(), 3, together)
+  # Catches: one model, and so one hash of routers that learn nothing, for all seeds, in training or
+  # in evaluation.
+  state = TrainState(
+    step=jnp.int32(0), params=jnp.zeros(3), opt_state={}, router_state={}, rng=jnp.zeros(3)
+  )
+  step = seeds.over_seeds(
+    lambda model: lambda state, batch: (state, model.seed + batch), Seeded(), 3, together
+  )
   np.testing.assert_array_equal(step(state, 10)[1], [10, 11, 12])
-  one = functools.partial(lambda params, router_state, batch, lengths, model: model.seed + batch, model=Seeded())
-  np.testing.assert_array_equal(seeds.over_states(Seeded(), 3, together, one)(state.params, {}, 10, 0), [10, 11, 12])
+  one = functools.partial(
+    lambda params, router_state, batch, lengths, model: model.seed + batch, model=Seeded()
+  )
+  np.testing.assert_array_equal(
+    seeds.over_states(Seeded(), 3, together, one)(state.params, {}, 10, 0), [10, 11, 12]
+  )
 
 
 def test_a_run_leaves_the_figures_of_each_seed(tmp_path):
-  # Catches: figures of one seed in another's place, curves without an axis, layers that are not reduced.
+  # Catches: figures of one seed in another's place, curves without an axis, layers that are not
+  # reduced.
   assert seeds.main(command(tmp_path, "a", "--seeds=2")) == 0
   said = found(tmp_path, "a")
-  assert said["seeds"] == 2 and said["steps"] == 6 and said["tokens"] == 6 * 4 * 32 and said["diverged"] == [None] * 2
+  assert (
+    said["seeds"] == 2
+    and said["steps"] == 6
+    and said["tokens"] == 6 * 4 * 32
+    and said["diverged"] == [None] * 2
+  )
   assert said["train"]["step"] == [2, 4, 6] and said["eval"]["step"] == [3, 6]
-  for name in ("loss", "cross_entropy", "grad_norm", "logit_max", "drop_rate", "entropy", "load_cv"):
+  for name in (
+    "loss",
+    "cross_entropy",
+    "grad_norm",
+    "logit_max",
+    "drop_rate",
+    "entropy",
+    "load_cv",
+  ):
     assert np.array(said["train"][name]).shape == (2, 3), name
   assert np.array(said["eval"]["bits_per_byte"]).shape == (2, 2)
   assert [seed[-1] for seed in said["eval"]["bits_per_byte"]] == said["mean_bits_per_byte"]
@@ -95,20 +135,28 @@ def test_a_run_leaves_the_figures_of_each_seed(tmp_path):
   load = np.array(said["load"]["layers"])
   assert load.shape == (1, 3, 4)
   np.testing.assert_allclose(load.sum(axis=-1), 1.0, atol=1e-3)
-  assert 0 < said["step_cpu_seconds"] and said["parameters"]["activated"] < said["parameters"]["total"]
+  assert (
+    0 < said["step_cpu_seconds"] and said["parameters"]["activated"] < said["parameters"]["total"]
+  )
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, capsys):
-  # Catches: a state, a place in the data or curves that are not restored; other seeds, fewer steps or a run of one seed
-  # that go on in a folder of these.
+  # Catches: a state, a place in the data or curves that are not restored; other seeds, fewer steps
+  # or a run of one seed that go on in a folder of these.
   constant = {"optimizer__schedule": "constant"}  # or the rate would depend on train.steps
-  assert seeds.main(command(tmp_path, "cut", "--seeds=2", "--apart", train__steps=4, **constant)) == 0
+  assert (
+    seeds.main(command(tmp_path, "cut", "--seeds=2", "--apart", train__steps=4, **constant)) == 0
+  )
   assert seeds.main(command(tmp_path, "cut", "--seeds=2", "--apart", **constant)) == 0
   assert seeds.main(command(tmp_path, "one", "--seeds=2", "--apart", **constant)) == 0
   cut, one = found(tmp_path, "cut"), found(tmp_path, "one")
   assert cut["train"] == one["train"] and cut["mean_bits_per_byte"] == one["mean_bits_per_byte"]
   assert cut["load"] == one["load"] and checkpoints.steps(tmp_path / "cut" / "checkpoints")[-1] == 6
-  for wrong in (["--seeds=3"], ["--seeds=2", "--config.seed=5"], ["--seeds=2", "--config.train.steps=4"]):
+  for wrong in (
+    ["--seeds=3"],
+    ["--seeds=2", "--config.seed=5"],
+    ["--seeds=2", "--config.train.steps=4"],
+  ):
     assert seeds.main(command(tmp_path, "cut", "--apart", *wrong, **constant)) == 2, wrong
   assert train.main(command(tmp_path, "cut", **constant)) == 2
   said = capsys.readouterr().err
@@ -128,8 +176,19 @@ def test_a_seed_that_diverges_stops_alone_and_all_of_them_end_the_run():
 
 def test_a_run_of_which_no_seed_is_left_ends(tmp_path):
   # Catches: NaNs that are trained to the end, or written as NaN, which no JSON reader takes.
-  assert seeds.main(command(tmp_path, "hot", "--seeds=2", optimizer__learning_rate=1e20, optimizer__clip_norm=0.0,
-                            optimizer__warmup_steps=0)) == 0
+  assert (
+    seeds.main(
+      command(
+        tmp_path,
+        "hot",
+        "--seeds=2",
+        optimizer__learning_rate=1e20,
+        optimizer__clip_norm=0.0,
+        optimizer__warmup_steps=0,
+      )
+    )
+    == 0
+  )
   said = found(tmp_path, "hot")
   assert all(said["diverged"]) and said["steps"] < 6 and said["mean_bits_per_byte"] == [None, None]
   assert "NaN" not in (tmp_path / "hot" / "results.json").read_text()

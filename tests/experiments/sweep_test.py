@@ -15,8 +15,8 @@ from moe_jax.errors import ConfigError
 pytestmark = pytest.mark.unit
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Does what --config says: ok, diverge, crash, wrong, slow (until it is told to stop; its second start is ok). It also
-# counts its starts.
+# Does what --config says: ok, diverge, crash, wrong, slow (until it is told to stop; its second
+# start is ok). It also counts its starts.
 PROGRAM = """
 import json, os, pathlib, signal, sys, time
 flags = dict(arg.removeprefix("--").split("=", 1) for arg in sys.argv[1:])
@@ -41,8 +41,8 @@ if what == "slow" and not (place / "saved").exists():
   time.sleep(60)
 seen = {"device": os.environ["CUDA_VISIBLE_DEVICES"]} if what == "device" else {}
 time.sleep(0.1 if seen else 0)
-(place / "results.json").write_text(json.dumps({"loss": len(what), "sample": "long", "seed": flags.get("config.seed"),
-                                                **seen}))
+results = {"loss": len(what), "sample": "long", "seed": flags.get("config.seed"), **seen}
+(place / "results.json").write_text(json.dumps(results))
 """
 FAKE = (sys.executable, "-c", PROGRAM)
 
@@ -67,7 +67,8 @@ def test_a_study_runs_each_row_once(tmp_path):
 
 
 def test_each_device_trains_a_row_at_a_time(tmp_path):
-  # Catches: runs that all see all devices, a device that is never used, or that is not given back after a run.
+  # Catches: runs that all see all devices, a device that is never used, or that is not given back
+  # after a run.
   rows = {name: sweep.Row("device") for name in "abcd"}
   sweep.run(rows, tmp_path / "results.jsonl", tmp_path / "runs", 1, FAKE, devices=("5", "7"))
   found = [line["device"] for line in sweep.load(tmp_path / "results.jsonl").values()]
@@ -75,13 +76,16 @@ def test_each_device_trains_a_row_at_a_time(tmp_path):
 
 
 def test_a_row_that_diverges_is_an_outcome_and_one_that_is_wrong_is_not(tmp_path):
-  # Catches: a study that ends at the first unstable run, or that takes a misspelt key or a crash for instability.
+  # Catches: a study that ends at the first unstable run, or that takes a misspelt key or a crash
+  # for instability.
   study(tmp_path, a="diverge", b="ok")
   found = sweep.load(tmp_path / "results.jsonl")
   assert found["a"]["diverged"] == "training has diverged: at step 3" and found["b"]["loss"] == 2
   with pytest.raises(ConfigError, match="row='c': ended with exit code 2: error: no such key"):
     study(tmp_path, a="diverge", b="ok", c="wrong")
-  with pytest.raises(ConfigError, match="row='d': ended with exit code 1: RuntimeError: INTERNAL: CUDA error"):
+  with pytest.raises(
+    ConfigError, match="row='d': ended with exit code 1: RuntimeError: INTERNAL: CUDA error"
+  ):
     study(tmp_path, a="diverge", b="ok", d="crash")
   assert sweep.load(tmp_path / "results.jsonl") == found
 
@@ -89,13 +93,16 @@ def test_a_row_that_diverges_is_an_outcome_and_one_that_is_wrong_is_not(tmp_path
 def test_a_finished_row_with_other_arguments_is_refused(tmp_path):
   # Catches: a table of two different experiments.
   study(tmp_path, a="ok")
-  with pytest.raises(ConfigError, match="row 'a' was run with --config=ok, and is now --config=diverge"):
+  with pytest.raises(
+    ConfigError, match="row 'a' was run with --config=ok, and is now --config=diverge"
+  ):
     study(tmp_path, a="diverge")
   assert starts(tmp_path) == {"a": 1}
 
 
 def test_a_line_that_a_kill_cut_short(tmp_path):
-  # Catches: a study that cannot go on after a kill, or a damaged line in the middle that is passed over.
+  # Catches: a study that cannot go on after a kill, or a damaged line in the middle that is passed
+  # over.
   study(tmp_path, a="ok", b="ok")
   file = tmp_path / "results.jsonl"
   lines = file.read_text().splitlines()
@@ -109,10 +116,13 @@ def test_a_line_that_a_kill_cut_short(tmp_path):
 
 def test_a_study_that_is_stopped_lets_its_runs_save(tmp_path):
   # Catches: runs that outlive the study or die without saving; a study that cannot go on.
-  code = (f"import pathlib, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom experiments import sweep\n"
-          f"here = pathlib.Path({str(tmp_path)!r})\n"
-          "sweep.run({'a': sweep.Row('slow'), 'b': sweep.Row('ok')}, here / 'results.jsonl', here / 'runs', 1, "
-          f"{FAKE!r})")
+  code = (
+    f"import pathlib, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom experiments import sweep\n"
+    f"here = pathlib.Path({str(tmp_path)!r})\n"
+    "sweep.run({'a': sweep.Row('slow'), 'b': sweep.Row('ok')}, here / 'results.jsonl', here / "
+    "'runs', 1, "
+    f"{FAKE!r})"
+  )
   process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
   while not (tmp_path / "runs" / "a" / "ready").exists():
     assert process.poll() is None, process.stderr.read()
@@ -121,16 +131,23 @@ def test_a_study_that_is_stopped_lets_its_runs_save(tmp_path):
   assert process.wait(30) == 143
   assert (tmp_path / "runs" / "a" / "saved").exists() and not (tmp_path / "results.jsonl").exists()
   study(tmp_path, a="slow", b="ok")
-  assert list(sweep.load(tmp_path / "results.jsonl")) == ["a", "b"] and starts(tmp_path) == {"a": 2, "b": 1}
+  assert list(sweep.load(tmp_path / "results.jsonl")) == ["a", "b"] and starts(tmp_path) == {
+    "a": 2,
+    "b": 1,
+  }
 
 
 def test_the_command_line(tmp_path, capsys):
   # Catches: commands that are not those that run, rows that cannot be chosen.
-  rows = {"switch_seed1": sweep.Row("configs/switch.py:desk", {"seed": 1, "data.sources": ("text:a b",)}),
-          "glam": sweep.Row("configs/glam.py:desk")}
+  rows = {
+    "switch_seed1": sweep.Row("configs/switch.py:desk", {"seed": 1, "data.sources": ("text:a b",)}),
+    "glam": sweep.Row("configs/glam.py:desk"),
+  }
   assert sweep.main(["--print", "--only=switch"], rows, tmp_path / "mine") == 0
-  assert capsys.readouterr().out == ("python -m moe_jax.train --workdir=runs/mine/switch_seed1 "
-                                     "--config=configs/switch.py:desk --config.seed=1 "
-                                     "'--config.data.sources=('\"'\"'text:a b'\"'\"',)'\n")
+  assert capsys.readouterr().out == (
+    "python -m moe_jax.train --workdir=runs/mine/switch_seed1 "
+    "--config=configs/switch.py:desk --config.seed=1 "
+    "'--config.data.sources=('\"'\"'text:a b'\"'\"',)'\n"
+  )
   assert sweep.main(["--only=mixtral"], rows, tmp_path) == 2
   assert "rows: switch_seed1, glam" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""The vowel study: data, the stop at the criterion, runs side by side, t-tests, and the README's tables."""
+"""The vowel study: data, the stop at the criterion, runs side by side, t-tests, and the README's
+tables."""
 
 import json
 
@@ -27,12 +28,15 @@ def synthetic() -> data.Cases:
 
 
 def test_labels():
-  # Catches: Praat's table from before 2008, in which ah, aa and ao were rotated; formants in the wrong columns.
+  # Catches: Praat's table from before 2008, in which ah, aa and ao were rotated; formants in the
+  # wrong columns.
   pytest.importorskip("parselmouth")
   cases = data.load()
   men = cases.of(range(1, 34))
   found = [men.formants[men.vowel == index].mean(0) for index in range(4)]
-  np.testing.assert_allclose(found, [[0.267, 2.294], [0.392, 1.993], [0.718, 1.091], [0.631, 1.192]], atol=6e-4)
+  np.testing.assert_allclose(
+    found, [[0.267, 2.294], [0.392, 1.993], [0.718, 1.091], [0.631, 1.192]], atol=6e-4
+  )
   assert len(cases.vowel) == 600 and set(cases.speaker) == set(range(1, 76))
 
 
@@ -55,12 +59,21 @@ class Constant(nn.Module):
 
 
 def test_the_criterion_stops_each_run():
-  # The error is w^2, its gradient 2w: with a step size of 0.25, w halves. From 1 the squared errors are 1, 1/4, 1/16:
-  # two epochs to 0.08. 0.2 is there from the start; a step size of 0 never gets there; one of 40 overflows.
-  # Catches: epochs off by one, a run that goes on after the criterion, one that waits for it after overflow.
+  # The error is w^2, its gradient 2w: with a step size of 0.25, w halves. From 1 the squared errors
+  # are 1, 1/4, 1/16: two epochs to 0.08. 0.2 is there from the start; a step size of 0 never gets
+  # there; one of 40 overflows. Catches: epochs off by one, a run that goes on after the criterion,
+  # one that waits for it after overflow.
   begin = {"answer": jnp.array([1.0, 0.2, 1.0, 1.0])}
-  runs = training.descend(Constant(), mixture_errors.cooperative, jnp.zeros((3, 2)), jnp.zeros((3, 1)), begin,
-                          jnp.array([0.25, 0.25, 0.0, 40.0]), 0.08, 30)
+  runs = training.descend(
+    Constant(),
+    mixture_errors.cooperative,
+    jnp.zeros((3, 2)),
+    jnp.zeros((3, 1)),
+    begin,
+    jnp.array([0.25, 0.25, 0.0, 40.0]),
+    0.08,
+    30,
+  )
   assert runs.epochs[:3].tolist() == [2, 0, 30] and runs.epochs[3] < 30
   assert runs.reached.tolist() == [True, True, False, False]
   np.testing.assert_allclose(runs.params["answer"][:3], [0.25, 0.2, 1.0])
@@ -68,36 +81,59 @@ def test_the_criterion_stops_each_run():
 
 
 def test_seeds_side_by_side_are_the_seeds_alone():
-  # Catches: runs that share a gradient or a step size; one initialisation for all seeds; a stop for all at the first.
+  # Catches: runs that share a gradient or a step size; one initialisation for all seeds; a stop for
+  # all at the first.
   cases, network = synthetic(), AdaptiveMixture(3, 4)
   target = data.TARGETS["classes"][cases.vowel]
-  run = lambda seeds: training.descend(network, mixture_errors.competitive, cases.formants, target,
-                                       training.begin(network, seeds, 2), jnp.full(len(seeds), 4.0), 0.12, 400)
+
+  def run(seeds):
+    return training.descend(
+      network,
+      mixture_errors.competitive,
+      cases.formants,
+      target,
+      training.begin(network, seeds, 2),
+      jnp.full(len(seeds), 4.0),
+      0.12,
+      400,
+    )
+
   together, alone = run(range(3)), [run(range(seed, seed + 1)) for seed in range(3)]
   assert together.epochs.tolist() == [int(one.epochs[0]) for one in alone] and all(together.reached)
   assert len(set(together.epochs.tolist())) > 1
   for seed, one in enumerate(alone):
-    jax.tree.map(lambda a, b, s=seed: np.testing.assert_allclose(a[s], b[0], rtol=1e-3, atol=1e-4),
-                 together.params, one.params)
+    jax.tree.map(
+      lambda a, b, s=seed: np.testing.assert_allclose(a[s], b[0], rtol=1e-3, atol=1e-4),
+      together.params,
+      one.params,
+    )
 
 
 def test_a_row_of_the_table(monkeypatch):
-  # Catches: a step size other than the fastest, other initialisations for it, runs lost between search and table.
+  # Catches: a step size other than the fastest, other initialisations for it, runs lost between
+  # search and table.
   monkeypatch.setattr(study, "SEEDS", 2)
   monkeypatch.setattr(study, "SEARCHED", 2)
   monkeypatch.setattr(study, "STEP_SIZES", (0.5, 2.0))
   row, _, _ = study.run(synthetic(), study.Condition("classes"), "BP 6 hidden", "cooperative")
   found = row["search"][study.STEP_SIZES.index(row["step_size"])]
   assert found == min(n for n in row["search"] if n)
-  assert found == pytest.approx(np.mean(row["epochs"]), abs=3)  # rounding differs with the number of runs side by side
-  assert row["parameters"] == 46 and len(row["epochs"]) == len(row["test"]) == 2 and row["in_use"] == [1, 1]
+  assert found == pytest.approx(
+    np.mean(row["epochs"]), abs=3
+  )  # rounding differs with the number of runs side by side
+  assert (
+    row["parameters"] == 46
+    and len(row["epochs"]) == len(row["test"]) == 2
+    and row["in_use"] == [1, 1]
+  )
 
 
 def test_t_test():
-  # Means 2 and 3, both variances 1, pooled 1: t = -1 / sqrt(2/3), four degrees of freedom. Catches: Welch's test, a
-  # population's variance, the sign; p is Student's distribution at 1.2247 (two-sided).
+  # Means 2 and 3, both variances 1, pooled 1: t = -1 / sqrt(2/3), four degrees of freedom. Catches:
+  # Welch's test, a population's variance, the sign; p is Student's distribution at 1.2247
+  # (two-sided).
   found = study.t_test([1, 2, 3], [2, 3, 4])
-  assert found["t"] == pytest.approx(-(1.5 ** 0.5)) and found["df"] == 4
+  assert found["t"] == pytest.approx(-(1.5**0.5)) and found["df"] == 4
   assert found["p"] == pytest.approx(0.2879, abs=1e-4)
   assert study.t_test(list(range(25)), list(range(25)))["df"] == 48
 
@@ -110,7 +146,12 @@ def test_experts_in_use():
 def test_the_readme_shows_the_results():
   # Catches: a table typed by hand; results replaced without the README.
   text = table.README.read_text()
-  assert replace(text, "vowels", table.table(json.loads((table.README.parent / "results.json").read_text()))) == text
+  assert (
+    replace(
+      text, "vowels", table.table(json.loads((table.README.parent / "results.json").read_text()))
+    )
+    == text
+  )
 
 
 def test_a_missing_extra_is_one_sentence(monkeypatch, capsys):

@@ -54,12 +54,18 @@ ENTRY %main (a: f32[8,8], i: s32[]) -> f32[8,8] {
 
 
 def test_times():
-  # Catches: callees added where they multiply, a computation that is called twice counted once, both ends of an
-  # asynchronous pair counted, branches summed, order in the text relied on.
+  # Catches: callees added where they multiply, a computation that is called twice counted once,
+  # both ends of an asynchronous pair counted, branches summed, order in the text relied on.
   runs, unknown = executions(parse(TEXT))
   assert unknown == 0
   assert {name: (run.times, run.once) for name, run in runs.items()} == {
-      "main": (1, 1), "twice": (5, 1), "go": (5, 1), "leaf": (11, 3), "wrapped": (1, 1), "inside": (1, 1)}
+    "main": (1, 1),
+    "twice": (5, 1),
+    "go": (5, 1),
+    "leaf": (11, 3),
+    "wrapped": (1, 1),
+    "inside": (1, 1),
+  }
   assert {name for name, run in runs.items() if run.fused} == {"wrapped", "inside"}
   assert runs["inside"].op_name == "named" and runs["leaf"].op_name == ""
 
@@ -71,9 +77,14 @@ def test_unknown_loops_count_once():
 
 
 def test_the_costliest_branch():
-  # Catches: the last branch taken, or all of them. Branch 1 has two products, branch 0 one, branch 2 none.
+  # Catches: the last branch taken, or all of them. Branch 1 has two products, branch 0 one, branch
+  # 2 none.
   module = parse((SNIPPETS / "v5p_branches.hlo").read_text())
   runs, _ = executions(module)
-  [branches] = [dict(i.called) and [n for _, n in i.called] for c in module.computations.values() for i in c
-                if i.opcode == "conditional"]
+  [branches] = [
+    dict(i.called) and [n for _, n in i.called]
+    for c in module.computations.values()
+    for i in c
+    if i.opcode == "conditional"
+  ]
   assert [name in runs for name in branches] == [False, True, False]

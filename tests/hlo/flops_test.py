@@ -21,8 +21,12 @@ def test_products_of_several_shapes():
 
 def test_loops_are_multiplied_out_where_cost_analysis_counts_them_once():
   # Catches: a loop's body counted once; nested loops added instead of multiplied.
-  inner = lambda x: jax.lax.scan(lambda c, _: (jnp.sin(c @ c), None), x, None, length=5)[0]
-  nested = lambda x: jax.lax.scan(lambda c, _: (inner(c), None), x, None, length=7)[0]
+  def inner(x):
+    return jax.lax.scan(lambda c, _: (jnp.sin(c @ c), None), x, None, length=5)[0]
+
+  def nested(x):
+    return jax.lax.scan(lambda c, _: (inner(c), None), x, None, length=7)[0]
+
   assert matmul_flops(nested, MATRIX) == 35 * ONE
   assert jax.jit(nested).lower(MATRIX).compile().cost_analysis()["flops"] < 35 * ONE
 
@@ -44,21 +48,32 @@ def test_derivatives_find_their_scope():
   # Catches: scopes looked up only under their bare name, which autodiff wraps as jvp(scope).
   def loss(x):
     return jnp.sum(jax.lax.scan(lambda c, _: (jnp.sin(c @ c), None), x, None, length=4)[0])
+
   assert matmul_flops(jax.grad(loss), MATRIX) == 4 * 3 * ONE
-  assert matmul_flops(lambda n, x: jax.jvp(lambda x: looped(n, x), (x,), (x,))[1], jax.ShapeDtypeStruct((), jnp.int32),
-                      MATRIX, trips={"data_dependent": 2}) == 2 * 3 * ONE
+  assert (
+    matmul_flops(
+      lambda n, x: jax.jvp(lambda x: looped(n, x), (x,), (x,))[1],
+      jax.ShapeDtypeStruct((), jnp.int32),
+      MATRIX,
+      trips={"data_dependent": 2},
+    )
+    == 2 * 3 * ONE
+  )
 
 
 def test_the_dearest_branch_counts():
   # Catches: branches summed.
   branches = [lambda x: x @ x, lambda x: x @ x @ x, jnp.sin]
-  flops = matmul_flops(lambda i, x: jax.lax.switch(i, branches, x), jax.ShapeDtypeStruct((), jnp.int32), MATRIX)
+  flops = matmul_flops(
+    lambda i, x: jax.lax.switch(i, branches, x), jax.ShapeDtypeStruct((), jnp.int32), MATRIX
+  )
   assert flops == 2 * ONE
 
 
 def test_what_cannot_be_counted_is_refused():
   # Catches: a library matmul that counts as nothing.
-  text = 'ENTRY %main () -> f32[2] {\n  ROOT %c = f32[2] custom-call(), custom_call_target="__cublas$gemm"\n}\n'
+  call = 'f32[2] custom-call(), custom_call_target="__cublas$gemm"'
+  text = f"ENTRY %main () -> f32[2] {{\n  ROOT %c = {call}\n}}\n"
   with pytest.raises(ValueError, match="cublas"):
     hlo_matmul_flops(text)
   with pytest.raises(ValueError, match="ENTRY"):

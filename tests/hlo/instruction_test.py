@@ -7,7 +7,9 @@ from moe_jax.hlo.instruction import Instruction
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.parametrize("result, shapes, size", [
+@pytest.mark.parametrize(
+  "result, shapes, size",
+  [
     ("f32[]", [("f32", (), 0)], 4),
     ("bf16[4,256]{1,0:T(8,128)(2,1)S(3)}", [("bf16", (4, 256), 3)], 2048),
     ("pred[7]{0}", [("pred", (7,), 0)], 7),
@@ -16,20 +18,35 @@ pytestmark = pytest.mark.unit
     ("f4e2m1fn[8]", [("f4e2m1fn", (8,), 0)], 4),
     ("c64[2]", [("c64", (2,), 0)], 16),
     ("s32[<=8]{0}", [("s32", (8,), 0)], 32),
-    ("(f32[0]{0}, token[], /*index=2*/u32[]{:S(2)})", [("f32", (0,), 0), ("token", (), 0), ("u32", (), 2)], 4),
-    ("((bf16[2]{0}), (bf16[4]{0}, s32[1]{0}))", [("bf16", (2,), 0), ("bf16", (4,), 0), ("s32", (1,), 0)], 16),
-])
+    (
+      "(f32[0]{0}, token[], /*index=2*/u32[]{:S(2)})",
+      [("f32", (0,), 0), ("token", (), 0), ("u32", (), 2)],
+      4,
+    ),
+    (
+      "((bf16[2]{0}), (bf16[4]{0}, s32[1]{0}))",
+      [("bf16", (2,), 0), ("bf16", (4,), 0), ("s32", (1,), 0)],
+      16,
+    ),
+  ],
+)
 def test_shapes(result, shapes, size):
-  # Catches: bits taken for bytes, tiles taken for dimensions, memory spaces of one element given to another.
+  # Catches: bits taken for bytes, tiles taken for dimensions, memory spaces of one element given to
+  # another.
   instruction = Instruction("x", result, "copy", "%a)", 1, "main")
   assert [tuple(shape) for shape in instruction.shapes] == shapes
   assert sum(shape.bytes for shape in instruction.shapes) == size
 
 
 def test_several_computations():
-  # Catches: branches of a conditional in braces, or the computation of an asynchronous start, that are not found.
-  conditional = Instruction("x", "f32[]", "conditional", "%i, %a, %b), branch_computations={%one, %two}", 1, "main")
+  # Catches: branches of a conditional in braces, or the computation of an asynchronous start, that
+  # are not found.
+  conditional = Instruction(
+    "x", "f32[]", "conditional", "%i, %a, %b), branch_computations={%one, %two}", 1, "main"
+  )
   assert conditional.called == (("branch_computations", "one"), ("branch_computations", "two"))
-  start = Instruction("x", "f32[]", "async-start", '%a), async_execution_thread="t", calls=%inner', 1, "main")
+  start = Instruction(
+    "x", "f32[]", "async-start", '%a), async_execution_thread="t", calls=%inner', 1, "main"
+  )
   done = Instruction("y", "f32[]", "async-done", "%x), calls=%inner", 2, "main")
   assert start.called == (("calls", "inner"),) and done.called == ()

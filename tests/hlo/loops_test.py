@@ -1,4 +1,5 @@
-"""Trip counts: of all ways to count, through tuples and fusions, and of what the TPU's compiler prints."""
+"""Trip counts: of all ways to count, through tuples and fusions, and of what the TPU's compiler
+prints."""
 
 import pathlib
 
@@ -72,25 +73,53 @@ ENTRY %main (x: f32[]) -> f32[] {{
   ROOT %y = f32[] get-tuple-element(%w), index=0
 }}
 """
-USUAL = {"start": 0, "limit": 3, "step": 1, "move": "add", "direction": "LT", "kept": 2, "sides": "%j, %bound"}
+USUAL = {
+  "start": 0,
+  "limit": 3,
+  "step": 1,
+  "move": "add",
+  "direction": "LT",
+  "kept": 2,
+  "sides": "%j, %bound",
+}
 
 
 def loops(text):
   module = parse(text)
-  return {i.name: trip_count(module, i) for c in module.computations.values() for i in c if i.opcode == "while"}
+  return {
+    i.name: trip_count(module, i)
+    for c in module.computations.values()
+    for i in c
+    if i.opcode == "while"
+  }
 
 
-@pytest.mark.parametrize("changes, trips", [
-    ({}, 8), ({"step": 3}, 3), ({"direction": "LE"}, 9), ({"step": 3, "direction": "LE"}, 3), ({"start": 8}, 0),
-    ({"direction": "NE", "step": 2}, 4), ({"direction": "NE", "step": 3}, None), ({"direction": "EQ"}, 0),
-    ({"start": 20, "direction": "GT", "move": "subtract", "step": 5}, 3), ({"direction": "GT"}, 0),
-    ({"start": 18, "direction": "GE", "step": -5}, 3), ({"sides": "%bound, %j"}, 0),
-    ({"sides": "%bound, %j", "direction": "GT"}, 8), ({"kept": 1}, None), ({"step": 0}, None), ({"step": -1}, None),
-    ({"move": "multiply"}, None), ({"sides": "%j, %j"}, None),
-])
+@pytest.mark.parametrize(
+  "changes, trips",
+  [
+    ({}, 8),
+    ({"step": 3}, 3),
+    ({"direction": "LE"}, 9),
+    ({"step": 3, "direction": "LE"}, 3),
+    ({"start": 8}, 0),
+    ({"direction": "NE", "step": 2}, 4),
+    ({"direction": "NE", "step": 3}, None),
+    ({"direction": "EQ"}, 0),
+    ({"start": 20, "direction": "GT", "move": "subtract", "step": 5}, 3),
+    ({"direction": "GT"}, 0),
+    ({"start": 18, "direction": "GE", "step": -5}, 3),
+    ({"sides": "%bound, %j"}, 0),
+    ({"sides": "%bound, %j", "direction": "GT"}, 8),
+    ({"kept": 1}, None),
+    ({"step": 0}, None),
+    ({"step": -1}, None),
+    ({"move": "multiply"}, None),
+    ({"sides": "%j, %j"}, None),
+  ],
+)
 def test_a_counter(changes, trips):
-  # Catches: comparisons off by one or read from the wrong side, a bound that the body changes, a counter that never
-  # arrives, constants lost in copies, fusions, sums and the tuples of two loops.
+  # Catches: comparisons off by one or read from the wrong side, a bound that the body changes, a
+  # counter that never arrives, constants lost in copies, fusions, sums and the tuples of two loops.
   known = loops(LOOPS.format(**USUAL | changes))
   assert known == {"inner": trips, "w": None}
 
@@ -101,10 +130,19 @@ def test_the_compilers_note_counts():
   assert loops(LOOPS.format(**USUAL).replace("body=%outer", noted)) == {"inner": 8, "w": 12}
 
 
-@pytest.mark.parametrize("name, trips", [
-    ("v5p_nested", [5, 7]), ("v4_windowed", [2]), ("v5p_step", [3]), ("h100_step", [3]), ("cpu_step", [3]),
-    ("v5p_until", [None])])
+@pytest.mark.parametrize(
+  "name, trips",
+  [
+    ("v5p_nested", [5, 7]),
+    ("v4_windowed", [2]),
+    ("v5p_step", [3]),
+    ("h100_step", [3]),
+    ("cpu_step", [3]),
+    ("v5p_until", [None]),
+  ],
+)
 def test_compiled_loops(name, trips):
-  # Catches: forms of the TPU's compiler that are not understood (fori from 2 to 9 is 7; a windowed product of 8 shards
-  # goes both ways, two shards each a round), and a loop until a value is reached that gets a number.
+  # Catches: forms of the TPU's compiler that are not understood (fori from 2 to 9 is 7; a windowed
+  # product of 8 shards goes both ways, two shards each a round), and a loop until a value is
+  # reached that gets a number.
   assert list(loops((SNIPPETS / f"{name}.hlo").read_text()).values()) == trips

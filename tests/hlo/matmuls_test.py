@@ -18,46 +18,78 @@ def counted(name):
 
 def of(line, *operands):
   lines = [f"  %{'abc'[i]} = {shape} parameter({i})\n" for i, shape in enumerate(operands)]
-  [computation] = parse(f"ENTRY %m () -> () {{\n{''.join(lines)}  ROOT {line}\n}}\n").computations.values()
+  [computation] = parse(
+    f"ENTRY %m () -> () {{\n{''.join(lines)}  ROOT {line}\n}}\n"
+  ).computations.values()
   return matmuls.flops(computation, computation.instructions[computation.root])
 
 
 def test_what_a_tpu_makes_of_products():
-  # Catches: windows over dilated space counted in full (36 times the batched dot), labels of the kernel read in the
-  # wrong order, padding counted as products. In a 3x3 window of stride 2 over 31, "SAME": 46 of 48 meet the image.
-  assert counted("v5p_products") == sorted([2 * 128 * 512 * 64, 2 * 6 * 128 * 96 * 128, 2 * 8 * 46**2 * 16 * 32])
+  # Catches: windows over dilated space counted in full (36 times the batched dot), labels of the
+  # kernel read in the wrong order, padding counted as products. In a 3x3 window of stride 2 over
+  # 31, "SAME": 46 of 48 meet the image.
+  assert counted("v5p_products") == sorted(
+    [2 * 128 * 512 * 64, 2 * 6 * 128 * 96 * 128, 2 * 8 * 46**2 * 16 * 32]
+  )
 
 
 def test_dots():
   # Catches: batch dimensions counted twice, the depth read off the right operand.
-  dims = "lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}"
+  dims = (
+    "lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}"
+  )
   assert of(f"%d = f32[3,4,6] dot(%a, %b), {dims}", "f32[3,4,5]", "f32[3,5,6]") == 2 * 3 * 4 * 5 * 6
   assert of("%d = f32[4,6] dot(%a, %b)", "f32[4]", "f32[6]") == 2 * 4 * 6  # nothing contracted
 
 
-@pytest.mark.parametrize("size, window, out, pad, stride, dilate, window_dilate", [
-    (5, 3, 5, 1, 1, 1, 1), (31, 3, 16, 1, 2, 1, 1), (4, 4, 4, 0, 3, 4, 1), (2, 2, 2, 0, 1, 2, 1), (7, 3, 3, 0, 1, 1, 2),
-    (6, 2, 9, -1, 1, 2, 1), (4, 4, 4, 3, 3, 4, 1)])
+@pytest.mark.parametrize(
+  "size, window, out, pad, stride, dilate, window_dilate",
+  [
+    (5, 3, 5, 1, 1, 1, 1),
+    (31, 3, 16, 1, 2, 1, 1),
+    (4, 4, 4, 0, 3, 4, 1),
+    (2, 2, 2, 0, 1, 2, 1),
+    (7, 3, 3, 0, 1, 1, 2),
+    (6, 2, 9, -1, 1, 2, 1),
+    (4, 4, 4, 3, 3, 4, 1),
+  ],
+)
 def test_windows(size, window, out, pad, stride, dilate, window_dilate):
-  # Catches: any of the seven numbers left out. Against counting one by one in the dilated, padded input.
+  # Catches: any of the seven numbers left out. Against counting one by one in the dilated, padded
+  # input.
   dilated = [int(i % dilate == 0) for i in range((size - 1) * dilate + 1)]
-  at = lambda i: dilated[i] if 0 <= i < len(dilated) else 0
-  expected = sum(at(o * stride - pad + w * window_dilate) for o in range(out) for w in range(window))
+
+  def at(i):
+    return dilated[i] if 0 <= i < len(dilated) else 0
+
+  expected = sum(
+    at(o * stride - pad + w * window_dilate) for o in range(out) for w in range(window)
+  )
   assert matmuls._pairs(size, window, out, pad, stride, dilate, window_dilate) == expected
 
 
 def test_grouped_convolution():
   # Catches: the input's channels taken where the kernel says how many of them a group has.
-  line = "%d = f32[2,8,8,12] convolution(%a, %b), window={size=1x1}, dim_labels=b01f_01io->b01f, feature_group_count=3"
+  line = (
+    "%d = f32[2,8,8,12] convolution(%a, %b), window={size=1x1}, dim_labels=b01f_01io->b01f, "
+    "feature_group_count=3"
+  )
   assert of(line, "f32[2,8,8,6]", "f32[1,1,2,12]") == 2 * 2 * 8 * 8 * 2 * 12
 
 
 def test_kernels():
-  # Catches: kernels of ragged dots (128 rows, 256 by 128 weights) and softmax (4 x 256 rows over 256 scores, 128 wide)
-  # that count as nothing, library calls that do, and a kernel that says nothing given a number.
+  # Catches: kernels of ragged dots (128 rows, 256 by 128 weights) and softmax (4 x 256 rows over
+  # 256 scores, 128 wide) that count as nothing, library calls that do, and a kernel that says
+  # nothing given a number.
   assert counted("v5p_ragged") == [2 * 128 * 256 * 128]
   assert counted("v5e_online_softmax") == [2 * 4 * 256 * 256 * 128]
-  gemm = 'custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":' \
-         '{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}'
-  assert of(f"%d = (f32[4,6], s8[99]) custom-call(%a, %b), {gemm}", "f32[4,5]", "f32[5,6]") == 2 * 4 * 5 * 6
+  gemm = (
+    'custom_call_target="__cublas$gemm", '
+    'backend_config={"gemm_backend_config":{"dot_dimension_numbers":'
+    '{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}'
+  )
+  assert (
+    of(f"%d = (f32[4,6], s8[99]) custom-call(%a, %b), {gemm}", "f32[4,5]", "f32[5,6]")
+    == 2 * 4 * 5 * 6
+  )
   assert of('%d = f32[4,6] custom-call(%a), custom_call_target="tpu_custom_call"', "f32[4,5]") == 0

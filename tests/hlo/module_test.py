@@ -1,4 +1,5 @@
-"""HLO text becomes computations and instructions, and malformed text an error that names the line."""
+"""HLO text becomes computations and instructions, and malformed text an error that names the
+line."""
 
 import pytest
 
@@ -28,29 +29,40 @@ ENTRY %main.1_spmd (a: f32[4,2]) -> f32[4,2] {
   %zero = s32[]{:T(128)} constant(0)
   %t = (s32[]{:T(128)}, /*index=1*/f32[4,2]{1,0:T(2,128)S(1)}) tuple(%zero, /*index=1*/%a)
   %loop-1 = (s32[]{:T(128)}, f32[4,2]{1,0:T(2,128)S(1)}) while(%t), condition=%add, body=%body
-  ROOT %r = f32[4,2]{1,0} all-reduce(f32[4,2]{1,0:T(2,128)} %a), channel_id=1, replica_groups={}, to_apply=%add
+  ROOT %r = f32[4,2]{1,0} all-reduce(f32[4,2]{1,0:T(2,128)} %a), replica_groups={}, to_apply=%add
 }
 """
 
 
 def test_computations_and_instructions():
-  # Catches: a root or an entry forgotten, tuples or typed operands cut at the wrong parenthesis, the scalar function of
-  # a reduction taken for something that runs.
+  # Catches: a root or an entry forgotten, tuples or typed operands cut at the wrong parenthesis,
+  # the scalar function of a reduction taken for something that runs.
   module = parse(TEXT)
   assert list(module.computations) == ["add", "body", "main.1_spmd"]
   assert (module.entry, module.partitions) == ("main.1_spmd", 8)
   main = module[module.entry]
   assert [i.opcode for i in main] == ["parameter", "constant", "tuple", "while", "all-reduce"]
-  assert main.root == "r" and main.instructions["r"].operands == ("a",) and main.instructions["r"].called == ()
-  assert main.instructions["t"].operands == ("zero", "a") and main.instructions["zero"].operands == ()
+  assert (
+    main.root == "r"
+    and main.instructions["r"].operands == ("a",)
+    and main.instructions["r"].called == ()
+  )
+  assert (
+    main.instructions["t"].operands == ("zero", "a") and main.instructions["zero"].operands == ()
+  )
   assert [(s.dims, s.space) for s in main.instructions["loop-1"].shapes] == [((), 0), ((4, 2), 1)]
   assert dict(main.instructions["loop-1"].called) == {"condition": "add", "body": "body"}
   assert main.instructions["r"].line == 22
   assert [i.name for i in module.callers["body"]] == ["loop-1"] and not module.callers[module.entry]
-  assert [i.name for i in main.users["a"]] == ["t", "r"] and module["add"].parameters == {0: "x", 1: "y"}
+  assert [i.name for i in main.users["a"]] == ["t", "r"] and module["add"].parameters == {
+    0: "x",
+    1: "y",
+  }
 
 
-@pytest.mark.parametrize("old, new, words", [
+@pytest.mark.parametrize(
+  "old, new, words",
+  [
     ("tuple(%zero, /*index=1*/%a)", "tuple", ["line 20", "not an instruction"]),
     ("body=%body", "body=%nobody", ["line 21", "%nobody"]),
     (", body=%body", "", ["line 21", "body"]),
@@ -58,7 +70,8 @@ def test_computations_and_instructions():
     ("to_apply=%add\n}", "to_apply=%add\n", ["line 17", "not closed"]),
     ("ENTRY ", "", ["ENTRY"]),
     (TEXT, "", ["ENTRY"]),
-])
+  ],
+)
 def test_malformed_text(old, new, words):
   # Catches: text that is skipped in silence, errors without the line.
   with pytest.raises(ValueError) as error:

@@ -54,21 +54,41 @@ ENTRY %main (stack: f32[10,100], i: s32[]) -> f32[10,100] {
 """
 
 
-@pytest.mark.parametrize("name, size", [
-    ("stack", 0), ("buffer", 0), ("read", 400 + 4 + 400), ("near", 400), ("double", 0), ("start", 400), ("done", 0),
-    ("some", 800), ("had", 800), ("rows", 1200 + 4 + 1200), ("all", 12000), ("write", 400 + 400 + 4)])
+@pytest.mark.parametrize(
+  "name, size",
+  [
+    ("stack", 0),
+    ("buffer", 0),
+    ("read", 400 + 4 + 400),
+    ("near", 400),
+    ("double", 0),
+    ("start", 400),
+    ("done", 0),
+    ("some", 800),
+    ("had", 800),
+    ("rows", 1200 + 4 + 1200),
+    ("all", 12000),
+    ("write", 400 + 400 + 4),
+  ],
+)
 def test_traffic(name, size):
-  # Catches: whole stacks of weights charged to each layer's slice, memory on the chip charged, both ends of an
-  # asynchronous copy charged for both.
+  # Catches: whole stacks of weights charged to each layer's slice, memory on the chip charged, both
+  # ends of an asynchronous copy charged for both.
   module = parse(TEXT)
   assert traffic(module, module["main"].instructions[name]) == size
 
 
 def test_collectives_under_way_are_not_charged_to_fusions():
-  # Catches: a gather's buffers charged to each of the fusions that run meanwhile. Here with all buffers in main memory.
+  # Catches: a gather's buffers charged to each of the fusions that run meanwhile. Here with all
+  # buffers in main memory.
   module = parse((SNIPPETS / "v5e_async_fusions.hlo").read_text().replace("S(1)", ""))
   charged = {i.name: traffic(module, i) for i in module[module.entry] if i.opcode == "fusion"}
-  gathered, product = 262144, 524288 + 65536 + 262144  # bytes: activations and weights read, a product written
+  gathered, product = (
+    262144,
+    524288 + 65536 + 262144,
+  )  # bytes: activations and weights read, a product written
   assert charged["async-collective-start"] == gathered
   assert charged["fusion.175"] == product
-  assert charged["async-collective-done"] == gathered // 2  # the shard once more: the bound is an upper one
+  assert (
+    charged["async-collective-done"] == gathered // 2
+  )  # the shard once more: the bound is an upper one

@@ -25,17 +25,24 @@ ROWS, PLACES = np.asarray(SEGMENTS), np.asarray(POSITIONS)
 def test_rope_depends_on_the_difference_of_positions_only():
   # Catches: absolute positions; rotation of q and k in opposite directions.
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-  at = lambda x, p: rope(x, jnp.full((1, 1), p), 100.0)
-  score = lambda i, j: float(jnp.sum(at(q, i) * at(k, j)))
+
+  def at(x, p):
+    return rope(x, jnp.full((1, 1), p), 100.0)
+
+  def score(i, j):
+    return float(jnp.sum(at(q, i) * at(k, j)))
+
   assert score(5, 3) == pytest.approx(score(25, 23), abs=1e-4)
   assert score(5, 3) != pytest.approx(score(3, 5), abs=1e-3)
 
 
 def test_rope_by_hand():
-  # P = 2, one frequency, theta^0 = 1: (1, 0) at position p becomes (cos p, sin p). Position 0 changes nothing.
-  # Catches: degrees for radians; a frequency that starts at index 1.
+  # P = 2, one frequency, theta^0 = 1: (1, 0) at position p becomes (cos p, sin p). Position 0
+  # changes nothing. Catches: degrees for radians; a frequency that starts at index 1.
   x = jnp.asarray([1.0, 0.0]).reshape(1, 1, 1, 2)
-  np.testing.assert_allclose(rope(x, jnp.full((1, 1), 2), 10_000.0).ravel(), [np.cos(2), np.sin(2)], atol=1e-6)
+  np.testing.assert_allclose(
+    rope(x, jnp.full((1, 1), 2), 10_000.0).ravel(), [np.cos(2), np.sin(2)], atol=1e-6
+  )
   np.testing.assert_array_equal(rope(x, jnp.zeros((1, 1), jnp.int32), 10_000.0), x)
 
 
@@ -49,7 +56,8 @@ def test_visible_is_causal_within_documents():
 
 
 def test_visible_without_order_and_with_a_window():
-  # Catches: a window that is one too wide, or that ends a document's view of its own; an encoder that is causal.
+  # Catches: a window that is one too wide, or that ends a document's view of its own; an encoder
+  # that is causal.
   same = np.asarray(SEGMENTS[0][:, None] == SEGMENTS[0])
   np.testing.assert_array_equal(visible(SEGMENTS, causal=False)[0], same)
   near = np.subtract.outer(np.arange(L), np.arange(L))
@@ -66,7 +74,11 @@ def by_loops(layer, w, x, memory=None, memory_segments=None):
     t = np.einsum("bld,dhp->blhp", rows, w[name]) + (w[f"{name}_bias"] if layer.qkv_bias else 0.0)
     if layer.qk_norm and name != "value":
       flat = t.reshape(*t.shape[:2], -1)
-      flat = flat / np.sqrt(np.mean(flat ** 2, axis=-1, keepdims=True) + layer.norm_eps) * w[f"{name}_norm"]["scale"]
+      flat = (
+        flat
+        / np.sqrt(np.mean(flat**2, axis=-1, keepdims=True) + layer.norm_eps)
+        * w[f"{name}_norm"]["scale"]
+      )
       t = flat.reshape(t.shape)
     t = np.clip(t, -layer.clip_qkv, layer.clip_qkv) if layer.clip_qkv else t
     rotate = layer.position == "rope" and name != "value"
@@ -74,11 +86,17 @@ def by_loops(layer, w, x, memory=None, memory_segments=None):
   y = np.zeros(x.shape)
   for b, h, i in np.ndindex(B, layer.num_heads, L):
     g = h // (layer.num_heads // layer.num_kv_heads)
-    seen = [j for j in range(source.shape[1]) if to[b, j] == ROWS[b, i]
-            and (to[b, j] > 0 if memory is not None else j <= i or not layer.causal)
-            and (not layer.sliding_window or i - j < layer.sliding_window)]
-    scores = [heads["query"][b, i, h] @ heads["key"][b, j, g] * (layer.query_scale or layer.head_dim ** -0.5)
-              for j in seen]
+    seen = [
+      j
+      for j in range(source.shape[1])
+      if to[b, j] == ROWS[b, i]
+      and (to[b, j] > 0 if memory is not None else j <= i or not layer.causal)
+      and (not layer.sliding_window or i - j < layer.sliding_window)
+    ]
+    scores = [
+      heads["query"][b, i, h] @ heads["key"][b, j, g] * (layer.query_scale or layer.head_dim**-0.5)
+      for j in seen
+    ]
     if layer.position == "relative":
       scores += w["relative_bias"][h, buckets[b, i, seen]]
     for s, j in zip(scores, seen, strict=True):
@@ -87,9 +105,13 @@ def by_loops(layer, w, x, memory=None, memory_segments=None):
 
 
 def check(layer, *memory):
-  """Against the loops, with weights none of which is 0 or 1; returns the weights and the layer's output."""
+  """Against the loops, with weights none of which is 0 or 1; returns the weights and the layer's
+  output."""
   rng = np.random.default_rng(0)
-  draw = lambda shape: rng.normal(size=shape).astype(np.float32)
+
+  def draw(shape):
+    return rng.normal(size=shape).astype(np.float32)
+
   x = draw((B, L, D))
   shapes = nn.unbox(jax.eval_shape(layer.init, jax.random.key(0), x, CONTEXT, *memory))["params"]
   w = jax.tree.map(lambda leaf: draw(leaf.shape) / 2, shapes)
@@ -100,48 +122,94 @@ def check(layer, *memory):
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_grouped_queries_equal_loops_over_heads(kv_heads):
-  # Catches: query heads read the wrong key-value head; a missing 1/sqrt(P); softmax over the wrong axis.
+  # Catches: query heads read the wrong key-value head; a missing 1/sqrt(P); softmax over the wrong
+  # axis.
   w, _ = check(Attention(num_heads=4, num_kv_heads=kv_heads, head_dim=6))
   assert set(w) == {"query", "key", "value", "output"}
 
 
 RELATIVE = {"position": "relative", "relative_buckets": 4, "relative_max_distance": 4}
 OPTIONS = [
-  {"position": "none"}, {"causal": False}, {"qkv_bias": True}, {"qk_norm": True, "norm_eps": 0.09}, {"clip_qkv": 0.7},
+  {"position": "none"},
+  {"causal": False},
+  {"qkv_bias": True},
+  {"qk_norm": True, "norm_eps": 0.09},
+  {"clip_qkv": 0.7},
   {"qk_norm": True, "clip_qkv": 0.7},
-  {"sliding_window": 2}, {"query_scale": 1.0}, RELATIVE, RELATIVE | {"causal": False},
-  {"qkv_bias": True, "qk_norm": True, "clip_qkv": 0.7, "sliding_window": 3, "query_scale": 0.3, **RELATIVE}]
+  {"sliding_window": 2},
+  {"query_scale": 1.0},
+  RELATIVE,
+  RELATIVE | {"causal": False},
+  {
+    "qkv_bias": True,
+    "qk_norm": True,
+    "clip_qkv": 0.7,
+    "sliding_window": 3,
+    "query_scale": 0.3,
+    **RELATIVE,
+  },
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o))
 def test_options_equal_loops(options):
-  # Catches: a bias after the clip, a clip before the norm (OLMoE normalises first), a norm a head in place of one a
-  # token, a norm after the rotation or of values, a norm of another epsilon, a relative bias of another query head of
-  # the same group, distances of the wrong sign, one scaled with the scores.
+  # Catches: a bias after the clip, a clip before the norm (OLMoE normalises first), a norm a head
+  # in place of one a token, a norm after the rotation or of values, a norm of another epsilon, a
+  # relative bias of another query head of the same group, distances of the wrong sign, one scaled
+  # with the scores.
   w, _ = check(Attention(num_heads=4, num_kv_heads=2, head_dim=6, **options))
-  vectors = {"query_bias": (4, 6), "key_bias": (2, 6), "value_bias": (2, 6)} if "qkv_bias" in options else {}
+  vectors = (
+    {"query_bias": (4, 6), "key_bias": (2, 6), "value_bias": (2, 6)}
+    if "qkv_bias" in options
+    else {}
+  )
   vectors |= {"query_norm": (24,), "key_norm": (12,)} if "qk_norm" in options else {}
   vectors |= {"relative_bias": (4, 4)} if options.get("position") == "relative" else {}
   shapes = {name: jax.tree.leaves(leaf)[0].shape for name, leaf in w.items()}
-  assert shapes == vectors | {"query": (D, 4, 6), "key": (D, 2, 6), "value": (D, 2, 6), "output": (4, 6, D)}
+  assert shapes == vectors | {
+    "query": (D, 4, 6),
+    "key": (D, 2, 6),
+    "value": (D, 2, 6),
+    "output": (4, 6, D),
+  }
 
 
 def test_norm_and_clip_by_hand():
-  # One head of two features, a query of (3, 4) and a norm's scale of (1, 2): RMS sqrt(12.5) makes (0.849, 2.263), which
-  # is cut at 1 to (0.849, 1); without the norm (3, 4) is cut to (1, 1). Of two keys, which a query of the second place
-  # sees, the first is 0 and its value (1, 0), the other's value is (0, 0). Catches: the clip before the norm, with
-  # which the query were (1, 2), and one that is left out where there is a norm, or no norm.
+  # One head of two features, a query of (3, 4) and a norm's scale of (1, 2): RMS sqrt(12.5) makes
+  # (0.849, 2.263), which is cut at 1 to (0.849, 1); without the norm (3, 4) is cut to (1, 1). Of
+  # two keys, which a query of the second place sees, the first is 0 and its value (1, 0), the
+  # other's value is (0, 0). Catches: the clip before the norm, with which the query were (1, 2),
+  # and one that is left out where there is a norm, or no norm.
   ids, x = jnp.ones((1, 2), jnp.int32), jnp.asarray([[[0.0, 0, 1], [1.0, 0, 0]]])
   context = LayerContext(ids, ids, jnp.asarray([[0, 1]]))
-  column = lambda first, second, third: jnp.asarray([first, second, third], jnp.float32).reshape(3, 1, 2)
-  w = {"query": column((3, 4), (0, 0), (0, 0)), "key": column((0.25, 0.5), (0, 0), (0, 0)),
-       "value": column((0, 0), (0, 0), (1, 0)), "output": jnp.asarray([[[1.0, 0, 0], [0, 1, 0]]])}
-  norms = {"query_norm": {"scale": jnp.asarray([1.0, 2.0])}, "key_norm": {"scale": jnp.asarray([0.25, 0.25])}}
-  clipped = {"num_heads": 1, "num_kv_heads": 1, "head_dim": 2, "position": "none", "query_scale": 1.0, "clip_qkv": 1.0}
+
+  def column(first, second, third):
+    return jnp.asarray([first, second, third], jnp.float32).reshape(3, 1, 2)
+
+  w = {
+    "query": column((3, 4), (0, 0), (0, 0)),
+    "key": column((0.25, 0.5), (0, 0), (0, 0)),
+    "value": column((0, 0), (0, 0), (1, 0)),
+    "output": jnp.asarray([[[1.0, 0, 0], [0, 1, 0]]]),
+  }
+  norms = {
+    "query_norm": {"scale": jnp.asarray([1.0, 2.0])},
+    "key_norm": {"scale": jnp.asarray([0.25, 0.25])},
+  }
+  clipped = {
+    "num_heads": 1,
+    "num_kv_heads": 1,
+    "head_dim": 2,
+    "position": "none",
+    "query_scale": 1.0,
+    "clip_qkv": 1.0,
+  }
   # Key (0.25, 0.5) divided by its RMS of sqrt(0.15625) and times 0.25.
   key = np.asarray([0.25, 0.5]) / np.sqrt(0.15625) * 0.25
-  for options, params, score in ((clipped | {"qk_norm": True}, w | norms, np.asarray([3 / np.sqrt(12.5), 1.0]) @ key),
-                                 (clipped, w, 0.75)):
+  for options, params, score in (
+    (clipped | {"qk_norm": True}, w | norms, np.asarray([3 / np.sqrt(12.5), 1.0]) @ key),
+    (clipped, w, 0.75),
+  ):
     y = Attention(**options).apply({"params": params}, x, context)
     np.testing.assert_allclose(y[0, 1], [1 / (1 + np.exp(score)), 0, 0], atol=1e-5)
 
@@ -154,15 +222,18 @@ def test_a_stack_brings_its_table():
   shared = CONTEXT.replace(bias_table=own["relative_bias"])
   rest = {name: leaf for name, leaf in own.items() if name != "relative_bias"}
   assert set(jax.eval_shape(layer.init, jax.random.key(1), x, shared)["params"]) == set(rest)
-  np.testing.assert_array_equal(layer.apply({"params": rest}, x, shared), layer.apply({"params": own}, x, CONTEXT))
+  np.testing.assert_array_equal(
+    layer.apply({"params": rest}, x, shared), layer.apply({"params": own}, x, CONTEXT)
+  )
 
 
 MEMORY_SEGMENTS = jnp.asarray([[2, 2, 1, 0], [0, 2, 0, 0]])
 
 
 def test_attention_to_a_memory_equals_loops():
-  # The second row's text is document 1, of which its memory has nothing. Catches: a causal mask over the memory, its
-  # padding seen by padding, an average over other documents where a query sees nothing.
+  # The second row's text is document 1, of which its memory has nothing. Catches: a causal mask
+  # over the memory, its padding seen by padding, an average over other documents where a query sees
+  # nothing.
   layer = Attention(num_heads=4, num_kv_heads=2, head_dim=6, position="none", qk_norm=True)
   _, y = check(layer, jax.random.normal(jax.random.key(3), (B, 4, D)), MEMORY_SEGMENTS)
   assert not np.any(y[1]) and not np.any(y[0, 5]) and np.all(np.any(y[0, :5], axis=-1))
@@ -173,21 +244,31 @@ def test_a_memory_has_segments_and_no_positions():
   x = jnp.ones((B, L, D))
   for position, memory in (("rope", (x, SEGMENTS)), ("none", (x,))):
     with pytest.raises(ValueError, match="memory"):
-      Attention(num_heads=2, num_kv_heads=2, head_dim=4, position=position).init(jax.random.key(0), x, CONTEXT, *memory)
+      Attention(num_heads=2, num_kv_heads=2, head_dim=4, position=position).init(
+        jax.random.key(0), x, CONTEXT, *memory
+      )
 
 
 def test_dropout_of_weights_only_in_training():
-  # Values are 1 whatever the token, so without dropout every output is. Catches: dropout at evaluation, or of outputs,
-  # whose factor would be one of 0 and 2.
+  # Values are 1 whatever the token, so without dropout every output is. Catches: dropout at
+  # evaluation, or of outputs, whose factor would be one of 0 and 2.
   layer = Attention(num_heads=1, num_kv_heads=1, head_dim=1, position="none", dropout=0.5)
   x = jnp.ones((1, 64, 1))
   ids = jnp.ones((1, 64), jnp.int32)
   w = {name: jnp.ones((1, 1, 1)) for name in ("query", "key", "value", "output")}
-  run = lambda train: tiny.quick_jit(lambda key: layer.apply(
-      {"params": w}, x, LayerContext(ids, ids, 0 * ids, train=train), rngs={"dropout": key}))(jax.random.key(0))
+
+  def run(train):
+    return tiny.quick_jit(
+      lambda key: layer.apply(
+        {"params": w}, x, LayerContext(ids, ids, 0 * ids, train=train), rngs={"dropout": key}
+      )
+    )(jax.random.key(0))
+
   np.testing.assert_allclose(run(False), 1.0, atol=1e-6)
   dropped = run(True)
-  assert len(np.unique(dropped.round(4))) > 16 and float(dropped.mean()) == pytest.approx(1.0, abs=0.3)
+  assert len(np.unique(dropped.round(4))) > 16 and float(dropped.mean()) == pytest.approx(
+    1.0, abs=0.3
+  )
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
@@ -196,8 +277,10 @@ def test_scores_begin_with_unit_variance(scale):
   layer = Attention(num_heads=16, num_kv_heads=16, head_dim=64, query_scale=scale)
   w = nn.unbox(layer.init(jax.random.key(0), jnp.zeros((B, L, 64)), CONTEXT))["params"]
   x = jax.random.normal(jax.random.key(1), (2, 64, 64))
-  q, k = (jnp.einsum("ld,dhp->lhp", rows, w[name]) for rows, name in zip(x, ("query", "key"), strict=True))
-  scores = jnp.einsum("qhp,khp->hqk", q, k) * (scale or 64 ** -0.5)
+  q, k = (
+    jnp.einsum("ld,dhp->lhp", rows, w[name]) for rows, name in zip(x, ("query", "key"), strict=True)
+  )
+  scores = jnp.einsum("qhp,khp->hqk", q, k) * (scale or 64**-0.5)
   assert float(jnp.std(scores)) == pytest.approx(1.0, rel=0.1)
 
 

@@ -13,8 +13,13 @@ from moe_jax.layers.ffn import experts
 
 pytestmark = pytest.mark.unit
 
-FORMULAS = {"gelu": jax.nn.gelu, "relu": lambda x: jnp.maximum(x, 0), "reglu": lambda x: jnp.maximum(x, 0),
-            "geglu": jax.nn.gelu, "swiglu": lambda x: x / (1 + jnp.exp(-x))}
+FORMULAS = {
+  "gelu": jax.nn.gelu,
+  "relu": lambda x: jnp.maximum(x, 0),
+  "reglu": lambda x: jnp.maximum(x, 0),
+  "geglu": jax.nn.gelu,
+  "swiglu": lambda x: x / (1 + jnp.exp(-x)),
+}
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -23,7 +28,9 @@ def test_formula(activation):
   x = jax.random.normal(jax.random.key(0), (2, 3, 8))
   ids = jnp.ones((2, 3), jnp.int32)
   layer = DenseFfn(d_ff=16, activation=activation)
-  (y, aux), variables = tiny.quick_jit(layer.init_with_output)(jax.random.key(1), x, LayerContext(ids, ids, ids))
+  (y, aux), variables = tiny.quick_jit(layer.init_with_output)(
+    jax.random.key(1), x, LayerContext(ids, ids, ids)
+  )
   w = nn.unbox(variables)["params"]
   f = FORMULAS[activation]
   hidden = f(x @ w["gate"]) * (x @ w["up"]) if is_gated(activation) else f(x @ w["up"])
@@ -33,14 +40,20 @@ def test_formula(activation):
 
 @pytest.mark.parametrize("ffn_bias", ["additive", "multiplicative"])
 def test_a_bias_on_hidden_units(ffn_bias):
-  # Catches: a bias before the activation or after the output projection; one that begins with an effect (0 and 1).
+  # Catches: a bias before the activation or after the output projection; one that begins with an
+  # effect (0 and 1).
   x = jax.random.normal(jax.random.key(0), (2, 3, 8))
   ids = jnp.ones((2, 3), jnp.int32)
   context = LayerContext(ids, ids, ids)
-  plain, layer = (DenseFfn(d_ff=16, activation="relu", ffn_bias=kind) for kind in ("none", ffn_bias))
-  w, without = (nn.unbox(one.init(jax.random.key(1), x, context))["params"] for one in (layer, plain))
-  np.testing.assert_array_equal(layer.apply({"params": w}, x, context)[0],
-                                plain.apply({"params": without}, x, context)[0])
+  plain, layer = (
+    DenseFfn(d_ff=16, activation="relu", ffn_bias=kind) for kind in ("none", ffn_bias)
+  )
+  w, without = (
+    nn.unbox(one.init(jax.random.key(1), x, context))["params"] for one in (layer, plain)
+  )
+  np.testing.assert_array_equal(
+    layer.apply({"params": w}, x, context)[0], plain.apply({"params": without}, x, context)[0]
+  )
   assert w["hidden_bias"].shape == (16,)
   bias = jax.random.normal(jax.random.key(2), (16,))
   y, _ = layer.apply({"params": w | {"hidden_bias": bias}}, x, context)
@@ -60,15 +73,22 @@ class Three(nn.Module):
 
 
 def test_weights_of_experts():
-  # Catches: weights begun in another order, which changes every model; a bias without its axis of experts; an output
-  # projection that is not scaled.
+  # Catches: weights begun in another order, which changes every model; a bias without its axis of
+  # experts; an output projection that is not scaled.
   made, variables = Three("multiplicative").init_with_output(jax.random.key(0))
   boxes = variables["params"]
   assert {name: box.names for name, box in boxes.items()} == {
-      "down": ("expert", "mlp", "embed"), "up": ("expert", "embed", "mlp"), "gate": ("expert", "embed", "mlp"),
-      "hidden_bias": ("expert", "mlp")}
+    "down": ("expert", "mlp", "embed"),
+    "up": ("expert", "embed", "mlp"),
+    "gate": ("expert", "embed", "mlp"),
+    "hidden_bias": ("expert", "mlp"),
+  }
   assert list(boxes) == ["down", "up", "gate", "hidden_bias"]
-  assert made.ffn_bias == "multiplicative" and made.hidden_bias.shape == (3, 6) and np.all(made.hidden_bias == 1)
+  assert (
+    made.ffn_bias == "multiplicative"
+    and made.hidden_bias.shape == (3, 6)
+    and np.all(made.hidden_bias == 1)
+  )
   assert float(jnp.std(made.down)) < 0.75 * float(jnp.std(made.up))
   plain = nn.unbox(Three().init(jax.random.key(0)))["params"]
   for name, weight in plain.items():

@@ -15,7 +15,9 @@ class One(nn.Module):
 
   @nn.compact
   def __call__(self, dtype):
-    return projection(self, "w", (256, 400), ("embed", "mlp"), fan_in=256, scale=self.scale, dtype=dtype)
+    return projection(
+      self, "w", (256, 400), ("embed", "mlp"), fan_in=256, scale=self.scale, dtype=dtype
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.1])
@@ -30,4 +32,6 @@ def test_parameters_are_float32_and_named_and_used_in_the_dtype_asked_for():
   # Catches: bfloat16 master weights.
   w, variables = One().init_with_output(jax.random.key(0), jnp.bfloat16)
   box = variables["params"]["w"]
-  assert w.dtype == jnp.bfloat16 and box.value.dtype == jnp.float32 and box.names == ("embed", "mlp")
+  assert (
+    w.dtype == jnp.bfloat16 and box.value.dtype == jnp.float32 and box.names == ("embed", "mlp")
+  )

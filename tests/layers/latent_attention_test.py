@@ -1,4 +1,5 @@
-"""Latent attention against loops over heads and places, what it sees, and how many parameters it has."""
+"""Latent attention against loops over heads and places, what it sees, and how many parameters it
+has."""
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +25,13 @@ def layer_and_weights(query_rank, **changes):
   layer = LatentAttention(query_rank=query_rank, **SIZES | changes)
   shapes = jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((B, L, D)), CONTEXT)["params"]
   rng = np.random.default_rng(0)
-  return layer, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) / 2, nn.unbox(shapes))
+  return layer, jax.tree.map(
+    lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) / 2, nn.unbox(shapes)
+  )
 
 
 def rms(t, scale):
-  return t / np.sqrt(np.mean(t ** 2, axis=-1, keepdims=True) + 1e-6) * scale
+  return t / np.sqrt(np.mean(t**2, axis=-1, keepdims=True) + 1e-6) * scale
 
 
 def rotated(pair, position):
@@ -49,14 +52,17 @@ def by_loops(w, x, query_rank):
       turned = rotated(q[4:], PLACES[b, i]) @ rotated(x[b, j] @ w["key_rope"], PLACES[b, j])
       scores.append((plain + turned) / np.sqrt(4 + 2))
     for s, j in zip(scores, seen, strict=True):
-      y[b, i] += np.exp(s) / np.sum(np.exp(scores)) * (latent[b, j] @ w["value"][:, h]) @ w["output"][h]
+      y[b, i] += (
+        np.exp(s) / np.sum(np.exp(scores)) * (latent[b, j] @ w["value"][:, h]) @ w["output"][h]
+      )
   return y
 
 
 @pytest.mark.parametrize("query_rank", [0, 7])
 def test_equals_loops(query_rank):
-  # Catches: a latent that is not normalised, or normalised with the rotated key in it; a rotated key made of the latent
-  # or one a head; 1/sqrt of nope_dim alone; rotation of the wrong part; the queries' latent left out.
+  # Catches: a latent that is not normalised, or normalised with the rotated key in it; a rotated
+  # key made of the latent or one a head; 1/sqrt of nope_dim alone; rotation of the wrong part; the
+  # queries' latent left out.
   layer, w = layer_and_weights(query_rank)
   x = np.random.default_rng(1).normal(size=(B, L, D)).astype(np.float32)
   y = tiny.quick_jit(layer.apply)({"params": w}, x, CONTEXT)
@@ -69,27 +75,40 @@ def test_what_a_position_sees():
   w = jax.tree.map(jnp.asarray, w)
   x = jax.random.normal(jax.random.key(0), (1, L, D))
   one = LayerContext(*(leaf[:1] for leaf in (CONTEXT.token_ids, SEGMENTS, POSITIONS)))
-  jacobian = tiny.quick_jit(jax.jacrev(lambda x: jnp.sum(jnp.sin(layer.apply({"params": w}, x, one)[0]), -1)))(x)
+  jacobian = tiny.quick_jit(
+    jax.jacrev(lambda x: jnp.sum(jnp.sin(layer.apply({"params": w}, x, one)[0]), -1))
+  )(x)
   sees = np.asarray(jnp.abs(jacobian[:, 0]).max(axis=-1) > 1e-7)
   np.testing.assert_array_equal(sees, np.tril(np.asarray(SEGMENTS[0][:, None] == SEGMENTS[0])))
 
 
 def mla(d, nh, ql, kvl, nope, rope, v):
-  """The parameters of DeepSeek's attention with its latent norms, counted from the released shapes."""
+  """The parameters of DeepSeek's attention with its latent norms, counted from the released
+  shapes."""
   q = d * ql + ql + ql * nh * (nope + rope) if ql else d * nh * (nope + rope)
   return q + d * (kvl + rope) + kvl + kvl * nh * (nope + v) + nh * v * d
 
 
-@pytest.mark.parametrize("d, nh, ql, kvl", [(5120, 128, 1536, 512), (2048, 16, 0, 512), (7168, 128, 1536, 512)],
-                         ids=["V2", "V2-Lite", "V3"])
+@pytest.mark.parametrize(
+  "d, nh, ql, kvl",
+  [(5120, 128, 1536, 512), (2048, 16, 0, 512), (7168, 128, 1536, 512)],
+  ids=["V2", "V2-Lite", "V3"],
+)
 def test_parameters_of_the_released_models(d, nh, ql, kvl):
   # Catches: a rotated key a head, a norm left out, a projection that the paper has not.
-  layer = LatentAttention(num_heads=nh, kv_rank=kvl, query_rank=ql, nope_dim=128, rope_dim=64, value_dim=128)
-  shapes = jax.eval_shape(layer.init, jax.random.key(0), jax.ShapeDtypeStruct((B, L, d), jnp.float32), CONTEXT)
+  layer = LatentAttention(
+    num_heads=nh, kv_rank=kvl, query_rank=ql, nope_dim=128, rope_dim=64, value_dim=128
+  )
+  shapes = jax.eval_shape(
+    layer.init, jax.random.key(0), jax.ShapeDtypeStruct((B, L, d), jnp.float32), CONTEXT
+  )
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == mla(d, nh, ql, kvl, 128, 64, 128)
 
 
 def test_bfloat16():
   # Catches: a norm or a rotation that makes the residual stream float32.
   layer, w = layer_and_weights(7, dtype=jnp.bfloat16)
-  assert jax.eval_shape(layer.apply, {"params": w}, jnp.ones((B, L, D), jnp.bfloat16), CONTEXT).dtype == jnp.bfloat16
+  assert (
+    jax.eval_shape(layer.apply, {"params": w}, jnp.ones((B, L, D), jnp.bfloat16), CONTEXT).dtype
+    == jnp.bfloat16
+  )

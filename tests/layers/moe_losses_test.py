@@ -21,12 +21,21 @@ def _plan(logits, k=1):
 
 
 def test_balance_over_groups_and_over_all():
-  # Two groups that are collapsed on different experts: E each, but E/2 once f and P are averaged (f = P = 1/2 on two).
-  # Of 2 devices, each group uses one (2), together both (1). Catches: "global" that averages products.
+  # Two groups that are collapsed on different experts: E each, but E/2 once f and P are averaged (f
+  # = P = 1/2 on two). Of 2 devices, each group uses one (2), together both (1). Catches: "global"
+  # that averages products.
   logits = jnp.zeros((2, L, E)).at[0, :, 0].set(50.0).at[1, :, 2].set(50.0)
   context = RoutingContext(valid=jnp.ones((2, L), bool))
-  value = lambda name, **o: float(tiny.quick_jit(lambda logits: auxiliary_losses(
-      LossOptions((name,), **o), logits, _plan(logits), context)[name])(logits))
+
+  def value(name, **o):
+    return float(
+      tiny.quick_jit(
+        lambda logits: auxiliary_losses(LossOptions((name,), **o), logits, _plan(logits), context)[
+          name
+        ]
+      )(logits)
+    )
+
   assert value("balance", balance_over="group") == pytest.approx(E)
   assert value("balance", balance_over="global") == pytest.approx(E / 2)
   assert value("device", devices=2, balance_over="group") == pytest.approx(2)
@@ -43,8 +52,14 @@ def test_groups_weigh_as_many_tokens_as_they_have():
   # A group of padding alone must not pull a mean towards 0. Catches: a plain mean over groups.
   logits = jax.random.normal(jax.random.key(0), (2, L, E))
   names = tuple(name for name in LOSSES if name != "threshold")
-  run = tiny.quick_jit(lambda logits, valid: auxiliary_losses(LossOptions(names, devices=2), logits, jax.vmap(
-      lambda l, v: top_k(l, RoutingContext(valid=v), k=2))(logits, valid), RoutingContext(valid=valid)))
+  run = tiny.quick_jit(
+    lambda logits, valid: auxiliary_losses(
+      LossOptions(names, devices=2),
+      logits,
+      jax.vmap(lambda l, v: top_k(l, RoutingContext(valid=v), k=2))(logits, valid),
+      RoutingContext(valid=valid),
+    )
+  )
   half = run(logits, jnp.asarray([[True] * L, [False] * L]))
   alone = run(logits[:1], jnp.ones((1, L), bool))
   for name in names:
@@ -54,24 +69,40 @@ def test_groups_weigh_as_many_tokens_as_they_have():
 def test_threshold_trains_thresholds_only():
   # Catches: a threshold loss that trains the router, or one that is not handed to the thresholds.
   logits = jax.random.normal(jax.random.key(0), (1, 8, E))
-  f = lambda logits, threshold: auxiliary_losses(
-      LossOptions(("threshold",), k=2), logits, _plan(logits),
-      RoutingContext(valid=jnp.ones((1, 8), bool), threshold=threshold))["threshold"]
+
+  def f(logits, threshold):
+    return auxiliary_losses(
+      LossOptions(("threshold",), k=2),
+      logits,
+      _plan(logits),
+      RoutingContext(valid=jnp.ones((1, 8), bool), threshold=threshold),
+    )["threshold"]
+
   d_logits, d_threshold = tiny.quick_jit(jax.grad(f, argnums=(0, 1)))(logits, jnp.zeros(E))
   assert not np.any(d_logits) and np.all(np.abs(d_threshold) > 0)
 
 
 def test_losses_and_gradients_of_parts_add_up():
-  # Two groups of unlike padding, one in each part. Catches: f of the part, in the value or the gradient; a part's own
-  # number of tokens; f of one loss given to another.
-  logits, valid = 3 * jax.random.normal(jax.random.key(0), (2, L, E)), jnp.arange(L) < jnp.array([[5], [2]])
+  # Two groups of unlike padding, one in each part. Catches: f of the part, in the value or the
+  # gradient; a part's own number of tokens; f of one loss given to another.
+  logits, valid = (
+    3 * jax.random.normal(jax.random.key(0), (2, L, E)),
+    jnp.arange(L) < jnp.array([[5], [2]]),
+  )
   names = tuple(name for name in LOSSES if name != "threshold")
-  options, tokens = LossOptions(names, balance_over="global", balance_counts="all", devices=2), jnp.asarray(7.0)
+  options, tokens = (
+    LossOptions(names, balance_over="global", balance_counts="all", devices=2),
+    jnp.asarray(7.0),
+  )
   weights = dict(zip(names, 2.0 ** np.arange(len(names)), strict=True))
 
   def given(logits, part):
     context = RoutingContext(valid=valid[part])
-    return logits, jax.vmap(lambda l, v: top_k(l, RoutingContext(valid=v), k=2))(logits, valid[part]), context
+    return (
+      logits,
+      jax.vmap(lambda l, v: top_k(l, RoutingContext(valid=v), k=2))(logits, valid[part]),
+      context,
+    )
 
   def loss(logits, part, *whole):
     found = auxiliary_losses(options, *given(logits, part), *whole)
@@ -83,7 +114,9 @@ def test_losses_and_gradients_of_parts_add_up():
     shares = [global_shares(options, *given(logits[part], part), tokens) for part in parts]
     shares = jax.tree.map(jnp.add, *shares)
     assert shares.keys() == {"balance", "device", "communication"}
-    return slope(logits, slice(0, 2)), *(slope(logits[part], part, tokens, shares) for part in parts)
+    return slope(logits, slice(0, 2)), *(
+      slope(logits[part], part, tokens, shares) for part in parts
+    )
 
   (expected, values), (one, first), (two, second) = slopes(logits)
   np.testing.assert_allclose(jnp.concatenate([one, two]), expected, rtol=1e-5, atol=1e-6)

@@ -13,7 +13,15 @@ from flax import linen as nn
 
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.errors import ConfigError
-from moe_jax.layers import LOSSES, DenseFfn, LayerContext, LayerRouting, LossOptions, MoeLayer, load_without_noise
+from moe_jax.layers import (
+  LOSSES,
+  DenseFfn,
+  LayerContext,
+  LayerRouting,
+  LossOptions,
+  MoeLayer,
+  load_without_noise,
+)
 from moe_jax.layers.moe import first_choice, group_size
 from moe_jax.routing import ROUTERS, RoutingPlan
 from moe_jax.routing.top_k import top_k
@@ -25,7 +33,9 @@ X = jax.random.normal(jax.random.key(0), (B, L, D))
 PADDED = jnp.asarray([[1, 1, 1, 1, 0, 0], [1, 1, 1, 2, 2, 2]])
 
 
-ALL_BUT_THRESHOLD = tuple(name for name in LOSSES if name != "threshold")  # which one router alone has
+ALL_BUT_THRESHOLD = tuple(
+  name for name in LOSSES if name != "threshold"
+)  # which one router alone has
 
 
 def context(segments=None, **kwargs):
@@ -34,8 +44,15 @@ def context(segments=None, **kwargs):
 
 
 def make(k=2, dispatcher="einsum", gate_norm="none", **kwargs):
-  return MoeLayer(num_experts=E, d_ff=5, activation="gelu", router=functools.partial(top_k, k=k, gate_norm=gate_norm),
-                  dispatcher=DISPATCHERS[dispatcher], platform="cpu", **kwargs)
+  return MoeLayer(
+    num_experts=E,
+    d_ff=5,
+    activation="gelu",
+    router=functools.partial(top_k, k=k, gate_norm=gate_norm),
+    dispatcher=DISPATCHERS[dispatcher],
+    platform="cpu",
+    **kwargs,
+  )
 
 
 def run(layer, variables, x, context, routing=None, seed=0):
@@ -52,9 +69,13 @@ def initialise(layer, scale=30.0):
   shapes = nn.unbox(jax.eval_shape(layer.init, jax.random.key(1), X, context()))
   rng, params = np.random.default_rng(1), {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(shapes["params"]):
-    inputs = 100 * leaf.shape[0] if path[-1].key == "router" else leaf.shape[-2] if leaf.ndim > 1 else 1
-    params[path] = jnp.asarray(rng.normal(size=leaf.shape) * inputs ** -0.5, leaf.dtype)
-  variables = {"params": jax.tree_util.tree_map_with_path(lambda path, _: params[path], shapes["params"])}
+    inputs = (
+      100 * leaf.shape[0] if path[-1].key == "router" else leaf.shape[-2] if leaf.ndim > 1 else 1
+    )
+    params[path] = jnp.asarray(rng.normal(size=leaf.shape) * inputs**-0.5, leaf.dtype)
+  variables = {
+    "params": jax.tree_util.tree_map_with_path(lambda path, _: params[path], shapes["params"])
+  }
   variables["params"]["router"] *= scale
   return variables
 
@@ -62,7 +83,8 @@ def initialise(layer, scale=30.0):
 @pytest.mark.parametrize("factor", [None, 0.5])
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_the_layer_is_the_oracle(k, factor):
-  # Catches: groups that are not sequences; capacity from the wrong S; gates after softmax over the wrong axis.
+  # Catches: groups that are not sequences; capacity from the wrong S; gates after softmax over the
+  # wrong axis.
   layer = make(k, capacity_factor=factor)
   variables = initialise(layer)
   y, aux = run(layer, variables, X, context(PADDED))
@@ -70,66 +92,100 @@ def test_the_layer_is_the_oracle(k, factor):
   capacity = None if factor is None else max(1, round(factor * L / E))
   dropped = asked = 0
   for b in range(B):
-    plan = reference.top_k(np.asarray(X[b]) @ w["router"], k, "none", valid=np.asarray(PADDED[b] > 0))
+    plan = reference.top_k(
+      np.asarray(X[b]) @ w["router"], k, "none", valid=np.asarray(PADDED[b] > 0)
+    )
     kept = reference.drop_overflow(plan, E, capacity)
     expected = np.zeros((L, D))
     for token, expert, gate in kept:
-      expected[token] += gate * (np.asarray(jax.nn.gelu(X[b, token] @ w["up"][expert])) @ w["down"][expert])
+      expected[token] += gate * (
+        np.asarray(jax.nn.gelu(X[b, token] @ w["up"][expert])) @ w["down"][expert]
+      )
     np.testing.assert_allclose(y[b], expected, atol=1e-5)
     asked, dropped = asked + len(plan), dropped + len(plan) - len(kept)
   assert float(aux.metrics["drop_rate"]) == pytest.approx(dropped / asked)
 
 
-@pytest.mark.parametrize("k, gate_norm, learns", [(1, "none", True), (1, "top_k", False), (2, "top_k", True)])
+@pytest.mark.parametrize(
+  "k, gate_norm, learns", [(1, "none", True), (1, "top_k", False), (2, "top_k", True)]
+)
 def test_gradient_of_the_router(k, gate_norm, learns):
-  # Catches: a gate that carries no gradient. At K = 1, renormalised gates are the constant 1: the known trap.
+  # Catches: a gate that carries no gradient. At K = 1, renormalised gates are the constant 1: the
+  # known trap.
   layer = make(k, gate_norm=gate_norm)
   variables = initialise(layer, 1.0)
-  loss = lambda v: jnp.sum(jnp.sin(layer.apply(v, X, context())[0]))
+
+  def loss(v):
+    return jnp.sum(jnp.sin(layer.apply(v, X, context())[0]))
+
   grad = tiny.quick_jit(jax.grad(loss))(variables)["params"]["router"]
   assert (float(jnp.abs(grad).max()) > 1e-3) == learns
 
 
-@pytest.mark.parametrize("router, options, network", [
-    ("top_k", {}, "linear"), ("noisy_top_k", {"k": 2}, "tanh"), ("hierarchical", {"groups": 2}, "linear"),
-    ("sigmoid_bias", {"k": 2}, "linear"), ("expert_choice", {}, "linear"), ("sinkhorn", {}, "linear")])
+@pytest.mark.parametrize(
+  "router, options, network",
+  [
+    ("top_k", {}, "linear"),
+    ("noisy_top_k", {"k": 2}, "tanh"),
+    ("hierarchical", {"groups": 2}, "linear"),
+    ("sigmoid_bias", {"k": 2}, "linear"),
+    ("expert_choice", {}, "linear"),
+    ("sinkhorn", {}, "linear"),
+  ],
+)
 def test_router_is_float32_in_a_bfloat16_model(router, options, network):
-  # Catches: logits, or what else a router learns, in bfloat16, whose ties and rounding change which expert is chosen.
-  layer = make(dtype=jnp.bfloat16).clone(router=functools.partial(ROUTERS[router].route, **options), network=network,
-                                         learned=ROUTERS[router].learned, groups=2)
+  # Catches: logits, or what else a router learns, in bfloat16, whose ties and rounding change which
+  # expert is chosen.
+  layer = make(dtype=jnp.bfloat16).clone(
+    router=functools.partial(ROUTERS[router].route, **options),
+    network=network,
+    learned=ROUTERS[router].learned,
+    groups=2,
+  )
   x = X.astype(jnp.bfloat16)
   variables = initialise(layer, 1.0)
   jaxpr = str(jax.make_jaxpr(lambda v, x: layer.apply(v, x, context()))(variables, x))
-  assert re.search(r":f32\[2,6,4\] = dot_general", jaxpr) and not re.search(r":bf16\[2,6,4\]", jaxpr)
+  assert re.search(r":f32\[2,6,4\] = dot_general", jaxpr) and not re.search(
+    r":bf16\[2,6,4\]", jaxpr
+  )
   assert set(re.findall(r":(\w+)\[[\d,]*\] = exp ", jaxpr)) == {"f32"}  # softmax and losses
   assert jax.eval_shape(layer.apply, variables, x, context())[0].dtype == jnp.bfloat16
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
 def test_a_bfloat16_router_rounds_its_logits_and_nothing_else():
-  # Catches: a router_dtype that is not passed to the product (it would be float32's), that reaches the softmax, or that
-  # leaves weights in bfloat16.
+  # Catches: a router_dtype that is not passed to the product (it would be float32's), that reaches
+  # the softmax, or that leaves weights in bfloat16.
   layer = make(router_dtype="bfloat16")
   variables = initialise(layer, 1.0)
   jaxpr = str(jax.make_jaxpr(lambda v, x: layer.apply(v, x, context()))(variables, X))
   assert re.search(r":bf16\[2,6,4\] = dot_general", jaxpr)
   assert set(re.findall(r":(\w+)\[[\d,]*\] = exp ", jaxpr)) == {"f32"}
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-  half = lambda x: np.asarray(x.astype(jnp.bfloat16), np.float64)
+
+  def half(x):
+    return np.asarray(x.astype(jnp.bfloat16), np.float64)
+
   largest = np.abs(half(X) @ half(variables["params"]["router"])).max()
   found = run(layer, variables, X, context())[1].metrics["logit_max"]
   assert found.dtype == jnp.float32 and float(found) == float(jnp.bfloat16(found))
-  assert float(found) == pytest.approx(largest, rel=2 ** -8) and float(found) != float(
-      run(make(), variables, X, context())[1].metrics["logit_max"])
+  assert float(found) == pytest.approx(largest, rel=2**-8) and float(found) != float(
+    run(make(), variables, X, context())[1].metrics["logit_max"]
+  )
 
 
 def test_jitter_reaches_the_router_and_not_the_experts_and_only_in_training():
   # Catches: experts that see jittered input (a published bug); evaluation that is random.
   layer, clean = make(4, jitter=0.5, gate_norm="none"), make(4)
   variables = initialise(layer, 1.0)
-  train = lambda m, seed: run(m, variables, X, context(train=True), seed=seed)[0]
+
+  def train(m, seed):
+    return run(m, variables, X, context(train=True), seed=seed)[0]
+
   assert float(jnp.abs(train(layer, 0) - train(layer, 1)).max()) > 1e-4
-  np.testing.assert_array_equal(run(layer, variables, X, context())[0], run(clean, variables, X, context())[0])
+  np.testing.assert_array_equal(
+    run(layer, variables, X, context())[0], run(clean, variables, X, context())[0]
+  )
   # With a router of zeros jitter changes no gate, so nothing may change at all.
   variables["params"]["router"] *= 0
   np.testing.assert_array_equal(train(layer, 0), train(clean, 1))
@@ -137,21 +193,30 @@ def test_jitter_reaches_the_router_and_not_the_experts_and_only_in_training():
 
 def test_eval_capacity_and_basis():
   # Catches: the training capacity used at evaluation; a basis that is not passed on.
-  rate = lambda train, **kwargs: float(
-      run(make(2, **kwargs), variables, X, context(train=train))[1].metrics["drop_rate"])
+  def rate(train, **kwargs):
+    return float(run(make(2, **kwargs), variables, X, context(train=train))[1].metrics["drop_rate"])
+
   variables = initialise(make(2))
   assert rate(True, capacity_factor=0.5, eval_capacity_factor=4.0) > 0
   assert rate(False, capacity_factor=0.5, eval_capacity_factor=4.0) == 0
   assert rate(False, capacity_factor=0.5) == rate(True, capacity_factor=0.5)
-  assert rate(True, capacity_factor=0.7, capacity_basis="assignments") < rate(True, capacity_factor=0.7)
+  assert rate(True, capacity_factor=0.7, capacity_basis="assignments") < rate(
+    True, capacity_factor=0.7
+  )
 
 
 def test_padding_changes_nothing():
-  # Catches: padding that takes slots, counts in a loss or a metric, or shifts the noise of real tokens.
-  layer = make(2, capacity_factor=1.0, losses=LossOptions(ALL_BUT_THRESHOLD, devices=2), group_size=L)
+  # Catches: padding that takes slots, counts in a loss or a metric, or shifts the noise of real
+  # tokens.
+  layer = make(
+    2, capacity_factor=1.0, losses=LossOptions(ALL_BUT_THRESHOLD, devices=2), group_size=L
+  )
   variables = initialise(layer)
   y, aux = run(layer, variables, X, context())
-  more = jnp.concatenate([X, 7 + X]), context(jnp.repeat(jnp.asarray([1, 0]), B)[:, None] * jnp.ones((1, L), jnp.int32))
+  more = (
+    jnp.concatenate([X, 7 + X]),
+    context(jnp.repeat(jnp.asarray([1, 0]), B)[:, None] * jnp.ones((1, L), jnp.int32)),
+  )
   y2, aux2 = run(layer, variables, *more)
   np.testing.assert_allclose(y2[:B], y, atol=1e-6)
   np.testing.assert_array_equal(y2[B:], 0)
@@ -163,24 +228,37 @@ def test_shared_experts_are_added_once():
   shared = functools.partial(DenseFfn, d_ff=7, activation="gelu")
   layer, plain = make(2, shared=shared), make(2)
   variables = initialise(layer)
-  alone = DenseFfn(d_ff=7, activation="gelu").apply({"params": variables["params"]["shared"]}, X, context())[0]
-  np.testing.assert_allclose(run(layer, variables, X, context())[0],
-                             run(plain, variables, X, context())[0] + alone, atol=1e-5)
+  alone = DenseFfn(d_ff=7, activation="gelu").apply(
+    {"params": variables["params"]["shared"]}, X, context()
+  )[0]
+  np.testing.assert_allclose(
+    run(layer, variables, X, context())[0],
+    run(plain, variables, X, context())[0] + alone,
+    atol=1e-5,
+  )
 
 
 def test_bias_moves_the_choice():
   # Catches: a bias that is dropped on the way to the router.
   layer = make(1)
   variables = initialise(layer, 1.0)
-  load = lambda bias: run(layer, variables, X, context(), LayerRouting(bias))[1].metrics["load"]
+
+  def load(bias):
+    return run(layer, variables, X, context(), LayerRouting(bias))[1].metrics["load"]
+
   np.testing.assert_allclose(load(jnp.asarray([0.0, 0.0, 2.0, 0.0])), [0, 0, 1, 0])
   np.testing.assert_array_equal(load(jnp.zeros(E)), load(None))
 
 
 def test_first_choice():
-  # Token 0: gates .3 on 2 and .6 on 1; token 1: nobody; token 2: expert 0. Catches: the first listed for the largest.
-  plan = RoutingPlan(token=jnp.asarray([0, 0, 1, 2]), expert=jnp.asarray([2, 1, E, 0]),
-                     gate=jnp.asarray([0.3, 0.6, 0.0, 0.1]), num_experts=E)
+  # Token 0: gates .3 on 2 and .6 on 1; token 1: nobody; token 2: expert 0. Catches: the first
+  # listed for the largest.
+  plan = RoutingPlan(
+    token=jnp.asarray([0, 0, 1, 2]),
+    expert=jnp.asarray([2, 1, E, 0]),
+    gate=jnp.asarray([0.3, 0.6, 0.0, 0.1]),
+    num_experts=E,
+  )
   assert first_choice(plan, 3).tolist() == [1, E, 0]
 
 
@@ -192,32 +270,54 @@ def test_group_size():
 
 
 # Routers whose plans, learned inputs or losses differ most; the others: make test-all.
-@pytest.mark.parametrize("router", tiny.often(
-    {"top_k", "hierarchical", "strictly_balanced", "noisy_top_k", "expert_choice", "base"}, ROUTERS))
+@pytest.mark.parametrize(
+  "router",
+  tiny.often(
+    {"top_k", "hierarchical", "strictly_balanced", "noisy_top_k", "expert_choice", "base"}, ROUTERS
+  ),
+)
 def test_every_router_reports_every_loss_and_metric(router):
-  # Catches: a router whose plan the layer's losses or metrics cannot read; a learned input that the layer forgets.
+  # Catches: a router whose plan the layer's losses or metrics cannot read; a learned input that the
+  # layer forgets.
   names = tuple(LOSSES) if "threshold" in ROUTERS[router].learned else ALL_BUT_THRESHOLD
-  options = {"device_limited": {"k": 2, "groups": 2, "kept_groups": 1}, "sigmoid_bias": {"k": 2},
-             "hierarchical": {"groups": 2}}.get(router, {})
-  losses = LossOptions(names, devices=2, load=functools.partial(ROUTERS[router].smooth_load, groups=2, primary_k=2, k=2)
-                       if ROUTERS[router].smooth_load else load_without_noise)
+  options = {
+    "device_limited": {"k": 2, "groups": 2, "kept_groups": 1},
+    "sigmoid_bias": {"k": 2},
+    "hierarchical": {"groups": 2},
+  }.get(router, {})
+  losses = LossOptions(
+    names,
+    devices=2,
+    load=functools.partial(ROUTERS[router].smooth_load, groups=2, primary_k=2, k=2)
+    if ROUTERS[router].smooth_load
+    else load_without_noise,
+  )
   layer = make(losses=losses, group_size=B * L).clone(
-      router=functools.partial(ROUTERS[router].route, **options), learned=ROUTERS[router].learned, groups=2)
+    router=functools.partial(ROUTERS[router].route, **options),
+    learned=ROUTERS[router].learned,
+    groups=2,
+  )
   y, aux = run(layer, initialise(layer), X, context(PADDED, train=True, return_routing=True))
   assert set(aux.losses) == set(names) and all(bool(jnp.isfinite(v)) for v in aux.losses.values())
-  assert float(aux.metrics["load"].sum()) == pytest.approx(1.0) and aux.metrics["top1_expert"].shape == (B, L)
+  assert float(aux.metrics["load"].sum()) == pytest.approx(1.0) and aux.metrics[
+    "top1_expert"
+  ].shape == (B, L)
   assert bool(jnp.all(y[0, 4:] == 0))
 
 
 def test_routed_scale():
   # Catches: a factor on the shared experts too, or on none.
   variables = initialise(make(2))
-  np.testing.assert_allclose(run(make(2, routed_scale=2.5), variables, X, context())[0],
-                             2.5 * run(make(2), variables, X, context())[0], rtol=1e-5)
+  np.testing.assert_allclose(
+    run(make(2, routed_scale=2.5), variables, X, context())[0],
+    2.5 * run(make(2), variables, X, context())[0],
+    rtol=1e-5,
+  )
 
 
 def test_shared_gate():
-  # y = routed + sigmoid(x w) * shared(x), one gate a token (Qwen1.5-MoE). Catches: a gate on the routed part.
+  # y = routed + sigmoid(x w) * shared(x), one gate a token (Qwen1.5-MoE). Catches: a gate on the
+  # routed part.
   shared = functools.partial(DenseFfn, d_ff=7, activation="gelu")
   layer, plain = make(2, shared=shared, shared_gate=True), make(2)
   variables = initialise(layer)
@@ -231,18 +331,34 @@ def test_jitter_on_logits():
   # Catches: logits that are left alone; evaluation that is random.
   layer = make(4, jitter=0.5, jitter_on="logits")
   variables = initialise(layer, 1.0)
-  train = lambda seed: run(layer, variables, X, context(train=True), seed=seed)[0]
+
+  def train(seed):
+    return run(layer, variables, X, context(train=True), seed=seed)[0]
+
   assert float(jnp.abs(train(0) - train(1)).max()) > 1e-5
-  np.testing.assert_array_equal(run(layer, variables, X, context())[0], run(make(4), variables, X, context())[0])
+  np.testing.assert_array_equal(
+    run(layer, variables, X, context())[0], run(make(4), variables, X, context())[0]
+  )
 
 
 def test_a_stored_plan_is_followed():
-  # Catches: a stored plan that is ignored; gates that are recomputed where they should be the stored ones.
+  # Catches: a stored plan that is ignored; gates that are recomputed where they should be the
+  # stored ones.
   layer = make(2)
   first, second = initialise(layer), initialise(layer, -30.0)  # opposite preferences
   _, aux = run(layer, first, X, context(return_routing=True))
-  followed, aux2 = run(layer, second, X, context(return_routing=True), LayerRouting(stored=aux.metrics["plan"]))
+  followed, aux2 = run(
+    layer, second, X, context(return_routing=True), LayerRouting(stored=aux.metrics["plan"])
+  )
   jax.tree.map(np.testing.assert_array_equal, aux2.metrics["plan"], aux.metrics["plan"])
-  np.testing.assert_allclose(followed, run(layer, first, X, context())[0], atol=1e-5)  # the experts are the same
-  fresh = run(layer.clone(replay_gate="softmax"), second, X, context(), LayerRouting(stored=aux.metrics["plan"]))[0]
+  np.testing.assert_allclose(
+    followed, run(layer, first, X, context())[0], atol=1e-5
+  )  # the experts are the same
+  fresh = run(
+    layer.clone(replay_gate="softmax"),
+    second,
+    X,
+    context(),
+    LayerRouting(stored=aux.metrics["plan"]),
+  )[0]
   assert float(jnp.abs(fresh - followed).max()) > 1e-3

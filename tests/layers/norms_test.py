@@ -15,13 +15,18 @@ X = jnp.asarray([[3.0, 4.0, 0.0, 0.0]])
 SCALED = [name for name in NORMS if name != "rmsnorm_unscaled"]
 
 
-@pytest.mark.parametrize("name, expected", [
+@pytest.mark.parametrize(
+  "name, expected",
+  [
     ("rmsnorm", [1.2, 1.6, 0.0, 0.0]),  # RMS = sqrt(25 / 4) = 2.5
-    # mean 1.75, deviations 1.25 2.25 -1.75 -1.75, variance (1.5625 + 5.0625 + 2 * 3.0625) / 4 = 3.1875
+    # mean 1.75, deviations 1.25 2.25 -1.75 -1.75, variance (1.5625 + 5.0625 + 2 * 3.0625) / 4 =
+    # 3.1875
     ("layernorm", [0.7001, 1.2603, -0.9802, -0.9802]),
-])
+  ],
+)
 def test_by_hand(name, expected):
-  # Catches: a sum in place of a mean; a mean that is not subtracted; a scale that does not multiply.
+  # Catches: a sum in place of a mean; a mean that is not subtracted; a scale that does not
+  # multiply.
   norm = NORMS[name]()
   y = norm.apply({"params": {"scale": jnp.full(4, 2.0)}}, X)
   np.testing.assert_allclose(y[0], 2 * np.asarray(expected), atol=1e-3)
@@ -36,8 +41,8 @@ def test_without_parameters_by_hand():
 
 @pytest.mark.parametrize("name", NORMS)
 def test_epsilon_by_hand(name):
-  # Mean 0, mean square 0.01, and an epsilon of 0.03: x / sqrt(0.04). Catches: an epsilon that is not read, one that is
-  # added to the root or to a sum of squares.
+  # Mean 0, mean square 0.01, and an epsilon of 0.03: x / sqrt(0.04). Catches: an epsilon that is
+  # not read, one that is added to the root or to a sum of squares.
   x = jnp.asarray([[0.1, -0.1, 0.1, -0.1]])
   variables = {"params": {"scale": jnp.ones(4)}} if name in SCALED else {}
   np.testing.assert_allclose(NORMS[name](epsilon=0.03).apply(variables, x), x / 0.2, rtol=1e-6)

@@ -12,10 +12,12 @@ pytestmark = pytest.mark.unit
 
 
 def test_causal_buckets_by_hand():
-  # 32 buckets up to 128: 16 exact ones, then 16 * 8^(i/16) for i = 0, 1, ...: 16 18.2 20.7 23.6 26.9 30.6 34.9 39.7
-  # 45.2 51.5 58.7 66.8 76.1 86.7 98.7 112.4. Catches: bounds that are rounded down, or pushed up by a rounding error; a
-  # last bucket that begins late.
-  of = lambda *distances: bucket(np.asarray(distances), False, 32, 128).tolist()
+  # 32 buckets up to 128: 16 exact ones, then 16 * 8^(i/16) for i = 0, 1, ...: 16 18.2 20.7 23.6
+  # 26.9 30.6 34.9 39.7 45.2 51.5 58.7 66.8 76.1 86.7 98.7 112.4. Catches: bounds that are rounded
+  # down, or pushed up by a rounding error; a last bucket that begins late.
+  def of(*distances):
+    return bucket(np.asarray(distances), False, 32, 128).tolist()
+
   assert of(*range(16)) == list(range(16))
   assert of(16, 18, 19, 20, 21, 23, 24, 26, 27) == [16, 16, 17, 17, 18, 18, 19, 19, 20]
   assert of(98, 99, 112, 113, 127, 128, 129, 10_000) == [29, 30, 30, 31, 31, 31, 31, 31]
@@ -25,27 +27,48 @@ def test_causal_buckets_by_hand():
 
 
 def test_two_sided_buckets_by_hand():
-  # 16 a side: 8 exact ones, then 8 * 16^(i/8): 8 11.3 16 22.6 32 45.3 64 90.5. Later keys take the second half.
-  # Catches: bounds that are rounded down; sides exchanged; a later key's nearest bucket that is the one of distance 0.
-  of = lambda *distances: bucket(np.asarray(distances), True, 32, 128).tolist()
+  # 16 a side: 8 exact ones, then 8 * 16^(i/8): 8 11.3 16 22.6 32 45.3 64 90.5. Later keys take the
+  # second half. Catches: bounds that are rounded down; sides exchanged; a later key's nearest
+  # bucket that is the one of distance 0.
+  def of(*distances):
+    return bucket(np.asarray(distances), True, 32, 128).tolist()
+
   assert of(*range(8)) == list(range(8))
   assert of(8, 11, 12, 15, 16, 22, 23, 31, 32, 45, 46, 63, 64, 90, 91, 128) == [
-      8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15]
+    8,
+    8,
+    9,
+    9,
+    10,
+    10,
+    11,
+    11,
+    12,
+    12,
+    13,
+    13,
+    14,
+    14,
+    15,
+    15,
+  ]
   assert of(-1, -7, -8, -16, -128, -999) == [17, 23, 24, 26, 31, 31]
 
 
 @pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("buckets, reach", [(32, 128), (8, 20), (64, 500), (4, 4)])
 def test_the_papers_formula(buckets, reach, two_sided):
-  # T5's code: floor of log(n / exact) / log(max / exact) * (buckets - exact), here in float64 with its epsilon.
+  # T5's code: floor of log(n / exact) / log(max / exact) * (buckets - exact), here in float64 with
+  # its epsilon.
   distance = np.arange(-2 * reach, 2 * reach + 1)
   side = buckets // 2 if two_sided else buckets
   exact = side // 2
   n = np.abs(distance) if two_sided else np.maximum(distance, 0)
   log = np.log(np.maximum(n, 1) / exact) / np.log(reach / exact) * (side - exact) + 1e-9
   expected = np.where(n < exact, n, np.minimum(exact + np.floor(log).astype(int), side - 1))
-  np.testing.assert_array_equal(bucket(distance, two_sided, buckets, reach),
-                                expected + side * (two_sided & (distance < 0)))
+  np.testing.assert_array_equal(
+    bucket(distance, two_sided, buckets, reach), expected + side * (two_sided & (distance < 0))
+  )
 
 
 class Bias(nn.Module):
@@ -55,7 +78,8 @@ class Bias(nn.Module):
 
 
 def test_bias_is_looked_up_by_head_and_distance():
-  # Catches: heads exchanged; a clip that moves far distances into a nearer bucket or to the other side.
+  # Catches: heads exchanged; a clip that moves far distances into a nearer bucket or to the other
+  # side.
   distance = jnp.asarray([[[0, 1, -1], [5, 6, 700], [-6, -700, 2]]])
   boxed = Bias().init(jax.random.key(0), distance)["params"]["relative_bias"]
   assert boxed.names == ("heads", None) and boxed.value.shape == (2, 8)

@@ -43,44 +43,54 @@ def initialise(layer, scale=3.0):
 
 
 def networks(w):
-  """The experts in NumPy: x -> relu(x up) down, or relu replaced by silu and a third matrix if there is a gate."""
+  """The experts in NumPy: x -> relu(x up) down, or relu replaced by silu and a third matrix if
+  there is a gate."""
+
   def one(e, x):
     up = x @ w["up"][e]
     if "gate" in w:
       gate = x @ w["gate"][e]
       return (up * gate / (1 + np.exp(-gate))) @ w["down"][e]
     return np.maximum(up, 0) @ w["down"][e]
+
   return [functools.partial(one, e) for e in range(len(w["up"]))]
 
 
 @pytest.mark.parametrize("activation", ["relu", "swiglu"])
 @pytest.mark.parametrize("group", [0, 4, 12])
 def test_the_layer_is_the_oracle(group, activation):
-  # Catches: softmaxes over the wrong axis or exchanged, mu not normalised along the width, slots mixed between experts
-  # or groups, padding in an average, groups that are not sequences.
+  # Catches: softmaxes over the wrong axis or exchanged, mu not normalised along the width, slots
+  # mixed between experts or groups, padding in an average, groups that are not sequences.
   layer = make(group_size=group, activation=activation)
   variables = initialise(layer)
   y, aux = run(layer, variables, X, context(PADDED, return_routing=True))
   w = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
   size = group or L
   x, real = np.asarray(X).reshape(-1, size, D), np.asarray(PADDED).reshape(-1, size) > 0
-  results = [soft_moe(x[g], w["mu"], w["scale"], networks(w), np.flatnonzero(real[g])) for g in range(len(x))]
+  results = [
+    soft_moe(x[g], w["mu"], w["scale"], networks(w), np.flatnonzero(real[g])) for g in range(len(x))
+  ]
   expected, dispatch, combine = (np.stack(parts) for parts in zip(*results, strict=True))
   np.testing.assert_allclose(y, expected.reshape(B, L, D), atol=1e-5)
-  np.testing.assert_allclose(dispatch.sum(1), 1, rtol=1e-12)  # of the oracle: every slot is an average of real tokens
-  # Catches: load or entropy of slots for experts, padding in a mean, the choice of the best slot for the best expert.
+  np.testing.assert_allclose(
+    dispatch.sum(1), 1, rtol=1e-12
+  )  # of the oracle: every slot is an average of real tokens
+  # Catches: load or entropy of slots for experts, padding in a mean, the choice of the best slot
+  # for the best expert.
   mass = combine.sum(-1)[real]  # [tokens, E]
   np.testing.assert_allclose(aux.metrics["load"], mass.mean(0), rtol=1e-5)
-  assert float(aux.metrics["entropy"]) == pytest.approx(-(mass * np.log(mass)).sum(-1).mean(), rel=1e-5)
+  assert float(aux.metrics["entropy"]) == pytest.approx(
+    -(mass * np.log(mass)).sum(-1).mean(), rel=1e-5
+  )
   assert float(aux.metrics["max_violation"]) == pytest.approx(mass.mean(0).max() * E - 1, rel=1e-4)
   first = np.where(real, combine.sum(-1).argmax(-1), E).reshape(B, L)
   np.testing.assert_array_equal(aux.metrics["top1_expert"], first)
 
 
 def test_slots_average_the_real_tokens():
-  # Experts whose network is relu of the identity, on tokens that are all the same positive vector v: every average of
-  # real tokens is v, so that every output is v, whatever the weights. Catches: dispatch or combine weights that do not
-  # sum to 1 over the real tokens or over the slots.
+  # Experts whose network is relu of the identity, on tokens that are all the same positive vector
+  # v: every average of real tokens is v, so that every output is v, whatever the weights. Catches:
+  # dispatch or combine weights that do not sum to 1 over the real tokens or over the slots.
   layer = make(d_ff=D)
   variables = initialise(layer)
   variables["params"]["up"] = variables["params"]["down"] = jnp.tile(jnp.eye(D), (E, 1, 1))
@@ -91,20 +101,30 @@ def test_slots_average_the_real_tokens():
 
 
 def test_one_expert_with_one_slot_by_hand():
-  # Tokens (3, 0), (0, 4), mu = (5, 0), scale ln 3: logits ln 3 * (1, 0), dispatch weights 3/4 and 1/4. The slot holds
-  # (9/4, 1); the network doubles it; each token has only this slot, so that each gets (9/2, 2).
-  # Catches: x or mu not normalised, a scale that is not applied, weights of 1/2 (a plain mean).
+  # Tokens (3, 0), (0, 4), mu = (5, 0), scale ln 3: logits ln 3 * (1, 0), dispatch weights 3/4 and
+  # 1/4. The slot holds (9/4, 1); the network doubles it; each token has only this slot, so that
+  # each gets (9/2, 2). Catches: x or mu not normalised, a scale that is not applied, weights of 1/2
+  # (a plain mean).
   layer = make(num_experts=1, slots=1, d_ff=2)
-  variables = {"params": {"mu": jnp.asarray([5.0, 0.0]).reshape(2, 1, 1), "scale": jnp.asarray(math.log(3.0)),
-                          "up": jnp.eye(2)[None], "down": 2 * jnp.eye(2)[None]}}
-  y, aux = run(layer, variables, jnp.asarray([[[3.0, 0.0], [0.0, 4.0]]]), context(jnp.ones((1, 2), jnp.int32)))
+  variables = {
+    "params": {
+      "mu": jnp.asarray([5.0, 0.0]).reshape(2, 1, 1),
+      "scale": jnp.asarray(math.log(3.0)),
+      "up": jnp.eye(2)[None],
+      "down": 2 * jnp.eye(2)[None],
+    }
+  }
+  y, aux = run(
+    layer, variables, jnp.asarray([[[3.0, 0.0], [0.0, 4.0]]]), context(jnp.ones((1, 2), jnp.int32))
+  )
   np.testing.assert_allclose(y, [[[4.5, 2.0], [4.5, 2.0]]], rtol=1e-5)
   assert float(aux.metrics["logit_max"]) == pytest.approx(math.log(3.0), rel=1e-5)
   assert float(aux.metrics["load"][0]) == 1.0 and abs(float(aux.metrics["entropy"])) < 1e-6
 
 
 def test_padding_changes_nothing():
-  # Catches: padding in a slot's average (a softmax over all tokens), in a metric, or with an output.
+  # Catches: padding in a slot's average (a softmax over all tokens), in a metric, or with an
+  # output.
   layer = make(group_size=B * L)
   variables = initialise(layer)
   y, aux = run(layer, variables, X, context(PADDED))
@@ -123,12 +143,16 @@ def test_padding_changes_nothing():
 
 
 def test_gradients_reach_the_router_and_are_finite_without_real_tokens():
-  # Catches: a stop_gradient around a softmax; NaN from a masked softmax, or from the norm of a vector of zeros.
+  # Catches: a stop_gradient around a softmax; NaN from a masked softmax, or from the norm of a
+  # vector of zeros.
   layer = make()
   variables = initialise(layer, 1.0)
   segments = PADDED.at[1].set(0)
   x = X.at[0, 0].set(0.0)
-  loss = lambda v, x: jnp.sum(jnp.sin(layer.apply(v, x, context(segments))[0]))
+
+  def loss(v, x):
+    return jnp.sum(jnp.sin(layer.apply(v, x, context(segments))[0]))
+
   by_weight, by_input = tiny.quick_jit(jax.grad(loss, argnums=(0, 1)))(variables, x)
   assert all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves((by_weight, by_input)))
   assert float(jnp.abs(by_weight["params"]["mu"]).max()) > 1e-3
@@ -142,7 +166,9 @@ def test_logits_are_float32_in_a_bfloat16_model():
   x = X.astype(jnp.bfloat16)
   variables = initialise(layer, 1.0)
   jaxpr = str(jax.make_jaxpr(lambda v, x: layer.apply(v, x, context()))(variables, x))
-  assert re.search(r":f32\[2,6,3,2\] = dot_general", jaxpr) and not re.search(r":bf16\[2,6,3,2\] = dot_gen", jaxpr)
+  assert re.search(r":f32\[2,6,3,2\] = dot_general", jaxpr) and not re.search(
+    r":bf16\[2,6,3,2\] = dot_gen", jaxpr
+  )
   for operation in ("exp", "rsqrt"):  # softmaxes; norms of tokens and of directions
     assert set(re.findall(rf":(\w+)\[[\d,]*\] = {operation} ", jaxpr)) == {"f32"}
   assert jax.eval_shape(layer.apply, variables, x, context())[0].dtype == jnp.bfloat16
@@ -150,8 +176,11 @@ def test_logits_are_float32_in_a_bfloat16_model():
 
 
 def test_a_bias_is_refused_and_empty_routing_is_not():
-  # Catches: loss-free balancing that silently does nothing; a decoder, which always passes a LayerRouting, refused.
-  apply = lambda routing: jax.eval_shape(lambda v: layer.apply(v, X, context(), routing), variables)
+  # Catches: loss-free balancing that silently does nothing; a decoder, which always passes a
+  # LayerRouting, refused.
+  def apply(routing):
+    return jax.eval_shape(lambda v: layer.apply(v, X, context(), routing), variables)
+
   layer = make()
   variables = jax.eval_shape(lambda: layer.init(jax.random.key(1), X, context()))
   assert apply(LayerRouting(salt=jnp.uint32(1)))[0].shape == X.shape  # which every layer gets
@@ -163,17 +192,28 @@ def test_shared_experts_are_added_once():
   # Catches: shared experts that see slots, or are averaged.
   layer = make(shared=functools.partial(DenseFfn, d_ff=7, activation="gelu"))
   variables = initialise(layer)
-  alone = DenseFfn(d_ff=7, activation="gelu").apply({"params": variables["params"]["shared"]}, X, context())[0]
-  np.testing.assert_allclose(run(layer, variables, X, context())[0], run(make(), variables, X, context())[0] + alone,
-                             atol=1e-5)
+  alone = DenseFfn(d_ff=7, activation="gelu").apply(
+    {"params": variables["params"]["shared"]}, X, context()
+  )[0]
+  np.testing.assert_allclose(
+    run(layer, variables, X, context())[0],
+    run(make(), variables, X, context())[0] + alone,
+    atol=1e-5,
+  )
 
 
 def test_weights_at_the_start():
-  # Catches: other names, a scale that does not begin at 1, mu that is not lecun-normal (a variance of 1 / (E D) for
-  # its shape, as in vmoe), experts' output not scaled.
+  # Catches: other names, a scale that does not begin at 1, mu that is not lecun-normal (a variance
+  # of 1 / (E D) for its shape, as in vmoe), experts' output not scaled.
   layer = make(d_ff=64, slots=64, output_scale=0.5)
   w = initialise(layer, 1.0)["params"]
   assert {name: leaf.shape for name, leaf in w.items()} == {
-      "mu": (D, E, 64), "scale": (), "up": (E, D, 64), "down": (E, 64, D)}
-  assert float(w["scale"]) == 1.0 and float(jnp.std(w["mu"])) == pytest.approx((E * D) ** -0.5, rel=0.1)
-  assert float(jnp.std(w["down"])) == pytest.approx(0.5 * 64 ** -0.5, rel=0.1)
+    "mu": (D, E, 64),
+    "scale": (),
+    "up": (E, D, 64),
+    "down": (E, 64, D),
+  }
+  assert float(w["scale"]) == 1.0 and float(jnp.std(w["mu"])) == pytest.approx(
+    (E * D) ** -0.5, rel=0.1
+  )
+  assert float(jnp.std(w["down"])) == pytest.approx(0.5 * 64**-0.5, rel=0.1)

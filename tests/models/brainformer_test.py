@@ -15,38 +15,63 @@ from moe_jax.models import SEARCH_SPACE
 
 pytestmark = pytest.mark.numerics
 
-MIXED = ("attention:width=12,heads=3", "moe:gate=top_2,capacity=1,activation=reglu", "ffn:width=20,hidden=8",
-         "attention", "moe:width=12,gate=top_2,hidden=8,capacity=4")
+MIXED = (
+  "attention:width=12,heads=3",
+  "moe:gate=top_2,capacity=1,activation=reglu",
+  "ffn:width=20,hidden=8",
+  "attention",
+  "moe:width=12,gate=top_2,hidden=8,capacity=4",
+)
 CHOSEN = ("attention", "moe:gate=expert_choice,capacity=1")
 
 
 def brainformer(block, **changes):
-  # The second choices that a capacity displaces are the one thing that may look ahead; at evaluation all have a slot.
-  return make(**{"family": "brainformer", "block": block, "moe__capacity_factor": 4.0,
-                 "moe__eval_capacity_factor": 4.0} | changes)
+  # The second choices that a capacity displaces are the one thing that may look ahead; at
+  # evaluation all have a slot.
+  return make(
+    **{
+      "family": "brainformer",
+      "block": block,
+      "moe__capacity_factor": 4.0,
+      "moe__eval_capacity_factor": 4.0,
+    }
+    | changes
+  )
 
 
 def test_the_search_space():
   # Catches: an option that the paper's Table 1 has not, or a value.
   assert {kind: set(options) for kind, options in SEARCH_SPACE.items()} == {
-      "attention": {"width", "heads"}, "ffn": {"width", "hidden", "activation"},
-      "moe": {"width", "hidden", "activation", "gate", "capacity"}}
+    "attention": {"width", "heads"},
+    "ffn": {"width", "hidden", "activation"},
+    "moe": {"width", "hidden", "activation", "gate", "capacity"},
+  }
   assert SEARCH_SPACE["ffn"]["hidden"] == (1536, 2048, 3072, 4096)
 
 
 def test_a_block_of_the_decoders_sublayers_is_the_decoder():
-  # Catches: sublayers out of order, another norm, residual or initial scale than the decoder's, a block stacked once.
+  # Catches: sublayers out of order, another norm, residual or initial scale than the decoder's, a
+  # block stacked once.
   decoder = make(num_layers=4, moe__first=1)
-  block = brainformer(("attention", "ffn", "attention", "moe"), num_layers=2, moe__capacity_factor=None,
-                      moe__eval_capacity_factor=None)
+  block = brainformer(
+    ("attention", "ffn", "attention", "moe"),
+    num_layers=2,
+    moe__capacity_factor=None,
+    moe__eval_capacity_factor=None,
+  )
   batch = packed([[3, 5], [6]])
   variables = initialise(block, batch)
   params = dict(variables["params"])
   repeats = params.pop("repeats")
-  params["repeats"] = {f"layer_{i}": repeats[f"layer_{2 * i}"] | repeats[f"layer_{2 * i + 1}"] for i in range(2)}
+  params["repeats"] = {
+    f"layer_{i}": repeats[f"layer_{2 * i}"] | repeats[f"layer_{2 * i + 1}"] for i in range(2)
+  }
   theirs = initialise(decoder, batch)["params"]
   assert jax.tree.structure(params) == jax.tree.structure(theirs)
-  spread = lambda tree: np.std(tree["repeats"]["layer_1"]["ffn"]["down"])
+
+  def spread(tree):
+    return np.std(tree["repeats"]["layer_1"]["ffn"]["down"])
+
   np.testing.assert_allclose(spread(params), spread(theirs), rtol=0.1)
   logits, aux = run(block, variables, batch)
   logits2, aux2 = run(decoder, {"params": params}, batch)
@@ -54,10 +79,13 @@ def test_a_block_of_the_decoders_sublayers_is_the_decoder():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), aux, aux2)
 
 
-@pytest.mark.parametrize("block, ahead", [(MIXED, False), (CHOSEN, True)], ids=["top_2", "expert_choice"])
+@pytest.mark.parametrize(
+  "block, ahead", [(MIXED, False), (CHOSEN, True)], ids=["top_2", "expert_choice"]
+)
 def test_what_a_position_sees(block, ahead):
-  # As for the decoder: gradients by the row's distinct embeddings. Expert choice has no gradient into the future, but
-  # changing the last token changes earlier outputs. Catches: a sublayer that mixes positions; a leak that is denied.
+  # As for the decoder: gradients by the row's distinct embeddings. Expert choice has no gradient
+  # into the future, but changing the last token changes earlier outputs. Catches: a sublayer that
+  # mixes positions; a leak that is denied.
   model = brainformer(block, tied_embeddings=False, moe__allow_noncausal_routing=ahead)
   batch = tokens, segments, _ = packed([[3, 5]])
   variables = initialise(model, batch)
@@ -66,12 +94,16 @@ def test_what_a_position_sees(block, ahead):
     variables["params"]["embedding"] = embedding
     return jnp.sum(jnp.sin(model.apply(variables, *batch, train=False)[0][0]), axis=-1)
 
-  jacobian = tiny.quick_jit(jax.jacrev(by_embedding))(variables["params"]["embedding"])[:, tokens[0]]
+  jacobian = tiny.quick_jit(jax.jacrev(by_embedding))(variables["params"]["embedding"])[
+    :, tokens[0]
+  ]
   sees = np.asarray(jnp.abs(jacobian).max(axis=-1) > 1e-7)
   same = np.asarray(segments[0][:, None] == segments[0])
   assert not np.any(sees & ~np.tril(same)) and (ahead or np.array_equal(sees, np.tril(same)))
   rows = [jnp.repeat(a, V, axis=0) for a in batch]  # which differ in their last token
-  logits = run(model, initialise(model, batch), (rows[0].at[:, -1].set(jnp.arange(V)), *rows[1:]))[0][:, :-1]
+  logits = run(model, initialise(model, batch), (rows[0].at[:, -1].set(jnp.arange(V)), *rows[1:]))[
+    0
+  ][:, :-1]
   assert (float(jnp.abs(logits - logits[:1]).max()) > 1e-4) == ahead
 
 
@@ -88,11 +120,15 @@ def test_padding_changes_nothing():
 
 
 def test_scanned_blocks_equal_unrolled_ones():
-  # Two gates, so that plans of 16 and of 8 assignments stand side by side. Catches: sublayers of one kind that share
-  # parameters, a metric of the wrong sublayer, a filled-up plan that names an expert.
+  # Two gates, so that plans of 16 and of 8 assignments stand side by side. Catches: sublayers of
+  # one kind that share parameters, a metric of the wrong sublayer, a filled-up plan that names an
+  # expert.
   block, n = (*MIXED[1:3], "attention:width=12,heads=3", "moe:gate=expert_choice,capacity=1"), 4
   changes = {"num_layers": 2, "moe__allow_noncausal_routing": True}
-  scanned, unrolled = brainformer(block, **changes), brainformer(block, **changes, scan_layers=False)
+  scanned, unrolled = (
+    brainformer(block, **changes),
+    brainformer(block, **changes, scan_layers=False),
+  )
   batch = packed([[3, 5], [8]])
   variables = initialise(scanned, batch)
   params = dict(variables["params"])
@@ -113,8 +149,11 @@ def test_scanned_blocks_equal_unrolled_ones():
 
 def test_a_mesh_computes_the_same():
   # Catches: a logical axis that splits what must be whole, such as a sublayer's own width.
-  model = brainformer(("attention:width=8,heads=4", "moe:gate=top_2,hidden=8", "ffn:width=24"), num_heads=4,
-                      num_kv_heads=4)
+  model = brainformer(
+    ("attention:width=8,heads=4", "moe:gate=top_2,hidden=8", "ffn:width=24"),
+    num_heads=4,
+    num_kv_heads=4,
+  )
   batch = packed([[3, 5], [8], [4, 4], [2, 6], [7], [1, 7], [5], [8]])
   variables = initialise(model, batch)
 
@@ -130,6 +169,7 @@ def test_a_mesh_computes_the_same():
   with jax.set_mesh(mesh):
     rows = sharding.batch_sharding(mesh)
     value = tiny.quick_jit(step, in_shardings=(placed, rows))(
-        jax.device_put(variables["params"], placed), jax.device_put(batch, rows))
+      jax.device_put(variables["params"], placed), jax.device_put(batch, rows)
+    )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), expected, value)
   assert nn.unbox(boxed)["params"]["layer_0"]["to_width"].shape == (16, 8)

@@ -18,16 +18,26 @@ from moe_jax.models import update_router_state
 pytestmark = pytest.mark.numerics
 
 RELATIVE = {"position": "relative", "relative_buckets": 4, "relative_max_distance": 6}
-LATENT = {"attention": "latent", "latent": {"kv_rank": 6, "query_rank": 5, "nope_dim": 4, "rope_dim": 2,
-                                            "value_dim": 3}}
+LATENT = {
+  "attention": "latent",
+  "latent": {"kv_rank": 6, "query_rank": 5, "nope_dim": 4, "rope_dim": 2, "value_dim": 3},
+}
 
 
-@pytest.mark.parametrize("window, changes", [
-    (L, {"moe__num_shared_experts": 1}), (L, RELATIVE | {"moe__extra_ffn": True}), (L, LATENT),
-    (3, RELATIVE | {"sliding_window": 3})], ids=["rope", "relative", "latent", "window"])
+@pytest.mark.parametrize(
+  "window, changes",
+  [
+    (L, {"moe__num_shared_experts": 1}),
+    (L, RELATIVE | {"moe__extra_ffn": True}),
+    (L, LATENT),
+    (3, RELATIVE | {"sliding_window": 3}),
+  ],
+  ids=["rope", "relative", "latent", "window"],
+)
 def test_what_a_position_sees(window, changes):
-  # The row's tokens are distinct and the embedding is untied, so the gradient by a token's embedding says whether a
-  # position sees it. Catches: a mask off by one, attention or expert slots across documents, positions that look ahead.
+  # The row's tokens are distinct and the embedding is untied, so the gradient by a token's
+  # embedding says whether a position sees it. Catches: a mask off by one, attention or expert slots
+  # across documents, positions that look ahead.
   model = make(tied_embeddings=False, **changes)
   batch = tokens, segments, _ = packed([[3, 5]])
   variables = initialise(model, batch)
@@ -37,16 +47,22 @@ def test_what_a_position_sees(window, changes):
     logits, _ = model.apply(variables, *batch, train=False)
     return jnp.sum(jnp.sin(logits[0]), axis=-1)  # [L]
 
-  by_token = tiny.quick_jit(jax.jacrev(gradients))(variables["params"]["embedding"])[:, tokens[0]]  # [L, L, D]
+  by_token = tiny.quick_jit(jax.jacrev(gradients))(variables["params"]["embedding"])[
+    :, tokens[0]
+  ]  # [L, L, D]
   sees = np.asarray(jnp.abs(by_token).max(axis=-1) > 1e-7)
   same = np.asarray(segments[0][:, None] == segments[0])
   np.testing.assert_array_equal(sees, np.tril(same) & ~np.tril(np.ones((L, L), bool), -window))
 
 
-@pytest.mark.parametrize("changes", [{}, pytest.param(RELATIVE, marks=pytest.mark.every_variant), LATENT],
-                         ids=["rope", "relative", "latent"])
+@pytest.mark.parametrize(
+  "changes",
+  [{}, pytest.param(RELATIVE, marks=pytest.mark.every_variant), LATENT],
+  ids=["rope", "relative", "latent"],
+)
 def test_packed_documents_are_as_if_alone(changes):
-  # Catches: positions that do not restart, documents that change each other's output (nothing is dropped here).
+  # Catches: positions that do not restart, documents that change each other's output (nothing is
+  # dropped here).
   model = make(**changes)
   tokens, segments, positions = batch = packed([[3, 4]])
   variables = initialise(model, batch)
@@ -70,12 +86,17 @@ def test_padding_changes_nothing():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), aux, aux2)
 
 
-@pytest.mark.parametrize("changes", [
+@pytest.mark.parametrize(
+  "changes",
+  [
     pytest.param({}, marks=pytest.mark.every_variant),
-    RELATIVE | {"moe__extra_ffn": True, "ffn_bias": "multiplicative"}], ids=["plain", "st_moe"])
+    RELATIVE | {"moe__extra_ffn": True, "ffn_bias": "multiplicative"},
+  ],
+  ids=["plain", "st_moe"],
+)
 def test_scanned_layers_equal_unrolled_layers(changes):
-  # 5 layers: D M D M D, of which the first four are two repeats. Catches: a bias row or a metric of the wrong layer,
-  # parameters that are shared between repeats, a remainder that is applied first.
+  # 5 layers: D M D M D, of which the first four are two repeats. Catches: a bias row or a metric of
+  # the wrong layer, parameters that are shared between repeats, a remainder that is applied first.
   changes = changes | dict(num_layers=5, moe__first=1, moe__bias_update_rate=0.1)
   scanned, unrolled = make(**changes), make(**changes, scan_layers=False)
   batch = packed([[3, 5], [8]])
@@ -92,12 +113,15 @@ def test_scanned_layers_equal_unrolled_layers(changes):
   np.testing.assert_allclose(logits, logits2, atol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), aux, aux2)
   assert aux.metrics["load"].shape == (2, 4) and aux.metrics["top1_expert"].shape == (2, 2, L)
-  assert aux.metrics["load"][0, 1] == 0.5 and aux.metrics["load"][1, 3] == 0.5  # K = 2: each token, once
+  assert (
+    aux.metrics["load"][0, 1] == 0.5 and aux.metrics["load"][1, 3] == 0.5
+  )  # K = 2: each token, once
 
 
 def test_a_stored_plan_is_followed_by_every_layer():
-  # Routers of other weights route otherwise; with the first run's plans stored, they give the same plans, layer by
-  # layer, scanned or not. Catches: a layer that gets another's plan; a plan that is not passed into the scan.
+  # Routers of other weights route otherwise; with the first run's plans stored, they give the same
+  # plans, layer by layer, scanned or not. Catches: a layer that gets another's plan; a plan that is
+  # not passed into the scan.
   model = make(num_layers=5, moe__first=1)
   batch = packed([[3, 5], [8]])
   variables = initialise(model, batch)
@@ -105,7 +129,8 @@ def test_a_stored_plan_is_followed_by_every_layer():
   plan = aux.metrics["plan"]
   assert plan.token.shape[0] == 2 and plan.num_experts == 4
   flipped = jax.tree_util.tree_map_with_path(
-      lambda path, w: -5 * w if path[-1].key == "router" else w, variables["params"])
+    lambda path, w: -5 * w if path[-1].key == "router" else w, variables["params"]
+  )
   _, other = run(model, {"params": flipped}, batch, return_routing=True)
   assert np.any(other.metrics["plan"].expert != plan.expert)
   _, replayed = run(model, {"params": flipped}, batch, return_routing=True, stored=plan)
@@ -114,9 +139,14 @@ def test_a_stored_plan_is_followed_by_every_layer():
 
 def _gradients(model, variables, batch):
   def loss(params):
-    logits, aux = model.apply({"params": params}, *batch, train=True,
-                              rngs={"dropout": jax.random.key(1), "router": jax.random.key(2)})
+    logits, aux = model.apply(
+      {"params": params},
+      *batch,
+      train=True,
+      rngs={"dropout": jax.random.key(1), "router": jax.random.key(2)},
+    )
     return jnp.mean(jnp.square(logits)) + aux.losses["balance"]
+
   return tiny.quick_jit(jax.value_and_grad(loss))(variables["params"])
 
 
@@ -128,7 +158,9 @@ def test_rematerialisation_changes_no_value(remat):
   variables = initialise(models[0], batch)
   first, other = (_gradients(model, variables, batch) for model in models)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), first, other)
-  programs = [str(jax.make_jaxpr(functools.partial(m.apply, train=False))(variables, *batch)) for m in models]
+  programs = [
+    str(jax.make_jaxpr(functools.partial(m.apply, train=False))(variables, *batch)) for m in models
+  ]
   assert ["remat" in program for program in programs] == [False, True]
 
 
@@ -137,19 +169,29 @@ def test_dropout_only_in_training():
   model = make(dropout=0.5, moe__num_experts=0)
   batch = packed([[8]])
   variables = initialise(model, batch)
-  train = tiny.quick_jit(lambda key: model.apply(variables, *batch, train=True, rngs={"dropout": key})[0])
+  train = tiny.quick_jit(
+    lambda key: model.apply(variables, *batch, train=True, rngs={"dropout": key})[0]
+  )
   assert not np.allclose(train(jax.random.key(0)), train(jax.random.key(1)))
-  np.testing.assert_allclose(run(model, variables, batch)[0], run(make(moe__num_experts=0), variables, batch)[0])
+  np.testing.assert_allclose(
+    run(model, variables, batch)[0], run(make(moe__num_experts=0), variables, batch)[0]
+  )
 
 
 def test_bfloat16_activations_over_float32_weights():
-  # Catches: logits in bfloat16, weights in bfloat16, a residual stream that silently becomes float32.
+  # Catches: logits in bfloat16, weights in bfloat16, a residual stream that silently becomes
+  # float32.
   model = make(dtype="bfloat16")
   batch = packed([[8]])
   variables = initialise(model, batch)
   value, gradient = _gradients(model, variables, batch)
-  assert all(leaf.dtype == jnp.float32 and bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
-  assert bool(jnp.isfinite(value)) and float(jnp.abs(gradient["layer_0"]["ffn"]["router"]).max()) > 0
+  assert all(
+    leaf.dtype == jnp.float32 and bool(jnp.all(jnp.isfinite(leaf)))
+    for leaf in jax.tree.leaves(gradient)
+  )
+  assert (
+    bool(jnp.isfinite(value)) and float(jnp.abs(gradient["layer_0"]["ffn"]["router"]).max()) > 0
+  )
   logits, _ = jax.eval_shape(lambda v: model.apply(v, *batch, train=False), variables)
   assert logits.dtype == jnp.float32
   jaxpr = str(jax.make_jaxpr(lambda v: model.apply(v, *batch, train=False))(variables))
@@ -159,7 +201,9 @@ def test_bfloat16_activations_over_float32_weights():
 def test_a_dense_model_reports_nothing():
   # Catches: losses of experts that are not there.
   model = make(moe__num_experts=0)
-  aux = jax.eval_shape(lambda key: tiny.at_first(model, key, *packed([[8]]), train=True), jax.random.key(0))[1]
+  aux = jax.eval_shape(
+    lambda key: tiny.at_first(model, key, *packed([[8]]), train=True), jax.random.key(0)
+  )[1]
   assert aux == Aux()
 
 
@@ -173,27 +217,48 @@ def test_layers_reduce_by_mean_or_sum():
 
 
 def test_an_extra_ffn_comes_right_before_the_experts():
-  # Against the parts, by hand: x + extra(norm(x)), then x + experts(norm(x)). Catches: an extra FFN in layers without
-  # experts, after them or beside them; a norm or a residual that it shares with them.
-  changes = dict(num_layers=2, moe__first=1, moe__extra_ffn=True, moe__activation="relu", scan_layers=False)
+  # Against the parts, by hand: x + extra(norm(x)), then x + experts(norm(x)). Catches: an extra FFN
+  # in layers without experts, after them or beside them; a norm or a residual that it shares with
+  # them.
+  changes = dict(
+    num_layers=2, moe__first=1, moe__extra_ffn=True, moe__activation="relu", scan_layers=False
+  )
   model, batch = make(**changes), packed([[3, 5]])
   params = initialise(model, batch)["params"]
-  assert "extra" not in params["layer_0"] and set(params["layer_1"]["extra"]) == {"up", "gate", "down"}
-  assert set(params["layer_1"]["ffn"]) == {"router", "up", "down"}  # plain experts beside gated FFNs
+  assert "extra" not in params["layer_0"] and set(params["layer_1"]["extra"]) == {
+    "up",
+    "gate",
+    "down",
+  }
+  assert set(params["layer_1"]["ffn"]) == {
+    "router",
+    "up",
+    "down",
+  }  # plain experts beside gated FFNs
   silent = jax.tree.map(lambda leaf: leaf, params)
-  silent["layer_1"] = params["layer_1"] | {"ffn": params["layer_1"]["ffn"] | {
-      "down": jnp.zeros_like(params["layer_1"]["ffn"]["down"])}}
+  silent["layer_1"] = params["layer_1"] | {
+    "ffn": params["layer_1"]["ffn"] | {"down": jnp.zeros_like(params["layer_1"]["ffn"]["down"])}
+  }
   # Without experts, the layer is one of a dense model whose FFN is the extra one.
   dense = make(num_layers=2, moe__num_experts=0, scan_layers=False)
-  layer = {"ffn": params["layer_1"]["extra"], "ffn_norm": params["layer_1"]["extra_norm"],
-           **{name: params["layer_1"][name] for name in ("attention", "attention_norm")}}
+  layer = {
+    "ffn": params["layer_1"]["extra"],
+    "ffn_norm": params["layer_1"]["extra_norm"],
+    **{name: params["layer_1"][name] for name in ("attention", "attention_norm")},
+  }
   logits, _ = run(model, {"params": silent}, batch)
-  np.testing.assert_allclose(logits, run(dense, {"params": params | {"layer_1": layer}}, batch)[0], atol=1e-5)
+  np.testing.assert_allclose(
+    logits, run(dense, {"params": params | {"layer_1": layer}}, batch)[0], atol=1e-5
+  )
   # With experts, and an extra FFN that adds nothing, it is the layer without.
   extra = params["layer_1"]["extra"] | {"down": jnp.zeros_like(params["layer_1"]["extra"]["down"])}
-  logits, _ = run(model, {"params": params | {"layer_1": params["layer_1"] | {"extra": extra}}}, batch)
+  logits, _ = run(
+    model, {"params": params | {"layer_1": params["layer_1"] | {"extra": extra}}}, batch
+  )
   without = {name: leaf for name, leaf in params["layer_1"].items() if not name.startswith("extra")}
-  expected, _ = run(make(**changes | {"moe__extra_ffn": False}), {"params": params | {"layer_1": without}}, batch)
+  expected, _ = run(
+    make(**changes | {"moe__extra_ffn": False}), {"params": params | {"layer_1": without}}, batch
+  )
   np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
@@ -203,16 +268,28 @@ def test_the_decoder_shares_a_table_of_relative_biases():
   for scan in (True, False):
     model = make(num_layers=3, moe__first=1, scan_layers=scan, relative_shared=True, **RELATIVE)
     params = initialise(model, batch)["params"]
-    tables = [path for path, _ in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "relative_bias"]
+    tables = [
+      path
+      for path, _ in jax.tree_util.tree_leaves_with_path(params)
+      if path[-1].key == "relative_bias"
+    ]
     assert [len(path) for path in tables] == [1] and params["relative_bias"].shape == (2, 4)
-    later = params | {"relative_bias": params["relative_bias"] + jnp.asarray([[3.0, 0, 0, 0], [0, 0, 3.0, 0]])}
-    assert not np.allclose(run(model, {"params": later}, batch)[0], run(model, {"params": params}, batch)[0])
+    later = params | {
+      "relative_bias": params["relative_bias"] + jnp.asarray([[3.0, 0, 0, 0], [0, 0, 3.0, 0]])
+    }
+    assert not np.allclose(
+      run(model, {"params": later}, batch)[0], run(model, {"params": params}, batch)[0]
+    )
 
 
-@pytest.mark.parametrize("changes", [{"qk_norm": True}, {"norm": "layernorm"}, {"norm": "rmsnorm_unscaled"}, LATENT],
-                         ids=["qk_norm", "layernorm", "unscaled", "latent"])
+@pytest.mark.parametrize(
+  "changes",
+  [{"qk_norm": True}, {"norm": "layernorm"}, {"norm": "rmsnorm_unscaled"}, LATENT],
+  ids=["qk_norm", "layernorm", "unscaled", "latent"],
+)
 def test_every_norm_has_the_models_epsilon_but_those_of_latents(changes):
-  # Catches: a norm that keeps the default: of a block, an extra FFN, the queries or the end; a latent's that does not.
+  # Catches: a norm that keeps the default: of a block, an extra FFN, the queries or the end; a
+  # latent's that does not.
   batch = packed([[8]])
   model = make(norm_eps=0.05, moe__extra_ffn=True, **changes)
   variables, seen = initialise(model, batch), {}
@@ -227,71 +304,101 @@ def test_every_norm_has_the_models_epsilon_but_those_of_latents(changes):
   latents = {"latent_norm", "query_latent_norm"} if "attention" in changes else set()
   named = {"query_norm", "key_norm"} if "qk_norm" in changes else latents
   assert set(seen) == named | {"attention_norm", "extra_norm", "ffn_norm", "final_norm"}
-  assert {name: epsilon for name, epsilon in seen.items() if epsilon != 0.05} == dict.fromkeys(latents, 1e-6)
+  assert {name: epsilon for name, epsilon in seen.items() if epsilon != 0.05} == dict.fromkeys(
+    latents, 1e-6
+  )
 
 
 def test_embed_scale():
   # Catches: a flag that nobody reads; one that changes the weights and not what becomes of them.
   batch = packed([[8]])
-  models = [make(moe__num_experts=0, tied_embeddings=False, embed_scale=scale) for scale in (True, False)]
+  models = [
+    make(moe__num_experts=0, tied_embeddings=False, embed_scale=scale) for scale in (True, False)
+  ]
   variables = initialise(models[0], batch)
   first, other = (tiny.first_embedding(model, *batch) for model in models)
   np.testing.assert_array_equal(first, other)
-  larger = variables["params"] | {"embedding": 4.0 * variables["params"]["embedding"]}  # sqrt(d_model)
-  np.testing.assert_allclose(run(models[1], {"params": larger}, batch)[0], run(models[0], variables, batch)[0],
-                             atol=1e-5)
+  larger = variables["params"] | {
+    "embedding": 4.0 * variables["params"]["embedding"]
+  }  # sqrt(d_model)
+  np.testing.assert_allclose(
+    run(models[1], {"params": larger}, batch)[0], run(models[0], variables, batch)[0], atol=1e-5
+  )
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_begin_with_unit_variance(tied):
-  # Catches: an embedding that is off by sqrt(D). Left out: the tied logit of the token just read, near sqrt(D).
+  # Catches: an embedding that is off by sqrt(D). Left out: the tied logit of the token just read,
+  # near sqrt(D).
   model = make(d_model=64, head_dim=16, tied_embeddings=tied, moe__num_experts=0)
   tokens, _, _ = batch = packed([[8]] * 8)
-  logits, _ = tiny.quick_jit(lambda key: tiny.at_first(model, key, *batch, train=False))(jax.random.key(0))
+  logits, _ = tiny.quick_jit(lambda key: tiny.at_first(model, key, *batch, train=False))(
+    jax.random.key(0)
+  )
   own = jax.nn.one_hot(tokens, V, dtype=bool)
   assert 0.7 < float(jnp.std(logits[~own])) < 1.4
   assert float(jnp.mean(logits[own])) == pytest.approx(6.5 if tied else 0.0, abs=2.0)
 
 
 def test_router_state_by_hand():
-  # Of 4 experts 2 1 1 0 assignments, mean 1: signs -1 0 0 +1. Mean 5/4: 2 1 1 1 has signs -1 +1 +1 +1.
-  # Catches: the sign; a mean over layers; the rest of the division ignored.
+  # Of 4 experts 2 1 1 0 assignments, mean 1: signs -1 0 0 +1. Mean 5/4: 2 1 1 1 has signs -1 +1 +1
+  # +1. Catches: the sign; a mean over layers; the rest of the division ignored.
   state = {"bias": jnp.asarray([[0.1, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])}
   assigned = jnp.asarray([[2, 1, 1, 0], [7, 7, 7, 7], [2, 1, 1, 1]])
   new = update_router_state(state, assigned, 0.01)
-  np.testing.assert_allclose(new["bias"], [[0.09, 0, 0, 0.01], [0, 0, 0, 0], [-0.01, 0.01, 0.01, 0.01]], atol=1e-7)
+  np.testing.assert_allclose(
+    new["bias"], [[0.09, 0, 0, 0.01], [0, 0, 0, 0], [-0.01, 0.01, 0.01, 0.01]], atol=1e-7
+  )
   assert update_router_state({}, assigned, 0.01) == {}
 
 
 def test_router_state_moves_by_exact_counts():
-  # Each of 49 experts is at the mean; then one has 2 of 33 million assignments more than another, which float32 cannot
-  # hold. Catches: a bias moved by rounding, because 49 shares of 1/49 do not have the mean 1/49; counts times E beyond
-  # 2^31; counts in float32.
+  # Each of 49 experts is at the mean; then one has 2 of 33 million assignments more than another,
+  # which float32 cannot hold. Catches: a bias moved by rounding, because 49 shares of 1/49 do not
+  # have the mean 1/49; counts times E beyond 2^31; counts in float32.
   even = jnp.full((1, 49), 700_001)
   uneven = even.at[0, 0].add(1).at[0, 1].add(-1)
-  biases = [update_router_state({"bias": jnp.zeros((1, 49))}, assigned, 1.0)["bias"][0] for assigned in (even, uneven)]
+  biases = [
+    update_router_state({"bias": jnp.zeros((1, 49))}, assigned, 1.0)["bias"][0]
+    for assigned in (even, uneven)
+  ]
   assert not np.any(biases[0]) and biases[1].tolist() == [-1.0, 1.0] + [0.0] * 47
 
 
-DATA, FSDP, EXPERT, TENSOR = {"data": 8}, {"data": 4, "fsdp": 2}, {"data": 2, "expert": 4}, {"data": 1, "tensor": 2}
+DATA, FSDP, EXPERT, TENSOR = (
+  {"data": 8},
+  {"data": 4, "fsdp": 2},
+  {"data": 2, "expert": 4},
+  {"data": 1, "tensor": 2},
+)
 
 
 ALL = RELATIVE | {"qkv_bias": True, "qk_norm": True, "ffn_bias": "additive", "moe__extra_ffn": True}
 
 
-@pytest.mark.parametrize("dispatcher, meshes, changes", [
+@pytest.mark.parametrize(
+  "dispatcher, meshes, changes",
+  [
     pytest.param("einsum", (DATA, FSDP, EXPERT, TENSOR), {}, marks=pytest.mark.every_variant),
-    *(pytest.param(name, (FSDP, EXPERT), {}, marks=pytest.mark.every_variant) for name in ("scatter", "grouped")),
+    *(
+      pytest.param(name, (FSDP, EXPERT), {}, marks=pytest.mark.every_variant)
+      for name in ("scatter", "grouped")
+    ),
     ("einsum", ({"data": 1, "fsdp": 2, "expert": 2, "tensor": 2},), ALL),
-    ("einsum", ({"data": 1, "fsdp": 2, "tensor": 2},), LATENT)])
+    ("einsum", ({"data": 1, "fsdp": 2, "tensor": 2},), LATENT),
+  ],
+)
 def test_any_mesh_computes_the_same(dispatcher, meshes, changes):
-  # Catches: a loss that is one shard's, a dispatch that mixes groups of two devices, constraints that do not act.
+  # Catches: a loss that is one shard's, a dispatch that mixes groups of two devices, constraints
+  # that do not act.
   batch = packed([[3, 5], [8], [4], [2, 2, 2], [8], [1, 7], [5], [6]])
   model = make(moe__dispatcher__name=dispatcher, num_kv_heads=2, **changes)
   variables = initialise(model, batch)
 
   def loss(params, *batch):
-    logits, aux = model.apply({"params": params}, *batch, train=True, rngs={"router": jax.random.key(0)})
+    logits, aux = model.apply(
+      {"params": params}, *batch, train=True, rngs={"router": jax.random.key(0)}
+    )
     return jnp.mean(jnp.square(logits) * (batch[1] > 0)[..., None]) + sum(aux.losses.values()), aux
 
   step = jax.value_and_grad(loss, has_aux=True)
@@ -303,5 +410,6 @@ def test_any_mesh_computes_the_same(dispatcher, meshes, changes):
     with jax.set_mesh(mesh):
       rows = sharding.batch_sharding(mesh)
       value = tiny.quick_jit(step, in_shardings=(placed, rows, rows, rows))(
-          jax.device_put(variables["params"], placed), *jax.device_put(batch, rows))
+        jax.device_put(variables["params"], placed), *jax.device_put(batch, rows)
+      )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), expected, value)

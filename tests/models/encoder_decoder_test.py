@@ -1,4 +1,5 @@
-"""The encoder-decoder: what it may see, that its options change speed and not values, and its size."""
+"""The encoder-decoder: what it may see, that its options change speed and not values, and its
+size."""
 
 import functools
 import operator
@@ -17,15 +18,27 @@ from moe_jax.routing.hash_layer import mix
 pytestmark = pytest.mark.numerics
 
 V, L, M = 40, 6, 9  # the source's tokens are below 20, the target's are not
-SIZES = {"family": "encoder_decoder", "d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "head_dim": 4,
-         "d_ff": 24, "position": "relative", "relative_buckets": 8, "relative_max_distance": 16,
-         "moe": {"first": 0, "num_experts": 4, "d_ff": 12, "dispatcher": {"name": "einsum"}}}
+SIZES = {
+  "family": "encoder_decoder",
+  "d_model": 16,
+  "num_layers": 1,
+  "num_heads": 2,
+  "num_kv_heads": 2,
+  "head_dim": 4,
+  "d_ff": 24,
+  "position": "relative",
+  "relative_buckets": 8,
+  "relative_max_distance": 16,
+  "moe": {"first": 0, "num_experts": 4, "d_ff": 12, "dispatcher": {"name": "einsum"}},
+}
 
 
 def configured(**changes):
   c = base.get_config()
   c.model.update(SIZES)
-  c.model.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+  c.model.update_from_flattened_dict(
+    {key.replace("__", "."): value for key, value in changes.items()}
+  )
   return c
 
 
@@ -34,20 +47,25 @@ def make(**changes):
 
 
 def packed(documents, length, first):
-  """tokens (distinct in a row), segment_ids, positions of rows of documents, given as lengths; the rest is padding."""
-  tokens = np.stack([first + np.random.default_rng(i).permutation(20)[:length] for i in range(len(documents))])
+  """tokens (distinct in a row), segment_ids, positions of rows of documents, given as lengths; the
+  rest is padding."""
+  tokens = np.stack(
+    [first + np.random.default_rng(i).permutation(20)[:length] for i in range(len(documents))]
+  )
   segments, positions = np.zeros((2, len(documents), length), np.int32)
   for r, lengths in enumerate(documents):
     ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-    segments[r, :len(ids)] = ids
-    positions[r, :len(ids)] = np.concatenate([np.arange(n) for n in lengths])
+    segments[r, : len(ids)] = ids
+    positions[r, : len(ids)] = np.concatenate([np.arange(n) for n in lengths])
   return tuple(jnp.asarray(a, jnp.int32) for a in (tokens, segments, positions))
 
 
 def pair(targets, sources, length=L, source_length=M):
   """A batch as (tokens, segment_ids, positions, {the same of the source})."""
   source = packed(sources, source_length, 0)
-  return *packed(targets, length, 20), dict(zip(("tokens", "segment_ids", "positions"), source, strict=True))
+  return *packed(targets, length, 20), dict(
+    zip(("tokens", "segment_ids", "positions"), source, strict=True)
+  )
 
 
 def call(model, variables, batch, train=False, **kwargs):
@@ -69,26 +87,38 @@ def close(a, b):
 
 
 def test_what_a_position_sees():
-  # Of two pairs in a row, each target sees its own target up to itself and all of its own source; the encoder looks
-  # both ways. All tokens are distinct and the output is untied, so that a gradient by an embedding says who sees whom.
-  # Catches: a causal encoder, a decoder that is not, attention across segments, a cross-attention that is left out.
+  # Of two pairs in a row, each target sees its own target up to itself and all of its own source;
+  # the encoder looks both ways. All tokens are distinct and the output is untied, so that a
+  # gradient by an embedding says who sees whom. Catches: a causal encoder, a decoder that is not,
+  # attention across segments, a cross-attention that is left out.
   model = make(tied_embeddings=False)
   batch = tokens, segments, _, source = pair([[2, 3]], [[4, 4]])
   params = initialise(model)["params"]
 
   def outputs(embedding):
-    return jnp.sum(jnp.sin(call(model, {"params": params | {"embedding": embedding}}, batch)[0][0]), axis=-1)  # [L]
+    return jnp.sum(
+      jnp.sin(call(model, {"params": params | {"embedding": embedding}}, batch)[0][0]), axis=-1
+    )  # [L]
 
   by_token = np.abs(tiny.quick_jit(jax.jacrev(outputs))(params["embedding"])).max(axis=-1) > 1e-8
   real = np.asarray(segments[0]) > 0
   same = np.asarray(segments[0][:, None] == segments[0])
   np.testing.assert_array_equal(by_token[real][:, tokens[0]], np.tril(same)[real] & real)
-  np.testing.assert_array_equal(by_token[real][:, source["tokens"][0]],
-                                np.asarray(segments[0][:, None] == source["segment_ids"][0])[real])
+  np.testing.assert_array_equal(
+    by_token[real][:, source["tokens"][0]],
+    np.asarray(segments[0][:, None] == source["segment_ids"][0])[real],
+  )
 
-  def memory(embedding):  # what the encoder makes of the source: each token sees all of its own, both ways
-    _, state = call(model, {"params": params | {"embedding": embedding}}, batch, mutable=["intermediates"],
-                    capture_intermediates=lambda module, _: module.name == "encoder")
+  def memory(
+    embedding,
+  ):  # what the encoder makes of the source: each token sees all of its own, both ways
+    _, state = call(
+      model,
+      {"params": params | {"embedding": embedding}},
+      batch,
+      mutable=["intermediates"],
+      capture_intermediates=lambda module, _: module.name == "encoder",
+    )
     return jnp.sum(jnp.sin(state["intermediates"]["encoder"]["__call__"][0][0][0]), axis=-1)  # [M]
 
   by_token = np.abs(tiny.quick_jit(jax.jacrev(memory))(params["embedding"])).max(axis=-1)
@@ -97,14 +127,18 @@ def test_what_a_position_sees():
 
 
 def test_padding_changes_nothing():
-  # Rows and tokens of padding, of source and target. Catches: padding that is attended to, takes slots or counts.
+  # Rows and tokens of padding, of source and target. Catches: padding that is attended to, takes
+  # slots or counts.
   model = make(moe__capacity_factor=1.0, moe__group_size=3)
   targets, sources = [[3], [6]], [[9], [6]]
   batch = pair(targets, sources)
   variables = initialise(model)
   logits, aux = run(model, variables, batch)
   longer = pair([*targets, [0], [0]], [*sources, [0], [0]], length=L + 3, source_length=M + 3)
-  place = lambda old, new: new.at[:2, :old.shape[1]].set(old)  # the same tokens, whatever the padding holds
+
+  def place(old, new):
+    return new.at[:2, : old.shape[1]].set(old)  # the same tokens, whatever the padding holds
+
   longer = jax.tree.map(place, batch, longer)
   padded, padded_aux = run(model, variables, longer)
   real = np.asarray(batch[1] > 0)
@@ -117,39 +151,62 @@ def _unrolled(params, layers):
   """The parameters of a scanned stack under the names of single layers; period 2."""
   params = dict(params)
   repeats = params.pop("repeats")
-  return params | {f"layer_{i}": jax.tree.map(operator.itemgetter(i // 2), repeats[f"layer_{i % 2}"])
-                   for i in range(layers)}
+  return params | {
+    f"layer_{i}": jax.tree.map(operator.itemgetter(i // 2), repeats[f"layer_{i % 2}"])
+    for i in range(layers)
+  }
 
 
 @pytest.mark.parametrize("derived", [False, pytest.param(True, marks=pytest.mark.every_variant)])
 def test_scanned_layers_equal_unrolled_layers(derived):
-  # The gradient reaches the encoder only through the memory that the scan broadcasts. Catches: a memory without a
-  # gradient, a bias row of the wrong stack (the encoder's come first), losses of one stack only.
+  # The gradient reaches the encoder only through the memory that the scan broadcasts. Catches: a
+  # memory without a gradient, a bias row of the wrong stack (the encoder's come first), losses of
+  # one stack only.
   changes = dict(num_layers=4, moe__first=1, moe__bias_update_rate=0.1)
   scanned, unrolled = make(**changes), make(**changes, scan_layers=False)
   batch = pair([[3, 3], [6]], [[9], [5, 4]])
   variables = initialise(scanned)
   bias = jnp.asarray([[0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 2], [2, 0, 0, 0]], jnp.float32)
-  unroll = lambda params: params | {name: _unrolled(params[name], 4) for name in ("encoder", "decoder")}
-  assert jax.tree.structure(unroll(variables["params"])) == jax.tree.structure(initialise(unrolled)["params"])
+
+  def unroll(params):
+    return params | {name: _unrolled(params[name], 4) for name in ("encoder", "decoder")}
+
+  assert jax.tree.structure(unroll(variables["params"])) == jax.tree.structure(
+    initialise(unrolled)["params"]
+  )
 
   def loss(model, unroll, params):
-    logits, aux = call(model, {"params": unroll(params), "router_state": {"bias": bias}}, batch, return_routing=True)
-    return jnp.mean(jnp.square(logits) * (batch[1] > 0)[..., None]) + aux.losses["balance"], (logits, aux)
+    logits, aux = call(
+      model, {"params": unroll(params), "router_state": {"bias": bias}}, batch, return_routing=True
+    )
+    return jnp.mean(jnp.square(logits) * (batch[1] > 0)[..., None]) + aux.losses["balance"], (
+      logits,
+      aux,
+    )
 
-  run = lambda f: jax.value_and_grad(f, has_aux=True) if derived else lambda params: (f(params), params)
-  both = [tiny.quick_jit(run(functools.partial(loss, model, names)))(variables["params"])
-          for model, names in ((scanned, lambda p: p), (unrolled, unroll))]
+  def run(f):
+    return jax.value_and_grad(f, has_aux=True) if derived else lambda params: (f(params), params)
+
+  both = [
+    tiny.quick_jit(run(functools.partial(loss, model, names)))(variables["params"])
+    for model, names in ((scanned, lambda p: p), (unrolled, unroll))
+  ]
   close(*both)
   (_, (_, aux)), gradient = both[0]
   assert not derived or all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient["encoder"]))
-  assert aux.metrics["load"].shape == (4, 4) and [float(aux.metrics["load"][i, e]) for i, e in enumerate(
-      (1, 2, 3, 0))] == [0.5] * 4  # of two experts a token, one is the one that the bias prefers
-  assert aux.metrics["top1_expert"].shape == (2, 2, L) and aux.metrics["encoder_top1_expert"].shape == (2, 2, M)
+  assert (
+    aux.metrics["load"].shape == (4, 4)
+    and [float(aux.metrics["load"][i, e]) for i, e in enumerate((1, 2, 3, 0))] == [0.5] * 4
+  )  # of two experts a token, one is the one that the bias prefers
+  assert aux.metrics["top1_expert"].shape == (2, 2, L) and aux.metrics[
+    "encoder_top1_expert"
+  ].shape == (2, 2, M)
 
 
 @pytest.mark.every_variant
-@pytest.mark.parametrize("changes", [{}, {"remat": "full"}, {"scan_layers": False}], ids=["scan", "remat", "unrolled"])
+@pytest.mark.parametrize(
+  "changes", [{}, {"remat": "full"}, {"scan_layers": False}], ids=["scan", "remat", "unrolled"]
+)
 def test_gradients_of_one_table_of_relative_biases_a_stack(changes):
   _one_table_of_relative_biases_a_stack(changes, lambda f: jax.value_and_grad(f, has_aux=True))
 
@@ -159,8 +216,9 @@ def test_one_table_of_relative_biases_a_stack():
 
 
 def _one_table_of_relative_biases_a_stack(changes, derive):
-  # The same function as with a table a layer that all hold the same values; the gradient is the sum of theirs. Catches:
-  # a table that only the first layers read, one for both stacks, a gradient of the last layer alone.
+  # The same function as with a table a layer that all hold the same values; the gradient is the sum
+  # of theirs. Catches: a table that only the first layers read, one for both stacks, a gradient of
+  # the last layer alone.
   own = make(num_layers=4, moe__first=1)  # scanned, with a table a layer
   shared = make(num_layers=4, moe__first=1, relative_shared=True, **changes)
   batch = pair([[3, 3], [6]], [[9], [5, 4]])
@@ -179,10 +237,16 @@ def _one_table_of_relative_biases_a_stack(changes, derive):
       stack = dict(params[name])
       table = stack.pop("relative_bias")
       if "repeats" not in stack:
-        stack["repeats"] = {f"layer_{i}": jax.tree.map(lambda *leaves: jnp.stack(leaves), stack.pop(f"layer_{i}"),
-                                                       stack.pop(f"layer_{i + 2}")) for i in range(2)}
-      stack["repeats"] = {layer: leaf | {"attention": leaf["attention"] | {"relative_bias": jnp.stack([table] * 2)}}
-                          for layer, leaf in stack["repeats"].items()}
+        stack["repeats"] = {
+          f"layer_{i}": jax.tree.map(
+            lambda *leaves: jnp.stack(leaves), stack.pop(f"layer_{i}"), stack.pop(f"layer_{i + 2}")
+          )
+          for i in range(2)
+        }
+      stack["repeats"] = {
+        layer: leaf | {"attention": leaf["attention"] | {"relative_bias": jnp.stack([table] * 2)}}
+        for layer, leaf in stack["repeats"].items()
+      }
       params[name] = stack
     return params
 
@@ -190,15 +254,27 @@ def _one_table_of_relative_biases_a_stack(changes, derive):
     close(run(shared, {"params": variables}, batch), run(own, {"params": spread(variables)}, batch))
     return
   (value, logits), gradient = tiny.quick_jit(derive(functools.partial(loss, shared)))(variables)
-  (expected, wanted), by_layer = tiny.quick_jit(derive(functools.partial(loss, own)))(spread(variables))
+  (expected, wanted), by_layer = tiny.quick_jit(derive(functools.partial(loss, own)))(
+    spread(variables)
+  )
   close((value, logits), (expected, wanted))
   for name in ("encoder", "decoder"):
-    layers = [by_layer[name]["repeats"][f"layer_{i}"]["attention"]["relative_bias"] for i in range(2)]
+    layers = [
+      by_layer[name]["repeats"][f"layer_{i}"]["attention"]["relative_bias"] for i in range(2)
+    ]
     assert all(np.abs(each).max() > 1e-5 for each in layers)
-    np.testing.assert_allclose(gradient[name]["relative_bias"], sum(each.sum(axis=0) for each in layers), atol=1e-6,
-                               rtol=1e-4)
-  rest = lambda tree: jax.tree_util.tree_map_with_path(
-      lambda path, leaf: leaf * (path[-1].key != "relative_bias"), tree)
+    np.testing.assert_allclose(
+      gradient[name]["relative_bias"],
+      sum(each.sum(axis=0) for each in layers),
+      atol=1e-6,
+      rtol=1e-4,
+    )
+
+  def rest(tree):
+    return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: leaf * (path[-1].key != "relative_bias"), tree
+    )
+
   close(rest(spread(gradient)), rest(by_layer))
 
 
@@ -208,7 +284,8 @@ def test_stored_plans_are_followed_by_both_stacks():
   variables = initialise(model)
   _, aux = run(model, variables, batch, return_routing=True)
   flipped = jax.tree_util.tree_map_with_path(
-      lambda path, w: -5 * w if path[-1].key == "router" else w, variables["params"])
+    lambda path, w: -5 * w if path[-1].key == "router" else w, variables["params"]
+  )
   stored = {"encoder": aux.metrics["encoder_plan"], "decoder": aux.metrics["plan"]}
   _, other = run(model, {"params": flipped}, batch, return_routing=True)
   _, replayed = run(model, {"params": flipped}, batch, return_routing=True, stored=stored)
@@ -224,33 +301,44 @@ def test_the_source_must_be_there():
   with pytest.raises(ValueError, match="encoder: tokens, segment_ids, positions missing"):
     model.apply(variables, *batch[:3], train=False)
   with pytest.raises(ValueError, match="encoder: positions missing"):
-    model.apply(variables, *batch[:3], train=False, encoder={k: v for k, v in batch[3].items() if k != "positions"})
+    model.apply(
+      variables,
+      *batch[:3],
+      train=False,
+      encoder={k: v for k, v in batch[3].items() if k != "positions"},
+    )
 
 
 def test_the_two_scales_of_a_tied_embedding_are_one_function():
-  # T5 (std 1, logits / sqrt(D)) against std 1/sqrt(D) and rows times sqrt(D). Catches: a factor missing on either side,
-  # a first embedding that is not sqrt(D) times the other's.
+  # T5 (std 1, logits / sqrt(D)) against std 1/sqrt(D) and rows times sqrt(D). Catches: a factor
+  # missing on either side, a first embedding that is not sqrt(D) times the other's.
   batch = pair([[6]], [[9]])
   scaled, plain = make(embed_scale=True), make(embed_scale=False)
   ids = jnp.ones((1, 6), jnp.int32)
   first, first2 = (tiny.first_embedding(model, ids, ids, ids) for model in (scaled, plain))
   close(first2, 4 * first)
   params = initialise(scaled)["params"] | {"embedding": first}
-  close(run(scaled, {"params": params}, batch)[0],
-        run(plain, {"params": params | {"embedding": first2}}, batch)[0])
+  close(
+    run(scaled, {"params": params}, batch)[0],
+    run(plain, {"params": params | {"embedding": first2}}, batch)[0],
+  )
 
 
 def test_a_target_vocabulary_of_its_own():
   # Catches: targets looked up in the source's embedding, logits over the source's vocabulary.
   model = make(target_vocab_size=48, vocab_size=64)
   variables = initialise(model)
-  shapes = {name: leaf.shape for name, leaf in variables["params"].items() if name.endswith("embedding")}
+  shapes = {
+    name: leaf.shape for name, leaf in variables["params"].items() if name.endswith("embedding")
+  }
   assert shapes == {"embedding": (64, 16), "target_embedding": (48, 16)}
   batch = pair([[6]], [[9]])
   logits, _ = run(model, variables, batch)
   assert logits.shape == (1, L, 48)
-  table = lambda name, rows: {"params": variables["params"] | {
-      name: variables["params"][name].at[rows].add(1.0)}}
+
+  def table(name, rows):
+    return {"params": variables["params"] | {name: variables["params"][name].at[rows].add(1.0)}}
+
   assert np.array_equal(run(model, table("embedding", batch[0][0]), batch)[0], logits)
   assert not np.allclose(run(model, table("embedding", batch[3]["tokens"][0]), batch)[0], logits)
 
@@ -259,16 +347,19 @@ def test_dropout_only_in_training():
   # Catches: dropout at evaluation.
   model, plain, batch = make(dropout=0.5), make(), pair([[6]], [[9]])
   variables = initialise(model)
-  train = tiny.quick_jit(lambda key: call(model, variables, batch, train=True,
-                                          rngs={"dropout": key, "router": key})[0])
+  train = tiny.quick_jit(
+    lambda key: call(model, variables, batch, train=True, rngs={"dropout": key, "router": key})[0]
+  )
   assert not np.allclose(train(jax.random.key(0)), train(jax.random.key(1)))
   close(run(model, variables, batch)[0], run(plain, variables, batch)[0])
 
 
 def test_a_mesh_computes_the_same():
-  # Catches: a loss that is one shard's, a memory whose rows are not those of its targets, a gradient of the shared
-  # table of relative biases, whose heads are split, that is one shard's.
-  batch = pair([[3, 3], [6], [4], [6], [2, 2], [6], [5], [6]], [[4, 5], [9], [9], [6], [3, 3], [9], [7], [9]])
+  # Catches: a loss that is one shard's, a memory whose rows are not those of its targets, a
+  # gradient of the shared table of relative biases, whose heads are split, that is one shard's.
+  batch = pair(
+    [[3, 3], [6], [4], [6], [2, 2], [6], [5], [6]], [[4, 5], [9], [9], [6], [3, 3], [9], [7], [9]]
+  )
   model = make(moe__num_shared_experts=1, relative_shared=True)
   variables = initialise(model)
 
@@ -286,65 +377,128 @@ def test_a_mesh_computes_the_same():
   with jax.set_mesh(mesh):
     rows = sharding.batch_sharding(mesh)
     value = tiny.quick_jit(step, in_shardings=(placed, rows))(
-        jax.device_put(variables["params"], placed), jax.device_put(batch, rows))
+      jax.device_put(variables["params"], placed), jax.device_put(batch, rows)
+    )
   close(expected, value)
 
 
 def encdec(d, f, a, L, glu, E=0, n_moe=0, tied=True, V=32128, extra=0):
   """Parameters of T5 and its descendants, without relative bias tables: papers' own arithmetic."""
   ffn = (3 if glu else 2) * d * f
-  base = (2 * L - n_moe) * ffn + extra * ffn + 4 * L * d * a + 8 * L * d * a + V * d * (1 if tied else 2)
+  base = (
+    (2 * L - n_moe) * ffn + extra * ffn + 4 * L * d * a + 8 * L * d * a + V * d * (1 if tied else 2)
+  )
   return base + n_moe * d * E + d * (5 * L + 2) + n_moe * E * ffn
 
 
 def gshard(E, L, d, f, a, source, target):
   """GShard's, of L encoder and decoder layers together, without norms."""
   n = L // 2
-  return (L - n) * 2 * d * f + n * 4 * d * a + n * 8 * d * a + n * d * E + (source + target) * d + n * E * 2 * d * f
+  return (
+    (L - n) * 2 * d * f
+    + n * 4 * d * a
+    + n * 8 * d * a
+    + n * d * E
+    + (source + target) * d
+    + n * E * 2 * d * f
+  )
 
 
-@pytest.mark.parametrize("experts, tied, extra, glu", [(0, True, False, False), (4, True, False, False),
-                                                       (4, False, True, True)])
+@pytest.mark.parametrize(
+  "experts, tied, extra, glu",
+  [(0, True, False, False), (4, True, False, False), (4, False, True, True)],
+)
 def test_parameters_of_t5_and_its_descendants(experts, tied, extra, glu):
-  # Catches: a norm or a projection too many, a table that is counted twice, experts in the wrong number of layers.
-  c = configured(num_layers=4, moe__num_experts=experts, moe__first=1, moe__d_ff=24, tied_embeddings=tied,
-                 activation="geglu" if glu else "relu", moe__extra_ffn=extra)
+  # Catches: a norm or a projection too many, a table that is counted twice, experts in the wrong
+  # number of layers.
+  c = configured(
+    num_layers=4,
+    moe__num_experts=experts,
+    moe__first=1,
+    moe__d_ff=24,
+    tied_embeddings=tied,
+    activation="geglu" if glu else "relu",
+    moe__extra_ffn=extra,
+  )
   total, _ = accounts.parameter_counts(c, V)
   tables = 2 * 4 * 2 * 8  # a relative bias for each self-attention: heads x buckets
   n_moe = 4 if experts else 0
   norms = 4 * extra * 16  # of the extra FFNs
-  assert total - tables - norms == encdec(16, 24, 8, 4, glu, experts, n_moe, tied, V, extra=4 * extra)
+  assert total - tables - norms == encdec(
+    16, 24, 8, 4, glu, experts, n_moe, tied, V, extra=4 * extra
+  )
 
 
 def test_parameters_of_t5_base():
-  # Catches: a shape that is only right where heads * head_dim, d_model and d_ff are what the tiny model's are.
-  c = configured(d_model=768, d_ff=3072, num_layers=12, num_heads=12, num_kv_heads=12, head_dim=64, activation="relu",
-                 vocab_size=32128, moe__num_experts=0, relative_buckets=32, relative_max_distance=128)
-  assert accounts.parameter_counts(c, V)[0] == 222_902_784 + 24 * 12 * 32 == encdec(768, 3072, 768, 12, False) + 9216
+  # Catches: a shape that is only right where heads * head_dim, d_model and d_ff are what the tiny
+  # model's are.
+  c = configured(
+    d_model=768,
+    d_ff=3072,
+    num_layers=12,
+    num_heads=12,
+    num_kv_heads=12,
+    head_dim=64,
+    activation="relu",
+    vocab_size=32128,
+    moe__num_experts=0,
+    relative_buckets=32,
+    relative_max_distance=128,
+  )
+  assert (
+    accounts.parameter_counts(c, V)[0]
+    == 222_902_784 + 24 * 12 * 32
+    == encdec(768, 3072, 768, 12, False) + 9216
+  )
   c.model.relative_shared = True  # a table a stack; 222,903,552 are Hugging Face's t5-base
   assert accounts.parameter_counts(c, V)[0] == 222_902_784 + 2 * 12 * 32 == 222_903_552
 
 
 def test_parameters_of_gshard():
-  # Half of the layers have experts, each stack's second, and each side has a vocabulary. Norms are the difference.
-  c = configured(num_layers=4, num_encoder_layers=4, moe__first=1, moe__d_ff=24, activation="relu", position="none",
-                 vocab_size=64, target_vocab_size=48)
+  # Half of the layers have experts, each stack's second, and each side has a vocabulary. Norms are
+  # the difference.
+  c = configured(
+    num_layers=4,
+    num_encoder_layers=4,
+    moe__first=1,
+    moe__d_ff=24,
+    activation="relu",
+    position="none",
+    vocab_size=64,
+    target_vocab_size=48,
+  )
   assert accounts.parameter_counts(c, V)[0] - 16 * (5 * 4 + 2) == gshard(4, 8, 16, 24, 8, 64, 48)
-  assert accounts.parameter_counts(c, V)[0] > accounts.parameter_counts(
-      configured(**{"num_layers": 4, "num_encoder_layers": 2, "moe__first": 1}), V)[0]
+  assert (
+    accounts.parameter_counts(c, V)[0]
+    > accounts.parameter_counts(
+      configured(**{"num_layers": 4, "num_encoder_layers": 2, "moe__first": 1}), V
+    )[0]
+  )
 
 
 def test_encoder_and_decoder_hash_by_the_place_in_the_whole_model():
-  # Catches: salts that are counted anew in the decoder, so that its layers hash as the encoder's do; a seed that does
-  # not reach the towers.
-  model, batch = make(moe__router__name="hash_layer", num_layers=2, moe__every=1).clone(seed=3), pair([[6]], [[9]])
-  names = ("encoder_top1_expert", "top1_expert")  # no weight decides about them, so that XLA computes nothing else
+  # Catches: salts that are counted anew in the decoder, so that its layers hash as the encoder's
+  # do; a seed that does not reach the towers.
+  model, batch = (
+    make(moe__router__name="hash_layer", num_layers=2, moe__every=1).clone(seed=3),
+    pair([[6]], [[9]]),
+  )
+  names = (
+    "encoder_top1_expert",
+    "top1_expert",
+  )  # no weight decides about them, so that XLA computes nothing else
 
   def routed(key):
-    aux = tiny.at_first(model, key, *batch[:3], encoder=batch[3], train=False, return_routing=True)[1]
+    aux = tiny.at_first(model, key, *batch[:3], encoder=batch[3], train=False, return_routing=True)[
+      1
+    ]
     return [aux.metrics[name] for name in names]
+
   read, written = tiny.quick_jit(routed)(jax.random.key(0))
   salts = layer_salts(3, 4)
-  hashes = lambda tokens, salts: np.stack([mix(tokens, mix(salt, 0)) % 4 for salt in salts])
+
+  def hashes(tokens, salts):
+    return np.stack([mix(tokens, mix(salt, 0)) % 4 for salt in salts])
+
   np.testing.assert_array_equal(read, hashes(batch[3]["tokens"], salts[:2]))
   np.testing.assert_array_equal(written, hashes(batch[0], salts[2:]))

@@ -1,4 +1,5 @@
-"""The LSTM language model with experts: what it computes, what it may see, and that its options change no value."""
+"""The LSTM language model with experts: what it computes, what it may see, and that its options
+change no value."""
 
 import functools
 import operator
@@ -18,29 +19,54 @@ from moe_jax.layers import Lstm
 pytestmark = pytest.mark.numerics
 
 V, L = 32, 8
-HIERARCHICAL = {"moe__router__name": "hierarchical", "moe__router__hierarchical__groups": 2,
-                "moe__router__hierarchical__k": 1}
-LOSSES = {"balance_loss": 0.0, "z_loss": 0.0, "importance_loss": 0.1, "importance_of": "gates", "load_loss": 0.1}
-SIZES = {"family": "lstm", "d_model": 16, "num_layers": 2, "activation": "relu", "tied_embeddings": False,
-         "moe": {"first": 0, "num_experts": 4, "d_ff": 12, "dispatcher": {"name": "einsum"},
-                 "router": {"name": "noisy_top_k", "noisy_top_k": {"k": 2}}} | LOSSES}
+HIERARCHICAL = {
+  "moe__router__name": "hierarchical",
+  "moe__router__hierarchical__groups": 2,
+  "moe__router__hierarchical__k": 1,
+}
+LOSSES = {
+  "balance_loss": 0.0,
+  "z_loss": 0.0,
+  "importance_loss": 0.1,
+  "importance_of": "gates",
+  "load_loss": 0.1,
+}
+SIZES = {
+  "family": "lstm",
+  "d_model": 16,
+  "num_layers": 2,
+  "activation": "relu",
+  "tied_embeddings": False,
+  "moe": {
+    "first": 0,
+    "num_experts": 4,
+    "d_ff": 12,
+    "dispatcher": {"name": "einsum"},
+    "router": {"name": "noisy_top_k", "noisy_top_k": {"k": 2}},
+  }
+  | LOSSES,
+}
 
 
 def packed(rows):
-  """tokens, segment_ids, positions of rows of documents, given as lengths; what is left of a row is padding."""
+  """tokens, segment_ids, positions of rows of documents, given as lengths; what is left of a row is
+  padding."""
   tokens = np.stack([np.random.default_rng(i).permutation(V)[:L] for i in range(len(rows))])
   segments, positions = np.zeros((2, len(rows), L), np.int32)
   for r, lengths in enumerate(rows):
-    segments[r, :sum(lengths)] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-    positions[r, :sum(lengths)] = np.concatenate([np.arange(n) for n in lengths])
+    segments[r, : sum(lengths)] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    positions[r, : sum(lengths)] = np.concatenate([np.arange(n) for n in lengths])
   return tuple(jnp.asarray(a, jnp.int32) for a in (tokens, segments, positions))
 
 
 def settings(**changes):
-  """The config of a model of a few thousand weights; changes are keys of config.model, `__` for the dot."""
+  """The config of a model of a few thousand weights; changes are keys of config.model, `__` for the
+  dot."""
   c = base.get_config()
   c.model.update(SIZES)
-  c.model.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+  c.model.update_from_flattened_dict(
+    {key.replace("__", "."): value for key, value in changes.items()}
+  )
   return c
 
 
@@ -51,7 +77,8 @@ def make(**changes):
 def initialise(model, batch):
   """Variables whose router is not zero, as it begins, but decides."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, w: 4 * w if "router" in path[-1].key else w, tiny.weights(model, *batch))
+    lambda path, w: 4 * w if "router" in path[-1].key else w, tiny.weights(model, *batch)
+  )
 
 
 def run(model, variables, batch, return_routing=False):
@@ -59,19 +86,25 @@ def run(model, variables, batch, return_routing=False):
 
 
 def test_the_papers_layers_by_hand():
-  # x = e; x += lstm(x); x += sigmoid(sum of gate * expert(x)); x += lstm(x); logits = x W (appendix C.1). Catches: a
-  # sigmoid before the gates or none, a norm, experts behind the second LSTM, a residual that is missing.
+  # x = e; x += lstm(x); x += sigmoid(sum of gate * expert(x)); x += lstm(x); logits = x W (appendix
+  # C.1). Catches: a sigmoid before the gates or none, a norm, experts behind the second LSTM, a
+  # residual that is missing.
   model, batch = make(scan_layers=False), packed([[3, 5], [6]])
   variables = initialise(model, batch)
   p, (tokens, _, positions) = variables["params"], batch
   assert set(p) == {"embedding", "head", "layer_0", "layer_1"} and set(p["layer_1"]) == {"lstm"}
-  lstm = lambda i, x: Lstm(16).apply({"params": p[f"layer_{i}"]["lstm"]}, x, positions)
+
+  def lstm(i, x):
+    return Lstm(16).apply({"params": p[f"layer_{i}"]["lstm"]}, x, positions)
+
   x = 4 * p["embedding"][tokens]  # sqrt(D)
   x += lstm(0, x)
   moe = p["layer_0"]["moe"]
   logits = x @ moe["router"]
   kept = jnp.where(logits >= jnp.sort(logits, axis=-1)[..., -2:-1], logits, -jnp.inf)
-  made = jnp.einsum("blef,efd->bled", jax.nn.relu(jnp.einsum("bld,edf->blef", x, moe["up"])), moe["down"])
+  made = jnp.einsum(
+    "blef,efd->bled", jax.nn.relu(jnp.einsum("bld,edf->blef", x, moe["up"])), moe["down"]
+  )
   x += jax.nn.sigmoid(jnp.einsum("ble,bled->bld", jax.nn.softmax(kept, axis=-1), made))
   x += lstm(1, x)
   ours, aux = run(model, variables, batch)
@@ -82,8 +115,8 @@ def test_the_papers_layers_by_hand():
 
 @pytest.mark.parametrize("changes", [{}, HIERARCHICAL], ids=["flat", "hierarchical"])
 def test_what_a_position_sees(changes):
-  # The row's tokens are distinct, so the gradient by a token's embedding says whether a position sees it. Catches:
-  # a state that crosses a document's end, experts' slots that do, a look ahead.
+  # The row's tokens are distinct, so the gradient by a token's embedding says whether a position
+  # sees it. Catches: a state that crosses a document's end, experts' slots that do, a look ahead.
   model = make(**changes)
   batch = tokens, segments, _ = packed([[3, 5]])
   variables = initialise(model, batch)
@@ -93,7 +126,9 @@ def test_what_a_position_sees(changes):
     logits, _ = model.apply(variables, *batch, train=False)
     return jnp.sum(jnp.sin(logits[0]), axis=-1)  # [L]
 
-  by_token = tiny.quick_jit(jax.jacrev(gradients))(variables["params"]["embedding"])[:, tokens[0]]  # [L, L, D]
+  by_token = tiny.quick_jit(jax.jacrev(gradients))(variables["params"]["embedding"])[
+    :, tokens[0]
+  ]  # [L, L, D]
   sees = np.asarray(jnp.abs(by_token).max(axis=-1) > 1e-7)
   np.testing.assert_array_equal(sees, np.tril(np.asarray(segments[0][:, None] == segments[0])))
 
@@ -117,7 +152,10 @@ def test_scanned_layers_equal_unrolled_layers():
   variables = initialise(scanned, batch)
   params = dict(variables["params"])
   repeats = params.pop("repeats")
-  params |= {f"layer_{i}": jax.tree.map(operator.itemgetter(i // 2), repeats[f"layer_{i % 2}"]) for i in range(4)}
+  params |= {
+    f"layer_{i}": jax.tree.map(operator.itemgetter(i // 2), repeats[f"layer_{i % 2}"])
+    for i in range(4)
+  }
   logits, aux = run(scanned, variables, batch, return_routing=True)
   logits2, aux2 = run(unrolled, {"params": params}, batch, return_routing=True)
   np.testing.assert_allclose(logits, logits2, atol=1e-4)
@@ -142,15 +180,21 @@ def _rematerialised():
 def test_rematerialisation_changes_no_value():
   # Catches: dropout or noise that is drawn anew in the backward pass.
   batch, models, variables = _rematerialised()
-  first, second = [tiny.quick_jit(jax.value_and_grad(functools.partial(_loss, model=model), has_aux=True))(
-      variables["params"], *batch) for model in models]
+  first, second = [
+    tiny.quick_jit(jax.value_and_grad(functools.partial(_loss, model=model), has_aux=True))(
+      variables["params"], *batch
+    )
+    for model in models
+  ]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), first, second)
 
 
 def test_layers_are_rematerialised():
   # Catches: an option that nobody reads.
   batch, models, variables = _rematerialised()
-  programs = [str(jax.make_jaxpr(functools.partial(m.apply, train=False))(variables, *batch)) for m in models]
+  programs = [
+    str(jax.make_jaxpr(functools.partial(m.apply, train=False))(variables, *batch)) for m in models
+  ]
   assert ["remat" in program for program in programs] == [False, True]
 
 
@@ -158,38 +202,54 @@ def test_dropout_is_on_every_layers_output():
   # The embedding, two LSTMs, the experts. Catches: one that has none; any at evaluation.
   model, batch = make(dropout=0.5), packed([[8]])
   variables = initialise(model, batch)
-  of = lambda train: str(jax.make_jaxpr(functools.partial(model.apply, train=train, rngs={
-      "dropout": jax.random.key(0), "router": jax.random.key(0)}))(variables, *batch)).count("name=_bernoulli")
+
+  def of(train):
+    return str(
+      jax.make_jaxpr(
+        functools.partial(
+          model.apply, train=train, rngs={"dropout": jax.random.key(0), "router": jax.random.key(0)}
+        )
+      )(variables, *batch)
+    ).count("name=_bernoulli")
+
   assert (of(True), of(False)) == (4, 0)
 
 
 def test_a_mesh_computes_the_same():
-  # A projected LSTM, a group of the whole batch, a hierarchical gate. Catches: a parameter without logical axes, units
-  # that are summed over copies, a group that lies on several devices and is balanced on each.
+  # A projected LSTM, a group of the whole batch, a hierarchical gate. Catches: a parameter without
+  # logical axes, units that are summed over copies, a group that lies on several devices and is
+  # balanced on each.
   batch = packed([[3, 5], [8], [4], [2, 2, 2], [8], [1, 7], [5], [6]])
   model = make(**HIERARCHICAL, moe__group_size=8 * L, lstm_units=24)
   variables = initialise(model, batch)
   step = jax.value_and_grad(functools.partial(_loss, model=model), has_aux=True)
   expected = tiny.quick_jit(step)(variables["params"], *batch)
   boxed = jax.eval_shape(lambda key: model.init(key, *batch, train=False), jax.random.key(0))
-  assert all(isinstance(leaf, nn.LogicallyPartitioned) for leaf in jax.tree.leaves(
-      boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)))
+  assert all(
+    isinstance(leaf, nn.LogicallyPartitioned)
+    for leaf in jax.tree.leaves(
+      boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    )
+  )
   mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "expert": 2, "tensor": 2})
   placed, rows = sharding.param_shardings(mesh, boxed)["params"], sharding.batch_sharding(mesh)
   with jax.set_mesh(mesh):
     value = tiny.quick_jit(step, in_shardings=(placed, rows, rows, rows))(
-        jax.device_put(variables["params"], placed), *jax.device_put(batch, rows))
+      jax.device_put(variables["params"], placed), *jax.device_put(batch, rows)
+    )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), expected, value)
 
 
 def test_flops_and_operations_by_hand():
-  # Catches: time steps that the program has and the count has not, attention counted, a projection left out; gates of
-  # picked groups only in the one, of all groups in the other.
+  # Catches: time steps that the program has and the count has not, attention counted, a projection
+  # left out; gates of picked groups only in the one, of all groups in the other.
   d, u, e = 16, 24, 4
   lstm = 2 * (8 * d * u + u * d)
   dense = settings(moe__num_experts=0, lstm_units=u)
   model, batch = assembly.model(dense, V, sharding.make_mesh({"data": 1})), packed([[8]])
-  variables = nn.unbox(jax.eval_shape(lambda key: model.init(key, *batch, train=False), jax.random.key(0)))
+  variables = nn.unbox(
+    jax.eval_shape(lambda key: model.init(key, *batch, train=False), jax.random.key(0))
+  )
   of_program = flops.matmul_flops(lambda v: model.apply(v, *batch, train=False)[0], variables)
   assert of_program / L == accounts.flops_per_token(dense, V) == 2 * (lstm + d * V)
   assert accounts.operations_per_step(dense, V) == lstm

@@ -1,4 +1,5 @@
-"""The networks of Jacobs et al. (1991): their sizes, and the paper's gradients through them, by NumPy."""
+"""The networks of Jacobs et al. (1991): their sizes, and the paper's gradients through them, by
+NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +16,25 @@ X = jnp.asarray(np.random.default_rng(0).normal(size=(7, 2)), jnp.float32)
 ONE = np.concatenate([X, np.ones((7, 1))], axis=1)
 TARGET = (X[:, :1] > X[:, 1:]).astype(jnp.float32)
 MIXTURE = AdaptiveMixture(3, 1, gate_scale=1.0)
-sigmoid = lambda z: 1 / (1 + np.exp(-z))
+
+
+def sigmoid(z):
+  return 1 / (1 + np.exp(-z))
 
 
 def params(network):
   return nn.unbox(jax.jit(network.init)(jax.random.key(1), X)["params"])
 
 
-@pytest.mark.parametrize("network, units, softmax, logistic", [
-    (AdaptiveMixture, 4, 60, 24), (AdaptiveMixture, 8, 120, 48), (BackPropagation, 6, 46, 25),
-    (BackPropagation, 12, 88, 49)])
+@pytest.mark.parametrize(
+  "network, units, softmax, logistic",
+  [
+    (AdaptiveMixture, 4, 60, 24),
+    (AdaptiveMixture, 8, 120, 48),
+    (BackPropagation, 6, 46, 25),
+    (BackPropagation, 12, 88, 49),
+  ],
+)
 def test_parameters(network, units, softmax, logistic):
   # Catches: a missing bias, a gate with one column less, a second layer.
   for outputs, expected in ((4, softmax), (1, logistic)):
@@ -40,13 +50,16 @@ def _by_hand(weights):
 
 
 def test_gate_and_experts():
-  # Catches: gates of one case read as one expert's, a softmax over cases, a gate that does not see the bias.
+  # Catches: gates of one case read as one expert's, a softmax over cases, a gate that does not see
+  # the bias.
   weights = params(MIXTURE)
   gate, outputs = jax.jit(MIXTURE.apply)({"params": weights}, X)
   expected = _by_hand(weights)
   np.testing.assert_allclose(gate, expected[0], rtol=1e-5)
   np.testing.assert_allclose(outputs[..., 0], expected[1], rtol=1e-5)
-  np.testing.assert_allclose(blend(gate, outputs)[:, 0], (expected[0] * expected[1]).sum(-1), rtol=1e-5)
+  np.testing.assert_allclose(
+    blend(gate, outputs)[:, 0], (expected[0] * expected[1]).sum(-1), rtol=1e-5
+  )
 
 
 def _posterior(p, o):
@@ -55,24 +68,29 @@ def _posterior(p, o):
 
 
 WEIGHTINGS = {  # gradients with respect to o_i, by case and expert
-    "cooperative": lambda p, o: -2 * p * (TARGET - (p * o).sum(-1, keepdims=True)),
-    "expected": lambda p, o: -2 * p * (TARGET - o),  # Eq. 1.4
-    "competitive": lambda p, o: -_posterior(p, o) * (TARGET - o)}  # Eq. 1.5
+  "cooperative": lambda p, o: -2 * p * (TARGET - (p * o).sum(-1, keepdims=True)),
+  "expected": lambda p, o: -2 * p * (TARGET - o),  # Eq. 1.4
+  "competitive": lambda p, o: -_posterior(p, o) * (TARGET - o),
+}  # Eq. 1.5
 
 
 def _gradient(error, weights):
-  total = lambda w: jnp.sum(getattr(mixture_errors, error)(*MIXTURE.apply({"params": w}, X), TARGET))
+  def total(w):
+    return jnp.sum(getattr(mixture_errors, error)(*MIXTURE.apply({"params": w}, X), TARGET))
+
   return jax.jit(jax.grad(total))(weights)
 
 
 @pytest.mark.parametrize("error", WEIGHTINGS)
 def test_experts_move_by_the_papers_weighting(error):
-  # Chain rule by hand: dE/dw = weighting * o (1 - o) * x. Catches: the prior for the posterior, experts that share
-  # a gradient, a stopped gradient, gates paired with the wrong experts.
+  # Chain rule by hand: dE/dw = weighting * o (1 - o) * x. Catches: the prior for the posterior,
+  # experts that share a gradient, a stopped gradient, gates paired with the wrong experts.
   weights = params(MIXTURE)
   p, o = _by_hand(weights)
   expected = (WEIGHTINGS[error](p, o) * o * (1 - o)).T @ ONE
-  np.testing.assert_allclose(_gradient(error, weights)["experts"][..., 0], expected, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(
+    _gradient(error, weights)["experts"][..., 0], expected, rtol=1e-4, atol=1e-6
+  )
 
 
 def test_the_gate_moves_from_prior_to_posterior():
@@ -80,11 +98,14 @@ def test_the_gate_moves_from_prior_to_posterior():
   weights = params(MIXTURE)
   p, o = _by_hand(weights)
   expected = ONE.T @ (p - _posterior(p, o))
-  np.testing.assert_allclose(_gradient("competitive", weights)["router"], expected, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(
+    _gradient("competitive", weights)["router"], expected, rtol=1e-4, atol=1e-6
+  )
 
 
 def test_the_gate_begins_unbiased_and_the_experts_apart():
-  # Catches: experts that begin alike, which no error would ever part; a gate that begins with favourites.
+  # Catches: experts that begin alike, which no error would ever part; a gate that begins with
+  # favourites.
   network = AdaptiveMixture(4, 4)
   gate, outputs = network.apply({"params": params(network)}, X)
   np.testing.assert_allclose(gate, 0.25)
@@ -97,12 +118,18 @@ def test_back_propagation():
   weights = params(network)
   gate, outputs = network.apply({"params": weights}, X)
   hidden = sigmoid(ONE @ np.asarray(weights["hidden"]))
-  expected = sigmoid(np.concatenate([hidden, np.ones((7, 1))], axis=1) @ np.asarray(weights["output"]))
+  expected = sigmoid(
+    np.concatenate([hidden, np.ones((7, 1))], axis=1) @ np.asarray(weights["output"])
+  )
   np.testing.assert_allclose(outputs[:, 0], expected, rtol=1e-5)
   np.testing.assert_array_equal(gate, np.ones((7, 1)))
 
 
 def test_distribution():
   # Catches: a softmax over one unit, which is 1 whatever the unit says.
-  np.testing.assert_allclose(distribution(jnp.array([[0.0], [np.log(3.0)]])), [[0.5], [0.75]], rtol=1e-6)
-  np.testing.assert_allclose(distribution(jnp.log(jnp.array([[1.0, 3.0]]))), [[0.25, 0.75]], rtol=1e-6)
+  np.testing.assert_allclose(
+    distribution(jnp.array([[0.0], [np.log(3.0)]])), [[0.5], [0.75]], rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    distribution(jnp.log(jnp.array([[1.0, 3.0]]))), [[0.25, 0.75]], rtol=1e-6
+  )

@@ -14,15 +14,21 @@ def test_moe_layers():
   assert moe_layers(3, 0, 1) == (True,) * 3
 
 
-@pytest.mark.parametrize("kinds, expected", [
+@pytest.mark.parametrize(
+  "kinds, expected",
+  [
     ("DMDM", Pattern(0, 2, 2)),
     ("DMDMD", Pattern(0, 2, 2)),  # one layer remains
     ("DMMMM", Pattern(1, 1, 4)),  # DeepSeekMoE: the first layer is dense
     ("DDDD", Pattern(0, 1, 4)),
-    ("DDDMDDDM", Pattern(0, 4, 2)),  # ST-MoE: compiles 4, where the scans of three D would compile 6
+    (
+      "DDDMDDDM",
+      Pattern(0, 4, 2),
+    ),  # ST-MoE: compiles 4, where the scans of three D would compile 6
     ("D", Pattern(1, 0, 0)),
     ("DM", Pattern(2, 0, 0)),
-])
+  ],
+)
 def test_find_pattern(kinds, expected):
   # Catches: a remainder that is lost, a prefix that is scanned, a period that is not the cheapest.
   assert find_pattern(kinds) == expected
@@ -31,7 +37,7 @@ def test_find_pattern(kinds, expected):
 def test_layers_are_covered_once():
   # Catches: off-by-one at either seam, for every placement of experts in up to 9 layers.
   for n in range(1, 10):
-    for bits in range(2 ** n):
+    for bits in range(2**n):
       kinds = [bool(bits >> i & 1) for i in range(n)]
       prefix, period, repeats = pattern = find_pattern(kinds)
       scanned = pattern.scanned

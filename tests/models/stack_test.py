@@ -19,7 +19,8 @@ pytestmark = pytest.mark.unit
 
 
 class Add(nn.Module):
-  """x -> constant; with `memory`, plus the sum of what it is given; as an FFN, plus the bias it is given."""
+  """x -> constant; with `memory`, plus the sum of what it is given; as an FFN, plus the bias it is
+  given."""
 
   amount: float
   log: Callable  # gets (name, input)
@@ -32,33 +33,51 @@ class Add(nn.Module):
       return y + jnp.sum(given[0]) + jnp.sum(given[1])
     if self.name not in ("ffn", "extra"):
       return y
-    bias = given[0].bias if given and given[0] is not None and given[0].bias is not None else jnp.zeros(1)
+    bias = (
+      given[0].bias
+      if given and given[0] is not None and given[0].bias is not None
+      else jnp.zeros(1)
+    )
     return y + bias[0], Aux(metrics={"bias": bias} if given and given[0] is not None else {})
 
 
 class Same(nn.Module):
-
   def __call__(self, x):
     return x
 
 
-CONTEXT = LayerContext(*[jnp.ones((1, 2), jnp.int32)] * 3, memory=jnp.full((1, 3, 1), 100.0),
-                       memory_segments=jnp.ones((1, 3), jnp.int32))
+CONTEXT = LayerContext(
+  *[jnp.ones((1, 2), jnp.int32)] * 3,
+  memory=jnp.full((1, 3, 1), 100.0),
+  memory_segments=jnp.ones((1, 3), jnp.int32),
+)
 
 
 def block(log, **parts):
-  make = lambda amount: functools.partial(Add, amount, log.append)
-  return functools.partial(Block, attention=make(1.0), ffn=make(8.0), norm=Same,
-                           **{name: make(amount) for name, amount in parts.items()})
+  def make(amount):
+    return functools.partial(Add, amount, log.append)
+
+  return functools.partial(
+    Block,
+    attention=make(1.0),
+    ffn=make(8.0),
+    norm=Same,
+    **{name: make(amount) for name, amount in parts.items()},
+  )
 
 
-@pytest.mark.parametrize("parts, order, out", [
+@pytest.mark.parametrize(
+  "parts, order, out",
+  [
     ({}, ["attention", "ffn"], 9.0),
     ({"cross": 2.0}, ["attention", "cross_attention", "ffn"], 9.0 + 2.0 + 303.0),
     ({"extra": 4.0}, ["attention", "extra", "ffn"], 13.0),
-    ({"cross": 2.0, "extra": 4.0}, ["attention", "cross_attention", "extra", "ffn"], 15.0 + 303.0)])
+    ({"cross": 2.0, "extra": 4.0}, ["attention", "cross_attention", "extra", "ffn"], 15.0 + 303.0),
+  ],
+)
 def test_order_of_a_block(parts, order, out):
-  # Catches: a sublayer that is left out or comes too early, one without its residual, a memory that does not reach it.
+  # Catches: a sublayer that is left out or comes too early, one without its residual, a memory that
+  # does not reach it.
   log = []
   y, _ = block(log, **parts)().apply({}, jnp.zeros((1, 2, 1)), CONTEXT)
   assert [name for name, _ in log] == order
@@ -72,11 +91,14 @@ class Model(nn.Module):
   @nn.compact
   def __call__(self, x):
     bias = balancing_bias(self, sum(self.has_experts), 1)
-    return run_layers(lambda experts, scanned: block([]), self.has_experts, False, x, CONTEXT, LayerRouting(bias))
+    return run_layers(
+      lambda experts, scanned: block([]), self.has_experts, False, x, CONTEXT, LayerRouting(bias)
+    )
 
 
 def test_layers_take_their_rows_in_order():
-  # Catches: the row of another layer, a layer without experts that takes one, a bias that does not start at 0.
+  # Catches: the row of another layer, a layer without experts that takes one, a bias that does not
+  # start at 0.
   model = Model((False, True, False, True))
   x = jnp.zeros((1, 2, 1))
   variables = model.init(jax.random.key(0), x)
@@ -87,8 +109,9 @@ def test_layers_take_their_rows_in_order():
 
 
 def test_salts_differ_by_layer_and_seed():
-  # Catches: a salt that the seed or the layer does not enter, a sum of the two (seed 0's layer 1 would be seed 1's
-  # layer 0), a seed that counts for less when it is traced, as it is where seeds are trained together.
+  # Catches: a salt that the seed or the layer does not enter, a sum of the two (seed 0's layer 1
+  # would be seed 1's layer 0), a seed that counts for less when it is traced, as it is where seeds
+  # are trained together.
   salts = np.stack([layer_salts(seed, 64) for seed in (*range(20), 2**31, 2**32 - 1)])
   assert salts.dtype == np.uint32 and len(np.unique(salts)) == salts.size
   traced = jax.vmap(lambda seed: layer_salts(seed, 64))(jnp.arange(20))
@@ -98,22 +121,32 @@ def test_salts_differ_by_layer_and_seed():
 
 HASH = {"moe__router__name": "hash_layer", "moe__first": 0, "moe__every": 1, "num_layers": 2}
 MODELS = {
-    "scanned": HASH, "unrolled": HASH | {"scan_layers": False}, "rematerialised": HASH | {"remat": "full"},
-    "mixed": HASH | {"num_layers": 5, "moe__first": 1, "moe__every": 2}, "lstm": HASH | {"family": "lstm"},
-    "brainformer": HASH | {"family": "brainformer", "num_layers": 1, "block": ("moe", "attention", "moe")}}
+  "scanned": HASH,
+  "unrolled": HASH | {"scan_layers": False},
+  "rematerialised": HASH | {"remat": "full"},
+  "mixed": HASH | {"num_layers": 5, "moe__first": 1, "moe__every": 2},
+  "lstm": HASH | {"family": "lstm"},
+  "brainformer": HASH
+  | {"family": "brainformer", "num_layers": 1, "block": ("moe", "attention", "moe")},
+}
 
 
 def chosen(model, batch):
-  """seed -> each token's first expert, [Lm, B, L], at evaluation. Where no weight decides, XLA computes little else."""
-  return tiny.quick_jit(lambda seed: tiny.at_first(
-      model.clone(seed=seed), jax.random.key(0), *batch, train=False, return_routing=True)[1].metrics["top1_expert"])
+  """seed -> each token's first expert, [Lm, B, L], at evaluation. Where no weight decides, XLA
+  computes little else."""
+  return tiny.quick_jit(
+    lambda seed: tiny.at_first(
+      model.clone(seed=seed), jax.random.key(0), *batch, train=False, return_routing=True
+    )[1].metrics["top1_expert"]
+  )
 
 
 @pytest.mark.numerics
 @pytest.mark.parametrize("name", MODELS)
 def test_every_layer_has_its_own_hash(name):
-  # The plan of each layer is computed here from the ids, the layer's place among those with experts, and the seed.
-  # Catches: one hash for all layers or repeats, rows of the wrong layer under a scan, a seed that the model ignores.
+  # The plan of each layer is computed here from the ids, the layer's place among those with
+  # experts, and the seed. Catches: one hash for all layers or repeats, rows of the wrong layer
+  # under a scan, a seed that the model ignores.
   model, batch = make(**MODELS[name]), packed([[3, 5], [8]])
   hashes = [mix(batch[0], mix(salt, 0)) % 4 for salt in layer_salts(3, 2)]
   np.testing.assert_array_equal(chosen(model, batch)(3), np.stack(hashes))
@@ -121,8 +154,9 @@ def test_every_layer_has_its_own_hash(name):
 
 @pytest.mark.numerics
 def test_random_experts_at_evaluation_are_drawn_by_layer_group_and_seed():
-  # Four rows of the same tokens, one group each, in each of two layers. Catches: numbers that are the same in every
-  # layer, in every group, or in a model of another seed; numbers that change from call to call.
+  # Four rows of the same tokens, one group each, in each of two layers. Catches: numbers that are
+  # the same in every layer, in every group, or in a model of another seed; numbers that change from
+  # call to call.
   changes = HASH | {"moe__router__name": "random_choice", "scan_layers": False}
   run = chosen(make(**changes), tuple(jnp.tile(part, (4, 1)) for part in packed([[8]])))
   first, other = np.asarray(run(0)).reshape(8, -1), np.asarray(run(1)).reshape(8, -1)
@@ -143,14 +177,21 @@ class Dropped(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    make = functools.partial(Block, attention=functools.partial(Add, 1.0, lambda _: None), ffn=Probe, norm=Same,
-                             dropout=0.5)
-    return run_layers(lambda *_: make, (True,) * 4, True, x, CONTEXT.replace(train=True), LayerRouting())
+    make = functools.partial(
+      Block,
+      attention=functools.partial(Add, 1.0, lambda _: None),
+      ffn=Probe,
+      norm=Same,
+      dropout=0.5,
+    )
+    return run_layers(
+      lambda *_: make, (True,) * 4, True, x, CONTEXT.replace(train=True), LayerRouting()
+    )
 
 
 def test_scanned_layers_draw_their_own_dropout():
-  # From one FFN's input to the next, a position gains 16 or 0, and 2 or 0: the masks of those two sublayers.
-  # Catches: one mask for all layers of a scan (split_rngs without "dropout").
+  # From one FFN's input to the next, a position gains 16 or 0, and 2 or 0: the masks of those two
+  # sublayers. Catches: one mask for all layers of a scan (split_rngs without "dropout").
   _, aux = Dropped().apply({}, jnp.zeros((1, 32, 1)), rngs={"dropout": jax.random.key(0)})
   gained = np.diff(aux.metrics["x"], axis=0)
   assert gained.shape == (3, 32) and set(np.unique(gained)) == {0.0, 2.0, 16.0, 18.0}
@@ -165,7 +206,14 @@ def test_scanned_layers_draw_their_own_routing_noise():
   batch = packed([[8]] * 4)
   keys = {"params": jax.random.key(0), "router": jax.random.key(1)}
   shapes = jax.eval_shape(lambda keys: model.init(keys, *batch, train=True), keys)
-  assert set(shapes["params"]) == {"embedding", "repeats", "final_norm"}  # all four layers are scanned
-  experts = tiny.quick_jit(lambda keys: tiny.at_first(
-      model, keys, *batch, train=True, return_routing=True)[1].metrics["top1_expert"])(keys)
+  assert set(shapes["params"]) == {
+    "embedding",
+    "repeats",
+    "final_norm",
+  }  # all four layers are scanned
+  experts = tiny.quick_jit(
+    lambda keys: tiny.at_first(model, keys, *batch, train=True, return_routing=True)[1].metrics[
+      "top1_expert"
+    ]
+  )(keys)
   assert len(np.unique(np.asarray(experts).reshape(4, -1), axis=0)) == 4

@@ -18,7 +18,8 @@ def base(logits, context, epsilon=0.01):
 
 
 def auction(values, epsilon):
-  """The expert of each row, all of which are real, by a Jacobi auction with at most ceil(n/E) places an expert."""
+  """The expert of each row, all of which are real, by a Jacobi auction with at most ceil(n/E)
+  places an expert."""
   n, num_experts = values.shape
   if n == 0:
     return []
@@ -26,7 +27,9 @@ def auction(values, epsilon):
   spread = values.max() - values.min()
   step = epsilon * (spread if spread > 0 else 1.0)
   price = [step * round(values[:, j].mean() / step) for j in range(num_experts)]
-  rows = [list(row) for row in values] + [[0.0] * num_experts] * (num_experts * places - n)  # and the dummies
+  rows = [list(row) for row in values] + [[0.0] * num_experts] * (
+    num_experts * places - n
+  )  # and the dummies
   held = {j: [] for j in range(num_experts)}  # [(-bid, row)], the highest bid first
   waiting = list(range(len(rows)))
   while waiting:

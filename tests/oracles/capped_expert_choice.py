@@ -1,11 +1,14 @@
-"""Expert Choice (arXiv 2202.09368), capped: Dykstra's alternating KL projections on the matrix A itself."""
+"""Expert Choice (arXiv 2202.09368), capped: Dykstra's alternating KL projections on the matrix A
+itself."""
 
 import numpy as np
 
 from oracles import draws
 
 
-def capped_expert_choice(logits, context, capacity_factor=2.0, max_experts=2, entropy=0.001, iterations=100):
+def capped_expert_choice(
+  logits, context, capacity_factor=2.0, max_experts=2, entropy=0.001, iterations=100
+):
   scores = draws.softmax(logits).T  # [E, S]
   num_experts, num_tokens = scores.shape
   capacity = min(max(round(capacity_factor * num_tokens / num_experts), 1), num_tokens)
@@ -23,7 +26,8 @@ def capped_expert_choice(logits, context, capacity_factor=2.0, max_experts=2, en
 
 
 def fill(a, scores, capacity, max_experts):
-  """Expert -> its tokens: experts ask by A, tokens accept by score, until nobody is accepted any more."""
+  """Expert -> its tokens: experts ask by A, tokens accept by score, until nobody is accepted any
+  more."""
   experts, tokens = range(a.shape[0]), range(a.shape[1])
   chosen = {e: [] for e in experts}
   while True:
@@ -31,9 +35,13 @@ def fill(a, scores, capacity, max_experts):
     asked = {j: [] for j in tokens}
     for e in experts:
       can = [j for j in tokens if places[j] > 0 and j not in chosen[e]]
-      for j in sorted(can, key=lambda j: (-a[e, j], j))[:capacity - len(chosen[e])]:
+      for j in sorted(can, key=lambda j: (-a[e, j], j))[: capacity - len(chosen[e])]:
         asked[j].append(e)
-    accepted = [(e, j) for j in tokens for e in sorted(asked[j], key=lambda e: (-scores[e, j], e))[:places[j]]]
+    accepted = [
+      (e, j)
+      for j in tokens
+      for e in sorted(asked[j], key=lambda e: (-scores[e, j], e))[: places[j]]
+    ]
     if not accepted:
       return chosen
     for e, j in accepted:
@@ -41,11 +49,15 @@ def fill(a, scores, capacity, max_experts):
 
 
 def dykstra(scores, row_sum, max_experts, entropy, iterations):
-  """A after `iterations` sweeps, before it is cut at 1 for the last time. Each projection is one NumPy line.
+  """A after `iterations` sweeps, before it is cut at 1 for the last time. Each projection is one
+  NumPy line.
 
-  Dykstra with Bregman projections: undo the set's last correction (times q), project, and q becomes the quotient.
+  Dykstra with Bregman projections: undo the set's last correction (times q), project, and q becomes
+  the quotient.
   """
-  a = np.exp((scores - scores.max(axis=1, keepdims=True)) / entropy)  # rows are scaled next: a factor changes nothing
+  a = np.exp(
+    (scores - scores.max(axis=1, keepdims=True)) / entropy
+  )  # rows are scaled next: a factor changes nothing
   q_column, q_entry = np.ones_like(a), np.ones_like(a)
   for _ in range(iterations):
     a = a * (row_sum / a.sum(axis=1, keepdims=True))

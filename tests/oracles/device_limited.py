@@ -3,13 +3,20 @@
 from oracles import draws, order
 
 
-def device_limited(logits, context, k=6, groups=8, kept_groups=3, gate_norm="none", priority="choice"):
+def device_limited(
+  logits, context, k=6, groups=8, kept_groups=3, gate_norm="none", priority="choice"
+):
   probs = draws.softmax(logits)
   num_experts = probs.shape[1]
-  devices = [range(d * num_experts // groups, (d + 1) * num_experts // groups) for d in range(groups)]
+  devices = [
+    range(d * num_experts // groups, (d + 1) * num_experts // groups) for d in range(groups)
+  ]
   chosen = {}
   for t in draws.valid_tokens(logits, context):
-    score = [probs[t, e] + (0.0 if context.bias is None else float(context.bias[e])) for e in range(num_experts)]
+    score = [
+      probs[t, e] + (0.0 if context.bias is None else float(context.bias[e]))
+      for e in range(num_experts)
+    ]
     best_of = [max(score[e] for e in device) for device in devices]
     reachable = []
     for _ in range(kept_groups):

@@ -6,7 +6,11 @@ import numpy as np
 
 def normal(key, shape, train=True):
   """Standard normal; zeros where the router draws nothing: without a key, or outside training."""
-  return np.zeros(shape) if key is None or not train else np.asarray(jax.random.normal(key, shape), np.float64)
+  return (
+    np.zeros(shape)
+    if key is None or not train
+    else np.asarray(jax.random.normal(key, shape), np.float64)
+  )
 
 
 def uniform(key, shape):

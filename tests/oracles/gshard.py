@@ -17,7 +17,8 @@ def gshard(logits, context, second_policy="random", threshold=0.5, skipped_keeps
 
 
 def algorithm_1(logits, context, capacity):
-  """The (token, expert) that are dispatched with C slots an expert, as in the paper: counters grow whatever happens."""
+  """The (token, expert) that are dispatched with C slots an expert, as in the paper: counters grow
+  whatever happens."""
   choices = list(_choices(logits, context, "random", 0.5))
   count = np.zeros(np.shape(logits)[1], int)
   dispatched = []
@@ -33,7 +34,8 @@ def algorithm_1(logits, context, capacity):
 
 
 def mesh_tensorflow(logits, context, capacity, threshold):
-  """The same in Mesh-TensorFlow: second choices that are kept queue behind the first choices that were served."""
+  """The same in Mesh-TensorFlow: second choices that are kept queue behind the first choices that
+  were served."""
   choices = list(_choices(logits, context, "random", threshold))
   served = {e: [] for e in range(np.shape(logits)[1])}
   for token, (e1, _), _, _ in choices:
@@ -55,5 +57,10 @@ def _choices(logits, context, second_policy, threshold):
     e2 = int(np.argmax([-1.0 if e == e1 else p for e, p in enumerate(probs[token])]))
     p1, p2 = probs[token, e1], probs[token, e2]
     g1, g2 = p1 / (p1 + p2), p2 / (p1 + p2)
-    kept = {"random": r[token] < g2 / threshold, "threshold": g2 > threshold, "all": True, "none": False}
+    kept = {
+      "random": r[token] < g2 / threshold,
+      "threshold": g2 > threshold,
+      "all": True,
+      "none": False,
+    }
     yield token, (e1, g1), (e2, g2), kept[second_policy]

@@ -1,4 +1,5 @@
-"""Hash layers (arXiv 2106.04426): MurmurHash3's 32-bit finaliser in Python's integers; the modulo of Expert Choice."""
+"""Hash layers (arXiv 2106.04426): MurmurHash3's 32-bit finaliser in Python's integers; the modulo
+of Expert Choice."""
 
 import numpy as np
 

@@ -18,7 +18,11 @@ def largest(values, k):
 
 
 def noisy_top_k(logits, context, k=4, noise_floor=0.0, priority="choice"):
-  std = noise_floor if context.noise_std is None else np.asarray(context.noise_std, np.float64) + noise_floor
+  std = (
+    noise_floor
+    if context.noise_std is None
+    else np.asarray(context.noise_std, np.float64) + noise_floor
+  )
   h = noisy(logits, np.broadcast_to(std, np.shape(logits)), context.key, context.train)
   bias = np.zeros(h.shape[1]) if context.bias is None else np.asarray(context.bias, np.float64)
   tokens = draws.valid_tokens(logits, context)

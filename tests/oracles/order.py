@@ -7,8 +7,8 @@ def in_order(chosen, k, priority, score=None):
   Args:
     chosen: token -> its assignments, the first choice first.
     k: K.
-    priority: "choice": all first choices, then all second ones; "token": token by token; "gate": as "choice", but the
-      tokens of the highest score first.
+    priority: "choice": all first choices, then all second ones; "token": token by token; "gate": as
+      "choice", but the tokens of the highest score first.
     score: token -> score, for "gate".
   """
   tokens = sorted(chosen)

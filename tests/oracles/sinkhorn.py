@@ -11,7 +11,11 @@ def sinkhorn(logits, context, k=1, iterations=30, temperature=1.0, priority="cho
   tokens = draws.valid_tokens(logits, context)
   wish = {t: np.asarray(logits[t], np.float64) for t in tokens}
   if context.train and tokens:
-    wish = dict(zip(tokens, plan(np.asarray(logits, np.float64)[tokens], iterations, temperature), strict=True))
+    wish = dict(
+      zip(
+        tokens, plan(np.asarray(logits, np.float64)[tokens], iterations, temperature), strict=True
+      )
+    )
   chosen = {}
   for t in tokens:
     best = sorted(range(num_experts), key=lambda e: (-wish[t][e], e))[:k]

@@ -4,7 +4,8 @@ import numpy as np
 
 
 def soft_moe(x, mu, scale, experts, real):
-  """(y [S, D], dispatch weights [S, E, p], combine weights [S, E, p]); the rows of padding are 0 in all three.
+  """(y [S, D], dispatch weights [S, E, p], combine weights [S, E, p]); the rows of padding are 0 in
+  all three.
 
   Args:
     x: tokens [S, D].
@@ -15,7 +16,10 @@ def soft_moe(x, mu, scale, experts, real):
   """
   x, mu = np.asarray(x, np.float64), np.asarray(mu, np.float64)
   tokens, num_experts, slots = len(x), *mu.shape[1:]
-  unit = lambda v: v / np.sqrt(np.sum(v ** 2) + 1e-6)
+
+  def unit(v):
+    return v / np.sqrt(np.sum(v**2) + 1e-6)
+
   logits = np.zeros((tokens, num_experts, slots))
   for t in real:
     for e in range(num_experts):

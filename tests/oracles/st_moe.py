@@ -17,7 +17,9 @@ def st_moe(logits, context, k=2, policy="random", threshold=0.2, priority="choic
     chosen[token] = []
     for i, e in enumerate(best):
       g = probs[token, e] / total
-      keeps = {"random": r[token, i] < g / threshold, "threshold": g > threshold, "all": True}[policy]
+      keeps = {"random": r[token, i] < g / threshold, "threshold": g > threshold, "all": True}[
+        policy
+      ]
       chosen[token].append((token, e, g) if i == 0 or keeps else None)
   tokens = list(chosen)
   if priority == "gate":

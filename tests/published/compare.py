@@ -1,7 +1,7 @@
 """One form for what a router of ours and a published one choose, and how both get the same logits.
 
-Ours are compared with installed packages, not with copies of them: see `make test-reference`. Without torch and
-transformers the tests of this folder are skipped.
+Ours are compared with installed packages, not with copies of them: see `make test-reference`.
+Without torch and transformers the tests of this folder are skipped.
 """
 
 import numpy as np
@@ -13,7 +13,8 @@ def draw(*shape, seed=0):
 
 
 def feed(router, weight, logits):
-  """`router` of torch on hidden states that are the logits themselves: its weight becomes the identity.
+  """`router` of torch on hidden states that are the logits themselves: its weight becomes the
+  identity.
 
   Args:
     router: a module.
@@ -24,6 +25,7 @@ def feed(router, weight, logits):
     The hidden states, whose gradient is that of the logits, and what the router returns.
   """
   import torch
+
   with torch.no_grad():
     weight.copy_(torch.eye(logits.shape[-1]))
   hidden = torch.tensor(logits, requires_grad=True)
@@ -53,5 +55,7 @@ def of_choices(expert, gate, num_experts):
 
 def assert_same(ours, theirs):
   """The same pairs are chosen, with the same gates."""
-  np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs), err_msg="other experts are chosen")
+  np.testing.assert_array_equal(
+    np.isnan(ours), np.isnan(theirs), err_msg="other experts are chosen"
+  )
   np.testing.assert_allclose(ours, theirs, rtol=1e-5)

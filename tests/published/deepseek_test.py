@@ -23,7 +23,8 @@ S = 48
 
 
 def theirs(module, config, logits, bias=None):
-  """Their table. They scale gates, which our layer does (`routed_scale`): that factor is divided out."""
+  """Their table. They scale gates, which our layer does (`routed_scale`): that factor is divided
+  out."""
   router = module(config)
   if bias is not None:
     router.e_score_correction_bias.copy_(torch.tensor(bias))
@@ -33,8 +34,13 @@ def theirs(module, config, logits, bias=None):
 
 def test_v2_lite():
   # Catches: gates that are renormalised.
-  config = DeepseekV2Config(hidden_size=64, num_attention_heads=1, n_routed_experts=64, num_experts_per_tok=6,
-                            topk_method="greedy")
+  config = DeepseekV2Config(
+    hidden_size=64,
+    num_attention_heads=1,
+    n_routed_experts=64,
+    num_experts_per_tok=6,
+    topk_method="greedy",
+  )
   logits = compare.draw(S, 64)
   plan = top_k(jnp.asarray(logits), RoutingContext(), k=6, gate_norm="none")
   compare.assert_same(compare.of_plan(plan, S), theirs(DeepseekV2TopkRouter, config, logits))
@@ -42,10 +48,18 @@ def test_v2_lite():
 
 @pytest.mark.parametrize("kept", [1, 3, 8])
 def test_v2(kept):
-  # Catches: devices ranked by a sum instead of by their best expert, a softmax over the kept devices only, experts
-  # dealt to devices in turn instead of in blocks.
-  config = DeepseekV2Config(hidden_size=160, num_attention_heads=1, n_routed_experts=160, num_experts_per_tok=6,
-                            topk_method="group_limited_greedy", n_group=8, topk_group=kept, routed_scaling_factor=16.0)
+  # Catches: devices ranked by a sum instead of by their best expert, a softmax over the kept
+  # devices only, experts dealt to devices in turn instead of in blocks.
+  config = DeepseekV2Config(
+    hidden_size=160,
+    num_attention_heads=1,
+    n_routed_experts=160,
+    num_experts_per_tok=6,
+    topk_method="group_limited_greedy",
+    n_group=8,
+    topk_group=kept,
+    routed_scaling_factor=16.0,
+  )
   logits = compare.draw(S, 160, seed=kept)
   plan = device_limited(jnp.asarray(logits), RoutingContext(), k=6, groups=8, kept_groups=kept)
   compare.assert_same(compare.of_plan(plan, S), theirs(DeepseekV2TopkRouter, config, logits))
@@ -54,15 +68,30 @@ def test_v2(kept):
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("groups, kept", [(1, 1), (8, 4), (8, 1)])
 def test_v3(groups, kept, norm):
-  # A bias of both signs that moves choices. Catches: a gate that is biased, groups ranked without the bias or by their
-  # best expert alone, gates not renormalised, experts of groups that are not kept chosen for their positive score.
-  config = DeepseekV3Config(hidden_size=256, n_routed_experts=256, num_experts_per_tok=8, n_group=groups,
-                            topk_group=kept, norm_topk_prob=norm)
+  # A bias of both signs that moves choices. Catches: a gate that is biased, groups ranked without
+  # the bias or by their best expert alone, gates not renormalised, experts of groups that are not
+  # kept chosen for their positive score.
+  config = DeepseekV3Config(
+    hidden_size=256,
+    n_routed_experts=256,
+    num_experts_per_tok=8,
+    n_group=groups,
+    topk_group=kept,
+    norm_topk_prob=norm,
+  )
   logits = compare.draw(S, 256, seed=groups + kept)
   bias = compare.draw(256, seed=7) / 10 - 0.5
-  plan = sigmoid_bias(jnp.asarray(logits), RoutingContext(bias=jnp.asarray(bias)), k=8, groups=groups, kept_groups=kept,
-                      gate_norm="top_k" if norm else "none")
+  plan = sigmoid_bias(
+    jnp.asarray(logits),
+    RoutingContext(bias=jnp.asarray(bias)),
+    k=8,
+    groups=groups,
+    kept_groups=kept,
+    gate_norm="top_k" if norm else "none",
+  )
   expected = theirs(DeepseekV3TopkRouter, config, logits, bias)
   compare.assert_same(compare.of_plan(plan, S), expected)
   plain = sigmoid_bias(jnp.asarray(logits), RoutingContext(), k=8, groups=groups, kept_groups=kept)
-  assert np.any(np.isnan(compare.of_plan(plain, S)) != np.isnan(expected))  # or the bias would be no test
+  assert np.any(
+    np.isnan(compare.of_plan(plain, S)) != np.isnan(expected)
+  )  # or the bias would be no test

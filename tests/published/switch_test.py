@@ -32,9 +32,10 @@ def logits():
 
 @pytest.mark.parametrize("capacity", [2, 5, S])
 def test_choices_gates_and_drops(capacity):
-  # transformers takes the slots an expert as a number, `expert_capacity`, and leaves Eq. 3 to the reader; it also
-  # returns the probability of tokens that it drops, whose one-hot row is zero: the mask is applied here.
-  # Catches: drops of other tokens than the last ones, capacity of the batch instead of a sequence, gates of 1.
+  # transformers takes the slots an expert as a number, `expert_capacity`, and leaves Eq. 3 to the
+  # reader; it also returns the probability of tokens that it drops, whose one-hot row is zero: the
+  # mask is applied here. Catches: drops of other tokens than the last ones, capacity of the batch
+  # instead of a sequence, gates of 1.
   config = SwitchTransformersConfig(d_model=E, num_experts=E, expert_capacity=capacity)
   router = switch.SwitchTransformersTop1Router(config).eval()
   _, (expert, probability, _) = compare.feed(router, router.classifier.weight, logits())
@@ -47,12 +48,13 @@ def test_choices_gates_and_drops(capacity):
 
 
 def test_balance_loss():
-  # By sequence and then averaged; of first choices before capacity, as in Eqs. 4 to 6. With one choice a token there is
-  # no factor between the two, and our two ways of counting agree.
-  # Catches: f and P averaged over sequences before they are multiplied; a factor of E.
+  # By sequence and then averaged; of first choices before capacity, as in Eqs. 4 to 6. With one
+  # choice a token there is no factor between the two, and our two ways of counting agree. Catches:
+  # f and P averaged over sequences before they are multiplied; a factor of E.
   values = jnp.asarray(logits())
-  theirs = switch.load_balancing_loss_func(torch.softmax(torch.tensor(logits()), -1),
-                                           torch.argmax(torch.tensor(logits()), -1))
+  theirs = switch.load_balancing_loss_func(
+    torch.softmax(torch.tensor(logits()), -1), torch.argmax(torch.tensor(logits()), -1)
+  )
   for counts in ("top_1", "all"):
     terms = [losses.balance_terms(l, ROUTER(l, RoutingContext()), None, counts) for l in values]
     ours = np.mean([float(losses.balance(*t)) for t in terms])

@@ -20,7 +20,9 @@ def test_makes_the_report_again_and_says_where(tmp_path, monkeypatch, capsys):
   # Catches a command that computes and does not write.
   path = synthetic.write_workdir(tmp_path / "run", steps=20)
   assert run(monkeypatch, path) == 0
-  assert capsys.readouterr().out.strip() == str(path / "report.html") and (path / "report.html").exists()
+  assert (
+    capsys.readouterr().out.strip() == str(path / "report.html") and (path / "report.html").exists()
+  )
 
 
 def test_a_wrong_folder_is_one_sentence_and_code_2(tmp_path, monkeypatch, capsys):

@@ -14,8 +14,13 @@ pytestmark = pytest.mark.unit
 def points(svg):
   """Each line as a list of strokes, each a list of (x, y)."""
   paths = re.findall(r'<path d="([^"]*)" fill="none" stroke="#', svg)
-  return [[[tuple(map(float, p.split())) for p in re.split("L", stroke)] for stroke in path.split("M")[1:]]
-          for path in paths]
+  return [
+    [
+      [tuple(map(float, p.split())) for p in re.split("L", stroke)]
+      for stroke in path.split("M")[1:]
+    ]
+    for path in paths
+  ]
 
 
 def line(*y, label="a"):
@@ -24,7 +29,7 @@ def line(*y, label="a"):
 
 def test_larger_is_higher_and_later_is_further_right():
   # Catches an axis upside down.
-  (stroke,), = points(line_chart("t", [line(1, 3, 2)]))
+  ((stroke,),) = points(line_chart("t", [line(1, 3, 2)]))
   (x0, y0), (x1, y1), (x2, y2) = stroke
   assert x0 < x1 < x2 and y1 < y2 < y0
 
@@ -51,14 +56,16 @@ def test_nothing_to_draw():
 
 def test_labels_of_levels_do_not_overlap():
   # Catches names of rungs printed over each other: 2.05, 2.0 and 1.95 are a pixel or two apart.
-  svg = line_chart("t", [line(8, 2)], levels=[Level("trigram", 2.05), Level("5-gram", 2.0), Level("other", 1.95)])
+  svg = line_chart(
+    "t", [line(8, 2)], levels=[Level("trigram", 2.05), Level("5-gram", 2.0), Level("other", 1.95)]
+  )
   at = sorted(float(y) for y in re.findall(r'y="([\d.]+)">(?:trigram|5-gram|other)', svg))
   assert len(at) == 3 and min(np.diff(at)) >= 12
 
 
 def test_top_keeps_the_early_values_from_squeezing_the_rest():
   # Catches a bound that is ignored: without it, 0.1 of loss is a hundredth of the height.
-  (stroke,), = points(line_chart("t", [line(12, 2.1, 2.0)], top=2.2))
+  ((stroke,),) = points(line_chart("t", [line(12, 2.1, 2.0)], top=2.2))
   assert stroke[2][1] - stroke[1][1] > 50 and stroke[0][1] < 0
 
 
@@ -77,19 +84,22 @@ def test_load_map_labels_experts():
 
 
 def test_a_chart_as_a_file():
-  # Catches: a file that needs the page's style sheet or script, lines without a legend, text that breaks XML.
-  made = line_file("a < b", [line(1, 3, 2, label="one & two"), line(2, 2, 2, label="three")], log=True)
+  # Catches: a file that needs the page's style sheet or script, lines without a legend, text that
+  # breaks XML.
+  made = line_file(
+    "a < b", [line(1, 3, 2, label="one & two"), line(2, 2, 2, label="three")], log=True
+  )
   root = ElementTree.fromstring(made)
   texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
   assert {"a < b", "one & two", "three", "step"} <= set(texts) and len(points(made)) == 2
-  assert root.attrib["viewBox"].split()[3] == root.attrib["height"] and "class=\"level\"" not in made
+  assert root.attrib["viewBox"].split()[3] == root.attrib["height"] and 'class="level"' not in made
 
 
 def test_a_band_lies_around_its_line_and_in_the_plot():
   # Catches: a range of y that leaves the band out, edges joined crosswise, nan in a path.
   edges = np.array([0.0, np.nan, 1.0]), np.array([2.0, 4.0, 9.0])
   made = line_file("t", [line(1, 3, 2)._replace(band=edges)], y_label="bits")
-  (stroke,), = points(made)
+  ((stroke,),) = points(made)
   around = re.search(r'd="M([^"]*)Z" fill="#0072b2" opacity', made)[1]
   first, last, last_low, first_low = [tuple(map(float, p.split())) for p in around.split("L")]
   assert first[0] == first_low[0] == stroke[0][0] and last[0] == last_low[0] == stroke[2][0]
@@ -98,12 +108,26 @@ def test_a_band_lies_around_its_line_and_in_the_plot():
 
 
 def test_a_point_has_a_bar_and_its_name_beside_it():
-  # Catches: a point without its error, names that lie on each other or outside the picture, a legend as well.
+  # Catches: a point without its error, names that lie on each other or outside the picture, a
+  # legend as well.
   def point(label, x, y):
-    return Line(label, np.array([x]), np.array([y]), "#0072b2", band=(np.array([y - 1]), np.array([y + 1])))
-  made = line_file("t", [point("first", 5.0, 3.0), point("second", 5.1, 3.01), point("third", 9.0, 3.0)], beside=True)
+    return Line(
+      label, np.array([x]), np.array([y]), "#0072b2", band=(np.array([y - 1]), np.array([y + 1]))
+    )
+
+  made = line_file(
+    "t",
+    [point("first", 5.0, 3.0), point("second", 5.1, 3.01), point("third", 9.0, 3.0)],
+    beside=True,
+  )
   assert made.count("<circle") == 3 and 'stroke-width="4"' not in made
   assert len(re.findall(r'd="M[\d.]+ [\d.]+V[\d.]+" stroke="#0072b2"', made)) == 3
-  at = {name: (float(x), float(y), anchor) for x, y, anchor, name in re.findall(
-      r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)" style="fill:#0072b2">(\w+)<', made)}
-  assert abs(at["first"][1] - at["second"][1]) >= 12 and at["third"][2] == "end" and at["third"][0] < 640
+  at = {
+    name: (float(x), float(y), anchor)
+    for x, y, anchor, name in re.findall(
+      r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)" style="fill:#0072b2">(\w+)<', made
+    )
+  }
+  assert (
+    abs(at["first"][1] - at["second"][1]) >= 12 and at["third"][2] == "end" and at["third"][0] < 640
+  )

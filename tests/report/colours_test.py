@@ -14,19 +14,37 @@ pytestmark = pytest.mark.unit
 # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
 VISION = {
   "normal": np.eye(3),
-  "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-  "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-  "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+  "protan": [
+    [0.152286, 1.052583, -0.204868],
+    [0.114503, 0.786281, 0.099216],
+    [-0.003882, -0.048116, 1.051998],
+  ],
+  "deutan": [
+    [0.367322, 0.860646, -0.227968],
+    [0.280085, 0.672501, 0.047413],
+    [-0.011820, 0.042940, 0.968881],
+  ],
+  "tritan": [
+    [1.255528, -0.076749, -0.178779],
+    [-0.078411, 0.930809, 0.147602],
+    [0.004733, 0.691367, 0.303900],
+  ],
 }
-_TO_LMS = [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
-           [0.0883024619, 0.2817188376, 0.6299787005]]
-_TO_LAB = [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
-           [0.0259040371, 0.7827717662, -0.8086757660]]
+_TO_LMS = [
+  [0.4122214708, 0.5363325363, 0.0514459929],
+  [0.2119034982, 0.6806995451, 0.1073969566],
+  [0.0883024619, 0.2817188376, 0.6299787005],
+]
+_TO_LAB = [
+  [0.2104542553, 0.7936177850, -0.0040720468],
+  [1.9779984951, -2.4285922050, 0.4505937099],
+  [0.0259040371, 0.7827717662, -0.8086757660],
+]
 
 
 def linear(colour):
-  c = np.array([int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)])
-  return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055)**2.4)
+  c = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+  return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
 
 
 def oklab(rgb):
@@ -41,8 +59,15 @@ def contrast(a, b):
 @pytest.mark.parametrize("vision", VISION)
 @pytest.mark.parametrize("experts, distance", [(16, 0.07), (32, 0.045), (64, 0.025)])
 def test_experts_are_told_apart(vision, experts, distance):
-  # Catches a colour that looks like another's to some eyes; a difference of about 0.02 in OKLab is just seen.
-  lab = oklab(np.clip(np.array([linear(expert_colour(e)) for e in range(experts)]) @ np.array(VISION[vision]).T, 0, 1))
+  # Catches a colour that looks like another's to some eyes; a difference of about 0.02 in OKLab is
+  # just seen.
+  lab = oklab(
+    np.clip(
+      np.array([linear(expert_colour(e)) for e in range(experts)]) @ np.array(VISION[vision]).T,
+      0,
+      1,
+    )
+  )
   apart = np.linalg.norm(lab[:, None] - lab, axis=-1) + 9 * np.eye(experts)
   assert apart.min() > distance
 
@@ -50,7 +75,10 @@ def test_experts_are_told_apart(vision, experts, distance):
 def test_text_is_readable_on_every_colour():
   # Catches white digits on yellow, and a tint too dark for the black text of a token.
   for e in range(64):
-    full = lambda short: "#" + 2 * short[1:]
+
+    def full(short):
+      return "#" + 2 * short[1:]
+
     assert contrast(expert_colour(e), full(ink(expert_colour(e)))) >= 4.5
     assert contrast(tint(expert_colour(e)), "#000000") >= 7
   assert all(contrast(colour, "#ffffff") >= 3 for colour in SERIES)
@@ -75,9 +103,11 @@ def test_png_is_what_went_in():
   assert data[:8] == b"\x89PNG\r\n\x1a\n"
   at, chunks = 8, {}
   while at < len(data):
-    size, kind = struct.unpack(">I4s", data[at:at + 8])
-    chunks[kind] = data[at + 8:at + 8 + size]
-    assert struct.unpack(">I", data[at + 8 + size:at + 12 + size])[0] == zlib.crc32(kind + chunks[kind])
+    size, kind = struct.unpack(">I4s", data[at : at + 8])
+    chunks[kind] = data[at + 8 : at + 8 + size]
+    assert struct.unpack(">I", data[at + 8 + size : at + 12 + size])[0] == zlib.crc32(
+      kind + chunks[kind]
+    )
     at += 12 + size
   assert struct.unpack(">II", chunks[b"IHDR"][:8]) == (5, 3) and b"IEND" in chunks
   rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(3, 16)

@@ -6,14 +6,27 @@ import math
 import numpy as np
 import pytest
 
-from moe_jax.report.records import Curve, curve, layer_names, measure, numbers, page_layers, read_workdir, smooth, thin
+from moe_jax.report.records import (
+  Curve,
+  curve,
+  layer_names,
+  measure,
+  numbers,
+  page_layers,
+  read_workdir,
+  smooth,
+  thin,
+)
 
 pytestmark = pytest.mark.unit
 
 
 def test_last_line_of_a_step_wins_and_steps_are_sorted(tmp_path):
   # Catches curves that run backwards where a resumed run logged steps again.
-  lines = [{"step": s, "kind": "train", "loss": l} for s, l in ((2, 5), (4, 4), (6, 3), (4, 3.5), (6, 2.5), (8, 2))]
+  lines = [
+    {"step": s, "kind": "train", "loss": l}
+    for s, l in ((2, 5), (4, 4), (6, 3), (4, 3.5), (6, 2.5), (8, 2))
+  ]
   broken = '\nnot json\n{"kind": "train"}\n[1]\n{"st'
   (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + broken)
   found = curve(read_workdir(tmp_path).train, "loss")
@@ -22,7 +35,12 @@ def test_last_line_of_a_step_wins_and_steps_are_sorted(tmp_path):
 
 def test_curve_of_arrays_takes_the_last_shape():
   # Catches np.stack of ragged lines (a run resumed with another number of experts).
-  lines = [{"step": 1, "x": [[1, 2]]}, {"step": 2, "x": [[1, None, 3]]}, {"step": 3, "x": [[4, 5, "NaN"]]}, {"step": 4}]
+  lines = [
+    {"step": 1, "x": [[1, 2]]},
+    {"step": 2, "x": [[1, None, 3]]},
+    {"step": 3, "x": [[4, 5, "NaN"]]},
+    {"step": 4},
+  ]
   found = curve(lines, "x")
   assert found.steps.tolist() == [2, 3]
   np.testing.assert_array_equal(found.values, [[[1, np.nan, 3]], [[4, 5, np.nan]]])
@@ -31,15 +49,35 @@ def test_curve_of_arrays_takes_the_last_shape():
 
 def test_what_an_encoder_decoder_is_judged_by_and_how_its_layers_are_called(tmp_path):
   # Catches: the decoder's layers under the encoder's names, bits per byte of a part of the text.
-  model = {"family": "encoder_decoder", "num_encoder_layers": 4, "num_layers": 2, "moe": {"first": 1, "every": 2}}
-  (tmp_path / "config.json").write_text(json.dumps({"model": model, "data": {"objective": "span_corruption"}}))
-  (tmp_path / "routing.json").write_text(json.dumps({"layers": [1, 3], "pages": [{"experts": [[0], [1]]}]}))
-  (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "kind": "train", "moe/load": [[0.5, 0.5]] * 3}))
+  model = {
+    "family": "encoder_decoder",
+    "num_encoder_layers": 4,
+    "num_layers": 2,
+    "moe": {"first": 1, "every": 2},
+  }
+  (tmp_path / "config.json").write_text(
+    json.dumps({"model": model, "data": {"objective": "span_corruption"}})
+  )
+  (tmp_path / "routing.json").write_text(
+    json.dumps({"layers": [1, 3], "pages": [{"experts": [[0], [1]]}]})
+  )
+  (tmp_path / "metrics.jsonl").write_text(
+    json.dumps({"step": 1, "kind": "train", "moe/load": [[0.5, 0.5]] * 3})
+  )
   run = read_workdir(tmp_path)
-  assert layer_names(run) == ["encoder layer 1", "encoder layer 3", "decoder layer 1"] and page_layers(run) == 2
+  assert (
+    layer_names(run) == ["encoder layer 1", "encoder layer 3", "decoder layer 1"]
+    and page_layers(run) == 2
+  )
   assert measure(run) == ("nats_per_target", "nats a target")
-  (tmp_path / "config.json").write_text(json.dumps({"model": model | {"num_encoder_layers": 0, "num_layers": 3}}))
-  assert layer_names(read_workdir(tmp_path)) == ["MoE layer 0", "MoE layer 1", "MoE layer 2"]  # 1 + 1, not 3
+  (tmp_path / "config.json").write_text(
+    json.dumps({"model": model | {"num_encoder_layers": 0, "num_layers": 3}})
+  )
+  assert layer_names(read_workdir(tmp_path)) == [
+    "MoE layer 0",
+    "MoE layer 1",
+    "MoE layer 2",
+  ]  # 1 + 1, not 3
   assert measure(read_workdir(tmp_path)) == ("bits_per_byte", "bits per byte")
 
 

@@ -11,8 +11,12 @@ pytestmark = pytest.mark.unit
 
 
 def page(**changes):
-  return {"num_experts": 3, "pages": [{"source": "s", "pieces": [None, "<b>", " ", "\n"],
-                                       "experts": [[0, 1, 1, 3], [2, 2, 2, 0]]}]} | changes
+  return {
+    "num_experts": 3,
+    "pages": [
+      {"source": "s", "pieces": [None, "<b>", " ", "\n"], "experts": [[0, 1, 1, 3], [2, 2, 2, 0]]}
+    ],
+  } | changes
 
 
 def test_what_cannot_be_seen_is_shown():
@@ -27,7 +31,11 @@ def test_tokens_carry_their_expert_of_the_first_layer():
   text = routing_section(page(), ["layer 1", "layer 3"])
   tokens = re.search(r'<div class="page">(.*?)</div>', text, re.S).group(1)
   assert re.findall(r'<i class="(\w+)"( w)?>(.*?)</i>', tokens, re.S) == [
-    ("e0", "", "◆"), ("e1", "", "&lt;b&gt;"), ("e1", " w", "·"), ("none", " w", "↵\n")]
+    ("e0", "", "◆"),
+    ("e1", "", "&lt;b&gt;"),
+    ("e1", " w", "·"),
+    ("none", " w", "↵\n"),
+  ]
 
 
 def test_shares_are_of_the_tokens_that_have_an_expert():
@@ -40,15 +48,28 @@ def test_script_gets_every_layer():
   # Catches a layer button without data behind it.
   text = routing_section(page(), ["layer 1", "<3>"])
   data = json.loads(re.search(r'id="routing-data">(.*?)</script>', text).group(1))
-  assert data == {"experts": 3, "layers": ["layer 1", "<3>"], "pages": [[[0, 1, 1, 3], [2, 2, 2, 0]]]}
+  assert data == {
+    "experts": 3,
+    "layers": ["layer 1", "<3>"],
+    "pages": [[[0, 1, 1, 3], [2, 2, 2, 0]]],
+  }
   assert text.count("data-layer=") == 2 and "<3>" not in text
 
 
-@pytest.mark.parametrize("routing", [
-  {}, {"num_experts": 3}, page(num_experts="3"), page(num_experts=0), page(pages=[]), page(pages=[3]),
-  page(pages=[{"source": "s", "pieces": ["a"], "experts": [[0, 1], [0, 1]]}]),
-  page(pages=[{"source": "s", "pieces": ["a"], "experts": [[-1], [0]]}]),
-  page(pages=[{"source": "s", "pieces": [], "experts": [[], []]}])])
+@pytest.mark.parametrize(
+  "routing",
+  [
+    {},
+    {"num_experts": 3},
+    page(num_experts="3"),
+    page(num_experts=0),
+    page(pages=[]),
+    page(pages=[3]),
+    page(pages=[{"source": "s", "pieces": ["a"], "experts": [[0, 1], [0, 1]]}]),
+    page(pages=[{"source": "s", "pieces": ["a"], "experts": [[-1], [0]]}]),
+    page(pages=[{"source": "s", "pieces": [], "experts": [[], []]}]),
+  ],
+)
 def test_what_does_not_fit_is_left_out(routing):
   # Catches a crash on routing.json of another version, or cut short.
   assert routing_section(routing, ["layer 1", "layer 3"]) == ""

@@ -25,7 +25,10 @@ def test_layers_are_named_by_their_place_in_the_model(tmp_path):
 def test_final_figures_come_before_those_of_an_evaluation(tmp_path):
   # Catches the last training-time evaluation (some batches) shown although there is a full one.
   path = synthetic.write_workdir(tmp_path / "run", steps=20)
-  assert final_scores(read_workdir(path)) == (dict.fromkeys(synthetic.SOURCES, 2.0), "on the whole validation split")
+  assert final_scores(read_workdir(path)) == (
+    dict.fromkeys(synthetic.SOURCES, 2.0),
+    "on the whole validation split",
+  )
   (path / "results.json").unlink()
   bits, where = final_scores(read_workdir(path))
   assert bits["embedded:prose"] == pytest.approx(2.513, abs=1e-3) and "step 20" in where
@@ -34,9 +37,21 @@ def test_final_figures_come_before_those_of_an_evaluation(tmp_path):
 def test_header_says_what_ran(tmp_path):
   # Catches a header that leaves out what a reader needs to run it again.
   text = page(read_workdir(synthetic.write_workdir(tmp_path / "run", steps=20)))
-  for words in ("<h1>quickstart</h1>", "2026-01-05 10:11 UTC", "seed 7", "1 x cpu, 2 cores", "Python 3.11.7",
-                "jax 0.10.2", "commit 0123456789", "8 experts of width 32 in layers 1, 3", "top_k (k = 2)", "dropless",
-                "1.23 M", "8.19 M", "5 min"):
+  for words in (
+    "<h1>quickstart</h1>",
+    "2026-01-05 10:11 UTC",
+    "seed 7",
+    "1 x cpu, 2 cores",
+    "Python 3.11.7",
+    "jax 0.10.2",
+    "commit 0123456789",
+    "8 experts of width 32 in layers 1, 3",
+    "top_k (k = 2)",
+    "dropless",
+    "1.23 M",
+    "8.19 M",
+    "5 min",
+  ):
     assert words in text, words
 
 
@@ -46,7 +61,9 @@ def test_validation_curve_is_visible_beside_the_ladder(tmp_path, shift):
   path = synthetic.write_workdir(tmp_path / "run", steps=40)
   lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
   for line in lines:
-    line |= {name: value + shift for name, value in line.items() if name.startswith("bits_per_byte/")}
+    line |= {
+      name: value + shift for name, value in line.items() if name.startswith("bits_per_byte/")
+    }
   (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
   figure = re.search(r"Validation: embedded:prose.*?</figure>", page(read_workdir(path))).group()
   assert figure.count("<circle") == 2 and "bigram" in figure
@@ -63,11 +80,14 @@ def test_text_that_differs_is_marked(tmp_path):
 
 
 def test_events_are_told_in_order_and_counted(tmp_path):
-  # Catches: skipped updates and rollbacks that only a reader of metrics.jsonl sees; markup in a message.
+  # Catches: skipped updates and rollbacks that only a reader of metrics.jsonl sees; markup in a
+  # message.
   text = page(read_workdir(synthetic.write_workdir(tmp_path / "run", steps=200, nan_from=50)))
   assert "gradients that were not finite: 76" in text and "and 26 more in metrics.jsonl" in text
   assert text.index("<td>50</td>") < text.index("<td>52</td>") and "<script>alert" not in text
-  assert "<h2>Events" not in page(read_workdir(synthetic.write_workdir(tmp_path / "calm", steps=20)))
+  assert "<h2>Events" not in page(
+    read_workdir(synthetic.write_workdir(tmp_path / "calm", steps=20))
+  )
 
 
 def test_a_capped_final_evaluation_says_so(tmp_path):

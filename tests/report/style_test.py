@@ -14,11 +14,18 @@ pytestmark = pytest.mark.unit
 def test_style_and_page_agree_on_their_classes(tmp_path):
   # Catches a class that is renamed in one place only.
   pages = ""
-  for name, options in {"lines": {}, "maps": {"experts": 32}, "early": {"stop": 10, "nan_from": 4}}.items():
+  for name, options in {
+    "lines": {},
+    "maps": {"experts": 32},
+    "early": {"stop": 10, "nan_from": 4},
+  }.items():
     pages += write_report(synthetic.write_workdir(tmp_path / name, **options)).read_text()
   body = re.sub(r"<(style|script).*?</\1>", "", pages, flags=re.S)
   used = {name for names in re.findall(r'class="?([\w ]+)', body) for name in names.split()}
-  styled = set(re.findall(r"\.([a-z]+)(?![\w(])", CSS)) - {"only", "on"}  # these two are the script's
+  styled = set(re.findall(r"\.([a-z]+)(?![\w(])", CSS)) - {
+    "only",
+    "on",
+  }  # these two are the script's
   experts = {name for name in used if re.fullmatch(r"e\d+|none", name)}
   assert used - experts == styled
 

@@ -18,11 +18,23 @@ LOGITS = jnp.log(jnp.asarray(PROBS, jnp.float32))
 
 
 def test_by_hand():
-  # Softmax of log probabilities: the probabilities, token by token. Catches: expert-major order, a softmax over tokens.
+  # Softmax of log probabilities: the probabilities, token by token. Catches: expert-major order, a
+  # softmax over tokens.
   plan = adaptive_mixture(LOGITS, RoutingContext())
   assert [(t, e, round(g, 4)) for t, e, g in reference.assignments(plan)] == [
-    (0, 0, 0.5), (0, 1, 0.3), (0, 2, 0.2), (1, 0, 0.3), (1, 1, 0.1), (1, 2, 0.6),
-    (2, 0, 0.8), (2, 1, 0.15), (2, 2, 0.05), (3, 0, 0.1), (3, 1, 0.7), (3, 2, 0.2)]
+    (0, 0, 0.5),
+    (0, 1, 0.3),
+    (0, 2, 0.2),
+    (1, 0, 0.3),
+    (1, 1, 0.1),
+    (1, 2, 0.6),
+    (2, 0, 0.8),
+    (2, 1, 0.15),
+    (2, 2, 0.05),
+    (3, 0, 0.1),
+    (3, 1, 0.7),
+    (3, 2, 0.2),
+  ]
 
 
 @pytest.mark.parametrize(("tokens", "experts"), [(12, 6), (1, 6), (12, 1)])
@@ -31,21 +43,29 @@ def test_equals_the_oracle(tokens, experts, padded):
   # Catches: padding that is served, sums over the wrong axis where E or S is 1.
   rng = np.random.default_rng(0)
   context = RoutingContext(valid=draw_valid(rng, 50, tokens) if padded else None)
-  check_oracle(adaptive_mixture, oracle.adaptive_mixture, draw_tied_logits(rng, 50, tokens, experts), context)
+  check_oracle(
+    adaptive_mixture, oracle.adaptive_mixture, draw_tied_logits(rng, 50, tokens, experts), context
+  )
 
 
 def test_padding_changes_nothing_for_others():
   # Catches: padding in the order of the others, or with a gate.
   padded = jnp.concatenate([LOGITS, 9.0 * jnp.ones((2, 3))])
   plan = adaptive_mixture(padded, RoutingContext(valid=jnp.arange(6) < 4))
-  assert reference.assignments(plan) == reference.assignments(adaptive_mixture(LOGITS, RoutingContext()))
+  assert reference.assignments(plan) == reference.assignments(
+    adaptive_mixture(LOGITS, RoutingContext())
+  )
   assert not np.any(plan.gate[12:]) and np.all(plan.expert[12:] == 3)
 
 
 def test_router_learns():
   # d sum p_i^2 / dx_j = 2 p_j (p_j - sum_i p_i^2). Catches: a stop_gradient on the gates.
-  gradient = jax.grad(lambda l: jnp.sum(jnp.square(adaptive_mixture(l, RoutingContext()).gate)))(LOGITS)
-  np.testing.assert_allclose(gradient, 2 * PROBS * (PROBS - (PROBS**2).sum(-1, keepdims=True)), rtol=1e-4, atol=1e-6)
+  gradient = jax.grad(lambda l: jnp.sum(jnp.square(adaptive_mixture(l, RoutingContext()).gate)))(
+    LOGITS
+  )
+  np.testing.assert_allclose(
+    gradient, 2 * PROBS * (PROBS - (PROBS**2).sum(-1, keepdims=True)), rtol=1e-4, atol=1e-6
+  )
 
 
 def test_bfloat16_logits_are_softmaxed_in_float32():

@@ -19,20 +19,21 @@ _auctions = jax.jit(jax.vmap(auction, in_axes=(0, 0, None, None)))
 
 
 def _assign(values, epsilon=0.01, max_rounds=100_000):
-  """The experts [n] of each [n, E] of values, n <= TOKENS, and the numbers of rounds. Padding is NaN."""
+  """The experts [n] of each [n, E] of values, n <= TOKENS, and the numbers of rounds. Padding is
+  NaN."""
   padded = np.full((GROUPS, TOKENS, EXPERTS), np.nan, np.float32)
   valid = np.zeros((GROUPS, TOKENS), bool)
   for g, one in enumerate(values):
-    padded[g, :len(one)], valid[g, :len(one)] = one, True
+    padded[g, : len(one)], valid[g, : len(one)] = one, True
   expert, rounds = jax.device_get(_auctions(padded, valid, jnp.float32(epsilon), max_rounds))
   assert np.all(expert[~valid] == EXPERTS)
-  return [expert[g, :len(one)] for g, one in enumerate(values)], rounds[:len(values)]
+  return [expert[g, : len(one)] for g, one in enumerate(values)], rounds[: len(values)]
 
 
 def _draw(seed):
   """50 draws of 24, 29 and 5 tokens: 3 an expert; at most 4, 3 places stay free; at most 1."""
   drawn = compare.draw_logits(seed, GROUPS, 29)
-  return [one[:(24, 29, 5)[g % 3]] for g, one in enumerate(drawn)]
+  return [one[: (24, 29, 5)[g % 3]] for g, one in enumerate(drawn)]
 
 
 def _best_total(values):
@@ -44,32 +45,43 @@ def _best_total(values):
 
 @pytest.mark.parametrize("epsilon", [0.01, 0.2])
 def test_balanced_and_nearly_optimal(epsilon):
-  # Catches: greedy choice, bids without the second-best offer, prices that fall, dummies that win a place from tokens;
-  # padding that takes a place, moves the range or a mean, or counts in the places.
+  # Catches: greedy choice, bids without the second-best offer, prices that fall, dummies that win a
+  # place from tokens; padding that takes a place, moves the range or a mean, or counts in the
+  # places.
   liked = 3.0 * np.random.default_rng(0).normal(size=EXPERTS)
   values = [one + liked * (g % 2) for g, one in enumerate(_draw(0))]
   for drawn, expert in zip(values, _assign(values, epsilon)[0], strict=True):
     count, places = np.bincount(expert, minlength=EXPERTS), -(-len(drawn) // EXPERTS)
-    assert len(count) == EXPERTS and count.max() <= places and (len(drawn) % EXPERTS or count.min() == places)
+    assert (
+      len(count) == EXPERTS
+      and count.max() <= places
+      and (len(drawn) % EXPERTS or count.min() == places)
+    )
     loss = _best_total(drawn) - drawn[np.arange(len(drawn)), expert].sum()
     assert -1e-3 < loss <= EXPERTS * places * epsilon * np.ptp(drawn)
 
 
 def test_equals_the_oracle():
-  # Values are multiples of 1/64 and the step, 1/64 of their range, is one of 2**-12, so float32 is exact here.
-  # Catches: any other order of bids or ties, prices of experts with free places, padding that bids.
+  # Values are multiples of 1/64 and the step, 1/64 of their range, is one of 2**-12, so float32 is
+  # exact here. Catches: any other order of bids or ties, prices of experts with free places,
+  # padding that bids.
   values = _draw(1)
   for drawn, expert in zip(values, _assign(values, 1 / 64)[0], strict=True):
     assert expert.tolist() == oracle.auction(np.float64(drawn), 1 / 64)
 
 
 def test_ends_soon_where_all_want_the_same():
-  # Equal logits, the same logits for all tokens, two liked experts, four kinds of tokens. From prices of 0 the second
-  # takes hundreds of rounds. Catches: a step of 0 where the range is 0 (no end), prices that start at 0.
+  # Equal logits, the same logits for all tokens, two liked experts, four kinds of tokens. From
+  # prices of 0 the second takes hundreds of rounds. Catches: a step of 0 where the range is 0 (no
+  # end), prices that start at 0.
   rng = np.random.default_rng(3)
   same = np.broadcast_to(rng.normal(size=EXPERTS), (TOKENS, EXPERTS))
-  values = [np.zeros((TOKENS, EXPERTS)), same, np.broadcast_to(np.arange(EXPERTS) >= 6, (TOKENS, EXPERTS)),
-            rng.normal(size=(4, EXPERTS))[rng.integers(4, size=TOKENS)]]
+  values = [
+    np.zeros((TOKENS, EXPERTS)),
+    same,
+    np.broadcast_to(np.arange(EXPERTS) >= 6, (TOKENS, EXPERTS)),
+    rng.normal(size=(4, EXPERTS))[rng.integers(4, size=TOKENS)],
+  ]
   expert, rounds = _assign(values)
   assert np.all(rounds[:3] <= EXPERTS) and rounds[3] <= 400
   assert all(np.all(np.bincount(one, minlength=EXPERTS) == 8) for one in expert)
@@ -91,9 +103,10 @@ def test_not_a_number_ends_too():
 
 
 def test_greedy_filling_by_hand():
-  # All experts' means are 0, so prices start there. No round of auction: tokens 0 to 2 name expert 0, which takes the
-  # first two, token 3 names expert 1; then token 2 gets the place left there. The auction finds the most: 2 + 3.
-  # Catches: later tokens first, a full expert named again; an auction that stops too early.
+  # All experts' means are 0, so prices start there. No round of auction: tokens 0 to 2 name expert
+  # 0, which takes the first two, token 3 names expert 1; then token 2 gets the place left there.
+  # The auction finds the most: 2 + 3. Catches: later tokens first, a full expert named again; an
+  # auction that stops too early.
   values = jnp.array([[[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [-6.0, 0.0]]])
   valid = jnp.ones((1, 4), bool)
   assert _auctions(values, valid, jnp.float32(0.01), 0)[0].tolist() == [[0, 0, 1, 1]]
@@ -102,7 +115,8 @@ def test_greedy_filling_by_hand():
 
 @pytest.mark.parametrize(("tokens", "experts"), [(6, 1), (1, 4)])
 def test_corners(tokens, experts):
-  # Catches: no second-best offer where E = 1; dummies that take the best expert of a token that is alone.
+  # Catches: no second-best offer where E = 1; dummies that take the best expert of a token that is
+  # alone.
   values = jnp.asarray(compare.draw_logits(5, 3, tokens, experts, tied=0))
   expert, _ = _auctions(values, jnp.ones((3, tokens), bool), jnp.float32(0.01), 100)
   np.testing.assert_array_equal(expert, values.argmax(axis=-1))

@@ -19,12 +19,12 @@ from moe_jax.routing.expert_choice import expert_choice
 
 pytestmark = pytest.mark.numerics
 
-PROBS = np.array([[0.5, 0.4, 0.1],
-                  [0.4, 0.1, 0.5],
-                  [0.1, 0.3, 0.6],
-                  [0.35, 0.25, 0.4]])
+PROBS = np.array([[0.5, 0.4, 0.1], [0.4, 0.1, 0.5], [0.1, 0.3, 0.6], [0.35, 0.25, 0.4]])
 LOGITS = jnp.log(jnp.asarray(PROBS, jnp.float32))
-SHARP = {"entropy": 0.05, "iterations": 20}  # S / lambda is at most 20: float32 and float64 agree on every choice
+SHARP = {
+  "entropy": 0.05,
+  "iterations": 20,
+}  # S / lambda is at most 20: float32 and float64 agree on every choice
 
 _log_a = jax.jit(_project, static_argnums=(2, 3))
 
@@ -34,38 +34,44 @@ def _triples(plan):
 
 
 def test_by_hand():
-  # One slot an expert (C = round(0.75 * 4 / 3)), one expert a token. Experts 0 and 1 both like token 0 best. Expert 1
-  # gets it, because expert 0 loses less: 0.4 (token 1) + 0.4 + 0.6 = 1.4, whereas 0.5 + 0.3 + 0.5 = 1.3 and
-  # 0.5 + 0.25 + 0.6 = 1.35. Catches: a greedy cap, which leaves token 0 with expert 0 and its score 0.5.
+  # One slot an expert (C = round(0.75 * 4 / 3)), one expert a token. Experts 0 and 1 both like
+  # token 0 best. Expert 1 gets it, because expert 0 loses less: 0.4 (token 1) + 0.4 + 0.6 = 1.4,
+  # whereas 0.5 + 0.3 + 0.5 = 1.3 and 0.5 + 0.25 + 0.6 = 1.35. Catches: a greedy cap, which leaves
+  # token 0 with expert 0 and its score 0.5.
   plan = run(capped_expert_choice, LOGITS, capacity_factor=0.75, max_experts=1, entropy=0.01)
   assert _triples(plan) == [(1, 0, 0.4), (0, 1, 0.4), (2, 2, 0.6)]
 
 
 def test_a_token_in_too_many_lists_keeps_the_best():
-  # Nothing tells the tokens apart, so both experts list tokens 0 and 1, with equal A. They keep expert 0; expert 1
-  # lists tokens 2 and 3 next. Catches: a cap that trusts A, a slot that stays empty, a tie that goes to the higher.
+  # Nothing tells the tokens apart, so both experts list tokens 0 and 1, with equal A. They keep
+  # expert 0; expert 1 lists tokens 2 and 3 next. Catches: a cap that trusts A, a slot that stays
+  # empty, a tie that goes to the higher.
   plan = run(capped_expert_choice, jnp.zeros((4, 2)), capacity_factor=1.0, max_experts=1)
   assert _triples(plan) == [(0, 0, 0.5), (1, 0, 0.5), (2, 1, 0.5), (3, 1, 0.5)]
 
 
 def test_what_cannot_be_filled_names_nobody():
-  # Two real tokens of four and one place each: of 2 * 2 slots two stay empty. Catches: a gate of an empty slot.
+  # Two real tokens of four and one place each: of 2 * 2 slots two stay empty. Catches: a gate of an
+  # empty slot.
   context = RoutingContext(valid=jnp.array([True, True, False, False]))
   plan = run(capped_expert_choice, jnp.zeros((4, 2)), context, capacity_factor=1.0, max_experts=1)
   assert plan.expert.tolist() == [0, 0, 2, 2] and plan.gate.tolist() == [0.5, 0.5, 0.0, 0.0]
 
 
 def test_nearly_all_slots_are_filled_with_the_papers_values():
-  # 100 sweeps at lambda = 0.001 and b = c = 2 leave A far from integral: with one round of asking, one slot in seven
-  # stays empty (1024 tokens, 8 experts). Catches: experts that do not ask again.
-  logits = jax.random.normal(jax.random.key(0), (256, 8)) + 0.3 * jax.random.normal(jax.random.key(1), (1, 8))
+  # 100 sweeps at lambda = 0.001 and b = c = 2 leave A far from integral: with one round of asking,
+  # one slot in seven stays empty (1024 tokens, 8 experts). Catches: experts that do not ask again.
+  logits = jax.random.normal(jax.random.key(0), (256, 8)) + 0.3 * jax.random.normal(
+    jax.random.key(1), (1, 8)
+  )
   assert np.mean(np.asarray(run(capped_expert_choice, logits).expert) == 8) < 0.02
 
 
 @pytest.mark.parametrize("max_experts", [2, 3])
 def test_the_constraints_hold(max_experts):
-  # 12 tokens, 5 experts, C = 4 of 24 or 36 places. Catches: a projection on the wrong axis, a missing correction (the
-  # sums still hold then, but see the linear programme), a bound other than b.
+  # 12 tokens, 5 experts, C = 4 of 24 or 36 places. Catches: a projection on the wrong axis, a
+  # missing correction (the sums still hold then, but see the linear programme), a bound other than
+  # b.
   for scores in jax.nn.softmax(draw(1, 5)[0], axis=-1):
     a = np.exp(np.minimum(_log_a(scores.T / 0.05, jnp.float32(4.0), max_experts, 3000), 0.0))
     np.testing.assert_allclose(a.sum(axis=1), 4.0, rtol=1e-3)
@@ -75,14 +81,28 @@ def test_the_constraints_hold(max_experts):
 
 @pytest.mark.parametrize(("factor", "max_experts"), [(2.0, 2), (1.0, 1), (1.5, 3)])
 def test_reaches_the_linear_programme(factor, max_experts):
-  # The optimum without entropy, over the same constraints, is integral where nothing ties: the choice is that optimum.
-  # 10 tokens and 5 experts: the first two cap and fill every token. Catches: projections without corrections, a set
-  # that is forgotten, the wrong sign of an update, a cap that drops what it need not.
+  # The optimum without entropy, over the same constraints, is integral where nothing ties: the
+  # choice is that optimum. 10 tokens and 5 experts: the first two cap and fill every token.
+  # Catches: projections without corrections, a set that is forgotten, the wrong sign of an update,
+  # a cap that drops what it need not.
   drawn = 2.0 * np.random.default_rng(5).normal(size=(20, 10, 5)).astype(np.float32)
-  plan = jax.jit(jax.vmap(functools.partial(capped_expert_choice, capacity_factor=factor, max_experts=max_experts,
-                                            entropy=0.01, iterations=300), in_axes=(0, None)))
+  plan = jax.jit(
+    jax.vmap(
+      functools.partial(
+        capped_expert_choice,
+        capacity_factor=factor,
+        max_experts=max_experts,
+        entropy=0.01,
+        iterations=300,
+      ),
+      in_axes=(0, None),
+    )
+  )
   gates = np.asarray(plan(jnp.asarray(drawn), RoutingContext()).gate, np.float64)
-  optimum = [_optimum(np.asarray(jax.nn.softmax(l), np.float64).T, round(factor * 10 / 5), max_experts) for l in drawn]
+  optimum = [
+    _optimum(np.asarray(jax.nn.softmax(l), np.float64).T, round(factor * 10 / 5), max_experts)
+    for l in drawn
+  ]
   np.testing.assert_allclose(gates.sum(axis=1), optimum, rtol=1e-5)
 
 
@@ -90,15 +110,23 @@ def _optimum(scores, capacity, max_experts):
   num_experts, num_tokens = scores.shape
   rows = np.kron(np.eye(num_experts), np.ones(num_tokens))
   columns = np.kron(np.ones(num_experts), np.eye(num_tokens))
-  found = scipy.optimize.linprog(-scores.ravel(), columns, np.full(num_tokens, max_experts), rows,
-                                 np.full(num_experts, capacity), bounds=(0, 1))
+  found = scipy.optimize.linprog(
+    -scores.ravel(),
+    columns,
+    np.full(num_tokens, max_experts),
+    rows,
+    np.full(num_experts, capacity),
+    bounds=(0, 1),
+  )
   return -found.fun
 
 
 @pytest.mark.parametrize("max_experts", [1, 2])
 def test_no_token_gets_more_than_its_cap(max_experts):
   # With the paper's lambda and few sweeps A is far from integral. Catches: a cap that trusts A.
-  router = functools.partial(capped_expert_choice, capacity_factor=1.0, max_experts=max_experts, iterations=5)
+  router = functools.partial(
+    capped_expert_choice, capacity_factor=1.0, max_experts=max_experts, iterations=5
+  )
   plans = jax.device_get(jax.jit(jax.vmap(router, in_axes=(0, None)))(draw(3)[0], RoutingContext()))
   for g in range(GROUPS):
     served = reference.assignments(jax.tree.map(lambda leaf, g=g: leaf[g], plans))
@@ -113,46 +141,73 @@ def test_a_cap_of_all_experts_is_expert_choice():
     jax.tree.map(np.testing.assert_array_equal, plan, run(expert_choice, logits))
 
 
-@pytest.mark.parametrize("options", [{"max_experts": 2}, {"max_experts": 3}, {"capacity_factor": 1.0, "max_experts": 1},
-                                     {"max_experts": 5}], ids=str)
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"max_experts": 2},
+    {"max_experts": 3},
+    {"capacity_factor": 1.0, "max_experts": 1},
+    {"max_experts": 5},
+  ],
+  ids=str,
+)
 def test_equals_the_oracle(options):
-  # Catches: one correction kept too long or forgotten, sets in another order, padding that counts in a row or for the
-  # sum that is left to rows.
+  # Catches: one correction kept too long or forgotten, sets in another order, padding that counts
+  # in a row or for the sum that is left to rows.
   check_oracle(capped_expert_choice, oracle, *draw(1), **options, **SHARP)
 
 
 @pytest.mark.parametrize(("tokens", "experts"), [(1, 5), (4, 1), (4, 3)])
 def test_equals_the_oracle_at_the_corners(tokens, experts):
-  # (1, 5) and (4, 3): C is rounded up to more slots than there are places. Catches: an error there, C = 0, b > E.
+  # (1, 5) and (4, 3): C is rounded up to more slots than there are places. Catches: an error there,
+  # C = 0, b > E.
   check_oracle(capped_expert_choice, oracle, *draw(3, 5, tokens, experts), **SHARP)
 
 
 def test_appended_padding_changes_nothing():
-  # C = 1.5 * 12/8 = 2 without, and the same with 5 padded rows. Catches: padding with A > 0, places counted for it.
+  # C = 1.5 * 12/8 = 2 without, and the same with 5 padded rows. Catches: padding with A > 0, places
+  # counted for it.
   options = {"max_experts": 2, **SHARP}
-  check_appended_padding(capped_expert_choice, longer={"capacity_factor": 1.5 * 12 / 17, **options},
-                         capacity_factor=1.5, **options)
+  check_appended_padding(
+    capped_expert_choice,
+    longer={"capacity_factor": 1.5 * 12 / 17, **options},
+    capacity_factor=1.5,
+    **options,
+  )
 
 
 def test_router_learns_by_the_gates_only():
-  # The gradient where the choice is held is the softmax's own. Catches: a stop_gradient on the gates, a gradient
-  # through the projections, nan.
+  # The gradient where the choice is held is the softmax's own. Catches: a stop_gradient on the
+  # gates, a gradient through the projections, nan.
   plan = run(capped_expert_choice, LOGITS)
-  held = lambda l: jnp.sum(jnp.sin(jnp.where(plan.expert < 3, jax.nn.softmax(l)[plan.token, plan.expert], 0.0)))
+
+  def held(l):
+    return jnp.sum(
+      jnp.sin(jnp.where(plan.expert < 3, jax.nn.softmax(l)[plan.token, plan.expert], 0.0))
+    )
+
   learned = gradient(capped_expert_choice, LOGITS)
   np.testing.assert_allclose(learned, jax.jit(jax.grad(held))(LOGITS), rtol=1e-5, atol=1e-7)
   assert np.abs(learned).max() > 0.01
 
 
 def test_finite_at_the_papers_lambda():
-  # S / lambda = 1000 overflows exp; certain tokens and no real token at all. Catches: the projections outside the log
-  # domain, log 0 - log 0.
+  # S / lambda = 1000 overflows exp; certain tokens and no real token at all. Catches: the
+  # projections outside the log domain, log 0 - log 0.
   for valid in ([True] * 4, [False] * 4):
     logits = jnp.array([[500.0, 0.0], [500.0, 0.0], [0.0, 0.0], [0.0, 500.0]])
     scores = jax.nn.softmax(logits).T
-    assert np.all(np.isfinite(_log_a(jnp.where(jnp.array(valid), scores / 0.001, -1e30), jnp.float32(2.0), 2, 100)))
-    plan = run(capped_expert_choice, logits, RoutingContext(valid=jnp.array(valid)), capacity_factor=1.0)
-    assert np.all(np.isfinite(plan.gate)) and len(reference.assignments(plan)) == (4 if all(valid) else 0)
+    assert np.all(
+      np.isfinite(
+        _log_a(jnp.where(jnp.array(valid), scores / 0.001, -1e30), jnp.float32(2.0), 2, 100)
+      )
+    )
+    plan = run(
+      capped_expert_choice, logits, RoutingContext(valid=jnp.array(valid)), capacity_factor=1.0
+    )
+    assert np.all(np.isfinite(plan.gate)) and len(reference.assignments(plan)) == (
+      4 if all(valid) else 0
+    )
 
 
 def test_bfloat16_logits_are_softmaxed_in_float32():
@@ -160,20 +215,31 @@ def test_bfloat16_logits_are_softmaxed_in_float32():
   rounded = LOGITS.astype(jnp.bfloat16)
   plan = run(capped_expert_choice, rounded)
   assert plan.gate.dtype == jnp.float32
-  np.testing.assert_array_equal(plan.gate, run(capped_expert_choice, rounded.astype(jnp.float32)).gate)
+  np.testing.assert_array_equal(
+    plan.gate, run(capped_expert_choice, rounded.astype(jnp.float32)).gate
+  )
 
 
-@pytest.mark.parametrize(("options", "field"), [
-    ({"capacity_factor": 0.0}, "capacity_factor"), ({"max_experts": 0}, "max_experts"), ({"entropy": 0.0}, "entropy"),
-    ({"iterations": 0}, "iterations"), ({"max_experts": 1}, "max_experts=1: must be at least capacity_factor=2.0")])
+@pytest.mark.parametrize(
+  ("options", "field"),
+  [
+    ({"capacity_factor": 0.0}, "capacity_factor"),
+    ({"max_experts": 0}, "max_experts"),
+    ({"entropy": 0.0}, "entropy"),
+    ({"iterations": 0}, "iterations"),
+    ({"max_experts": 1}, "max_experts=1: must be at least capacity_factor=2.0"),
+  ],
+)
 def test_bad_options_are_named(options, field):
-  # Catches: a cap below the mean number of experts a token, which no choice can meet; a division by zero.
+  # Catches: a cap below the mean number of experts a token, which no choice can meet; a division by
+  # zero.
   with pytest.raises(ConfigError, match=f"model.moe.router.capped_expert_choice.{field}"):
     run(capped_expert_choice, LOGITS, **options)
 
 
 def test_a_large_factor_needs_no_larger_cap_than_experts():
-  # C is clipped to S: 3 places a token are enough for any factor. Catches: b < c refused although it is feasible.
+  # C is clipped to S: 3 places a token are enough for any factor. Catches: b < c refused although
+  # it is feasible.
   plan = run(capped_expert_choice, LOGITS, capacity_factor=9.0, max_experts=3)
   assert len(reference.assignments(plan)) == 12
 

@@ -16,12 +16,16 @@ from moe_jax.routing.device_limited import ROUTER, device_limited
 
 pytestmark = pytest.mark.numerics
 
-# Three devices of two experts. The best probabilities of the devices: token 0: 0.3, 0.25, 0.2; token 1: 0.4, 0.15, 0.2;
-# token 2: 0.1, 0.3, 0.3; token 3: 0.2, 0.1, 0.5.
-PROBS = np.array([[0.3, 0.04, 0.25, 0.01, 0.2, 0.2],
-                  [0.4, 0.02, 0.15, 0.08, 0.15, 0.2],
-                  [0.1, 0.05, 0.05, 0.3, 0.2, 0.3],
-                  [0.1, 0.2, 0.06, 0.1, 0.5, 0.04]])
+# Three devices of two experts. The best probabilities of the devices: token 0: 0.3, 0.25, 0.2;
+# token 1: 0.4, 0.15, 0.2; token 2: 0.1, 0.3, 0.3; token 3: 0.2, 0.1, 0.5.
+PROBS = np.array(
+  [
+    [0.3, 0.04, 0.25, 0.01, 0.2, 0.2],
+    [0.4, 0.02, 0.15, 0.08, 0.15, 0.2],
+    [0.1, 0.05, 0.05, 0.3, 0.2, 0.3],
+    [0.1, 0.2, 0.06, 0.1, 0.5, 0.04],
+  ]
+)
 LOGITS = jnp.log(jnp.asarray(PROBS, jnp.float32))
 
 
@@ -32,46 +36,81 @@ def _triples(logits, bias=None, **options):
 
 
 def test_by_hand():
-  # Two devices a token, three experts. Token 0 may use devices 0 and 1: 0.3, 0.25, then 0.04, though 0.2 is elsewhere.
-  # Token 1: devices 0 and 2: 0.4, 0.2, 0.15. Token 2: devices 1 and 2: experts 3 and 5 tie at 0.3, then 4. Token 3:
-  # devices 2 and 0: 0.5, 0.2, 0.1. Catches: an unlimited top-k, devices ranked by their sum, renormalised gates.
+  # Two devices a token, three experts. Token 0 may use devices 0 and 1: 0.3, 0.25, then 0.04,
+  # though 0.2 is elsewhere. Token 1: devices 0 and 2: 0.4, 0.2, 0.15. Token 2: devices 1 and 2:
+  # experts 3 and 5 tie at 0.3, then 4. Token 3: devices 2 and 0: 0.5, 0.2, 0.1. Catches: an
+  # unlimited top-k, devices ranked by their sum, renormalised gates.
   triples = _triples(LOGITS, k=3, groups=3, kept_groups=2)
-  assert triples == [(0, 0, 0.3), (1, 0, 0.4), (2, 3, 0.3), (3, 4, 0.5),
-                     (0, 2, 0.25), (1, 5, 0.2), (2, 5, 0.3), (3, 1, 0.2),
-                     (0, 1, 0.04), (1, 4, 0.15), (2, 4, 0.2), (3, 0, 0.1)]
+  assert triples == [
+    (0, 0, 0.3),
+    (1, 0, 0.4),
+    (2, 3, 0.3),
+    (3, 4, 0.5),
+    (0, 2, 0.25),
+    (1, 5, 0.2),
+    (2, 5, 0.3),
+    (3, 1, 0.2),
+    (0, 1, 0.04),
+    (1, 4, 0.15),
+    (2, 4, 0.2),
+    (3, 0, 0.1),
+  ]
 
 
 def test_the_bias_selects_devices_and_experts():
-  # Token 0 with 0.5 more on expert 3: 0.51, so that device 1 is the best and its expert 3 comes first; the gates are of
-  # the probabilities 0.01 and 0.25, or 0.01/0.26 and 0.25/0.26.
-  # Catches: a bias that does not count for devices, or that counts in the gate.
+  # Token 0 with 0.5 more on expert 3: 0.51, so that device 1 is the best and its expert 3 comes
+  # first; the gates are of the probabilities 0.01 and 0.25, or 0.01/0.26 and 0.25/0.26. Catches: a
+  # bias that does not count for devices, or that counts in the gate.
   options = {"k": 2, "groups": 3, "kept_groups": 1, "bias": [0.0, 0.0, 0.0, 0.5, 0.0, 0.0]}
   assert _triples(LOGITS[:1], **options) == [(0, 3, 0.01), (0, 2, 0.25)]
   assert _triples(LOGITS[:1], gate_norm="top_k", **options) == [(0, 3, 0.0385), (0, 2, 0.9615)]
 
 
-@pytest.mark.parametrize("options", [
+@pytest.mark.parametrize(
+  "options",
+  [
     {"k": 3, "groups": 4, "kept_groups": 2},
     {"k": 4, "groups": 2, "kept_groups": 1, "gate_norm": "top_k", "priority": "token"},
-    {"k": 8, "groups": 8, "kept_groups": 8}])
+    {"k": 8, "groups": 8, "kept_groups": 8},
+  ],
+)
 def test_equals_the_oracle(options):
-  # Catches: any of the above on 60 draws of 8 experts; K = E; devices of one expert; padding that takes an expert.
-  compare.check_oracle(device_limited, oracle, compare.draw_logits(1), compare.draw_context(1), **options)
+  # Catches: any of the above on 60 draws of 8 experts; K = E; devices of one expert; padding that
+  # takes an expert.
+  compare.check_oracle(
+    device_limited, oracle, compare.draw_logits(1), compare.draw_context(1), **options
+  )
 
 
 def test_equals_the_oracle_with_a_bias():
-  # Catches: a bias that is left out of the score of a device, or that orders tokens; padding that is not last.
-  # (No ties here: tokens with the same probabilities at other experts would differ by rounding.)
+  # Catches: a bias that is left out of the score of a device, or that orders tokens; padding that
+  # is not last. (No ties here: tokens with the same probabilities at other experts would differ by
+  # rounding.)
   context = compare.draw_context(2, bias=np.float32(np.random.default_rng(0).normal(size=8) * 0.1))
-  compare.check_oracle(device_limited, oracle, compare.draw_logits(2, tied=0), context, k=3, groups=4, kept_groups=2,
-                       priority="gate")
+  compare.check_oracle(
+    device_limited,
+    oracle,
+    compare.draw_logits(2, tied=0),
+    context,
+    k=3,
+    groups=4,
+    kept_groups=2,
+    priority="gate",
+  )
 
 
 @pytest.mark.parametrize(("tokens", "experts"), [(1, 1), (4, 1), (1, 6)])
 def test_corners(tokens, experts):
   # Catches: E = 1, S = 1.
-  compare.check_oracle(device_limited, oracle, compare.draw_logits(3, 5, tokens, experts),
-                       compare.draw_context(3, 5, tokens), k=1, groups=1, kept_groups=1)
+  compare.check_oracle(
+    device_limited,
+    oracle,
+    compare.draw_logits(3, 5, tokens, experts),
+    compare.draw_context(3, 5, tokens),
+    k=1,
+    groups=1,
+    kept_groups=1,
+  )
 
 
 def test_appended_padding_changes_nothing():
@@ -89,10 +128,16 @@ def test_router_gradient():
   assert not np.any(constant)  # the gate is 1, as the docstring says
 
 
-@pytest.mark.parametrize(("options", "field"), [
-    ({"groups": 4}, "groups"), ({"groups": 3, "kept_groups": 4}, "kept_groups"),
-    ({"k": 5, "groups": 3, "kept_groups": 2}, "k=5"), ({"groups": 3, "k": 2, "gate_norm": "topk"}, "gate_norm"),
-    ({"groups": 3, "k": 2, "priority": "random"}, "priority")])
+@pytest.mark.parametrize(
+  ("options", "field"),
+  [
+    ({"groups": 4}, "groups"),
+    ({"groups": 3, "kept_groups": 4}, "kept_groups"),
+    ({"k": 5, "groups": 3, "kept_groups": 2}, "k=5"),
+    ({"groups": 3, "k": 2, "gate_norm": "topk"}, "gate_norm"),
+    ({"groups": 3, "k": 2, "priority": "random"}, "priority"),
+  ],
+)
 def test_bad_options_are_named(options, field):
   # Catches: an error inside XLA instead of one that names the option.
   with pytest.raises(ConfigError, match=f"device_limited.{field}"):

@@ -14,16 +14,14 @@ from moe_jax.routing.expert_choice import expert_choice
 
 pytestmark = pytest.mark.unit
 
-PROBS = np.array([[0.5, 0.3, 0.2],
-                  [0.3, 0.1, 0.6],
-                  [0.8, 0.15, 0.05],
-                  [0.1, 0.7, 0.2]])
+PROBS = np.array([[0.5, 0.3, 0.2], [0.3, 0.1, 0.6], [0.8, 0.15, 0.05], [0.1, 0.7, 0.2]])
 LOGITS = jnp.log(jnp.asarray(PROBS, jnp.float32))
 
 
 def test_by_hand():
-  # C = round(1.5 * 4 / 3) = 2. Columns: expert 0 likes 2 (0.8), 0 (0.5); 1 likes 3 (0.7), 0 (0.3); 2 likes 1 (0.6),
-  # then 0 and 3 tie at 0.2. Catches: a softmax over tokens, a top-C over experts, renormalised gates.
+  # C = round(1.5 * 4 / 3) = 2. Columns: expert 0 likes 2 (0.8), 0 (0.5); 1 likes 3 (0.7), 0 (0.3);
+  # 2 likes 1 (0.6), then 0 and 3 tie at 0.2. Catches: a softmax over tokens, a top-C over experts,
+  # renormalised gates.
   plan = expert_choice(LOGITS, RoutingContext(), capacity_factor=1.5)
   triples = [(t, e, round(g, 4)) for t, e, g in reference.assignments(plan)]
   assert triples[:5] == [(2, 0, 0.8), (0, 0, 0.5), (3, 1, 0.7), (0, 1, 0.3), (1, 2, 0.6)]
@@ -38,14 +36,16 @@ def test_ties_go_to_the_earlier_token():
 
 @pytest.mark.parametrize(("factor", "slots"), [(0.01, 1), (1.0, 1), (2.0, 3), (3.0, 4), (100.0, 4)])
 def test_capacity_is_rounded_and_clipped(factor, slots):
-  # 4 tokens, 3 experts: 1.33 -> 1 ... Catches: top_k with C > S, C = 0; disagreement with the layer's capacity.
+  # 4 tokens, 3 experts: 1.33 -> 1 ... Catches: top_k with C > S, C = 0; disagreement with the
+  # layer's capacity.
   plan = expert_choice(LOGITS, RoutingContext(), capacity_factor=factor)
   assert plan.token.shape == (3 * slots,)
   assert expert_capacity(4, 3, plan.token.size, factor, "tokens", 1) == slots
 
 
 def test_padding_is_never_chosen():
-  # Two real tokens for 2 slots an expert, and one for 2. Catches: padding with a high score, a sentinel with a gate.
+  # Two real tokens for 2 slots an expert, and one for 2. Catches: padding with a high score, a
+  # sentinel with a gate.
   for valid in ([True, False, True, False], [False, False, False, True]):
     plan = expert_choice(LOGITS, RoutingContext(valid=jnp.array(valid)), capacity_factor=1.5)
     expected = reference.expert_choice(LOGITS, 1.5, valid)
@@ -56,7 +56,9 @@ def test_padding_is_never_chosen():
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
 def test_equals_the_oracle(factor):
   logits = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
-  actual = reference.assignments(expert_choice(jnp.asarray(logits), RoutingContext(), capacity_factor=factor))
+  actual = reference.assignments(
+    expert_choice(jnp.asarray(logits), RoutingContext(), capacity_factor=factor)
+  )
   expected = reference.expert_choice(logits, factor)
   assert [a[:2] for a in actual] == [a[:2] for a in expected]
   np.testing.assert_allclose([a[2] for a in actual], [a[2] for a in expected], rtol=1e-5)
@@ -64,7 +66,9 @@ def test_equals_the_oracle(factor):
 
 def test_router_learns():
   # Catches: a stop_gradient on the gates.
-  gradient = jax.grad(lambda l: jnp.sum(jnp.square(expert_choice(l, RoutingContext()).gate)))(LOGITS)
+  gradient = jax.grad(lambda l: jnp.sum(jnp.square(expert_choice(l, RoutingContext()).gate)))(
+    LOGITS
+  )
   assert np.abs(gradient).max() > 0.01
 
 
@@ -91,4 +95,6 @@ def test_equals_the_oracle_at_the_corners(tokens, experts):
 
 def test_appended_padding_changes_nothing():
   # The same C = 3 with 5 padded rows. Catches: padding that is chosen.
-  check_appended_padding(expert_choice, longer={"capacity_factor": 2.0 * 12 / 17}, capacity_factor=2.0)
+  check_appended_padding(
+    expert_choice, longer={"capacity_factor": 2.0 * 12 / 17}, capacity_factor=2.0
+  )

@@ -1,4 +1,5 @@
-"""Logits far from 0: routers choose by what probabilities would be if they did not underflow; gradients stay finite."""
+"""Logits far from 0: routers choose by what probabilities would be if they did not underflow;
+gradients stay finite."""
 
 import functools
 import itertools
@@ -19,26 +20,45 @@ TRAINS = RoutingContext(train=True)
 
 def routed_by(name, logits, context, **options):
   """The router's plan, compiled as one program: op by op it takes longer to compile than to run."""
-  return jax.jit(lambda logits, context: ROUTERS[name].route(logits, context, **options))(logits, context)
+  return jax.jit(lambda logits, context: ROUTERS[name].route(logits, context, **options))(
+    logits, context
+  )
 
 
 def chosen(plan, token=0):
   """The experts of a token, in order."""
-  return [int(e) for t, e in zip(plan.token, plan.expert, strict=True) if t == token and e < plan.num_experts]
+  return [
+    int(e)
+    for t, e in zip(plan.token, plan.expert, strict=True)
+    if t == token and e < plan.num_experts
+  ]
 
 
-@pytest.mark.parametrize("name, options, context", [
-    ("top_k", {"k": 2}, RoutingContext()), ("top_k", {"k": 2, "gate_norm": "none"}, BIASED),
-    ("noisy_top_k", {"k": 2}, RoutingContext()), ("noisy_top_k", {"k": 2}, BIASED),
-    ("gshard", {"second_policy": "all"}, TRAINS), ("st_moe", {"k": 2, "policy": "all"}, TRAINS),
+@pytest.mark.parametrize(
+  "name, options, context",
+  [
+    ("top_k", {"k": 2}, RoutingContext()),
+    ("top_k", {"k": 2, "gate_norm": "none"}, BIASED),
+    ("noisy_top_k", {"k": 2}, RoutingContext()),
+    ("noisy_top_k", {"k": 2}, BIASED),
+    ("gshard", {"second_policy": "all"}, TRAINS),
+    ("st_moe", {"k": 2, "policy": "all"}, TRAINS),
     ("device_limited", {"k": 2, "groups": 1, "kept_groups": 1}, RoutingContext()),
     ("device_limited", {"k": 2, "groups": 2, "kept_groups": 2}, BIASED),
-    ("sigmoid_bias", {"k": 2}, RoutingContext()), ("sigmoid_bias", {"k": 2}, BIASED),
-    ("sinkhorn", {"k": 2}, RoutingContext())])
+    ("sigmoid_bias", {"k": 2}, RoutingContext()),
+    ("sigmoid_bias", {"k": 2}, BIASED),
+    ("sinkhorn", {"k": 2}, RoutingContext()),
+  ],
+)
 def test_the_second_choice_is_the_second_logit(name, options, context):
-  # Catches: a choice by probabilities, all of which but the first are 0 in float32; sigmoids that are all 1 or all 0.
+  # Catches: a choice by probabilities, all of which but the first are 0 in float32; sigmoids that
+  # are all 1 or all 0.
   run = jax.jit(lambda logits: ROUTERS[name].route(logits, context, **options))
-  for logits in ([200.0, 0.0, 50.0, 60.0], [-200.0, -900.0, -400.0, -300.0], [200.0, 0.0, -150.0, 80.0]):
+  for logits in (
+    [200.0, 0.0, 50.0, 60.0],
+    [-200.0, -900.0, -400.0, -300.0],
+    [200.0, 0.0, -150.0, 80.0],
+  ):
     assert chosen(run(np.array([logits], np.float32))) == [0, 3], logits
 
 
@@ -50,9 +70,14 @@ def test_device_groups_are_ranked_without_underflow():
   assert chosen(routed_by("sigmoid_bias", logits - 200.0, RoutingContext(), **options)) == [0, 4]
 
 
-@pytest.mark.parametrize("name, options", [("expert_choice", {"capacity_factor": 1.0}),
-                                           ("capped_expert_choice", {"capacity_factor": 1.0, "max_experts": 2}),
-                                           ("strictly_balanced", {"k": 1})])
+@pytest.mark.parametrize(
+  "name, options",
+  [
+    ("expert_choice", {"capacity_factor": 1.0}),
+    ("capped_expert_choice", {"capacity_factor": 1.0, "max_experts": 2}),
+    ("strictly_balanced", {"k": 1}),
+  ],
+)
 def test_an_expert_that_nobody_wants_takes_who_wants_it_most(name, options):
   # Catches: tokens ranked by probabilities that are all 0, so that the first tokens win.
   logits = jnp.array([[0.0, -400.0], [0.0, -300.0], [0.0, -200.0], [0.0, -500.0]])
@@ -61,10 +86,14 @@ def test_an_expert_that_nobody_wants_takes_who_wants_it_most(name, options):
   assert taken == [2, 1] or name == "capped_expert_choice" and len(taken) == 2
 
 
-@pytest.mark.parametrize("name", ["top_k", "st_moe", "noisy_top_k", "device_limited", "sigmoid_bias", "sinkhorn"])
+@pytest.mark.parametrize(
+  "name", ["top_k", "st_moe", "noisy_top_k", "device_limited", "sigmoid_bias", "sinkhorn"]
+)
 def test_priority_tells_very_sure_tokens_apart(name):
   # Catches: an order of service by probabilities that are all 1 in float32.
-  options = {"k": 1, "priority": "gate"} | ({"groups": 1, "kept_groups": 1} if name == "device_limited" else {})
+  options = {"k": 1, "priority": "gate"} | (
+    {"groups": 1, "kept_groups": 1} if name == "device_limited" else {}
+  )
   logits = jnp.array([[20.0, 0.0], [40.0, 0.0], [30.0, 0.0]])
   plan = routed_by(name, logits, RoutingContext(), **options)
   assert [int(t) for t in plan.token] == [1, 2, 0]
@@ -73,21 +102,35 @@ def test_priority_tells_very_sure_tokens_apart(name):
 def routed(name, logits, groups=2):
   """`(options, context)` with which a router can be called on these logits."""
   tokens, experts = logits.shape
-  options = {"k": 2} if name in ("noisy_top_k", "strictly_balanced", "sigmoid_bias", "device_limited") else {}
-  options |= {"groups": groups, "kept_groups": groups} if name in ("sigmoid_bias", "device_limited") else {}
+  options = (
+    {"k": 2}
+    if name in ("noisy_top_k", "strictly_balanced", "sigmoid_bias", "device_limited")
+    else {}
+  )
+  options |= (
+    {"groups": groups, "kept_groups": groups} if name in ("sigmoid_bias", "device_limited") else {}
+  )
   options |= {"groups": groups, "primary_k": 2, "k": 1} if name == "hierarchical" else {}
   context = RoutingContext(
-      key=jax.random.key(0), token_ids=jnp.arange(tokens), noise_std=jnp.ones(logits.shape), train=True,
-      primary=logits[:, :groups], primary_noise_std=jnp.ones((tokens, groups)), threshold=jnp.zeros(experts))
+    key=jax.random.key(0),
+    token_ids=jnp.arange(tokens),
+    noise_std=jnp.ones(logits.shape),
+    train=True,
+    primary=logits[:, :groups],
+    primary_noise_std=jnp.ones((tokens, groups)),
+    threshold=jnp.zeros(experts),
+  )
   return options, context
 
 
 @functools.cache
 def slopes_of_gates(name):
   """The compiled `f(logits) -> (a weighted sum of a router's gates, its gradient)`."""
+
   def total(logits, context):
     gate = ROUTERS[name].route(logits, context, **routed(name, logits)[0]).gate
     return jnp.sum(gate * jnp.arange(1.0, gate.size + 1))
+
   # The context is the input's, so that no gradient comes through it.
   return jax.jit(lambda logits: jax.value_and_grad(total)(logits, routed(name, logits)[1]))
 
@@ -102,27 +145,33 @@ def test_gates_and_their_gradients_stay_finite(name, shift):
 
 
 LOSSES = {
-    "balance": lambda x, plan: losses.balance(*losses.balance_terms(x, plan, None, "all")),
-    "balance of sigmoids": lambda x, plan: losses.balance(*losses.balance_terms(x, plan, None, "all", "sigmoid")),
-    "communication": lambda x, plan: losses.balance(*losses.communication_terms(x, plan, None, 2, 1)),
-    "z": lambda x, plan: losses.z(x, None),
-    "importance": lambda x, plan: losses.importance(x, None),
-    "importance of gates": lambda x, plan: losses.gate_importance(plan),
-    "load": lambda x, plan: losses.load(x, x, None, 2, 0.25),
+  "balance": lambda x, plan: losses.balance(*losses.balance_terms(x, plan, None, "all")),
+  "balance of sigmoids": lambda x, plan: losses.balance(
+    *losses.balance_terms(x, plan, None, "all", "sigmoid")
+  ),
+  "communication": lambda x, plan: losses.balance(*losses.communication_terms(x, plan, None, 2, 1)),
+  "z": lambda x, plan: losses.z(x, None),
+  "importance": lambda x, plan: losses.importance(x, None),
+  "importance of gates": lambda x, plan: losses.gate_importance(plan),
+  "load": lambda x, plan: losses.load(x, x, None, 2, 0.25),
 }
 
 
 @functools.cache
 def slopes_of_loss(name, **options):
   """The compiled `f(logits) -> (a loss of what `sigmoid_bias` chooses by them, its gradient)`."""
-  return jax.jit(jax.value_and_grad(lambda x: LOSSES[name](x, ROUTERS["sigmoid_bias"].route(
-      x, RoutingContext(), k=2, **options))))
+  return jax.jit(
+    jax.value_and_grad(
+      lambda x: LOSSES[name](x, ROUTERS["sigmoid_bias"].route(x, RoutingContext(), k=2, **options))
+    )
+  )
 
 
 @pytest.mark.parametrize("shift", [-1e4, -60.0, 0.0, 60.0, 1e4])
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_and_their_gradients_stay_finite(name, shift):
-  # Catches: a loss that a shift of all logits drives to 0 or NaN (the sum of sigmoids, the square of a mean gate).
+  # Catches: a loss that a shift of all logits drives to 0 or NaN (the sum of sigmoids, the square
+  # of a mean gate).
   logits = np.random.default_rng(2).normal(size=(16, 4)).astype(np.float32) + np.float32(shift)
   value, slope = slopes_of_loss(name, gate_norm="none")(logits)
   assert np.isfinite(value) and np.isfinite(slope).all()
@@ -130,7 +179,8 @@ def test_losses_and_their_gradients_stay_finite(name, shift):
 
 @pytest.mark.parametrize("shift", [0.0, -60.0, -1000.0])
 def test_the_balance_loss_of_sigmoids_knows_no_shift(shift):
-  # Catches: (sum of sigmoids + 1e-20), which a router can drive to a loss of 0, and whose gradient then is NaN.
+  # Catches: (sum of sigmoids + 1e-20), which a router can drive to a loss of 0, and whose gradient
+  # then is NaN.
   logits = np.full((64, 8), shift - 60.0, np.float32) + np.float32(8.0) * (np.arange(8) < 2)
   value, slope = slopes_of_loss("balance of sigmoids")(logits)
   np.testing.assert_allclose(value, 4.0, rtol=2e-3)
@@ -142,12 +192,23 @@ NOISY = np.random.default_rng(3).normal(size=(16, 8)).astype(np.float32)
 
 @functools.cache
 def slopes_of_load(two, noisy):
-  """The compiled `f(logits, raw deviations) -> (a load loss, its gradients)`, of one level of experts or of two."""
+  """The compiled `f(logits, raw deviations) -> (a load loss, its gradients)`, of one level of
+  experts or of two."""
+
   def load(logits, raw):
-    context = RoutingContext(key=jax.random.key(4) if noisy else None, train=noisy, noise_std=jax.nn.softplus(raw),
-                             primary=jnp.asarray(NOISY[:, :2]), primary_noise_std=jax.nn.softplus(raw[:, :2]))
-    return (two_levels.load(logits, context, groups=2, primary_k=1, k=2) if two
-            else noisy_top_k.load(logits, context, k=2))
+    context = RoutingContext(
+      key=jax.random.key(4) if noisy else None,
+      train=noisy,
+      noise_std=jax.nn.softplus(raw),
+      primary=jnp.asarray(NOISY[:, :2]),
+      primary_noise_std=jax.nn.softplus(raw[:, :2]),
+    )
+    return (
+      two_levels.load(logits, context, groups=2, primary_k=1, k=2)
+      if two
+      else noisy_top_k.load(logits, context, k=2)
+    )
+
   return jax.jit(jax.value_and_grad(load, argnums=(0, 1)))
 
 
@@ -174,6 +235,7 @@ def test_a_floor_of_the_noise_moves_nothing_ordinary():
 def test_the_errors_of_1991_stay_finite_far_from_the_target():
   # Catches: the logarithm of a sum of likelihoods that have all underflowed.
   outputs, target = jnp.full((1, 3, 2), 60.0), jnp.zeros((1, 2))
-  value, slope = jax.jit(jax.value_and_grad(lambda o: jnp.sum(competitive(jnp.full((1, 3), 1 / 3), o, target))))(
-      outputs)
+  value, slope = jax.jit(
+    jax.value_and_grad(lambda o: jnp.sum(competitive(jnp.full((1, 3), 1 / 3), o, target)))
+  )(outputs)
   assert np.isfinite(value) and np.isfinite(slope).all() and np.abs(slope).max() > 1

@@ -11,19 +11,28 @@ pytestmark = pytest.mark.unit
 
 # Token 0: groups (9, 0), (6, 5), (7, 1). The best expert alone: 9, 6, 7; the best two: 9, 11, 8.
 # Token 1: groups (1, 2), (2, 0), (0, 0): the best alone: 2, 2, 0; the best two: 3, 2, 0.
-SCORES = jnp.array([[9.0, 0.0, 6.0, 5.0, 7.0, 1.0],
-                    [1.0, 2.0, 2.0, 0.0, 0.0, 0.0]])
+SCORES = jnp.array([[9.0, 0.0, 6.0, 5.0, 7.0, 1.0], [1.0, 2.0, 2.0, 0.0, 0.0, 0.0]])
 
 
-@pytest.mark.parametrize(("kept", "best", "expected"), [
-    (1, 1, [{0, 1}, {0, 1}]), (2, 1, [{0, 1, 4, 5}, {0, 1, 2, 3}]), (3, 1, [set(range(6)), set(range(6))]),
-    (1, 2, [{2, 3}, {0, 1}]), (2, 2, [{0, 1, 2, 3}, {0, 1, 2, 3}]), (1, 5, [{2, 3}, {0, 1}])])
+@pytest.mark.parametrize(
+  ("kept", "best", "expected"),
+  [
+    (1, 1, [{0, 1}, {0, 1}]),
+    (2, 1, [{0, 1, 4, 5}, {0, 1, 2, 3}]),
+    (3, 1, [set(range(6)), set(range(6))]),
+    (1, 2, [{2, 3}, {0, 1}]),
+    (2, 2, [{0, 1, 2, 3}, {0, 1, 2, 3}]),
+    (1, 5, [{2, 3}, {0, 1}]),
+  ],
+)
 def test_by_hand(kept, best, expected):
-  # Catches: interleaved instead of consecutive groups, a sum over the whole group for best=1, a tie (token 1, best 1)
-  # that goes to the higher group, `best` larger than a group.
+  # Catches: interleaved instead of consecutive groups, a sum over the whole group for best=1, a tie
+  # (token 1, best 1) that goes to the higher group, `best` larger than a group.
   limited = np.asarray(limit_to_groups(SCORES, 3, kept, best))
   assert [set(np.flatnonzero(np.isfinite(row))) for row in limited] == expected
-  np.testing.assert_array_equal(limited[np.isfinite(limited)], np.asarray(SCORES)[np.isfinite(limited)])
+  np.testing.assert_array_equal(
+    limited[np.isfinite(limited)], np.asarray(SCORES)[np.isfinite(limited)]
+  )
 
 
 def test_one_group_is_no_limit():
@@ -37,9 +46,17 @@ def test_groups_of_one_expert():
   assert [np.flatnonzero(np.isfinite(row)).tolist() for row in limited] == [[0, 4], [1, 2]]
 
 
-@pytest.mark.parametrize(("k", "groups", "kept_groups", "field"), [
-    (1, 4, 1, "groups"), (1, 0, 1, "groups"), (1, 3, 0, "kept_groups"), (1, 3, 4, "kept_groups"), (5, 3, 2, "x.k"),
-    (0, 3, 2, "x.k")])
+@pytest.mark.parametrize(
+  ("k", "groups", "kept_groups", "field"),
+  [
+    (1, 4, 1, "groups"),
+    (1, 0, 1, "groups"),
+    (1, 3, 0, "kept_groups"),
+    (1, 3, 4, "kept_groups"),
+    (5, 3, 2, "x.k"),
+    (0, 3, 2, "x.k"),
+  ],
+)
 def test_bad_options_are_named(k, groups, kept_groups, field):
   # Catches: a reshape error, or K experts where fewer are within reach (the rest would be -inf).
   with pytest.raises(ConfigError, match=field):

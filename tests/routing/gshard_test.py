@@ -15,10 +15,7 @@ from moe_jax.routing.gshard import ROUTER, gshard
 
 pytestmark = pytest.mark.numerics
 
-PROBS = np.array([[0.5, 0.3, 0.2],
-                  [0.3, 0.1, 0.6],
-                  [0.8, 0.15, 0.05],
-                  [0.1, 0.7, 0.2]])
+PROBS = np.array([[0.5, 0.3, 0.2], [0.3, 0.1, 0.6], [0.8, 0.15, 0.05], [0.1, 0.7, 0.2]])
 LOGITS = jnp.log(jnp.asarray(PROBS, jnp.float32))
 # g1 = 0.5/0.8, 0.6/0.9, 0.8/0.95, 0.7/0.9; g2 = 1 - g1 = 0.375, 0.3333, 0.1579, 0.2222.
 FIRST = [(0, 0, 0.625), (1, 2, 0.6667), (2, 0, 0.8421), (3, 1, 0.7778)]
@@ -30,8 +27,8 @@ def _triples(plan):
 
 def test_threshold_by_hand():
   # g2 > 0.31: tokens 0 and 1. A skipped choice keeps its place in the queue, or names nobody.
-  # Catches: a gate that survives, g1 renormalised to 1 where the second is skipped, p2 in place of g2 (0.3 is not
-  # above 0.31), the two meanings of skipped_keeps_slot mixed up.
+  # Catches: a gate that survives, g1 renormalised to 1 where the second is skipped, p2 in place of
+  # g2 (0.3 is not above 0.31), the two meanings of skipped_keeps_slot mixed up.
   options = {"second_policy": "threshold", "threshold": 0.31}
   second = [(0, 1, 0.375), (1, 0, 0.3333), (2, 1, 0.0), (3, 2, 0.0)]
   assert _triples(run(gshard, LOGITS, **options)) == FIRST + second
@@ -43,47 +40,69 @@ def test_all_and_none_by_hand():
   context = RoutingContext(key=jax.random.key(0), train=True)
   second = [(0, 1, 0.375), (1, 0, 0.3333), (2, 1, 0.1579), (3, 2, 0.2222)]
   assert _triples(run(gshard, LOGITS, context, second_policy="all")) == FIRST + second
-  assert _triples(run(gshard, LOGITS, context, second_policy="none", skipped_keeps_slot=False)) == FIRST
+  assert (
+    _triples(run(gshard, LOGITS, context, second_policy="none", skipped_keeps_slot=False)) == FIRST
+  )
 
 
-@pytest.mark.parametrize("context", [RoutingContext(train=True), RoutingContext(key=jax.random.key(0))])
+@pytest.mark.parametrize(
+  "context", [RoutingContext(train=True), RoutingContext(key=jax.random.key(0))]
+)
 def test_random_keeps_all_where_nothing_is_random(context):
   # Catches: a draw in evaluation, a crash without a key.
-  assert _triples(run(gshard, LOGITS, context)) == _triples(run(gshard, LOGITS, second_policy="all"))
+  assert _triples(run(gshard, LOGITS, context)) == _triples(
+    run(gshard, LOGITS, second_policy="all")
+  )
 
 
-@pytest.mark.parametrize(("threshold", "expected"), [(0.5, (0.2, 0.5, 0.8)), (0.2, (0.5, 1.0, 1.0))])
+@pytest.mark.parametrize(
+  ("threshold", "expected"), [(0.5, (0.2, 0.5, 0.8)), (0.2, (0.5, 1.0, 1.0))]
+)
 def test_the_second_is_kept_in_proportion_to_its_gate(threshold, expected):
-  # g2 = 0.1, 0.25, 0.4: kept with probability min(1, g2 / threshold), 2 g2 at 0.5. The standard deviation of a
-  # frequency over 10000 tokens is 0.005 at most. Catches: g2 > r without the factor 2, r < g1, one r for all tokens.
+  # g2 = 0.1, 0.25, 0.4: kept with probability min(1, g2 / threshold), 2 g2 at 0.5. The standard
+  # deviation of a frequency over 10000 tokens is 0.005 at most. Catches: g2 > r without the factor
+  # 2, r < g1, one r for all tokens.
   for g2, probability in zip((0.1, 0.25, 0.4), expected, strict=True):
     logits = jnp.tile(jnp.log(jnp.array([g2, 1 - g2])), (10000, 1))
-    plan = run(gshard, logits, RoutingContext(key=jax.random.key(1), train=True), threshold=threshold)
+    plan = run(
+      gshard, logits, RoutingContext(key=jax.random.key(1), train=True), threshold=threshold
+    )
     kept = np.asarray(plan.gate[10000:]) > 0
     assert abs(kept.mean() - probability) < 0.02
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 5])
 def test_is_algorithm_1_and_mesh_tensorflow(capacity):
-  # The paper's counters count what does not fit, Mesh-TensorFlow's do not; a dispatcher of that capacity must serve
-  # what each of them dispatches. Catches: a skipped choice that gives up its slot in the first, or holds it in the
-  # second; second choices that queue among first ones.
+  # The paper's counters count what does not fit, Mesh-TensorFlow's do not; a dispatcher of that
+  # capacity must serve what each of them dispatches. Catches: a skipped choice that gives up its
+  # slot in the first, or holds it in the second; second choices that queue among first ones.
   many, contexts = draw(capacity, 10)
   for logits, key in zip(many, contexts.key, strict=True):
     context = RoutingContext(key=key, train=True)
     assert _served(logits, context, capacity) == sorted(algorithm_1(logits, context, capacity))
     mesh = mesh_tensorflow(logits, context, capacity, 0.2)
-    assert _served(logits, context, capacity, threshold=0.2, skipped_keeps_slot=False) == sorted(mesh)
+    assert _served(logits, context, capacity, threshold=0.2, skipped_keeps_slot=False) == sorted(
+      mesh
+    )
 
 
 def _served(logits, context, capacity, **options):
   plan = reference.assignments(run(gshard, logits, context, **options))
-  return sorted(a[:2] for a in reference.drop_overflow(plan, logits.shape[-1], capacity) if a[2] > 0)
+  return sorted(
+    a[:2] for a in reference.drop_overflow(plan, logits.shape[-1], capacity) if a[2] > 0
+  )
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"threshold": 0.2, "skipped_keeps_slot": False}, {"second_policy": "threshold", "threshold": 0.25},
-    {"second_policy": "none", "skipped_keeps_slot": False}], ids=str)
+@pytest.mark.parametrize(
+  "options",
+  [
+    {},
+    {"threshold": 0.2, "skipped_keeps_slot": False},
+    {"second_policy": "threshold", "threshold": 0.25},
+    {"second_policy": "none", "skipped_keeps_slot": False},
+  ],
+  ids=str,
+)
 def test_equals_the_oracle(options):
   # Catches: a wrong column of choices, draws that depend on padding, unstable ties.
   check_oracle(gshard, oracle, *draw(1), **options)
@@ -101,16 +120,19 @@ def test_padding_changes_nothing():
 
 
 def test_router_learns_from_both_choices_but_not_from_skipped_ones():
-  # d sin(g2) / d logits = cos(g2) * g1 * g2 * (-1, 1): 0.2181 for token 0. Catches: a stop_gradient on the gates, a
-  # gradient through the gate of a choice that was skipped.
-  np.testing.assert_allclose(gradient(gshard, LOGITS, first=4)[0], [-0.2181, 0.2181, 0.0], atol=1e-4)
+  # d sin(g2) / d logits = cos(g2) * g1 * g2 * (-1, 1): 0.2181 for token 0. Catches: a stop_gradient
+  # on the gates, a gradient through the gate of a choice that was skipped.
+  np.testing.assert_allclose(
+    gradient(gshard, LOGITS, first=4)[0], [-0.2181, 0.2181, 0.0], atol=1e-4
+  )
   assert not np.any(gradient(gshard, LOGITS, first=4, second_policy="none"))
   both = gradient(gshard, LOGITS)
   assert np.all(np.isfinite(both)) and np.abs(both).max() > 0.01
 
 
 def test_gates_survive_underflow_and_bfloat16():
-  # p2 and p3 underflow to 0 in float32. Catches: a division by p2 + p3, a softmax in the model's dtype.
+  # p2 and p3 underflow to 0 in float32. Catches: a division by p2 + p3, a softmax in the model's
+  # dtype.
   plan = run(gshard, jnp.array([[0.0, -200.0, -300.0]]))
   assert _triples(plan) == [(0, 0, 1.0), (0, 1, 0.0)]
   plan = run(gshard, LOGITS.astype(jnp.bfloat16))
@@ -118,8 +140,10 @@ def test_gates_survive_underflow_and_bfloat16():
   np.testing.assert_allclose(np.asarray(plan.gate[:4] + plan.gate[4:]), 1.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("options", "field"), [({"second_policy": "randm"}, "second_policy.*'random'"),
-                                                ({"threshold": 0.0}, "threshold")])
+@pytest.mark.parametrize(
+  ("options", "field"),
+  [({"second_policy": "randm"}, "second_policy.*'random'"), ({"threshold": 0.0}, "threshold")],
+)
 def test_bad_options_are_named(options, field):
   # Catches: a KeyError, a division by zero.
   with pytest.raises(ConfigError, match=f"model.moe.router.gshard.{field}"):
@@ -134,5 +158,9 @@ def test_one_expert_is_refused():
 
 def test_looks_ahead():
   # Catches: a statement of causality that misses second choices.
-  assert ROUTER.leak() == "overflow" == ROUTER.leak(second_policy="random", threshold=0.5, skipped_keeps_slot=True)
+  assert (
+    ROUTER.leak()
+    == "overflow"
+    == ROUTER.leak(second_policy="random", threshold=0.5, skipped_keeps_slot=True)
+  )
   assert ROUTER.leak(second_policy="none") == "no"

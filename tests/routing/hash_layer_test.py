@@ -31,26 +31,31 @@ def test_modulo_by_hand():
 
 
 def test_the_finaliser_is_murmur_hash_3s():
-  # MurmurHash3 (x86, 32 bits) of the empty string is the finaliser of the seed; these are published values.
-  # Catches: an oracle with wrong constants or shifts, to which the router is held.
+  # MurmurHash3 (x86, 32 bits) of the empty string is the finaliser of the seed; these are published
+  # values. Catches: an oracle with wrong constants or shifts, to which the router is held.
   assert finaliser(1) == 0x514E28B7 and finaliser(0xFFFFFFFF) == 0x81F16F39
 
 
-@pytest.mark.parametrize(("experts", "options"), [
-    (8, {}), (6, {"seed": 12}), (8, {"seed": -1}), (6, {"method": "modulo"}), (1, {})])
+@pytest.mark.parametrize(
+  ("experts", "options"),
+  [(8, {}), (6, {"seed": 12}), (8, {"seed": -1}), (6, {"method": "modulo"}), (1, {})],
+)
 def test_equals_the_oracle(experts, options):
-  # Catches: constants or shifts other than the oracle's, signed arithmetic, seeds out of range, padding with an expert,
-  # a salt that is not used, or that each group has to have its own of.
+  # Catches: constants or shifts other than the oracle's, signed arithmetic, seeds out of range,
+  # padding with an expert, a salt that is not used, or that each group has to have its own of.
   ids = np.random.default_rng(1).integers(0, 2**31 - 1, size=(60, 12), dtype=np.int32)
   context = compare.draw_context(1, token_ids=ids)
   logits = compare.draw_logits(1, experts=experts)
   compare.check_oracle(hash_layer, oracle, logits, context, **options)
-  compare.check_oracle(hash_layer, oracle, logits, context.replace(salt=np.uint32(0xF0000001)), **options)
+  compare.check_oracle(
+    hash_layer, oracle, logits, context.replace(salt=np.uint32(0xF0000001)), **options
+  )
 
 
 def test_random_hash_is_balanced():
-  # 51,200 ids over 64 experts: 800 each. Chi-square of 63 degrees has mean 63 and standard deviation 11.2.
-  # Catches: a weak mix: consecutive ids, multiples of the number of experts and of powers of two must spread too.
+  # 51,200 ids over 64 experts: 800 each. Chi-square of 63 degrees has mean 63 and standard
+  # deviation 11.2. Catches: a weak mix: consecutive ids, multiples of the number of experts and of
+  # powers of two must spread too.
   for stride in (1, 64, 1024):
     count = np.bincount(_experts(np.arange(51_200, dtype=np.int32) * stride, 64), minlength=64)
     assert 20 < np.sum((count - 800.0) ** 2) / 800.0 < 63 + 6 * 11.2, stride
@@ -65,12 +70,20 @@ def test_seeds_differ():
 
 
 def test_salts_differ_and_nothing_else_does():
-  # Catches: layers with one hash; a hash that depends on the key, the group or training, and so is not one function of
-  # the id; a salt that takes the place of the seed; a modulo that is no longer one.
+  # Catches: layers with one hash; a hash that depends on the key, the group or training, and so is
+  # not one function of the id; a salt that takes the place of the seed; a modulo that is no longer
+  # one.
   ids = jnp.arange(4096, dtype=jnp.int32)
   logits, salted = jnp.zeros((4096, 16)), RoutingContext(token_ids=ids, salt=jnp.uint32(7))
-  route = lambda context, **options: np.asarray(hash_layer(logits, context, **options).expert)
-  for other in (route(salted.replace(salt=jnp.uint32(8))), route(salted, seed=1), route(salted.replace(salt=None))):
+
+  def route(context, **options):
+    return np.asarray(hash_layer(logits, context, **options).expert)
+
+  for other in (
+    route(salted.replace(salt=jnp.uint32(8))),
+    route(salted, seed=1),
+    route(salted.replace(salt=None)),
+  ):
     assert 160 < np.sum(route(salted) == other) < 352
   trained = salted.replace(key=jax.random.key(1), group=jnp.int32(3), train=True)
   np.testing.assert_array_equal(route(trained), route(salted))
@@ -104,7 +117,10 @@ def test_bad_options_are_named():
 
 def test_bfloat16_logits_give_float32_gates():
   # Catches: gates in the model's dtype.
-  assert hash_layer(LOGITS.astype(jnp.bfloat16), RoutingContext(token_ids=jnp.asarray(IDS))).gate.dtype == jnp.float32
+  assert (
+    hash_layer(LOGITS.astype(jnp.bfloat16), RoutingContext(token_ids=jnp.asarray(IDS))).gate.dtype
+    == jnp.float32
+  )
 
 
 def test_looks_ahead():

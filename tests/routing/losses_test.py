@@ -1,4 +1,5 @@
-"""Auxiliary losses: their values at balance and at collapse, and that padding does not touch them."""
+"""Auxiliary losses: their values at balance and at collapse, and that padding does not touch
+them."""
 
 import functools
 import math
@@ -25,7 +26,8 @@ def _balance(logits, k, counts):
   return losses.balance(*losses.balance_terms(logits, _plan(logits, k), None, counts))
 
 
-# Token t puts a margin on experts t, t+1, ... (mod E): every expert is first, second, ... choice equally often.
+# Token t puts a margin on experts t, t+1, ... (mod E): every expert is first, second, ... choice
+# equally often.
 BALANCED = jnp.asarray([np.roll([3.0, 2.0, 1.0, 0.0], t) for t in range(S)], jnp.float32)
 COLLAPSED = jnp.asarray([[100.0, 0.0, -1.0, -2.0]] * S, jnp.float32)
 
@@ -33,12 +35,14 @@ COLLAPSED = jnp.asarray([[100.0, 0.0, -1.0, -2.0]] * S, jnp.float32)
 @pytest.mark.parametrize("counts", ["top_1", "all"])
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_balance_is_one_at_balance(k, counts):
-  # Catches: counting all K choices without dividing by K (flaxformer's and Hugging Face's K), LEV's 1/K, a missing E.
+  # Catches: counting all K choices without dividing by K (flaxformer's and Hugging Face's K), LEV's
+  # 1/K, a missing E.
   assert _balance(BALANCED, k, counts) == pytest.approx(1.0, rel=1e-6)
 
 
 def test_balance_at_collapse():
-  # Catches: a missing E, f or P normalised over tokens. "all" at K = 2: f = 1/2 on experts 0 and 1, P = 1 on 0: E/2.
+  # Catches: a missing E, f or P normalised over tokens. "all" at K = 2: f = 1/2 on experts 0 and 1,
+  # P = 1 on 0: E/2.
   assert _balance(COLLAPSED, 1, "top_1") == pytest.approx(E)
   assert _balance(COLLAPSED, 1, "all") == pytest.approx(E)
   assert _balance(COLLAPSED, 2, "top_1") == pytest.approx(E)
@@ -46,15 +50,16 @@ def test_balance_at_collapse():
 
 
 def test_balance_by_hand():
-  # Two tokens with p = (0.9, 0.1) and (0.6, 0.4), first choices (0, 0): f = (1, 0), P = (0.75, 0.25): 2 * 0.75 = 1.5.
-  # All choices at K = 2: f = (1/2, 1/2): 2 * 0.5 = 1.
+  # Two tokens with p = (0.9, 0.1) and (0.6, 0.4), first choices (0, 0): f = (1, 0), P = (0.75,
+  # 0.25): 2 * 0.75 = 1.5. All choices at K = 2: f = (1/2, 1/2): 2 * 0.5 = 1.
   logits = jnp.log(jnp.array([[0.9, 0.1], [0.6, 0.4]]))
   assert _balance(logits, 2, "top_1") == pytest.approx(1.5)
   assert _balance(logits, 2, "all") == pytest.approx(1.0)
 
 
 def test_balance_pushes_towards_balance_through_p_only():
-  # d/dlogits = E/S * f (dP): raising the overloaded expert's logit must raise the loss. Catches: a stop_gradient on P.
+  # d/dlogits = E/S * f (dP): raising the overloaded expert's logit must raise the loss. Catches: a
+  # stop_gradient on P.
   logits = COLLAPSED / 100.0
   gradient = jax.jit(jax.grad(lambda l: _balance(l, 2, "top_1")))(logits)
   assert np.all(np.asarray(gradient)[:, 0] > 0) and np.all(np.asarray(gradient)[:, 1:] < 0)
@@ -80,15 +85,16 @@ def test_importance():
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_load_at_balance_and_collapse(k):
-  # Catches: an off-by-one in kth_excluding (collapse would be E/(K+1) - 1), K = E asking top_k for E + 1.
+  # Catches: an off-by-one in kth_excluding (collapse would be E/(K+1) - 1), K = E asking top_k for
+  # E + 1.
   assert float(losses.load(BALANCED, BALANCED, None, k, 0.1)) == pytest.approx(0.0, abs=1e-6)
   collapsed = jnp.asarray([100.0 * np.arange(E, 0, -1.0)] * S, jnp.float32)
   assert float(losses.load(collapsed, collapsed, None, k, 0.1)) == pytest.approx(E / k - 1)
 
 
 def test_load_by_hand():
-  # One token, x = (1, 0, -1), H = (1, 2, -1), K = 1, sigma = 1. Leaving i out, the largest H is 2, 1, 2:
-  # P = Phi(1 - 2), Phi(0 - 1), Phi(-1 - 2) = 0.15866, 0.15866, 0.00135.
+  # One token, x = (1, 0, -1), H = (1, 2, -1), K = 1, sigma = 1. Leaving i out, the largest H is 2,
+  # 1, 2: P = Phi(1 - 2), Phi(0 - 1), Phi(-1 - 2) = 0.15866, 0.15866, 0.00135.
   p = np.array([0.1586553, 0.1586553, 0.0013499])
   actual = losses.load(jnp.array([[1.0, 0.0, -1.0]]), jnp.array([[1.0, 2.0, -1.0]]), None, 1, 1.0)
   assert float(actual) == pytest.approx(p.var() / p.mean() ** 2, rel=1e-4)
@@ -114,17 +120,26 @@ def _collapsed(k):
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_values_of_published_losses(k):
-  # What each publication's definition gives at balance and at collapse, by its factor on ours. Catches: a definition
-  # that is off by E, E^2 or K, from which a coefficient could not be copied.
+  # What each publication's definition gives at balance and at collapse, by its factor on ours.
+  # Catches: a definition that is off by E, E^2 or K, from which a coefficient could not be copied.
   def value(example, counts, scores="softmax"):
     logits, plan = example
     return float(losses.balance(*losses.balance_terms(logits, plan, None, counts, scores)))
+
   balanced, collapsed = _cyclic(k), _collapsed(k)
   for example, top_1, every in ((balanced, 1.0, 1.0), (collapsed, E, E / k)):
-    assert value(example, "top_1") == pytest.approx(top_1)  # Switch N sum f P; Mesh-TensorFlow; GShard's times E^2
-    assert value(example, "top_1") / E ** 2 == pytest.approx(top_1 / E ** 2)  # GShard as printed: 1/E^2, 1/E
-    assert value(example, "all") == pytest.approx(every)  # DeepSeekMoE L_ExpBal / alpha_1: 1, N' at K' = 1
-    assert k * value(example, "all") == pytest.approx(k * every)  # flaxformer, Hugging Face: K, E at K = 1
+    assert value(example, "top_1") == pytest.approx(
+      top_1
+    )  # Switch N sum f P; Mesh-TensorFlow; GShard's times E^2
+    assert value(example, "top_1") / E**2 == pytest.approx(
+      top_1 / E**2
+    )  # GShard as printed: 1/E^2, 1/E
+    assert value(example, "all") == pytest.approx(
+      every
+    )  # DeepSeekMoE L_ExpBal / alpha_1: 1, N' at K' = 1
+    assert k * value(example, "all") == pytest.approx(
+      k * every
+    )  # flaxformer, Hugging Face: K, E at K = 1
   # Equal sigmoids are equal shares; a collapse of sigmoids is one on K experts and zero elsewhere.
   assert value((jnp.zeros((S, E)), balanced[1]), "all", "sigmoid") == pytest.approx(1)
   logits = jnp.where(jnp.arange(E) < k, 50.0, -50.0) * jnp.ones((S, 1))
@@ -132,16 +147,22 @@ def test_values_of_published_losses(k):
 
 
 def test_device_and_communication_losses():
-  # L_DevBal / alpha_2 is 1 at balance, D at collapse. E = 4 experts on D = 2 devices; collapse on expert 0 is on device
-  # 0 alone. Top-2 of cyclic preferences: tokens 0 and 2 (mod 4) stay on one device, 1 and 3 use both, so that 1.5 of at
-  # most M = 2 devices a token: f'' sums to 3/4. Catches: experts of a device that are not neighbours, M left out,
-  # tokens counted twice on a device.
+  # L_DevBal / alpha_2 is 1 at balance, D at collapse. E = 4 experts on D = 2 devices; collapse on
+  # expert 0 is on device 0 alone. Top-2 of cyclic preferences: tokens 0 and 2 (mod 4) stay on one
+  # device, 1 and 3 use both, so that 1.5 of at most M = 2 devices a token: f'' sums to 3/4.
+  # Catches: experts of a device that are not neighbours, M left out, tokens counted twice on a
+  # device.
   def device(example):
     f, p = losses.balance_terms(*example, None, "all")
     return float(losses.balance(losses.by_device(f, 2), losses.by_device(p, 2)))
-  communication = lambda example, m: float(losses.balance(*losses.communication_terms(*example, None, 2, m)))
+
+  def communication(example, m):
+    return float(losses.balance(*losses.communication_terms(*example, None, 2, m)))
+
   assert device(_cyclic(1)) == pytest.approx(1) and device(_collapsed(1)) == pytest.approx(2)
-  assert communication(_cyclic(1), 1) == pytest.approx(1) and communication(_collapsed(1), 1) == pytest.approx(2)
+  assert communication(_cyclic(1), 1) == pytest.approx(1) and communication(
+    _collapsed(1), 1
+  ) == pytest.approx(2)
   assert communication(_cyclic(2), 2) == pytest.approx(0.75)
   f, _ = losses.communication_terms(*_cyclic(2), None, 2, 2)
   np.testing.assert_allclose(f, [0.375, 0.375])
@@ -149,12 +170,18 @@ def test_device_and_communication_losses():
 
 
 def test_gate_importance():
-  # Gates 0.5, 0.9 on expert 0 and 0.5 on expert 1 of 3: sums 1.4, 0.5, 0; nobody's gate counts for none.
-  # Catches: counts in place of gates, the sentinel wrapped round to the last expert.
-  plan = RoutingPlan(token=jnp.array([0, 1, 2, 0]), expert=jnp.array([0, 0, 3, 1]),
-                     gate=jnp.array([0.5, 0.9, 0.0, 0.5]), num_experts=3)
+  # Gates 0.5, 0.9 on expert 0 and 0.5 on expert 1 of 3: sums 1.4, 0.5, 0; nobody's gate counts for
+  # none. Catches: counts in place of gates, the sentinel wrapped round to the last expert.
+  plan = RoutingPlan(
+    token=jnp.array([0, 1, 2, 0]),
+    expert=jnp.array([0, 0, 3, 1]),
+    gate=jnp.array([0.5, 0.9, 0.0, 0.5]),
+    num_experts=3,
+  )
   sums = np.array([1.4, 0.5, 0.0])
-  assert float(losses.gate_importance(plan)) == pytest.approx(sums.var() / sums.mean() ** 2, rel=1e-5)
+  assert float(losses.gate_importance(plan)) == pytest.approx(
+    sums.var() / sums.mean() ** 2, rel=1e-5
+  )
   assert float(losses.gate_importance(_cyclic(2)[1])) == pytest.approx(0.0, abs=1e-6)
   assert float(losses.gate_importance(_collapsed(1)[1])) == pytest.approx(E - 1)
   assert float(losses.gate_importance(_plan(jnp.zeros((S, E)), 2, jnp.zeros(S, bool)))) == 0.0
@@ -163,20 +190,27 @@ def test_gate_importance():
 @jax.jit
 def _all_losses(logits, valid):
   plan = _plan(logits, 2, valid)
-  return jnp.stack([losses.balance(*losses.communication_terms(logits, plan, valid, 2, 2)),
-                    losses.gate_importance(plan),
-                    losses.balance(*losses.balance_terms(logits, plan, valid, "all", "sigmoid")),
-                    losses.balance(*losses.balance_terms(logits, plan, valid, "top_1")),
-                    losses.balance(*losses.balance_terms(logits, plan, valid, "all")),
-                    losses.z(logits, valid), losses.importance(logits, valid),
-                    losses.load(logits, logits, valid, 2, 0.5)])
+  return jnp.stack(
+    [
+      losses.balance(*losses.communication_terms(logits, plan, valid, 2, 2)),
+      losses.gate_importance(plan),
+      losses.balance(*losses.balance_terms(logits, plan, valid, "all", "sigmoid")),
+      losses.balance(*losses.balance_terms(logits, plan, valid, "top_1")),
+      losses.balance(*losses.balance_terms(logits, plan, valid, "all")),
+      losses.z(logits, valid),
+      losses.importance(logits, valid),
+      losses.load(logits, logits, valid, 2, 0.5),
+    ]
+  )
 
 
 def test_padding_counts_in_none():
   # Catches: a mean over all rows, padding's (log E)^2 in the z-loss, padding among f or P.
   logits = jax.random.normal(jax.random.key(0), (S, E))
   padded = jnp.concatenate([logits, 7.0 * jnp.ones((5, E))])
-  np.testing.assert_allclose(_all_losses(padded, jnp.arange(S + 5) < S), _all_losses(logits, None), rtol=1e-5)
+  np.testing.assert_allclose(
+    _all_losses(padded, jnp.arange(S + 5) < S), _all_losses(logits, None), rtol=1e-5
+  )
 
 
 def test_all_padding_is_zero_and_finite():
@@ -192,7 +226,8 @@ def test_losses_are_float32():
 
 
 def test_over_groups_weighs_by_real_tokens():
-  # Three real tokens with 1.0 and one with 5.0: mean 2.0, whatever the padding. Catches: a plain mean (3.0).
+  # Three real tokens with 1.0 and one with 5.0: mean 2.0, whatever the padding. Catches: a plain
+  # mean (3.0).
   valid = jnp.array([[True, True, True], [True, False, False]])
   assert float(losses.over_groups(jnp.array([1.0, 5.0]), valid)) == 2.0
   assert float(losses.over_groups(jnp.array([1.0, 5.0]), None)) == 3.0
@@ -201,4 +236,6 @@ def test_over_groups_weighs_by_real_tokens():
   assert float(part) == pytest.approx(2.0 * float(jnp.sum(valid)) / 12)
   logits = jax.random.normal(jax.random.key(0), (2, 3, E))
   z = losses.over_groups(jax.vmap(losses.z)(logits, valid), valid)
-  assert float(z) == pytest.approx(float(losses.z(logits.reshape(6, E), valid.reshape(6))), rel=1e-6)
+  assert float(z) == pytest.approx(
+    float(losses.z(logits.reshape(6, E), valid.reshape(6))), rel=1e-6
+  )

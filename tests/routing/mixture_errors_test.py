@@ -16,12 +16,17 @@ CASES, EXPERTS, WIDTH = 5, 3, 2
 def _case():
   rng = np.random.default_rng(0)
   weights = rng.random((CASES, EXPERTS))
-  return (weights / weights.sum(-1, keepdims=True), rng.normal(size=(CASES, EXPERTS, WIDTH)),
-          rng.normal(size=(CASES, WIDTH)))
+  return (
+    weights / weights.sum(-1, keepdims=True),
+    rng.normal(size=(CASES, EXPERTS, WIDTH)),
+    rng.normal(size=(CASES, WIDTH)),
+  )
 
 
 def _call(name, gate, outputs, target):
-  return getattr(mixture_errors, name)(*(jnp.asarray(x, jnp.float32) for x in (gate, outputs, target)))
+  return getattr(mixture_errors, name)(
+    *(jnp.asarray(x, jnp.float32) for x in (gate, outputs, target))
+  )
 
 
 def _h(gate, outputs, target):
@@ -30,8 +35,8 @@ def _h(gate, outputs, target):
 
 
 def test_by_hand():
-  # p = (1/4, 3/4), o = 0 and 2, d = 1, one case without a batch axis: blend 1.5, error 0.25; both distances are 1, so
-  # the mean is 1, -log exp(-1/2) = 0.5, and the posterior is the prior.
+  # p = (1/4, 3/4), o = 0 and 2, d = 1, one case without a batch axis: blend 1.5, error 0.25; both
+  # distances are 1, so the mean is 1, -log exp(-1/2) = 0.5, and the posterior is the prior.
   # Catches: 1.1 for 1.2, a factor 2 or a missing 1/2 in the exponent.
   case = ([0.25, 0.75], [[0.0], [2.0]], [1.0])
   assert float(_call("cooperative", *case)) == pytest.approx(0.25)
@@ -51,7 +56,9 @@ GRADIENTS = {
 def test_gradients_are_the_papers(name):
   # Catches: the prior in place of the posterior, means over cases or width, a stopped gradient.
   gate, outputs, target = _case()
-  gradient = jax.jit(jax.grad(lambda o: jnp.sum(_call(name, gate, o, target))))(jnp.asarray(outputs, jnp.float32))
+  gradient = jax.jit(jax.grad(lambda o: jnp.sum(_call(name, gate, o, target))))(
+    jnp.asarray(outputs, jnp.float32)
+  )
   np.testing.assert_allclose(gradient, GRADIENTS[name](gate, outputs, target), rtol=1e-4, atol=1e-6)
 
 
@@ -62,31 +69,43 @@ def test_posterior():
 
 
 def test_competitive_is_the_likelihood_of_a_gaussian_mixture():
-  # -log of the density of sum_i p_i N(o_i, I), but for D/2 log(2 pi). Catches: another variance, a sum of logs.
+  # -log of the density of sum_i p_i N(o_i, I), but for D/2 log(2 pi). Catches: another variance, a
+  # sum of logs.
   gate, outputs, target = _case()
-  density = [sum(p * multivariate_normal.pdf(d, mean=o) for p, o in zip(ps, os, strict=True))
-             for ps, os, d in zip(gate, outputs, target, strict=True)]
+  density = [
+    sum(p * multivariate_normal.pdf(d, mean=o) for p, o in zip(ps, os, strict=True))
+    for ps, os, d in zip(gate, outputs, target, strict=True)
+  ]
   expected = -np.log(density) - WIDTH / 2 * np.log(2 * np.pi)
   np.testing.assert_allclose(_call("competitive", gate, outputs, target), expected, rtol=1e-5)
 
 
 def test_best_expert_learns_fastest_only_under_the_competitive_error():
-  # Expert 0 answers 0.1, expert 1 answers 5, the target is 0, equal gates: the paper's argument for Eq. 1.3.
-  # Catches: 1.3 with the gradient of 1.2.
-  size = lambda name: np.abs(jax.grad(lambda o: _call(name, [0.5, 0.5], o, [0.0]))(jnp.array([[0.1], [5.0]])))[:, 0]
-  assert size("competitive")[0] > 100 * size("competitive")[1] and size("expected")[0] < size("expected")[1]
+  # Expert 0 answers 0.1, expert 1 answers 5, the target is 0, equal gates: the paper's argument for
+  # Eq. 1.3. Catches: 1.3 with the gradient of 1.2.
+  def size(name):
+    return np.abs(jax.grad(lambda o: _call(name, [0.5, 0.5], o, [0.0]))(jnp.array([[0.1], [5.0]])))[
+      :, 0
+    ]
+
+  assert (
+    size("competitive")[0] > 100 * size("competitive")[1]
+    and size("expected")[0] < size("expected")[1]
+  )
 
 
 @pytest.mark.parametrize("gate", [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]])
 def test_finite_far_from_every_expert(gate):
-  # exp(-1/2 1000^2) is 0 in any float: the error is 1000^2 / 2 - log p of the nearer expert that has a gate at all.
-  # Catches: the log of an underflowed sum (inf), log 0 of a gate (nan gradient).
+  # exp(-1/2 1000^2) is 0 in any float: the error is 1000^2 / 2 - log p of the nearer expert that
+  # has a gate at all. Catches: the log of an underflowed sum (inf), log 0 of a gate (nan gradient).
   outputs = jnp.array([[1000.0], [-2000.0]])
   nearer = 0 if gate[0] else 1
   expected = np.float32(outputs[nearer, 0]) ** 2 / 2 - np.log(gate[nearer])
   assert float(_call("competitive", gate, outputs, [0.0])) == pytest.approx(expected, rel=1e-6)
   np.testing.assert_array_equal(_call("posterior", gate, outputs, [0.0]), np.eye(2)[nearer])
-  both = jax.grad(lambda p, o: _call("competitive", p, o, [0.0]), argnums=(0, 1))(jnp.asarray(gate), outputs)
+  both = jax.grad(lambda p, o: _call("competitive", p, o, [0.0]), argnums=(0, 1))(
+    jnp.asarray(gate), outputs
+  )
   assert all(np.all(np.isfinite(g)) for g in both)
   np.testing.assert_array_equal(both[1], np.eye(2)[nearer][:, None] * np.asarray(outputs))
 
@@ -94,4 +113,6 @@ def test_finite_far_from_every_expert(gate):
 def test_errors_are_float32():
   # Catches: squares summed in the model's bfloat16.
   case = [jnp.ones(shape, jnp.bfloat16) for shape in ((EXPERTS,), (EXPERTS, WIDTH), (WIDTH,))]
-  assert {getattr(mixture_errors, name)(*case).dtype for name in (*GRADIENTS, "posterior")} == {jnp.dtype("float32")}
+  assert {getattr(mixture_errors, name)(*case).dtype for name in (*GRADIENTS, "posterior")} == {
+    jnp.dtype("float32")
+  }

@@ -1,4 +1,5 @@
-"""A new router takes its file, one line of `ROUTERS`, an oracle, a test, a preset and a line of the conformance table.
+"""A new router takes its file, one line of `ROUTERS`, an oracle, a test, a preset and a line of the
+conformance table.
 
 The test does what CONTRIBUTING's checklist says, in a copy of the repository, and nothing else.
 """
@@ -78,7 +79,8 @@ def add(file: pathlib.Path, before: str, line: str) -> None:
 
 @pytest.mark.every_variant
 def test_a_router_is_added_by_the_checklist(tmp_path):
-  # Catches: one more table that a router must be put into, or a part of the suite that does not take it in.
+  # Catches: one more table that a router must be put into, or a part of the suite that does not
+  # take it in.
   for name in ("moe_jax", "tests", "configs", "experiments", "docs"):
     shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
   for name in ("pyproject.toml", "README.md", "setup.py"):
@@ -87,13 +89,38 @@ def test_a_router_is_added_by_the_checklist(tmp_path):
   add(tmp_path / "moe_jax/routing/__init__.py", '    "top_k",\n', '    "toy",\n')
   (tmp_path / "tests/oracles/toy.py").write_text(ORACLE)
   (tmp_path / "tests/routing/toy_test.py").write_text(TEST)
-  add(tmp_path / "moe_jax/assembly/presets.py", '    "gshard": ("gshard"', '    "toy": ("toy", {"scale": 2.0}, {}),\n')
-  add(tmp_path / "tests/dispatch/conformance_test.py", '  ("base", {"epsilon": 0.0625})',
-      '  ("toy", {"scale": 0.5}),\n')
+  add(
+    tmp_path / "moe_jax/assembly/presets.py",
+    '    "gshard": ("gshard"',
+    '    "toy": ("toy", {"scale": 2.0}, {}),\n',
+  )
+  add(
+    tmp_path / "tests/dispatch/conformance_test.py",
+    '  ("base", {"epsilon": 0.0625})',
+    '  ("toy", {"scale": 0.5}),\n',
+  )
   done = subprocess.run(
-      [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "", "-k", "toy or in_the_table or mirror",
-       "tests/dispatch/conformance_test.py", "tests/routing/toy_test.py", "tests/assembly/presets_test.py",
-       "tests/layering_test.py"],
-      cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=500)
+    [
+      sys.executable,
+      "-m",
+      "pytest",
+      "-q",
+      "-p",
+      "no:xdist",
+      "-m",
+      "",
+      "-k",
+      "toy or in_the_table or mirror",
+      "tests/dispatch/conformance_test.py",
+      "tests/routing/toy_test.py",
+      "tests/assembly/presets_test.py",
+      "tests/layering_test.py",
+    ],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    capture_output=True,
+    text=True,
+    timeout=500,
+  )
   assert not done.returncode, done.stdout[-3000:]
   assert "passed" in done.stdout and "failed" not in done.stdout

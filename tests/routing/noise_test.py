@@ -11,7 +11,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_jitter():
-  # Catches: additive noise, noise in bfloat16 (steps of 2^-8 near 1), a range of [1, 1 + 2 eps], one factor for all.
+  # Catches: additive noise, noise in bfloat16 (steps of 2^-8 near 1), a range of [1, 1 + 2 eps],
+  # one factor for all.
   x = 8.0 * jnp.ones((64, 32), jnp.bfloat16)
   ratio = np.asarray(noise.jitter(jax.random.key(0), x, 0.01)) / 8.0
   assert ratio.dtype == np.float32 and len(np.unique(ratio)) > 1000
@@ -20,17 +21,23 @@ def test_jitter():
 
 
 def test_microbatches_draw_their_own_part():
-  # Four rows of two groups in two microbatches: rows 0 and 2, then 1 and 3. Catches: the first groups for all; those of
-  # a row dealt out to different microbatches; another draw where nothing is cut.
-  draw = lambda groups: jnp.arange(10 * groups).reshape(groups, 10)
-  own = lambda index, block: noise.own(draw, 4, noise.Place(index, 2, block))[:, 0].tolist()
+  # Four rows of two groups in two microbatches: rows 0 and 2, then 1 and 3. Catches: the first
+  # groups for all; those of a row dealt out to different microbatches; another draw where nothing
+  # is cut.
+  def draw(groups):
+    return jnp.arange(10 * groups).reshape(groups, 10)
+
+  def own(index, block):
+    return noise.own(draw, 4, noise.Place(index, 2, block))[:, 0].tolist()
+
   assert own(0, 2) == [0, 10, 40, 50] and own(1, 2) == [20, 30, 60, 70]
   assert own(0, 1) == [0, 20, 40, 60] and own(1, 1) == [10, 30, 50, 70]
   np.testing.assert_array_equal(noise.own(draw, 4, None), draw(4))
 
 
 def test_jitter_of_microbatches():
-  # Catches: jitter that ignores which groups it is given, or draws other factors for the first microbatch.
+  # Catches: jitter that ignores which groups it is given, or draws other factors for the first
+  # microbatch.
   x, key = jnp.ones((6, 5, 3)), jax.random.key(1)
   whole = noise.jitter(key, x, 0.5)
   for m in range(3):

@@ -28,16 +28,25 @@ def _rounded(plan):
 
 
 def test_by_hand_without_noise():
-  # 0.5/(0.5+0.3) = 0.625, 0.6/0.9 = 0.6667, 0.8/0.95 = 0.8421, 0.7/0.9 = 0.7778, then what is left of 1.
-  # Catches: a softmax over all experts, token-major order as the default, a noise_std that is needed without noise.
+  # 0.5/(0.5+0.3) = 0.625, 0.6/0.9 = 0.6667, 0.8/0.95 = 0.8421, 0.7/0.9 = 0.7778, then what is left
+  # of 1. Catches: a softmax over all experts, token-major order as the default, a noise_std that is
+  # needed without noise.
   assert _rounded(_route(LOGITS, RoutingContext(), k=2)) == [
-    (0, 0, 0.625), (1, 2, 0.6667), (2, 0, 0.8421), (3, 1, 0.7778),
-    (0, 1, 0.375), (1, 0, 0.3333), (2, 1, 0.1579), (3, 2, 0.2222)]
+    (0, 0, 0.625),
+    (1, 2, 0.6667),
+    (2, 0, 0.8421),
+    (3, 1, 0.7778),
+    (0, 1, 0.375),
+    (1, 0, 0.3333),
+    (2, 1, 0.1579),
+    (3, 2, 0.2222),
+  ]
 
 
 def test_noise_is_in_choice_and_gate():
-  # Zero logits and sigma = 1 + 1: H = 2 eps; one token's two largest eps, a and b: gates 1/(1 + exp(2(b - a))).
-  # Catches: gates of the clean logits, a noise_floor that replaces the deviation or is left out.
+  # Zero logits and sigma = 1 + 1: H = 2 eps; one token's two largest eps, a and b: gates 1/(1 +
+  # exp(2(b - a))). Catches: gates of the clean logits, a noise_floor that replaces the deviation or
+  # is left out.
   context = RoutingContext(key=jax.random.key(3), noise_std=jnp.ones((1, 4)), train=True)
   eps = draws.normal(context.key, (1, 4))[0]
   first, second = np.argsort(-eps)[:2]
@@ -53,17 +62,32 @@ def test_no_noise_without_key_or_training(context):
   assert _rounded(_route(LOGITS, context, k=2)) == _rounded(_route(LOGITS, RoutingContext(), k=2))
 
 
-@pytest.mark.parametrize(("tokens", "experts", "train", "options"), [
-  (12, 6, True, {"priority": "gate"}), (12, 6, False, {"k": 2, "priority": "gate"}), (12, 6, False, {}),
-  (12, 6, True, {"k": 3, "priority": "token", "noise_floor": 0.25}), (12, 4, False, {"k": 4}),
-  (12, 1, False, {"k": 1}), (1, 6, False, {"k": 2})])
+@pytest.mark.parametrize(
+  ("tokens", "experts", "train", "options"),
+  [
+    (12, 6, True, {"priority": "gate"}),
+    (12, 6, False, {"k": 2, "priority": "gate"}),
+    (12, 6, False, {}),
+    (12, 6, True, {"k": 3, "priority": "token", "noise_floor": 0.25}),
+    (12, 4, False, {"k": 4}),
+    (12, 1, False, {"k": 1}),
+    (1, 6, False, {"k": 2}),
+  ],
+)
 def test_equals_the_oracle(tokens, experts, train, options):
-  # Without training the draws have ties. Catches: another order, tie rule, stream of noise or softmax.
+  # Without training the draws have ties. Catches: another order, tie rule, stream of noise or
+  # softmax.
   rng = np.random.default_rng(experts)
-  context = RoutingContext(key=jax.random.split(jax.random.key(0), 50), train=train, valid=draw_valid(rng, 50, tokens),
-                           noise_std=np.float32(rng.uniform(0.1, 2.0, (50, tokens, experts))),
-                           bias=jnp.arange(experts) % 2 * 0.5 if train else None)
-  check_oracle(noisy_top_k, oracle.noisy_top_k, draw_tied_logits(rng, 50, tokens, experts), context, **options)
+  context = RoutingContext(
+    key=jax.random.split(jax.random.key(0), 50),
+    train=train,
+    valid=draw_valid(rng, 50, tokens),
+    noise_std=np.float32(rng.uniform(0.1, 2.0, (50, tokens, experts))),
+    bias=jnp.arange(experts) % 2 * 0.5 if train else None,
+  )
+  check_oracle(
+    noisy_top_k, oracle.noisy_top_k, draw_tied_logits(rng, 50, tokens, experts), context, **options
+  )
 
 
 def test_padding_changes_nothing_for_others():
@@ -75,27 +99,41 @@ def test_padding_changes_nothing_for_others():
   alone = _route(logits[:6], context.replace(noise_std=std[:6], valid=None), k=2, priority="gate")
   assert _rounded(padded) == _rounded(alone)
   padding = np.asarray(padded.token) >= 6
-  assert not np.any(np.asarray(padded.gate)[padding]) and np.all(np.asarray(padded.expert)[padding] == 5)
+  assert not np.any(np.asarray(padded.gate)[padding]) and np.all(
+    np.asarray(padded.expert)[padding] == 5
+  )
 
 
 def test_bias_selects_but_does_not_weigh():
-  # Token 0: log 0.2 + 0.5 beats log 0.3; gates 0.5/0.7 and 0.2/0.7. Catches: a biased gate, a bias that is trained.
-  plan = lambda bias: _route(LOGITS[:1], RoutingContext(bias=bias), k=2)
+  # Token 0: log 0.2 + 0.5 beats log 0.3; gates 0.5/0.7 and 0.2/0.7. Catches: a biased gate, a bias
+  # that is trained.
+  def plan(bias):
+    return _route(LOGITS[:1], RoutingContext(bias=bias), k=2)
+
   assert _rounded(plan(jnp.array([0.0, 0.0, 0.5]))) == [(0, 0, 0.7143), (0, 2, 0.2857)]
-  assert not np.any(jax.grad(lambda bias: jnp.sum(jnp.square(plan(bias).gate)))(jnp.array([0.0, 0.0, 0.5])))
+  assert not np.any(
+    jax.grad(lambda bias: jnp.sum(jnp.square(plan(bias).gate)))(jnp.array([0.0, 0.0, 0.5]))
+  )
 
 
 def test_gradient_flows_into_logits_and_noise():
-  # H = l + eps sigma: dL/dsigma = eps dL/dl. Catches: a stop_gradient on either, gates of the clean logits.
-  loss = lambda l, std: jnp.sum(jnp.square(_route(l, NOISY.replace(noise_std=std), k=2).gate))
+  # H = l + eps sigma: dL/dsigma = eps dL/dl. Catches: a stop_gradient on either, gates of the clean
+  # logits.
+  def loss(l, std):
+    return jnp.sum(jnp.square(_route(l, NOISY.replace(noise_std=std), k=2).gate))
+
   by_logits, by_std = jax.grad(loss, argnums=(0, 1))(LOGITS, NOISY.noise_std)
   assert np.abs(by_logits).max() > 0.01 and np.all(np.isfinite(by_logits))
-  np.testing.assert_allclose(by_std, draws.normal(NOISY.key, (4, 3)) * by_logits, rtol=1e-5, atol=1e-7)
+  np.testing.assert_allclose(
+    by_std, draws.normal(NOISY.key, (4, 3)) * by_logits, rtol=1e-5, atol=1e-7
+  )
 
 
 def test_gate_is_constant_at_one_expert_a_token():
   # What the docstring warns of. Catches: a silent cure that the docstring does not tell of.
-  loss = lambda l: jnp.sum(jnp.square(_route(l, RoutingContext(), k=1).gate))
+  def loss(l):
+    return jnp.sum(jnp.square(_route(l, RoutingContext(), k=1).gate))
+
   value, gradient = jax.value_and_grad(loss)(LOGITS)
   assert float(value) == 4.0 and not np.any(gradient)
 
@@ -103,17 +141,22 @@ def test_gate_is_constant_at_one_expert_a_token():
 def test_noisy_logits_are_those_of_the_router():
   # Catches: a second draw, another floor, noise in evaluation.
   noisy = noisy_logits(LOGITS, NOISY, 0.5)
-  np.testing.assert_allclose(noisy, np.asarray(LOGITS) + draws.normal(NOISY.key, (4, 3)), rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    noisy, np.asarray(LOGITS) + draws.normal(NOISY.key, (4, 3)), rtol=1e-5, atol=1e-6
+  )
   plan = _route(LOGITS, NOISY, k=1, noise_floor=0.5)
   np.testing.assert_array_equal(plan.expert, jnp.argmax(noisy, axis=-1))
   np.testing.assert_array_equal(noisy_logits(LOGITS, NOISY.replace(train=False), 0.5), LOGITS)
 
 
 def test_load_is_about_the_routers_noise():
-  # H = logits + eps (0.5 + 0.5), sigma = 1. Catches: a sigma without the floor, another draw, padding that counts.
+  # H = logits + eps (0.5 + 0.5), sigma = 1. Catches: a sigma without the floor, another draw,
+  # padding that counts.
   valid = jnp.array([True, True, True, False])
   noisy = LOGITS + draws.normal(NOISY.key, (4, 3)).astype(np.float32)
-  actual = jax.jit(lambda l, c: load(l, c, k=2, noise_floor=0.5, priority="gate"))(LOGITS, NOISY.replace(valid=valid))
+  actual = jax.jit(lambda l, c: load(l, c, k=2, noise_floor=0.5, priority="gate"))(
+    LOGITS, NOISY.replace(valid=valid)
+  )
   expected = jax.jit(lambda l, n: losses.load(l, n, None, 2, 1.0))(LOGITS[:3], noisy[:3])
   assert float(actual) == pytest.approx(float(expected), rel=1e-4) and float(actual) > 0.01
 
@@ -126,9 +169,15 @@ def test_bfloat16_is_computed_in_float32():
   np.testing.assert_allclose(np.asarray(plan.gate[:4] + plan.gate[4:]), 1.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("options", "field"), [
-  ({"k": 4}, "noisy_top_k.k="), ({"k": 0}, "noisy_top_k.k="), ({"k": 1, "noise_floor": -0.1}, "noise_floor"),
-  ({"k": 1, "priority": "first"}, "priority")])
+@pytest.mark.parametrize(
+  ("options", "field"),
+  [
+    ({"k": 4}, "noisy_top_k.k="),
+    ({"k": 0}, "noisy_top_k.k="),
+    ({"k": 1, "noise_floor": -0.1}, "noise_floor"),
+    ({"k": 1, "priority": "first"}, "priority"),
+  ],
+)
 def test_bad_options_are_named(options, field):
   # Catches: K > E failing inside lax.top_k, noise of negative deviation, a KeyError.
   with pytest.raises(ConfigError, match=field):
@@ -144,7 +193,12 @@ def test_missing_deviation_is_named():
 
 
 def test_looks_ahead_default_is_the_routers_default():
-  # A later token's first choice is served before an earlier one's second. Catches: a changed default of either.
-  assert ROUTER.leak() == "overflow" and ROUTER.leak(priority="gate") == "yes" and ROUTER.leak(k=1) == "no"
+  # A later token's first choice is served before an earlier one's second. Catches: a changed
+  # default of either.
+  assert (
+    ROUTER.leak() == "overflow"
+    and ROUTER.leak(priority="gate") == "yes"
+    and ROUTER.leak(k=1) == "no"
+  )
   plan = _route(jnp.zeros((2, 5)), RoutingContext())
   assert plan.token.shape == (2 * 4,) and list(plan.token[:3]) == [0, 1, 0]

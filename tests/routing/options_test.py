@@ -18,4 +18,9 @@ def test_messages_name_field_value_and_remedy():
     check_name("r", "policy", "randm", ("random", "all"))
   with pytest.raises(ConfigError, match="model.moe.router.r.x=-1: must be >= 0"):
     check("r", "x", -1, False, ">= 0")
-  check_k("r", 1, 4), check_k("r", 4, 4), check("r", "x", 0, True, ""), check_name("r", "p", "a", ("a",))
+  (
+    check_k("r", 1, 4),
+    check_k("r", 4, 4),
+    check("r", "x", 0, True, ""),
+    check_name("r", "p", "a", ("a",)),
+  )

@@ -15,7 +15,9 @@ GATE = jnp.array([0.0, 0.1, 0.2, 0.3])
 
 def test_policies():
   # Catches: >= in place of >, a policy under another's name.
-  keep = lambda name, context=RoutingContext(): POLICIES[name](GATE, 0.2, context).tolist()
+  def keep(name, context=RoutingContext()):
+    return POLICIES[name](GATE, 0.2, context).tolist()
+
   assert keep("threshold") == [False, False, False, True]
   assert keep("all") == keep("random") == keep("random", RoutingContext(train=True)) == [True] * 4
   assert keep("random", RoutingContext(key=jax.random.key(0))) == [True] * 4  # outside training
@@ -24,4 +26,6 @@ def test_policies():
 def test_random_keeps_in_proportion():
   # Probabilities min(1, gate / 0.2) = 0, 0.5, 1, 1. Catches: r < gate, one number for all.
   gate, context = jnp.tile(GATE, (4000, 1)), RoutingContext(key=jax.random.key(0), train=True)
-  np.testing.assert_allclose(jnp.mean(POLICIES["random"](gate, 0.2, context), axis=0), [0, 0.5, 1, 1], atol=0.03)
+  np.testing.assert_allclose(
+    jnp.mean(POLICIES["random"](gate, 0.2, context), axis=0), [0, 0.5, 1, 1], atol=0.03
+  )

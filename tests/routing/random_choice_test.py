@@ -23,21 +23,30 @@ def _experts(context, tokens=4, **options):
 
 
 def test_by_hand(monkeypatch):
-  # Two of three experts for each of four tokens, with these numbers drawn.
-  # Catches: the lowest numbers, gates other than 1/2, the same expert twice, second choices before first ones.
+  # Two of three experts for each of four tokens, with these numbers drawn. Catches: the lowest
+  # numbers, gates other than 1/2, the same expert twice, second choices before first ones.
   drawn = jnp.array([[0.1, 0.9, 0.5], [0.7, 0.2, 0.7], [0.0, 0.0, 0.0], [0.3, 0.4, 0.8]])
   monkeypatch.setattr(jax.random, "uniform", lambda key, shape: drawn)
   plan = random_choice(LOGITS, RoutingContext(), k=2)
-  assert reference.assignments(plan) == [(0, 1, 0.5), (1, 0, 0.5), (2, 0, 0.5), (3, 2, 0.5),
-                                         (0, 2, 0.5), (1, 2, 0.5), (2, 1, 0.5), (3, 1, 0.5)]
+  assert reference.assignments(plan) == [
+    (0, 1, 0.5),
+    (1, 0, 0.5),
+    (2, 0, 0.5),
+    (3, 2, 0.5),
+    (0, 2, 0.5),
+    (1, 2, 0.5),
+    (2, 1, 0.5),
+    (3, 1, 0.5),
+  ]
 
 
 @pytest.mark.parametrize(("train", "options"), [(True, {"k": 8}), (False, {"k": 3, "seed": 5})])
 def test_equals_the_oracle(train, options):
-  # Catches: other numbers than of the group's key in training, or of seed, salt and group outside it; padding with an
-  # expert.
-  context = compare.draw_context(1, train=train, key=jax.random.split(KEY, 60), group=np.arange(60),
-                                 salt=np.uint32(0xF0000001))
+  # Catches: other numbers than of the group's key in training, or of seed, salt and group outside
+  # it; padding with an expert.
+  context = compare.draw_context(
+    1, train=train, key=jax.random.split(KEY, 60), group=np.arange(60), salt=np.uint32(0xF0000001)
+  )
   compare.check_oracle(random_choice, oracle, compare.draw_logits(1), context, **options)
 
 
@@ -53,21 +62,28 @@ def test_which_numbers_are_drawn():
   evaluation = _experts(RoutingContext(key=KEY), tokens=64)
   np.testing.assert_array_equal(evaluation, _experts(RoutingContext(), tokens=64))
   np.testing.assert_array_equal(evaluation, _experts(RoutingContext(train=True), tokens=64))
-  for other in (_experts(RoutingContext(key=KEY, train=True), tokens=64), _experts(RoutingContext(), 64, seed=1)):
+  for other in (
+    _experts(RoutingContext(key=KEY, train=True), tokens=64),
+    _experts(RoutingContext(), 64, seed=1),
+  ):
     assert np.any(evaluation != other)
 
 
 def test_evaluation_differs_by_layer_and_by_group():
-  # 64 tokens over 3 experts: two independent draws agree on 21, standard deviation 3.8. Catches: the same numbers in
-  # every layer, in every group or for every seed of a run; a salt and a group that only swap places.
-  drawn = lambda salt, group: _experts(RoutingContext(salt=jnp.uint32(salt), group=jnp.int32(group)), tokens=64)
+  # 64 tokens over 3 experts: two independent draws agree on 21, standard deviation 3.8. Catches:
+  # the same numbers in every layer, in every group or for every seed of a run; a salt and a group
+  # that only swap places.
+  def drawn(salt, group):
+    return _experts(RoutingContext(salt=jnp.uint32(salt), group=jnp.int32(group)), tokens=64)
+
   np.testing.assert_array_equal(drawn(1, 2), drawn(1, 2))
   for other in (drawn(1, 3), drawn(2, 2), drawn(2, 1), _experts(RoutingContext(), tokens=64)):
     assert np.sum(drawn(1, 2) == other) < 21 + 5 * 3.8
 
 
 def test_uniform():
-  # 9000 tokens over 3 experts: 3000 each, standard deviation 45. Catches: an expert that is left out or preferred.
+  # 9000 tokens over 3 experts: 3000 each, standard deviation 45. Catches: an expert that is left
+  # out or preferred.
   first, second = np.split(_experts(RoutingContext(key=KEY, train=True), tokens=9000, k=2), 2)
   for chosen in (first, second):
     assert np.all(np.abs(np.bincount(chosen, minlength=3) - 3000) < 5 * 45)

@@ -21,8 +21,12 @@ pytestmark = pytest.mark.unit
 
 MODES = ["stored", "softmax", "softmax_kept", "sigmoid", "sigmoid_kept"]
 # Token 1 is named three times, not in a row; token 0 once; token 2 by nobody.
-STORED = RoutingPlan(token=jnp.array([1, 0, 2, 1, 1]), expert=jnp.array([2, 0, 3, 0, 1]),
-                     gate=jnp.array([0.4, 0.3, 0.0, 0.2, 0.1]), num_experts=3)
+STORED = RoutingPlan(
+  token=jnp.array([1, 0, 2, 1, 1]),
+  expert=jnp.array([2, 0, 3, 0, 1]),
+  gate=jnp.array([0.4, 0.3, 0.0, 0.2, 0.1]),
+  num_experts=3,
+)
 PROBS = np.array([[0.5, 0.3, 0.2], [0.3, 0.1, 0.6], [0.8, 0.15, 0.05]])
 LOGITS = jnp.log(jnp.asarray(PROBS, jnp.float32))
 
@@ -35,15 +39,21 @@ def _triples(plan):
   return [(t, e, round(g, 4)) for t, e, g in reference.assignments(plan)]
 
 
-@pytest.mark.parametrize(("gate", "gates"), [
+@pytest.mark.parametrize(
+  ("gate", "gates"),
+  [
     ("stored", [0.4, 0.3, 0.2, 0.1]),
     ("softmax", [0.6, 0.5, 0.3, 0.1]),
     ("softmax_kept", [0.6, 1.0, 0.3, 0.1]),
-    # Of the logarithm of p, the sigmoid is p/(1 + p): 0.6/1.6, 0.5/1.5, 0.3/1.3, 0.1/1.1; token 1's sum is 0.6967.
+    # Of the logarithm of p, the sigmoid is p/(1 + p): 0.6/1.6, 0.5/1.5, 0.3/1.3, 0.1/1.1; token 1's
+    # sum is 0.6967.
     ("sigmoid", [0.375, 0.3333, 0.2308, 0.0909]),
-    ("sigmoid_kept", [0.5383, 1.0, 0.3312, 0.1305])])
+    ("sigmoid_kept", [0.5383, 1.0, 0.3312, 0.1305]),
+  ],
+)
 def test_by_hand(gate, gates):
-  # Catches: a sum over neighbours instead of tokens, over all experts, or with what names nobody; another order.
+  # Catches: a sum over neighbours instead of tokens, over all experts, or with what names nobody;
+  # another order.
   plan = _replay(STORED, LOGITS, RoutingContext(), gate)
   pairs = [(1, 2), (0, 0), (1, 0), (1, 1)]
   assert _triples(plan) == [(*pair, g) for pair, g in zip(pairs, gates, strict=True)]
@@ -58,11 +68,17 @@ def test_padding_names_nobody(gate):
   assert plan.expert.tolist() == [3, 0, 3, 3, 3] and np.flatnonzero(plan.gate).tolist() == [1]
 
 
-@pytest.mark.parametrize(("router", "options", "gate"), [
-    (top_k, {"gate_norm": "none", "priority": "gate"}, "softmax"), (top_k, {"gate_norm": "top_k"}, "softmax_kept"),
+@pytest.mark.parametrize(
+  ("router", "options", "gate"),
+  [
+    (top_k, {"gate_norm": "none", "priority": "gate"}, "softmax"),
+    (top_k, {"gate_norm": "top_k"}, "softmax_kept"),
     (sigmoid_bias, {"k": 3, "gate_norm": "none"}, "sigmoid"),
     (sigmoid_bias, {"k": 3, "priority": "token"}, "sigmoid_kept"),
-    (expert_choice, {}, "softmax"), (top_k, {}, "stored")])
+    (expert_choice, {}, "softmax"),
+    (top_k, {}, "stored"),
+  ],
+)
 def test_unchanged_logits_give_the_routers_gates(router, options, gate):
   # Catches: another mode's formula, a plan layout that is taken for granted, a reordering.
   logits = jnp.asarray(compare.draw_logits(1, 1)[0])
@@ -75,14 +91,19 @@ def test_unchanged_logits_give_the_routers_gates(router, options, gate):
 
 
 def test_kept_gates_of_an_expert_choice_plan():
-  # Tokens with 0, 1 and more experts. Catches: a renormalisation that needs the same number of experts for all.
+  # Tokens with 0, 1 and more experts. Catches: a renormalisation that needs the same number of
+  # experts for all.
   logits = compare.draw_logits(2, 1)[0]
   plan = expert_choice(jnp.asarray(logits), RoutingContext())
   probs, total = softmax(logits), np.zeros(12)
   for t, e, _ in reference.assignments(plan):
     total[t] += probs[t, e]
-  actual = reference.assignments(_replay(plan, jnp.asarray(logits), RoutingContext(), "softmax_kept"))
-  np.testing.assert_allclose([g for _, _, g in actual], [probs[t, e] / total[t] for t, e, _ in actual], rtol=1e-5)
+  actual = reference.assignments(
+    _replay(plan, jnp.asarray(logits), RoutingContext(), "softmax_kept")
+  )
+  np.testing.assert_allclose(
+    [g for _, _, g in actual], [probs[t, e] / total[t] for t, e, _ in actual], rtol=1e-5
+  )
 
 
 def test_new_logits_change_gates_but_no_choice():
@@ -99,7 +120,10 @@ def test_gradient(gate):
   # Token 0's only expert has a probability that underflows; one entry names nobody.
   # Catches: a router that stops learning while its choice is frozen; NaN; a gradient of "stored".
   logits = LOGITS.at[0].set(jnp.array([-200.0, 0.0, 0.0]))
-  loss = lambda x: jnp.sum(jnp.sin(replay(STORED, x, RoutingContext(), gate=gate).gate))
+
+  def loss(x):
+    return jnp.sum(jnp.sin(replay(STORED, x, RoutingContext(), gate=gate).gate))
+
   value, gradient = jax.jit(jax.value_and_grad(loss))(logits)
   assert np.isfinite(value) and np.all(np.isfinite(gradient))
   assert np.abs(gradient[1]).max() > 0.01 if gate != "stored" else not np.any(gradient)
@@ -107,11 +131,15 @@ def test_gradient(gate):
 
 def test_underflow():
   # Both probabilities are 0 in float32. Catches: 0/0.
-  plan = RoutingPlan(token=jnp.array([0, 0]), expert=jnp.array([0, 1]), gate=jnp.zeros(2), num_experts=3)
+  plan = RoutingPlan(
+    token=jnp.array([0, 0]), expert=jnp.array([0, 1]), gate=jnp.zeros(2), num_experts=3
+  )
   logits = jnp.array([[-200.0, -201.0, 0.0]])
   expected = np.exp([0.0, -1.0]) / (1 + np.exp(-1.0))
   for gate in ("softmax_kept", "sigmoid_kept"):
-    np.testing.assert_allclose(_replay(plan, logits, RoutingContext(), gate).gate, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+      _replay(plan, logits, RoutingContext(), gate).gate, expected, rtol=1e-5
+    )
 
 
 def test_bad_input_is_named():

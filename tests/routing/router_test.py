@@ -18,41 +18,72 @@ def test_options_are_the_keyword_only_arguments():
 
 
 def test_a_leak_reads_the_options_that_it_names():
-  # Catches: defaults of the statement in place of the router's; an option that is not passed on, or one too many.
+  # Catches: defaults of the statement in place of the router's; an option that is not passed on, or
+  # one too many.
   router = Router(route, lambda k: "overflow" if k > 1 else "no")
-  assert (router.leak(), router.leak(k=1), router.leak(k=2, other=3.0)) == ("overflow", "no", "overflow")
+  assert (router.leak(), router.leak(k=1), router.leak(k=2, other=3.0)) == (
+    "overflow",
+    "no",
+    "overflow",
+  )
   assert Router(route, "yes").leak(k=1) == "yes"
 
 
 def test_what_each_router_declares():
   # Catches: a router that learns or reads what it did not before.
   assert {name: router.learned for name, router in ROUTERS.items() if router.learned} == {
-      "noisy_top_k": ("noise_std",), "hierarchical": ("noise_std", "primary", "primary_noise_std"),
-      "strictly_balanced": ("threshold",)}
+    "noisy_top_k": ("noise_std",),
+    "hierarchical": ("noise_std", "primary", "primary_noise_std"),
+    "strictly_balanced": ("threshold",),
+  }
   assert {name for name, router in ROUTERS.items() if router.reads_bias} == {
-      "top_k", "noisy_top_k", "device_limited", "sigmoid_bias"}
-  assert {name for name, router in ROUTERS.items() if router.smooth_load} == {"noisy_top_k", "hierarchical"}
+    "top_k",
+    "noisy_top_k",
+    "device_limited",
+    "sigmoid_bias",
+  }
+  assert {name for name, router in ROUTERS.items() if router.smooth_load} == {
+    "noisy_top_k",
+    "hierarchical",
+  }
   assert ROUTERS["noisy_top_k"].smooth_load is load
 
 
 # Each value is of the paper or the implementation that the router's docstring names.
 DEFAULTS = {
-    "adaptive_mixture": {},
-    "noisy_top_k": {"k": 4, "noise_floor": 0.0, "priority": "choice"},
-    "hierarchical": {"groups": 4, "primary_k": 2, "k": 2, "priority": "choice"},
-    "strictly_balanced": {"k": 4},
-    "gshard": {"second_policy": "random", "threshold": 0.5, "skipped_keeps_slot": True},
-    "top_k": {"k": 2, "gate_norm": "top_k", "priority": "choice"},
-    "no_token_left_behind": {"choices": 4, "capacity_factor": 1.25},
-    "expert_choice": {"capacity_factor": 2.0},
-    "capped_expert_choice": {"capacity_factor": 2.0, "max_experts": 2, "entropy": 0.001, "iterations": 100},
-    "st_moe": {"k": 2, "policy": "random", "threshold": 0.2, "priority": "choice"},
-    "device_limited": {"k": 6, "groups": 8, "kept_groups": 3, "gate_norm": "none", "priority": "choice"},
-    "sigmoid_bias": {"k": 8, "groups": 1, "kept_groups": 1, "gate_norm": "top_k", "priority": "choice"},
-    "base": {"epsilon": 0.01},
-    "sinkhorn": {"k": 1, "iterations": 30, "temperature": 1.0, "priority": "choice"},
-    "hash_layer": {"method": "random", "seed": 0},
-    "random_choice": {"k": 1, "seed": 0},
+  "adaptive_mixture": {},
+  "noisy_top_k": {"k": 4, "noise_floor": 0.0, "priority": "choice"},
+  "hierarchical": {"groups": 4, "primary_k": 2, "k": 2, "priority": "choice"},
+  "strictly_balanced": {"k": 4},
+  "gshard": {"second_policy": "random", "threshold": 0.5, "skipped_keeps_slot": True},
+  "top_k": {"k": 2, "gate_norm": "top_k", "priority": "choice"},
+  "no_token_left_behind": {"choices": 4, "capacity_factor": 1.25},
+  "expert_choice": {"capacity_factor": 2.0},
+  "capped_expert_choice": {
+    "capacity_factor": 2.0,
+    "max_experts": 2,
+    "entropy": 0.001,
+    "iterations": 100,
+  },
+  "st_moe": {"k": 2, "policy": "random", "threshold": 0.2, "priority": "choice"},
+  "device_limited": {
+    "k": 6,
+    "groups": 8,
+    "kept_groups": 3,
+    "gate_norm": "none",
+    "priority": "choice",
+  },
+  "sigmoid_bias": {
+    "k": 8,
+    "groups": 1,
+    "kept_groups": 1,
+    "gate_norm": "top_k",
+    "priority": "choice",
+  },
+  "base": {"epsilon": 0.01},
+  "sinkhorn": {"k": 1, "iterations": 30, "temperature": 1.0, "priority": "choice"},
+  "hash_layer": {"method": "random", "seed": 0},
+  "random_choice": {"k": 1, "seed": 0},
 }
 
 

@@ -16,10 +16,14 @@ from moe_jax.routing.sigmoid_bias import ROUTER, sigmoid_bias
 
 pytestmark = pytest.mark.numerics
 
-S = np.array([[0.9, 0.6, 0.3],  # sigmoids need not sum to 1
-              [0.2, 0.1, 0.6],
-              [0.5, 0.7, 0.4],
-              [0.1, 0.3, 0.2]])
+S = np.array(
+  [
+    [0.9, 0.6, 0.3],  # sigmoids need not sum to 1
+    [0.2, 0.1, 0.6],
+    [0.5, 0.7, 0.4],
+    [0.1, 0.3, 0.2],
+  ]
+)
 LOGITS = jnp.asarray(np.log(S / (1 - S)), jnp.float32)
 
 
@@ -30,31 +34,48 @@ def _triples(logits, bias=None, **options):
 
 
 def _draw_logits(seed):
-  """Shifted, for sigmoid(x) + sigmoid(-x) = 1: symmetric logits tie groups, and rounding would tell them apart."""
+  """Shifted, for sigmoid(x) + sigmoid(-x) = 1: symmetric logits tie groups, and rounding would tell
+  them apart."""
   return compare.draw_logits(seed) + np.float32(1 / 256)
 
 
 def test_by_hand():
   # 0.9/(0.9+0.6) = 0.6, 0.6/0.8 = 0.75, 0.7/1.2 = 0.5833, 0.3/0.5 = 0.6 and what is left of 1.
   # Catches: a softmax instead of a sigmoid, gates that sum to more than 1.
-  assert _triples(LOGITS, k=2) == [(0, 0, 0.6), (1, 2, 0.75), (2, 1, 0.5833), (3, 1, 0.6),
-                                   (0, 1, 0.4), (1, 0, 0.25), (2, 0, 0.4167), (3, 2, 0.4)]
+  assert _triples(LOGITS, k=2) == [
+    (0, 0, 0.6),
+    (1, 2, 0.75),
+    (2, 1, 0.5833),
+    (3, 1, 0.6),
+    (0, 1, 0.4),
+    (1, 0, 0.25),
+    (2, 0, 0.4167),
+    (3, 2, 0.4),
+  ]
 
 
 def test_bias_selects_but_does_not_weigh():
-  # 0.5 more for expert 2. Token 0: 0.9, 0.6, 0.8: gates 0.9/1.2 and 0.3/1.2. Token 1: 0.2, 0.1, 1.1: as before.
-  # Token 2: 0.5, 0.7, 0.9: 0.4/1.1 and 0.7/1.1. Token 3: 0.1, 0.3, 0.7: 0.2/0.5 and 0.3/0.5.
-  # Catches: s + b in the gate, a bias that does nothing.
+  # 0.5 more for expert 2. Token 0: 0.9, 0.6, 0.8: gates 0.9/1.2 and 0.3/1.2. Token 1: 0.2, 0.1,
+  # 1.1: as before. Token 2: 0.5, 0.7, 0.9: 0.4/1.1 and 0.7/1.1. Token 3: 0.1, 0.3, 0.7: 0.2/0.5 and
+  # 0.3/0.5. Catches: s + b in the gate, a bias that does nothing.
   bias = [0.0, 0.0, 0.5]
-  assert _triples(LOGITS, bias, k=2) == [(0, 0, 0.75), (1, 2, 0.75), (2, 2, 0.3636), (3, 2, 0.4),
-                                         (0, 2, 0.25), (1, 0, 0.25), (2, 1, 0.6364), (3, 1, 0.6)]
+  assert _triples(LOGITS, bias, k=2) == [
+    (0, 0, 0.75),
+    (1, 2, 0.75),
+    (2, 2, 0.3636),
+    (3, 2, 0.4),
+    (0, 2, 0.25),
+    (1, 0, 0.25),
+    (2, 1, 0.6364),
+    (3, 1, 0.6),
+  ]
   raw = _triples(LOGITS, bias, k=1, gate_norm="none")
   assert raw == [(0, 0, 0.9), (1, 2, 0.6), (2, 2, 0.4), (3, 2, 0.2)]
 
 
 def test_groups_by_their_two_best_biased_scores():
-  # Groups (0.9, 0.1) and (0.6, 0.5): the second has 1.1 to 1.0. With 0.2 on expert 1, the first has 1.2.
-  # Catches: groups ranked by their best expert (DeepSeek-V2), or by unbiased scores.
+  # Groups (0.9, 0.1) and (0.6, 0.5): the second has 1.1 to 1.0. With 0.2 on expert 1, the first has
+  # 1.2. Catches: groups ranked by their best expert (DeepSeek-V2), or by unbiased scores.
   s = np.array([[0.9, 0.1, 0.6, 0.5]])
   logits = jnp.asarray(np.log(s / (1 - s)), jnp.float32)
   options = {"k": 2, "groups": 2, "kept_groups": 1}
@@ -62,26 +83,40 @@ def test_groups_by_their_two_best_biased_scores():
   assert _triples(logits, [0.0, 0.2, 0.0, 0.0], **options) == [(0, 0, 0.9), (0, 1, 0.1)]
 
 
-@pytest.mark.parametrize("options", [
+@pytest.mark.parametrize(
+  "options",
+  [
     {"k": 3, "groups": 4, "kept_groups": 2},
     {"k": 4, "groups": 2, "kept_groups": 1, "gate_norm": "none", "priority": "token"},
-    {"k": 8}, {"k": 2, "groups": 8, "kept_groups": 3}])
+    {"k": 8},
+    {"k": 2, "groups": 8, "kept_groups": 3},
+  ],
+)
 def test_equals_the_oracle(options):
-  # Catches: any of the above on 60 draws of 8 experts; K = E; groups of one expert; padding that takes an expert.
+  # Catches: any of the above on 60 draws of 8 experts; K = E; groups of one expert; padding that
+  # takes an expert.
   compare.check_oracle(sigmoid_bias, oracle, _draw_logits(1), compare.draw_context(1), **options)
 
 
 def test_equals_the_oracle_with_a_bias():
   # Catches: a bias that is left out of a group's score, or that orders tokens.
   context = compare.draw_context(2, bias=np.float32(np.random.default_rng(0).normal(size=8) * 0.2))
-  compare.check_oracle(sigmoid_bias, oracle, _draw_logits(2), context, k=3, groups=4, kept_groups=2, priority="gate")
+  compare.check_oracle(
+    sigmoid_bias, oracle, _draw_logits(2), context, k=3, groups=4, kept_groups=2, priority="gate"
+  )
 
 
 @pytest.mark.parametrize(("tokens", "experts"), [(1, 1), (4, 1), (1, 6)])
 def test_corners(tokens, experts):
   # Catches: E = 1, S = 1.
-  compare.check_oracle(sigmoid_bias, oracle, compare.draw_logits(3, 5, tokens, experts),
-                       compare.draw_context(3, 5, tokens), k=1, gate_norm="none")
+  compare.check_oracle(
+    sigmoid_bias,
+    oracle,
+    compare.draw_logits(3, 5, tokens, experts),
+    compare.draw_context(3, 5, tokens),
+    k=1,
+    gate_norm="none",
+  )
 
 
 def test_appended_padding_changes_nothing():
@@ -93,7 +128,9 @@ def test_gates_survive_underflow():
   # sigmoid(-200) is 0 in float32. Catches: 0/0 in the renormalisation; its gradient.
   logits = jnp.array([[-200.0, -201.0, -300.0]])
   gate = jax.jit(lambda l: sigmoid_bias(l, RoutingContext(), k=2).gate)
-  np.testing.assert_allclose(gate(logits), jax.nn.softmax(jnp.array([1.0, 0.0])), rtol=1e-5)  # e^-200 to e^-201
+  np.testing.assert_allclose(
+    gate(logits), jax.nn.softmax(jnp.array([1.0, 0.0])), rtol=1e-5
+  )  # e^-200 to e^-201
   assert np.all(np.isfinite(jax.grad(lambda l: jnp.sum(jnp.sin(gate(l))))(logits)))
 
 
@@ -108,14 +145,23 @@ def test_router_gradient():
 
 def test_the_bias_has_no_gradient():
   # Catches: a balancing bias that the task's loss trains.
-  loss = lambda bias: jnp.sum(jnp.sin(sigmoid_bias(LOGITS, RoutingContext(bias=bias), k=2).gate))
+  def loss(bias):
+    return jnp.sum(jnp.sin(sigmoid_bias(LOGITS, RoutingContext(bias=bias), k=2).gate))
+
   assert not np.any(jax.jit(jax.grad(loss))(jnp.array([0.0, 0.0, 0.5])))
 
 
-@pytest.mark.parametrize(("options", "field"), [
-    ({"groups": 2}, "groups"), ({"groups": 3, "kept_groups": 4}, "kept_groups"), ({}, "k=8"),
-    ({"k": 2, "groups": 3}, "k=2"), ({"k": 2, "gate_norm": "topk"}, "gate_norm"),
-    ({"k": 2, "priority": "random"}, "priority")])
+@pytest.mark.parametrize(
+  ("options", "field"),
+  [
+    ({"groups": 2}, "groups"),
+    ({"groups": 3, "kept_groups": 4}, "kept_groups"),
+    ({}, "k=8"),
+    ({"k": 2, "groups": 3}, "k=2"),
+    ({"k": 2, "gate_norm": "topk"}, "gate_norm"),
+    ({"k": 2, "priority": "random"}, "priority"),
+  ],
+)
 def test_bad_options_are_named(options, field):
   # Catches: an error inside XLA instead of one that names the option.
   with pytest.raises(ConfigError, match=f"sigmoid_bias.{field}"):
@@ -124,7 +170,9 @@ def test_bad_options_are_named(options, field):
 
 def test_bfloat16_logits_give_float32_gates():
   # Catches: sigmoids in the model's dtype.
-  plan = jax.jit(functools.partial(sigmoid_bias, k=3))(LOGITS.astype(jnp.bfloat16), RoutingContext())
+  plan = jax.jit(functools.partial(sigmoid_bias, k=3))(
+    LOGITS.astype(jnp.bfloat16), RoutingContext()
+  )
   assert plan.gate.dtype == jnp.float32
   np.testing.assert_allclose(np.asarray(plan.gate).reshape(3, 4).sum(axis=0), 1.0, rtol=1e-6)
 

@@ -26,9 +26,10 @@ def _triples(logits, context):
 
 
 def test_by_hand():
-  # Balance divides all odds of expert 0 by one c such that the sum of odds/(odds + c) is 2. At c = 2.5 it is 0.783 +
-  # 0.615 + 0.375 + 0.211 = 1.98, so c is a little less: tokens 0 and 1 keep expert 0 (odds 9/c and 4/c), token 2 goes
-  # (1.5/c). Gates are raw. Catches: no balance, the gate from the plan, the plan's rows and columns mixed up.
+  # Balance divides all odds of expert 0 by one c such that the sum of odds/(odds + c) is 2. At c =
+  # 2.5 it is 0.783 + 0.615 + 0.375 + 0.211 = 1.98, so c is a little less: tokens 0 and 1 keep
+  # expert 0 (odds 9/c and 4/c), token 2 goes (1.5/c). Gates are raw. Catches: no balance, the gate
+  # from the plan, the plan's rows and columns mixed up.
   assert _triples(LOGITS, TRAIN) == [(0, 0, 0.9), (1, 0, 0.8), (2, 1, 0.4), (3, 1, 0.6)]
 
 
@@ -37,12 +38,21 @@ def test_logits_decide_outside_training():
   assert _triples(LOGITS, EVAL) == [(0, 0, 0.9), (1, 0, 0.8), (2, 0, 0.6), (3, 1, 0.6)]
 
 
-@pytest.mark.parametrize(("train", "options"), [
-    (True, {}), (True, {"k": 3, "temperature": 0.5, "priority": "token"}), (True, {"k": 8, "iterations": 2}),
-    (False, {"k": 3})])
+@pytest.mark.parametrize(
+  ("train", "options"),
+  [
+    (True, {}),
+    (True, {"k": 3, "temperature": 0.5, "priority": "token"}),
+    (True, {"k": 8, "iterations": 2}),
+    (False, {"k": 3}),
+  ],
+)
 def test_equals_the_oracle(train, options):
-  # Catches: rows before columns (after 2 iterations it shows), padding in the columns' sums, another target.
-  compare.check_oracle(sinkhorn, oracle, compare.draw_logits(1), compare.draw_context(1, train=train), **options)
+  # Catches: rows before columns (after 2 iterations it shows), padding in the columns' sums,
+  # another target.
+  compare.check_oracle(
+    sinkhorn, oracle, compare.draw_logits(1), compare.draw_context(1, train=train), **options
+  )
 
 
 def test_equals_the_oracle_by_priority():
@@ -54,9 +64,12 @@ def test_equals_the_oracle_by_priority():
 
 @pytest.mark.parametrize("experts", [1, 6])
 def test_corners(experts):
-  # Catches: E = 1, S = 1. (With 6 experts outside training only: a single token's plan is 1/6 for each, which is a tie
-  # that only rounding decides.)
-  logits, context = compare.draw_logits(3, 5, 1, experts), compare.draw_context(3, 5, 1, train=experts == 1)
+  # Catches: E = 1, S = 1. (With 6 experts outside training only: a single token's plan is 1/6 for
+  # each, which is a tie that only rounding decides.)
+  logits, context = (
+    compare.draw_logits(3, 5, 1, experts),
+    compare.draw_context(3, 5, 1, train=experts == 1),
+  )
   compare.check_oracle(sinkhorn, oracle, logits, context)
 
 
@@ -74,7 +87,10 @@ def test_marginals(padded):
 def test_closer_to_balance_than_the_best_expert():
   # Catches: any sign error in the scaling: liked experts would get more.
   logits = jnp.asarray(compare.draw_logits(5, 1, 64)[0]) + 3.0 * (jnp.arange(8) < 2)
-  load = lambda context: np.bincount(_sinkhorn(logits, context).expert, minlength=8)
+
+  def load(context):
+    return np.bincount(_sinkhorn(logits, context).expert, minlength=8)
+
   assert load(EVAL).max() > 20 and load(TRAIN).max() < 14 and load(TRAIN).min() > 3  # 8 is even
 
 
@@ -100,15 +116,22 @@ def test_appended_padding_changes_nothing():
 def test_router_gradient():
   # d sin(p_i) / d x_j = cos(p_i) p_i (1[i=j] - p_j).
   # Catches: a gradient through the plan, a gate cut off from the logits.
-  gradient, = compare.gradients(sinkhorn, LOGITS, TRAIN, [{}])
+  (gradient,) = compare.gradients(sinkhorn, LOGITS, TRAIN, [{}])
   chosen = np.array([0, 0, 1, 1])
   p = PROBS[np.arange(4), chosen]
   expected = (np.cos(p) * p)[:, None] * (np.eye(2)[chosen] - PROBS)
   np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("options", "field"), [({"k": 3}, "k"), ({"iterations": 0}, "iterations"),
-                                                ({"temperature": 0.0}, "temperature"), ({"priority": "x"}, "priority")])
+@pytest.mark.parametrize(
+  ("options", "field"),
+  [
+    ({"k": 3}, "k"),
+    ({"iterations": 0}, "iterations"),
+    ({"temperature": 0.0}, "temperature"),
+    ({"priority": "x"}, "priority"),
+  ],
+)
 def test_bad_options_are_named(options, field):
   # Catches: an error inside XLA, or NaN, instead of one that names the option.
   with pytest.raises(ConfigError, match=f"sinkhorn.{field}"):
@@ -125,4 +148,9 @@ def test_looks_ahead():
   # Catches: another answer than "yes"; a default that the router does not have.
   assert ROUTER.leak() == "yes"
   # Of tokens 0 and 1 alone, one must leave expert 0: 9/(9 + c) + 4/(4 + c) = 1 at c = 6.
-  assert _sinkhorn(LOGITS, RoutingContext(valid=jnp.arange(4) < 2, train=True)).expert.tolist() == [0, 1, 2, 2]
+  assert _sinkhorn(LOGITS, RoutingContext(valid=jnp.arange(4) < 2, train=True)).expert.tolist() == [
+    0,
+    1,
+    2,
+    2,
+  ]

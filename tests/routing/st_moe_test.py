@@ -14,10 +14,7 @@ from moe_jax.routing.st_moe import ROUTER, st_moe
 
 pytestmark = pytest.mark.numerics
 
-PROBS = np.array([[0.5, 0.3, 0.2],
-                  [0.3, 0.1, 0.6],
-                  [0.8, 0.15, 0.05],
-                  [0.1, 0.7, 0.2]])
+PROBS = np.array([[0.5, 0.3, 0.2], [0.3, 0.1, 0.6], [0.8, 0.15, 0.05], [0.1, 0.7, 0.2]])
 LOGITS = jnp.log(jnp.asarray(PROBS, jnp.float32))
 
 
@@ -26,24 +23,32 @@ def _triples(plan):
 
 
 def test_threshold_by_hand():
-  # Over the best two: 0.5/0.8 = 0.625 and 0.375, 0.6667 and 0.3333, 0.8421 and 0.1579, 0.7778 and 0.2222. Above
-  # 0.21: all but token 2's second. Catches: the threshold on p (token 3's 0.2 is not above 0.21), gates renormalised
-  # over what is kept (token 2 would have 1).
+  # Over the best two: 0.5/0.8 = 0.625 and 0.375, 0.6667 and 0.3333, 0.8421 and 0.1579, 0.7778 and
+  # 0.2222. Above 0.21: all but token 2's second. Catches: the threshold on p (token 3's 0.2 is not
+  # above 0.21), gates renormalised over what is kept (token 2 would have 1).
   plan = run(st_moe, LOGITS, policy="threshold", threshold=0.21)
-  assert _triples(plan) == [(0, 0, 0.625), (1, 2, 0.6667), (2, 0, 0.8421), (3, 1, 0.7778),
-                            (0, 1, 0.375), (1, 0, 0.3333), (3, 2, 0.2222)]
+  assert _triples(plan) == [
+    (0, 0, 0.625),
+    (1, 2, 0.6667),
+    (2, 0, 0.8421),
+    (3, 1, 0.7778),
+    (0, 1, 0.375),
+    (1, 0, 0.3333),
+    (3, 2, 0.2222),
+  ]
 
 
 def test_the_best_is_kept_below_the_threshold():
-  # Three experts a token, threshold 0.9: nothing reaches it. Catches: the policy applied to the first choice.
+  # Three experts a token, threshold 0.9: nothing reaches it. Catches: the policy applied to the
+  # first choice.
   plan = run(st_moe, LOGITS, k=3, policy="threshold", threshold=0.9)
   assert _triples(plan) == [(0, 0, 0.5), (1, 2, 0.6), (2, 0, 0.8), (3, 1, 0.7)]
 
 
 def test_batch_priority_by_hand():
-  # First choices have p = 0.4, 0.45, 0.8: tokens 2, 1, 0 in both rounds. By g, 0.571, 0.506, 0.889, token 0 would go
-  # before 1, and by each choice's own gate token 1 would go first in the second round. Catches: all these, and an order
-  # by position.
+  # First choices have p = 0.4, 0.45, 0.8: tokens 2, 1, 0 in both rounds. By g, 0.571, 0.506, 0.889,
+  # token 0 would go before 1, and by each choice's own gate token 1 would go first in the second
+  # round. Catches: all these, and an order by position.
   logits = jnp.log(jnp.array([[0.4, 0.3, 0.3], [0.45, 0.44, 0.11], [0.1, 0.1, 0.8]]))
   plan = run(st_moe, logits, priority="gate")
   assert [a[:2] for a in _triples(plan)] == [(2, 2), (1, 0), (0, 0), (2, 0), (1, 1), (0, 1)]
@@ -56,15 +61,20 @@ def test_switch_at_one_expert_a_token():
   assert np.abs(gradient(st_moe, LOGITS, k=1)).max() > 0.1
 
 
-@pytest.mark.parametrize("context", [RoutingContext(train=True), RoutingContext(key=jax.random.key(0))])
+@pytest.mark.parametrize(
+  "context", [RoutingContext(train=True), RoutingContext(key=jax.random.key(0))]
+)
 def test_random_keeps_all_where_nothing_is_random(context):
   # Catches: a draw in evaluation, a crash without a key.
-  assert _triples(run(st_moe, LOGITS, context, k=3)) == _triples(run(st_moe, LOGITS, k=3, policy="all"))
+  assert _triples(run(st_moe, LOGITS, context, k=3)) == _triples(
+    run(st_moe, LOGITS, k=3, policy="all")
+  )
 
 
 def test_others_are_kept_in_proportion_to_their_gates():
-  # g = 0.7, 0.2, 0.1 and threshold 0.4: kept with probability 1, 0.5, 0.25; both others, if independent, with 0.125.
-  # The standard deviation over 10000 tokens is 0.005 at most. Catches: a keep of g, one r for a token's two choices.
+  # g = 0.7, 0.2, 0.1 and threshold 0.4: kept with probability 1, 0.5, 0.25; both others, if
+  # independent, with 0.125. The standard deviation over 10000 tokens is 0.005 at most. Catches: a
+  # keep of g, one r for a token's two choices.
   logits = jnp.tile(jnp.log(jnp.array([0.7, 0.2, 0.1])), (10000, 1))
   plan = run(st_moe, logits, RoutingContext(key=jax.random.key(0), train=True), k=3, threshold=0.4)
   kept = np.asarray(plan.expert).reshape(3, 10000) < 3
@@ -72,11 +82,18 @@ def test_others_are_kept_in_proportion_to_their_gates():
   assert abs(np.mean(kept[1] & kept[2]) - 0.125) < 0.02
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"k": 3, "threshold": 0.05, "priority": "token"}, {"k": 3, "policy": "threshold", "priority": "gate"}], ids=str)
+@pytest.mark.parametrize(
+  "options",
+  [
+    {},
+    {"k": 3, "threshold": 0.05, "priority": "token"},
+    {"k": 3, "policy": "threshold", "priority": "gate"},
+  ],
+  ids=str,
+)
 def test_equals_the_oracle(options):
-  # Catches: the wrong row or column of the draws, skipped choices that stay, unstable ties, padding sorted among real
-  # tokens.
+  # Catches: the wrong row or column of the draws, skipped choices that stay, unstable ties, padding
+  # sorted among real tokens.
   check_oracle(st_moe, oracle, *draw(1), **options)
 
 
@@ -106,8 +123,16 @@ def test_bfloat16_logits_are_softmaxed_in_float32():
   np.testing.assert_allclose(np.asarray(plan.gate[:4] + plan.gate[4:]), 1.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("options", "field"), [({"k": 4}, "k"), ({"k": 0}, "k"), ({"policy": "none"}, "policy"),
-                                                ({"threshold": 0.0}, "threshold"), ({"priority": "gates"}, "priority")])
+@pytest.mark.parametrize(
+  ("options", "field"),
+  [
+    ({"k": 4}, "k"),
+    ({"k": 0}, "k"),
+    ({"policy": "none"}, "policy"),
+    ({"threshold": 0.0}, "threshold"),
+    ({"priority": "gates"}, "priority"),
+  ],
+)
 def test_bad_options_are_named(options, field):
   # Catches: K > E failing inside lax.top_k, a KeyError, a division by zero.
   with pytest.raises(ConfigError, match=f"model.moe.router.st_moe.{field}"):

@@ -27,20 +27,30 @@ def _rounded(plan):
 
 
 def test_by_hand_in_training():
-  # k = 1: m = round(4/3) = 1. Expert 0 keeps token 2 (0.8), expert 1 token 3 (0.7), expert 2 token 1 (0.6); each alone.
+  # k = 1: m = round(4/3) = 1. Expert 0 keeps token 2 (0.8), expert 1 token 3 (0.7), expert 2 token
+  # 1 (0.6); each alone.
   assert _rounded(_route(LOGITS, TRAIN, k=1)) == [(2, 0, 1.0), (3, 1, 1.0), (1, 2, 1.0)]
-  # k = 2: m = round(8/3) = 3. Expert 0: 2 (.8) 0 (.5) 1 (.3); 1: 3 (.7) 0 (.3) 2 (.15); 2: 1 (.6), then 0 and 3, both
-  # .2. Token 0 has all experts, token 1 0.3 and 0.6, token 2 0.8 and 0.15, token 3 0.7 and 0.2.
-  # Catches: a softmax over tokens, gates that are not renormalised, or over the wrong axis; m not rounded.
+  # k = 2: m = round(8/3) = 3. Expert 0: 2 (.8) 0 (.5) 1 (.3); 1: 3 (.7) 0 (.3) 2 (.15); 2: 1 (.6),
+  # then 0 and 3, both .2. Token 0 has all experts, token 1 0.3 and 0.6, token 2 0.8 and 0.15, token
+  # 3 0.7 and 0.2. Catches: a softmax over tokens, gates that are not renormalised, or over the
+  # wrong axis; m not rounded.
   triples = _rounded(_route(LOGITS, TRAIN, k=2))
-  assert triples[:7] == [(2, 0, 0.8421), (0, 0, 0.5), (1, 0, 0.3333), (3, 1, 0.7778), (0, 1, 0.3), (2, 1, 0.1579),
-                         (1, 2, 0.6667)]
+  assert triples[:7] == [
+    (2, 0, 0.8421),
+    (0, 0, 0.5),
+    (1, 0, 0.3333),
+    (3, 1, 0.7778),
+    (0, 1, 0.3),
+    (2, 1, 0.1579),
+    (1, 2, 0.6667),
+  ]
   assert sorted(triples[7:]) == [(0, 2, 0.2), (3, 2, 0.2222)]
 
 
 def test_by_hand_outside_training():
-  # T = (0.25, 0.25, 0.65): expert 0 passes tokens 0, 1, 2; expert 1 tokens 0 and 3; expert 2 none. Token 0 has 0.5 and
-  # 0.3. Catches: a threshold in training only, one threshold for all, best first in place of position.
+  # T = (0.25, 0.25, 0.65): expert 0 passes tokens 0, 1, 2; expert 1 tokens 0 and 3; expert 2 none.
+  # Token 0 has 0.5 and 0.3. Catches: a threshold in training only, one threshold for all, best
+  # first in place of position.
   context = RoutingContext(threshold=jnp.array([0.25, 0.25, 0.65]))
   plan = _route(LOGITS, context, k=1)
   assert _rounded(plan) == [(0, 0, 0.625), (1, 0, 1.0), (2, 0, 1.0), (0, 1, 0.375), (3, 1, 1.0)]
@@ -49,32 +59,62 @@ def test_by_hand_outside_training():
 
 def test_threshold_is_strict():
   # Zero logits of 4 experts have exactly 0.25. Catches: >= in place of >.
-  passed = lambda t: len(reference.assignments(_route(jnp.zeros((3, 4)), RoutingContext(threshold=t), k=1)))
+  def passed(t):
+    return len(reference.assignments(_route(jnp.zeros((3, 4)), RoutingContext(threshold=t), k=1)))
+
   assert passed(0.25 * jnp.ones(4)) == 0 and passed(0.2499 * jnp.ones(4)) == 12
 
 
 def test_ties_go_to_the_earlier_token():
   # Catches: an unstable sort.
-  assert [a[:2] for a in _rounded(_route(jnp.zeros((4, 2)), TRAIN, k=1))] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+  assert [a[:2] for a in _rounded(_route(jnp.zeros((4, 2)), TRAIN, k=1))] == [
+    (0, 0),
+    (1, 0),
+    (0, 1),
+    (1, 1),
+  ]
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize(("tokens", "experts", "k", "padded"), [
-  (12, 6, 4, True), (12, 6, 4, False), (12, 6, 1, True), (12, 4, 4, True), (12, 1, 1, True), (1, 6, 2, False)])
+@pytest.mark.parametrize(
+  ("tokens", "experts", "k", "padded"),
+  [
+    (12, 6, 4, True),
+    (12, 6, 4, False),
+    (12, 6, 1, True),
+    (12, 4, 4, True),
+    (12, 1, 1, True),
+    (1, 6, 2, False),
+  ],
+)
 def test_equals_the_oracle(tokens, experts, k, padded, train):
   # Catches: padding that is kept or counted in a sum, another tie rule or order, m = 0 at S = 1.
   rng = np.random.default_rng(experts)
-  context = RoutingContext(valid=draw_valid(rng, 50, tokens) if padded else None, train=train,
-                           threshold=jnp.asarray(rng.uniform(0.05, 0.4, experts), jnp.float32))
-  check_oracle(strictly_balanced, oracle.strictly_balanced, draw_tied_logits(rng, 50, tokens, experts), context, k=k)
+  context = RoutingContext(
+    valid=draw_valid(rng, 50, tokens) if padded else None,
+    train=train,
+    threshold=jnp.asarray(rng.uniform(0.05, 0.4, experts), jnp.float32),
+  )
+  check_oracle(
+    strictly_balanced,
+    oracle.strictly_balanced,
+    draw_tied_logits(rng, 50, tokens, experts),
+    context,
+    k=k,
+  )
 
 
 def test_padding_changes_nothing_for_others():
-  # Outside training however many rows follow; in training whatever they hold, m being of all rows (2 * 6 / 3 = 4).
-  # Catches: padding above a threshold, or among the best.
+  # Outside training however many rows follow; in training whatever they hold, m being of all rows
+  # (2 * 6 / 3 = 4). Catches: padding above a threshold, or among the best.
   context = RoutingContext(threshold=0.25 * jnp.ones(3), valid=jnp.arange(6) < 4)
-  padded = lambda value: jnp.concatenate([LOGITS, jnp.array([[value, 0.0, 0.0]] * 2)])
-  outside = [_route(l, c, k=2) for l, c in ((padded(9.0), context), (LOGITS, context.replace(valid=None)))]
+
+  def padded(value):
+    return jnp.concatenate([LOGITS, jnp.array([[value, 0.0, 0.0]] * 2)])
+
+  outside = [
+    _route(l, c, k=2) for l, c in ((padded(9.0), context), (LOGITS, context.replace(valid=None)))
+  ]
   assert _rounded(outside[0]) == _rounded(outside[1])
   one, other = (_route(padded(value), context.replace(train=True), k=2) for value in (-9.0, 9.0))
   assert _rounded(one) == _rounded(other) and one.token.shape == (12,)
@@ -108,10 +148,13 @@ def test_bfloat16_logits_are_softmaxed_in_float32():
 
 
 def test_threshold_loss_by_hand():
-  # k = 1, m = 1. T = (0.4, 0.75, 0.5). Expert 0 passes 0 (.5) and 2 (.8), keeps 2: excess +1 at 0: 0.5 - 0.4 = 0.1.
-  # Expert 1 passes none, keeps 3: -1 * (0.7 - 0.75) = 0.05. Expert 2 passes and keeps 1: 0. Mean: 0.15/4.
-  # Gradient of T: (m - passed)/4 = (-1, 1, 0)/4. Catches: the sign of either, a sum, a gradient through the masks.
-  loss = lambda l, t: threshold_loss(l, t, None, 1)
+  # k = 1, m = 1. T = (0.4, 0.75, 0.5). Expert 0 passes 0 (.5) and 2 (.8), keeps 2: excess +1 at 0:
+  # 0.5 - 0.4 = 0.1. Expert 1 passes none, keeps 3: -1 * (0.7 - 0.75) = 0.05. Expert 2 passes and
+  # keeps 1: 0. Mean: 0.15/4. Gradient of T: (m - passed)/4 = (-1, 1, 0)/4. Catches: the sign of
+  # either, a sum, a gradient through the masks.
+  def loss(l, t):
+    return threshold_loss(l, t, None, 1)
+
   both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
   value, (by_logits, by_t) = both(LOGITS, jnp.array([0.4, 0.75, 0.5]))
   assert float(value) == pytest.approx(0.15 / 4, rel=1e-5)
@@ -124,21 +167,33 @@ def test_padding_counts_in_no_threshold():
   # Catches: padding that passes, is kept or counts in the mean (over 4); 0/0 without a real token.
   loss = jax.jit(lambda l, valid: threshold_loss(l, jnp.array([0.4, 0.75, 0.5]), valid, 1))
   padded = jnp.concatenate([LOGITS[1:], jnp.array([[9.0, 0.0, 0.0]])])
-  assert float(loss(padded, jnp.arange(4) < 3)) == pytest.approx(float(loss(LOGITS[1:], jnp.ones(3, bool)))) != 0.0
+  assert (
+    float(loss(padded, jnp.arange(4) < 3))
+    == pytest.approx(float(loss(LOGITS[1:], jnp.ones(3, bool))))
+    != 0.0
+  )
   assert float(loss(padded, jnp.zeros(4, bool))) == 0.0
 
 
 def test_the_threshold_loss_of_a_single_token():
-  # One token, one expert, m = 1, which the threshold stops: -1 * (1 - 2) / 1 = 1. Catches: a mean over at least two.
+  # One token, one expert, m = 1, which the threshold stops: -1 * (1 - 2) / 1 = 1. Catches: a mean
+  # over at least two.
   assert float(threshold_loss(jnp.zeros((1, 1)), jnp.array([2.0]), None, 1)) == pytest.approx(1.0)
 
 
 def test_descent_finds_the_batchwise_mask():
   # From thresholds that all tokens pass, and that none does. Catches: descent away from m tokens.
   logits = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4)), jnp.float32)
-  loss = lambda t: threshold_loss(logits, t, None, 2)
-  descend = lambda start: jax.lax.fori_loop(0, 600, lambda _, t: t - 0.02 * jax.grad(loss)(t), start)
-  pairs = lambda context: {a[:2] for a in reference.assignments(_route(logits, context, k=2))}
+
+  def loss(t):
+    return threshold_loss(logits, t, None, 2)
+
+  def descend(start):
+    return jax.lax.fori_loop(0, 600, lambda _, t: t - 0.02 * jax.grad(loss)(t), start)
+
+  def pairs(context):
+    return {a[:2] for a in reference.assignments(_route(logits, context, k=2))}
+
   for threshold in jax.jit(jax.vmap(descend))(jnp.array([[0.0] * 4, [1.0] * 4])):
     assert pairs(RoutingContext(threshold=threshold)) == pairs(TRAIN)
 
@@ -159,5 +214,8 @@ def test_missing_threshold_is_named():
 def test_looks_ahead():
   # A later token takes an earlier one's place. Catches: a statement of "no" or "overflow".
   assert ROUTER.leak() == "yes"
-  first = lambda logits: [a for a in reference.assignments(_route(logits, TRAIN, k=1)) if a[0] == 0]
+
+  def first(logits):
+    return [a for a in reference.assignments(_route(logits, TRAIN, k=1)) if a[0] == 0]
+
   assert first(LOGITS[:1]) != first(LOGITS)

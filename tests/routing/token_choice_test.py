@@ -18,19 +18,44 @@ SCORE = jnp.array([0.1, 0.3, 0.2])
 def _plan(priority, valid=None):
   plan = token_choice(EXPERT, GATE, RoutingContext(valid=valid), 4, priority=priority, score=SCORE)
   assert plan.num_experts == 4
-  return [(int(t), int(e), round(float(g), 3)) for t, e, g in zip(plan.token, plan.expert, plan.gate, strict=True)]
+  return [
+    (int(t), int(e), round(float(g), 3))
+    for t, e, g in zip(plan.token, plan.expert, plan.gate, strict=True)
+  ]
 
 
 def test_orders():
   # Catches: orders mixed up, a gate that survives where nobody is named.
-  assert _plan("choice") == [(0, 0, 0.6), (1, 2, 0.9), (2, 3, 0.7), (0, 1, 0.4), (1, 4, 0.0), (2, 0, 0.3)]
-  assert _plan("token") == [(0, 0, 0.6), (0, 1, 0.4), (1, 2, 0.9), (1, 4, 0.0), (2, 3, 0.7), (2, 0, 0.3)]
-  assert _plan("gate") == [(1, 2, 0.9), (2, 3, 0.7), (0, 0, 0.6), (1, 4, 0.0), (2, 0, 0.3), (0, 1, 0.4)]
+  assert _plan("choice") == [
+    (0, 0, 0.6),
+    (1, 2, 0.9),
+    (2, 3, 0.7),
+    (0, 1, 0.4),
+    (1, 4, 0.0),
+    (2, 0, 0.3),
+  ]
+  assert _plan("token") == [
+    (0, 0, 0.6),
+    (0, 1, 0.4),
+    (1, 2, 0.9),
+    (1, 4, 0.0),
+    (2, 3, 0.7),
+    (2, 0, 0.3),
+  ]
+  assert _plan("gate") == [
+    (1, 2, 0.9),
+    (2, 3, 0.7),
+    (0, 0, 0.6),
+    (1, 4, 0.0),
+    (2, 0, 0.3),
+    (0, 1, 0.4),
+  ]
 
 
 @pytest.mark.parametrize("priority", PRIORITIES)
 def test_padding(priority):
-  # Catches: padding that names an expert, or goes before real tokens under "gate" whatever its score.
+  # Catches: padding that names an expert, or goes before real tokens under "gate" whatever its
+  # score.
   plan = _plan(priority, jnp.array([True, False, True]))
   assert [(e, g) for t, e, g in plan if t == 1] == [(4, 0.0)] * 2
   assert [row for row in plan if row[0] != 1] == [row for row in _plan(priority) if row[0] != 1]
@@ -39,9 +64,14 @@ def test_padding(priority):
 
 
 def test_leak():
-  # Catches: a first choice that is said to be safe under batch priority; K = 1 that is said to leak.
+  # Catches: a first choice that is said to be safe under batch priority; K = 1 that is said to
+  # leak.
   assert [leak(k, p) for k, p in ((1, "choice"), (2, "choice"), (2, "token"), (1, "gate"))] == [
-      "no", "overflow", "no", "yes"]
+    "no",
+    "overflow",
+    "no",
+    "yes",
+  ]
 
 
 def test_without_a_score():

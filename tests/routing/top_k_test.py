@@ -13,11 +13,9 @@ from moe_jax.routing.top_k import ROUTER, top_k
 
 pytestmark = pytest.mark.unit
 
-# Softmax of the logs of probabilities is the probabilities: token 0 prefers 0 then 1, token 1 prefers 2 then 0, ...
-PROBS = np.array([[0.5, 0.3, 0.2],
-                  [0.3, 0.1, 0.6],
-                  [0.8, 0.15, 0.05],
-                  [0.1, 0.7, 0.2]])
+# Softmax of the logs of probabilities is the probabilities: token 0 prefers 0 then 1, token 1
+# prefers 2 then 0, ...
+PROBS = np.array([[0.5, 0.3, 0.2], [0.3, 0.1, 0.6], [0.8, 0.15, 0.05], [0.1, 0.7, 0.2]])
 LOGITS = jnp.log(jnp.asarray(PROBS, jnp.float32))
 
 
@@ -32,30 +30,45 @@ def test_switch_keeps_the_raw_probability():
 
 
 def test_renormalised_gates():
-  # 0.5/(0.5+0.3) = 0.625, 0.6/0.9 = 0.6667, 0.8/0.95 = 0.8421, 0.7/0.9 = 0.7778, and what is left of 1.
-  # Catches: a softmax over all logits, a sum over the wrong axis, token-major order as the default.
+  # 0.5/(0.5+0.3) = 0.625, 0.6/0.9 = 0.6667, 0.8/0.95 = 0.8421, 0.7/0.9 = 0.7778, and what is left
+  # of 1. Catches: a softmax over all logits, a sum over the wrong axis, token-major order as the
+  # default.
   plan = top_k(LOGITS, RoutingContext(), k=2, gate_norm="top_k")
-  assert _triples(plan) == [(0, 0, 0.625), (1, 2, 0.6667), (2, 0, 0.8421), (3, 1, 0.7778),
-                            (0, 1, 0.375), (1, 0, 0.3333), (2, 1, 0.1579), (3, 2, 0.2222)]
+  assert _triples(plan) == [
+    (0, 0, 0.625),
+    (1, 2, 0.6667),
+    (2, 0, 0.8421),
+    (3, 1, 0.7778),
+    (0, 1, 0.375),
+    (1, 0, 0.3333),
+    (2, 1, 0.1579),
+    (3, 2, 0.2222),
+  ]
 
 
 def test_order_is_priority():
-  # Catches: mixed up priorities; "gate" that orders only the first choices, or each choice by its own gate.
-  order = lambda priority: [(t, e) for t, e, _ in _triples(top_k(LOGITS, RoutingContext(), k=2, priority=priority))]
+  # Catches: mixed up priorities; "gate" that orders only the first choices, or each choice by its
+  # own gate.
+  def order(priority):
+    return [(t, e) for t, e, _ in _triples(top_k(LOGITS, RoutingContext(), k=2, priority=priority))]
+
   assert order("token") == [(0, 0), (0, 1), (1, 2), (1, 0), (2, 0), (2, 1), (3, 1), (3, 2)]
   # First choices have 0.5, 0.6, 0.8, 0.7: tokens 2, 3, 1, 0.
   assert order("gate") == [(2, 0), (3, 1), (1, 2), (0, 0), (2, 1), (3, 2), (1, 0), (0, 1)]
 
 
 def test_bias_selects_but_does_not_weigh():
-  # Biased scores of token 0: 0.5, 0.3 + 0.25, 0.2: expert 1, whose gate stays 0.3. Catches: a biased gate.
+  # Biased scores of token 0: 0.5, 0.3 + 0.25, 0.2: expert 1, whose gate stays 0.3. Catches: a
+  # biased gate.
   plan = top_k(LOGITS, RoutingContext(bias=jnp.array([0.0, 0.25, 0.0])), k=1, gate_norm="none")
   assert _triples(plan) == [(0, 1, 0.3), (1, 2, 0.6), (2, 0, 0.8), (3, 1, 0.7)]
 
 
 def test_bias_has_no_gradient():
   # Catches: a balancing bias that the task's loss trains.
-  loss = lambda bias: jnp.sum(jnp.square(top_k(LOGITS, RoutingContext(bias=bias), k=2, gate_norm="none").gate))
+  def loss(bias):
+    return jnp.sum(jnp.square(top_k(LOGITS, RoutingContext(bias=bias), k=2, gate_norm="none").gate))
+
   assert not np.any(jax.grad(loss)(jnp.array([0.0, 0.25, 0.0])))
 
 
@@ -73,13 +86,20 @@ def test_padding_names_nobody(priority):
 def test_ties_go_to_the_lower_expert():
   # Catches: an unstable or reversed sort; zero logits (a fresh router, a padded row) are all ties.
   plan = top_k(jnp.zeros((3, 4)), RoutingContext(), k=2)
-  assert _triples(plan) == [(0, 0, 0.5), (1, 0, 0.5), (2, 0, 0.5), (0, 1, 0.5), (1, 1, 0.5), (2, 1, 0.5)]
+  assert _triples(plan) == [
+    (0, 0, 0.5),
+    (1, 0, 0.5),
+    (2, 0, 0.5),
+    (0, 1, 0.5),
+    (1, 1, 0.5),
+    (2, 1, 0.5),
+  ]
 
 
 @pytest.mark.parametrize("gate_norm", ["none", "top_k"])
 def test_gates_survive_underflow(gate_norm):
-  # The probabilities of experts 1 and 2 underflow to 0 in float32; they must still be named, with finite gates.
-  # Catches: 0/0 in the renormalisation under a bias that selects hopeless experts.
+  # The probabilities of experts 1 and 2 underflow to 0 in float32; they must still be named, with
+  # finite gates. Catches: 0/0 in the renormalisation under a bias that selects hopeless experts.
   logits = jnp.array([[0.0, -200.0, -300.0]])
   plan = top_k(logits, RoutingContext(bias=jnp.array([-2.0, 0.0, 0.0])), k=2, gate_norm=gate_norm)
   assert np.all(np.isfinite(plan.gate)) and sorted(np.asarray(plan.expert)) == [1, 2]
@@ -100,8 +120,13 @@ def test_equals_the_oracle(k, gate_norm, priority):
   logits = rng.normal(size=(16, 6)).astype(np.float32)
   valid = rng.random(16) < 0.8
   bias = rng.normal(size=6).astype(np.float32) * 0.1
-  plan = top_k(jnp.asarray(logits), RoutingContext(valid=jnp.asarray(valid), bias=jnp.asarray(bias)), k=k,
-               gate_norm=gate_norm, priority=priority)
+  plan = top_k(
+    jnp.asarray(logits),
+    RoutingContext(valid=jnp.asarray(valid), bias=jnp.asarray(bias)),
+    k=k,
+    gate_norm=gate_norm,
+    priority=priority,
+  )
   expected = reference.top_k(logits, k, gate_norm, priority, valid, bias)
   actual = reference.assignments(plan)
   assert [a[:2] for a in actual] == [a[:2] for a in expected]
@@ -110,12 +135,26 @@ def test_equals_the_oracle(k, gate_norm, priority):
 
 def _oracle(logits, context, **options):
   bias = None if context.bias is None else np.asarray(context.bias)
-  return reference.top_k(logits, options["k"], options.get("gate_norm", "top_k"), options.get("priority", "choice"),
-                         np.asarray(context.valid), bias)
+  return reference.top_k(
+    logits,
+    options["k"],
+    options.get("gate_norm", "top_k"),
+    options.get("priority", "choice"),
+    np.asarray(context.valid),
+    bias,
+  )
 
 
-@pytest.mark.parametrize("options", [{"k": 1, "gate_norm": "none"}, {"k": 2}, {"k": 3, "priority": "gate"},
-                                     {"k": 5, "priority": "token"}], ids=str)
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"k": 1, "gate_norm": "none"},
+    {"k": 2},
+    {"k": 3, "priority": "gate"},
+    {"k": 5, "priority": "token"},
+  ],
+  ids=str,
+)
 def test_equals_the_oracle_on_50_draws(options):
   # Half of the groups have tied experts and tied tokens. Catches: what one draw happens to hide.
   check_oracle(top_k, _oracle, *draw(1), **options)
@@ -134,13 +173,23 @@ def test_appended_padding_changes_nothing():
 
 @pytest.mark.parametrize(("gate_norm", "trains"), [("none", True), ("top_k", False)])
 def test_router_gradient_at_one_expert_a_token(gate_norm, trains):
-  # Catches: the renormalisation trap (a gate that is the constant 1) in Switch, and any silent cure of "top_k".
-  gradient = jax.grad(lambda l: jnp.sum(jnp.sin(top_k(l, RoutingContext(), k=1, gate_norm=gate_norm).gate)))(LOGITS)
+  # Catches: the renormalisation trap (a gate that is the constant 1) in Switch, and any silent cure
+  # of "top_k".
+  gradient = jax.grad(
+    lambda l: jnp.sum(jnp.sin(top_k(l, RoutingContext(), k=1, gate_norm=gate_norm).gate))
+  )(LOGITS)
   assert (np.abs(gradient).max() > 0.1) if trains else not np.any(gradient)
 
 
-@pytest.mark.parametrize(("options", "field"), [({"k": 4}, "k"), ({"k": 0}, "k"), ({"gate_norm": "topk"}, "gate_norm"),
-                                                ({"priority": "random"}, "priority")])
+@pytest.mark.parametrize(
+  ("options", "field"),
+  [
+    ({"k": 4}, "k"),
+    ({"k": 0}, "k"),
+    ({"gate_norm": "topk"}, "gate_norm"),
+    ({"priority": "random"}, "priority"),
+  ],
+)
 def test_bad_options_are_named(options, field):
   # Catches: K > E failing inside lax.top_k, or a KeyError.
   with pytest.raises(ConfigError, match=field):
@@ -148,6 +197,9 @@ def test_bad_options_are_named(options, field):
 
 
 def test_looks_ahead():
-  # Catches: a first choice that is said to be safe under batch priority; Switch that is said to leak.
-  said = [ROUTER.leak(**o) for o in ({}, {"k": 1}, {"priority": "token"}, {"k": 1, "priority": "gate"})]
+  # Catches: a first choice that is said to be safe under batch priority; Switch that is said to
+  # leak.
+  said = [
+    ROUTER.leak(**o) for o in ({}, {"k": 1}, {"priority": "token"}, {"k": 1, "priority": "gate"})
+  ]
   assert said == ["overflow", "no", "no", "yes"]

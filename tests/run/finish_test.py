@@ -17,7 +17,13 @@ from moe_jax.training import evaluate, optimizers
 from moe_jax.training import state as states
 
 pytestmark = pytest.mark.smoke
-INFO = {"config": "configs/tiny.py", "command": "train", "steps": 6, "tokens": 768, "wall_seconds": 1.5}
+INFO = {
+  "config": "configs/tiny.py",
+  "command": "train",
+  "steps": 6,
+  "tokens": 768,
+  "wall_seconds": 1.5,
+}
 
 
 def parts(directory, **changes):
@@ -37,7 +43,8 @@ def parts(directory, **changes):
 
 
 def test_leaves_results_routing_report_and_a_table(tmp_path, capsys):
-  # Catches a figure that is not of the whole validation split, a page whose experts do not fit its tokens, a lost file.
+  # Catches a figure that is not of the whole validation split, a page whose experts do not fit its
+  # tokens, a lost file.
   other = {"config": "configs/dense_baseline.py:quickstart", "bits_per_byte": {}}
   (tmp_path / "other.json").write_text(json.dumps(other))
   arguments = parts(tmp_path, report__compare=str(tmp_path / "other.json"))
@@ -52,13 +59,26 @@ def test_leaves_results_routing_report_and_a_table(tmp_path, capsys):
   size = sum(map(len, source.documents("validation")))
   nats = results["loss"][source.name] * arguments[-1](arguments[3], 0)[source.name]["tokens"]
   assert results["bits_per_byte"][source.name] == pytest.approx(nats / math.log(2) / size)
-  assert list(results["ladder"][source.name]) == ["unigram", "bigram", "trigram", "4-gram", "5-gram", "lzma"]
-  assert results["parameters"]["activated"] < results["parameters"]["total"] and results["versions"]["jax"]
+  assert list(results["ladder"][source.name]) == [
+    "unigram",
+    "bigram",
+    "trigram",
+    "4-gram",
+    "5-gram",
+    "lzma",
+  ]
+  assert (
+    results["parameters"]["activated"] < results["parameters"]["total"]
+    and results["versions"]["jax"]
+  )
   assert results["compare"] == {
-    "label": "dense baseline", "bits_per_byte": {source.name: 7.5}, "other_data": [source.name]}
+    "label": "dense baseline",
+    "bits_per_byte": {source.name: 7.5},
+    "other_data": [source.name],
+  }
 
   routing = json.loads((workdir / "routing.json").read_text())
-  page, = routing["pages"]
+  (page,) = routing["pages"]
   assert routing["num_experts"] == 4 and routing["layers"] == [0] and len(page["experts"]) == 1
   assert len(page["pieces"]) == len(page["experts"][0]) == 4 * 32  # one batch: less than a page
   text = source.documents("validation")[0].decode()
@@ -67,9 +87,17 @@ def test_leaves_results_routing_report_and_a_table(tmp_path, capsys):
 
   assert "Held-out text by expert" in (workdir / "report.html").read_text()
   head, line, note = printed.strip().splitlines()[:3]
-  assert head.split() == "bits per byte this run dense baseline unigram bigram trigram 4-gram 5-gram LZMA".split()
-  assert line.startswith(source.name) and "7.500*" in line and note.startswith("* on another version")
-  assert str(workdir / "report.html") in printed and 0 < len(results["sample"].encode("utf-8", "replace")) <= 600
+  assert (
+    head.split()
+    == "bits per byte this run dense baseline unigram bigram trigram 4-gram 5-gram LZMA".split()
+  )
+  assert (
+    line.startswith(source.name) and "7.500*" in line and note.startswith("* on another version")
+  )
+  assert (
+    str(workdir / "report.html") in printed
+    and 0 < len(results["sample"].encode("utf-8", "replace")) <= 600
+  )
 
 
 def test_dense_run_has_no_routing(tmp_path):
@@ -82,9 +110,14 @@ def test_dense_run_has_no_routing(tmp_path):
 
 
 def test_sample_is_the_same_each_time_and_made_of_bytes(tmp_path):
-  # Catches a seed taken from the clock, and a crash where one sequence (24) is no whole number of routing groups (16).
-  config, _, model, state, tokenizer, *_ = parts(tmp_path, model__moe__group_size=16, data__seq_len=24)
-  one, two = (finish.sample_text(config, model, {"params": state.params}, tokenizer) for _ in range(2))
+  # Catches a seed taken from the clock, and a crash where one sequence (24) is no whole number of
+  # routing groups (16).
+  config, _, model, state, tokenizer, *_ = parts(
+    tmp_path, model__moe__group_size=16, data__seq_len=24
+  )
+  one, two = (
+    finish.sample_text(config, model, {"params": state.params}, tokenizer) for _ in range(2)
+  )
   assert one == two and len(one) > 20
 
 
@@ -96,14 +129,20 @@ class Words(data.Tokenizer):
 
 
 class Trims(Words):
-
   def decode(self, ids):
     return super().decode(ids).strip()
 
 
 def test_pieces_are_the_text_of_each_token():
-  # Catches the halves of a character shown as U+FFFD, specials shown as text, and tokenizers that trim.
-  assert finish.pieces(Bytes(), np.array([256, 97, 0xC3, 0xA9, 10])) == [None, "a", "\\xc3", "\\xa9", "\n"]
+  # Catches the halves of a character shown as U+FFFD, specials shown as text, and tokenizers that
+  # trim.
+  assert finish.pieces(Bytes(), np.array([256, 97, 0xC3, 0xA9, 10])) == [
+    None,
+    "a",
+    "\\xc3",
+    "\\xa9",
+    "\n",
+  ]
   assert finish.pieces(Words(), np.array([0, 1, 2])) == [None, " the", " cat"]
   assert finish.pieces(Trims(), np.array([0, 1, 2])) == [None, "the", "cat"]
 
@@ -114,9 +153,15 @@ def test_large_or_empty_sources_get_no_ladder(tmp_path):
     text, ends = np.frombuffer(b"".join(texts), np.uint8), np.cumsum([len(t) for t in texts])
     return Subset(InMemory([str(i) for i in range(len(texts))], text, ends), range(len(texts)))
 
-  settings = types.SimpleNamespace(validation_fraction=0.1, validation_split="", cache_dir=str(tmp_path))
-  source = lambda train, validation: data.Source("s", f"{train}{validation}", {
-      "train": subset(train), "validation": subset(validation)})
+  settings = types.SimpleNamespace(
+    validation_fraction=0.1, validation_split="", cache_dir=str(tmp_path)
+  )
+
+  def source(train, validation):
+    return data.Source(
+      "s", f"{train}{validation}", {"train": subset(train), "validation": subset(validation)}
+    )
+
   assert finish.source_ladder(settings, source([b"12345", b"123456"], [b"1"]), 10) is None
   assert finish.source_ladder(settings, source([b"12345"], []), 10) is None
   assert finish.source_ladder(settings, source([b"12345"], [b""]), 10) is None
@@ -124,8 +169,17 @@ def test_large_or_empty_sources_get_no_ladder(tmp_path):
   assert finish.source_ladder(settings, source([b"12345", b"12345"], [b"1"]), 10)["unigram"] > 0
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"config": "c", "bits_per_byte": null}',
-                                     '{"config": "c", "bits_per_byte": {"a": "x"}}'])
+@pytest.mark.parametrize(
+  "content",
+  [
+    None,
+    "",
+    "[]",
+    "{}",
+    '{"config": "c", "bits_per_byte": null}',
+    '{"config": "c", "bits_per_byte": {"a": "x"}}',
+  ],
+)
 def test_comparison_that_cannot_be_read_is_told_and_left_out(tmp_path, capsys, content):
   # Catches a finished run that dies because a file to compare with is not there.
   path = tmp_path / "results.json"
@@ -138,7 +192,12 @@ def test_comparison_that_cannot_be_read_is_told_and_left_out(tmp_path, capsys, c
 
 def test_table_without_ladder_or_value():
   # Catches a format that dies on NaN and on a source without a ladder.
-  results = {"bits_per_byte": {"a": math.nan, "bb": 2.0}, "ladder": {"bb": {"unigram": 4.0, "lzma": 1.0}}}
+  results = {
+    "bits_per_byte": {"a": math.nan, "bb": 2.0},
+    "ladder": {"bb": {"unigram": 4.0, "lzma": 1.0}},
+  }
   assert finish.table(results).splitlines() == [
-      "bits per byte  this run  unigram   LZMA", "a                     -        -      -",
-      "bb                2.000    4.000  1.000"]
+    "bits per byte  this run  unigram   LZMA",
+    "a                     -        -      -",
+    "bb                2.000    4.000  1.000",
+  ]

@@ -1,4 +1,5 @@
-"""The order of events in the loop, with everything around it acted: log, evaluate, save, stop, refuse NaN."""
+"""The order of events in the loop, with everything around it acted: log, evaluate, save, stop,
+refuse NaN."""
 
 import json
 import math
@@ -26,7 +27,12 @@ class Recorder:
   """Stands for checkpoints, writer, progress and interrupt, and remembers what they were told."""
 
   def __init__(self, stop_at=None):
-    self.events, self.name, self.stop_at, self.directory = [], "", stop_at, pathlib.Path("checkpoints")
+    self.events, self.name, self.stop_at, self.directory = (
+      [],
+      "",
+      stop_at,
+      pathlib.Path("checkpoints"),
+    )
     self.saved, self.trouble, self.said = {}, "", []
 
   def save(self, n, state, data, meta, bits):
@@ -51,7 +57,11 @@ class Recorder:
     return 1.0
 
   def kept(self):
-    return f"checkpoint checkpoints/{max(self.saved)} is from before" if self.saved else "there is no checkpoint yet"
+    return (
+      f"checkpoint checkpoints/{max(self.saved)} is from before"
+      if self.saved
+      else "there is no checkpoint yet"
+    )
 
   def steps(self):
     return sorted(self.saved)
@@ -80,35 +90,82 @@ class Batches:
 
 
 def fresh(n=0):
-  return TrainState(step=jnp.int32(n), params={}, opt_state=(), router_state={}, rng=jax.random.key(0))
+  return TrainState(
+    step=jnp.int32(n), params={}, opt_state=(), router_state={}, rng=jax.random.key(0)
+  )
 
 
-def run(tmp_path, recorder, losses=lambda n: 1.0, begun=0, guard=None, deadline=math.inf, batches=None, **changes):
-  """Trains seven steps; `losses` gives the loss of a batch by its number. Returns (step, what stopped it, events)."""
-  config = tiny.config(tmp_path, **{"train__steps": 7, "train__log_every": 2, "train__eval_every": 3,
-                                    "train__checkpoint_every": 3} | changes)
+def run(
+  tmp_path,
+  recorder,
+  losses=lambda n: 1.0,
+  begun=0,
+  guard=None,
+  deadline=math.inf,
+  batches=None,
+  **changes,
+):
+  """Trains seven steps; `losses` gives the loss of a batch by its number. Returns (step, what
+  stopped it, events)."""
+  config = tiny.config(
+    tmp_path,
+    **{
+      "train__steps": 7,
+      "train__log_every": 2,
+      "train__eval_every": 3,
+      "train__checkpoint_every": 3,
+    }
+    | changes,
+  )
 
   def update(state, batch):
     loss = jnp.float32(losses(int(batch["number"][0])))
     return fresh(int(state.step) + 1), {
-        "loss": loss, "grad_norm": loss, "grad_norms": jnp.stack([jnp.float32(1), loss])}
+      "loss": loss,
+      "grad_norm": loss,
+      "grad_norms": jnp.stack([jnp.float32(1), loss]),
+    }
 
   totals = {"a": {"nats": 1.0, "tokens": 1, "bytes": 1}}
-  one = loop.Run(config, sharding.make_mesh({"data": 1}), update, fresh, None, lambda state, n: totals,
-                 batches or Batches(recorder, begun), recorder, recorder, recorder, recorder, guard or Guard(),
-                 ["a", "b/w"], [], deadline=deadline)
+  one = loop.Run(
+    config,
+    sharding.make_mesh({"data": 1}),
+    update,
+    fresh,
+    None,
+    lambda state, n: totals,
+    batches or Batches(recorder, begun),
+    recorder,
+    recorder,
+    recorder,
+    recorder,
+    guard or Guard(),
+    ["a", "b/w"],
+    [],
+    deadline=deadline,
+  )
   state, stopped = loop._steps(one, fresh(begun))
   return int(state.step), stopped, [e for e in recorder.events if e[0] != "shown"]
 
 
 def test_logs_evaluates_and_saves_when_due(tmp_path):
-  # Catches: a last step that is not saved; a checkpoint whose data state is a batch ahead; a save before
-  # its evaluation.
+  # Catches: a last step that is not saved; a checkpoint whose data state is a batch ahead; a save
+  # before its evaluation.
   bits = evaluate.summary({"a": {"nats": 1.0, "tokens": 1, "bytes": 1}})["bits_per_byte"]
   step, stopped, events = run(tmp_path, Recorder())
   assert (step, stopped) == (7, "")
-  assert events == [("train", 2), ("eval", 3), ("save", 3, 3, bits), ("train", 4), ("train", 6), ("eval", 6),
-                    ("save", 6, 6, bits), ("train", 7), ("eval", 7), ("save", 7, 7, bits)]
+  assert events == [
+    ("train", 2),
+    ("eval", 3),
+    ("save", 3, 3, bits),
+    ("train", 4),
+    ("train", 6),
+    ("eval", 6),
+    ("save", 6, 6, bits),
+    ("train", 7),
+    ("eval", 7),
+    ("save", 7, 7, bits),
+  ]
 
 
 def test_a_resumed_run_goes_on_with_the_same_events(tmp_path):
@@ -124,12 +181,13 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path):
 
 @pytest.mark.parametrize("at", [3, 5])
 def test_nan_stops_before_it_is_saved(tmp_path, at):
-  # Catches: a diverged model that replaces the last good checkpoint: at step 3 the save is due in the same step.
+  # Catches: a diverged model that replaces the last good checkpoint: at step 3 the save is due in
+  # the same step.
   recorder = Recorder()
   with pytest.raises(Diverged, match=f"step {at} the loss is nan .* finite is b/w") as error:
     run(tmp_path, recorder, lambda n: float("nan") if n >= at else 1.0)
   saved = [e[1] for e in recorder.events if e[0] == "save"]
-  assert saved == [3][:at - 3] and ("checkpoints" in str(error.value) or at == 3)
+  assert saved == [3][: at - 3] and ("checkpoints" in str(error.value) or at == 3)
   assert "optimizer.learning_rate" in str(error.value)
 
 
@@ -144,14 +202,25 @@ NAN = math.nan
 
 
 def test_a_rollback_goes_on_from_a_healthy_checkpoint_with_new_batches(tmp_path):
-  # Catches: the bad batches trained on again; a checkpoint taken in the middle of a row of bad steps; lost counts.
+  # Catches: the bad batches trained on again; a checkpoint taken in the middle of a row of bad
+  # steps; lost counts.
   recorder, guard = Recorder(), Guard(skip_nonfinite=True, patience=2, max_rollbacks=1)
-  step, stopped, events = run(tmp_path, recorder, lambda n: NAN if n in (6, 7) else 1.0, guard=guard, train__steps=9)
+  step, stopped, events = run(
+    tmp_path, recorder, lambda n: NAN if n in (6, 7) else 1.0, guard=guard, train__steps=9
+  )
   told = [e for e in events if e[0] in ("save", "nonfinite", "rollback", "restore")]
   bits = told[0][3]
-  # Step 6 is due to be saved, but bad; after step 7 the run goes back to 3, whose next batch is number 8.
-  assert told == [("save", 3, 3, bits), ("nonfinite", 6, 6), ("nonfinite", 7, 7), ("restore", 3), ("rollback", 3, 7),
-                  ("save", 6, 10, bits), ("save", 9, 13, bits)]
+  # Step 6 is due to be saved, but bad; after step 7 the run goes back to 3, whose next batch is
+  # number 8.
+  assert told == [
+    ("save", 3, 3, bits),
+    ("nonfinite", 6, 6),
+    ("nonfinite", 7, 7),
+    ("restore", 3),
+    ("rollback", 3, 7),
+    ("save", 6, 10, bits),
+    ("save", 9, 13, bits),
+  ]
   assert (step, stopped, guard.skipped_batches, guard.rollbacks) == (9, "", 4, 1)
   assert recorder.saved[9][2]["guard"]["skipped_batches"] == 4
   assert any("went back to step 3, and 4 batches are skipped" in text for text in recorder.said)
@@ -184,17 +253,24 @@ def test_a_batch_of_a_checkpoint_must_fit_its_step(tmp_path):
   place = types.SimpleNamespace(set_state=lambda data: None)
   for batches, good in ((6, False), (8, True)):
     restored = Restored(6, fresh(6), {"pipeline": "windows", "batches": batches}, meta, [])
-    known = types.SimpleNamespace(directory=pathlib.Path("c"), resumed_step=lambda n: 6,
-                                  restore=lambda _, restored=restored: restored)
+    known = types.SimpleNamespace(
+      directory=pathlib.Path("c"),
+      resumed_step=lambda n: 6,
+      restore=lambda _, restored=restored: restored,
+    )
     if good:
       assert loop._begin(config, None, None, known, place, Guard())[1] == 1.0
     else:
-      with pytest.raises(ConfigError, match="place in the data is batch 6, but 6 steps and 2 batches"):
+      with pytest.raises(
+        ConfigError, match="place in the data is batch 6, but 6 steps and 2 batches"
+      ):
         loop._begin(config, None, None, known, place, Guard())
 
 
 @pytest.mark.parametrize("noisy, different", [(False, []), (True, ["metrics/loss"])])
-def test_a_step_that_draws_other_numbers_each_time_is_not_deterministic(tmp_path, monkeypatch, noisy, different):
+def test_a_step_that_draws_other_numbers_each_time_is_not_deterministic(
+  tmp_path, monkeypatch, noisy, different
+):
   # Catches: a check that compares a state with itself, or not the metrics.
   calls = []
 
@@ -202,6 +278,7 @@ def test_a_step_that_draws_other_numbers_each_time_is_not_deterministic(tmp_path
     def update(state, batch):
       calls.append(1)
       return state, {"loss": jnp.float32(len(calls) if noisy else 1)}
+
     return update
 
   monkeypatch.setattr(loop.updates, "make", make)

@@ -37,14 +37,17 @@ def test_slices_are_told_apart_by_data_alone():
     make_mesh({"tensor": 8}, chips)
 
 
-@pytest.mark.parametrize("sizes, words", [
+@pytest.mark.parametrize(
+  "sizes, words",
+  [
     ({"data": 16}, "data=8"),  # the nearest that fits
     ({"data": 4, "expert": 4}, "data=2 expert=4"),
     ({"data": -1, "fsdp": 3}, "a multiple of 3"),
     ({"data": -1, "fsdp": -1}, "only one"),
     ({"data": 0}, "at least 1"),
     ({"dta": 2}, "data, fsdp, expert, tensor"),
-])
+  ],
+)
 def test_what_does_not_fit_is_refused_with_a_remedy(sizes, words):
   # Catches: an error of JAX's own, about shapes, minutes later.
   with pytest.raises(ConfigError, match="mesh") as error:

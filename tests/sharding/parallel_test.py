@@ -1,7 +1,8 @@
-"""Three training steps on any mesh equal those on one device: gradients, weights, metrics, router state, on every copy.
+"""Three training steps on any mesh equal those on one device: gradients, weights, metrics, router
+state, on every copy.
 
-What each dispatcher computes and sends on more meshes: dispatch/expert_mesh_test. All that runs in a `jax.shard_map`
-does so with check_vma=True, see `expert_mesh.over_mesh`.
+What each dispatcher computes and sends on more meshes: dispatch/expert_mesh_test. All that runs in
+a `jax.shard_map` does so with check_vma=True, see `expert_mesh.over_mesh`.
 """
 
 import functools
@@ -24,48 +25,120 @@ pytestmark = pytest.mark.numerics
 
 ROWS, LENGTH, ENCODER_LENGTH, V = 8, 16, 24, 264
 ONE = "data=1"
-MESHES = ("data=8", "fsdp=8", "expert=8",
-          "data=2 fsdp=4", "data=2 expert=4", "fsdp=4 tensor=2", "expert=4 tensor=2", "fsdp=2 expert=4",
-          "fsdp=2 expert=2 tensor=2", "data=2 expert=2 tensor=2", "data=2 fsdp=2 expert=2")
+MESHES = (
+  "data=8",
+  "fsdp=8",
+  "expert=8",
+  "data=2 fsdp=4",
+  "data=2 expert=4",
+  "fsdp=4 tensor=2",
+  "expert=4 tensor=2",
+  "fsdp=2 expert=4",
+  "fsdp=2 expert=2 tensor=2",
+  "data=2 expert=2 tensor=2",
+  "data=2 fsdp=2 expert=2",
+)
 # What the others compute and send on such meshes: dispatch/expert_mesh_test.
-SOME = {("all_to_all", "expert=8"), ("ragged_all_to_all", "data=2 expert=4"), ("einsum", "fsdp=2 expert=2 tensor=2")}
-RUNS = [pytest.param(name, mesh, marks=() if (name, mesh) in SOME else pytest.mark.every_variant)
-        for mesh in MESHES for name in DISPATCHERS]
-PLATFORM = {"grouped": "tpu", "all_gather": "tpu"}  # jax.lax.ragged_dot, which compiles faster than the loops for CPUs
-# A router whose state moves, experts that overflow, noise, a bias: whatever could come out otherwise on some device.
+SOME = {
+  ("all_to_all", "expert=8"),
+  ("ragged_all_to_all", "data=2 expert=4"),
+  ("einsum", "fsdp=2 expert=2 tensor=2"),
+}
+RUNS = [
+  pytest.param(name, mesh, marks=() if (name, mesh) in SOME else pytest.mark.every_variant)
+  for mesh in MESHES
+  for name in DISPATCHERS
+]
+PLATFORM = {
+  "grouped": "tpu",
+  "all_gather": "tpu",
+}  # jax.lax.ragged_dot, which compiles faster than the loops for CPUs
+# A router whose state moves, experts that overflow, noise, a bias: whatever could come out
+# otherwise on some device.
 CHANGES = {
-    "model.d_model": 16, "model.num_layers": 1, "model.scan_layers": False, "model.num_heads": 2,
-    "model.num_kv_heads": 2, "model.head_dim": 8, "model.ffn_bias": "additive", "model.moe.first": 0,
-    "model.d_ff": 32, "model.moe.d_ff": 8, "model.moe.num_experts": 8, "model.moe.router.name": "sigmoid_bias",
-    "model.moe.router.sigmoid_bias.k": 2, "model.moe.bias_update_rate": 0.125,
-    "model.moe.capacity_factor": 1.0, "model.moe.capacity_basis": "assignments", "model.moe.jitter": 0.1,
-    "model.moe.balance_over": "global", "data.seq_len": LENGTH, "train.batch_size": ROWS, "optimizer.warmup_steps": 0,
-    # Adam divides by the root of squares: with its usual eps, gradients of 1e-9 would decide the sign of an update.
-    "optimizer.eps": 1e-3, "optimizer.learning_rate": 0.05}
+  "model.d_model": 16,
+  "model.num_layers": 1,
+  "model.scan_layers": False,
+  "model.num_heads": 2,
+  "model.num_kv_heads": 2,
+  "model.head_dim": 8,
+  "model.ffn_bias": "additive",
+  "model.moe.first": 0,
+  "model.d_ff": 32,
+  "model.moe.d_ff": 8,
+  "model.moe.num_experts": 8,
+  "model.moe.router.name": "sigmoid_bias",
+  "model.moe.router.sigmoid_bias.k": 2,
+  "model.moe.bias_update_rate": 0.125,
+  "model.moe.capacity_factor": 1.0,
+  "model.moe.capacity_basis": "assignments",
+  "model.moe.jitter": 0.1,
+  "model.moe.balance_over": "global",
+  "data.seq_len": LENGTH,
+  "train.batch_size": ROWS,
+  "optimizer.warmup_steps": 0,
+  # Adam divides by the root of squares: with its usual eps, gradients of 1e-9 would decide the sign
+  # of an update.
+  "optimizer.eps": 1e-3,
+  "optimizer.learning_rate": 0.05,
+}
 FAMILIES = {
-    "one layer": {},
-    "scanned and rematerialised": {"model.num_layers": 2, "model.moe.every": 1, "model.scan_layers": True,
-                                   "model.remat": "full"},
-    "encoder_decoder": {"model.family": "encoder_decoder", "model.position": "relative",
-                        "data.objective": "span_corruption", "data.encoder_len": ENCODER_LENGTH},
-    # Matrices whose sides are both 128 or more have factored moments: here the embedding's and the experts'.
-    "adafactor": {"optimizer.name": "adafactor", "model.d_model": 128, "model.moe.d_ff": 128},
-    "lstm": {"model.family": "lstm", "model.lstm_units": 24, "model.num_layers": 1},
-    "latent": {"model.attention": "latent", "model.latent.kv_rank": 8, "model.latent.query_rank": 8,
-               "model.latent.nope_dim": 8, "model.latent.rope_dim": 4, "model.latent.value_dim": 8},
-    "other rules": {"sharding.vocab": ("tensor", "fsdp"), "sharding.embed": (), "sharding.mlp": (),
-                    "sharding.act_embed": ("tensor",)}}
+  "one layer": {},
+  "scanned and rematerialised": {
+    "model.num_layers": 2,
+    "model.moe.every": 1,
+    "model.scan_layers": True,
+    "model.remat": "full",
+  },
+  "encoder_decoder": {
+    "model.family": "encoder_decoder",
+    "model.position": "relative",
+    "data.objective": "span_corruption",
+    "data.encoder_len": ENCODER_LENGTH,
+  },
+  # Matrices whose sides are both 128 or more have factored moments: here the embedding's and the
+  # experts'.
+  "adafactor": {"optimizer.name": "adafactor", "model.d_model": 128, "model.moe.d_ff": 128},
+  "lstm": {"model.family": "lstm", "model.lstm_units": 24, "model.num_layers": 1},
+  "latent": {
+    "model.attention": "latent",
+    "model.latent.kv_rank": 8,
+    "model.latent.query_rank": 8,
+    "model.latent.nope_dim": 8,
+    "model.latent.rope_dim": 4,
+    "model.latent.value_dim": 8,
+  },
+  "other rules": {
+    "sharding.vocab": ("tensor", "fsdp"),
+    "sharding.embed": (),
+    "sharding.mlp": (),
+    "sharding.act_embed": ("tensor",),
+  },
+}
 
-# Other routers, on the model of "one layer". Only sigmoid_bias has a bias; they have losses and noise of their own.
+# Other routers, on the model of "one layer". Only sigmoid_bias has a bias; they have losses and
+# noise of their own.
 R = "model.moe.router"
 ROUTERS = {
-    "expert_choice": {f"{R}.expert_choice.capacity_factor": 2.0, "model.moe.allow_noncausal_routing": True},
-    "st_moe": {f"{R}.st_moe.k": 2, f"{R}.st_moe.threshold": 0.4},
-    "hash_layer": {},
-    "noisy_top_k": {f"{R}.noisy_top_k.k": 2, "model.moe.importance_loss": 0.1, "model.moe.importance_of": "gates",
-                    "model.moe.load_loss": 0.1, "model.moe.balance_loss": 0.0},
-    "gshard": {}}
-FAMILIES |= {name: {f"{R}.name": name, "model.moe.bias_update_rate": 0.0} | own for name, own in ROUTERS.items()}
+  "expert_choice": {
+    f"{R}.expert_choice.capacity_factor": 2.0,
+    "model.moe.allow_noncausal_routing": True,
+  },
+  "st_moe": {f"{R}.st_moe.k": 2, f"{R}.st_moe.threshold": 0.4},
+  "hash_layer": {},
+  "noisy_top_k": {
+    f"{R}.noisy_top_k.k": 2,
+    "model.moe.importance_loss": 0.1,
+    "model.moe.importance_of": "gates",
+    "model.moe.load_loss": 0.1,
+    "model.moe.balance_loss": 0.0,
+  },
+  "gshard": {},
+}
+FAMILIES |= {
+  name: {f"{R}.name": name, "model.moe.bias_update_rate": 0.0} | own
+  for name, own in ROUTERS.items()
+}
 
 
 @functools.cache
@@ -75,37 +148,54 @@ def batches():
 
   def rows(prefix, length):
     real = np.arange(length) < rng.integers(length // 2, length + 1, (ROWS, 1))
-    return {f"{prefix}segment_ids": real.astype(np.int32),
-            f"{prefix}positions": np.tile(np.arange(length, dtype=np.int32), (ROWS, 1))}
+    return {
+      f"{prefix}segment_ids": real.astype(np.int32),
+      f"{prefix}positions": np.tile(np.arange(length, dtype=np.int32), (ROWS, 1)),
+    }
 
   for _ in range(3):
     tokens = rng.zipf(1.3, (ROWS, LENGTH + 1)).clip(max=V - 8).astype(np.int32)
     source = rng.zipf(1.3, (ROWS, ENCODER_LENGTH)).clip(max=V - 8).astype(np.int32)
-    made.append({"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "encoder_tokens": source}
-                | rows("", LENGTH) | rows("encoder_", ENCODER_LENGTH))
+    made.append(
+      {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "encoder_tokens": source}
+      | rows("", LENGTH)
+      | rows("encoder_", ENCODER_LENGTH)
+    )
   return made
 
 
 def batch_of(config, batch):
   """The part of a batch that the model of a config reads."""
   encodes = config.data.objective == "span_corruption"
-  return {name: value for name, value in batch.items() if encodes or not name.startswith("encoder_")}
+  return {
+    name: value for name, value in batch.items() if encodes or not name.startswith("encoder_")
+  }
 
 
 def setup(dispatcher, mesh, family):
   """(config, mesh, model, optimizer, schedule) of a run."""
-  sizes = {f"mesh.{axis}": int(n) for axis, n in (part.split("=") for part in f"data=1 {mesh}".split())}
+  sizes = {
+    f"mesh.{axis}": int(n) for axis, n in (part.split("=") for part in f"data=1 {mesh}".split())
+  }
   config = changed(CHANGES | FAMILIES[family] | {"model.moe.dispatcher.name": dispatcher} | sizes)
   assembly.validate(config, 8)
   model = assembly.FAMILIES[config.model.family](config.model, V, PLATFORM.get(dispatcher, "cpu"))
   optimizer, schedule = optimizers.make(config.optimizer, 6)
-  return config, sharding.make_mesh(dict(config.mesh)), model, optax.chain(remember_gradients(), optimizer), schedule
+  return (
+    config,
+    sharding.make_mesh(dict(config.mesh)),
+    model,
+    optax.chain(remember_gradients(), optimizer),
+    schedule,
+  )
 
 
 def remember_gradients():
   """Leaves the last gradients in the optimizer's state, before anything is done to them."""
-  return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params),
-                                      lambda grads, before, params=None: (grads, grads))
+  return optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda grads, before, params=None: (grads, grads),
+  )
 
 
 @functools.cache
@@ -114,17 +204,27 @@ def first_state(mesh, family):
   config, devices, model, optimizer, _ = setup("einsum", mesh, family)
   with sharding.use_rules(dict(config.sharding)):
     abstract, draw = states.create(devices, model, optimizer, 0, LENGTH, ROWS)
-  return draw() if mesh == ONE else jax.tree.map(
-      lambda leaf, like: jax.device_put(leaf, like.sharding), first_state(ONE, family), abstract)
+  return (
+    draw()
+    if mesh == ONE
+    else jax.tree.map(
+      lambda leaf, like: jax.device_put(leaf, like.sharding), first_state(ONE, family), abstract
+    )
+  )
 
 
 @functools.cache
 def three_steps(dispatcher, mesh, family="one layer"):
   """(state, metrics of each step) after a run, still on its devices."""
   config, devices, model, optimizer, schedule = setup(dispatcher, mesh, family)
-  step = functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule,
-                           loss_weights=assembly.loss_weights(config),
-                           bias_update_rate=assembly.bias_update_rate(config))
+  step = functools.partial(
+    train_step,
+    model=model,
+    optimizer=optimizer,
+    schedule=schedule,
+    loss_weights=assembly.loss_weights(config),
+    bias_update_rate=assembly.bias_update_rate(config),
+  )
   state, metrics = first_state(mesh, family), []
   places = jax.tree.map(lambda leaf: leaf.sharding, state)
   step = tiny.quick_jit(step, out_shardings=(places, sharding.replicated(devices)))
@@ -137,51 +237,73 @@ def three_steps(dispatcher, mesh, family="one layer"):
 
 def assert_as_on_one_device(state, metrics, family):
   expected, wanted = three_steps("einsum", ONE, family)
-  close = lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-5)
+
+  def close(a, b):
+    return np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-5)
+
   jax.tree.map(close, metrics, wanted)
-  trained = lambda s: (s.params, s.opt_state, s.router_state)  # gradients: opt_state[0]
+
+  def trained(s):
+    return (s.params, s.opt_state, s.router_state)  # gradients: opt_state[0]
+
   jax.tree.map(close, trained(state), trained(expected))
-  for name in ("moe/load", "moe/drop_rate", "moe/dropped_tokens"):  # counts: the decisions are the same ones
+  for name in (
+    "moe/load",
+    "moe/drop_rate",
+    "moe/dropped_tokens",
+  ):  # counts: the decisions are the same ones
     np.testing.assert_array_equal(metrics[-1][name], wanted[-1][name])
   jax.tree.map(assert_copies_agree, (trained(state), metrics))
 
 
 @pytest.mark.parametrize("dispatcher, mesh", RUNS)
 def test_any_mesh_trains_the_same(dispatcher, mesh):
-  # Catches: a gradient summed over copies or not over devices, a loss or load that is one device's, noise that depends
-  # on the mesh, tokens dropped in the order of devices, a router's bias that moves differently from device to device.
+  # Catches: a gradient summed over copies or not over devices, a loss or load that is one device's,
+  # noise that depends on the mesh, tokens dropped in the order of devices, a router's bias that
+  # moves differently from device to device.
   assert_as_on_one_device(*three_steps(dispatcher, mesh), "one layer")
 
 
 WHOLE = "fsdp=2 expert=2 tensor=2"
 OTHERS = [
-    ("scanned and rematerialised", "grouped", "data=2 expert=4"), ("encoder_decoder", "all_to_all", WHOLE),
-    ("other rules", "all_to_all", WHOLE), ("other rules", "grouped", WHOLE),
-    ("adafactor", "all_to_all", WHOLE), ("lstm", "einsum", WHOLE),
-    ("latent", "all_to_all", WHOLE), *((name, "all_to_all", WHOLE) for name in ROUTERS)]
+  ("scanned and rematerialised", "grouped", "data=2 expert=4"),
+  ("encoder_decoder", "all_to_all", WHOLE),
+  ("other rules", "all_to_all", WHOLE),
+  ("other rules", "grouped", WHOLE),
+  ("adafactor", "all_to_all", WHOLE),
+  ("lstm", "einsum", WHOLE),
+  ("latent", "all_to_all", WHOLE),
+  *((name, "all_to_all", WHOLE) for name in ROUTERS),
+]
 OFTEN = {"scanned and rematerialised"}  # the others: make test-all
 
 
-@pytest.mark.parametrize("family, dispatcher, mesh", tiny.often(
-    {other for other in OTHERS if other[0] in OFTEN}, OTHERS))
+@pytest.mark.parametrize(
+  "family, dispatcher, mesh", tiny.often({other for other in OTHERS if other[0] in OFTEN}, OTHERS)
+)
 def test_other_models_and_rules_train_the_same(family, dispatcher, mesh):
-  # Catches: a recomputed layer that draws other noise, weights stacked over layers that are split along "layers", an
-  # encoder's output or padding that stays one device's, a dispatcher that counts on rules that the config has changed,
-  # Adafactor's factors or RMS of one shard, a recurrent state or a latent that is, noise, losses or a hash of other
-  # routers that depend on the mesh.
+  # Catches: a recomputed layer that draws other noise, weights stacked over layers that are split
+  # along "layers", an encoder's output or padding that stays one device's, a dispatcher that counts
+  # on rules that the config has changed, Adafactor's factors or RMS of one shard, a recurrent state
+  # or a latent that is, noise, losses or a hash of other routers that depend on the mesh.
   assert_as_on_one_device(*three_steps(dispatcher, mesh, family), family)
 
 
 @pytest.mark.parametrize("family", tiny.often({"one layer", *OFTEN}, FAMILIES))
 def test_the_run_exercises_what_it_should(family):
-  # Catches: a comparison of runs in which nobody is dropped, no bias moves, a weight has no gradient, nothing is
-  # learnt.
+  # Catches: a comparison of runs in which nobody is dropped, no bias moves, a weight has no
+  # gradient, nothing is learnt.
   state, metrics = three_steps("einsum", ONE, family)
-  assert all((0 < m["moe/drop_rate"].min() < 1) == (family != "expert_choice") for m in metrics)  # which drops nobody
+  assert all(
+    (0 < m["moe/drop_rate"].min() < 1) == (family != "expert_choice") for m in metrics
+  )  # which drops nobody
   assert np.any(state.router_state["bias"]) if family not in ROUTERS else not state.router_state
   assert metrics[-1]["loss"] < metrics[0]["loss"]
-  factored = [slot.shape for path, slot in jax.tree_util.tree_leaves_with_path(state.opt_state)
-              if "v_row" in optimizers.keys(path) and slot.size > 8]  # one number a matrix stands where none is
+  factored = [
+    slot.shape
+    for path, slot in jax.tree_util.tree_leaves_with_path(state.opt_state)
+    if "v_row" in optimizers.keys(path) and slot.size > 8
+  ]  # one number a matrix stands where none is
   assert bool(factored) == (family == "adafactor")
   assert all(np.abs(gradient).max() > 1e-3 for gradient in jax.tree.leaves(state.opt_state[0]))
 

@@ -15,8 +15,9 @@ def readers(*held):
 
 
 def test_each_process_reads_what_its_devices_hold():
-  # Catches: blocks in another order than the rows; processes that hold the same rows (tensor=2 over both) reading
-  # different ones, so that one row has two contents; a mesh whose devices were reordered (TPU).
+  # Catches: blocks in another order than the rows; processes that hold the same rows (tensor=2 over
+  # both) reading different ones, so that one row has two contents; a mesh whose devices were
+  # reordered (TPU).
   assert readers({0, 1}, {2, 3}) == [(0, 2), (1, 2)]
   assert readers({0, 1}, {0, 1}, {2, 3}, {2, 3}) == [(0, 2), (0, 2), (1, 2), (1, 2)]
   assert readers({2, 3}, {0, 1}) == [(1, 2), (0, 2)]

@@ -7,7 +7,15 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
 from moe_jax.errors import ConfigError
-from moe_jax.sharding import RULES, batch_sharding, constrain, make_mesh, param_shardings, spec, use_rules
+from moe_jax.sharding import (
+  RULES,
+  batch_sharding,
+  constrain,
+  make_mesh,
+  param_shardings,
+  spec,
+  use_rules,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -17,12 +25,15 @@ SIZES = {"data": 2, "fsdp": 2, "expert": 2, "tensor": 1}
 def test_spec_reads_the_table():
   # Catches: a rule applied to the wrong dimension, or a mesh axis of size 1 that is named anyway.
   assert spec(("expert", "embed", "mlp"), (4, 8, 6), SIZES) == P("expert", "fsdp", None)
-  assert spec(("batch", "length", "act_embed"), (8, 3, 4), SIZES) == P(("data", "fsdp", "expert"), None, None)
+  assert spec(("batch", "length", "act_embed"), (8, 3, 4), SIZES) == P(
+    ("data", "fsdp", "expert"), None, None
+  )
   assert spec(("expert", "group_at_expert"), (4, 8), SIZES) == P("expert", ("data", "fsdp"))
 
 
 def test_dimensions_that_do_not_divide_stay_whole():
-  # Catches: a batch of one (sampling) that fails on a mesh; four groups on eight devices that are all copied to all.
+  # Catches: a batch of one (sampling) that fails on a mesh; four groups on eight devices that are
+  # all copied to all.
   assert spec(("batch", "length"), (1, 5), SIZES) == P(None, None)
   assert spec(("group",), (4,), SIZES) == P(("data", "fsdp"))
   assert spec(("group",), (6,), SIZES) == P("data")
@@ -41,7 +52,8 @@ def test_unknown_axes_are_errors():
 
 
 def test_a_config_changes_rules_within_a_context_only():
-  # Catches: a change that outlives its run, a program compiled under other rules that is used again.
+  # Catches: a change that outlives its run, a program compiled under other rules that is used
+  # again.
   x, mesh = jnp.zeros((8, 4)), make_mesh({"fsdp": 4, "tensor": 2})
   f = jax.jit(lambda x: constrain(x, "vocab", "embed"))
   with jax.set_mesh(mesh):
@@ -52,14 +64,22 @@ def test_a_config_changes_rules_within_a_context_only():
       assert f(x).sharding.spec == P("tensor", "fsdp")
 
 
-@pytest.mark.parametrize("rules, words", [
+@pytest.mark.parametrize(
+  "rules, words",
+  [
     ({"vocb": ("tensor",)}, "sharding='vocb': did you mean 'vocab'?"),
     ({"vocab": ("tensr",)}, "sharding.vocab=('tensr',): did you mean 'tensor'?"),
-    ({"vocab": "tensor"}, "such as ('tensor',)"), ({"heads": ("tensor", "tensor")}, "twice"),
-    ({"batch": ("data",)}, "dispatchers and data readers rely on"), ({"group_at_expert": ()}, "cannot be changed"),
-    ({"embed": ("tensor",)}, "leave some of these out"), ({"expert": ("data",)}, "leave some of these out")])
+    ({"vocab": "tensor"}, "such as ('tensor',)"),
+    ({"heads": ("tensor", "tensor")}, "twice"),
+    ({"batch": ("data",)}, "dispatchers and data readers rely on"),
+    ({"group_at_expert": ()}, "cannot be changed"),
+    ({"embed": ("tensor",)}, "leave some of these out"),
+    ({"expert": ("data",)}, "leave some of these out"),
+  ],
+)
 def test_rules_that_nothing_could_follow_are_refused(rules, words):
-  # Catches: a silent copy of everything, a batch that no reader reads, partial sums that nobody adds up.
+  # Catches: a silent copy of everything, a batch that no reader reads, partial sums that nobody
+  # adds up.
   with pytest.raises(ConfigError) as error:
     use_rules(rules)
   assert words in str(error.value)
@@ -75,8 +95,10 @@ def test_constrain_acts_under_set_mesh_only():
 
 def test_param_shardings_have_the_structure_of_the_unboxed_tree():
   # Catches: boxes left in the tree, or unboxed leaves that are dropped.
-  tree = {"a": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((4, 6), jnp.float32), names=("embed", "mlp")),
-          "b": jax.ShapeDtypeStruct((3,), jnp.float32)}
+  tree = {
+    "a": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((4, 6), jnp.float32), names=("embed", "mlp")),
+    "b": jax.ShapeDtypeStruct((3,), jnp.float32),
+  }
   mesh = make_mesh({"data": 4, "fsdp": 2})
   placed = param_shardings(mesh, tree)
   assert jax.tree.structure(placed) == jax.tree.structure({"a": 0, "b": 0})

@@ -1,8 +1,8 @@
-"""An update does not depend on into how many microbatches its batch is cut, nor on the mesh: losses, metrics, gradients
-and router bias agree to 1e-6, with every preset's routing noise on.
+"""An update does not depend on into how many microbatches its batch is cut, nor on the mesh:
+losses, metrics, gradients and router bias agree to 1e-6, with every preset's routing noise on.
 
-All presets hold for this, those with a capacity too, because a routing group is a row: what competes for a slot, and
-so what is dropped, is the same in every cut.
+All presets hold for this, those with a capacity too, because a routing group is a row: what
+competes for a slot, and so what is dropped, is the same in every cut.
 """
 
 import functools
@@ -25,25 +25,64 @@ from moe_jax.training.step import train_step
 pytestmark = pytest.mark.numerics
 
 E, ROWS, LENGTH, SOURCE, V = 16, 32, 16, 24, 264
-# One layer of experts between the embedding and the softmax compiles fastest; other families have tests of their own.
+# One layer of experts between the embedding and the softmax compiles fastest; other families have
+# tests of their own.
 CHANGES = {
-    "model.family": "brainformer", "model.block": ("moe",), "model.num_layers": 1, "model.scan_layers": False,
-    "model.d_model": 16, "model.num_heads": 2, "model.num_kv_heads": 2, "model.head_dim": 8, "model.d_ff": 16,
-    "model.moe.num_experts": E, "model.moe.d_ff": 8, "model.moe.dispatcher.name": "einsum",
-    "model.moe.allow_noncausal_routing": True, "data.seq_len": LENGTH, "train.batch_size": ROWS, "mesh.data": 1}
+  "model.family": "brainformer",
+  "model.block": ("moe",),
+  "model.num_layers": 1,
+  "model.scan_layers": False,
+  "model.d_model": 16,
+  "model.num_heads": 2,
+  "model.num_kv_heads": 2,
+  "model.head_dim": 8,
+  "model.d_ff": 16,
+  "model.moe.num_experts": E,
+  "model.moe.d_ff": 8,
+  "model.moe.dispatcher.name": "einsum",
+  "model.moe.allow_noncausal_routing": True,
+  "data.seq_len": LENGTH,
+  "train.batch_size": ROWS,
+  "mesh.data": 1,
+}
 # E experts can be in four groups, but not in the paper's 16 of two at least.
 FEWER = {"hierarchical": {"model.moe.router.hierarchical.groups": 4}}
-NOT_CAUSAL = {"model.family": "decoder", "model.block": (), "model.moe.first": 0, "model.moe.every": 1}
+NOT_CAUSAL = {
+  "model.family": "decoder",
+  "model.block": (),
+  "model.moe.first": 0,
+  "model.moe.every": 1,
+}
 OTHERS = {
-    "decoder": ("mixtral", NOT_CAUSAL | {"model.num_layers": 2, "model.scan_layers": True, "model.remat": "full"}),
-    "encoder_decoder": ("deepseek_v2", NOT_CAUSAL | {
-        "model.family": "encoder_decoder", "model.position": "relative", "data.objective": "span_corruption",
-        "data.encoder_len": SOURCE, "model.moe.balance_over": "global", "model.moe.jitter": 0.1,
-        "model.moe.layer_reduce": "sum"}),
-    "lstm": ("noisy_top_k", NOT_CAUSAL | {"model.family": "lstm"}),
-    "two groups a row": ("random", {"model.moe.group_size": LENGTH // 2, "model.moe.jitter": 0.1,
-                                    "model.moe.z_loss": 0.1, "model.moe.jitter_on": "logits"}),
-    "device loss": ("deepseek_moe_145b", {"model.moe.balance_over": "global"})}
+  "decoder": (
+    "mixtral",
+    NOT_CAUSAL | {"model.num_layers": 2, "model.scan_layers": True, "model.remat": "full"},
+  ),
+  "encoder_decoder": (
+    "deepseek_v2",
+    NOT_CAUSAL
+    | {
+      "model.family": "encoder_decoder",
+      "model.position": "relative",
+      "data.objective": "span_corruption",
+      "data.encoder_len": SOURCE,
+      "model.moe.balance_over": "global",
+      "model.moe.jitter": 0.1,
+      "model.moe.layer_reduce": "sum",
+    },
+  ),
+  "lstm": ("noisy_top_k", NOT_CAUSAL | {"model.family": "lstm"}),
+  "two groups a row": (
+    "random",
+    {
+      "model.moe.group_size": LENGTH // 2,
+      "model.moe.jitter": 0.1,
+      "model.moe.z_loss": 0.1,
+      "model.moe.jitter_on": "logits",
+    },
+  ),
+  "device loss": ("deepseek_moe_145b", {"model.moe.balance_over": "global"}),
+}
 FSDP, EXPERT = "data=2 fsdp=2", "data=2 expert=2"
 
 
@@ -63,29 +102,47 @@ def batch_of(encodes):
 
   def rows(prefix, length):
     real = np.arange(length) < rng.integers(length // 4, length + 1, (ROWS, 1))
-    return {f"{prefix}segment_ids": real.astype(np.int32),
-            f"{prefix}positions": np.tile(np.arange(length, dtype=np.int32), (ROWS, 1))}
+    return {
+      f"{prefix}segment_ids": real.astype(np.int32),
+      f"{prefix}positions": np.tile(np.arange(length, dtype=np.int32), (ROWS, 1)),
+    }
 
-  different = lambda length: np.stack([rng.permutation(V - 8)[:length] for _ in range(ROWS)]).astype(np.int32)
+  def different(length):
+    return np.stack([rng.permutation(V - 8)[:length] for _ in range(ROWS)]).astype(np.int32)
+
   tokens = different(LENGTH + 1)
   batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]} | rows("", LENGTH)
-  return batch | ({"encoder_tokens": different(SOURCE)} | rows("encoder_", SOURCE) if encodes else {})
+  return batch | (
+    {"encoder_tokens": different(SOURCE)} | rows("encoder_", SOURCE) if encodes else {}
+  )
 
 
 def keep_gradients():
   """An optimizer that steps down the gradient and remembers it."""
   return optax.GradientTransformation(
-      lambda params: jax.tree.map(jnp.zeros_like, params),
-      lambda grads, before, params=None: (jax.tree.map(lambda g: -0.1 * g, grads), grads))
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda grads, before, params=None: (jax.tree.map(lambda g: -0.1 * g, grads), grads),
+  )
 
 
 def draw(abstract):
-  """A state of these shapes whose weights are all random, those that a router begins at zero too."""
+  """A state of these shapes whose weights are all random, those that a router begins at zero
+  too."""
   rng = np.random.default_rng(0)
-  one = lambda leaf: np.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype)
-  zeros = lambda tree: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
-  return abstract.replace(step=np.int32(0), params=jax.tree.map(one, abstract.params), rng=jax.random.key(0),
-                          opt_state=zeros(abstract.opt_state), router_state=zeros(abstract.router_state))
+
+  def one(leaf):
+    return np.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype)
+
+  def zeros(tree):
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
+
+  return abstract.replace(
+    step=np.int32(0),
+    params=jax.tree.map(one, abstract.params),
+    rng=jax.random.key(0),
+    opt_state=zeros(abstract.opt_state),
+    router_state=zeros(abstract.router_state),
+  )
 
 
 def setup(preset, changes=(), steps=1, mesh="data=1"):
@@ -100,8 +157,14 @@ def setup(preset, changes=(), steps=1, mesh="data=1"):
   if devices.size > 1:
     state = jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding), state, abstract)
   step = functools.partial(
-      train_step, model=model, optimizer=keep_gradients(), schedule=lambda step: 0.0, accumulate_steps=steps,
-      loss_weights=assembly.loss_weights(config), bias_update_rate=assembly.bias_update_rate(config))
+    train_step,
+    model=model,
+    optimizer=keep_gradients(),
+    schedule=lambda step: 0.0,
+    accumulate_steps=steps,
+    loss_weights=assembly.loss_weights(config),
+    bias_update_rate=assembly.bias_update_rate(config),
+  )
   return step, state, batch_of(config.data.objective == "span_corruption"), devices
 
 
@@ -110,8 +173,12 @@ def update(preset, changes=(), steps=1, mesh="data=1"):
   step, state, batch, devices = setup(preset, changes, steps, mesh)
   with jax.set_mesh(devices):
     after, metrics = tiny.quick_jit(step)(state, evaluate.put(devices, batch))
-  found = {"gradients": after.opt_state, "params": after.params, "router_state": after.router_state,
-           "metrics": metrics}
+  found = {
+    "gradients": after.opt_state,
+    "params": after.params,
+    "router_state": after.router_state,
+    "metrics": metrics,
+  }
   return jax.tree.map(np.asarray, found)
 
 
@@ -125,65 +192,95 @@ def assert_same(found, expected):
   jax.tree.map(np.testing.assert_array_equal, found["router_state"], expected["router_state"])
 
 
-# One preset of each kind: noise in two levels and losses of importance and load, thresholds that are learned, slots in
-# place of assignments, a bias that moves. `OTHERS` and `MESHED` have jitter, losses by device and experts at random.
+# One preset of each kind: noise in two levels and losses of importance and load, thresholds that
+# are learned, slots in place of assignments, a bias that moves. `OTHERS` and `MESHED` have jitter,
+# losses by device and experts at random.
 KINDS = {"hierarchical", "strictly_balanced", "soft_moe", "deepseek_v3"}
-CUTS = tiny.often({(preset, 4) for preset in KINDS},
-                  [(preset, steps) for preset in assembly.PRESETS for steps in (4, 2, 8)])
-MESHED = tiny.often({("mixtral", 4, FSDP), ("deepseek_v3", 4, EXPERT)}, [
-    (preset, steps, mesh) for preset in assembly.PRESETS for mesh in (FSDP, EXPERT) for steps in (1, 2, 4, 8)])
+CUTS = tiny.often(
+  {(preset, 4) for preset in KINDS},
+  [(preset, steps) for preset in assembly.PRESETS for steps in (4, 2, 8)],
+)
+MESHED = tiny.often(
+  {("mixtral", 4, FSDP), ("deepseek_v3", 4, EXPERT)},
+  [
+    (preset, steps, mesh)
+    for preset in assembly.PRESETS
+    for mesh in (FSDP, EXPERT)
+    for steps in (1, 2, 4, 8)
+  ],
+)
 
 
 @pytest.mark.parametrize(("preset", "steps"), CUTS)
 def test_microbatches_make_the_update_of_the_whole_batch(preset, steps):
-  # Catches: f and P of a microbatch in a loss over the batch; auxiliary losses that are summed over microbatches or
-  # averaged whatever their padding; metrics that are; one key, or a key of its own, for the noise of each microbatch; a
-  # group that draws another one's noise; a bias moved by rounded shares.
+  # Catches: f and P of a microbatch in a loss over the batch; auxiliary losses that are summed over
+  # microbatches or averaged whatever their padding; metrics that are; one key, or a key of its own,
+  # for the noise of each microbatch; a group that draws another one's noise; a bias moved by
+  # rounded shares.
   assert_same(update(preset, steps=steps), whole(preset))
 
 
 @pytest.mark.parametrize(("preset", "steps", "mesh"), MESHED)
 def test_microbatches_on_a_mesh(preset, steps, mesh):
-  # Catches: rows that go to another microbatch on a mesh; real tokens, f or counts of one device's rows.
+  # Catches: rows that go to another microbatch on a mesh; real tokens, f or counts of one device's
+  # rows.
   assert_same(update(preset, steps=steps, mesh=mesh), whole(preset))
 
 
-@pytest.mark.parametrize(("preset", "changes"), [pytest.param(
-    *other, marks=pytest.mark.every_variant if name in ("lstm", "device loss") else (), id=name)
-    for name, other in OTHERS.items()])
+@pytest.mark.parametrize(
+  ("preset", "changes"),
+  [
+    pytest.param(
+      *other, marks=pytest.mark.every_variant if name in ("lstm", "device loss") else (), id=name
+    )
+    for name, other in OTHERS.items()
+  ],
+)
 def test_other_models_and_groups(preset, changes):
-  # Catches: a family that does not hand the microbatch to its layers; f of one layer given to another, under a scan or
-  # from the encoder to the decoder; the decoder's number of tokens in the encoder; noise by group where a row has two;
-  # f of the devices forgotten.
+  # Catches: a family that does not hand the microbatch to its layers; f of one layer given to
+  # another, under a scan or from the encoder to the decoder; the decoder's number of tokens in the
+  # encoder; noise by group where a row has two; f of the devices forgotten.
   assert_same(update(preset, changes, steps=4), whole(preset, tuple(changes.items())))
 
 
 def keys_of(steps):
   """The keys {"dropout", "router"} of each microbatch, [steps, 2]."""
+
   def grad_of(params, rows, rngs, micro):
     index = 0 if micro is None else micro.index
-    keys = {name: jnp.zeros_like(params[name]).at[index].set(jax.random.key_data(key)) for name, key in rngs.items()}
+    keys = {
+      name: jnp.zeros_like(params[name]).at[index].set(jax.random.key_data(key))
+      for name, key in rngs.items()
+    }
     return keys, ({}, {})
 
   nothing = {name: jnp.zeros((steps, 2), jnp.uint32) for name in ("dropout", "router")}
   batch = {"segment_ids": jnp.ones((steps, 1), jnp.int32)}
-  return jax.tree.map(np.asarray, accumulate(grad_of, lambda *part: {}, nothing, batch, jax.random.key(0), steps)[0])
+  return jax.tree.map(
+    np.asarray, accumulate(grad_of, lambda *part: {}, nothing, batch, jax.random.key(0), steps)[0]
+  )
 
 
 def test_keys_of_microbatches():
-  # Catches: the same dropout in all microbatches; router noise by a key that depends on the microbatch or their number.
+  # Catches: the same dropout in all microbatches; router noise by a key that depends on the
+  # microbatch or their number.
   one, four = keys_of(1), keys_of(4)
-  assert len({tuple(key) for key in four["dropout"]}) == 4 and not np.array_equal(one["dropout"][0], one["router"][0])
+  assert len({tuple(key) for key in four["dropout"]}) == 4 and not np.array_equal(
+    one["dropout"][0], one["router"][0]
+  )
   np.testing.assert_array_equal(four["router"], np.tile(one["router"], (4, 1)))
 
 
 def test_each_row_is_in_one_microbatch():
-  # Row r of 6 is in microbatch r mod 3. Catches: consecutive rows in a microbatch, which would move between devices.
+  # Row r of 6 is in microbatch r mod 3. Catches: consecutive rows in a microbatch, which would move
+  # between devices.
   def grad_of(rows_of, rows, rngs, micro):
     return rows_of.at[rows["row"]].set(micro.index), ({}, {"logit_max": micro.tokens})
 
   batch = {"row": jnp.arange(6), "segment_ids": jnp.ones((6, 2), jnp.int32)}
-  found, _, sums = accumulate(grad_of, lambda *part: {}, jnp.zeros(6, jnp.int32), batch, jax.random.key(0), 3)
+  found, _, sums = accumulate(
+    grad_of, lambda *part: {}, jnp.zeros(6, jnp.int32), batch, jax.random.key(0), 3
+  )
   assert found.tolist() == [0, 1, 2, 0, 1, 2] and float(sums["logit_max"]) == 12.0
 
 
@@ -193,8 +290,9 @@ def flops(over, steps):
 
 
 def test_only_losses_over_the_batch_cost_another_forward_pass():
-  # Catches: a first pass where no loss needs f; one that is differentiated, or makes what f does not depend on: logits
-  # of the vocabulary and the last layer's experts, which are nearly all of this model.
+  # Catches: a first pass where no loss needs f; one that is differentiated, or makes what f does
+  # not depend on: logits of the vocabulary and the last layer's experts, which are nearly all of
+  # this model.
   assert flops("group", 4) == flops("group", 1)
   once = flops("global", 1)
   assert once < flops("global", 4) < 1.02 * once

@@ -1,4 +1,5 @@
-"""Checkpoints: bit-exact, the latest and the best kept, half-written ones ignored, damaged ones set aside."""
+"""Checkpoints: bit-exact, the latest and the best kept, half-written ones ignored, damaged ones set
+aside."""
 
 import json
 import shutil
@@ -20,10 +21,20 @@ pytestmark = pytest.mark.unit
 
 def make_state(step, sizes=None):
   mesh = sharding.make_mesh(sizes or {"data": 1})
-  w = jax.device_put(jnp.arange(16.0).reshape(8, 2) + step, NamedSharding(mesh, PartitionSpec("expert")))
-  everywhere = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
-  return TrainState(step=everywhere(jnp.int32(step)), params={"layer": {"w": w, "scale": everywhere(jnp.ones(3))}},
-                    opt_state=({"mu": w * 2}, ()), router_state={}, rng=everywhere(jax.random.key(step)))
+  w = jax.device_put(
+    jnp.arange(16.0).reshape(8, 2) + step, NamedSharding(mesh, PartitionSpec("expert"))
+  )
+
+  def everywhere(x):
+    return jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+
+  return TrainState(
+    step=everywhere(jnp.int32(step)),
+    params={"layer": {"w": w, "scale": everywhere(jnp.ones(3))}},
+    opt_state=({"mu": w * 2}, ()),
+    router_state={},
+    rng=everywhere(jax.random.key(step)),
+  )
 
 
 def abstract(state):
@@ -31,7 +42,9 @@ def abstract(state):
 
 
 def same(a, b):
-  raw = lambda x: np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+  def raw(x):
+    return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(raw(x), raw(y)), a, b)
 
 
@@ -57,9 +70,19 @@ def test_restores_every_bit_also_onto_another_mesh(tmp_path):
 def test_the_state_may_be_donated_while_it_is_written(tmp_path):
   # Catches: a save that reads, in the background, memory that the next steps already write to.
   place = NamedSharding(sharding.make_mesh({"data": 1}), PartitionSpec())
-  state = jax.device_put(TrainState(step=jnp.int32(1), params={f"w{i}": jnp.ones((512, 512)) for i in range(16)},
-                                    opt_state=(), router_state={}, rng=jax.random.key(0)), place)
-  update = jax.jit(lambda s: s.replace(params=jax.tree.map(lambda x: x + 1, s.params)), donate_argnums=0)
+  state = jax.device_put(
+    TrainState(
+      step=jnp.int32(1),
+      params={f"w{i}": jnp.ones((512, 512)) for i in range(16)},
+      opt_state=(),
+      router_state={},
+      rng=jax.random.key(0),
+    ),
+    place,
+  )
+  update = jax.jit(
+    lambda s: s.replace(params=jax.tree.map(lambda x: x + 1, s.params)), donate_argnums=0
+  )
   with Checkpoints(tmp_path) as c:
     c.save(1, state, {}, {})
     for _ in range(20):
@@ -70,7 +93,8 @@ def test_the_state_may_be_donated_while_it_is_written(tmp_path):
 
 
 def test_keeps_the_latest_and_the_best(tmp_path):
-  # Catches: the newest deleted because two older ones are better; checkpoints without a score kept for ever.
+  # Catches: the newest deleted because two older ones are better; checkpoints without a score kept
+  # for ever.
   save(tmp_path, {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 2.5, 6: None})
   assert checkpoints.steps(tmp_path) == [2, 6]
 
@@ -89,12 +113,15 @@ def test_as_many_are_kept_as_were_asked_for(tmp_path):
 
 
 def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
-  # Catches: weights that the update itself has ruined, saved in place of good ones; a moment that is not looked at.
+  # Catches: weights that the update itself has ruined, saved in place of good ones; a moment that
+  # is not looked at.
   save(tmp_path, {1: 1.0})
   good = make_state(2)
   ruined = good.replace(opt_state=({"mu": good.opt_state[0]["mu"].at[3, 1].set(jnp.inf)}, ()))
   with Checkpoints(tmp_path) as c:
-    with pytest.raises(Diverged, match="after step 2 opt_state/0/mu is no longer finite.*/1 is from before"):
+    with pytest.raises(
+      Diverged, match="after step 2 opt_state/0/mu is no longer finite.*/1 is from before"
+    ):
       c.save(2, ruined, {}, {})
     c.save(3, ruined.replace(step=jnp.int32(3)), {}, {}, require_finite=False)
   assert checkpoints.steps(tmp_path) == [1, 3]
@@ -153,26 +180,29 @@ def forge(directory, item, change):
 
 
 DAMAGES = {
-    "a bit of an array": lambda c: flip(c / "state" / "d"),
-    "truncated": truncate,
-    "no manifest": lambda c: (c / "state" / "manifest.ocdbt").write_bytes(b""),
-    "no state": lambda c: shutil.rmtree(c / "state"),
-    "no data": lambda c: shutil.rmtree(c / "data"),
-    "data is no JSON": lambda c: (c / "data" / "metadata").write_bytes(b"\xff{"),
-    "another place in the data": lambda c: forge(c, "data", lambda d: {"batches": 2}),
-    "data is a list": lambda c: forge(c, "data", lambda d: [1]),
-    "another meta": lambda c: forge(c, "meta", lambda m: m | {"meta": {"seconds": 1e9}}),
-    "another digest": lambda c: forge(c, "meta", lambda m: m | {"digests": m["digests"] | {"step": "0"}}),
-    "no seal": lambda c: forge(c, "meta", lambda m: m["meta"]),
-    "nested deeply": lambda c: (c / "meta" / "metadata").write_text("[" * 100_000),
-    "another step's": lambda c: (shutil.rmtree(c), shutil.copytree(c.with_name("2"), c)),
+  "a bit of an array": lambda c: flip(c / "state" / "d"),
+  "truncated": truncate,
+  "no manifest": lambda c: (c / "state" / "manifest.ocdbt").write_bytes(b""),
+  "no state": lambda c: shutil.rmtree(c / "state"),
+  "no data": lambda c: shutil.rmtree(c / "data"),
+  "data is no JSON": lambda c: (c / "data" / "metadata").write_bytes(b"\xff{"),
+  "another place in the data": lambda c: forge(c, "data", lambda d: {"batches": 2}),
+  "data is a list": lambda c: forge(c, "data", lambda d: [1]),
+  "another meta": lambda c: forge(c, "meta", lambda m: m | {"meta": {"seconds": 1e9}}),
+  "another digest": lambda c: forge(
+    c, "meta", lambda m: m | {"digests": m["digests"] | {"step": "0"}}
+  ),
+  "no seal": lambda c: forge(c, "meta", lambda m: m["meta"]),
+  "nested deeply": lambda c: (c / "meta" / "metadata").write_text("[" * 100_000),
+  "another step's": lambda c: (shutil.rmtree(c), shutil.copytree(c.with_name("2"), c)),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_set_aside_and_an_older_one_taken(tmp_path, damage):
-  # Catches: a bit flip that is trained on in silence; a traceback from TensorStore; a run that silently starts anew; a
-  # damaged checkpoint that is deleted, or in the way of the next save of its step.
+  # Catches: a bit flip that is trained on in silence; a traceback from TensorStore; a run that
+  # silently starts anew; a damaged checkpoint that is deleted, or in the way of the next save of
+  # its step.
   home = tmp_path / "checkpoints"
   save(home, {2: 1.0, 4: 2.0})
   DAMAGES[damage](home / "4")
@@ -184,13 +214,20 @@ def test_a_damaged_checkpoint_is_set_aside_and_an_older_one_taken(tmp_path, dama
     c.wait()
     same(c.restore(abstract(make_state(4))).state, make_state(4))
   aside = tmp_path / "set_aside" / "checkpoints-4"
-  assert aside.is_dir() and len(told) == 1 and str(aside) in told[0] and "\n" not in told[0] and "step 2" in told[0]
+  assert (
+    aside.is_dir()
+    and len(told) == 1
+    and str(aside) in told[0]
+    and "\n" not in told[0]
+    and "step 2" in told[0]
+  )
 
 
 @pytest.mark.parametrize("note", ["metrics/metrics", "_CHECKPOINT_METADATA"])
 @pytest.mark.parametrize("content", [b"[]", b'"x"', b"{", b"", b"\xff{}", b"[" * 100_000, None])
 def test_damaged_notes_of_orbax_cost_no_checkpoint(tmp_path, note, content):
-  # Catches: a manager that cannot be made at all because one score is damaged, with whatever Orbax raises then.
+  # Catches: a manager that cannot be made at all because one score is damaged, with whatever Orbax
+  # raises then.
   home = tmp_path / "checkpoints"
   save(home, {2: 1.0, 4: 2.0})
   path = home / "4" / note
@@ -202,7 +239,12 @@ def test_damaged_notes_of_orbax_cost_no_checkpoint(tmp_path, note, content):
     c.save(6, make_state(6), {"batches": 6}, {}, 3.0)
     c.wait()
     assert c.steps() == [2, 6]
-  assert step == 4 and len(told) == 1 and str(path) in told[0] and list((tmp_path / "set_aside").iterdir())
+  assert (
+    step == 4
+    and len(told) == 1
+    and str(path) in told[0]
+    and list((tmp_path / "set_aside").iterdir())
+  )
 
 
 def test_where_no_checkpoint_is_whole_nothing_changes(tmp_path):
@@ -212,14 +254,18 @@ def test_where_no_checkpoint_is_whole_nothing_changes(tmp_path):
   for step in (2, 4):
     flip(home / str(step) / "state" / "d")
   before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-  with Checkpoints(home) as c, pytest.raises(ConfigError, match="nothing was changed; restore this directory") as error:
+  with (
+    Checkpoints(home) as c,
+    pytest.raises(ConfigError, match="nothing was changed; restore this directory") as error,
+  ):
     c.restore(abstract(make_state(4)))
   assert str(home / "4") in str(error.value) and "\n" not in str(error.value)
   assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
 def test_a_run_that_goes_back_sets_later_checkpoints_aside(tmp_path):
-  # Catches: a step that is not saved again because its number is there; an unhealthy checkpoint restored.
+  # Catches: a step that is not saved again because its number is there; an unhealthy checkpoint
+  # restored.
   home = tmp_path / "checkpoints"
   save(home, {2: 1.0, 4: 2.0, 6: 3.0}, keep=(3, 1))
   with Checkpoints(home, 3) as c:
@@ -240,7 +286,8 @@ def test_another_models_checkpoint_is_refused(tmp_path):
 
 
 def test_a_state_that_is_not_what_its_digests_say_is_not_restored(tmp_path, monkeypatch):
-  # Damage that the storage's own checksums let pass. Catches: digests that are written and never compared.
+  # Damage that the storage's own checksums let pass. Catches: digests that are written and never
+  # compared.
   save(tmp_path, {2: 2.0})
   true = checkpoints.digest.examine
 
@@ -258,7 +305,9 @@ def test_what_is_set_aside_again_gets_another_name(tmp_path):
   names = []
   for _ in range(3):
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
-    names.append(checkpoints._move_aside(tmp_path / "checkpoints", tmp_path / "checkpoints" / "5", "5").name)
+    names.append(
+      checkpoints._move_aside(tmp_path / "checkpoints", tmp_path / "checkpoints" / "5", "5").name
+    )
   assert names == ["checkpoints-5", "checkpoints-5-2", "checkpoints-5-3"]
 
 
@@ -271,7 +320,8 @@ def test_weights_that_have_changed_do_not_load(tmp_path):
 
 
 def test_weights_load_without_model_or_mesh_and_hash_alike(tmp_path):
-  # Catches: a hash that depends on layout or order, or that misses a flipped bit, a renamed or a reshaped weight.
+  # Catches: a hash that depends on layout or order, or that misses a flipped bit, a renamed or a
+  # reshaped weight.
   save(tmp_path, {2: 1.0}, sizes={"expert": 8})
   loaded = checkpoints.load_params(tmp_path, 2)
   params = make_state(2).params
@@ -280,5 +330,9 @@ def test_weights_load_without_model_or_mesh_and_hash_alike(tmp_path):
   layer = params["layer"]
   reordered = {"layer": {"scale": layer["scale"], "w": layer["w"]}}
   assert checkpoints.parameters_sha256(reordered) == digest
-  for changed in ({"w": layer["w"].at[0, 0].add(1e-6)}, {"v": layer["w"]}, {"w": layer["w"].reshape(4, 4)}):
+  for changed in (
+    {"w": layer["w"].at[0, 0].add(1e-6)},
+    {"v": layer["w"]},
+    {"w": layer["w"].reshape(4, 4)},
+  ):
     assert checkpoints.parameters_sha256({"layer": changed | {"scale": layer["scale"]}}) != digest

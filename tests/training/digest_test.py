@@ -1,4 +1,5 @@
-"""Digests: equal on every mesh, changed by any change, and they name the arrays that are not finite."""
+"""Digests: equal on every mesh, changed by any change, and they name the arrays that are not
+finite."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ def test_a_digest_is_the_sums_of_bits_and_of_bits_times_places():
   values = np.array([[1, 2, 3], [4, 5, 6]], np.uint32)
   assert digest.examine({"x": values}).digests == {"x": f"{21:016x}{2 + 6 + 12 + 20 + 30:016x}"}
   large = np.full(2**10, 2**32 - 1, np.uint32)
-  assert digest.examine(large).digests == {"": f"{(2**32 - 1) * 2**10:016x}{(2**32 - 1) * 2**9 * (2**10 - 1):016x}"}
+  assert digest.examine(large).digests == {
+    "": f"{(2**32 - 1) * 2**10:016x}{(2**32 - 1) * 2**9 * (2**10 - 1):016x}"
+  }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool", "float16"])
@@ -25,10 +28,19 @@ def test_every_mesh_gives_the_same_digest(dtype):
   # Catches: shards counted twice where they are copies, or placed from 0 each.
   values = np.random.default_rng(0).integers(0, 2, (8, 4, 6)).astype(jnp.dtype(dtype))
   expected = digest.examine({"x": values}).digests
-  for sizes, spec in (({"data": 1}, ()), ({"expert": 8}, ("expert",)), ({"data": 2, "expert": 2, "tensor": 2}, (
-      "expert", None, "tensor")), ({"data": 2, "fsdp": 4}, (None, "fsdp"))):
+  for sizes, spec in (
+    ({"data": 1}, ()),
+    ({"expert": 8}, ("expert",)),
+    ({"data": 2, "expert": 2, "tensor": 2}, ("expert", None, "tensor")),
+    ({"data": 2, "fsdp": 4}, (None, "fsdp")),
+  ):
     mesh = sharding.make_mesh(sizes)
-    assert digest.examine({"x": jax.device_put(values, NamedSharding(mesh, PartitionSpec(*spec)))}).digests == expected
+    assert (
+      digest.examine(
+        {"x": jax.device_put(values, NamedSharding(mesh, PartitionSpec(*spec)))}
+      ).digests
+      == expected
+    )
 
 
 def test_any_flipped_bit_and_any_exchange_changes_it():
@@ -39,13 +51,20 @@ def test_any_flipped_bit_and_any_exchange_changes_it():
     flipped = bytearray(values.tobytes())
     flipped[bit // 8] ^= 1 << bit % 8
     assert digest.examine(np.frombuffer(bytes(flipped), np.float32).reshape(5, 7)).digests != whole
-  assert digest.examine(values[::-1]).digests != whole and digest.examine(values[:, ::-1]).digests != whole
+  assert (
+    digest.examine(values[::-1]).digests != whole
+    and digest.examine(values[:, ::-1]).digests != whole
+  )
 
 
 def test_arrays_are_named_by_their_paths_and_those_not_finite_listed():
   # Catches: integers and keys taken for floats; an infinity in the last place overlooked.
-  tree = {"a": {"w": jnp.ones((3, 4)).at[2, 3].set(jnp.inf), "n": jnp.int32(7)}, "k": jax.random.key(3),
-          "b": [jnp.array([jnp.nan], jnp.bfloat16), jnp.zeros((0, 2))], "wide": np.array([1.5, np.inf])}
+  tree = {
+    "a": {"w": jnp.ones((3, 4)).at[2, 3].set(jnp.inf), "n": jnp.int32(7)},
+    "k": jax.random.key(3),
+    "b": [jnp.array([jnp.nan], jnp.bfloat16), jnp.zeros((0, 2))],
+    "wide": np.array([1.5, np.inf]),
+  }
   found = digest.examine(tree)
   assert list(found.digests) == ["a/n", "a/w", "b/0", "b/1", "k", "wide"]
   assert found.nonfinite == ["a/w", "b/0", "wide"]

@@ -27,35 +27,52 @@ class Uniform(nn.Module):
 
 @pytest.mark.parametrize("sizes", [{"data": 1}, {"data": 4}])
 def test_a_uniform_model_costs_log_v_a_target(tmp_path, sizes):
-  # Catches: bytes of the text that are never a target, or twice; padding of the last batch counted; a sum per device.
+  # Catches: bytes of the text that are never a target, or twice; padding of the last batch counted;
+  # a sum per device.
   config = tiny.config(tmp_path)
   tokenizer, sources = data.make_tokenizer("bytes"), data.make_sources(config.data)
   mesh = sharding.make_mesh(sizes)
   eval_fn = evaluate.make_eval(config, Uniform(tokenizer.size), mesh, tokenizer, sources)
-  state = TrainState(step=jnp.int32(0), params={}, opt_state=(), router_state={}, rng=jax.random.key(0))
+  state = TrainState(
+    step=jnp.int32(0), params={}, opt_state=(), router_state={}, rng=jax.random.key(0)
+  )
   documents = list(sources[0].documents("validation"))
   (total,) = eval_fn(state).values()
-  assert total["bytes"] == sum(map(len, documents)) and total["tokens"] == total["bytes"] + len(documents)
+  assert total["bytes"] == sum(map(len, documents)) and total["tokens"] == total["bytes"] + len(
+    documents
+  )
   np.testing.assert_allclose(total["nats"], total["tokens"] * math.log(tokenizer.size), rtol=1e-6)
   (some,) = eval_fn(state, 1).values()
   assert some["tokens"] == 4 * 32
 
 
 def test_sources_are_averaged_by_bytes():
-  # Catches: a mean of the sources' values, which weighs a small source like a large one. (10 + 60) / (10 + 30) = 1.75
-  totals = {"a": {"nats": 10 * math.log(2), "tokens": 5, "bytes": 10},
-            "b": {"nats": 60 * math.log(2), "tokens": 6, "bytes": 30}, "empty": {"nats": 0.0, "tokens": 0, "bytes": 0}}
+  # Catches: a mean of the sources' values, which weighs a small source like a large one. (10 + 60)
+  # / (10 + 30) = 1.75
+  totals = {
+    "a": {"nats": 10 * math.log(2), "tokens": 5, "bytes": 10},
+    "b": {"nats": 60 * math.log(2), "tokens": 6, "bytes": 30},
+    "empty": {"nats": 0.0, "tokens": 0, "bytes": 0},
+  }
   result = evaluate.summary(totals)
   assert result["bits_per_byte"] == pytest.approx(1.75)
-  assert result["bits_per_byte/b"] == pytest.approx(2.0) and result["loss/b"] == pytest.approx(10 * math.log(2))
+  assert result["bits_per_byte/b"] == pytest.approx(2.0) and result["loss/b"] == pytest.approx(
+    10 * math.log(2)
+  )
   assert math.isnan(result["bits_per_byte/empty"])
 
 
 def test_nats_per_target():
-  # 10 nats of 5 targets and 60 of 6. Catches: bits per byte of a part of the text; a mean of the sources' means.
-  totals = {"a": {"nats": 10.0, "tokens": 5, "bytes": 10}, "b": {"nats": 60.0, "tokens": 6, "bytes": 30}}
+  # 10 nats of 5 targets and 60 of 6. Catches: bits per byte of a part of the text; a mean of the
+  # sources' means.
+  totals = {
+    "a": {"nats": 10.0, "tokens": 5, "bytes": 10},
+    "b": {"nats": 60.0, "tokens": 6, "bytes": 30},
+  }
   result = evaluate.summary(totals, "nats_per_target")
-  assert result["nats_per_target"] == pytest.approx(70 / 11) and result["nats_per_target/b"] == pytest.approx(10.0)
+  assert result["nats_per_target"] == pytest.approx(70 / 11) and result[
+    "nats_per_target/b"
+  ] == pytest.approx(10.0)
   assert not [name for name in result if "bits" in name]
 
 
@@ -69,12 +86,20 @@ class Source(nn.Module):
 
 
 def test_an_encoder_gets_its_inputs(tmp_path):
-  # Catches: a batch's source that is not passed on; targets without a row in the table of bytes; padding counted.
+  # Catches: a batch's source that is not passed on; targets without a row in the table of bytes;
+  # padding counted.
   config = tiny.config(tmp_path, data__objective="span_corruption", data__encoder_len=40)
   tokenizer, sources = data.make_tokenizer("bytes"), data.make_sources(config.data)
-  eval_fn = evaluate.make_eval(config, Source(), sharding.make_mesh({"data": 1}), tokenizer, sources)
-  state = TrainState(step=jnp.int32(0), params={}, opt_state=(), router_state={}, rng=jax.random.key(0))
+  eval_fn = evaluate.make_eval(
+    config, Source(), sharding.make_mesh({"data": 1}), tokenizer, sources
+  )
+  state = TrainState(
+    step=jnp.int32(0), params={}, opt_state=(), router_state={}, rng=jax.random.key(0)
+  )
   (total,) = eval_fn(state).values()
   np.testing.assert_allclose(total["nats"] / total["tokens"], math.log(364), rtol=1e-6)
   batches = data.validation_batches(config.data, tokenizer, sources[0], 4)
-  assert total["tokens"] == sum((b["segment_ids"] > 0).sum() for b in batches) and 0 < total["bytes"] < total["tokens"]
+  assert (
+    total["tokens"] == sum((b["segment_ids"] > 0).sum() for b in batches)
+    and 0 < total["bytes"] < total["tokens"]
+  )

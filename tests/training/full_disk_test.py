@@ -1,4 +1,5 @@
-"""A full disk is one sentence, however deep the library that met it; other errors stay what they are."""
+"""A full disk is one sentence, however deep the library that met it; other errors stay what they
+are."""
 
 import errno
 import pathlib
@@ -17,13 +18,25 @@ def raised(error, cause=None):
     raise error from cause
 
 
-@pytest.mark.parametrize("error, cause", [
-    (OSError(errno.ENOSPC, "No space left on device"), None), (OSError(errno.EDQUOT, "quota"), None),
-    (ValueError("RESOURCE_EXHAUSTED: Error writing x: No space left on device [os_error_code='28']"), None),
-    (RuntimeError("the writer has failed"), OSError(errno.ENOSPC, "full"))])
+@pytest.mark.parametrize(
+  "error, cause",
+  [
+    (OSError(errno.ENOSPC, "No space left on device"), None),
+    (OSError(errno.EDQUOT, "quota"), None),
+    (
+      ValueError(
+        "RESOURCE_EXHAUSTED: Error writing x: No space left on device [os_error_code='28']"
+      ),
+      None,
+    ),
+    (RuntimeError("the writer has failed"), OSError(errno.ENOSPC, "full")),
+  ],
+)
 def test_a_full_disk_is_told_in_a_sentence(error, cause):
   # Catches: 459 lines of TensorStore's traceback; an error number that another library has wrapped.
-  with pytest.raises(ConfigError, match="workdir='runs/x': there is no room left .* free some space"):
+  with pytest.raises(
+    ConfigError, match="workdir='runs/x': there is no room left .* free some space"
+  ):
     raised(error, cause)
 
 
@@ -36,11 +49,14 @@ def test_other_errors_pass():
 
 
 def test_threads_that_meet_the_full_disk_are_silent_and_others_are_not(monkeypatch):
-  # Catches: a traceback of a library's thread beside the sentence, or a mistake in a thread that nobody sees.
+  # Catches: a traceback of a library's thread beside the sentence, or a mistake in a thread that
+  # nobody sees.
   seen = []
   monkeypatch.setattr(threading, "excepthook", lambda told: seen.append(type(told.exc_value)))
+
   def fail(error):
     raise error
+
   with full_disk.told("workdir", pathlib.Path("x")):
     for error in (OSError(errno.ENOSPC, "full"), KeyError("other")):
       thread = threading.Thread(target=fail, args=(error,))

@@ -15,8 +15,13 @@ NAN = math.nan
 
 def judge(guard, losses, start=1, norms=None):
   """The kinds of events of these losses, step by step."""
-  return [[event["event"] for event in guard.judge(n, loss, NAN if not math.isfinite(loss) else 1.0, "a/w", "kept")]
-          for n, loss in enumerate(losses, start)]
+  return [
+    [
+      event["event"]
+      for event in guard.judge(n, loss, NAN if not math.isfinite(loss) else 1.0, "a/w", "kept")
+    ]
+    for n, loss in enumerate(losses, start)
+  ]
 
 
 def test_without_options_only_what_is_not_finite_matters():
@@ -24,15 +29,19 @@ def test_without_options_only_what_is_not_finite_matters():
   guard = Guard()
   assert not guard.watches
   assert judge(guard, [1.0, 100.0, 0.1]) == [[], [], []]
-  with pytest.raises(Diverged, match="at step 4 the loss is nan .*first tensor .* is a/w; kept; go on from there with "
-                     "--config.train.guard.skip_nonfinite=True, or .* another --workdir with a lower"):
+  with pytest.raises(
+    Diverged,
+    match="at step 4 the loss is nan .*first tensor .* is a/w; kept; go on from there with "
+    "--config.train.guard.skip_nonfinite=True, or .* another --workdir with a lower",
+  ):
     guard.judge(4, NAN, NAN, "a/w", "kept")
   with pytest.raises(Diverged, match="norm inf"):
     guard.judge(4, 1.0, math.inf, "a/w", "kept")
 
 
 def test_a_spike_is_measured_in_robust_sigmas():
-  # Catches: a mean and a standard deviation, which one earlier spike would have moved; no least spread.
+  # Catches: a mean and a standard deviation, which one earlier spike would have moved; no least
+  # spread.
   def after(spread):  # a guard that has seen twenty losses with median 2 and this median deviation
     guard = Guard(spike_sigmas=6.0)
     assert judge(guard, [2.0 + spread * (-1) ** n for n in range(20)]) == [[]] * 20
@@ -49,10 +58,17 @@ def test_a_spike_is_measured_in_robust_sigmas():
 
 
 def test_patience_then_back_then_divergence():
-  # Catches: a run that goes back at once or never; one that goes back for ever; counts that are lost on the way.
+  # Catches: a run that goes back at once or never; one that goes back for ever; counts that are
+  # lost on the way.
   guard = Guard(skip_nonfinite=True, patience=3, max_rollbacks=1)
   assert judge(guard, [1.0, NAN, NAN, 1.0, NAN, NAN]) == [
-      [], ["nonfinite"], ["nonfinite"], [], ["nonfinite"], ["nonfinite"]]
+    [],
+    ["nonfinite"],
+    ["nonfinite"],
+    [],
+    ["nonfinite"],
+    ["nonfinite"],
+  ]
   assert judge(guard, [NAN], start=7) == [["nonfinite", "rollback"]]
   assert guard.healthy_before(7) == 5  # the steps 5, 6, 7 are bad
   guard.went_back(7, to=4)
@@ -93,9 +109,19 @@ def test_starved_experts_are_named_once_with_their_layer():
   # Catches: an alarm for one thin batch, one at every log line, an expert of another layer.
   guard = Guard(starved_share=0.2)
   balanced, collapsed = np.full((2, 4), 0.25), np.array([[0.25] * 4, [0.0, 0.96, 0.04, 0.0]])
-  watch = lambda load: guard.watch_load(load, ["layer 1", "layer 3"])
-  assert [len(watch(load)) for load in (collapsed, collapsed, balanced, collapsed, collapsed)] == [0] * 5
+
+  def watch(load):
+    return guard.watch_load(load, ["layer 1", "layer 3"])
+
+  assert [len(watch(load)) for load in (collapsed, collapsed, balanced, collapsed, collapsed)] == [
+    0
+  ] * 5
   (event,) = watch(collapsed)
   assert (event["layer"], event["experts"]) == ("layer 3", [0, 2, 3])
-  assert "3 experts of 4 (0, 2, 3)" in event["message"] and "expert 1 gets 96% of the assignments" in event["message"]
-  assert watch(collapsed) == [] and Guard().watch_load(collapsed, ["a", "b"]) == [] and watch(None) == []
+  assert (
+    "3 experts of 4 (0, 2, 3)" in event["message"]
+    and "expert 1 gets 96% of the assignments" in event["message"]
+  )
+  assert (
+    watch(collapsed) == [] and Guard().watch_load(collapsed, ["a", "b"]) == [] and watch(None) == []
+  )

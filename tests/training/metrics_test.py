@@ -11,7 +11,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_lines_after_the_restored_step_are_dropped(tmp_path):
-  # Catches: a resumed run that repeats steps 3 and 4; a line that a kill cut short and the next one is glued to.
+  # Catches: a resumed run that repeats steps 3 and 4; a line that a kill cut short and the next one
+  # is glued to.
   writer = metrics.MetricsWriter(tmp_path, 0)
   for step in (1, 2, 3, 4):
     writer.write(step, "train", {"loss": float(step)})
@@ -21,31 +22,54 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path):
   writer = metrics.MetricsWriter(tmp_path, 2)
   writer.write(3, "train", {"loss": 30.0})
   writer.close()
-  assert [(line["step"], line["loss"]) for line in metrics.read(path)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+  assert [(line["step"], line["loss"]) for line in metrics.read(path)] == [
+    (1, 1.0),
+    (2, 2.0),
+    (3, 30.0),
+  ]
   assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-@pytest.mark.parametrize("bad", [
-    b"{", b"[1]", b"\xff\xfe", b'{"kind": "train"}', b'{"step": "3", "kind": "train"}', b"[" * 100_000, b'{"step": 1}',
-    b'{"step": true, "kind": "train"}', b'{"step": 1e999, "kind": "train"}',
-    b'{"step": 1, "kind": "train", "batch": []}'])
+@pytest.mark.parametrize(
+  "bad",
+  [
+    b"{",
+    b"[1]",
+    b"\xff\xfe",
+    b'{"kind": "train"}',
+    b'{"step": "3", "kind": "train"}',
+    b"[" * 100_000,
+    b'{"step": 1}',
+    b'{"step": true, "kind": "train"}',
+    b'{"step": 1e999, "kind": "train"}',
+    b'{"step": 1, "kind": "train", "batch": []}',
+  ],
+)
 def test_a_damaged_line_costs_only_itself(tmp_path, bad):
-  # Catches: all history before or after a broken line deleted on resume; the broken line thrown away; no word about it.
+  # Catches: all history before or after a broken line deleted on resume; the broken line thrown
+  # away; no word about it.
   path = tmp_path / "metrics.jsonl"
   good = [json.dumps({"step": n, "kind": "train", "loss": float(n)}).encode() for n in (1, 2, 3)]
   path.write_bytes(b"\n".join([good[0], b"", bad, good[1], b"  ", good[2], b""]))
   writer = metrics.MetricsWriter(tmp_path, 3)
   writer.close()
-  assert [line["step"] for line in metrics.read(path)] == [1, 2, 3] and path.read_bytes().count(b"\n") == 3
+  assert [line["step"] for line in metrics.read(path)] == [1, 2, 3] and path.read_bytes().count(
+    b"\n"
+  ) == 3
   aside = tmp_path / "metrics.jsonl.damaged"
-  assert aside.read_bytes() == bad + b"\n" and str(aside) in writer.told and "1 damaged line" in writer.told
+  assert (
+    aside.read_bytes() == bad + b"\n"
+    and str(aside) in writer.told
+    and "1 damaged line" in writer.told
+  )
   again = metrics.MetricsWriter(tmp_path, 3)
   again.close()
   assert again.told == ""
 
 
 def test_events_stay_when_the_run_goes_back(tmp_path):
-  # Catches: a rollback that nobody can see afterwards; one told twice after a kill; curves with two values a step.
+  # Catches: a rollback that nobody can see afterwards; one told twice after a kill; curves with two
+  # values a step.
   writer = metrics.MetricsWriter(tmp_path, 0)
   for step in (2, 4, 6):
     writer.write(step, "train", {"loss": 1.0})
@@ -53,18 +77,25 @@ def test_events_stay_when_the_run_goes_back(tmp_path):
   writer.event(4, {"event": "rollback", "batch": 6})  # after step 6, which was batch 6
   writer.write(6, "train", {"loss": 2.0})  # batch 8
   writer.close()
-  kinds = lambda: [(line["step"], line["kind"]) for line in metrics.read(tmp_path / "metrics.jsonl")]
+
+  def kinds():
+    return [(line["step"], line["kind"]) for line in metrics.read(tmp_path / "metrics.jsonl")]
+
   assert kinds() == [(2, "train"), (4, "train"), (4, "event"), (6, "train")]
   metrics.MetricsWriter(tmp_path, 6, 8).close()
   assert len(kinds()) == 4
-  metrics.MetricsWriter(tmp_path, 4, 4).close()  # from the checkpoint before the rollback, which will happen again
+  metrics.MetricsWriter(
+    tmp_path, 4, 4
+  ).close()  # from the checkpoint before the rollback, which will happen again
   assert kinds() == [(2, "train"), (4, "train")]
 
 
 def test_arrays_are_lists_and_nan_is_null(tmp_path):
   # Catches: NaN, which is no JSON; an array written as its repr.
   writer = metrics.MetricsWriter(tmp_path, 0)
-  writer.write(1, "train", {"loss": np.float32("nan"), "moe/load": np.array([[0.25, 0.75]], np.float32)})
+  writer.write(
+    1, "train", {"loss": np.float32("nan"), "moe/load": np.array([[0.25, 0.75]], np.float32)}
+  )
   writer.close()
   line = json.loads((tmp_path / "metrics.jsonl").read_text())
   assert line == {"step": 1, "kind": "train", "loss": None, "moe/load": [[0.25, 0.75]]}
@@ -89,7 +120,8 @@ def test_other_processes_write_nothing(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_board_whose_thread_has_died_blocks_nobody(tmp_path, monkeypatch):
-  # Catches: a run that hangs for ever on a full disk, because nobody empties the queue of TensorBoard's events.
+  # Catches: a run that hangs for ever on a full disk, because nobody empties the queue of
+  # TensorBoard's events.
   writer = metrics.MetricsWriter(tmp_path, 0)
   worker = writer._board.file_writer.event_writer._worker
   monkeypatch.setattr(worker._record_writer, "write_event", lambda event: 1 / 0)

@@ -1,4 +1,5 @@
-"""Schedules at their corners, and what an optimizer's update does to a matrix and to a norm scale."""
+"""Schedules at their corners, and what an optimizer's update does to a matrix and to a norm
+scale."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,12 @@ pytestmark = pytest.mark.unit
 
 
 def rates(name, at, *, steps=100, warmup=10, **options):
-  options = {"final_fraction": 0.1, "decay_fraction": 0.2, "milestones": (0.6, 0.9), "milestone_factor": 0.5} | options
+  options = {
+    "final_fraction": 0.1,
+    "decay_fraction": 0.2,
+    "milestones": (0.6, 0.9),
+    "milestone_factor": 0.5,
+  } | options
   schedule = optimizers.SCHEDULES[name](2.0, steps, warmup, **options)
   return [float(schedule(jnp.int32(step))) for step in at]
 
@@ -28,15 +34,22 @@ def test_warmup_is_a_line_that_reaches_the_peak(name):
   np.testing.assert_allclose(rates(name, [0, 4, 9, 10]), [0.2, 1.0, 2.0, after], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name, at, expected", [
+@pytest.mark.parametrize(
+  "name, at, expected",
+  [
     ("cosine", [99, 200], [0.2, 0.2]),  # final_fraction * peak at the last step and behind it
     ("cosine", [10 + 89 // 2], [2 * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * 44 / 89)))]),
     ("rsqrt", [39, 89], [2 * (10 / 40) ** 0.5, 2 * (10 / 90) ** 0.5]),
     ("wsd", [50, 79, 89, 99], [2.0, 2.0, 1.1, 0.2]),  # flat, then a line over the last 20 steps
     ("constant", [50, 99, 1000], [2.0, 2.0, 2.0]),
-    ("flat_rsqrt", [0, 9, 10, 39], [2.0, 2.0, 2 * (10 / 11) ** 0.5, 1.0]),  # no warm-up before the peak
+    (
+      "flat_rsqrt",
+      [0, 9, 10, 39],
+      [2.0, 2.0, 2 * (10 / 11) ** 0.5, 1.0],
+    ),  # no warm-up before the peak
     ("steps", [59, 60, 89, 90, 99, 1000], [2.0, 1.0, 1.0, 0.5, 0.5, 0.5]),
-])
+  ],
+)
 def test_after_the_warmup(name, at, expected):
   # Catches: a decay that misses final_fraction at the last step, rsqrt of (step - warmup).
   np.testing.assert_allclose(rates(name, at), expected, rtol=1e-5)
@@ -58,8 +71,11 @@ def settings(**changes):
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_weight_decay_only_on_matrices(name):
   # Catches: decay of norm scales, also of those that a scan over layers has stacked into a matrix.
-  params = {"kernel": jnp.ones((2, 3)), "norm": {"scale": jnp.ones(3)},
-            "repeats": {"norm": {"scale": jnp.ones((4, 3))}}}
+  params = {
+    "kernel": jnp.ones((2, 3)),
+    "norm": {"scale": jnp.ones(3)},
+    "repeats": {"norm": {"scale": jnp.ones((4, 3))}},
+  }
   optimizer, _ = optimizers.make(settings(name=name, weight_decay=0.1), 10)
   zeros = jax.tree.map(jnp.zeros_like, params)
   updates, _ = optimizer.update(zeros, optimizer.init(params), params)
@@ -77,10 +93,13 @@ def test_adamw_first_step_is_the_sign_times_the_rate():
 
 
 def test_gradients_are_clipped_by_their_global_norm():
-  # Catches: clipping by value or by leaf. Norm of (3, 4) is 5: both shrink to a fifth, which Adam's second step shows.
+  # Catches: clipping by value or by leaf. Norm of (3, 4) is 5: both shrink to a fifth, which Adam's
+  # second step shows.
   params = {"a": jnp.zeros((1, 1)), "b": jnp.zeros((1, 1))}
   optimizer, _ = optimizers.make(settings(weight_decay=0.0, clip_norm=1.0), 10)
-  _, state = optimizer.update({"a": jnp.full((1, 1), 3.0), "b": jnp.full((1, 1), 4.0)}, optimizer.init(params), params)
+  _, state = optimizer.update(
+    {"a": jnp.full((1, 1), 3.0), "b": jnp.full((1, 1), 4.0)}, optimizer.init(params), params
+  )
   mu = next(s.mu for s in state[1] if hasattr(s, "mu"))
   np.testing.assert_allclose([mu["a"].item(), mu["b"].item()], [0.1 * 0.6, 0.1 * 0.8], rtol=1e-4)
 
@@ -93,12 +112,20 @@ def test_adafactor_factors_its_second_moment():
 
 
 def adafactor_alone(weight, gradients, rate, clip):
-  """What Adafactor (Shazeer and Stern 2018, Algorithms 4 and 5) makes of one matrix or vector, in NumPy."""
-  rms = lambda x: np.sqrt(np.mean(np.square(x)))
+  """What Adafactor (Shazeer and Stern 2018, Algorithms 4 and 5) makes of one matrix or vector, in
+  NumPy."""
+
+  def rms(x):
+    return np.sqrt(np.mean(np.square(x)))
+
   moments = [0.0, 0.0]
   for t, gradient in enumerate(gradients, 1):
-    beta, square = 1 - t ** -0.8, np.square(gradient) + 1e-30
-    means = [square.mean(-1, keepdims=True), square.mean(-2, keepdims=True)] if square.ndim == 2 else [square, 1.0]
+    beta, square = 1 - t**-0.8, np.square(gradient) + 1e-30
+    means = (
+      [square.mean(-1, keepdims=True), square.mean(-2, keepdims=True)]
+      if square.ndim == 2
+      else [square, 1.0]
+    )
     moments = [beta * v + (1 - beta) * mean for v, mean in zip(moments, means, strict=True)]
     second = moments[0] * moments[1] / moments[0].mean() if square.ndim == 2 else moments[0]
     update = gradient / np.sqrt(second)
@@ -107,15 +134,38 @@ def adafactor_alone(weight, gradients, rate, clip):
 
 
 def test_adafactor_takes_layers_and_experts_each_alone():
-  # Of [layers, E, D, F] and [layers, E, F]; E is the longest axis of the first, so that optax alone would factor it.
-  # Catches: second moments averaged over experts, an update clipped, or scaled, by what other experts or layers do.
+  # Of [layers, E, D, F] and [layers, E, F]; E is the longest axis of the first, so that optax alone
+  # would factor it. Catches: second moments averaged over experts, an update clipped, or scaled, by
+  # what other experts or layers do.
   rng = np.random.default_rng(0)
   shapes = {"up": (1, 131, 128, 130), "hidden_bias": (2, 3, 130)}
-  scale = lambda shape: np.exp(rng.normal(size=shape[:2])).reshape(*shape[:2], *(1,) * (len(shape) - 2))
-  draw = lambda: {name: (scale(shape) * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
-  weights, gradients, tree = draw(), [draw(), draw()], lambda leaves: {"repeats": {"layer_0": {"ffn": leaves}}}
-  optimizer, _ = optimizers.make(settings(name="adafactor", weight_decay=0.0, clip_norm=0.0, update_clip=0.9,
-                                          schedule="constant", warmup_steps=0, learning_rate=0.01), 10)
+
+  def scale(shape):
+    return np.exp(rng.normal(size=shape[:2])).reshape(*shape[:2], *(1,) * (len(shape) - 2))
+
+  def draw():
+    return {
+      name: (scale(shape) * rng.normal(size=shape)).astype(np.float32)
+      for name, shape in shapes.items()
+    }
+
+  weights, gradients, tree = (
+    draw(),
+    [draw(), draw()],
+    lambda leaves: {"repeats": {"layer_0": {"ffn": leaves}}},
+  )
+  optimizer, _ = optimizers.make(
+    settings(
+      name="adafactor",
+      weight_decay=0.0,
+      clip_norm=0.0,
+      update_clip=0.9,
+      schedule="constant",
+      warmup_steps=0,
+      learning_rate=0.01,
+    ),
+    10,
+  )
   params = tree(jax.tree.map(jnp.asarray, weights))
   state = optimizer.init(params)
   assert max(x.size for x in jax.tree.leaves(state)) == 131 * 130  # of v_col
@@ -124,41 +174,72 @@ def test_adafactor_takes_layers_and_experts_each_alone():
     params = jax.tree.map(jnp.add, params, updates)
   for name, actual in params["repeats"]["layer_0"]["ffn"].items():
     for at in [(0, 0), (0, 2), (-1, 1)]:
-      wanted = adafactor_alone(weights[name][at], [gradient[name][at] for gradient in gradients], 0.01, 0.9)
+      wanted = adafactor_alone(
+        weights[name][at], [gradient[name][at] for gradient in gradients], 0.01, 0.9
+      )
       np.testing.assert_allclose(actual[at], wanted, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{}, {"model.scan_layers": False}, {
-    "model.family": "encoder_decoder", "model.position": "relative", "model.ffn_bias": "multiplicative",
-    "model.moe.num_shared_experts": 1}, {"model.position": "relative", "model.relative_shared": True},
-    {"model.attention": "latent"}])
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"model.scan_layers": False},
+    {
+      "model.family": "encoder_decoder",
+      "model.position": "relative",
+      "model.ffn_bias": "multiplicative",
+      "model.moe.num_shared_experts": 1,
+    },
+    {"model.position": "relative", "model.relative_shared": True},
+    {"model.attention": "latent"},
+  ],
+)
 def test_stacked_weights_are_those_whose_first_axes_are_layers_and_experts(changes):
   # Catches: a stack under another name, a dense FFN or attention taken for experts.
   variables = assembly.abstract_variables(config({"model.num_layers": 6} | changes), 264)
-  boxed = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+
+  def boxed(leaf):
+    return isinstance(leaf, nn.LogicallyPartitioned)
+
   leaves = jax.tree_util.tree_leaves_with_path(variables["params"], is_leaf=boxed)
   wanted = [sum(axis in ("layers", "expert") for axis in leaf.names) for _, leaf in leaves]
-  assert [optimizers.stacked(optimizers.keys(path), leaf.value.ndim) for path, leaf in leaves] == wanted
+  assert [
+    optimizers.stacked(optimizers.keys(path), leaf.value.ndim) for path, leaf in leaves
+  ] == wanted
   assert max(wanted) == (1 if changes.get("model.scan_layers") is False else 2)
 
 
 def test_adafactor_clips_its_updates():
-  # Catches: update_clip that is not read, or read after the step was scaled by the weights' RMS. Adafactor's first
-  # step divides a gradient by its own size, so that an update of RMS 1 is cut to update_clip.
+  # Catches: update_clip that is not read, or read after the step was scaled by the weights' RMS.
+  # Adafactor's first step divides a gradient by its own size, so that an update of RMS 1 is cut to
+  # update_clip.
   def step(clip):
-    optimizer, _ = optimizers.make(settings(name="adafactor", weight_decay=0.0, clip_norm=0.0, update_clip=clip), 10)
+    optimizer, _ = optimizers.make(
+      settings(name="adafactor", weight_decay=0.0, clip_norm=0.0, update_clip=clip), 10
+    )
     params = {"w": jnp.full((2, 2), 3.0)}
     return optimizer.update({"w": jnp.full((2, 2), 7.0)}, optimizer.init(params), params)[0]["w"]
+
   np.testing.assert_allclose(step(1.0), -0.5 * 3.0, rtol=1e-3)
   np.testing.assert_allclose(step(0.1), -0.5 * 3.0 * 0.1, rtol=1e-3)
 
 
-@pytest.mark.parametrize("key, value, words", [
-    ("milestones", (0.9, 0.8), "ascending"), ("milestones", (0.5, 1.0), "between 0 and 1"),
-    ("milestone_factor", 0.0, "0.316"), ("update_clip", 0.0, "positive RMS"),
-    ("name", "adamW", "'adamw'"), ("schedule", "cosin", "'cosine'"), ("learning_rate", -1.0, "positive"),
-    ("final_fraction", 1.5, "fraction"), ("b1", 1.0, "below 1"), ("clip_norm", -1.0, "0 for no clipping"),
-])
+@pytest.mark.parametrize(
+  "key, value, words",
+  [
+    ("milestones", (0.9, 0.8), "ascending"),
+    ("milestones", (0.5, 1.0), "between 0 and 1"),
+    ("milestone_factor", 0.0, "0.316"),
+    ("update_clip", 0.0, "positive RMS"),
+    ("name", "adamW", "'adamw'"),
+    ("schedule", "cosin", "'cosine'"),
+    ("learning_rate", -1.0, "positive"),
+    ("final_fraction", 1.5, "fraction"),
+    ("b1", 1.0, "below 1"),
+    ("clip_norm", -1.0, "0 for no clipping"),
+  ],
+)
 def test_mistakes_name_the_field(key, value, words):
   # Catches: a mistake that only optax notices.
   with pytest.raises(ConfigError, match=words) as error:
@@ -167,7 +248,8 @@ def test_mistakes_name_the_field(key, value, words):
 
 
 def test_frozen_parameters_never_change():
-  # Catches: weight decay on what is frozen; its gradient in the global norm, which would shrink all other steps.
+  # Catches: weight decay on what is frozen; its gradient in the global norm, which would shrink all
+  # other steps.
   o = base.get_config().optimizer
   o.freeze = ("router",)
   params = {"ffn": {"router": jnp.ones((2, 2)), "up": jnp.ones((2, 2))}}
@@ -176,6 +258,7 @@ def test_frozen_parameters_never_change():
   def updates(o, grads):
     optimizer, _ = optimizers.make(o, 10)
     return optimizer.update(grads, optimizer.init(params), params)[0]["ffn"]
+
   frozen = updates(o, grads)
   o.freeze = ()
   alone = updates(o, {"ffn": grads["ffn"] | {"router": jnp.zeros((2, 2))}})
@@ -192,8 +275,18 @@ def test_freezing_what_there_is_not():
 
 
 def test_what_decays():
-  # Biases of heads, buckets and experts have two axes and more, and a multiplicative bias begins at 1. Catches: decay
-  # by the number of axes alone; a name that is compared whole.
-  params = {name: jnp.ones((2, 3, 4)) for name in ("scale", "query_bias", "relative_bias", "hidden_bias",
-                                                   "router_threshold", "up", "router")}
+  # Biases of heads, buckets and experts have two axes and more, and a multiplicative bias begins at
+  # 1. Catches: decay by the number of axes alone; a name that is compared whole.
+  params = {
+    name: jnp.ones((2, 3, 4))
+    for name in (
+      "scale",
+      "query_bias",
+      "relative_bias",
+      "hidden_bias",
+      "router_threshold",
+      "up",
+      "router",
+    )
+  }
   assert {name for name, decays in optimizers.decayed(params).items() if decays} == {"up", "router"}

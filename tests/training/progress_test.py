@@ -32,8 +32,10 @@ def test_a_line_has_loss_rate_and_time_left():
     clock.now += 2.0
     progress.step(n, 4.0)
   assert progress.log(4.0) == pytest.approx(250.0)  # 500 tokens / 2 s
-  assert out.getvalue() == ("step 1001/1011  loss 5.0000  compiled in 100 s\n"
-                            "step 1006/1011  loss 4.0000  250 tokens/s  0:00:10 left\n")
+  assert out.getvalue() == (
+    "step 1001/1011  loss 5.0000  compiled in 100 s\n"
+    "step 1006/1011  loss 4.0000  250 tokens/s  0:00:10 left\n"
+  )
 
 
 def test_time_of_evaluation_does_not_count():
@@ -56,7 +58,9 @@ def test_a_terminal_gets_a_bar_and_no_lines():
     progress.step(n, 1.5)
     progress.log(1.5)
   progress.close()
-  assert "4/4" in out.getvalue() and "loss 1.500" in out.getvalue() and "step 4/4" not in out.getvalue()
+  assert (
+    "4/4" in out.getvalue() and "loss 1.500" in out.getvalue() and "step 4/4" not in out.getvalue()
+  )
 
 
 def test_other_processes_are_silent():
@@ -81,7 +85,8 @@ def test_what_takes_long_says_that_it_is_at_work():
 
 
 def test_trouble_stays_in_sight_and_going_back_is_no_progress():
-  # Catches: skipped updates that only one line tells; a bar or a rate that counts steps twice after a rollback.
+  # Catches: skipped updates that only one line tells; a bar or a rate that counts steps twice after
+  # a rollback.
   clock, out = Clock(), io.StringIO()
   progress = Progress(steps=100, start=0, tokens_per_step=10, stream=out, clock=clock)
   progress.trouble = "2 skipped updates"

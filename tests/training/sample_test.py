@@ -13,7 +13,8 @@ V = 7
 
 
 class Rule(nn.Module):
-  """Logits that favour a token computed from the window: `rule(tokens, segment_ids, positions)` [B, L]."""
+  """Logits that favour a token computed from the window: `rule(tokens, segment_ids, positions)` [B,
+  L]."""
 
   rule: object
   sharpness: float = 50.0
@@ -25,7 +26,9 @@ class Rule(nn.Module):
 
 def run(rule, prompt, count, *, temperature=1.0, seed=0, sharpness=50.0, **options):
   options = {"window": 4} | options
-  return sample(Rule(rule, sharpness), {}, prompt, count, jax.random.key(seed), temperature, **options)
+  return sample(
+    Rule(rule, sharpness), {}, prompt, count, jax.random.key(seed), temperature, **options
+  )
 
 
 def successor(tokens, segment_ids, positions):
@@ -39,14 +42,19 @@ def test_each_token_follows_the_last_one_also_beyond_the_window():
 
 
 def test_the_window_forgets_the_oldest_token():
-  # Catches a window that keeps the prompt's start: the rule copies the first token it sees, 4 tokens back.
-  first = lambda tokens, segment_ids, positions: jnp.broadcast_to(tokens[:, :1], tokens.shape)
+  # Catches a window that keeps the prompt's start: the rule copies the first token it sees, 4
+  # tokens back.
+  def first(tokens, segment_ids, positions):
+    return jnp.broadcast_to(tokens[:, :1], tokens.shape)
+
   assert run(first, [1, 2, 3, 4], 6).tolist() == [[1, 2, 3, 4, 1, 2]]
 
 
 def test_what_is_not_written_yet_is_padding():
   # Catches a segment id of 1 on the rest of the window, and positions that do not count from 0.
-  used = lambda tokens, segment_ids, positions: jnp.broadcast_to(segment_ids.sum(-1, keepdims=True), tokens.shape)
+  def used(tokens, segment_ids, positions):
+    return jnp.broadcast_to(segment_ids.sum(-1, keepdims=True), tokens.shape)
+
   assert run(used, [0], 5).tolist() == [[1, 2, 3, 4, 4]]
   assert run(lambda t, s, positions: positions + 3, [0], 5).tolist() == [[3, 4, 5, 6, 6]]
 
@@ -60,7 +68,8 @@ def test_deterministic_in_the_key():
 
 
 def test_only_what_is_allowed_is_drawn():
-  # Catches specials and ids beyond the tokenizer's size in the text: 5 and 6 are beyond `allowed`, 1 is not allowed.
+  # Catches specials and ids beyond the tokenizer's size in the text: 5 and 6 are beyond `allowed`,
+  # 1 is not allowed.
   allowed = np.array([True, False, True, True, True])
   drawn = run(successor, [0], 100, sharpness=0.0, allowed=allowed, rows=3)
   assert set(drawn.ravel().tolist()) == {0, 2, 3, 4}
@@ -69,11 +78,12 @@ def test_only_what_is_allowed_is_drawn():
 
 
 def test_temperature():
-  # Catches logits multiplied by the temperature: at sharpness 2 and temperature 0.5, p(favourite) = e^4 / (e^4 + 6).
+  # Catches logits multiplied by the temperature: at sharpness 2 and temperature 0.5, p(favourite) =
+  # e^4 / (e^4 + 6).
   rows = 4000
   for temperature, expected in ((0.5, np.exp(4) / (np.exp(4) + 6)), (2.0, np.e / (np.e + 6))):
     drawn = run(successor, [0], 1, sharpness=2.0, temperature=temperature, rows=rows)
-    assert abs((drawn == 1).mean() - expected) < 4 * (expected * (1 - expected) / rows)**0.5
+    assert abs((drawn == 1).mean() - expected) < 4 * (expected * (1 - expected) / rows) ** 0.5
   assert (run(successor, [0], 3, sharpness=0.01, temperature=0.0, rows=5) == [1, 2, 3]).all()
 
 

@@ -1,4 +1,5 @@
-"""The pure steps: what is in the loss, that microbatches add up, that seeds can be mapped, bits of a uniform model."""
+"""The pure steps: what is in the loss, that microbatches add up, that seeds can be mapped, bits of
+a uniform model."""
 
 import functools
 import math
@@ -23,9 +24,13 @@ LOSSES = {"balance": 0.01, "z": 0.001}
 def batch_of(rows, length, padded=0, vocab=264, seed=0):
   tokens = np.random.default_rng(seed).integers(0, vocab - 8, (rows, length + 1)).astype(np.int32)
   segments = np.ones((rows, length), np.int32)
-  segments[rows - 1, length - padded:] = 0
-  return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": segments,
-          "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1))}
+  segments[rows - 1, length - padded :] = 0
+  return {
+    "inputs": tokens[:, :-1],
+    "targets": tokens[:, 1:],
+    "segment_ids": segments,
+    "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+  }
 
 
 def setup(tmp_path, edit=None, **changes):
@@ -35,8 +40,13 @@ def setup(tmp_path, edit=None, **changes):
   mesh = sharding.make_mesh(dict(config.mesh))
   model = assembly.model(config, 264, mesh)
   optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
-  step = functools.partial(steps.train_step, model=model, optimizer=optimizer, schedule=schedule,
-                           loss_weights=assembly.loss_weights(config))
+  step = functools.partial(
+    steps.train_step,
+    model=model,
+    optimizer=optimizer,
+    schedule=schedule,
+    loss_weights=assembly.loss_weights(config),
+  )
   with jax.set_mesh(mesh):
     return config, step, states.create(mesh, model, optimizer, 0, config.data.seq_len)[1]()
 
@@ -45,17 +55,25 @@ def setup(tmp_path, edit=None, **changes):
 def usual(tmp_path_factory):
   """`(step, state, weights)`: compiled once for the tests that need nothing special."""
   config, step, state = setup(tmp_path_factory.mktemp("usual"), optimizer__learning_rate=0.01)
-  return tiny.quick_jit(functools.partial(step, output_z_loss=0.5)), state, assembly.loss_weights(config)
+  return (
+    tiny.quick_jit(functools.partial(step, output_z_loss=0.5)),
+    state,
+    assembly.loss_weights(config),
+  )
 
 
 def test_loss_is_the_sum_of_its_parts(usual):
   # Catches: a weight applied twice or not at all; the output z-loss forgotten.
   step, state, weights = usual
   _, m = step(state, batch_of(4, 32))
-  expected = m["cross_entropy"] + 0.5 * m["output_z"] + sum(w * m[name] for name, w in weights.items())
+  expected = (
+    m["cross_entropy"] + 0.5 * m["output_z"] + sum(w * m[name] for name, w in weights.items())
+  )
   assert set(weights) == {"balance", "z"}
   np.testing.assert_allclose(m["loss"], expected, rtol=1e-6)
-  assert float(m["learning_rate"]) == pytest.approx(5e-3)  # half of the peak: step 0 of a warm-up of 2
+  assert float(m["learning_rate"]) == pytest.approx(
+    5e-3
+  )  # half of the peak: step 0 of a warm-up of 2
 
 
 def test_padding_changes_nothing(usual):
@@ -64,14 +82,17 @@ def test_padding_changes_nothing(usual):
   batch = batch_of(4, 32, padded=20)
   other = batch_of(4, 32, seed=1)
   real = batch["segment_ids"] > 0
-  changed = batch | {name: np.where(real, batch[name], other[name]) for name in ("inputs", "targets")}
+  changed = batch | {
+    name: np.where(real, batch[name], other[name]) for name in ("inputs", "targets")
+  }
   (_, a), (_, b) = step(state, batch), step(state, changed)
   for name in ("loss", "cross_entropy", "output_z", "grad_norm"):
     np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
 
 
 def test_rows_of_padding_do_not_dilute_the_loss(usual):
-  # Two rows, then those two again or padding. Catches: a mean over all tokens of the batch, real or not.
+  # Two rows, then those two again or padding. Catches: a mean over all tokens of the batch, real or
+  # not.
   step, state, _ = usual
   batch = batch_of(4, 32)
   twice = {name: np.concatenate([values[:2], values[:2]]) for name, values in batch.items()}
@@ -94,7 +115,10 @@ def test_randomness_comes_from_the_step(tmp_path):
   # Catches: the same noise at every step; noise that differs between two runs of the same step.
   config, step, state = setup(tmp_path, model__dropout=0.5)
   step, batch = tiny.quick_jit(step), batch_of(4, 32)
-  loss = lambda s: float(step(s, batch)[1]["loss"])
+
+  def loss(s):
+    return float(step(s, batch)[1]["loss"])
+
   assert loss(state) == loss(state) != loss(state.replace(step=state.step + 1))
 
 
@@ -102,8 +126,12 @@ def test_seeds_can_be_mapped(usual):
   # Catches: I/O or a concrete value in the step; runs that see each other.
   step, state, _ = usual
   many = jax.tree.map(lambda x: jnp.stack([x, x]), state)
-  many = many.replace(params=many.params | {"embedding": many.params["embedding"].at[1].multiply(2.0)})
-  after, metrics = tiny.quick_jit(jax.vmap(step.__wrapped__, in_axes=(0, None)))(many, batch_of(4, 32))
+  many = many.replace(
+    params=many.params | {"embedding": many.params["embedding"].at[1].multiply(2.0)}
+  )
+  after, metrics = tiny.quick_jit(jax.vmap(step.__wrapped__, in_axes=(0, None)))(
+    many, batch_of(4, 32)
+  )
   alone, expected = step(state, batch_of(4, 32))
   np.testing.assert_allclose(metrics["loss"][0], expected["loss"], rtol=1e-5)
   assert metrics["loss"].shape == (2,) and metrics["loss"][0] != metrics["loss"][1]
@@ -134,44 +162,94 @@ def test_a_uniform_model_has_log2_v_bits_a_byte():
   # Catches: bits for nats, padding counted, a boundary's cost left out, tokens for bytes.
   # 256 ids, one byte each: 8 bits.
   model, batch = Uniform(256), batch_of(2, 8, padded=3, vocab=256)
-  sums = steps.eval_step({"scale": jnp.zeros(())}, {}, jax.tree.map(jnp.asarray, batch), jnp.ones(256, jnp.int32),
-                         model=model)
+  sums = steps.eval_step(
+    {"scale": jnp.zeros(())},
+    {},
+    jax.tree.map(jnp.asarray, batch),
+    jnp.ones(256, jnp.int32),
+    model=model,
+  )
   assert int(sums["tokens"]) == int(sums["bytes"]) == 2 * 8 - 3
-  totals = {"a": {k: float(v) for k, v in sums.items()}, "b": {"nats": 0.0, "tokens": 1, "bytes": 13}}
+  totals = {
+    "a": {k: float(v) for k, v in sums.items()},
+    "b": {"nats": 0.0, "tokens": 1, "bytes": 13},
+  }
   result = evaluate.summary(totals)
-  np.testing.assert_allclose([result["bits_per_byte/a"], result["loss/a"], result["bits_per_byte"]],
-                             [8.0, math.log(256), 4.0], rtol=1e-6)
+  np.testing.assert_allclose(
+    [result["bits_per_byte/a"], result["loss/a"], result["bits_per_byte"]],
+    [8.0, math.log(256), 4.0],
+    rtol=1e-6,
+  )
 
 
 def test_bytes_are_those_that_tokens_stand_for():
-  # Catches: byte lengths looked up by input instead of target. Targets 2, 3 (padding): token 2 stands for 5 bytes.
-  batch = {"inputs": np.array([[1, 2]]), "targets": np.array([[2, 3]]), "segment_ids": np.array([[1, 0]]),
-           "positions": np.array([[0, 1]])}
-  sums = steps.eval_step({"scale": jnp.zeros(())}, {}, jax.tree.map(jnp.asarray, batch), jnp.array([0, 1, 5, 7]),
-                         model=Uniform(4))
+  # Catches: byte lengths looked up by input instead of target. Targets 2, 3 (padding): token 2
+  # stands for 5 bytes.
+  batch = {
+    "inputs": np.array([[1, 2]]),
+    "targets": np.array([[2, 3]]),
+    "segment_ids": np.array([[1, 0]]),
+    "positions": np.array([[0, 1]]),
+  }
+  sums = steps.eval_step(
+    {"scale": jnp.zeros(())},
+    {},
+    jax.tree.map(jnp.asarray, batch),
+    jnp.array([0, 1, 5, 7]),
+    model=Uniform(4),
+  )
   assert int(sums["bytes"]) == 5
   np.testing.assert_allclose(sums["nats"], math.log(4), rtol=1e-6)
 
 
 # One for each router, and those with parts of their own: a tanh gate, a shared gate, Soft MoE.
-PRESETS = ("adaptive_mixtures", "llama_moe", "hierarchical", "strictly_balanced", "mesh_tf_top_2", "qwen1_5_moe",
-           "switch_no_token_left_behind", "expert_choice", "expert_choice_cap_2", "st_moe", "base_layers", "s_base",
-           "hash", "random", "soft_moe", "deepseek_v2", "deepseek_v3")
+PRESETS = (
+  "adaptive_mixtures",
+  "llama_moe",
+  "hierarchical",
+  "strictly_balanced",
+  "mesh_tf_top_2",
+  "qwen1_5_moe",
+  "switch_no_token_left_behind",
+  "expert_choice",
+  "expert_choice_cap_2",
+  "st_moe",
+  "base_layers",
+  "s_base",
+  "hash",
+  "random",
+  "soft_moe",
+  "deepseek_v2",
+  "deepseek_v3",
+)
 
 
-@pytest.mark.parametrize("name", tiny.often(
-    {"hierarchical", "strictly_balanced", "soft_moe"}, PRESETS))
+@pytest.mark.parametrize(
+  "name", tiny.often({"hierarchical", "strictly_balanced", "soft_moe"}, PRESETS)
+)
 def test_presets_train(tmp_path, name):
-  # Catches: a preset whose learned inputs, losses or state the step cannot carry; a router that does not train.
+  # Catches: a preset whose learned inputs, losses or state the step cannot carry; a router that
+  # does not train.
   def changed(c):
     c.model.moe.allow_noncausal_routing = True
     assembly.use_preset(c, name)
-  small = dict(model__num_layers=1, model__moe__first=0, model__moe__num_experts=8, model__activation="relu",
-               optimizer__weight_decay=0.0)
+
+  small = dict(
+    model__num_layers=1,
+    model__moe__first=0,
+    model__moe__num_experts=8,
+    model__activation="relu",
+    optimizer__weight_decay=0.0,
+  )
   config, step, state = setup(tmp_path, edit=changed, **small)
-  after, m = tiny.quick_jit(functools.partial(step, bias_update_rate=assembly.bias_update_rate(config)))(
-      state, batch_of(4, 32, padded=5))
-  assert np.isfinite(m["loss"]) and np.isfinite(m["grad_norm"]) and set(assembly.loss_weights(config)) <= set(m)
+  after, m = tiny.quick_jit(
+    functools.partial(step, bias_update_rate=assembly.bias_update_rate(config))
+  )(state, batch_of(4, 32, padded=5))
+  assert (
+    np.isfinite(m["loss"])
+    and np.isfinite(m["grad_norm"])
+    and set(assembly.loss_weights(config)) <= set(m)
+  )
   before, after = state.params["layer_0"]["ffn"], after.params["layer_0"]["ffn"]
   moved = {key for key in before if key != "shared" and np.any(before[key] != after[key])}
   router = {key for key in before if "router" in key or key in ("mu", "scale", "shared_gate")}

@@ -1,4 +1,5 @@
-"""A workdir belongs to one run: other configs and other data are refused, and nothing in it changes."""
+"""A workdir belongs to one run: other configs and other data are refused, and nothing in it
+changes."""
 
 import json
 import os
@@ -18,7 +19,8 @@ def config(tmp_path):
 
 
 def test_first_difference_skips_what_moves_no_number(config):
-  # Catches: a run that cannot be lengthened or moved to another mesh; one that resumes with another learning rate.
+  # Catches: a run that cannot be lengthened or moved to another mesh; one that resumes with another
+  # learning rate.
   stored, other = workdir.plain(config), workdir.plain(config)
   other["mesh"]["data"], other["train"]["steps"], other["data"]["threads"] = 4, 999, 7
   assert workdir.first_difference(stored, other) is None
@@ -29,14 +31,18 @@ def test_first_difference_skips_what_moves_no_number(config):
 def test_another_runs_directory_is_refused_and_untouched(tmp_path, config):
   # Catches: config.json overwritten before it is compared.
   workdir.claim(tmp_path, config)
-  workdir.note_start(tmp_path, config, {"data": {"a": "1" * 64}, "tokenizer": "bytes"}, {"command": "x"})
+  workdir.note_start(
+    tmp_path, config, {"data": {"a": "1" * 64}, "tokenizer": "bytes"}, {"command": "x"}
+  )
   before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
   other = tiny.config(tmp_path / "data", model__d_model=32)
   with pytest.raises(ConfigError, match="model.d_model=32: the run in .* has model.d_model=16"):
     workdir.check(tmp_path, other)
   with pytest.raises(ConfigError, match="began with 1111111111111111"):
     workdir.check_data(tmp_path, {"a": "2" * 64}, "bytes")
-  with pytest.raises(ConfigError, match="data.tokenizer='other': .* began with bytes; restore the tokenizer's file"):
+  with pytest.raises(
+    ConfigError, match="data.tokenizer='other': .* began with bytes; restore the tokenizer's file"
+  ):
     workdir.check_data(tmp_path, {"a": "1" * 64}, "other")
   assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
   workdir.check(tmp_path, config)
@@ -49,7 +55,9 @@ def test_a_second_start_is_added(tmp_path, config):
     workdir.claim(tmp_path, config)
     workdir.note_start(tmp_path, config, {"data": {"a": "1"}}, {"command": command})
   meta = json.loads((tmp_path / "meta.json").read_text())
-  assert [s["command"] for s in meta["starts"]] == ["first", "second"] and meta["data"] == {"a": "1"}
+  assert [s["command"] for s in meta["starts"]] == ["first", "second"] and meta["data"] == {
+    "a": "1"
+  }
   assert meta["starts"][0]["packages"]["jax"]
 
 
@@ -59,8 +67,12 @@ def test_places_that_cannot_be_a_workdir(tmp_path, config):
   (tmp_path / "orphan" / "checkpoints" / "10").mkdir(parents=True)
   (tmp_path / "broken").mkdir()
   (tmp_path / "broken" / "config.json").write_text("{")
-  for name, words in (("file", "is a file"), ("file/below", "is a file"), ("orphan", "no config.json"),
-                      ("broken", "cannot be read")):
+  for name, words in (
+    ("file", "is a file"),
+    ("file/below", "is a file"),
+    ("orphan", "no config.json"),
+    ("broken", "cannot be read"),
+  ):
     with pytest.raises(ConfigError, match=words):
       workdir.check(tmp_path / name, config)
   workdir.check(tmp_path / "new" / "deep", config)
@@ -69,7 +81,8 @@ def test_places_that_cannot_be_a_workdir(tmp_path, config):
 
 @pytest.mark.parametrize("name", workdir.FILES)
 def test_what_stands_in_the_place_of_a_runs_file(tmp_path, config, name):
-  # Catches: a traceback, late, for a directory where a file must be and the other way round, or a link to nothing.
+  # Catches: a traceback, late, for a directory where a file must be and the other way round, or a
+  # link to nothing.
   place = tmp_path / name
   place.write_text("x") if workdir.FILES[name] else place.mkdir()
   with pytest.raises(ConfigError, match=f"its {name} is a .* and must be a .*; move it away"):
@@ -80,14 +93,30 @@ def test_what_stands_in_the_place_of_a_runs_file(tmp_path, config, name):
     workdir.check(tmp_path, config)
 
 
-@pytest.mark.parametrize("content", [
-    "[]", "3", "null", '"x"', "{", "", "\udcff", "[" * 100_000, "{}", '{"data": 1, "starts": []}',
-    '{"data": {}, "starts": 3}'])
+@pytest.mark.parametrize(
+  "content",
+  [
+    "[]",
+    "3",
+    "null",
+    '"x"',
+    "{",
+    "",
+    "\udcff",
+    "[" * 100_000,
+    "{}",
+    '{"data": 1, "starts": []}',
+    '{"data": {}, "starts": 3}',
+  ],
+)
 def test_config_and_meta_of_another_content(tmp_path, config, content):
-  # Catches: AttributeError, RecursionError or UnicodeDecodeError; data not compared because meta.json is empty.
+  # Catches: AttributeError, RecursionError or UnicodeDecodeError; data not compared because
+  # meta.json is empty.
   (tmp_path / "checkpoints" / "2").mkdir(parents=True)
   (tmp_path / "meta.json").write_bytes(content.encode("utf-8", "surrogateescape"))
-  with pytest.raises(ConfigError, match="meta.json .*; restore that file, or name another directory"):
+  with pytest.raises(
+    ConfigError, match="meta.json .*; restore that file, or name another directory"
+  ):
     workdir.check_data(tmp_path, {}, "bytes")
   if not content.startswith("{}"):
     (tmp_path / "config.json").write_bytes(content.encode("utf-8", "surrogateescape"))
@@ -104,12 +133,21 @@ def test_checkpoints_without_meta_are_not_trusted(tmp_path):
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path, monkeypatch):
-  # Catches: temporaries that pile up with each kill; one that is left by a full disk; a user's file removed with them.
-  for name in (".config.json.ab12.tmp", ".metrics.jsonl.cd34.tmp", ".report.html.x.tmp", ".mine.tmp", "notes.tmp"):
+  # Catches: temporaries that pile up with each kill; one that is left by a full disk; a user's file
+  # removed with them.
+  for name in (
+    ".config.json.ab12.tmp",
+    ".metrics.jsonl.cd34.tmp",
+    ".report.html.x.tmp",
+    ".mine.tmp",
+    "notes.tmp",
+  ):
     (tmp_path / name).write_text("x")
   with workdir.exclusive(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", ".mine.tmp", "notes.tmp"]
-  monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+  monkeypatch.setattr(
+    os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+  )
   with pytest.raises(OSError):
     workdir.write_json(tmp_path / "x.json", 1)
   assert not list(tmp_path.glob(".x.json*"))
@@ -119,6 +157,7 @@ def test_a_directory_that_cannot_be_written(tmp_path, config, monkeypatch):
   # Catches: no check at all. (Root may write anywhere, so the refusal of the file system is acted.)
   def refuse(*_, **__):
     raise PermissionError
+
   monkeypatch.setattr(workdir.tempfile, "TemporaryFile", refuse)
   with pytest.raises(ConfigError, match="cannot be written"):
     workdir.check(tmp_path / "new", config)
@@ -128,8 +167,10 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
   # Catches: a file truncated by a kill between open and write.
   path = tmp_path / "x.json"
   workdir.write_json(path, 1)
+
   def fail(*_):
     raise OSError
+
   monkeypatch.setattr(os, "replace", fail)
   with pytest.raises(OSError):
     workdir.write_json(path, 2)
@@ -137,7 +178,8 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
 
 
 def test_two_processes_cannot_train_in_one_directory(tmp_path):
-  # Catches: checkpoints and metrics of two runs interleaved; a directory that stays locked after its process ended.
+  # Catches: checkpoints and metrics of two runs interleaved; a directory that stays locked after
+  # its process ended.
   with workdir.exclusive(tmp_path):
     with pytest.raises(ConfigError, match="workdir=.*another process is training there"):
       with workdir.exclusive(tmp_path):

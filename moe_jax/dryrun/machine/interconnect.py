@@ -1,4 +1,5 @@
-"""How long a collective occupies the links between devices, from where its mesh axes lie on the machine."""
+"""How long a collective occupies the links between devices, from where its mesh axes lie on the
+machine."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ class Span(NamedTuple):
   """What the devices of one group of a collective span.
 
   Attributes:
-    network: "ici" (a torus), "core" (the cores of one chip), "dcn" (between slices or hosts), "nvlink".
+    network: "ici" (a torus), "core" (the cores of one chip), "dcn" (between slices or hosts),
+      "nvlink".
     rings: (chips, whether the ends are connected) of each dimension of the torus; () elsewhere.
   """
 
@@ -25,25 +27,36 @@ class Span(NamedTuple):
 
 
 def span(mesh: Any, axes: Sequence[str], chip: Chip) -> Span:
-  """Where devices that differ only in these mesh axes lie (none: in all axes); all groups are taken for the first."""
-  first = tuple(slice(None) if name in (axes or mesh.axis_names) else slice(1) for name in mesh.axis_names)
+  """Where devices that differ only in these mesh axes lie (none: in all axes); all groups are taken
+  for the first."""
+  first = tuple(
+    slice(None) if name in (axes or mesh.axis_names) else slice(1) for name in mesh.axis_names
+  )
   group, everyone = list(mesh.devices[first].flat), list(mesh.devices.flat)
   if chip.platform == "cuda":
     return Span("dcn" if len({device.process_index for device in group}) > 1 else "nvlink")
   if len({getattr(device, "slice_index", 0) for device in group}) > 1:
     return Span("dcn")
-  sides = lambda devices: [len(set(places)) for places in zip(*(device.coords for device in devices), strict=True)]
-  rings = tuple((side, side == whole and chip.ring(whole))
-                for side, whole in zip(sides(group), sides(everyone), strict=True) if side > 1)
+
+  def sides(devices):
+    return [len(set(places)) for places in zip(*(device.coords for device in devices), strict=True)]
+
+  rings = tuple(
+    (side, side == whole and chip.ring(whole))
+    for side, whole in zip(sides(group), sides(everyone), strict=True)
+    if side > 1
+  )
   return Span("ici", rings) if rings else Span("core")
 
 
 def seconds(kind: str, wire_bytes: float, group_size: int, where: Span, chip: Chip) -> float:
-  """Seconds of one execution at full speed of all links that the group has: nothing else is in the way.
+  """Seconds of one execution at full speed of all links that the group has: nothing else is in the
+  way.
 
-  A torus moves gathers and reductions along all its dimensions at once, in both directions where the ends are
-  connected. Of an all-to-all each half of a ring sends to the other: on n chips the links in the middle carry B n / 8
-  bytes of the B that a device sends in all, and twice that on a line. Neighbours of a permutation share one link.
+  A torus moves gathers and reductions along all its dimensions at once, in both directions where
+  the ends are connected. Of an all-to-all each half of a ring sends to the other: on n chips the
+  links in the middle carry B n / 8 bytes of the B that a device sends in all, and twice that on a
+  line. Neighbours of a permutation share one link.
 
   Args:
     kind: HLO's name of the collective.

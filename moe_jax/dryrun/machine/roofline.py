@@ -1,4 +1,5 @@
-"""What bounds a step: matmuls, memory, or one of the networks. A compiler's and a table's estimates, not measured."""
+"""What bounds a step: matmuls, memory, or one of the networks. A compiler's and a table's
+estimates, not measured."""
 
 from __future__ import annotations
 
@@ -14,16 +15,19 @@ DAY = 86_400.0  # seconds
 
 
 class Bound(NamedTuple):
-  """Seconds a step of each resource if it alone were used and never waited, and what follows from the slowest.
+  """Seconds a step of each resource if it alone were used and never waited, and what follows from
+  the slowest.
 
   Attributes:
     matmuls: FLOPs of the program over the peak.
-    memory: bytes between memory and chip over its bandwidth; more than needed where the compiler keeps values on chip.
+    memory: bytes between memory and chip over its bandwidth; more than needed where the compiler
+      keeps values on chip.
     networks: mesh axes, joined by "+" -> seconds; NaN where the network's speed is not known.
     binds: "matmuls", "memory" or one of the networks.
     seconds: of that; no step is faster.
     tokens_per_second: of the whole machine, at most.
-    mfu: ideal FLOPs over what the machine could do in that time, 0 to 1; recomputation and padding lower it.
+    mfu: ideal FLOPs over what the machine could do in that time, 0 to 1; recomputation and padding
+      lower it.
     days: for all steps of the config.
     cycles: seconds by the compiler's own estimate of its instructions; None where it gives none.
   """
@@ -60,13 +64,24 @@ def moved(collectives: Iterable[Collective], mesh: Any, chip: Chip) -> list[Move
     took = c.count * interconnect.seconds(c.kind, c.wire_bytes, c.group_size, where, chip)
     key = c.kind, "+".join(c.axes) or "?"
     before = total.get(key, Moved(*key, c.group_size, where.network, 0.0, 0.0, 0.0, 0.0))
-    total[key] = before._replace(count=before.count + c.count, bytes=before.bytes + c.count * c.bytes,
-                                 wire_bytes=before.wire_bytes + c.count * c.wire_bytes, seconds=before.seconds + took)
+    total[key] = before._replace(
+      count=before.count + c.count,
+      bytes=before.bytes + c.count * c.bytes,
+      wire_bytes=before.wire_bytes + c.count * c.wire_bytes,
+      seconds=before.seconds + took,
+    )
   return sorted(total.values(), key=lambda t: -t.seconds if math.isfinite(t.seconds) else -math.inf)
 
 
-def bound(program: Program, sent: Iterable[Moved], chip: Chip, num_devices: int, tokens: int, ideal_flops: float,
-          steps: int) -> Bound:
+def bound(
+  program: Program,
+  sent: Iterable[Moved],
+  chip: Chip,
+  num_devices: int,
+  tokens: int,
+  ideal_flops: float,
+  steps: int,
+) -> Bound:
   """The roofline of a program.
 
   Args:
@@ -86,6 +101,18 @@ def bound(program: Program, sent: Iterable[Moved], chip: Chip, num_devices: int,
   binds = max(known, key=known.get)
   slowest = known[binds]
   cycles = program.cycles / chip.clock if program.cycles and chip.clock else None
-  rate = lambda amount: amount / slowest if slowest else math.inf
-  return Bound(times["matmuls"], times["memory"], networks, binds, slowest, rate(tokens),
-               rate(ideal_flops) / (chip.flops * num_devices), steps * slowest / DAY, cycles)
+
+  def rate(amount):
+    return amount / slowest if slowest else math.inf
+
+  return Bound(
+    times["matmuls"],
+    times["memory"],
+    networks,
+    binds,
+    slowest,
+    rate(tokens),
+    rate(ideal_flops) / (chip.flops * num_devices),
+    steps * slowest / DAY,
+    cycles,
+  )

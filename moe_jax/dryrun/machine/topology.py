@@ -1,4 +1,5 @@
-"""Names of machines that are not here, and their devices: `v4:8x8x16` (a TPU slice), `h100:128x8` (hosts x GPUs)."""
+"""Names of machines that are not here, and their devices: `v4:8x8x16` (a TPU slice), `h100:128x8`
+(hosts x GPUs)."""
 
 from __future__ import annotations
 
@@ -14,17 +15,33 @@ import jax
 from moe_jax.dryrun.machine.chips import CHIPS, Chip, gpu_target, most_cubic
 from moe_jax.errors import ConfigError
 
-# For libtpu on a host without TPUs. Silence, no log files, no lock file: several dry runs may run side by side.
-ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v4-8", "TPU_WORKER_HOSTNAMES": "localhost",
-               "TPU_LOG_DIR": "disabled", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+# For libtpu on a host without TPUs. Silence, no log files, no lock file: several dry runs may run
+# side by side.
+ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v4-8",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_LOG_DIR": "disabled",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TF_CPP_MIN_LOG_LEVEL": "3",
+}
 GPU_WHEELS = "jax-cuda12-plugin jax-cuda12-pjrt nvidia-cuda-nvcc-cu12"
-_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v5": "v5p", "trillium": "v6e", "ironwood": "tpu7x", "v7": "tpu7x",
-            "7x": "tpu7x", "v7x": "tpu7x"}
+_ALIASES = {
+  "v5litepod": "v5e",
+  "v5lite": "v5e",
+  "v5": "v5p",
+  "trillium": "v6e",
+  "ironwood": "tpu7x",
+  "v7": "tpu7x",
+  "7x": "tpu7x",
+  "v7x": "tpu7x",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """A machine: `slices` times `shape` (chips a dimension of the torus; for GPUs hosts and GPUs a host)."""
+  """A machine: `slices` times `shape` (chips a dimension of the torus; for GPUs hosts and GPUs a
+  host)."""
 
   chip: Chip
   shape: tuple[int, ...]
@@ -44,15 +61,20 @@ def parse(text: str | None, slices: int = 1) -> Topology:
   """Reads KIND:AxB or KIND:AxBxC.
 
   Raises:
-    ConfigError: the kind is unknown, the shape is none that the machine has, or the name is a product's (v4-2048),
-      which counts cores for some kinds and chips for others; the spelling that was probably meant is proposed.
+    ConfigError: the kind is unknown, the shape is none that the machine has, or the name is a
+      product's (v4-2048), which counts cores for some kinds and chips for others; the spelling that
+      was probably meant is proposed.
   """
   if not text:
-    raise ConfigError("topology", text, "is missing; say for what machine, as in --topology=v4:8x8x16 or h100:128x8")
+    raise ConfigError(
+      "topology", text, "is missing; say for what machine, as in --topology=v4:8x8x16 or h100:128x8"
+    )
   kind, separator, sizes = re.match(r"([^:\-]*)([:\-]?)(.*)", text.strip().lower()).groups()
   kind = _ALIASES.get(kind, kind)
   if kind not in CHIPS:
-    raise ConfigError("topology", text, f"unknown kind; known: {', '.join(CHIPS)}, as in v4:8x8x16 or h100:128x8")
+    raise ConfigError(
+      "topology", text, f"unknown kind; known: {', '.join(CHIPS)}, as in v4:8x8x16 or h100:128x8"
+    )
   chip = CHIPS[kind]
   if separator != ":" or not re.fullmatch(r"\d+(x\d+)+", sizes):
     raise ConfigError("topology", text, _proposal(chip, separator, sizes))
@@ -85,19 +107,31 @@ def _spelt(chip: Chip, shape: Sequence[int]) -> str:
 def _check_shape(text: str, chip: Chip, shape: Sequence[int]) -> None:
   if chip.platform == "cuda":
     if len(shape) != 2 or min(shape) < 1 or shape[1] > 8:
-      raise ConfigError("topology", text, f"must be hosts x GPUs a host, at most 8, as in {chip.kind}:128x8")
+      raise ConfigError(
+        "topology", text, f"must be hosts x GPUs a host, at most 8, as in {chip.kind}:128x8"
+      )
     return
   known = chip.shapes()
   if sorted(shape) in map(sorted, known):
     return
   if len(shape) != len(chip.limit):
-    raise ConfigError("topology", text, f"a {chip.kind} slice has {len(chip.limit)} dimensions, as in "
-                      f"{_spelt(chip, known[-1])}")
-  distance = lambda s: sum(abs(math.log(max(a, 1) / b)) for a, b in zip(sorted(shape), sorted(s), strict=True))
+    raise ConfigError(
+      "topology",
+      text,
+      f"a {chip.kind} slice has {len(chip.limit)} dimensions, as in {_spelt(chip, known[-1])}",
+    )
+
+  def distance(s):
+    return sum(abs(math.log(max(a, 1) / b)) for a, b in zip(sorted(shape), sorted(s), strict=True))
+
   near = min(known, key=distance)
   rule = "multiples of 4" if len(chip.limit) == 3 else "powers of 2, one at most twice the other"
-  raise ConfigError("topology", text, f"there is no such {chip.kind} slice: sides are {rule}, up to "
-                    f"{'x'.join(map(str, chip.limit))}; nearest: {_spelt(chip, near)}")
+  raise ConfigError(
+    "topology",
+    text,
+    f"there is no such {chip.kind} slice: sides are {rule}, up to "
+    f"{'x'.join(map(str, chip.limit))}; nearest: {_spelt(chip, near)}",
+  )
 
 
 def make_devices(topology: Topology) -> list:
@@ -107,19 +141,30 @@ def make_devices(topology: Topology) -> list:
     ConfigError: the compiler for that machine is not installed.
   """
   from jax.experimental import topologies
+
   chip = topology.chip
   os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
   if chip.platform == "tpu" and importlib.util.find_spec("libtpu") is None:
-    raise ConfigError("topology", str(topology), "the TPU compiler (libtpu) is not installed; pip install "
-                      "-e '.[dryrun]' brings it, and needs no TPU")
+    raise ConfigError(
+      "topology",
+      str(topology),
+      "the TPU compiler (libtpu) is not installed; pip install "
+      "-e '.[dryrun]' brings it, and needs no TPU",
+    )
   if chip.platform == "cuda" and importlib.util.find_spec("jax_cuda12_plugin") is None:
-    raise ConfigError("topology", str(topology), "the CUDA compiler is not installed; it needs no GPU: pip install "
-                      f"--no-deps {GPU_WHEELS}, the first two of jax's version {jax.__version__}")
+    raise ConfigError(
+      "topology",
+      str(topology),
+      "the CUDA compiler is not installed; it needs no GPU: pip install "
+      f"--no-deps {GPU_WHEELS}, the first two of jax's version {jax.__version__}",
+    )
   # JAX itself stays on the CPU: no accelerator is looked for, and none is used if there is one.
   os.environ["JAX_PLATFORMS"] = "cpu"
   jax.config.update("jax_platforms", "cpu")
   name, options = _request(topology)
-  return list(topologies.get_topology_desc(platform=chip.platform, topology_name=name, **options).devices)
+  return list(
+    topologies.get_topology_desc(platform=chip.platform, topology_name=name, **options).devices
+  )
 
 
 def _request(topology: Topology) -> tuple[str, dict]:
@@ -135,4 +180,3 @@ def _request(topology: Topology) -> tuple[str, dict]:
   elif sorted(topology.shape) == [2, 4] and len(topology.shape) == 2:
     options["chips_per_host_bounds"] = [2, 4, 1]
   return f"{chip.kind}:{shape}", options
-

@@ -11,7 +11,8 @@ _ROW, _BAR, _TOP, _FOOT = 34, 20, 8, 30  # px
 
 
 class Part(NamedTuple):
-  """A piece of a bar: what it stands for, how long it is, its colour, and what is said when one points at it."""
+  """A piece of a bar: what it stands for, how long it is, its colour, and what is said when one
+  points at it."""
 
   name: str
   value: float
@@ -20,15 +21,24 @@ class Part(NamedTuple):
 
 
 class Bar(NamedTuple):
-  """A row of the chart: its label, its pieces from left to right, and what is written behind them."""
+  """A row of the chart: its label, its pieces from left to right, and what is written behind
+  them."""
 
   label: str
   parts: Sequence[Part]
   words: str
 
 
-def bars(title: str, rows: Sequence[Bar], unit: str, *, limit: tuple[str, float] | None = None, note: str = "",
-         width: int = 1080, left: int = 190) -> str:
+def bars(
+  title: str,
+  rows: Sequence[Bar],
+  unit: str,
+  *,
+  limit: tuple[str, float] | None = None,
+  note: str = "",
+  width: int = 1080,
+  left: int = 190,
+) -> str:
   """A figure of bars on one scale from 0; "" where nothing has a length.
 
   Args:
@@ -51,12 +61,18 @@ def bars(title: str, rows: Sequence[Bar], unit: str, *, limit: tuple[str, float]
     body += _row(row, _TOP + i * _ROW, left, scale)
   if limit:
     x = left + limit[1] * scale
-    body += (f'<path d="M{x:.1f} {_TOP - 4}V{height - _FOOT}" class="level" style="stroke:#8a1c00;stroke-width:1.6"/>'
-             f'<text x="{x:.1f}" y="{height - 3}" text-anchor="middle" style="fill:#8a1c00">{html.escape(limit[0])}'
-             "</text>")
+    body += (
+      f'<path d="M{x:.1f} {_TOP - 4}V{height - _FOOT}" class="level" '
+      f'style="stroke:#8a1c00;stroke-width:1.6"/><text x="{x:.1f}" y="{height - 3}" '
+      f'text-anchor="middle" style="fill:#8a1c00">{html.escape(limit[0])}'
+      "</text>"
+    )
   said = f'<p class="note">{html.escape(note)}</p>' if note else ""
-  return (f"<figure><figcaption>{html.escape(title)}</figcaption>{said}{legend(rows)}"
-          f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">{body}</svg></figure>')
+  return (
+    f"<figure><figcaption>{html.escape(title)}</figcaption>{said}{legend(rows)}"
+    f'<svg viewBox="0 0 {width} {height}" role="img" '
+    f'aria-label="{html.escape(title)}">{body}</svg></figure>'
+  )
 
 
 def legend(rows: Sequence[Bar]) -> str:
@@ -64,18 +80,25 @@ def legend(rows: Sequence[Bar]) -> str:
   colours = {part.name: part.colour for row in rows for part in row.parts if _finite(part.value)}
   if len(colours) < 2:
     return ""
-  spans = "".join(f'<span><b style="background:{colour};height:11px"></b>{html.escape(name)}</span>'
-                  for name, colour in colours.items())
+  spans = "".join(
+    f'<span><b style="background:{colour};height:11px"></b>{html.escape(name)}</span>'
+    for name, colour in colours.items()
+  )
   return f'<div class="legend">{spans}</div>'
 
 
 def _row(row: Bar, y: int, left: int, scale: float) -> str:
-  body, x = f'<text x="{left - 10}" y="{y + 15}" text-anchor="end">{html.escape(row.label)}</text>', float(left)
+  body, x = (
+    f'<text x="{left - 10}" y="{y + 15}" text-anchor="end">{html.escape(row.label)}</text>',
+    float(left),
+  )
   for part in row.parts:
     size = _finite(part.value) * scale
     if size:
-      body += (f'<rect x="{x:.1f}" y="{y}" width="{size:.1f}" height="{_BAR}" fill="{part.colour}">'
-               f"<title>{html.escape(part.words)}</title></rect>")
+      body += (
+        f'<rect x="{x:.1f}" y="{y}" width="{size:.1f}" height="{_BAR}" fill="{part.colour}">'
+        f"<title>{html.escape(part.words)}</title></rect>"
+      )
       x += size
   return body + f'<text x="{x + 8:.1f}" y="{y + 15}">{html.escape(row.words)}</text>'
 
@@ -86,8 +109,10 @@ def _axis(top: float, scale: float, left: int, base: int, unit: str, inner: int)
   body = f'<path d="M{left} {base}h{inner}" class="axis"/>'
   for i in range(int(top / step + 1e-9) + 1):
     x = left + i * step * scale
-    body += (f'<path d="M{x:.1f} {_TOP - 4}V{base}" class="grid"/><text x="{x:.1f}" y="{base + 15}" '
-             f'text-anchor="middle">{i * step:g}</text>')
+    body += (
+      f'<path d="M{x:.1f} {_TOP - 4}V{base}" class="grid"/><text x="{x:.1f}" y="{base + 15}" '
+      f'text-anchor="middle">{i * step:g}</text>'
+    )
   return body + f'<text x="{left + inner + 8}" y="{base + 15}">{html.escape(unit)}</text>'
 
 

@@ -41,8 +41,11 @@ def write_json(path: pathlib.Path, value: Any) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(plain(value), indent=1) + "\n")
   except OSError as error:
-    raise ConfigError("workdir", str(path.parent), f"cannot be written ({error.strerror}); name a folder that can, "
-                      "with --workdir=DIR") from error
+    raise ConfigError(
+      "workdir",
+      str(path.parent),
+      f"cannot be written ({error.strerror}); name a folder that can, with --workdir=DIR",
+    ) from error
   return path
 
 
@@ -58,56 +61,101 @@ def plain(value: Any) -> Any:
 def page(report: Mapping[str, Any]) -> str:
   """The whole document."""
   name = f"{report['config']} on {report['topology']}"
-  banner = "" if report["fits"] else f'<p class="banner">This {html.escape(text.shortage(report))}.</p>'
-  parts = [f"<h1>{html.escape(name)}</h1>", f'<p class="meta">{html.escape(_facts(report))}</p>',
-           f'<p class="lead">Every figure is a {html.escape(report["label"])}: nothing ran.</p>', banner,
-           _tiles(report),
-           "<h2>Memory of a device</h2>", _memory(report)]
+  banner = (
+    "" if report["fits"] else f'<p class="banner">This {html.escape(text.shortage(report))}.</p>'
+  )
+  parts = [
+    f"<h1>{html.escape(name)}</h1>",
+    f'<p class="meta">{html.escape(_facts(report))}</p>',
+    f'<p class="lead">Every figure is a {html.escape(report["label"])}: nothing ran.</p>',
+    banner,
+    _tiles(report),
+    "<h2>Memory of a device</h2>",
+    _memory(report),
+  ]
   if report["fits"]:
-    parts += ["<h2>What bounds a step</h2>", _roofline(report), "<h2>What devices send each other</h2>",
-              _collectives(report)]
+    parts += [
+      "<h2>What bounds a step</h2>",
+      _roofline(report),
+      "<h2>What devices send each other</h2>",
+      _collectives(report),
+    ]
   parts += ["<h2>In words</h2>", f"<pre>{html.escape(text.text(report))}</pre>"]
-  return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-          f'content="width=device-width"><title>{html.escape(name)}: dry run</title><style>{CSS}</style></head><body>'
-          f"{''.join(parts)}</body></html>\n")
+  return (
+    "<!DOCTYPE html>\n"
+    '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+    f'content="width=device-width"><title>{html.escape(name)}: dry '
+    f"run</title><style>{CSS}</style></head><body>"
+    f"{''.join(parts)}</body></html>\n"
+  )
 
 
 def _facts(report: Mapping[str, Any]) -> str:
   versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-  return (f"{report['devices']:,} devices · mesh {text.mesh_words(report['mesh'])} · {text.batch_words(report)} · "
-          f"{report['mode']} mode · {versions}")
+  return (
+    f"{report['devices']:,} devices · mesh {text.mesh_words(report['mesh'])} · "
+    f"{text.batch_words(report)} · {report['mode']} mode · {versions}"
+  )
 
 
 def _tiles(report: Mapping[str, Any]) -> str:
   m = report["memory"]
   amount = m["peak"] if report["fits"] else m["needs"]
-  tiles = [("of a device's memory", f"{amount / m['available']:.0%}"), ("GiB needed", f"{amount / GIB:.2f}")]
+  tiles = [
+    ("of a device's memory", f"{amount / m['available']:.0%}"),
+    ("GiB needed", f"{amount / GIB:.2f}"),
+  ]
   if report["fits"]:
     r, flops = report["roofline"], report["flops"]
-    tiles += [("seconds a step, at best", text.number(r["seconds"])), ("binds", r["binds"]),
-              ("tokens a second, at most", f"{r['tokens_per_second']:,.0f}"), ("MFU, at most", f"{r['mfu']:.0%}"),
-              ("times the ideal FLOPs", f"{flops['program'] / flops['ideal']:.2f}"),
-              ("days for all steps, at least", text.number(r["days"]))]
-  return '<div class="tiles">' + "".join(f"<div><b>{html.escape(value)}</b><span>{name}</span></div>"
-                                         for name, value in tiles) + "</div>"
+    tiles += [
+      ("seconds a step, at best", text.number(r["seconds"])),
+      ("binds", r["binds"]),
+      ("tokens a second, at most", f"{r['tokens_per_second']:,.0f}"),
+      ("MFU, at most", f"{r['mfu']:.0%}"),
+      ("times the ideal FLOPs", f"{flops['program'] / flops['ideal']:.2f}"),
+      ("days for all steps, at least", text.number(r["days"])),
+    ]
+  return (
+    '<div class="tiles">'
+    + "".join(f"<div><b>{html.escape(value)}</b><span>{name}</span></div>" for name, value in tiles)
+    + "</div>"
+  )
 
 
 def _memory(report: Mapping[str, Any]) -> str:
   m, expected = report["memory"], report["expected"]
-  part = lambda name, size, colour: Part(name, size / GIB, colour, f"{name}: {size / GIB:.2f} GiB")
-  arithmetic = [part(kind, size, series_colour(i)) for i, (kind, size) in enumerate(expected.items())]
+
+  def part(name, size, colour):
+    return Part(name, size / GIB, colour, f"{name}: {size / GIB:.2f} GiB")
+
+  arithmetic = [
+    part(kind, size, series_colour(i)) for i, (kind, size) in enumerate(expected.items())
+  ]
   rows = [Bar("by arithmetic", arithmetic, f"{sum(expected.values()) / GIB:.2f} GiB")]
   if report["fits"]:
     kept = min(m["arguments"], m["peak"])
-    found = [part("state and batch", kept, series_colour(5)), part("temporary", m["peak"] - kept,
-                                                                   tint(series_colour(5)))]
+    found = [
+      part("state and batch", kept, series_colour(5)),
+      part("temporary", m["peak"] - kept, tint(series_colour(5))),
+    ]
     rows.append(Bar("by the compiler", found, f"{m['peak'] / GIB:.2f} GiB at the peak"))
   elif not math.isnan(m["needs"]):
-    rows.append(Bar("by the compiler", [part("needed", m["needs"], series_colour(6))], f"{m['needs'] / GIB:.2f} GiB"))
+    rows.append(
+      Bar(
+        "by the compiler",
+        [part("needed", m["needs"], series_colour(6))],
+        f"{m['needs'] / GIB:.2f} GiB",
+      )
+    )
   limit = f"{report['chip']} has {m['available'] / GIB:.2f}"
-  return bars("Weights, gradients, moments, activations", rows, "GiB", limit=(limit, m["available"] / GIB),
-              note="Arithmetic counts what is kept, of a layer's own buffers nothing; the compiler uses memory of dead "
-              "values again.")
+  return bars(
+    "Weights, gradients, moments, activations",
+    rows,
+    "GiB",
+    limit=(limit, m["available"] / GIB),
+    note="Arithmetic counts what is kept, of a layer's own buffers nothing; the compiler "
+    "uses memory of dead values again.",
+  )
 
 
 def _roofline(report: Mapping[str, Any]) -> str:
@@ -116,17 +164,37 @@ def _roofline(report: Mapping[str, Any]) -> str:
   times = {"matmuls": r["matmuls"], "memory": r["memory"]} | shown
   colours = _RESOURCES | {axes: series_colour(2 + i) for i, axes in enumerate(shown)}
   labels = {"matmuls": "matmuls", "memory": "memory, at most"}
-  rows = [Bar(labels.get(name, f"network: {name}"), [Part(name, took, colours[name], f"{text.number(took)} s")],
-              f"{text.number(took)} s{' (binds)' if name == r['binds'] else ''}") for name, took in times.items()]
+  rows = [
+    Bar(
+      labels.get(name, f"network: {name}"),
+      [Part(name, took, colours[name], f"{text.number(took)} s")],
+      f"{text.number(took)} s{' (binds)' if name == r['binds'] else ''}",
+    )
+    for name, took in times.items()
+  ]
   if r["cycles"]:
-    rows.append(Bar("compiler's cycles", [Part("cycles", r["cycles"], "#777", "")],
-                    f"{text.number(r['cycles'])} s, without collectives"))
+    rows.append(
+      Bar(
+        "compiler's cycles",
+        [Part("cycles", r["cycles"], "#777", "")],
+        f"{text.number(r['cycles'])} s, without collectives",
+      )
+    )
   if paper and paper["seconds"]:
-    rows.append(Bar("the paper, measured", [Part("paper", paper["seconds"], "#bbb", paper["source"])],
-                    f"{text.number(paper['seconds'])} s, {paper['machine']}"))
+    rows.append(
+      Bar(
+        "the paper, measured",
+        [Part("paper", paper["seconds"], "#bbb", paper["source"])],
+        f"{text.number(paper['seconds'])} s, {paper['machine']}",
+      )
+    )
   rows = [row._replace(parts=[part._replace(name="") for part in row.parts]) for row in rows]
-  return bars("Seconds a step, each resource alone and at full speed", rows, "s", note="The longest bar of a resource "
-              "bounds the step; memory traffic is an upper bound itself.")
+  return bars(
+    "Seconds a step, each resource alone and at full speed",
+    rows,
+    "s",
+    note="The longest bar of a resource bounds the step; memory traffic is an upper bound itself.",
+  )
 
 
 def _collectives(report: Mapping[str, Any]) -> str:
@@ -135,16 +203,46 @@ def _collectives(report: Mapping[str, Any]) -> str:
   by_axes: dict[str, list] = {}
   for m in found:
     by_axes.setdefault(m["axes"], []).append(m)
-  part = lambda m: Part(m["kind"], m["wire_bytes"] / GIB, kinds[m["kind"]],
-                        f"{m['kind']}: {text.size(m['wire_bytes'])} in {m['count']:,.0f} executions")
-  rows = [Bar(axes, list(map(part, sent)), f"{text.size(sum(m['wire_bytes'] for m in sent))}, {sent[0]['network']}")
-          for axes, sent in by_axes.items()]
-  cells = "".join(f"<tr><td>{m['kind']}</td><td>{html.escape(m['axes'])}</td><td>{m['network']}</td>"
-                  f"<td>{m['group_size']}</td><td>{m['count']:,.0f}</td><td>{text.size(m['wire_bytes'])}</td>"
-                  f"<td>{text.number(m['seconds'])}</td></tr>" for m in found)
-  heads = ("collective", "mesh axes", "network", "devices", "times a step", "sent by a device", "seconds")
+
+  def part(m):
+    return Part(
+      m["kind"],
+      m["wire_bytes"] / GIB,
+      kinds[m["kind"]],
+      f"{m['kind']}: {text.size(m['wire_bytes'])} in {m['count']:,.0f} executions",
+    )
+
+  rows = [
+    Bar(
+      axes,
+      list(map(part, sent)),
+      f"{text.size(sum(m['wire_bytes'] for m in sent))}, {sent[0]['network']}",
+    )
+    for axes, sent in by_axes.items()
+  ]
+  cells = "".join(
+    f"<tr><td>{m['kind']}</td><td>{html.escape(m['axes'])}</td><td>{m['network']}</td>"
+    f"<td>{m['group_size']}</td><td>{m['count']:,.0f}</td><td>{text.size(m['wire_bytes'])}</td>"
+    f"<td>{text.number(m['seconds'])}</td></tr>"
+    for m in found
+  )
+  heads = (
+    "collective",
+    "mesh axes",
+    "network",
+    "devices",
+    "times a step",
+    "sent by a device",
+    "seconds",
+  )
   exchange = report["exchange"]
-  note = (f"All-to-alls send {text.size(exchange['program'])} a device; the dispatch formula says "
-          f"{text.size(exchange['formula'])}." if exchange["formula"] or exchange["program"] else "")
+  note = (
+    f"All-to-alls send {text.size(exchange['program'])} a device; the dispatch formula says "
+    f"{text.size(exchange['formula'])}."
+    if exchange["formula"] or exchange["program"]
+    else ""
+  )
   return bars("GiB sent by a device in a step, by mesh axes", rows, "GiB", note=note) + (
-      f'<div class="wide"><table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>{cells}</table></div>')
+    f'<div class="wide"><table><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr>'
+    f"{cells}</table></div>"
+  )

@@ -11,19 +11,32 @@ pytestmark = pytest.mark.unit
 
 @pytest.mark.parametrize("kind", CHIPS)
 def test_each_figure_is_in_its_unit(kind):
-  # Catches: GB/s for bytes/s, TFLOP/s for FLOP/s, memory in GiB, bits for bytes, a chip's figures for a core's.
+  # Catches: GB/s for bytes/s, TFLOP/s for FLOP/s, memory in GiB, bits for bytes, a chip's figures
+  # for a core's.
   chip = CHIPS[kind]
   assert 7 * GIB < chip.memory < 192 * GIB
   assert 2e13 < chip.flops < 3e15 and 3e11 < chip.hbm < 1e13 and 5e10 <= chip.link <= 9e11
-  assert 50 < chip.flops / chip.hbm < 600  # FLOPs a byte, of every accelerator of the last ten years
+  assert (
+    50 < chip.flops / chip.hbm < 600
+  )  # FLOPs a byte, of every accelerator of the last ten years
   assert chip.dcn < chip.link and chip.devices in (1, 2)
 
 
-@pytest.mark.parametrize("kind, chips, cores", [("v2", 256, 512), ("v3", 1024, 2048), ("v4", 4096, 8192),
-                                                ("v5e", 256, 256), ("v5p", 8960, 17_920), ("v6e", 256, 256),
-                                                ("tpu7x", 9216, 18_432)])
+@pytest.mark.parametrize(
+  "kind, chips, cores",
+  [
+    ("v2", 256, 512),
+    ("v3", 1024, 2048),
+    ("v4", 4096, 8192),
+    ("v5e", 256, 256),
+    ("v5p", 8960, 17_920),
+    ("v6e", 256, 256),
+    ("tpu7x", 9216, 18_432),
+  ],
+)
 def test_the_largest_slice_is_a_pod(kind, chips, cores):
-  # Catches: a limit in cores instead of chips, a pod's side mistyped. Chips a pod as on Google's pages.
+  # Catches: a limit in cores instead of chips, a pod's side mistyped. Chips a pod as on Google's
+  # pages.
   chip = CHIPS[kind]
   assert math.prod(chip.limit) == chips == max(math.prod(shape) for shape in chip.shapes())
   assert cores == chips * (2 if chip.named_by == "cores" else 1)
@@ -44,4 +57,6 @@ def test_the_most_cubic_shape():
 def test_a_gpu_is_described_to_the_compiler():
   # Catches: a field of another GPU, unbalanced braces.
   text = gpu_target("a100")
-  assert "major: 8 minor: 0" in text and "core_count: 108" in text and text.count("{") == text.count("}")
+  assert (
+    "major: 8 minor: 0" in text and "core_count: 108" in text and text.count("{") == text.count("}")
+  )

@@ -10,11 +10,20 @@ pytestmark = pytest.mark.unit
 
 
 def test_lengths_are_to_scale():
-  # 1 and 3 beside a limit of 8: 3 is three times as wide, and begins where 1 ends. Catches: pieces drawn over each
-  # other, a limit outside the picture.
-  svg = bars("GiB", [Bar("a", [Part("x", 1.0, "#111111", ""), Part("y", 3.0, "#222222", "")], "4")], "GiB",
-             limit=("most <8>", 8.0), width=560, left=100)
-  rects = [tuple(map(float, found)) for found in re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', svg)]
+  # 1 and 3 beside a limit of 8: 3 is three times as wide, and begins where 1 ends. Catches: pieces
+  # drawn over each other, a limit outside the picture.
+  svg = bars(
+    "GiB",
+    [Bar("a", [Part("x", 1.0, "#111111", ""), Part("y", 3.0, "#222222", "")], "4")],
+    "GiB",
+    limit=("most <8>", 8.0),
+    width=560,
+    left=100,
+  )
+  rects = [
+    tuple(map(float, found))
+    for found in re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', svg)
+  ]
   (x, one), (after, three) = rects
   assert three == pytest.approx(3 * one, rel=0.01) and after == pytest.approx(x + one, abs=0.11)
   line = float(re.search(r'<path d="M([\d.]+) [\d.]+V\d+" class="level"', svg)[1])

@@ -12,9 +12,12 @@ pytestmark = pytest.mark.unit
 
 
 def test_both_files_and_their_keys(tmp_path):
-  # Catches: a key that goes missing for who reads the JSON; NaN, which is no JSON; a page that needs another file.
+  # Catches: a key that goes missing for who reads the JSON; NaN, which is no JSON; a page that
+  # needs another file.
   path = document.write(tmp_path / "new" / "folder", canned.report())
-  read = json.loads((path.parent / "report.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+  read = json.loads(
+    (path.parent / "report.json").read_text(), parse_constant=lambda word: pytest.fail(word)
+  )
   assert set(read) == set(canned.report()) and read["roofline"]["networks"]["data"] is None
   html = path.read_text()
   assert html.count("<svg") == html.count("</svg>") == 3 and "v4 has 32.00" in html
