@@ -183,7 +183,9 @@ def train(
   workdir.check_data(directory, fingerprints, tokenizer.fingerprint)
   mesh = sharding.make_mesh({"data": 1})
   model = assembly.model(_of_one_seed(config), size, mesh)
-  optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
+  optimizer, schedule = optimizers.make(
+    optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
+  )
   rows = config.train.batch_size // config.train.accumulate_steps
   one = functools.partial(update.make, config, optimizer=optimizer, schedule=schedule)
   step = jax.jit(over_seeds(one, model, seeds, together), donate_argnums=0)

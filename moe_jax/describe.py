@@ -69,7 +69,9 @@ def _memory(config, vocab_size: int, total: int) -> str:
   from moe_jax import accounts, assembly
   from moe_jax.training import optimizers
 
-  optimizer, _ = optimizers.make(config.optimizer, config.train.steps)
+  optimizer, _ = optimizers.make(
+    optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
+  )
   moments = jax.eval_shape(
     optimizer.init, nn.unbox(assembly.abstract_variables(config, vocab_size)["params"])
   )

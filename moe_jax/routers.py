@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.assembly.presets import NEUTRAL, PRESETS
+from moe_jax.assembly.presets import PRESETS
+from moe_jax.assembly.sections import NEUTRAL
 from moe_jax.errors import ConfigError
-from moe_jax.layers import LossOptions, load_without_noise
+from moe_jax.layers import LOSSES, LossOptions, RouterFacts, load_without_noise
 from moe_jax.layers.moe_losses import auxiliary_losses
 from moe_jax.routing import ROUTERS, RoutingContext
 from moe_jax.train import guarded
@@ -174,22 +175,21 @@ def _losses(
   keys = next(
     keys for preset, _, keys in PRESETS.values() if preset == name and f"{names[0]}_loss" in keys
   )
+  weights = {f"{loss}_loss": float(loss in names) for loss in LOSSES}
   loss = LossOptions(
-    names=names,
+    **weights,
     balance_counts="all",
     balance_scores=keys.get("balance_scores", "softmax"),
     importance_of=keys.get("importance_of", "probs"),
     devices=devices,
-    devices_a_token=min(options.get("kept_groups", k), devices),
-    load=load,
-    k=k,
   )
+  facts = RouterFacts(k=k, devices_a_token=min(options.get("kept_groups", k), devices), load=load)
 
   def batch(tree):
     return jax.tree.map(lambda leaf: leaf[None], tree)
 
   context = batch(context).replace(valid=jnp.ones((1, TOKENS), bool))
-  return auxiliary_losses(loss, *batch((logits, plan)), context)
+  return auxiliary_losses(loss, facts, *batch((logits, plan)), context)
 
 
 def example(name: str, collapsed: bool) -> tuple[Float[Array, "S E"], RoutingContext]:

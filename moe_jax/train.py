@@ -343,10 +343,10 @@ def _take_none(args: Sequence[str], config) -> list[str]:
 
   ml_collections reads the text after = as the key's type, of which None is not.
   """
-  from moe_jax.assembly.keys import OPTIONAL
+  from moe_jax.assembly.sections import KEYS
 
   rest = list(args)
-  for key in OPTIONAL:
+  for key in (name for name, key in KEYS.items() if key.optional):
     flags = (f"--config.{key}", f"-config.{key}")
     given = []  # (place, number of arguments, value)
     for i, arg in enumerate(rest):
@@ -375,7 +375,7 @@ def load_config(path: str):
   Raises:
     ConfigError: there is no such file, or it does not define a config.
   """
-  from moe_jax.assembly.keys import check_keys
+  from moe_jax.assembly.sections import check_config
 
   name, colon, variant = path.partition(":")
   file = _find_config(path, name)
@@ -404,7 +404,7 @@ def load_config(path: str):
       "configs/base.py)",
     ) from error
   try:
-    check_keys(config)
+    check_config(config)
   except ConfigError as error:
     if error.field != "config":
       raise

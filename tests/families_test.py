@@ -61,7 +61,9 @@ def test_a_shrunk_config_takes_a_step(family, tmp_path):
   assembly.validate(config, 1)
   tokenizer, mesh = data.tokenizer_of(config.data), sharding.make_mesh({"data": 1})
   model = assembly.model(config, data.vocab_size(config.data, tokenizer), mesh)
-  optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
+  optimizer, schedule = optimizers.make(
+    optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
+  )
   # Compiling what draws the weights would take as long as compiling the step; `LOOP` does it.
   drawn = tiny.weights(
     model, *[jnp.zeros((config.train.batch_size, config.data.seq_len), jnp.int32)] * 3

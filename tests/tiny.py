@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from moe_jax import options
+from moe_jax.dispatch import CapacityOptions
+from moe_jax.layers import LOSSES, GateOptions, GroupOptions, LossOptions
+
 # As command-line overrides, so that tests in this process and in others train the same thing.
 OVERRIDES = {
   "model.d_model": 16,
@@ -158,3 +162,19 @@ def shrink(c, directory: pathlib.Path):
   c.optimizer.schedule, c.optimizer.warmup_steps = "constant", 0
   c.train.log_every = c.train.eval_every = c.train.checkpoint_every = 1
   return c
+
+
+def loss_options(*names, **keys):
+  """The options of exactly these losses, each with the weight 1."""
+  return LossOptions(**{f"{name}_loss": float(name in names) for name in LOSSES}, **keys)
+
+
+def moe_fields(**keys):
+  """Keys of `model.moe` as the fields of a `MoeLayer` that hold them; other fields as given."""
+  fields = {}
+  sections = {"gate": GateOptions, "groups": GroupOptions, "capacity": CapacityOptions}
+  for name, section in sections.items():
+    own = {key: keys.pop(key) for key in options.keys(section) if key in keys}
+    if own:
+      fields[name] = section(**own)
+  return fields | keys

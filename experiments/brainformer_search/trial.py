@@ -185,7 +185,7 @@ def _compiled(block: search.Block, seed: int):
   assembly.validate(c, 1)
   mesh = _mesh()
   model = assembly.model(c, _text()[3], mesh)
-  optimizer, schedule = optimizers.make(c.optimizer, c.train.steps)
+  optimizer, schedule = optimizers.make(optimizers.OptimizerOptions.of(c.optimizer), c.train.steps)
   _, draw = states.create(mesh, model, optimizer, seed, SEQ_LEN, ROWS)
   state = draw()
   return (

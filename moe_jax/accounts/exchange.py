@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from moe_jax.assembly.experts import (
-  capacity_rule,
+  capacity_options,
   encoder_layers,
   group_tokens,
   has_experts,
@@ -16,7 +16,6 @@ from moe_jax.assembly.experts import (
   trace_router,
 )
 from moe_jax.assembly.models import DTYPES
-from moe_jax.dispatch import expert_capacity
 
 
 def exchange_bytes(config: ConfigDict) -> float:
@@ -47,14 +46,7 @@ def rows_a_token(m: ConfigDict, seq_len: int) -> float:
   e, size = m.moe, group_tokens(m.moe, seq_len)
   if e.soft_slots:
     return e.num_experts * e.soft_slots / size
-  rule, assignments = capacity_rule(e, router_of(e)), trace_router(e, size).expert.shape[-1]
-  slots = expert_capacity(
-    size,
-    e.num_experts,
-    assignments,
-    rule["capacity_factor"],
-    rule["capacity_basis"],
-    rule.get("min_capacity", 1),
-    rule.get("capacity_rounding", "nearest"),
-  )
+  assignments = trace_router(e, size).expert.shape[-1]
+  capacity = capacity_options(e, router_of(e))
+  slots = capacity.slots(size, e.num_experts, assignments, train=True)
   return assignments / size if slots is None else e.num_experts * slots / size

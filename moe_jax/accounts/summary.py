@@ -8,7 +8,7 @@ import functools
 from ml_collections import ConfigDict
 
 from moe_jax.assembly.experts import (
-  capacity_rule,
+  capacity_options,
   encoder_layers,
   experts_a_token,
   group_tokens,
@@ -20,7 +20,6 @@ from moe_jax.assembly.experts import (
   router_of,
   trace_router,
 )
-from moe_jax.dispatch import expert_capacity
 
 
 def model_summary(config: ConfigDict) -> str:
@@ -150,8 +149,8 @@ def _norm_words(gate_norm: str | None) -> str:
 
 
 def _dropless(e: ConfigDict, router: functools.partial) -> bool:
-  rule = capacity_rule(e, router)
-  return rule["capacity_factor"] is None and rule.get("eval_capacity_factor") is None
+  capacity = capacity_options(e, router)
+  return capacity.capacity_factor is None and capacity.eval_capacity_factor is None
 
 
 def _shared_words(e: ConfigDict) -> str:
@@ -161,21 +160,12 @@ def _shared_words(e: ConfigDict) -> str:
 
 
 def _capacity_words(e: ConfigDict, router: functools.partial, size: int) -> str:
-  rule = capacity_rule(e, router)
-  words, basis = [], {"tokens": "S/E", "assignments": "S*K/E"}[rule["capacity_basis"]]
-  for when, factor in (
-    ("training", rule["capacity_factor"]),
-    ("evaluation", rule.get("eval_capacity_factor") or rule["capacity_factor"]),
-  ):
-    slots = expert_capacity(
-      size,
-      e.num_experts,
-      trace_router(e, size).expert.shape[-1],
-      factor,
-      rule["capacity_basis"],
-      rule.get("min_capacity", 1),
-      rule.get("capacity_rounding", "nearest"),
-    )
+  capacity = capacity_options(e, router)
+  words, basis = [], {"tokens": "S/E", "assignments": "S*K/E"}[capacity.capacity_basis]
+  assignments = trace_router(e, size).expert.shape[-1]
+  for when, train in (("training", True), ("evaluation", False)):
+    slots = capacity.slots(size, e.num_experts, assignments, train)
+    factor = capacity.factor(train)
     words.append(
       f"{when}: "
       + ("dropless" if slots is None else f"{slots} slots an expert ({factor:g} {basis})")

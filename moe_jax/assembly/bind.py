@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import difflib
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from moe_jax.errors import ConfigError, choose
-
-
-def defaults(function: Callable) -> dict[str, Any]:
-  """Name and default of each option, that is of each keyword-only argument."""
-  return {
-    p.name: p.default
-    for p in inspect.signature(function).parameters.values()
-    if p.kind is p.KEYWORD_ONLY
-  }
+from moe_jax.options import arguments
 
 
 def bind(
@@ -48,7 +39,8 @@ def bind(
 
 
 def _check_options(function: Callable, options: Any, field: str) -> None:
-  known = defaults(function)
+  """Raises ConfigError unless `options` maps options of this function to allowed values."""
+  keys = arguments(function)
   if not isinstance(options, (Mapping, ConfigDict, FrozenConfigDict)):
     raise ConfigError(
       field,
@@ -57,17 +49,12 @@ def _check_options(function: Callable, options: Any, field: str) -> None:
       f"it, set {field.rpartition('.')[0]}.name",
     )
   for name, value in options.items():
-    if name not in known:
-      near = difflib.get_close_matches(name, known, n=1)
+    if name not in keys:
+      near = difflib.get_close_matches(name, keys, n=1)
+      hint = f"did you mean {near[0]!r}? " if near else ""
       raise ConfigError(
         f"{field}.{name}",
         value,
-        (f"did you mean {near[0]!r}? " if near else "")
-        + (f"the options are {', '.join(known)}" if known else "there are no options here"),
+        hint + (f"the options are {', '.join(keys)}" if keys else "there are no options here"),
       )
-    default = known[name]
-    number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
-    if default is not None and type(value) is not type(default) and not number:
-      raise ConfigError(
-        f"{field}.{name}", value, f"must be of type {type(default).__name__}, as in {default!r}"
-      )
+    keys[name].check(f"{field}.{name}", value)

@@ -13,8 +13,16 @@ from ml_collections import ConfigDict
 
 from moe_jax.assembly.bind import bind
 from moe_jax.assembly.sublayers import kind, layout, own_models
-from moe_jax.dispatch import DISPATCHERS
-from moe_jax.layers import LOSSES, LossOptions, MoeLayer, SoftMoeLayer, load_without_noise
+from moe_jax.dispatch import DISPATCHERS, CapacityOptions
+from moe_jax.layers import (
+  GateOptions,
+  GroupOptions,
+  LossOptions,
+  MoeLayer,
+  RouterFacts,
+  SoftMoeLayer,
+  load_without_noise,
+)
 from moe_jax.models import moe_layers
 from moe_jax.routing import ROUTERS, Leak, RoutingContext, RoutingPlan
 
@@ -36,8 +44,7 @@ def moe_layer(m: ConfigDict, dense: functools.partial, platform: str) -> functoo
     activation=activation,
     shared=shared if e.num_shared_experts else None,
     ffn_bias=m.ffn_bias,
-    group_size=e.group_size,
-    group_rows=e.group_rows,
+    groups=GroupOptions.of(e),
     output_scale=dense.keywords["output_scale"],
     dtype=dense.keywords["dtype"],
   )
@@ -50,17 +57,12 @@ def moe_layer(m: ConfigDict, dense: functools.partial, platform: str) -> functoo
     dispatcher=bind(DISPATCHERS, e.dispatcher, "model.moe.dispatcher"),
     platform=platform,
     learned=ROUTERS[e.router["name"]].learned,
-    groups=option(router, "groups", 1),
-    network=e.gate_network,
-    router_init_scale=e.router_init_scale,
-    router_dtype=e.router_dtype,
-    jitter=e.jitter,
-    jitter_on=e.jitter_on,
-    routed_scale=e.routed_scale,
+    router_groups=option(router, "groups", 1),
+    gate=GateOptions.of(e),
+    capacity=capacity_options(e, router),
+    losses=LossOptions.of(e),
+    facts=_facts(e, router),
     shared_gate=e.shared_gate,
-    replay_gate=e.replay_gate,
-    losses=_losses(m, router),
-    **capacity_rule(e, router),
     **common,
   )
 
@@ -88,37 +90,27 @@ def option(router: functools.partial, name: str, default=None):
   return default if parameter is None else parameter.default
 
 
-def capacity_rule(e: ConfigDict, router: functools.partial) -> dict:
-  """A router with a capacity of its own fills its slots exactly: there is nothing to drop."""
-  own = option(router, "capacity_factor")
-  if own is not None:
-    return dict(capacity_factor=float(own), capacity_basis="tokens")
-  return dict(
-    capacity_factor=e.capacity_factor,
-    eval_capacity_factor=e.eval_capacity_factor,
-    capacity_basis=e.capacity_basis,
-    capacity_rounding=e.capacity_rounding,
-    min_capacity=e.min_capacity,
-  )
+def capacity_options(e: ConfigDict, router: functools.partial) -> CapacityOptions:
+  """Returns the capacity of a layer's experts.
+
+  A router with a capacity factor of its own fills its slots exactly, so that nothing is dropped.
+  """
+  factor = option(router, "capacity_factor")
+  return CapacityOptions.of(e) if factor is None else CapacityOptions(float(factor))
 
 
-def _losses(m: ConfigDict, router: functools.partial) -> LossOptions:
-  e, size = m.moe, 64 * m.moe.num_experts  # any size will do that leaves K whole
+def _facts(e: ConfigDict, router: functools.partial) -> RouterFacts:
+  """Returns what auxiliary losses must know about the router of config.model.moe."""
+  size = 64 * e.num_experts  # Any size will do that leaves K whole.
   k = max(round(trace_router(e, size).expert.shape[-1] / size), 1)
-  own = ROUTERS[e.router["name"]].smooth_load
+  smooth_load = ROUTERS[e.router["name"]].smooth_load
   load = (
-    functools.partial(own, **router.keywords) if own else functools.partial(load_without_noise, k=k)
+    functools.partial(smooth_load, **router.keywords)
+    if smooth_load
+    else functools.partial(load_without_noise, k=k)
   )
-  return LossOptions(
-    names=tuple(moe_loss_weights(m)),
-    balance_counts=e.balance_counts,
-    balance_over=e.balance_over,
-    balance_scores=e.balance_scores,
-    importance_of=e.importance_of,
-    devices=e.devices,
-    devices_a_token=option(router, "kept_groups", min(k, e.devices)),
-    load=load,
-    k=k,
+  return RouterFacts(
+    k=k, devices_a_token=option(router, "kept_groups", min(k, e.devices)), load=load
   )
 
 
@@ -228,9 +220,8 @@ def loss_weights(config: ConfigDict) -> dict[str, float]:
 
 def moe_loss_weights(m: ConfigDict) -> dict[str, float]:
   """Returns what `loss_weights` does, from config.model alone."""
-  weights = {name: m.moe[f"{name}_loss"] for name in LOSSES}
   routed = any(has_experts(m)) and not m.moe.soft_slots
-  return {name: weight for name, weight in weights.items() if weight} if routed else {}
+  return LossOptions.of(m.moe).weights if routed else {}
 
 
 def bias_update_rate(config: ConfigDict) -> float:

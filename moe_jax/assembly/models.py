@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -21,7 +22,15 @@ from moe_jax.assembly.experts import (
 )
 from moe_jax.assembly.sublayers import kind, layout, own_models
 from moe_jax.errors import ConfigError, choose
-from moe_jax.layers import NORMS, Attention, DenseFfn, LatentAttention, Lstm
+from moe_jax.layers import (
+  NORMS,
+  Attention,
+  AttentionOptions,
+  DenseFfn,
+  LatentAttention,
+  LatentOptions,
+  Lstm,
+)
 from moe_jax.layers.relative_bias import bias_table
 from moe_jax.models import Brainformer, Decoder, EncoderDecoder, LstmLm, Tower
 
@@ -82,31 +91,18 @@ def fixed_vocab_size(config: ConfigDict) -> int:
 
 
 def grouped_query(m: ConfigDict, **common) -> functools.partial:
-  """What makes an `Attention` of config.model; `common` are its output_scale, dtype and what else
-  is not there."""
-  return functools.partial(
-    Attention,
-    num_heads=m.num_heads,
-    num_kv_heads=m.num_kv_heads,
-    head_dim=m.head_dim,
-    position=m.position,
-    rope_theta=m.rope_theta,
-    relative_buckets=m.relative_buckets,
-    relative_max_distance=m.relative_max_distance,
-    qkv_bias=m.qkv_bias,
-    qk_norm=m.qk_norm,
-    norm_eps=m.norm_eps,
-    clip_qkv=m.clip_qkv,
-    sliding_window=m.sliding_window,
-    query_scale=m.query_scale,
-    **common,
-  )
+  """Returns a factory for `Attention`; `common` supplies the fields that the config does not."""
+  return functools.partial(Attention, options=AttentionOptions.of(m), norm_eps=m.norm_eps, **common)
 
 
 def latent(m: ConfigDict, **common) -> functools.partial:
-  """What makes a `LatentAttention` of config.model; `common` are its output_scale and dtype."""
+  """Returns a factory for `LatentAttention`; `common` supplies what the config does not."""
   return functools.partial(
-    LatentAttention, num_heads=m.num_heads, rope_theta=m.rope_theta, **m.latent, **common
+    LatentAttention,
+    options=LatentOptions.of(m.latent),
+    num_heads=m.num_heads,
+    rope_theta=m.rope_theta,
+    **common,
   )
 
 
@@ -199,6 +195,7 @@ def _tower(
   attention = grouped_query(
     m, causal=not encoder, dropout=m.dropout, output_scale=scale, dtype=dtype
   )
+  without_positions = dataclasses.replace(AttentionOptions.of(m), position="none")
   return functools.partial(
     Tower,
     attention=attention,
@@ -206,7 +203,7 @@ def _tower(
     norm=norm(m),
     bias_table=shared_table(m),
     moe=moe_layer(m, dense, platform) if any(layers) else None,
-    cross=None if encoder else functools.partial(attention, position="none"),
+    cross=None if encoder else functools.partial(attention, options=without_positions),
     extra_ffn=m.moe.extra_ffn,
     dropout=m.dropout,
     scan_layers=m.scan_layers,

@@ -18,42 +18,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moe_jax.assembly.experts import experts_a_token
-from moe_jax.assembly.keys import check_keys
+from moe_jax.assembly.sections import NEUTRAL, check_config
 from moe_jax.errors import ConfigError, choose
 from moe_jax.routing import ROUTERS
-
-# What a preset does not say.
-NEUTRAL: Mapping[str, Any] = {
-  "num_shared_experts": 0,
-  "shared_gate": False,
-  "gate_network": "linear",
-  "router_init_scale": 0.1,
-  "router_dtype": "float32",
-  "encoder_priority": "",
-  "routed_scale": 1.0,
-  "capacity_factor": None,
-  "eval_capacity_factor": None,
-  "capacity_basis": "tokens",
-  "capacity_rounding": "nearest",
-  "min_capacity": 1,
-  "jitter": 0.0,
-  "jitter_on": "input",
-  "balance_loss": 0.0,
-  "balance_counts": "all",
-  "balance_over": "group",
-  "balance_scores": "softmax",
-  "z_loss": 0.0,
-  "importance_loss": 0.0,
-  "importance_of": "probs",
-  "load_loss": 0.0,
-  "device_loss": 0.0,
-  "communication_loss": 0.0,
-  "devices": 1,
-  "threshold_loss": 0.0,
-  "layer_reduce": "mean",
-  "bias_update_rate": 0.0,
-  "soft_slots": 0,
-}
 
 _SHAZEER = {
   "router_init_scale": 0.0,
@@ -230,7 +197,7 @@ def use_preset(config: ConfigDict, name: str) -> None:
       "model.moe", name, f"is a router and no preset; use --config.model.moe.router.name={name}"
     )
   router, options, keys = choose("model.moe", name, PRESETS)
-  check_keys(config)  # what follows divides by some of its numbers
+  check_config(config)  # what follows divides by some of its numbers
   m = config.model
   e, length = m.moe, config.data.seq_len
   if not e.num_experts:

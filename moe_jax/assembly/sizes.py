@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from moe_jax.assembly.experts import encoder_layers, group_tokens, has_experts
-from moe_jax.assembly.keys import NUMBERS
 from moe_jax.assembly.sublayers import kind, layout, own_models
 from moe_jax.errors import ConfigError
 from moe_jax.models import find_pattern
+from moe_jax.models.options import LAYERS
 
 # 1.1 PB: 170 times the 6.4 TB of Switch-C's 1.6 trillion float32 weights, and the memory of 14,000
 # H100s.
@@ -21,7 +21,7 @@ BYTES = 4  # of a float32 value
 # off; as many as GPT-3 has. Tracing 128 takes a minute, compiling them far longer. Published models
 # have at most 3 before their pattern.
 MOST_COMPILED = 96
-DEEPEST = next(numbers.high for numbers in NUMBERS if "model.num_layers" in numbers.keys)
+DEEPEST = LAYERS.high
 
 
 def check_sizes(config: ConfigDict) -> None:

@@ -22,54 +22,26 @@ from moe_jax.assembly.experts import (
   router_of,
   trace_router,
 )
-from moe_jax.assembly.keys import bounds, check_keys
-from moe_jax.assembly.models import ATTENTIONS, DTYPES, FAMILIES, abstract_variables
+from moe_jax.assembly.models import abstract_variables
 from moe_jax.assembly.presets import PRESETS
+from moe_jax.assembly.sections import check_config, find_key
 from moe_jax.assembly.sizes import check_sizes
 from moe_jax.assembly.sublayers import KEYS, kind, options, own_models
 from moe_jax.data.span_corruption import raw_length
 from moe_jax.dispatch import DISPATCHERS
-from moe_jax.dispatch.capacity import ROUNDINGS
 from moe_jax.errors import ConfigError, choose
-from moe_jax.experts import ACTIVATIONS, FFN_BIASES
-from moe_jax.layers import NETWORKS, NORMS, POSITIONS
-from moe_jax.models import LAYER_REDUCE, REMAT
-from moe_jax.routing import ROUTERS, replay
-from moe_jax.routing.losses import SCORES
+from moe_jax.experts import ACTIVATIONS
+from moe_jax.options import Bounds
+from moe_jax.routing import ROUTERS
 from moe_jax.routing.token_choice import PRIORITIES
+from moe_jax.sharding.mesh import MOST_DEVICES
 from moe_jax.training import optimizers
-
-# Which names a key may take.
-NAMES: Mapping[str, Any] = {
-  "model.family": FAMILIES,
-  "model.activation": ACTIVATIONS,
-  "model.norm": NORMS,
-  "model.dtype": DTYPES,
-  "model.remat": REMAT,
-  "model.attention": ATTENTIONS,
-  "model.position": POSITIONS,
-  "model.ffn_bias": FFN_BIASES,
-  "model.moe.capacity_basis": ("tokens", "assignments"),
-  "model.moe.balance_counts": ("top_1", "all"),
-  "model.moe.balance_over": ("group", "global"),
-  "model.moe.capacity_rounding": ROUNDINGS,
-  "model.moe.gate_network": NETWORKS,
-  "model.moe.jitter_on": ("input", "logits"),
-  "model.moe.router_dtype": DTYPES,
-  "model.moe.balance_scores": SCORES,
-  "model.moe.importance_of": ("probs", "gates"),
-  "model.moe.replay_gate": replay.GATES,
-  "model.moe.layer_reduce": LAYER_REDUCE,
-  "data.pipeline": ("windows", "stream"),
-  "data.objective": ("next_token", "span_corruption"),
-}
+from moe_jax.training.optimizers import OptimizerOptions
 
 # Schedules whose warm-up must end within the run. That of rsqrt also sets the scale of the decay,
 # as that of flat_rsqrt does, and neither knows the run's length: a short run is the beginning of a
 # long one.
 _REACH_THEIR_PEAK = ("cosine", "wsd", "steps", "constant")
-
-_MOST_DEVICES = bounds("mesh.data").high
 
 
 def validate(config: ConfigDict, num_devices: int | None = None) -> None:
@@ -80,10 +52,8 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
     num_devices: devices that the mesh must fit; None: only what holds on any number of devices is
       checked.
   """
-  check_keys(config)
-  for field, known in NAMES.items():
-    choose(field, _get(config, field), known)
-  optimizers.validate(config.optimizer)
+  check_config(config)
+  optimizers.validate(OptimizerOptions.of(config.optimizer))
   _validate_warmup(config)
   _validate_objective(config)
   _validate_block(config.model)
@@ -165,9 +135,9 @@ def _validate_block(m: ConfigDict) -> None:
 def _check_own_number(entry: str, name: str, value: Any) -> None:
   """What a sublayer says of itself has the bounds of the key that it takes the place of."""
   key = "moe.capacity_factor" if name == "capacity" else KEYS[kind(entry)].get(name)
-  numbers = bounds(f"model.{key}")
-  if numbers and not numbers.hold(value):
-    raise ConfigError("model.block", entry, f"{name} {numbers.words}")
+  declared = find_key(f"model.{key}")
+  if declared and isinstance(declared.rule, Bounds) and not declared.rule.hold(value):
+    raise ConfigError("model.block", entry, f"{name} {declared.rule.words}")
 
 
 @contextlib.contextmanager
@@ -420,12 +390,12 @@ def _validate_mesh(config: ConfigDict, num_devices: int | None) -> None:
   asked = dict(config.mesh)
   if num_devices is None:
     num_devices = math.prod(size for size in asked.values() if size > 0)  # -1 becomes 1
-    if num_devices > _MOST_DEVICES:
+    if num_devices > MOST_DEVICES:
       raise ConfigError(
         "mesh",
         asked,
         f"needs {num_devices:,} devices, and no machine has more than "
-        f"{_MOST_DEVICES:,}; make an axis smaller",
+        f"{MOST_DEVICES:,}; make an axis smaller",
       )
   sizes = dict(zip(sharding.AXES, sharding.mesh_sizes(asked, num_devices), strict=True))
   if wrong := _misfit(config, sizes):

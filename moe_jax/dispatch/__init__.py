@@ -22,7 +22,7 @@ its T tokens of K assignments each:
 
 from moe_jax.dispatch.all_gather import all_gather
 from moe_jax.dispatch.all_to_all import all_to_all
-from moe_jax.dispatch.capacity import drop_overflow, expert_capacity, slot_index
+from moe_jax.dispatch.capacity import CapacityOptions, drop_overflow, expert_capacity, slot_index
 from moe_jax.dispatch.einsum import einsum
 from moe_jax.dispatch.expert_function import ExpertFunction
 from moe_jax.dispatch.grouped import grouped
@@ -40,6 +40,7 @@ DISPATCHERS = {
 
 __all__ = [
   "DISPATCHERS",
+  "CapacityOptions",
   "ExpertFunction",
   "all_gather",
   "all_to_all",

@@ -2,16 +2,63 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from moe_jax.errors import ConfigError, choose
+from moe_jax.options import CAPACITY, INT32, Bounds, OneOf, Options, option
 from moe_jax.routing.options import exact
 from moe_jax.routing.plan import RoutingPlan
 
 ROUNDINGS = {"nearest": round, "down": math.floor, "up": math.ceil}
+
+
+@dataclasses.dataclass(frozen=True)
+class CapacityOptions(Options):
+  """The part of the section `model.moe` that says how many slots an expert has; see `slots`."""
+
+  capacity_factor: Annotated[float, CAPACITY] | None = option(
+    None, "Slots an expert has, as a multiple of capacity_basis; None drops nobody.", neutral=None
+  )
+  eval_capacity_factor: Annotated[float, CAPACITY] | None = option(
+    None, "The factor at evaluation; None means the same as in training.", neutral=None
+  )
+  capacity_basis: Literal["tokens", "assignments"] = option(
+    "tokens",
+    "What the factor multiplies: S / E (tokens) or S * K / E (assignments), for S tokens of K "
+    "assignments to E experts.",
+    neutral="tokens",
+  )
+  capacity_rounding: Annotated[str, OneOf(ROUNDINGS)] = option(
+    "nearest",
+    "How slots are rounded: nearest (flaxformer), down (Mesh-TensorFlow) or up (V-MoE).",
+    neutral="nearest",
+  )
+  min_capacity: Annotated[int, Bounds(1, INT32, "slots are counted in int32")] = option(
+    1, "The least number of slots of an expert.", neutral=1
+  )
+
+  def factor(self, train: bool) -> float | None:
+    """Returns the capacity factor in training or at evaluation."""
+    if train or self.eval_capacity_factor is None:
+      return self.capacity_factor
+    return self.eval_capacity_factor
+
+  def slots(self, tokens: int, experts: int, assignments: int, train: bool) -> int | None:
+    """Returns the slots of an expert, C; see `expert_capacity`."""
+    return expert_capacity(
+      tokens,
+      experts,
+      assignments,
+      self.factor(train),
+      self.capacity_basis,
+      self.min_capacity,
+      self.capacity_rounding,
+    )
 
 
 def expert_capacity(

@@ -103,7 +103,9 @@ def lower(config, mesh: jax.sharding.Mesh) -> Lowered:
   devices."""
   start, vocab_size = time.monotonic(), vocabulary(config)
   model = make_model(config, vocab_size, mesh)
-  optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
+  optimizer, schedule = optimizers.make(
+    optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
+  )
   rows = config.train.batch_size // config.train.accumulate_steps
   with sharding.use_rules(dict(config.sharding)):
     state, _ = states.create(mesh, model, optimizer, config.seed, config.data.seq_len, rows)

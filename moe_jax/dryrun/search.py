@@ -161,7 +161,7 @@ def _kept(
   one = jax.sharding.Mesh(np.array(devices[:1]).reshape((1,) * len(sharding.AXES)), sharding.AXES)
   model, (optimizer, _) = (
     compile.make_model(config, vocab_size, one),
-    optimizers.make(config.optimizer, 1),
+    optimizers.make(optimizers.OptimizerOptions.of(config.optimizer), 1),
   )
   length, rows, key = config.data.seq_len, config.train.batch_size, jax.random.key(0)
   boxed = jax.eval_shape(lambda k: states.init_variables(model, k, length, rows), key)

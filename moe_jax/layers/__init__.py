@@ -1,14 +1,14 @@
 """Thin Linen modules: they own the parameters, call routing, dispatch and experts, and return (y,
 Aux)."""
 
-from moe_jax.layers.attention import POSITIONS, Attention, rope
+from moe_jax.layers.attention import Attention, AttentionOptions, rope
 from moe_jax.layers.aux import Aux, LayerContext, LayerRouting, Microbatch, concatenate, stack
 from moe_jax.layers.ffn import DenseFfn
-from moe_jax.layers.gate import NETWORKS
-from moe_jax.layers.latent_attention import LatentAttention
+from moe_jax.layers.gate import NETWORKS, GateOptions
+from moe_jax.layers.latent_attention import LatentAttention, LatentOptions
 from moe_jax.layers.lstm import Lstm
-from moe_jax.layers.moe import MoeLayer
-from moe_jax.layers.moe_losses import LOSSES, LossOptions, load_without_noise
+from moe_jax.layers.moe import GroupOptions, MoeLayer
+from moe_jax.layers.moe_losses import LOSSES, LossOptions, RouterFacts, load_without_noise
 from moe_jax.layers.norms import NORMS, LayerNorm, RmsNorm
 from moe_jax.layers.soft_moe import SoftMoeLayer
 
@@ -16,11 +16,14 @@ __all__ = [
   "LOSSES",
   "NETWORKS",
   "NORMS",
-  "POSITIONS",
   "Attention",
+  "AttentionOptions",
   "Aux",
   "DenseFfn",
+  "GateOptions",
+  "GroupOptions",
   "LatentAttention",
+  "LatentOptions",
   "LayerContext",
   "LayerNorm",
   "LayerRouting",
@@ -29,6 +32,7 @@ __all__ = [
   "Microbatch",
   "MoeLayer",
   "RmsNorm",
+  "RouterFacts",
   "SoftMoeLayer",
   "concatenate",
   "load_without_noise",

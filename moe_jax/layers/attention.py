@@ -3,7 +3,9 @@ softmax."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +17,12 @@ from moe_jax.layers.aux import LayerContext
 from moe_jax.layers.init import projection
 from moe_jax.layers.norms import RmsNorm
 from moe_jax.layers.relative_bias import bias_table, relative_bias
+from moe_jax.options import LARGEST, NOT_NEGATIVE, ROWS, WIDTH, Bounds, Options, option
 from moe_jax.sharding import constrain
 
 MASKED = (
   -0.7 * jnp.finfo(jnp.float32).max
 )  # finite: a row that is masked everywhere gives numbers, not NaN
-POSITIONS = ("rope", "relative", "none")
 
 
 def rope(
@@ -40,6 +42,50 @@ def rope(
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class AttentionOptions(Options):
+  """The part of the section `model` that describes grouped-query attention."""
+
+  num_heads: Annotated[int, WIDTH] = option(4, "Query heads, H.")
+  num_kv_heads: Annotated[int, WIDTH] = option(
+    4, "Key-value heads, which divide num_heads; equal numbers are the attention of Vaswani et al."
+  )
+  head_dim: Annotated[int, WIDTH] = option(
+    32, "Width of a head, P; even with position='rope', which rotates pairs of features."
+  )
+  position: Literal["rope", "relative", "none"] = option(
+    "rope", "How positions are seen: rotary embedding, T5's bucketed bias on scores, or not at all."
+  )
+  rope_theta: Annotated[
+    float, Bounds(1, LARGEST, "below 1, distant positions would turn faster than near ones")
+  ] = option(10_000.0, "Longest wavelength of the rotary embedding, in units of 2 pi tokens.")
+  relative_buckets: Annotated[int, Bounds(4, 2**16, "each bucket has a parameter a head")] = option(
+    32, "Buckets of distances of position='relative'; a multiple of 4."
+  )
+  relative_max_distance: Annotated[int, ROWS] = option(
+    128, "Tokens from which on all distances share the last bucket."
+  )
+  relative_shared: bool = option(
+    False, "One table of biases for all layers of a stack (T5) instead of one a layer (GLaM)."
+  )
+  qkv_bias: bool = option(False, "Additive biases on queries, keys and values (Qwen).")
+  qk_norm: bool = option(
+    False, "RMSNorm over all of a token's query features, and over its key features (OLMoE)."
+  )
+  clip_qkv: Annotated[float, NOT_NEGATIVE] = option(
+    0.0,
+    "Queries, keys and values are clipped to [-clip_qkv, clip_qkv] (DBRX), after qk_norm; 0 = no.",
+  )
+  sliding_window: Annotated[int, dataclasses.replace(ROWS, low=0)] = option(
+    0, "Tokens that a query sees, itself included (Mixtral); 0 means all earlier ones."
+  )
+  query_scale: Annotated[float, NOT_NEGATIVE] = option(
+    0.0,
+    "Factor on queries; 0 means head_dim ** -0.5 (T5 has 1.0). The query projection starts smaller "
+    "by what this is larger, so that scores start with unit variance.",
+  )
+
+
 class Attention(nn.Module):
   """Grouped-query attention (Ainslie et al. 2023): query head h reads key-value head h // (heads /
   kv_heads).
@@ -49,42 +95,17 @@ class Attention(nn.Module):
   DBRX clips and does not normalise.
 
   Attributes:
-    num_heads: query heads; a multiple of num_kv_heads.
-    num_kv_heads: key-value heads; num_heads is the full attention of Vaswani et al. 2017.
-    head_dim: P; even if position is "rope".
-    causal: a query sees no later key of its document; False: all keys of it.
-    position: "rope", "relative" (`relative_bias`, two-sided unless causal, from a table of the
-      layer's own unless the context brings the one of the stack) or "none".
-    rope_theta: longest wavelength of the rotary embedding, in units of 2 pi tokens.
-    relative_buckets: of the relative bias, see `bucket`; a multiple of 4.
-    relative_max_distance: likewise, in tokens; above half of relative_buckets.
-    qkv_bias: additive biases, 0 at first, on queries, keys and values (Qwen).
-    qk_norm: RMSNorm over all H * P features of a token's query, and over those of its key (OLMoE).
-    norm_eps: epsilon of these two norms.
-    clip_qkv: queries, keys and values are cut to [-clip_qkv, clip_qkv] (DBRX); 0: they are not.
-    sliding_window: a causal query sees so many keys, the one at its own place included (Mixtral);
-      0: all earlier ones.
-    query_scale: factor on queries; 0: 1/sqrt(P). The query projection begins smaller by what this
-      is larger (T5's 1.0 with (D P)^-1/2), so that scores begin with unit variance.
-    dropout: probability, on attention weights, in training.
-    output_scale: factor on the initial output projection.
-    dtype: of the activations; parameters are float32.
+    options: The options of the section `model`.
+    causal: Whether a query sees no later key of its document; otherwise it sees all keys of it.
+    norm_eps: Epsilon of the norms of `qk_norm`.
+    dropout: Probability of dropout on attention weights, in training.
+    output_scale: Factor on the initial output projection.
+    dtype: Dtype of the activations; parameters are float32.
   """
 
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
+  options: AttentionOptions
   causal: bool = True
-  position: str = "rope"
-  rope_theta: float = 10_000.0
-  relative_buckets: int = 32
-  relative_max_distance: int = 128
-  qkv_bias: bool = False
-  qk_norm: bool = False
   norm_eps: float = 1e-6
-  clip_qkv: float = 0.0
-  sliding_window: int = 0
-  query_scale: float = 0.0
   dropout: float = 0.0
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
@@ -113,18 +134,21 @@ class Attention(nn.Module):
     """
     if (memory is None) != (memory_segments is None):
       raise ValueError("a memory and its segments come together")
-    if memory is not None and self.position != "none":
+    if memory is not None and self.options.position != "none":
       raise ValueError(
-        f"attention to a memory knows no positions: position={self.position!r} must be 'none'"
+        f"attention to a memory knows no positions: position={self.options.position!r} must be "
+        "'none'"
       )
-    width, factor = x.shape[-1], self.query_scale or self.head_dim**-0.5
-    shrink = self.head_dim**-0.5 / self.query_scale if self.query_scale else 1.0
+    width, factor = x.shape[-1], self.options.query_scale or self.options.head_dim**-0.5
+    shrink = (
+      self.options.head_dim**-0.5 / self.options.query_scale if self.options.query_scale else 1.0
+    )
     source = x if memory is None else memory
-    q = self._heads("query", x, self.num_heads, "heads", context, scale=shrink)
-    k = self._heads("key", source, self.num_kv_heads, "kv_heads", context)
-    v = self._heads("value", source, self.num_kv_heads, "kv_heads", context)
+    q = self._heads("query", x, self.options.num_heads, "heads", context, scale=shrink)
+    k = self._heads("key", source, self.options.num_kv_heads, "kv_heads", context)
+    v = self._heads("value", source, self.options.num_kv_heads, "kv_heads", context)
     q, k, v = (constrain(t, "batch", "length", "act_heads", "head_dim") for t in (q, k, v))
-    q = q.reshape(*q.shape[:2], self.num_kv_heads, -1, self.head_dim) * factor
+    q = q.reshape(*q.shape[:2], self.options.num_kv_heads, -1, self.options.head_dim) * factor
     mask = self._mask(context, memory_segments)
     mixed = attend(
       q,
@@ -134,15 +158,15 @@ class Attention(nn.Module):
       bias=self._bias(context),
       drop=nn.Dropout(self.dropout, deterministic=not context.train),
     )
-    mixed = mixed.reshape(*x.shape[:2], self.num_heads, self.head_dim)
+    mixed = mixed.reshape(*x.shape[:2], self.options.num_heads, self.options.head_dim)
     if memory is not None:
       mixed = jnp.where(jnp.any(mask, axis=-1)[..., None, None], mixed, 0)
     output = projection(
       self,
       "output",
-      (self.num_heads, self.head_dim, width),
+      (self.options.num_heads, self.options.head_dim, width),
       ("heads", "head_dim", "embed"),
-      fan_in=self.num_heads * self.head_dim,
+      fan_in=self.options.num_heads * self.options.head_dim,
       scale=self.output_scale,
       dtype=self.dtype,
     )
@@ -164,49 +188,52 @@ class Attention(nn.Module):
       projection(
         self,
         name,
-        (x.shape[-1], count, self.head_dim),
+        (x.shape[-1], count, self.options.head_dim),
         ("embed", axis, "head_dim"),
         fan_in=x.shape[-1],
         scale=scale,
         dtype=self.dtype,
       ),
     )
-    if self.qkv_bias:
+    if self.options.qkv_bias:
       heads += self.param(
         f"{name}_bias",
         nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head_dim")),
-        (count, self.head_dim),
+        (count, self.options.head_dim),
         jnp.float32,
       ).astype(heads.dtype)
-    if self.qk_norm and name != "value":
+    if self.options.qk_norm and name != "value":
       norm = RmsNorm(self.norm_eps, name=f"{name}_norm")
       heads = norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
-    if self.clip_qkv:
-      heads = jnp.clip(heads, -self.clip_qkv, self.clip_qkv)
-    rotated = self.position == "rope" and name != "value"
-    return rope(heads, context.positions, self.rope_theta) if rotated else heads
+    if self.options.clip_qkv:
+      heads = jnp.clip(heads, -self.options.clip_qkv, self.options.clip_qkv)
+    rotated = self.options.position == "rope" and name != "value"
+    return rope(heads, context.positions, self.options.rope_theta) if rotated else heads
 
   def _mask(
     self, context: LayerContext, memory_segments: Int[Array, "B Lk"] | None
   ) -> Bool[Array, "B L Lk"]:
     if memory_segments is None:
-      return visible(context.segment_ids, self.causal, self.sliding_window)
+      return visible(context.segment_ids, self.causal, self.options.sliding_window)
     return (context.segment_ids[:, :, None] == memory_segments[:, None, :]) & (memory_segments > 0)[
       :, None, :
     ]
 
   def _bias(self, context: LayerContext) -> Float[Array, "B K G L L"] | None:
     """The relative bias, with query heads as [key-value head, query head of it]."""
-    if self.position != "relative":
+    if self.options.position != "relative":
       return None
     distance = context.positions[:, :, None] - context.positions[:, None, :]
     table = context.bias_table
     if table is None:
-      table = bias_table(self, self.num_heads, self.relative_buckets)
+      table = bias_table(self, self.options.num_heads, self.options.relative_buckets)
     bias = relative_bias(
-      table, distance, bidirectional=not self.causal, max_distance=self.relative_max_distance
+      table,
+      distance,
+      bidirectional=not self.causal,
+      max_distance=self.options.relative_max_distance,
     )
-    return jnp.moveaxis(bias.reshape(self.num_kv_heads, -1, *distance.shape), 2, 0)
+    return jnp.moveaxis(bias.reshape(self.options.num_kv_heads, -1, *distance.shape), 2, 0)
 
 
 def attend(

@@ -6,7 +6,9 @@ that.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from moe_jax.layers.init import projection
+from moe_jax.options import NOT_NEGATIVE, POSITIVE, PROBABILITY, OneOf, Options, option
+from moe_jax.routing import replay
 
 
 def linear(
@@ -32,6 +36,43 @@ def tanh(
 
 
 NETWORKS = {"linear": linear, "tanh": tanh}
+
+
+@dataclasses.dataclass(frozen=True)
+class GateOptions(Options):
+  """The part of `model.moe` that says what the router sees and what its gates become."""
+
+  gate_network: Annotated[str, OneOf(NETWORKS)] = option(
+    "linear",
+    "What makes the router's logits: one matrix, or two with tanh between them (LLaMA-MoE).",
+    neutral="linear",
+  )
+  router_init_scale: Annotated[float, NOT_NEGATIVE] = option(
+    0.1,
+    "Standard deviation of the router's first weights, times sqrt(fan_in); 0 starts from zeros.",
+    neutral=0.1,
+  )
+  router_dtype: Literal["float32", "bfloat16"] = option(
+    "float32",
+    "Dtype of the logits, their input and their weights; the softmax is always float32. bfloat16 "
+    "is for ST-MoE's ablation.",
+    neutral="float32",
+  )
+  jitter: Annotated[float, PROBABILITY] = option(
+    0.0, "What jitter_on names is multiplied by U[1 - jitter, 1 + jitter] in training.", neutral=0.0
+  )
+  jitter_on: Literal["input", "logits"] = option(
+    "input",
+    "The router's input (Switch, Mesh-TensorFlow) or its logits (the text of ST-MoE).",
+    neutral="input",
+  )
+  routed_scale: Annotated[float, POSITIVE] = option(
+    1.0, "Factor on all gates (LLaMA-MoE's N/k, DeepSeek-V2's 16, V3's 2.5).", neutral=1.0
+  )
+  replay_gate: Annotated[str, OneOf(replay.GATES)] = option(
+    "stored",
+    "How the gates of a stored plan are made when it is followed; see `routing/replay.py`.",
+  )
 
 
 def learned(

@@ -3,6 +3,9 @@ vector a token."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Annotated
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -12,7 +15,23 @@ from moe_jax.layers.attention import attend, rope, visible
 from moe_jax.layers.aux import LayerContext
 from moe_jax.layers.init import projection
 from moe_jax.layers.norms import RmsNorm
+from moe_jax.options import OPTIONAL_WIDTH, WIDTH, Options, option
 from moe_jax.sharding import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentOptions(Options):
+  """The section `model.latent`: the widths of latent attention."""
+
+  kv_rank: Annotated[int, WIDTH] = option(512, "Width of the latent of keys and values, c.")
+  query_rank: Annotated[int, OPTIONAL_WIDTH] = option(
+    0, "Width of the latent of queries, b; 0 means that queries come from x itself."
+  )
+  nope_dim: Annotated[int, WIDTH] = option(
+    128, "Features of a query and a key that are not rotated."
+  )
+  rope_dim: Annotated[int, WIDTH] = option(64, "Features of them that are rotated; even.")
+  value_dim: Annotated[int, WIDTH] = option(128, "Features of a value.")
 
 
 class LatentAttention(nn.Module):
@@ -36,43 +55,41 @@ class LatentAttention(nn.Module):
   order of features.
 
   Attributes:
+    options: The section `model.latent`.
     num_heads: H.
-    kv_rank: width of the latent c.
-    query_rank: width of the queries' latent b; 0: queries come from x.
-    nope_dim: features of a query and a key that are not rotated.
-    rope_dim: features that are; even.
-    value_dim: features of a value.
-    rope_theta: as in `Attention`, also the next two.
-    output_scale: factor on the initial output projection.
-    dtype: of the activations; parameters are float32.
+    rope_theta: As in `AttentionOptions`.
+    output_scale: Factor on the initial output projection.
+    dtype: Dtype of the activations; parameters are float32.
   """
 
+  options: LatentOptions
   num_heads: int
-  kv_rank: int
-  query_rank: int
-  nope_dim: int
-  rope_dim: int
-  value_dim: int
   rope_theta: float = 10_000.0
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"], context: LayerContext) -> Float[Array, "B L D"]:
-    width, key_dim = x.shape[-1], self.nope_dim + self.rope_dim
+    width, key_dim = x.shape[-1], self.options.nope_dim + self.options.rope_dim
 
     def turn(t):
       return rope(t, context.positions, self.rope_theta)
 
-    latent = self._latent("latent", x, self.kv_rank)
+    latent = self._latent("latent", x, self.options.kv_rank)
     q = self._heads(
-      "query", self._latent("query_latent", x, self.query_rank) if self.query_rank else x, key_dim
+      "query",
+      self._latent("query_latent", x, self.options.query_rank) if self.options.query_rank else x,
+      key_dim,
     )
-    q = jnp.concatenate([q[..., : self.nope_dim], turn(q[..., self.nope_dim :])], axis=-1)
-    shared = turn(self._down("key_rope", x, self.rope_dim)[:, :, None])  # [B, L, 1, R]
-    k = self._heads("key", latent, self.nope_dim)
-    k = jnp.concatenate([k, jnp.broadcast_to(shared, (*k.shape[:3], self.rope_dim))], axis=-1)
-    v = self._heads("value", latent, self.value_dim)
+    q = jnp.concatenate(
+      [q[..., : self.options.nope_dim], turn(q[..., self.options.nope_dim :])], axis=-1
+    )
+    shared = turn(self._down("key_rope", x, self.options.rope_dim)[:, :, None])  # [B, L, 1, R]
+    k = self._heads("key", latent, self.options.nope_dim)
+    k = jnp.concatenate(
+      [k, jnp.broadcast_to(shared, (*k.shape[:3], self.options.rope_dim))], axis=-1
+    )
+    v = self._heads("value", latent, self.options.value_dim)
     q, k, v = (constrain(t, "batch", "length", "act_heads", "head_dim") for t in (q, k, v))
     mixed = attend((q * key_dim**-0.5)[:, :, :, None], k, v, visible(context.segment_ids))[
       :, :, :, 0
@@ -80,9 +97,9 @@ class LatentAttention(nn.Module):
     output = projection(
       self,
       "output",
-      (self.num_heads, self.value_dim, width),
+      (self.num_heads, self.options.value_dim, width),
       ("heads", "head_dim", "embed"),
-      fan_in=self.num_heads * self.value_dim,
+      fan_in=self.num_heads * self.options.value_dim,
       scale=self.output_scale,
       dtype=self.dtype,
     )

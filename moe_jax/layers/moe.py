@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +13,52 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from moe_jax.dispatch import drop_overflow, expert_capacity
+from moe_jax.dispatch import CapacityOptions, drop_overflow
 from moe_jax.errors import ConfigError
 from moe_jax.layers.aux import Aux, LayerContext, LayerRouting, measured
 from moe_jax.layers.ffn import experts
-from moe_jax.layers.gate import NETWORKS, learned
+from moe_jax.layers.gate import NETWORKS, GateOptions, learned
 from moe_jax.layers.init import projection
-from moe_jax.layers.moe_losses import LossOptions, auxiliary_losses, global_shares
+from moe_jax.layers.moe_losses import LossOptions, RouterFacts, auxiliary_losses, global_shares
+from moe_jax.options import INT32, ROWS, Bounds, Options, option
 from moe_jax.routing import RoutingContext, RoutingPlan, group_axes, metrics, noise
 from moe_jax.routing.replay import replay
 from moe_jax.sharding import constrain
 
 
+@dataclasses.dataclass(frozen=True)
+class GroupOptions(Options):
+  """The part of the section `model.moe` that says which tokens compete for the same slots."""
+
+  group_size: Annotated[int, Bounds(0, INT32, "tokens are counted in int32")] = option(
+    0,
+    "S, tokens that are routed together; divides the tokens of a batch; 0 means those of "
+    "group_rows sequences.",
+  )
+  group_rows: Annotated[int, ROWS] = option(
+    1, "Sequences that are routed together where group_size is 0; divides a microbatch."
+  )
+
+  def tokens(self, batch: int, length: int) -> int:
+    """Returns S for a batch of `batch` rows of `length` tokens: all of them if there are fewer.
+
+    Raises:
+      ConfigError: S does not divide the number of tokens.
+    """
+    wanted = self.group_size or self.group_rows * length
+    size = min(wanted, batch * length)
+    if batch * length % size:
+      raise ConfigError(
+        "model.moe.group_size",
+        wanted,
+        f"must divide the {batch} x {length} tokens of a batch, or be 0 "
+        "for groups of group_rows whole sequences, which divide their number",
+      )
+    return size
+
+
 class MoeLayer(nn.Module):
-  """y = sum over the chosen experts of gate * expert(x), plus what shared experts make of x.
+  """y = sum over the chosen experts of gate * expert(x), plus the output of shared experts.
 
   Tokens are routed in groups of S that compete for the same slots. The router sees its own float32
   copy of the input, jittered in training; the experts see the input itself.
@@ -32,36 +66,23 @@ class MoeLayer(nn.Module):
   Attributes:
     num_experts: E.
     d_ff: F, hidden width of one expert.
-    activation: a key of `ACTIVATIONS`.
-    ffn_bias: a key of `FFN_BIASES`: what a vector of each expert does to its hidden units.
+    activation: A key of `ACTIVATIONS`.
     router: (logits [S, E], context) -> plan; the `route` of a `Router` with its options bound.
     dispatcher: (plan, x, experts, capacity, platform) -> y; a function of `DISPATCHERS` with its
       options bound.
-    platform: of the devices that will run this: "cpu", "gpu", "tpu".
-    learned: fields of `RoutingContext` that this layer learns for the router, see `Router.learned`.
-    groups: N, of experts, where the router is hierarchical.
-    network: a key of `NETWORKS`: how logits are made of x.
-    router_init_scale: initial standard deviation of the router's weights, times sqrt(fan_in); 0:
-      zeros.
-    router_dtype: of the products that make the logits; the softmax of what they are rounded to is
-      float32.
-    jitter: the router's input is multiplied by U[1 - jitter, 1 + jitter] in training.
-    jitter_on: "input" (Switch, Mesh-TensorFlow) or "logits" (ST-MoE's text).
-    routed_scale: factor on all gates.
-    shared: makes the dense FFN that every token visits; None: there is none.
-    shared_gate: multiply what that makes by sigmoid(w x) (Qwen1.5-MoE).
-    group_size: S; 0: that of `group_rows` sequences. All tokens are one group where there are
-      fewer.
-    group_rows: see there.
-    capacity_factor: see `expert_capacity`, also for the next three; None: dropless.
-    capacity_basis: "tokens" or "assignments".
-    capacity_rounding: "nearest", "down" or "up".
-    min_capacity: slots.
-    eval_capacity_factor: takes the place of capacity_factor where train is False, unless None.
-    losses: which to report.
-    replay_gate: how gates are made where a stored plan is followed, see `replay`.
-    output_scale: factor on the initial output projections.
-    dtype: of the activations; parameters, router and gates are float32.
+    platform: Platform of the devices that will run the layer: "cpu", "gpu" or "tpu".
+    gate: What the router sees, and what its gates become.
+    groups: Which tokens are routed together.
+    capacity: How many slots an expert has.
+    losses: Which auxiliary losses are reported, and what they count.
+    facts: What these losses must know about the router.
+    learned: Fields of `RoutingContext` that the layer learns for the router; see `Router.learned`.
+    router_groups: N, groups of experts, where the router is hierarchical.
+    shared: Makes the dense FFN that every token visits; None means that there is none.
+    shared_gate: Whether its output is multiplied by sigmoid(w x) (Qwen1.5-MoE).
+    ffn_bias: A key of `FFN_BIASES`: what a vector of each expert does to its hidden units.
+    output_scale: Factor on the initial output projections.
+    dtype: Dtype of the activations; parameters, router and gates are float32.
   """
 
   num_experts: int
@@ -70,25 +91,15 @@ class MoeLayer(nn.Module):
   router: Callable[..., RoutingPlan]
   dispatcher: Callable[..., Array]
   platform: str
+  gate: GateOptions = GateOptions()
+  groups: GroupOptions = GroupOptions()
+  capacity: CapacityOptions = CapacityOptions()
+  losses: LossOptions = LossOptions()
+  facts: RouterFacts = RouterFacts()
   learned: tuple[str, ...] = ()
-  groups: int = 1
-  network: str = "linear"
-  router_init_scale: float = 0.1
-  router_dtype: DTypeLike = jnp.float32
-  jitter: float = 0.0
-  jitter_on: str = "input"
-  routed_scale: float = 1.0
+  router_groups: int = 1
   shared: Callable[..., nn.Module] | None = None
   shared_gate: bool = False
-  group_size: int = 0
-  group_rows: int = 1
-  capacity_factor: float | None = None
-  capacity_basis: str = "tokens"
-  capacity_rounding: str = "nearest"
-  min_capacity: int = 1
-  eval_capacity_factor: float | None = None
-  losses: LossOptions = LossOptions()
-  replay_gate: str = "stored"
   ffn_bias: str = "none"
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
@@ -97,7 +108,7 @@ class MoeLayer(nn.Module):
   def __call__(
     self, x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting | None = None
   ) -> tuple[Float[Array, "B L D"], Aux]:
-    size = group_size(self.group_size or self.group_rows * x.shape[1], *x.shape[:2])
+    size = self.groups.tokens(*x.shape[:2])
 
     def grouped(t):
       return constrain(
@@ -137,8 +148,8 @@ class MoeLayer(nn.Module):
       **fields,
     )
     plan = self._plan(logits, seen, routing.stored)
-    capacity = self._capacity(size, plan.expert.shape[-1], context.train)
-    scaled = plan.replace(gate=self.routed_scale * plan.gate)
+    capacity = self.capacity.slots(size, self.num_experts, plan.expert.shape[-1], context.train)
+    scaled = plan.replace(gate=self.gate.routed_scale * plan.gate)
     y = self.dispatcher(scaled, groups, weights, capacity, self.platform).reshape(x.shape)
     if self.shared is not None:
       y += self._shared(x, context)
@@ -146,8 +157,8 @@ class MoeLayer(nn.Module):
     tokens = None if context.micro is None else context.micro.tokens
     aux = measured(
       metrics.sums(logits, plan, kept, seen.valid),
-      losses=auxiliary_losses(self.losses, logits, plan, seen, tokens, routing.shares),
-      shares=global_shares(self.losses, logits, plan, seen, tokens),
+      losses=auxiliary_losses(self.losses, self.facts, logits, plan, seen, tokens, routing.shares),
+      shares=global_shares(self.losses, self.facts, logits, plan, seen, tokens),
     )
     if context.return_routing:
       aux.metrics["top1_expert"] = jax.vmap(lambda p: first_choice(p, size))(plan).reshape(
@@ -162,16 +173,18 @@ class MoeLayer(nn.Module):
     """Router logits and the learned fields of its context: float32 numbers, made in float32 or else
     in router_dtype."""
     x = x.astype(jnp.float32)
-    shaken = bool(self.jitter and train)
-    if shaken and self.jitter_on == "input":
-      x = noise.jitter(self.make_rng("router"), x, self.jitter, place)
-    x = x.astype(self.router_dtype)
-    logits = NETWORKS[self.network](self, x, self.num_experts, self.router_init_scale).astype(
-      jnp.float32
+    shaken = bool(self.gate.jitter and train)
+    if shaken and self.gate.jitter_on == "input":
+      x = noise.jitter(self.make_rng("router"), x, self.gate.jitter, place)
+    x = x.astype(jnp.dtype(self.gate.router_dtype))
+    logits = NETWORKS[self.gate.gate_network](
+      self, x, self.num_experts, self.gate.router_init_scale
+    ).astype(jnp.float32)
+    if shaken and self.gate.jitter_on == "logits":
+      logits = noise.jitter(self.make_rng("router"), logits, self.gate.jitter, place)
+    fields = learned(
+      self, x, self.learned, self.num_experts, self.router_groups, self.gate.router_init_scale
     )
-    if shaken and self.jitter_on == "logits":
-      logits = noise.jitter(self.make_rng("router"), logits, self.jitter, place)
-    fields = learned(self, x, self.learned, self.num_experts, self.groups, self.router_init_scale)
     return logits, {name: field.astype(jnp.float32) for name, field in fields.items()}
 
   def _plan(
@@ -181,7 +194,7 @@ class MoeLayer(nn.Module):
       return jax.vmap(self.router, in_axes=(0, group_axes(context)))(logits, context)
 
     def follow(stored, logits, context):
-      return replay(stored, logits, context, gate=self.replay_gate)
+      return replay(stored, logits, context, gate=self.gate.replay_gate)
 
     return jax.vmap(follow, in_axes=(0, 0, group_axes(context)))(stored, logits, context)
 
@@ -193,35 +206,6 @@ class MoeLayer(nn.Module):
       self, "shared_gate", (x.shape[-1], 1), ("embed", None), fan_in=x.shape[-1], dtype=self.dtype
     )
     return jax.nn.sigmoid(x @ weight) * y
-
-  def _capacity(self, tokens: int, assignments: int, train: bool) -> int | None:
-    evaluates = not train and self.eval_capacity_factor is not None
-    return expert_capacity(
-      tokens,
-      self.num_experts,
-      assignments,
-      self.eval_capacity_factor if evaluates else self.capacity_factor,
-      self.capacity_basis,
-      self.min_capacity,
-      self.capacity_rounding,
-    )
-
-
-def group_size(wanted: int, batch: int, length: int) -> int:
-  """S for a batch: `wanted`; all tokens if there are fewer (sampling, a probe).
-
-  Raises:
-    ConfigError: S does not divide the number of tokens.
-  """
-  size = min(wanted, batch * length)
-  if batch * length % size:
-    raise ConfigError(
-      "model.moe.group_size",
-      wanted,
-      f"must divide the {batch} x {length} tokens of a batch, or be 0 "
-      "for groups of group_rows whole sequences, which divide their number",
-    )
-  return size
 
 
 def _place(context: LayerContext, size: int, length: int) -> noise.Place | None:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from moe_jax.layers.aux import Aux, LayerContext, LayerRouting, measured
 from moe_jax.layers.ffn import experts
-from moe_jax.layers.moe import group_size
+from moe_jax.layers.moe import GroupOptions
 from moe_jax.routing import metrics
 from moe_jax.sharding import constrain
 
@@ -46,9 +46,7 @@ class SoftMoeLayer(nn.Module):
     activation: a key of `ACTIVATIONS`.
     ffn_bias: as in `MoeLayer`.
     shared: makes the dense FFN that every token visits; None: there is none.
-    group_size: S; 0: that of `group_rows` sequences. All tokens are one group where there are
-      fewer.
-    group_rows: see there.
+    groups: Which tokens are averaged together.
     output_scale: factor on the initial output projections.
     dtype: of the activations; parameters, logits and both softmaxes are float32.
   """
@@ -58,8 +56,7 @@ class SoftMoeLayer(nn.Module):
   d_ff: int
   activation: str
   shared: Callable[..., nn.Module] | None = None
-  group_size: int = 0
-  group_rows: int = 1
+  groups: GroupOptions = GroupOptions()
   ffn_bias: str = "none"
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
@@ -72,7 +69,7 @@ class SoftMoeLayer(nn.Module):
       raise ValueError(
         "Soft MoE chooses no experts: it takes neither a balancing bias nor a stored plan"
       )
-    size = group_size(self.group_size or self.group_rows * x.shape[1], *x.shape[:2])
+    size = self.groups.tokens(*x.shape[:2])
 
     def grouped(t):
       return constrain(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.routing.auction import auction
-from moe_jax.routing.options import check
+from moe_jax.routing.options import Precision, check
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import token_choice
@@ -18,7 +18,7 @@ _MAX_ROUNDS = (
 
 
 def base(
-  logits: Float[Array, "S E"], context: RoutingContext, *, epsilon: float = 0.01
+  logits: Float[Array, "S E"], context: RoutingContext, *, epsilon: Precision = 0.01
 ) -> RoutingPlan:
   """Each expert gets the same number of tokens, so that the sum of the logits is the largest
   possible.

@@ -9,7 +9,7 @@ from jax.nn import logsumexp
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.errors import ConfigError
-from moe_jax.routing.options import check, slots
+from moe_jax.routing.options import Count, Divisor, Factor, Iterations, check, slots
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
 
@@ -18,10 +18,10 @@ def capped_expert_choice(
   logits: Float[Array, "S E"],
   context: RoutingContext,
   *,
-  capacity_factor: float = 2.0,
-  max_experts: int = 2,
-  entropy: float = 0.001,
-  iterations: int = 100,
+  capacity_factor: Factor = 2.0,
+  max_experts: Count = 2,
+  entropy: Divisor = 0.001,
+  iterations: Iterations = 100,
 ) -> RoutingPlan:
   """Each expert picks C = c*S/E tokens such that together they like them best and no token is
   picked too often.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.routing.groups import check_groups, limit_to_groups
-from moe_jax.routing.options import check_name
+from moe_jax.routing.options import Count, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, select, token_choice
@@ -17,9 +17,9 @@ def device_limited(
   logits: Float[Array, "S E"],
   context: RoutingContext,
   *,
-  k: int = 6,
-  groups: int = 8,
-  kept_groups: int = 3,
+  k: Count = 6,
+  groups: Count = 8,
+  kept_groups: Count = 3,
   gate_norm: str = "none",
   priority: str = "choice",
 ) -> RoutingPlan:

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.routing.options import slots
+from moe_jax.routing.options import Factor, slots
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
 
 
 def expert_choice(
-  logits: Float[Array, "S E"], context: RoutingContext, *, capacity_factor: float = 2.0
+  logits: Float[Array, "S E"], context: RoutingContext, *, capacity_factor: Factor = 2.0
 ) -> RoutingPlan:
   """Each expert picks its C = c*S/E highest-scoring tokens; no auxiliary loss is needed.
 

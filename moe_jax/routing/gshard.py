@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.errors import ConfigError
-from moe_jax.routing.options import check, check_name
+from moe_jax.routing.options import Positive, check, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.policy import POLICIES
 from moe_jax.routing.router import Leak, Router
@@ -20,7 +20,7 @@ def gshard(
   context: RoutingContext,
   *,
   second_policy: str = "random",
-  threshold: float = 0.5,
+  threshold: Positive = 0.5,
   skipped_keeps_slot: bool = True,
 ) -> RoutingPlan:
   """Each token takes its best expert, and its second best with a probability that grows with that

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, UInt32
 
-from moe_jax.routing.options import check_name
+from moe_jax.routing.options import Seed, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import token_choice
@@ -14,7 +14,7 @@ METHODS = ("random", "modulo")
 
 
 def hash_layer(
-  logits: Float[Array, "S E"], context: RoutingContext, *, method: str = "random", seed: int = 0
+  logits: Float[Array, "S E"], context: RoutingContext, *, method: str = "random", seed: Seed = 0
 ) -> RoutingPlan:
   """Each token goes to the expert that a fixed hash of its vocabulary id names; nothing is learned.
 

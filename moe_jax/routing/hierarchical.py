@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from moe_jax.routing import losses, noise
 from moe_jax.routing.learned import learned
 from moe_jax.routing.noisy_top_k import keep_top_k
-from moe_jax.routing.options import check, check_name
+from moe_jax.routing.options import Count, check, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Leak, Router
 from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, token_choice
@@ -20,9 +20,9 @@ def hierarchical(
   logits: Float[Array, "S E"],
   context: RoutingContext,
   *,
-  groups: int = 4,
-  primary_k: int = 2,
-  k: int = 2,
+  groups: Count = 4,
+  primary_k: Count = 2,
+  k: Count = 2,
   priority: str = "choice",
 ) -> RoutingPlan:
   """Noisy top-K over N groups of experts, and noisy top-K over the experts of each group that a

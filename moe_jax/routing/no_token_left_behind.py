@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.routing.options import check, slots
+from moe_jax.routing.options import Count, Factor, check, slots
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Leak, Router
 
@@ -16,8 +16,8 @@ def no_token_left_behind(
   logits: Float[Array, "S E"],
   context: RoutingContext,
   *,
-  choices: int = 4,
-  capacity_factor: float = 1.25,
+  choices: Count = 4,
+  capacity_factor: Factor = 1.25,
 ) -> RoutingPlan:
   """Each token goes to its best expert that has room; those that overflow try their second best,
   third best, ...

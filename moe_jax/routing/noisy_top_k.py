@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.routing import losses, noise
 from moe_jax.routing.learned import learned
-from moe_jax.routing.options import check, check_k, check_name
+from moe_jax.routing.options import Count, NotNegative, check, check_k, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, token_choice
@@ -19,8 +19,8 @@ def noisy_top_k(
   logits: Float[Array, "S E"],
   context: RoutingContext,
   *,
-  k: int = 4,
-  noise_floor: float = 0.0,
+  k: Count = 4,
+  noise_floor: NotNegative = 0.0,
   priority: str = "choice",
 ) -> RoutingPlan:
   """Each token picks the K experts of largest noisy logit and weighs them by a softmax over those K

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 import fractions
 import math
+from typing import Annotated
 
 from moe_jax.errors import ConfigError, choose
+from moe_jax.options import CAPACITY, COUNT_OF_EXPERTS, NOT_NEGATIVE, POSITIVE, SEED, Bounds
+
+# Types of routers' options, with the bounds that a config's values are checked against.
+Count = Annotated[int, COUNT_OF_EXPERTS]
+Factor = Annotated[float, CAPACITY]
+Seed = Annotated[int, SEED]
+Positive = Annotated[float, POSITIVE]
+NotNegative = Annotated[float, NOT_NEGATIVE]
+Iterations = Annotated[
+  int, Bounds(1, 10_000, "they run one after the other in each layer of each step")
+]
+Divisor = Annotated[
+  float, Bounds(1e-6, 1e6, "logits or probabilities are divided by it in float32")
+]
+Precision = Annotated[float, Bounds(1e-4, 1, "a part of the range of the logits")]
 
 
 def check_k(router: str, k: int, num_experts: int, field: str = "k") -> None:

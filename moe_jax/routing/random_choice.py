@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from moe_jax.routing.options import check_k
+from moe_jax.routing.options import Count, Seed, check_k
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import token_choice
 
 
 def random_choice(
-  logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 1, seed: int = 0
+  logits: Float[Array, "S E"], context: RoutingContext, *, k: Count = 1, seed: Seed = 0
 ) -> RoutingPlan:
   """Each token gets K different experts, uniformly at random, whatever the logits: what a learned
   router must beat.

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from jaxtyping import Array
 
+from moe_jax.options import arguments
 from moe_jax.routing.plan import RoutingPlan
 
 # Whether later tokens change what earlier ones get, in training:
@@ -46,11 +47,7 @@ class Router:
   @functools.cached_property
   def options(self) -> Mapping[str, Any]:
     """The default of each option."""
-    return {
-      parameter.name: parameter.default
-      for parameter in inspect.signature(self.route).parameters.values()
-      if parameter.kind is parameter.KEYWORD_ONLY
-    }
+    return {name: key.default for name, key in arguments(self.route).items()}
 
   def leak(self, **options: Any) -> Leak:
     """Returns whether the router looks ahead with these options; those not given have their

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.routing.groups import check_groups, limit_to_groups
-from moe_jax.routing.options import check_name
+from moe_jax.routing.options import Count, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import PRIORITIES, leak, select, token_choice
@@ -17,9 +17,9 @@ def sigmoid_bias(
   logits: Float[Array, "S E"],
   context: RoutingContext,
   *,
-  k: int = 8,
-  groups: int = 1,
-  kept_groups: int = 1,
+  k: Count = 8,
+  groups: Count = 1,
+  kept_groups: Count = 1,
   gate_norm: str = "top_k",
   priority: str = "choice",
 ) -> RoutingPlan:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from moe_jax.routing.options import check, check_k, check_name
+from moe_jax.routing.options import Count, Divisor, Iterations, check, check_k, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import PRIORITIES, log_odds, token_choice
@@ -16,9 +16,9 @@ def sinkhorn(
   logits: Float[Array, "S E"],
   context: RoutingContext,
   *,
-  k: int = 1,
-  iterations: int = 30,
-  temperature: float = 1.0,
+  k: Count = 1,
+  iterations: Iterations = 30,
+  temperature: Divisor = 1.0,
   priority: str = "choice",
 ) -> RoutingPlan:
   """Each token picks the K experts that a balanced transport plan gives it most of; the gate is its

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.routing.options import check, check_k, check_name
+from moe_jax.routing.options import Count, Positive, check, check_k, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.policy import POLICIES
 from moe_jax.routing.router import Router
@@ -18,9 +18,9 @@ def st_moe(
   logits: Float[Array, "S E"],
   context: RoutingContext,
   *,
-  k: int = 2,
+  k: Count = 2,
   policy: str = "random",
-  threshold: float = 0.2,
+  threshold: Positive = 0.2,
   priority: str = "choice",
 ) -> RoutingPlan:
   """Each token takes its best expert, and each of the next K - 1 with a probability that grows with

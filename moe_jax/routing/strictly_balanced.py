@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.routing.learned import learned
-from moe_jax.routing.options import check_k, slots
+from moe_jax.routing.options import Count, check_k, slots
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
 
 
 def strictly_balanced(
-  logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 4
+  logits: Float[Array, "S E"], context: RoutingContext, *, k: Count = 4
 ) -> RoutingPlan:
   """Each expert keeps its m best tokens in training, and the tokens above a learned threshold
   outside it.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from moe_jax.routing.options import check_k, check_name
+from moe_jax.routing.options import Count, check_k, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, select, token_choice
@@ -17,7 +17,7 @@ def top_k(
   logits: Float[Array, "S E"],
   context: RoutingContext,
   *,
-  k: int = 2,
+  k: Count = 2,
   gate_norm: str = "top_k",
   priority: str = "choice",
 ) -> RoutingPlan:

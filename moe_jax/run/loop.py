@@ -21,7 +21,7 @@ from moe_jax.run import update as updates
 from moe_jax.training import digest, evaluate, full_disk, optimizers, workdir
 from moe_jax.training import state as states
 from moe_jax.training.checkpoints import Checkpoints, Restored
-from moe_jax.training.guard import Guard
+from moe_jax.training.guard import Guard, GuardOptions
 from moe_jax.training.interrupt import Interrupt
 from moe_jax.training.metrics import MetricsWriter
 from moe_jax.training.progress import Progress, working
@@ -100,7 +100,9 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
     workdir.check_data(directory, facts["data"], facts["tokenizer"])
     vocab_size = data.vocab_size(config.data, tokenizer)
     model = assembly.model(config, vocab_size, mesh)
-    optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
+    optimizer, schedule = optimizers.make(
+      optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
+    )
     stack.enter_context(jax.set_mesh(mesh))
     stack.enter_context(sharding.use_rules(dict(config.sharding)))
     index, count = sharding.reader(mesh)
@@ -126,7 +128,7 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
       distributed.together()
     )  # to leave `checkpoints` is to wait for all processes
     abstract, draw = _creation(config, mesh, model, optimizer)
-    guard = Guard(**config.train.guard)
+    guard = Guard(GuardOptions.of(config.train.guard))
     state, seconds, told = _begin(config, draw, abstract, checkpoints, batches, guard)
     n, tokens = int(state.step), config.train.batch_size * config.data.seq_len
     if first:
@@ -195,7 +197,9 @@ def determinism(config) -> list[str]:
   tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
   mesh = sharding.make_mesh(dict(config.mesh))
   model = assembly.model(config, data.vocab_size(config.data, tokenizer), mesh)
-  optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
+  optimizer, schedule = optimizers.make(
+    optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
+  )
   with (
     jax.set_mesh(mesh),
     sharding.use_rules(dict(config.sharding)),

@@ -1,10 +1,11 @@
 """The device mesh, and the one table that says which of its axes carries which dimension."""
 
-from moe_jax.sharding.mesh import AXES, make_mesh, mesh_sizes, nearest_meshes, platform
+from moe_jax.sharding.mesh import AXES, MeshOptions, make_mesh, mesh_sizes, nearest_meshes, platform
 from moe_jax.sharding.readers import reader
 from moe_jax.sharding.rules import (
   CHANGEABLE,
   RULES,
+  ShardingOptions,
   batch_sharding,
   check_rules,
   constrain,
@@ -17,7 +18,9 @@ from moe_jax.sharding.rules import (
 __all__ = [
   "AXES",
   "CHANGEABLE",
+  "MeshOptions",
   "RULES",
+  "ShardingOptions",
   "batch_sharding",
   "check_rules",
   "constrain",

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 
 from moe_jax.errors import ConfigError
+from moe_jax.options import Bounds, Options, option
 
 # data: whole copies of the model. fsdp: splits all weights. expert: splits the experts, and each of
 # the other weights further. All three split the batch. tensor: splits heads, FFN widths and the
 # vocabulary; its devices work on the same tokens.
 AXES = ("data", "fsdp", "expert", "tensor")
+MOST_DEVICES = 2**20
+_SIZE = Bounds(-1, MOST_DEVICES, "no machine has a million devices")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshOptions(Options):
+  """The section `mesh`: devices along each axis; one of them may be -1, all that are left."""
+
+  data: Annotated[int, _SIZE] = option(-1, "Copies of the model, each of which reads other rows.")
+  fsdp: Annotated[int, _SIZE] = option(1, "Devices that share all weights, and read other rows.")
+  expert: Annotated[int, _SIZE] = option(1, "Devices that share the experts, and read other rows.")
+  tensor: Annotated[int, _SIZE] = option(
+    1, "Devices that share heads, FFN widths and the vocabulary, and read the same rows."
+  )
 
 
 def mesh_sizes(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:

@@ -9,10 +9,11 @@ there is none; `constrain` reads the table, and does nothing only where no mesh 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 from flax import linen as nn
@@ -20,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from moe_jax.errors import ConfigError, choose
+from moe_jax.options import Options, Text, option
 from moe_jax.sharding.mesh import AXES
 
 # A name that is not in the table is an error: it would silently be replicated.
@@ -56,6 +58,21 @@ RULES: Mapping[str, tuple[str, ...]] = {
 # are written for it.
 FIXED = ("batch", "group", "group_at_expert")
 CHANGEABLE = {axis: mesh_axes for axis, mesh_axes in RULES.items() if axis not in FIXED}
+_MeshAxes = Annotated[tuple[str, ...], Text(f"must be an axis of the mesh: {', '.join(AXES)}")]
+# The section `sharding` has a field for each logical axis that a config may change.
+ShardingOptions = dataclasses.make_dataclass(
+  "ShardingOptions",
+  [
+    (
+      axis,
+      _MeshAxes,
+      option(mesh_axes, f"Mesh axes that split `{axis}`, from the first on as many as divide it."),
+    )
+    for axis, mesh_axes in CHANGEABLE.items()
+  ],
+  bases=(Options,),
+  frozen=True,
+)
 _OF_EXPERTS = (
   "expert",
   "embed",

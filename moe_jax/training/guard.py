@@ -15,11 +15,12 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from moe_jax.errors import Diverged
+from moe_jax.options import NOT_NEGATIVE, OPTIONAL_STEPS, STEPS, Bounds, Options, option
 
 FEWEST = 16  # good losses before a loss can be called a spike
 MAD_TO_SIGMA = (
@@ -29,39 +30,55 @@ LEAST_SIGMA = 0.01  # of the median: a smooth stretch of the curve must not turn
 STARVED_LINES = 3  # log lines in a row after which an expert counts as starved
 
 
+@dataclasses.dataclass(frozen=True)
+class GuardOptions(Options):
+  """The section `train.guard`: what is done about steps that go wrong."""
+
+  skip_nonfinite: bool = option(
+    False, "Whether an update whose gradient is not finite is skipped (GLaM)."
+  )
+  spike_sigmas: Annotated[float, NOT_NEGATIVE] = option(
+    0.0,
+    "A loss that far above the median of the last good ones is a spike, in units of 1.4826 times "
+    "their median absolute deviation, or of 1% of the median where that is more; 0 = no loss is "
+    "one.",
+  )
+  spike_window: Annotated[
+    int, Bounds(16, 100_000, "they are sorted in each step; fewer do not tell what is usual")
+  ] = option(64, "Good losses that a loss is compared with.")
+  patience: Annotated[int, STEPS] = option(
+    8, "Bad steps in a row (not finite, or a spike) after which the run goes back to a checkpoint."
+  )
+  max_rollbacks: Annotated[int, OPTIONAL_STEPS] = option(
+    0,
+    "How often the run goes back and skips the batches since (GLaM); after that it stops as "
+    "diverged.",
+  )
+  rollback_margin: Annotated[int, OPTIONAL_STEPS] = option(
+    0, "The run goes back to a checkpoint from at least so many steps before the first bad step."
+  )
+  starved_share: Annotated[float, Bounds(0, 1, "a share of an even load")] = option(
+    0.0, "Warns of experts that get less than this part of an even share; 0 = never."
+  )
+
+
 @dataclasses.dataclass
 class Guard:
   """Judges every step of a run.
 
-  A step is bad if its loss or gradient is not finite, or if its loss is a spike: more than
-  `spike_sigmas` above the median of the last `spike_window` good losses, in units of 1.4826 times
-  their median absolute deviation, or of 1% of the median where that is more.
+  A step is bad if its loss or gradient is not finite, or if its loss is a spike.
 
   Attributes:
-    skip_nonfinite: updates whose gradient is not finite are skipped by the step.
-    spike_sigmas: 0: no loss is a spike.
-    spike_window: good losses that a loss is compared with.
-    patience: bad steps in a row after which the run goes back.
-    max_rollbacks: how often it goes back; then it stops as diverged.
-    rollback_margin: steps; it goes back to a checkpoint from at least that long before the first
-      bad step.
-    starved_share: an expert is starved whose share of the assignments is below this part of an even
-      share; 0: none is.
-    losses: the last good losses.
-    streak: bad steps in a row until now.
-    skipped_updates: in all.
-    rollbacks: until now.
-    skipped_batches: that no update of this run's weights has seen, because the run went back.
-    starved: for each layer and expert, log lines in a row at which it was starved.
+    options: The section `train.guard`.
+    losses: The last good losses.
+    streak: How many bad steps in a row there have been until now.
+    skipped_updates: How many updates were skipped in all.
+    rollbacks: How often the run has gone back.
+    skipped_batches: Batches that no update of this run's weights has seen, because it went back.
+    starved: For each layer and expert, log lines in a row at which it was starved.
   """
 
-  skip_nonfinite: bool = False
-  spike_sigmas: float = 0.0
-  spike_window: int = 64
-  patience: int = 8
-  max_rollbacks: int = 0
-  rollback_margin: int = 0
-  starved_share: float = 0.0
+  options: GuardOptions = GuardOptions()
   losses: list[float] = dataclasses.field(default_factory=list)
   streak: int = 0
   skipped_updates: int = 0
@@ -72,7 +89,9 @@ class Guard:
   @property
   def watches(self) -> bool:
     """Whether each loss must be known before the next step is decided on."""
-    return bool(self.skip_nonfinite or self.spike_sigmas or self.max_rollbacks)
+    return bool(
+      self.options.skip_nonfinite or self.options.spike_sigmas or self.options.max_rollbacks
+    )
 
   def judge(
     self, step: int, loss: float, norm: float, tensor: str, kept: str
@@ -92,15 +111,15 @@ class Guard:
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite and not self._is_spike(loss):
       self.streak = 0
-      if self.spike_sigmas:
-        self.losses = [*self.losses, loss][-self.spike_window :]
+      if self.options.spike_sigmas:
+        self.losses = [*self.losses, loss][-self.options.spike_window :]
       return []
     self.streak += 1
     events = [self._spike(step, loss) if finite else self._nonfinite(step, loss, norm, tensor)]
-    ruined = not finite and not self.skip_nonfinite
-    if not ruined and self.streak < self.patience:
+    ruined = not finite and not self.options.skip_nonfinite
+    if not ruined and self.streak < self.options.patience:
       return events
-    if self.rollbacks < self.max_rollbacks:
+    if self.rollbacks < self.options.max_rollbacks:
       return [
         *events,
         {
@@ -118,7 +137,7 @@ class Guard:
   def healthy_before(self, step: int) -> int:
     """Below which step a checkpoint counts as healthy, where `step` is the last of a row of bad
     ones."""
-    return step - self.streak + 1 - self.rollback_margin
+    return step - self.streak + 1 - self.options.rollback_margin
 
   def went_back(self, step: int, to: int) -> None:
     """Notes that the run has gone back from `step` to the checkpoint of step `to` and goes on with
@@ -135,14 +154,14 @@ class Guard:
         experts.
       layers: the names of the Lm layers.
     """
-    if load is None or not self.starved_share:
+    if load is None or not self.options.starved_share:
       return []
     before = (
       np.array(self.starved, int)
       if np.shape(self.starved) == load.shape
       else np.zeros(load.shape, int)
     )
-    now = np.where(load * load.shape[-1] < self.starved_share, before + 1, 0)
+    now = np.where(load * load.shape[-1] < self.options.starved_share, before + 1, 0)
     self.starved = now.tolist()
     return [
       self._starved(layers[i], np.flatnonzero(now[i] >= STARVED_LINES), load[i])
@@ -171,10 +190,10 @@ class Guard:
     return ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count)
 
   def _is_spike(self, loss: float) -> bool:
-    if not self.spike_sigmas or len(self.losses) < min(FEWEST, self.spike_window):
+    if not self.options.spike_sigmas or len(self.losses) < min(FEWEST, self.options.spike_window):
       return False
     median, sigma = self._usual()
-    return loss > median + self.spike_sigmas * sigma
+    return loss > median + self.options.spike_sigmas * sigma
 
   def _usual(self) -> tuple[float, float]:
     """The median of the last good losses, and their spread in units of a standard deviation."""
@@ -193,8 +212,12 @@ class Guard:
     }
 
   def _nonfinite(self, step: int, loss: float, norm: float, tensor: str) -> dict[str, Any]:
-    self.skipped_updates += self.skip_nonfinite
-    then = "its update was skipped" if self.skip_nonfinite else "its update has ruined the weights"
+    self.skipped_updates += self.options.skip_nonfinite
+    then = (
+      "its update was skipped"
+      if self.options.skip_nonfinite
+      else "its update has ruined the weights"
+    )
     return {
       "event": "nonfinite",
       "tensor": tensor,
@@ -209,8 +232,8 @@ class Guard:
       "layer": layer,
       "experts": experts.tolist(),
       "message": f"the router of {layer} is collapsing: {_plural(len(experts), 'expert')} of "
-      f"{len(load)} ({_shortened(experts.tolist())}) got less than {self.starved_share:g} of an "
-      f"even share at {STARVED_LINES} log lines in a row, while expert {fullest} gets "
+      f"{len(load)} ({_shortened(experts.tolist())}) got less than {self.options.starved_share:g} "
+      f"of an even share at {STARVED_LINES} log lines in a row, while expert {fullest} gets "
       f"{load[fullest]:.0%} of the assignments",
     }
 
@@ -219,7 +242,7 @@ class Guard:
     tried = f" after {self.summary()}" if self.summary() else ""
     offer = (
       ""
-      if self.max_rollbacks
+      if self.options.max_rollbacks
       else " go on from there with --config.train.guard.skip_nonfinite=True, or with "
       "--config.train.guard.max_rollbacks=3; or"
     )

@@ -1,12 +1,12 @@
-"""Optimizers and learning-rate schedules: two literal tables, and what binds them to
-`config.optimizer`."""
+"""Optimizers and learning-rate schedules, and what makes an optimizer of its options."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,17 @@ from jaxtyping import PyTree
 
 from moe_jax.errors import ConfigError, choose
 from moe_jax.experts import AXES as EXPERT_AXES
+from moe_jax.options import (
+  NOT_NEGATIVE,
+  OPTIONAL_STEPS,
+  POSITIVE,
+  PROBABILITY,
+  Bounds,
+  OneOf,
+  Options,
+  Text,
+  option,
+)
 
 Schedule = Callable[[Any], Any]  # step (from 0) -> learning rate
 
@@ -116,14 +127,14 @@ def decayed(params: PyTree) -> PyTree:
   )
 
 
-def adamw(schedule: Schedule, o) -> optax.GradientTransformation:
+def adamw(schedule: Schedule, o: OptimizerOptions) -> optax.GradientTransformation:
   """AdamW (Loshchilov and Hutter 2019, Algorithm 2); the decay is scaled by the learning rate."""
   return optax.adamw(
     schedule, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=decayed
   )
 
 
-def adafactor(schedule: Schedule, o) -> optax.GradientTransformation:
+def adafactor(schedule: Schedule, o: OptimizerOptions) -> optax.GradientTransformation:
   """Adafactor (Shazeer and Stern 2018): factored second moments, no first moment, steps relative to
   the weights' RMS.
 
@@ -217,62 +228,84 @@ def keys(path) -> tuple[str, ...]:
 
 
 OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor}
+_SHARE = Bounds(0, 1, "a share of the peak")
 
 
-def validate(o) -> None:
-  """Refuses what `make` could not build. `o` is `config.optimizer`.
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions(Options):
+  """The section `optimizer`."""
 
-  Raises:
-    ConfigError: an unknown name, or a number out of its range.
-  """
-  choose("optimizer.name", o.name, OPTIMIZERS)
-  choose("optimizer.schedule", o.schedule, SCHEDULES)
-  ranges = {
-    "learning_rate": (o.learning_rate > 0, "a positive number, such as 1e-3"),
-    "warmup_steps": (o.warmup_steps >= 0, "a number of steps, 0 or more"),
-    "final_fraction": (0 <= o.final_fraction <= 1, "a fraction from 0 to 1"),
-    "decay_fraction": (0 < o.decay_fraction <= 1, "a fraction above 0, up to 1"),
-    "b1": (0 <= o.b1 < 1, "a number from 0 to below 1"),
-    "b2": (0 <= o.b2 < 1, "a number from 0 to below 1"),
-    "eps": (o.eps > 0, "a positive number, such as 1e-8"),
-    "weight_decay": (o.weight_decay >= 0, "0 or more"),
-    "milestones": (
-      all(0 < m < 1 for m in o.milestones) and list(o.milestones) == sorted(o.milestones),
-      "ascending fractions of all steps, each between 0 and 1",
-    ),
-    "milestone_factor": (o.milestone_factor > 0, "a positive factor, such as 0.316"),
-    "update_clip": (o.update_clip > 0, "a positive RMS, such as 1.0"),
-    "clip_norm": (o.clip_norm >= 0, "a positive global norm, or 0 for no clipping"),
-  }
-  for key, (good, remedy) in ranges.items():
-    if not good:
-      raise ConfigError(f"optimizer.{key}", o[key], f"must be {remedy}")
+  name: Annotated[str, OneOf(OPTIMIZERS)] = option("adamw", "The optimizer.")
+  learning_rate: Annotated[float, POSITIVE] = option(1e-3, "The peak of the schedule.")
+  schedule: Annotated[str, OneOf(SCHEDULES)] = option(
+    "cosine", "The learning rate after the warm-up; flat_rsqrt holds the peak during the warm-up."
+  )
+  warmup_steps: Annotated[int, OPTIONAL_STEPS] = option(
+    100, "Steps over which the learning rate rises to its peak."
+  )
+  final_fraction: Annotated[float, _SHARE] = option(
+    0.1, "The learning rate at the last step, as a fraction of the peak (cosine, wsd)."
+  )
+  decay_fraction: Annotated[float, Bounds(1e-9, 1, "a share of the steps")] = option(
+    0.2, "Fraction of all steps over which the learning rate decays (wsd)."
+  )
+  milestones: Annotated[tuple[float, ...], POSITIVE] = option(
+    (0.8, 0.9),
+    "Ascending fractions of all steps, from each of which on the learning rate is multiplied by "
+    "milestone_factor (steps).",
+  )
+  milestone_factor: Annotated[float, POSITIVE] = option(0.316, "See milestones.")
+  update_clip: Annotated[float, POSITIVE] = option(
+    1.0, "RMS that the update of a matrix may have before its learning rate (adafactor)."
+  )
+  b1: Annotated[float, PROBABILITY] = option(0.9, "Decay rate of the first moment (adamw).")
+  b2: Annotated[float, PROBABILITY] = option(0.95, "Decay rate of the second moment (adamw).")
+  eps: Annotated[float, POSITIVE] = option(1e-8, "Added to the root of the second moment (adamw).")
+  weight_decay: Annotated[float, NOT_NEGATIVE] = option(
+    0.1, "Weight decay of matrices; scales, biases and thresholds have none."
+  )
+  clip_norm: Annotated[float, NOT_NEGATIVE] = option(
+    1.0, "Global norm to which gradients are clipped; 0 = no clipping."
+  )
+  freeze: Annotated[tuple[str, ...], Text("must be the name of a parameter, such as 'router'")] = (
+    option((), "Names of parameters that do not train, such as ('router',).")
+  )
 
 
-def make(o, steps: int) -> tuple[optax.GradientTransformation, Schedule]:
-  """`(optimizer, schedule)` of `config.optimizer` for `steps` steps; gradients are clipped by their
-  global norm.
+def validate(o: OptimizerOptions) -> None:
+  """Raises ConfigError if the milestones are no ascending fractions of the steps."""
+  if not all(0 < m < 1 for m in o.milestones) or list(o.milestones) != sorted(o.milestones):
+    raise ConfigError(
+      "optimizer.milestones",
+      o.milestones,
+      "must be ascending fractions of all steps, each between 0 and 1",
+    )
+
+
+def make(o: OptimizerOptions, steps: int) -> tuple[optax.GradientTransformation, Schedule]:
+  """Returns `(optimizer, schedule)` for `steps` steps; gradients are clipped by their global norm.
 
   Parameters that `o.freeze` names have no part in that norm and never change, not by weight decay
   either.
   """
-  validate(o)
-  schedule = SCHEDULES[o.schedule](
+  schedule = choose("optimizer.schedule", o.schedule, SCHEDULES)(
     o.learning_rate,
     steps,
     o.warmup_steps,
     final_fraction=o.final_fraction,
     decay_fraction=o.decay_fraction,
-    milestones=tuple(o.milestones),
+    milestones=o.milestones,
     milestone_factor=o.milestone_factor,
   )
   clip = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
   still = (
-    [optax.masked(optax.set_to_zero(), functools.partial(frozen, names=tuple(o.freeze)))]
+    [optax.masked(optax.set_to_zero(), functools.partial(frozen, names=o.freeze))]
     if o.freeze
     else []
   )
-  return optax.chain(*still, *clip, OPTIMIZERS[o.name](schedule, o), *still), schedule
+  return optax.chain(
+    *still, *clip, choose("optimizer.name", o.name, OPTIMIZERS)(schedule, o), *still
+  ), schedule
 
 
 def frozen(params: PyTree, names: Sequence[str]) -> PyTree:

@@ -7,6 +7,7 @@ import tiny
 from changed import config
 
 from moe_jax import assembly, sharding
+from moe_jax.dispatch import CapacityOptions
 
 pytestmark = pytest.mark.unit
 
@@ -56,4 +57,4 @@ def test_expert_choice_sizes_its_own_slots():
     }
   )
   layer = assembly.model(c, 264, sharding.make_mesh({"data": 1})).moe.keywords
-  assert layer["capacity_factor"] == 3.0 and layer["capacity_basis"] == "tokens"
+  assert layer["capacity"] == CapacityOptions(3.0)

@@ -9,7 +9,7 @@ from changed import config
 from moe_jax import accounts, assembly, sharding
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.errors import ConfigError
-from moe_jax.layers import Attention, LatentAttention
+from moe_jax.layers import Attention, AttentionOptions, LatentAttention, LatentOptions
 from moe_jax.routing import ROUTERS
 
 pytestmark = pytest.mark.unit
@@ -43,7 +43,6 @@ def test_every_key_of_attention_arrives():
     "relative_max_distance": 9,
     "qkv_bias": True,
     "qk_norm": True,
-    "norm_eps": 1e-3,
     "clip_qkv": 8.0,
     "sliding_window": 7,
     "query_scale": 0.5,
@@ -51,22 +50,15 @@ def test_every_key_of_attention_arrives():
     "num_kv_heads": 2,
   }
   mesh = sharding.make_mesh({"data": 1})
-  made = assembly.model(
-    config({f"model.{key}": value for key, value in keys.items()}), 264, mesh
-  ).attention
-  assert made.func is Attention and {key: made.keywords[key] for key in keys} == keys
+  changes = {f"model.{key}": value for key, value in keys.items()} | {"model.norm_eps": 1e-3}
+  made = assembly.model(config(changes), 264, mesh).attention
+  assert made.func is Attention and made.keywords["options"] == AttentionOptions(**keys)
+  assert made.keywords["norm_eps"] == 1e-3
   widths = {"kv_rank": 6, "query_rank": 5, "nope_dim": 4, "rope_dim": 2, "value_dim": 3}
   latent = {"model.attention": "latent", "model.rope_theta": 5e5, "model.num_heads": 7}
   latent |= {f"model.latent.{key}": value for key, value in widths.items()}
   made = assembly.model(config(latent), 264, mesh).attention
-  assert made.func is LatentAttention and set(made.keywords) == {
-    *widths,
-    "num_heads",
-    "rope_theta",
-    "output_scale",
-    "dtype",
-  }
-  assert {key: made.keywords[key] for key in widths} == widths
+  assert made.func is LatentAttention and made.keywords["options"] == LatentOptions(**widths)
   assert made.keywords["rope_theta"] == 5e5 and made.keywords["num_heads"] == 7
 
 
@@ -115,11 +107,9 @@ def test_stacks_of_an_encoder_decoder():
   assert model.encoder_experts == (False, True, True) and model.decoder_experts == (False, True)
   encoder, decoder = model.encoder.keywords, model.decoder.keywords
   assert [t["attention"].keywords["causal"] for t in (encoder, decoder)] == [False, True]
-  assert encoder["cross"] is None and decoder["cross"].keywords["position"] == "none"
-  assert (
-    decoder["attention"].keywords["position"] == "relative"
-    and decoder["cross"].keywords["dropout"] == 0.1
-  )
+  assert encoder["cross"] is None and decoder["cross"].keywords["dropout"] == 0.1
+  positions = [decoder[part].keywords["options"].position for part in ("attention", "cross")]
+  assert positions == ["relative", "none"]
   for tower, additions in ((encoder, 8), (decoder, 7)):
     assert {tower[part].keywords["output_scale"] for part in ("attention", "dense", "moe")} == {
       additions**-0.5

@@ -5,7 +5,7 @@ from changed import config
 
 from moe_jax import accounts, assembly
 from moe_jax.assembly.experts import experts_a_token
-from moe_jax.assembly.presets import NEUTRAL
+from moe_jax.assembly.sections import NEUTRAL
 from moe_jax.errors import ConfigError
 from moe_jax.routing import ROUTERS
 

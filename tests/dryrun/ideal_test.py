@@ -13,7 +13,10 @@ pytestmark = pytest.mark.unit
 
 
 def state_of(config, mesh):
-  model, (optimizer, _) = assembly.model(config, 264, mesh), optimizers.make(config.optimizer, 6)
+  model, (optimizer, _) = (
+    assembly.model(config, 264, mesh),
+    optimizers.make(optimizers.OptimizerOptions.of(config.optimizer), 6),
+  )
   return states.create(mesh, model, optimizer, 0, config.data.seq_len, config.train.batch_size)[0]
 
 

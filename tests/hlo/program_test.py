@@ -128,7 +128,9 @@ def test_a_training_step_of_this_repository(tmp_path):
   config = tiny.config(tmp_path, model__num_layers=4, **{f"mesh__{k}": n for k, n in sizes.items()})
   mesh = sharding.make_mesh(sizes)
   model = assembly.model(config, 264, mesh)
-  optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
+  optimizer, schedule = optimizers.make(
+    optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
+  )
   step = functools.partial(
     steps.train_step,
     model=model,

@@ -9,17 +9,25 @@ import pytest
 import tiny
 from flax import linen as nn
 
-from moe_jax.layers import Attention, LayerContext, rope
+from moe_jax import options
+from moe_jax.layers import Attention, AttentionOptions, LayerContext, rope
 from moe_jax.layers.attention import visible
 from moe_jax.layers.relative_bias import bucket
 
 pytestmark = pytest.mark.numerics
+
 
 B, L, D = 2, 6, 8
 SEGMENTS = jnp.asarray([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
 POSITIONS = jnp.asarray([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
 CONTEXT = LayerContext(jnp.zeros((B, L), jnp.int32), SEGMENTS, POSITIONS)
 ROWS, PLACES = np.asarray(SEGMENTS), np.asarray(POSITIONS)
+
+
+def make(**fields):
+  """An `Attention` whose options are among the fields."""
+  own = {key: fields.pop(key) for key in options.keys(AttentionOptions) if key in fields}
+  return Attention(AttentionOptions(**own), **fields)
 
 
 def test_rope_depends_on_the_difference_of_positions_only():
@@ -66,13 +74,14 @@ def test_visible_without_order_and_with_a_window():
 
 def by_loops(layer, w, x, memory=None, memory_segments=None):
   """The layer over rows of a batch, heads and places, in NumPy."""
+  o = layer.options
   source, to = (x, ROWS) if memory is None else (np.asarray(memory), np.asarray(memory_segments))
   distance = PLACES[:, :, None] - PLACES[:, None, :]
-  buckets = bucket(distance, not layer.causal, layer.relative_buckets, layer.relative_max_distance)
+  buckets = bucket(distance, not layer.causal, o.relative_buckets, o.relative_max_distance)
   heads = {}
   for name, rows in (("query", x), ("key", source), ("value", source)):
-    t = np.einsum("bld,dhp->blhp", rows, w[name]) + (w[f"{name}_bias"] if layer.qkv_bias else 0.0)
-    if layer.qk_norm and name != "value":
+    t = np.einsum("bld,dhp->blhp", rows, w[name]) + (w[f"{name}_bias"] if o.qkv_bias else 0.0)
+    if o.qk_norm and name != "value":
       flat = t.reshape(*t.shape[:2], -1)
       flat = (
         flat
@@ -80,24 +89,24 @@ def by_loops(layer, w, x, memory=None, memory_segments=None):
         * w[f"{name}_norm"]["scale"]
       )
       t = flat.reshape(t.shape)
-    t = np.clip(t, -layer.clip_qkv, layer.clip_qkv) if layer.clip_qkv else t
-    rotate = layer.position == "rope" and name != "value"
-    heads[name] = np.asarray(rope(jnp.asarray(t), POSITIONS, layer.rope_theta)) if rotate else t
+    t = np.clip(t, -o.clip_qkv, o.clip_qkv) if o.clip_qkv else t
+    rotate = o.position == "rope" and name != "value"
+    heads[name] = np.asarray(rope(jnp.asarray(t), POSITIONS, o.rope_theta)) if rotate else t
   y = np.zeros(x.shape)
-  for b, h, i in np.ndindex(B, layer.num_heads, L):
-    g = h // (layer.num_heads // layer.num_kv_heads)
+  for b, h, i in np.ndindex(B, o.num_heads, L):
+    g = h // (o.num_heads // o.num_kv_heads)
     seen = [
       j
       for j in range(source.shape[1])
       if to[b, j] == ROWS[b, i]
       and (to[b, j] > 0 if memory is not None else j <= i or not layer.causal)
-      and (not layer.sliding_window or i - j < layer.sliding_window)
+      and (not o.sliding_window or i - j < o.sliding_window)
     ]
     scores = [
-      heads["query"][b, i, h] @ heads["key"][b, j, g] * (layer.query_scale or layer.head_dim**-0.5)
+      heads["query"][b, i, h] @ heads["key"][b, j, g] * (o.query_scale or o.head_dim**-0.5)
       for j in seen
     ]
-    if layer.position == "relative":
+    if o.position == "relative":
       scores += w["relative_bias"][h, buckets[b, i, seen]]
     for s, j in zip(scores, seen, strict=True):
       y[b, i] += np.exp(s) / np.sum(np.exp(scores)) * heads["value"][b, j, g] @ w["output"][h]
@@ -124,7 +133,7 @@ def check(layer, *memory):
 def test_grouped_queries_equal_loops_over_heads(kv_heads):
   # Catches: query heads read the wrong key-value head; a missing 1/sqrt(P); softmax over the wrong
   # axis.
-  w, _ = check(Attention(num_heads=4, num_kv_heads=kv_heads, head_dim=6))
+  w, _ = check(make(num_heads=4, num_kv_heads=kv_heads, head_dim=6))
   assert set(w) == {"query", "key", "value", "output"}
 
 
@@ -151,20 +160,18 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(o))
-def test_options_equal_loops(options):
+@pytest.mark.parametrize("fields", OPTIONS, ids=lambda o: "-".join(o))
+def test_options_equal_loops(fields):
   # Catches: a bias after the clip, a clip before the norm (OLMoE normalises first), a norm a head
   # in place of one a token, a norm after the rotation or of values, a norm of another epsilon, a
   # relative bias of another query head of the same group, distances of the wrong sign, one scaled
   # with the scores.
-  w, _ = check(Attention(num_heads=4, num_kv_heads=2, head_dim=6, **options))
+  w, _ = check(make(num_heads=4, num_kv_heads=2, head_dim=6, **fields))
   vectors = (
-    {"query_bias": (4, 6), "key_bias": (2, 6), "value_bias": (2, 6)}
-    if "qkv_bias" in options
-    else {}
+    {"query_bias": (4, 6), "key_bias": (2, 6), "value_bias": (2, 6)} if "qkv_bias" in fields else {}
   )
-  vectors |= {"query_norm": (24,), "key_norm": (12,)} if "qk_norm" in options else {}
-  vectors |= {"relative_bias": (4, 4)} if options.get("position") == "relative" else {}
+  vectors |= {"query_norm": (24,), "key_norm": (12,)} if "qk_norm" in fields else {}
+  vectors |= {"relative_bias": (4, 4)} if fields.get("position") == "relative" else {}
   shapes = {name: jax.tree.leaves(leaf)[0].shape for name, leaf in w.items()}
   assert shapes == vectors | {
     "query": (D, 4, 6),
@@ -206,17 +213,17 @@ def test_norm_and_clip_by_hand():
   }
   # Key (0.25, 0.5) divided by its RMS of sqrt(0.15625) and times 0.25.
   key = np.asarray([0.25, 0.5]) / np.sqrt(0.15625) * 0.25
-  for options, params, score in (
+  for fields, params, score in (
     (clipped | {"qk_norm": True}, w | norms, np.asarray([3 / np.sqrt(12.5), 1.0]) @ key),
     (clipped, w, 0.75),
   ):
-    y = Attention(**options).apply({"params": params}, x, context)
+    y = make(**fields).apply({"params": params}, x, context)
     np.testing.assert_allclose(y[0, 1], [1 / (1 + np.exp(score)), 0, 0], atol=1e-5)
 
 
 def test_a_stack_brings_its_table():
   # Catches: a table of the layer's own where the stack has one, a bias that a memory's scores get.
-  layer = Attention(num_heads=4, num_kv_heads=2, head_dim=6, **RELATIVE)
+  layer = make(num_heads=4, num_kv_heads=2, head_dim=6, **RELATIVE)
   x = jax.random.normal(jax.random.key(0), (B, L, D))
   own = nn.unbox(layer.init(jax.random.key(1), x, CONTEXT))["params"]
   shared = CONTEXT.replace(bias_table=own["relative_bias"])
@@ -234,7 +241,7 @@ def test_attention_to_a_memory_equals_loops():
   # The second row's text is document 1, of which its memory has nothing. Catches: a causal mask
   # over the memory, its padding seen by padding, an average over other documents where a query sees
   # nothing.
-  layer = Attention(num_heads=4, num_kv_heads=2, head_dim=6, position="none", qk_norm=True)
+  layer = make(num_heads=4, num_kv_heads=2, head_dim=6, position="none", qk_norm=True)
   _, y = check(layer, jax.random.normal(jax.random.key(3), (B, 4, D)), MEMORY_SEGMENTS)
   assert not np.any(y[1]) and not np.any(y[0, 5]) and np.all(np.any(y[0, :5], axis=-1))
 
@@ -244,7 +251,7 @@ def test_a_memory_has_segments_and_no_positions():
   x = jnp.ones((B, L, D))
   for position, memory in (("rope", (x, SEGMENTS)), ("none", (x,))):
     with pytest.raises(ValueError, match="memory"):
-      Attention(num_heads=2, num_kv_heads=2, head_dim=4, position=position).init(
+      make(num_heads=2, num_kv_heads=2, head_dim=4, position=position).init(
         jax.random.key(0), x, CONTEXT, *memory
       )
 
@@ -252,7 +259,7 @@ def test_a_memory_has_segments_and_no_positions():
 def test_dropout_of_weights_only_in_training():
   # Values are 1 whatever the token, so without dropout every output is. Catches: dropout at
   # evaluation, or of outputs, whose factor would be one of 0 and 2.
-  layer = Attention(num_heads=1, num_kv_heads=1, head_dim=1, position="none", dropout=0.5)
+  layer = make(num_heads=1, num_kv_heads=1, head_dim=1, position="none", dropout=0.5)
   x = jnp.ones((1, 64, 1))
   ids = jnp.ones((1, 64), jnp.int32)
   w = {name: jnp.ones((1, 1, 1)) for name in ("query", "key", "value", "output")}
@@ -274,7 +281,7 @@ def test_dropout_of_weights_only_in_training():
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_scores_begin_with_unit_variance(scale):
   # Catches: T5's unscaled scores begun with queries of unit variance, which saturate the softmax.
-  layer = Attention(num_heads=16, num_kv_heads=16, head_dim=64, query_scale=scale)
+  layer = make(num_heads=16, num_kv_heads=16, head_dim=64, query_scale=scale)
   w = nn.unbox(layer.init(jax.random.key(0), jnp.zeros((B, L, 64)), CONTEXT))["params"]
   x = jax.random.normal(jax.random.key(1), (2, 64, 64))
   q, k = (
@@ -286,7 +293,7 @@ def test_scores_begin_with_unit_variance(scale):
 
 def test_softmax_is_float32_in_a_bfloat16_model():
   # Catches: bfloat16 scores, which tie tokens that differ by 0.4 %.
-  layer = Attention(num_heads=2, num_kv_heads=1, head_dim=4, dtype=jnp.bfloat16)
+  layer = make(num_heads=2, num_kv_heads=1, head_dim=4, dtype=jnp.bfloat16)
   x = jnp.ones((B, L, D), jnp.bfloat16)
   variables = jax.eval_shape(layer.init, jax.random.key(0), x, CONTEXT)
   jaxpr = str(jax.make_jaxpr(layer.apply)(variables, x, CONTEXT))

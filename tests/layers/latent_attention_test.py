@@ -8,7 +8,7 @@ import pytest
 import tiny
 from flax import linen as nn
 
-from moe_jax.layers import LatentAttention, LayerContext
+from moe_jax.layers import LatentAttention, LatentOptions, LayerContext
 
 pytestmark = pytest.mark.numerics
 
@@ -17,12 +17,12 @@ SEGMENTS = jnp.asarray([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
 POSITIONS = jnp.asarray([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
 ROWS, PLACES = np.asarray(SEGMENTS), np.asarray(POSITIONS)
 CONTEXT = LayerContext(jnp.zeros((B, L), jnp.int32), SEGMENTS, POSITIONS)
-SIZES = dict(num_heads=3, kv_rank=5, nope_dim=4, rope_dim=2, value_dim=6)
+SIZES = dict(kv_rank=5, nope_dim=4, rope_dim=2, value_dim=6)
 
 
 def layer_and_weights(query_rank, **changes):
   """With weights none of which is 1, as norms' scales are at first."""
-  layer = LatentAttention(query_rank=query_rank, **SIZES | changes)
+  layer = LatentAttention(LatentOptions(query_rank=query_rank, **SIZES), num_heads=3, **changes)
   shapes = jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((B, L, D)), CONTEXT)["params"]
   rng = np.random.default_rng(0)
   return layer, jax.tree.map(
@@ -96,9 +96,7 @@ def mla(d, nh, ql, kvl, nope, rope, v):
 )
 def test_parameters_of_the_released_models(d, nh, ql, kvl):
   # Catches: a rotated key a head, a norm left out, a projection that the paper has not.
-  layer = LatentAttention(
-    num_heads=nh, kv_rank=kvl, query_rank=ql, nope_dim=128, rope_dim=64, value_dim=128
-  )
+  layer = LatentAttention(LatentOptions(kvl, ql, nope_dim=128, rope_dim=64), num_heads=nh)
   shapes = jax.eval_shape(
     layer.init, jax.random.key(0), jax.ShapeDtypeStruct((B, L, d), jnp.float32), CONTEXT
   )

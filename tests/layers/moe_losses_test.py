@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from moe_jax.layers import LOSSES, LossOptions
+from moe_jax.layers import LOSSES, RouterFacts
 from moe_jax.layers.moe_losses import auxiliary_losses, global_shares
 from moe_jax.routing import RoutingContext
 from moe_jax.routing.top_k import top_k
@@ -30,9 +30,9 @@ def test_balance_over_groups_and_over_all():
   def value(name, **o):
     return float(
       tiny.quick_jit(
-        lambda logits: auxiliary_losses(LossOptions((name,), **o), logits, _plan(logits), context)[
-          name
-        ]
+        lambda logits: auxiliary_losses(
+          tiny.loss_options(name, **o), RouterFacts(), logits, _plan(logits), context
+        )[name]
       )(logits)
     )
 
@@ -54,7 +54,8 @@ def test_groups_weigh_as_many_tokens_as_they_have():
   names = tuple(name for name in LOSSES if name != "threshold")
   run = tiny.quick_jit(
     lambda logits, valid: auxiliary_losses(
-      LossOptions(names, devices=2),
+      tiny.loss_options(*names, devices=2),
+      RouterFacts(),
       logits,
       jax.vmap(lambda l, v: top_k(l, RoutingContext(valid=v), k=2))(logits, valid),
       RoutingContext(valid=valid),
@@ -72,7 +73,8 @@ def test_threshold_trains_thresholds_only():
 
   def f(logits, threshold):
     return auxiliary_losses(
-      LossOptions(("threshold",), k=2),
+      tiny.loss_options("threshold"),
+      RouterFacts(k=2),
       logits,
       _plan(logits),
       RoutingContext(valid=jnp.ones((1, 8), bool), threshold=threshold),
@@ -91,7 +93,7 @@ def test_losses_and_gradients_of_parts_add_up():
   )
   names = tuple(name for name in LOSSES if name != "threshold")
   options, tokens = (
-    LossOptions(names, balance_over="global", balance_counts="all", devices=2),
+    tiny.loss_options(*names, balance_over="global", balance_counts="all", devices=2),
     jnp.asarray(7.0),
   )
   weights = dict(zip(names, 2.0 ** np.arange(len(names)), strict=True))
@@ -105,13 +107,15 @@ def test_losses_and_gradients_of_parts_add_up():
     )
 
   def loss(logits, part, *whole):
-    found = auxiliary_losses(options, *given(logits, part), *whole)
+    found = auxiliary_losses(options, RouterFacts(), *given(logits, part), *whole)
     return sum(weights[name] * value for name, value in found.items()), found
 
   @tiny.quick_jit
   def slopes(logits):
     parts, slope = (slice(0, 1), slice(1, 2)), jax.grad(loss, has_aux=True)
-    shares = [global_shares(options, *given(logits[part], part), tokens) for part in parts]
+    shares = [
+      global_shares(options, RouterFacts(), *given(logits[part], part), tokens) for part in parts
+    ]
     shares = jax.tree.map(jnp.add, *shares)
     assert shares.keys() == {"balance", "device", "communication"}
     return slope(logits, slice(0, 2)), *(

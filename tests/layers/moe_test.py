@@ -16,13 +16,14 @@ from moe_jax.errors import ConfigError
 from moe_jax.layers import (
   LOSSES,
   DenseFfn,
+  GroupOptions,
   LayerContext,
   LayerRouting,
-  LossOptions,
   MoeLayer,
+  RouterFacts,
   load_without_noise,
 )
-from moe_jax.layers.moe import first_choice, group_size
+from moe_jax.layers.moe import first_choice
 from moe_jax.routing import ROUTERS, RoutingPlan
 from moe_jax.routing.top_k import top_k
 
@@ -51,7 +52,7 @@ def make(k=2, dispatcher="einsum", gate_norm="none", **kwargs):
     router=functools.partial(top_k, k=k, gate_norm=gate_norm),
     dispatcher=DISPATCHERS[dispatcher],
     platform="cpu",
-    **kwargs,
+    **tiny.moe_fields(**kwargs),
   )
 
 
@@ -136,11 +137,10 @@ def test_gradient_of_the_router(k, gate_norm, learns):
 def test_router_is_float32_in_a_bfloat16_model(router, options, network):
   # Catches: logits, or what else a router learns, in bfloat16, whose ties and rounding change which
   # expert is chosen.
-  layer = make(dtype=jnp.bfloat16).clone(
+  layer = make(dtype=jnp.bfloat16, gate_network=network).clone(
     router=functools.partial(ROUTERS[router].route, **options),
-    network=network,
     learned=ROUTERS[router].learned,
-    groups=2,
+    router_groups=2,
   )
   x = X.astype(jnp.bfloat16)
   variables = initialise(layer, 1.0)
@@ -209,7 +209,7 @@ def test_padding_changes_nothing():
   # Catches: padding that takes slots, counts in a loss or a metric, or shifts the noise of real
   # tokens.
   layer = make(
-    2, capacity_factor=1.0, losses=LossOptions(ALL_BUT_THRESHOLD, devices=2), group_size=L
+    2, capacity_factor=1.0, losses=tiny.loss_options(*ALL_BUT_THRESHOLD, devices=2), group_size=L
   )
   variables = initialise(layer)
   y, aux = run(layer, variables, X, context())
@@ -264,9 +264,10 @@ def test_first_choice():
 
 def test_group_size():
   # Catches: a silent reshape across the wrong tokens.
-  assert group_size(16, 4, 8) == 16 and group_size(64, 1, 8) == 8
+  assert GroupOptions(16).tokens(4, 8) == 16 and GroupOptions(64).tokens(1, 8) == 8
+  assert GroupOptions(group_rows=2).tokens(4, 8) == 16
   with pytest.raises(ConfigError, match="group_size"):
-    group_size(12, 4, 8)
+    GroupOptions(12).tokens(4, 8)
 
 
 # Routers whose plans, learned inputs or losses differ most; the others: make test-all.
@@ -285,17 +286,14 @@ def test_every_router_reports_every_loss_and_metric(router):
     "sigmoid_bias": {"k": 2},
     "hierarchical": {"groups": 2},
   }.get(router, {})
-  losses = LossOptions(
-    names,
-    devices=2,
-    load=functools.partial(ROUTERS[router].smooth_load, groups=2, primary_k=2, k=2)
-    if ROUTERS[router].smooth_load
-    else load_without_noise,
-  )
-  layer = make(losses=losses, group_size=B * L).clone(
+  load = load_without_noise
+  if ROUTERS[router].smooth_load:
+    load = functools.partial(ROUTERS[router].smooth_load, groups=2, primary_k=2, k=2)
+  losses = tiny.loss_options(*names, devices=2)
+  layer = make(losses=losses, facts=RouterFacts(load=load), group_size=B * L).clone(
     router=functools.partial(ROUTERS[router].route, **options),
     learned=ROUTERS[router].learned,
-    groups=2,
+    router_groups=2,
   )
   y, aux = run(layer, initialise(layer), X, context(PADDED, train=True, return_routing=True))
   assert set(aux.losses) == set(names) and all(bool(jnp.isfinite(v)) for v in aux.losses.values())
@@ -355,10 +353,6 @@ def test_a_stored_plan_is_followed():
     followed, run(layer, first, X, context())[0], atol=1e-5
   )  # the experts are the same
   fresh = run(
-    layer.clone(replay_gate="softmax"),
-    second,
-    X,
-    context(),
-    LayerRouting(stored=aux.metrics["plan"]),
+    make(2, replay_gate="softmax"), second, X, context(), LayerRouting(stored=aux.metrics["plan"])
   )[0]
   assert float(jnp.abs(fresh - followed).max()) > 1e-3

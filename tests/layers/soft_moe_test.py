@@ -28,7 +28,8 @@ def context(segments=None, **kwargs):
 
 
 def make(**kwargs):
-  return SoftMoeLayer(**({"num_experts": E, "slots": P, "d_ff": 5, "activation": "relu"} | kwargs))
+  sizes = {"num_experts": E, "slots": P, "d_ff": 5, "activation": "relu"}
+  return SoftMoeLayer(**(sizes | tiny.moe_fields(**kwargs)))
 
 
 def run(layer, variables, x, context):

@@ -34,7 +34,9 @@ def parts(directory, **changes):
   tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
   mesh = sharding.make_mesh(dict(config.mesh))
   model = assembly.model(config, tokenizer.size, mesh)
-  optimizer, _ = optimizers.make(config.optimizer, config.train.steps)
+  optimizer, _ = optimizers.make(
+    optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
+  )
   with jax.set_mesh(mesh):
     _, make = states.create(mesh, model, optimizer, 0, config.data.seq_len, config.train.batch_size)
     state = make()

@@ -17,7 +17,7 @@ from moe_jax.errors import ConfigError, Diverged
 from moe_jax.run import loop
 from moe_jax.training import evaluate
 from moe_jax.training.checkpoints import Restored
-from moe_jax.training.guard import Guard
+from moe_jax.training.guard import Guard, GuardOptions
 from moe_jax.training.state import TrainState
 
 pytestmark = pytest.mark.unit
@@ -204,7 +204,10 @@ NAN = math.nan
 def test_a_rollback_goes_on_from_a_healthy_checkpoint_with_new_batches(tmp_path):
   # Catches: the bad batches trained on again; a checkpoint taken in the middle of a row of bad
   # steps; lost counts.
-  recorder, guard = Recorder(), Guard(skip_nonfinite=True, patience=2, max_rollbacks=1)
+  recorder, guard = (
+    Recorder(),
+    Guard(GuardOptions(skip_nonfinite=True, patience=2, max_rollbacks=1)),
+  )
   step, stopped, events = run(
     tmp_path, recorder, lambda n: NAN if n in (6, 7) else 1.0, guard=guard, train__steps=9
   )
@@ -228,14 +231,14 @@ def test_a_rollback_goes_on_from_a_healthy_checkpoint_with_new_batches(tmp_path)
 
 def test_a_rollback_before_the_first_checkpoint_begins_anew(tmp_path):
   # Catches: max() of nothing.
-  guard = Guard(max_rollbacks=1)
+  guard = Guard(GuardOptions(max_rollbacks=1))
   step, _, events = run(tmp_path, Recorder(), lambda n: NAN if n == 2 else 1.0, guard=guard)
   assert ("rollback", 0, 2) in events and (step, guard.skipped_batches) == (7, 2)
 
 
 def test_a_signal_in_a_row_of_bad_steps_saves_nothing(tmp_path):
   # Catches: the healthy checkpoint replaced by one that the run would have to go back behind.
-  recorder, guard = Recorder(stop_at=5), Guard(skip_nonfinite=True, patience=9)
+  recorder, guard = Recorder(stop_at=5), Guard(GuardOptions(skip_nonfinite=True, patience=9))
   step, stopped, events = run(tmp_path, recorder, lambda n: NAN if n >= 4 else 1.0, guard=guard)
   assert (step, stopped, sorted(recorder.saved)) == (5, "SIGTERM", [3])
 

@@ -21,7 +21,7 @@ def test_the_config_reaches_the_step_and_the_state_is_donated(tmp_path, changes)
   mesh = sharding.make_mesh({"data": 1})
   model, (optimizer, schedule) = (
     assembly.model(config, 264, mesh),
-    optimizers.make(config.optimizer, 6),
+    optimizers.make(optimizers.OptimizerOptions.of(config.optimizer), 6),
   )
   state, _ = states.create(mesh, model, optimizer, 0, config.data.seq_len, 4)
   row = jax.ShapeDtypeStruct((4, config.data.seq_len), "int32")

@@ -180,7 +180,7 @@ def setup(dispatcher, mesh, family):
   config = changed(CHANGES | FAMILIES[family] | {"model.moe.dispatcher.name": dispatcher} | sizes)
   assembly.validate(config, 8)
   model = assembly.FAMILIES[config.model.family](config.model, V, PLATFORM.get(dispatcher, "cpu"))
-  optimizer, schedule = optimizers.make(config.optimizer, 6)
+  optimizer, schedule = optimizers.make(optimizers.OptimizerOptions.of(config.optimizer), 6)
   return (
     config,
     sharding.make_mesh(dict(config.mesh)),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe_jax.errors import Diverged
-from moe_jax.training.guard import Guard
+from moe_jax.training.guard import Guard, GuardOptions
 
 pytestmark = pytest.mark.unit
 NAN = math.nan
@@ -43,7 +43,7 @@ def test_a_spike_is_measured_in_robust_sigmas():
   # Catches: a mean and a standard deviation, which one earlier spike would have moved; no least
   # spread.
   def after(spread):  # a guard that has seen twenty losses with median 2 and this median deviation
-    guard = Guard(spike_sigmas=6.0)
+    guard = Guard(GuardOptions(spike_sigmas=6.0))
     assert judge(guard, [2.0 + spread * (-1) ** n for n in range(20)]) == [[]] * 20
     return guard
 
@@ -54,13 +54,15 @@ def test_a_spike_is_measured_in_robust_sigmas():
   guard = after(0.1)
   assert judge(guard, [2.0 + 6.1 * sigma]) == [["spike"]] and guard.streak == 1
   assert judge(guard, [2.0]) == [[]] and guard.streak == 0
-  assert judge(Guard(spike_sigmas=6.0), [2.0] * 10 + [50.0]) == [[]] * 11  # too few losses to know
+  assert (
+    judge(Guard(GuardOptions(spike_sigmas=6.0)), [2.0] * 10 + [50.0]) == [[]] * 11
+  )  # too few losses to know
 
 
 def test_patience_then_back_then_divergence():
   # Catches: a run that goes back at once or never; one that goes back for ever; counts that are
   # lost on the way.
-  guard = Guard(skip_nonfinite=True, patience=3, max_rollbacks=1)
+  guard = Guard(GuardOptions(skip_nonfinite=True, patience=3, max_rollbacks=1))
   assert judge(guard, [1.0, NAN, NAN, 1.0, NAN, NAN]) == [
     [],
     ["nonfinite"],
@@ -80,24 +82,24 @@ def test_patience_then_back_then_divergence():
 
 def test_without_skipping_one_bad_gradient_is_enough_to_go_back():
   # Catches: steps that are done with weights that are NaN.
-  guard = Guard(patience=5, max_rollbacks=2, rollback_margin=10)
+  guard = Guard(GuardOptions(patience=5, max_rollbacks=2, rollback_margin=10))
   assert judge(guard, [NAN], start=30) == [["nonfinite", "rollback"]]
   assert guard.healthy_before(30) == 20
 
 
 def test_a_new_level_is_accepted_where_nobody_goes_back():
   # Catches: an alarm in every step for the rest of the run.
-  guard = Guard(spike_sigmas=5.0, patience=2)
+  guard = Guard(GuardOptions(spike_sigmas=5.0, patience=2))
   kinds = judge(guard, [1.0] * 20 + [3.0] * 40)
   assert kinds[20:22] == [["spike"], ["spike"]] and kinds[22:] == [[]] * 38
 
 
 def test_what_it_knows_survives_a_checkpoint():
   # Catches: decisions that differ in a run that was killed.
-  guard = Guard(skip_nonfinite=True, spike_sigmas=4.0, patience=9, starved_share=0.1)
+  guard = Guard(GuardOptions(skip_nonfinite=True, spike_sigmas=4.0, patience=9, starved_share=0.1))
   judge(guard, [1.0, 1.1] * 10 + [NAN, 9.0])
   guard.watch_load(np.array([[0.5, 0.5, 0.0]]), ["layer 1"])
-  other = Guard(skip_nonfinite=True, spike_sigmas=4.0, patience=9, starved_share=0.1)
+  other = Guard(GuardOptions(skip_nonfinite=True, spike_sigmas=4.0, patience=9, starved_share=0.1))
   other.restore(json.loads(json.dumps(guard.state())))
   assert other == guard
   other.went_back(30, 20)
@@ -107,7 +109,7 @@ def test_what_it_knows_survives_a_checkpoint():
 
 def test_starved_experts_are_named_once_with_their_layer():
   # Catches: an alarm for one thin batch, one at every log line, an expert of another layer.
-  guard = Guard(starved_share=0.2)
+  guard = Guard(GuardOptions(starved_share=0.2))
   balanced, collapsed = np.full((2, 4), 0.25), np.array([[0.25] * 4, [0.0, 0.96, 0.04, 0.0]])
 
   def watch(load):

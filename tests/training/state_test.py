@@ -16,7 +16,7 @@ def make(tmp_path, sizes, **changes):
   config = tiny.config(tmp_path, **changes)
   mesh = sharding.make_mesh(sizes)
   model = assembly.model(config, 264, mesh)
-  optimizer, _ = optimizers.make(config.optimizer, 6)
+  optimizer, _ = optimizers.make(optimizers.OptimizerOptions.of(config.optimizer), 6)
   with jax.set_mesh(mesh):
     return states.create(mesh, model, optimizer, config.seed, config.data.seq_len, 8), (
       mesh,

@@ -39,7 +39,9 @@ def setup(tmp_path, edit=None, **changes):
     edit(config)
   mesh = sharding.make_mesh(dict(config.mesh))
   model = assembly.model(config, 264, mesh)
-  optimizer, schedule = optimizers.make(config.optimizer, config.train.steps)
+  optimizer, schedule = optimizers.make(
+    optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
+  )
   step = functools.partial(
     steps.train_step,
     model=model,

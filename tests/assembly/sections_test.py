@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from moe_jax import assembly
-from moe_jax.assembly import keys
-from moe_jax.assembly.bind import defaults
-from moe_jax.dispatch import DISPATCHERS
+from moe_jax.assembly.sections import FUNCTIONS, KEYS, find_key, is_option
 from moe_jax.errors import ConfigError
-from moe_jax.routing import ROUTERS
+from moe_jax.options import Bounds, Entries, arguments
 
 pytestmark = pytest.mark.unit
 
@@ -41,36 +39,47 @@ def put(changes):
   return c
 
 
-def test_every_key_has_a_kind():
-  # Catches: a new key of configs/base.py that takes any value; a key of the table that there is no
-  # more.
-  base = {key for key in flat(config()) if not keys.is_option(key)}
-  assert set(keys.KEYS) == base and len(keys.KEYS) == len(base)
+def test_the_default_config_has_every_option_and_no_other_key():
+  # Catches: a section that the config lacks; a key that no class declares.
+  assert {key for key in flat(config()) if not is_option(key)} == set(KEYS)
 
 
-def test_every_number_has_bounds():
-  # Catches: an option of a router or dispatcher that may be infinite; bounds that are infinite
-  # themselves.
-  tables = {
-    "router": {name: router.options for name, router in ROUTERS.items()},
-    "dispatcher": {name: defaults(function) for name, function in DISPATCHERS.items()},
-  }
-  for branch, table in tables.items():
-    for name, options in table.items():
-      for option, default in options.items():
-        if isinstance(default, (int, float)) and not isinstance(default, bool):
-          numbers = keys.bounds(f"model.moe.{branch}.{name}.{option}")
-          assert numbers is not None and numbers.hold(default), (name, option)
-  for numbers in keys.NUMBERS:
-    assert -math.inf < numbers.low < numbers.high < math.inf and numbers.why
+def test_every_option_is_documented_and_accepts_its_default():
+  # Catches: an option without words for `--help`; a default that its own bounds refuse.
+  for dotted, key in KEYS.items():
+    assert key.doc.endswith(".") and key.doc[0] == key.doc[0].upper() or key.doc[0] in "0123456789"
+    key.check(dotted, key.default)
+  for section, functions in FUNCTIONS.items():
+    for name, function in functions.items():
+      for option, key in arguments(function).items():
+        key.check(f"{section}.{name}.{option}", key.default)
+
+
+def bounds_of(key):
+  """The bounds of a key's number; None if it holds none."""
+  declared = find_key(key)
+  return declared.rule if declared and isinstance(declared.rule, Bounds) else None
+
+
+def test_every_number_has_finite_bounds():
+  # Catches: an option that may be infinite.
+  for key, value in flat(config()).items():
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+      bounds = bounds_of(key)
+      assert bounds is not None and bounds.why, key
+      assert -math.inf < bounds.low < bounds.high < math.inf
+  for key in KEYS.values():
+    if isinstance(key.rule, Entries) and isinstance(key.rule.entry, Bounds):
+      assert key.rule.entry.high < math.inf
 
 
 def test_none_is_for_keys_whose_default_is_none():
-  # Catches: a None that surfaces in arithmetic later; a placeholder that the table forgot.
-  assert {key for key, value in flat(config()).items() if value is None} == set(keys.OPTIONAL)
+  # Catches: a None that surfaces in arithmetic later; a placeholder that a declaration forgot.
+  optional = {dotted for dotted, key in KEYS.items() if key.optional}
+  assert {key for key, value in flat(config()).items() if value is None} == optional
 
 
-NUMBERS = [key for key in flat(config()) if keys.bounds(key)]
+NUMBERS = [key for key in flat(config()) if bounds_of(key)]
 BAD = (
   math.inf,
   -math.inf,
@@ -106,9 +115,9 @@ BAD = (
 def test_no_number_is_infinite_huge_or_of_another_type(value):
   # Catches: a bound on one side only; an int of a thousand digits that cannot even be printed.
   for key in NUMBERS:
-    if not (value is None and key in keys.OPTIONAL):
+    if not (value is None and find_key(key).optional):
       with pytest.raises(ConfigError) as error:
-        keys.check_value(key, value)
+        find_key(key).check(key, value)
       assert error.value.field.startswith(key) and len(str(error.value)) < 1000
 
 
@@ -148,7 +157,7 @@ def test_no_number_is_infinite_huge_or_of_another_type(value):
     (
       {"model.moe.num_experts": 0, "model.moe.router.top_k.priority": []},
       "model.moe.router.top_k.priority",
-      "a name",
+      "must be a string",
     ),
   ],
 )
