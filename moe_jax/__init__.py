@@ -36,7 +36,7 @@ _PUBLIC = {
   "Aux": "moe_jax.layers",
   "ConfigError": "moe_jax.errors",
   "DISPATCHERS": "moe_jax.dispatch",
-  "Decoder": "moe_jax.models",
+  "LanguageModel": "moe_jax.models",
   "Experts": "moe_jax.experts",
   "MoeLayer": "moe_jax.layers",
   "ROUTERS": "moe_jax.routing",

@@ -136,7 +136,15 @@ def equation(router: Callable) -> str:
     raise ValueError(
       f"the docstring of {router.__name__} needs its equation as an indented paragraph"
     )
-  return "; ".join(" ".join(line.split()).rstrip(",;") for line in found[0].splitlines())
+  # A line that is indented more than the first goes on with the line before it.
+  margin, lines = len(found[0]) - len(found[0].lstrip()), []
+  for line in found[0].splitlines():
+    words = " ".join(line.split())
+    if lines and len(line) - len(line.lstrip()) > margin:
+      lines[-1] += f" {words}"
+    else:
+      lines.append(words)
+  return "; ".join(line.rstrip(",;") for line in lines)
 
 
 def balance_values(name: str) -> str:

@@ -41,7 +41,7 @@ def test_keys_exist():
 def test_extras_exist_and_are_installed_from_the_clone():
   # Catches: pip install moe_jax[...], which is on no index; an extra that setup.py has not;
   # brackets that zsh expands.
-  extras = re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
+  extras = re.findall(r'^ +"(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
   found = said(r"pip install (?:-e|--editable) ('?\.\[[\w,$()]+\]'?)")
   wrong = [
     (str(path), what)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.core import freeze
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from moe_jax import sharding
@@ -32,7 +32,14 @@ from moe_jax.layers import (
   Lstm,
 )
 from moe_jax.layers.relative_bias import bias_table
-from moe_jax.models import Brainformer, Decoder, EncoderDecoder, LstmLm, Tower
+from moe_jax.models import (
+  EncoderDecoder,
+  LanguageModel,
+  Tower,
+  lstm_block,
+  sublayer_block,
+  transformer_block,
+)
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -122,159 +129,152 @@ def shared_table(m: ConfigDict) -> functools.partial | None:
 ATTENTIONS = {"grouped_query": grouped_query, "latent": latent}
 
 
-def _decoder(m: ConfigDict, vocab_size: int, platform: str) -> Decoder:
-  layers = has_experts(m)
-  additions = 2 * m.num_layers + m.moe.extra_ffn * sum(layers)  # to the residual stream
-  dtype, scale = DTYPES[m.dtype], additions**-0.5
-  dense = functools.partial(
+def _dense_ffn(m: ConfigDict, output_scale: float) -> functools.partial:
+  """Returns a factory for the dense FFN of config.model."""
+  return functools.partial(
     DenseFfn,
     d_ff=m.d_ff,
     activation=m.activation,
     ffn_bias=m.ffn_bias,
-    output_scale=scale,
-    dtype=dtype,
-  )
-  biased = any(layers) and m.moe.bias_update_rate
-  return Decoder(
-    vocab_size=vocab_size,
-    d_model=m.d_model,
-    has_experts=layers,
-    attention=ATTENTIONS[m.attention](m, output_scale=scale, dtype=dtype),
-    dense=dense,
-    moe=moe_layer(m, dense, platform) if any(layers) else None,
-    norm=norm(m),
-    bias_table=shared_table(m),
-    extra_ffn=m.moe.extra_ffn,
-    num_biased_experts=m.moe.num_experts if biased else 0,
-    embed_scale=m.embed_scale,
-    tied_embeddings=m.tied_embeddings,
-    dropout=m.dropout,
-    dtype=dtype,
-    scan_layers=m.scan_layers,
-    remat=m.remat,
-    layer_reduce=m.moe.layer_reduce,
+    output_scale=output_scale,
+    dtype=DTYPES[m.dtype],
   )
 
 
-def _encoder_decoder(m: ConfigDict, vocab_size: int, platform: str) -> EncoderDecoder:
-  layers, split = has_experts(m), encoder_layers(m)
-  biased = any(layers) and m.moe.bias_update_rate
-  return EncoderDecoder(
-    vocab_size=vocab_size,
+def _of_every_family(m: ConfigDict) -> dict[str, Any]:
+  """Returns the fields that all model classes have."""
+  biased = any(has_experts(m)) and m.moe.bias_update_rate
+  return dict(
     d_model=m.d_model,
-    encoder_experts=layers[:split],
-    decoder_experts=layers[split:],
-    encoder=_tower(encoder_model(m), layers[:split], platform, encoder=True),
-    decoder=_tower(m, layers[split:], platform, encoder=False),
-    target_vocab_size=m.target_vocab_size,
     num_biased_experts=m.moe.num_experts if biased else 0,
     embed_scale=m.embed_scale,
     tied_embeddings=m.tied_embeddings,
     dtype=DTYPES[m.dtype],
     layer_reduce=m.moe.layer_reduce,
+  )
+
+
+def _transformer_block(
+  m: ConfigDict, layers: Sequence[bool], scale: float, platform: str, **parts: Any
+) -> functools.partial:
+  """Returns what makes the layers of a Transformer, `layers` of which have experts.
+
+  `scale` is that of the initial output projections, and `parts` are the attentions.
+  """
+  dense = _dense_ffn(m, scale)
+  return functools.partial(
+    transformer_block,
+    dense=dense,
+    moe=moe_layer(m, dense, platform) if any(layers) else None,
+    norm=norm(m),
+    extra_ffn=m.moe.extra_ffn,
+    dropout=m.dropout,
+    remat=m.remat,
+    **parts,
+  )
+
+
+def _decoder(m: ConfigDict, vocab_size: int, platform: str) -> LanguageModel:
+  layers = has_experts(m)
+  # Each addition to the residual stream starts with variance 1 / additions; their sum then has 1.
+  additions = 2 * m.num_layers + m.moe.extra_ffn * sum(layers)
+  scale = additions**-0.5
+  attention = ATTENTIONS[m.attention](m, output_scale=scale, dtype=DTYPES[m.dtype])
+  return LanguageModel(
+    vocab_size=vocab_size,
+    has_experts=layers,
+    block=_transformer_block(m, layers, scale, platform, attention=attention),
+    final_norm=norm(m),
+    bias_table=shared_table(m),
+    dropout=m.dropout,
+    scan_layers=m.scan_layers,
+    **_of_every_family(m),
+  )
+
+
+def _encoder_decoder(m: ConfigDict, vocab_size: int, platform: str) -> EncoderDecoder:
+  layers, split = has_experts(m), encoder_layers(m)
+  return EncoderDecoder(
+    vocab_size=vocab_size,
+    encoder_experts=layers[:split],
+    decoder_experts=layers[split:],
+    encoder=_tower(encoder_model(m), layers[:split], platform, encoder=True),
+    decoder=_tower(m, layers[split:], platform, encoder=False),
+    target_vocab_size=m.target_vocab_size,
+    **_of_every_family(m),
   )
 
 
 def _tower(
   m: ConfigDict, layers: tuple[bool, ...], platform: str, encoder: bool
 ) -> functools.partial:
-  """What makes the encoder or the decoder of `layers`; as in T5 and GShard, attention weights have
-  dropout, too."""
-  additions = (2 if encoder else 3) * len(layers) + m.moe.extra_ffn * sum(
-    layers
-  )  # to the residual stream
-  dtype, scale = DTYPES[m.dtype], additions**-0.5
-  dense = functools.partial(
-    DenseFfn,
-    d_ff=m.d_ff,
-    activation=m.activation,
-    ffn_bias=m.ffn_bias,
-    output_scale=scale,
-    dtype=dtype,
-  )
+  """Returns a factory for an encoder or a decoder of these layers.
+
+  As in T5 and GShard, attention weights have dropout, too.
+  """
+  additions = (2 if encoder else 3) * len(layers) + m.moe.extra_ffn * sum(layers)
+  scale = additions**-0.5
   attention = grouped_query(
-    m, causal=not encoder, dropout=m.dropout, output_scale=scale, dtype=dtype
+    m, causal=not encoder, dropout=m.dropout, output_scale=scale, dtype=DTYPES[m.dtype]
   )
   without_positions = dataclasses.replace(AttentionOptions.of(m), position="none")
+  cross = None if encoder else functools.partial(attention, options=without_positions)
   return functools.partial(
     Tower,
-    attention=attention,
-    dense=dense,
+    block=_transformer_block(m, layers, scale, platform, attention=attention, cross=cross),
     norm=norm(m),
     bias_table=shared_table(m),
-    moe=moe_layer(m, dense, platform) if any(layers) else None,
-    cross=None if encoder else functools.partial(attention, options=without_positions),
-    extra_ffn=m.moe.extra_ffn,
     dropout=m.dropout,
     scan_layers=m.scan_layers,
-    remat=m.remat,
   )
 
 
-def _lstm(m: ConfigDict, vocab_size: int, platform: str) -> LstmLm:
+def _lstm(m: ConfigDict, vocab_size: int, platform: str) -> LanguageModel:
   layers, dtype = has_experts(m), DTYPES[m.dtype]
-  # What the experts make passes a sigmoid, which no factor on it keeps small; shared experts are
-  # such FFNs.
-  dense = functools.partial(
-    DenseFfn,
-    d_ff=m.d_ff,
-    activation=m.activation,
-    ffn_bias=m.ffn_bias,
-    output_scale=1.0,
-    dtype=dtype,
-  )
+  # The experts' output passes a sigmoid, which no factor on it keeps small; shared experts are such
+  # FFNs, too.
+  dense = _dense_ffn(m, 1.0)
   units = m.lstm_units or m.d_model
-  biased = any(layers) and m.moe.bias_update_rate
-  return LstmLm(
+  lstm = functools.partial(
+    Lstm, units=units, projected=0 if units == m.d_model else m.d_model, dtype=dtype
+  )
+  moe = moe_layer(m, dense, platform) if any(layers) else None
+  return LanguageModel(
     vocab_size=vocab_size,
-    d_model=m.d_model,
     has_experts=layers,
-    lstm=functools.partial(
-      Lstm, units=units, projected=0 if units == m.d_model else m.d_model, dtype=dtype
-    ),
-    moe=moe_layer(m, dense, platform) if any(layers) else None,
-    num_biased_experts=m.moe.num_experts if biased else 0,
-    embed_scale=m.embed_scale,
-    tied_embeddings=m.tied_embeddings,
+    block=functools.partial(lstm_block, lstm=lstm, moe=moe, dropout=m.dropout, remat=m.remat),
     dropout=m.dropout,
-    dtype=dtype,
     scan_layers=m.scan_layers,
-    remat=m.remat,
-    layer_reduce=m.moe.layer_reduce,
+    **_of_every_family(m),
   )
 
 
-def _brainformer(m: ConfigDict, vocab_size: int, platform: str) -> Brainformer:
-  entries, layers = layout(m), has_experts(m)
-  common = dict(output_scale=len(entries) ** -0.5, dtype=DTYPES[m.dtype])
+def _brainformer(m: ConfigDict, vocab_size: int, platform: str) -> LanguageModel:
+  entries, dtype = layout(m), DTYPES[m.dtype]
+  scale = len(entries) ** -0.5
 
   def sublayer(entry: str, own: ConfigDict) -> dict[str, Any]:
-    dense = functools.partial(
-      DenseFfn, d_ff=own.d_ff, activation=own.activation, ffn_bias=own.ffn_bias, **common
-    )
-    layer = {
-      "attention": lambda: grouped_query(own, **common),
+    dense = _dense_ffn(own, scale)
+    make = {
+      "attention": lambda: grouped_query(own, output_scale=scale, dtype=dtype),
       "ffn": lambda: dense,
       "moe": lambda: moe_layer(own, dense, platform),
     }[kind(entry)]
-    return {"layer": layer(), "attends": kind(entry) == "attention", "width": own.d_model}
+    return {"layer": make(), "attends": kind(entry) == "attention", "width": own.d_model}
 
-  biased = any(layers) and m.moe.bias_update_rate
-  return Brainformer(
+  sublayers = {entry: sublayer(entry, own) for entry, own in own_models(m).items()}
+  block = functools.partial(
+    sublayer_block, sublayers=sublayers, norm=norm(m), dropout=m.dropout, dtype=dtype, remat=m.remat
+  )
+  return LanguageModel(
     vocab_size=vocab_size,
-    d_model=m.d_model,
-    layout=entries,
-    sublayers=freeze({entry: sublayer(entry, own) for entry, own in own_models(m).items()}),
-    has_experts=layers,
-    norm=norm(m),
-    num_biased_experts=m.moe.num_experts if biased else 0,
-    embed_scale=m.embed_scale,
-    tied_embeddings=m.tied_embeddings,
+    has_experts=has_experts(m),
+    block=block,
+    kinds=entries,
+    final_norm=norm(m),
     dropout=m.dropout,
-    dtype=DTYPES[m.dtype],
     scan_layers=m.scan_layers,
-    remat=m.remat,
-    layer_reduce=m.moe.layer_reduce,
+    **_of_every_family(m),
   )
 
 

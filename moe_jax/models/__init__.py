@@ -1,23 +1,25 @@
 """Whole models: token ids in, logits and Aux out."""
 
-from moe_jax.models.brainformer import SEARCH_SPACE, Brainformer, Sublayer
-from moe_jax.models.decoder import Decoder, update_router_state
+from moe_jax.models.brainformer import SEARCH_SPACE, Sublayer, sublayer_block
 from moe_jax.models.encoder_decoder import EncoderDecoder, Tower
-from moe_jax.models.lstm import LstmLm
+from moe_jax.models.language_model import LanguageModel
+from moe_jax.models.lstm import lstm_block
 from moe_jax.models.pattern import find_pattern, moe_layers
-from moe_jax.models.stack import LAYER_REDUCE, REMAT
+from moe_jax.models.stack import LAYER_REDUCE, REMAT, update_router_state
+from moe_jax.models.transformer import transformer_block
 
 __all__ = [
   "LAYER_REDUCE",
   "REMAT",
   "SEARCH_SPACE",
-  "Brainformer",
-  "Decoder",
   "EncoderDecoder",
-  "LstmLm",
+  "LanguageModel",
   "Sublayer",
   "Tower",
   "find_pattern",
+  "lstm_block",
   "moe_layers",
+  "sublayer_block",
+  "transformer_block",
   "update_router_state",
 ]

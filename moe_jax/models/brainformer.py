@@ -3,19 +3,17 @@ order."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.core import FrozenDict
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch
+from moe_jax.layers import Aux, LayerContext, LayerRouting
 from moe_jax.layers.init import projection
-from moe_jax.models.decoder import embed, next_token_logits, reduce_losses
-from moe_jax.models.stack import Factory, make_block, outside_routing, run_layers
-from moe_jax.routing import RoutingPlan
+from moe_jax.models.stack import Factory, make_block
 from moe_jax.sharding import constrain
 
 # Table 1 of the paper: what each kind of sublayer may be; a block has 8 of them, in any order. Its
@@ -92,72 +90,27 @@ class Sublayer(nn.Module):
     return constrain(x + y, "batch", "length", "act_embed"), aux
 
 
-class Brainformer(nn.Module):
-  """Token ids in, next-token logits out: `Decoder` with a list of sublayers in place of its layers.
+def sublayer_block(
+  entry: str,
+  scanned: bool,
+  *,
+  sublayers: Mapping[str, Mapping[str, Any]],
+  norm: Factory,
+  dropout: float = 0.0,
+  dtype: DTypeLike = jnp.float32,
+  remat: str = "none",
+) -> Factory:
+  """Returns a factory of a sublayer.
 
-  Parameters: as `Decoder`'s, each sublayer being a layer. What repeats is compiled once: the block,
-  where it is stacked, or a shorter stretch, where the block itself repeats one.
-
-  Attributes:
-    vocab_size: V.
-    d_model: D, of the residual stream.
-    layout: for each sublayer of all blocks, a key of `sublayers`.
-    sublayers: name -> the fields of a `Sublayer`, without norm, dropout and dtype; frozen, so that
-      a model has a hash.
-    has_experts: for each sublayer, whether it has experts; all have the same number.
-    norm, num_biased_experts, embed_scale, tied_embeddings, dropout, dtype, remat, layer_reduce,
-      seed: see `Decoder`.
-    scan_layers: compile what repeats once.
+  Args:
+    entry: A key of `sublayers`.
+    scanned: Whether the sublayer is in the body of a scan.
+    sublayers: Name -> the fields `layer`, `attends` and `width` of a `Sublayer`.
+    norm: Makes a normalisation.
+    dropout: Probability of dropout on the sublayer's output.
+    dtype: Dtype of the activations.
+    remat: A key of `REMAT`.
   """
-
-  vocab_size: int
-  d_model: int
-  layout: Sequence[str]
-  sublayers: FrozenDict[str, FrozenDict]
-  has_experts: Sequence[bool]
-  norm: Factory
-  num_biased_experts: int = 0
-  embed_scale: bool = True
-  tied_embeddings: bool = True
-  dropout: float = 0.0
-  dtype: DTypeLike = jnp.float32
-  scan_layers: bool = True
-  remat: str = "none"
-  layer_reduce: str = "mean"
-  seed: int | Int[Array, ""] = 0
-
-  @nn.compact
-  def __call__(
-    self,
-    tokens: Int[Array, "B L"],
-    segment_ids: Int[Array, "B L"],
-    positions: Int[Array, "B L"],
-    *,
-    train: bool,
-    return_routing: bool = False,
-    stored: RoutingPlan | None = None,
-    micro: Microbatch | None = None,
-  ) -> tuple[Float[Array, "B L V"], Aux]:
-    """As `Decoder`; where sublayers route differently, shorter plans are filled up with assignments
-    to nobody."""
-    context = LayerContext(
-      tokens, segment_ids, positions, train=train, return_routing=return_routing, micro=micro
-    )
-    table, x = embed(self, tokens, train)
-    outside = outside_routing(self, stored, micro)
-    x, aux = run_layers(
-      self._sublayer, self.has_experts, self.scan_layers, x, context, outside, kinds=self.layout
-    )
-    logits = next_token_logits(self, self.norm(name="final_norm")(x), table)
-    return logits, reduce_losses(self, aux)
-
-  def _sublayer(self, name: str, scanned: bool) -> Factory:
-    return make_block(
-      self.remat,
-      scanned,
-      Sublayer,
-      norm=self.norm,
-      dropout=self.dropout,
-      dtype=self.dtype,
-      **self.sublayers[name],
-    )
+  return make_block(
+    Sublayer, remat, scanned, norm=norm, dropout=dropout, dtype=dtype, **sublayers[entry]
+  )

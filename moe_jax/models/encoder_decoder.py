@@ -4,7 +4,7 @@ chosen layers."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -13,14 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch, concatenate
 from moe_jax.layers.init import projection
-from moe_jax.models.stack import (
-  LAYER_REDUCE,
-  Factory,
-  make_block,
-  outside_routing,
-  rows,
-  run_layers,
-)
+from moe_jax.models.language_model import reduce_losses
+from moe_jax.models.stack import Factory, outside_routing, rows, run_layers
 from moe_jax.routing import RoutingPlan
 from moe_jax.sharding import constrain
 
@@ -29,37 +23,26 @@ BY_TOKEN = ("top1_expert", "plan")  # metrics whose shape depends on the number 
 
 
 class Tower(nn.Module):
-  """Layers and the norm of what they make: an encoder or, with `cross`, a decoder.
+  """Layers and a norm: an encoder or, where its layers attend to one, a decoder.
 
-  Parameters: layers named as `Decoder` names its own, `final_norm`, and `relative_bias` where the
-  self-attentions of all layers share one table of relative biases (T5).
+  Parameters: layers named as `LanguageModel` names its own, `final_norm`, and `relative_bias` where
+  the self-attentions of all layers share one table of relative biases (T5).
 
   Attributes:
-    has_experts: for each layer, whether its FFN is `moe` or `dense`.
-    attention: makes the self-attention of a layer.
-    dense: makes the FFN of a layer without experts.
-    norm: makes a normalisation.
-    moe: makes the FFN of a layer with experts; None where there is no such layer.
-    cross: makes the attention to the encoder's output; None: there is none.
-    bias_table: see `Decoder`.
-    extra_ffn: in layers with experts, a `dense` FFN of its own norm and residual comes right before
-      them (ST-MoE).
-    dropout: probability, on the input, the output of each sublayer and of the last norm.
-    scan_layers: compile the repeating stretch of layers once (`find_pattern`).
-    remat: a key of `REMAT`.
+    has_experts: For each layer, whether it has experts.
+    block: (whether the layer has experts, whether it is scanned) -> factory of the layer.
+    norm: Makes the last normalisation.
+    bias_table: See `LanguageModel`.
+    dropout: Probability of dropout on the input and on the output of the last norm.
+    scan_layers: Whether the repeating stretch of layers is compiled once (`find_pattern`).
   """
 
   has_experts: Sequence[bool]
-  attention: Factory
-  dense: Factory
+  block: Callable[[Hashable, bool], Factory]
   norm: Factory
-  moe: Factory | None = None
-  cross: Factory | None = None
   bias_table: Callable[[nn.Module], Array] | None = None
-  extra_ffn: bool = False
   dropout: float = 0.0
   scan_layers: bool = True
-  remat: str = "none"
 
   @nn.compact
   def __call__(
@@ -69,20 +52,8 @@ class Tower(nn.Module):
       return nn.Dropout(self.dropout, deterministic=not context.train)(y)
 
     context = context.replace(bias_table=self.bias_table and self.bias_table(self))
-    x, aux = run_layers(self._block, self.has_experts, self.scan_layers, drop(x), context, routing)
+    x, aux = run_layers(self.block, self.has_experts, self.scan_layers, drop(x), context, routing)
     return drop(self.norm(name="final_norm")(x)), aux
-
-  def _block(self, has_experts: bool, scanned: bool) -> Factory:
-    return make_block(
-      self.remat,
-      scanned,
-      attention=self.attention,
-      ffn=self.moe if has_experts else self.dense,
-      norm=self.norm,
-      cross=self.cross,
-      extra=self.dense if has_experts and self.extra_ffn else None,
-      dropout=self.dropout,
-    )
 
 
 class EncoderDecoder(nn.Module):
@@ -195,10 +166,7 @@ class EncoderDecoder(nn.Module):
       self._embed(target, tokens), context, second
     )
     aux = _join(read, written)
-    reduced = {
-      name: LAYER_REDUCE[self.layer_reduce](by_layer) for name, by_layer in aux.losses.items()
-    }
-    return self._logits(x, target), aux.replace(losses=reduced)
+    return self._logits(x, target), reduce_losses(aux, self.layer_reduce)
 
   @property
   def has_experts(self) -> tuple[bool, ...]:

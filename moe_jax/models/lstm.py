@@ -3,18 +3,12 @@ appendices C and D)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch
-from moe_jax.models.decoder import embed, next_token_logits, reduce_losses
-from moe_jax.models.stack import Factory, make_block, outside_routing, run_layers
-from moe_jax.routing import RoutingPlan
+from moe_jax.layers import Aux, LayerContext, LayerRouting
+from moe_jax.models.stack import Factory, make_block
 from moe_jax.sharding import constrain
 
 
@@ -47,80 +41,30 @@ class LstmBlock(nn.Module):
     return constrain(x, "batch", "length", "act_embed"), aux
 
 
-class LstmLm(nn.Module):
-  """Token ids in, next-token logits out: embedding, blocks, softmax. Two blocks, the first with
-  experts, are the paper.
+def lstm_block(
+  has_experts: bool,
+  scanned: bool,
+  *,
+  lstm: Factory,
+  moe: Factory | None,
+  dropout: float = 0.0,
+  remat: str = "none",
+) -> Factory:
+  """Returns a factory of a layer. Two layers, the first with experts, are the paper's model.
 
-  A token's experts depend on its own state alone, so that the mixture is applied "convolutionally":
-  how many tokens are routed together (`MoeLayer.group_size`) is the batch that the balance losses
-  see.
+  A token's experts depend on its own state alone, so that the mixture is applied
+  "convolutionally": how many tokens are routed together (`GroupOptions`) is the batch that the
+  balance losses see. Deviation: the softmax after the layers is a full one, also in training (the
+  paper samples).
 
-  Parameters: `embedding`, `layer_<i>` and `repeats/layer_<i>` as in `Decoder`, and `head` unless
-  the embedding is tied. Deviation: the softmax is a full one, also in training (the paper samples).
-
-  Attributes:
-    vocab_size: V.
-    d_model: D.
-    has_experts: for each layer, whether experts follow its LSTM.
-    lstm: makes the LSTM of a layer.
-    moe: makes the experts of a layer; None where there is no such layer.
-    num_biased_experts: E where routing is balanced by a bias, kept in the collection
-      "router_state"; else 0.
-    embed_scale: the embedding's rows, of standard deviation 1/sqrt(D), are multiplied by sqrt(D) on
-      the way in.
-    tied_embeddings: the output projection is the embedding.
-    dropout: probability, on the output of every layer but the softmax.
-    dtype: of the activations; parameters are float32.
-    scan_layers: compile the repeating stretch of layers once (`find_pattern`).
-    remat: a key of `REMAT`.
-    layer_reduce: a key of `LAYER_REDUCE`: how the layers' auxiliary losses become one.
-    seed: of the run, in [0, 2^32): routers that learn nothing differ by it, see
-      `RoutingContext.salt`.
+  Args:
+    has_experts: Whether experts follow the layer's LSTM.
+    scanned: Whether the layer is in the body of a scan.
+    lstm: Makes the LSTM.
+    moe: Makes the experts; None where no layer has any.
+    dropout: Probability of dropout on the output of both.
+    remat: A key of `REMAT`.
   """
-
-  vocab_size: int
-  d_model: int
-  has_experts: Sequence[bool]
-  lstm: Factory
-  moe: Factory | None = None
-  num_biased_experts: int = 0
-  embed_scale: bool = True
-  tied_embeddings: bool = False
-  dropout: float = 0.0
-  dtype: DTypeLike = jnp.float32
-  scan_layers: bool = True
-  remat: str = "none"
-  layer_reduce: str = "mean"
-  seed: int | Int[Array, ""] = 0
-
-  @nn.compact
-  def __call__(
-    self,
-    tokens: Int[Array, "B L"],
-    segment_ids: Int[Array, "B L"],
-    positions: Int[Array, "B L"],
-    *,
-    train: bool,
-    return_routing: bool = False,
-    stored: RoutingPlan | None = None,
-    micro: Microbatch | None = None,
-  ) -> tuple[Float[Array, "B L V"], Aux]:
-    """As `Decoder`. A document begins where `positions` is 0; there the recurrent state does,
-    too."""
-    context = LayerContext(
-      tokens, segment_ids, positions, train=train, return_routing=return_routing, micro=micro
-    )
-    table, x = embed(self, tokens, train)
-    outside = outside_routing(self, stored, micro)
-    x, aux = run_layers(self._block, self.has_experts, self.scan_layers, x, context, outside)
-    return next_token_logits(self, x, table), reduce_losses(self, aux)
-
-  def _block(self, has_experts: bool, scanned: bool) -> Factory:
-    return make_block(
-      self.remat,
-      scanned,
-      LstmBlock,
-      lstm=self.lstm,
-      moe=self.moe if has_experts else None,
-      dropout=self.dropout,
-    )
+  return make_block(
+    LstmBlock, remat, scanned, lstm=lstm, moe=moe if has_experts else None, dropout=dropout
+  )

@@ -4,7 +4,7 @@ compiled once."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,6 @@ from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch, concaten
 from moe_jax.models.pattern import Pattern, find_pattern
 from moe_jax.routing import RoutingPlan
 from moe_jax.routing.hash_layer import mix
-from moe_jax.sharding import constrain
 
 Factory = Callable[..., nn.Module]  # takes a name, returns a module
 
@@ -30,44 +29,6 @@ REMAT = {
 }
 
 LAYER_REDUCE = {"mean": jnp.mean, "sum": jnp.sum}
-
-
-class Block(nn.Module):
-  """x + attention(norm(x)), then x + ffn(norm(x)): pre-norm (Xiong et al. 2020), dropout on each
-  addition.
-
-  With `cross`, between the two: x + cross(norm(x)), which reads `context.memory`. With `extra`,
-  right before the second: x + extra(norm(x)), a dense FFN (ST-MoE, appendix C).
-  """
-
-  attention: Factory
-  ffn: Factory  # dense or experts: (x, context, routing) -> (y, Aux)
-  norm: Factory
-  cross: Factory | None = None  # attention to an encoder's output
-  extra: Factory | None = None  # a dense FFN
-  dropout: float = 0.0
-
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting | None = None
-  ) -> tuple[Float[Array, "B L D"], Aux]:
-    def drop(y):
-      return nn.Dropout(self.dropout, deterministic=not context.train)(y)
-
-    x = x + drop(self.attention(name="attention")(self.norm(name="attention_norm")(x), context))
-    if self.cross is not None:
-      x = x + drop(
-        self.cross(name="cross_attention")(
-          self.norm(name="cross_attention_norm")(x),
-          context,
-          context.memory,
-          context.memory_segments,
-        )
-      )
-    if self.extra is not None:
-      x = x + drop(self.extra(name="extra")(self.norm(name="extra_norm")(x), context)[0])
-    y, aux = self.ffn(name="ffn")(self.norm(name="ffn_norm")(x), context, routing)
-    return constrain(x + drop(y), "batch", "length", "act_embed"), aux
 
 
 class Stack(nn.Module):
@@ -93,8 +54,15 @@ class Stack(nn.Module):
     return x, stack(auxes)
 
 
-def make_block(remat: str, scanned: bool, block: type[nn.Module] = Block, **parts: Any) -> Factory:
-  """A factory of a block of these parts; `remat` is a key of `REMAT`."""
+def make_block(block: type[nn.Module], remat: str, scanned: bool, **parts: Any) -> Factory:
+  """Returns a factory of a block of these parts.
+
+  Args:
+    block: The class of the block.
+    remat: A key of `REMAT`.
+    scanned: Whether the block is in the body of a scan.
+    parts: The fields of the block.
+  """
   policy = REMAT[remat]
   # Under scan, nothing can undo the recomputation, so there is no need to fence it off from the
   # compiler.
@@ -181,6 +149,28 @@ def balancing_bias(
   return module.variable(
     "router_state", "bias", jnp.zeros, (num_layers, num_experts), jnp.float32
   ).value
+
+
+def update_router_state(
+  router_state: Mapping[str, Array], assigned: Int[Array, "Lm E"], rate: float
+) -> Mapping[str, Array]:
+  """One step of loss-free balancing (arXiv 2408.15664, Algorithm 1): b += rate * sign(mean load -
+  load).
+
+  Args:
+    router_state: the collection "router_state": {"bias": [Lm, E]}; an empty one stays empty.
+    assigned: how many assignments of the whole batch name each expert, over all devices and
+      microbatches. Counts are exact: an expert of mean load keeps its bias, whereas shares would
+      round to either side of their mean.
+    rate: u, in units of probability.
+  """
+  if not router_state:
+    return router_state
+  # mean - count has the sign of (whole part of the mean) - count, or where this is 0, of the rest.
+  # Counts times E, or counts in float32, could be too large to be exact.
+  whole, rest = jnp.divmod(jnp.sum(assigned, axis=-1, keepdims=True), assigned.shape[-1])
+  sign = jnp.sign(whole - assigned) + ((whole == assigned) & (rest > 0))
+  return {"bias": router_state["bias"] + rate * sign}
 
 
 def layer_salts(seed: int | Int[Array, ""], num_layers: int) -> UInt32[Array, "Lm"]:

@@ -41,8 +41,9 @@ def test_experts_have_an_activation_of_their_own(soft_slots):
   }
   for own, expected in (("", "swiglu"), ("gelu", "gelu")):
     c = config(changes | {"model.moe.activation": own})
-    model = assembly.model(c, 264, sharding.make_mesh({"data": 1}))
-    made = (model.dense.keywords, model.moe.keywords, model.moe.keywords["shared"].keywords)
+    parts = assembly.model(c, 264, sharding.make_mesh({"data": 1})).block.keywords
+    moe = parts["moe"].keywords
+    made = (parts["dense"].keywords, moe, moe["shared"].keywords)
     assert [part["activation"] for part in made] == ["swiglu", expected, expected]
     assert all(part["ffn_bias"] == "additive" for part in made)
 
@@ -56,5 +57,5 @@ def test_expert_choice_sizes_its_own_slots():
       "model.moe.capacity_factor": 0.1,
     }
   )
-  layer = assembly.model(c, 264, sharding.make_mesh({"data": 1})).moe.keywords
+  layer = assembly.model(c, 264, sharding.make_mesh({"data": 1})).block.keywords["moe"].keywords
   assert layer["capacity"] == CapacityOptions(3.0)

@@ -51,13 +51,13 @@ def test_every_key_of_attention_arrives():
   }
   mesh = sharding.make_mesh({"data": 1})
   changes = {f"model.{key}": value for key, value in keys.items()} | {"model.norm_eps": 1e-3}
-  made = assembly.model(config(changes), 264, mesh).attention
+  made = assembly.model(config(changes), 264, mesh).block.keywords["attention"]
   assert made.func is Attention and made.keywords["options"] == AttentionOptions(**keys)
   assert made.keywords["norm_eps"] == 1e-3
   widths = {"kv_rank": 6, "query_rank": 5, "nope_dim": 4, "rope_dim": 2, "value_dim": 3}
   latent = {"model.attention": "latent", "model.rope_theta": 5e5, "model.num_heads": 7}
   latent |= {f"model.latent.{key}": value for key, value in widths.items()}
-  made = assembly.model(config(latent), 264, mesh).attention
+  made = assembly.model(config(latent), 264, mesh).block.keywords["attention"]
   assert made.func is LatentAttention and made.keywords["options"] == LatentOptions(**widths)
   assert made.keywords["rope_theta"] == 5e5 and made.keywords["num_heads"] == 7
 
@@ -77,7 +77,7 @@ def test_an_encoder_with_a_priority_of_its_own():
   model = assembly.model(c, 264, sharding.make_mesh({"data": 1}))
 
   def of(tower):
-    return tower.keywords["moe"].keywords["router"].keywords["priority"]
+    return tower.keywords["block"].keywords["moe"].keywords["router"].keywords["priority"]
 
   assert (of(model.encoder), of(model.decoder)) == ("gate", "choice")
   assert "priority: gate" in accounts.routing_summary(
@@ -105,7 +105,7 @@ def test_stacks_of_an_encoder_decoder():
   )
   model = assembly.model(c, 264, sharding.make_mesh({"data": 1}))
   assert model.encoder_experts == (False, True, True) and model.decoder_experts == (False, True)
-  encoder, decoder = model.encoder.keywords, model.decoder.keywords
+  encoder, decoder = (tower.keywords["block"].keywords for tower in (model.encoder, model.decoder))
   assert [t["attention"].keywords["causal"] for t in (encoder, decoder)] == [False, True]
   assert encoder["cross"] is None and decoder["cross"].keywords["dropout"] == 0.1
   positions = [decoder[part].keywords["options"].position for part in ("attention", "cross")]
@@ -130,7 +130,8 @@ def test_lstms_are_projected_to_the_width_of_the_model():
     model = assembly.model(
       config({"model.family": "lstm", "model.lstm_units": units, "model.dropout": 0.1}), 264, mesh
     )
-    assert {key: model.lstm.keywords[key] for key in ("units", "projected")} == {
+    lstm = model.block.keywords["lstm"].keywords
+    assert {key: lstm[key] for key in ("units", "projected")} == {
       "units": made,
       "projected": projected,
     }
@@ -143,10 +144,10 @@ def test_additions_to_the_residual_stream_are_counted():
   mesh = sharding.make_mesh({"data": 1})
   for extra, additions in ((False, 8), (True, 10)):
     model = assembly.model(config({"model.moe.extra_ffn": extra}), 264, mesh)
-    assert model.extra_ffn == extra
-    assert {
-      part.keywords["output_scale"] for part in (model.attention, model.dense, model.moe)
-    } == {additions**-0.5}
+    parts = model.block.keywords
+    assert parts["extra_ffn"] == extra
+    scales = {parts[name].keywords["output_scale"] for name in ("attention", "dense", "moe")}
+    assert scales == {additions**-0.5}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from decoder_inputs import make, packed
 from flax import linen as nn
 
 from moe_jax.layers import Aux, LayerContext, LayerRouting
-from moe_jax.models.stack import Block, balancing_bias, layer_salts, run_layers
+from moe_jax.models.stack import balancing_bias, layer_salts, run_layers
+from moe_jax.models.transformer import Block
 from moe_jax.routing.hash_layer import mix
 
 pytestmark = pytest.mark.unit

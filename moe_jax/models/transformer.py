@@ -1,0 +1,89 @@
+"""The layers of a Transformer, with experts in chosen ones."""
+
+from __future__ import annotations
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from moe_jax.layers import Aux, LayerContext, LayerRouting
+from moe_jax.models.stack import Factory, make_block
+from moe_jax.sharding import constrain
+
+
+class Block(nn.Module):
+  """x + attention(norm(x)), then x + ffn(norm(x)): pre-norm (Xiong et al. 2020).
+
+  There is dropout on each addition.
+  With `cross`, between the two: x + cross(norm(x)), which reads `context.memory`. With `extra`,
+  right before the second: x + extra(norm(x)), a dense FFN (ST-MoE, appendix C).
+  """
+
+  attention: Factory
+  ffn: Factory  # dense or experts: (x, context, routing) -> (y, Aux)
+  norm: Factory
+  cross: Factory | None = None  # attention to an encoder's output
+  extra: Factory | None = None  # a dense FFN
+  dropout: float = 0.0
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting | None = None
+  ) -> tuple[Float[Array, "B L D"], Aux]:
+    def drop(y):
+      return nn.Dropout(self.dropout, deterministic=not context.train)(y)
+
+    x = x + drop(self.attention(name="attention")(self.norm(name="attention_norm")(x), context))
+    if self.cross is not None:
+      x = x + drop(
+        self.cross(name="cross_attention")(
+          self.norm(name="cross_attention_norm")(x),
+          context,
+          context.memory,
+          context.memory_segments,
+        )
+      )
+    if self.extra is not None:
+      x = x + drop(self.extra(name="extra")(self.norm(name="extra_norm")(x), context)[0])
+    y, aux = self.ffn(name="ffn")(self.norm(name="ffn_norm")(x), context, routing)
+    return constrain(x + drop(y), "batch", "length", "act_embed"), aux
+
+
+def transformer_block(
+  has_experts: bool,
+  scanned: bool,
+  *,
+  attention: Factory,
+  dense: Factory,
+  moe: Factory | None,
+  norm: Factory,
+  cross: Factory | None = None,
+  extra_ffn: bool = False,
+  dropout: float = 0.0,
+  remat: str = "none",
+) -> Factory:
+  """Returns a factory of a layer.
+
+  Args:
+    has_experts: Whether the layer's FFN is `moe`; otherwise it is `dense`.
+    scanned: Whether the layer is in the body of a scan.
+    attention: Makes the self-attention.
+    dense: Makes the FFN of a layer without experts.
+    moe: Makes the FFN of a layer with experts; None where no layer has any.
+    norm: Makes a normalisation.
+    cross: Makes the attention to an encoder's output; None means that there is none.
+    extra_ffn: Whether a `dense` FFN with its own norm and residual comes right before the experts
+      of a layer (ST-MoE).
+    dropout: Probability of dropout on the output of each sublayer.
+    remat: A key of `REMAT`.
+  """
+  return make_block(
+    Block,
+    remat,
+    scanned,
+    attention=attention,
+    ffn=moe if has_experts else dense,
+    norm=norm,
+    cross=cross,
+    extra=dense if has_experts and extra_ffn else None,
+    dropout=dropout,
+  )
