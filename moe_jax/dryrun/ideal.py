@@ -72,7 +72,8 @@ def step_tokens(config) -> int:
 def exchange(config, sizes: dict[str, int]) -> float:
   """Returns the bytes that a device exchanges in a step with experts on other devices.
 
-  It follows the formula of `accounts.exchange_bytes`, and counts both directions.
+  It follows the formula of `accounts.exchange_bytes`, which counts the way to the experts and back,
+  forward and backward.
 
   Args:
     config: The config.

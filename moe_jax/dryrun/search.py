@@ -97,7 +97,7 @@ def search(config: Any, path: str, topology: Topology, limit: int) -> list[dict[
 
 
 def _spread(ranked: Sequence[Candidate]) -> list[Candidate]:
-  """Orders candidates so that the best of each mesh come first, then the second of each.
+  """Orders candidates by their rank among those of the same mesh, the best of each mesh first.
 
   Otherwise all candidates that are compiled could have nearly the same mesh.
   """
