@@ -58,7 +58,7 @@ def plan(
   memory = {
     name: facts[name] for name in ("peak", "arguments", "outputs", "aliased", "temporaries")
   }
-  took = {
+  seconds = {
     "trace": lowered.seconds,
     "compile": facts["seconds"],
     "cached": facts["cached"],
@@ -66,7 +66,7 @@ def plan(
   }
   return (
     report
-    | {"fits": True, "memory": {"available": topology.chip.memory} | memory, "seconds": took}
+    | {"fits": True, "memory": {"available": topology.chip.memory} | memory, "seconds": seconds}
     | _time(config, path, lowered, topology, facts["text"], fast)
   )
 

@@ -90,23 +90,23 @@ def collective(
   Raises:
     ValueError: If the groups or the operands of a collective cannot be read.
   """
-  if (what := kind(instruction)) is None:
+  if (kind_name := kind(instruction)) is None:
     return None
   axes, size = groups.reach(instruction, tuple(mesh.items()), module.partitions)
-  shapes = _counted_shapes(module, instruction, what)
+  shapes = _counted_shapes(module, instruction, kind_name)
   total = sum(shape.bytes for shape in shapes)
   # On a ring of n devices a gather, a scatter or an exchange sends (n - 1) / n of the array. An
   # all-reduce is a reduce-scatter followed by an all-gather, so it sends twice that.
   ring = (size - 1) / size
   share = (
     1.0
-    if what.endswith(("permute", "broadcast"))
+    if kind_name.endswith(("permute", "broadcast"))
     else 2 * ring
-    if what.endswith("all-reduce")
+    if kind_name.endswith("all-reduce")
     else ring
   )
   return Collective(
-    what,
+    kind_name,
     axes,
     size,
     total,
@@ -117,10 +117,10 @@ def collective(
   )
 
 
-def _counted_shapes(module: Module, instruction: Instruction, what: str) -> tuple[Shape, ...]:
+def _counted_shapes(module: Module, instruction: Instruction, kind_name: str) -> tuple[Shape, ...]:
   """Returns the arrays whose bytes count: a gather's results, or the operands of any other kind."""
   home = module[instruction.home]
-  if what == "dcn-all-gather":
+  if kind_name == "dcn-all-gather":
     # The send instruction has only the operand. The matching recv in the same computation has the
     # result, and both carry the same rendezvous name.
     rendezvous = instruction.find(r'_xla_host_transfer_rendezvous="[^"]*"')
@@ -128,12 +128,12 @@ def _counted_shapes(module: Module, instruction: Instruction, what: str) -> tupl
     if not recvs:
       raise instruction.error("an all-gather between slices without its recv")
     return recvs[0].shapes[:1]
-  if what == "all-gather":
+  if kind_name == "all-gather":
     # The result of all-gather-start is the tuple (operands, results, ...).
     operands = len(instruction.operands) if instruction.opcode.endswith("-start") else 0
     return instruction.shapes[operands : 2 * operands or None]
   # These instructions send only their first operand. The others are tokens and offsets.
-  only_first = what.startswith(("dcn-", "ragged")) or instruction.find(r"slice_sizes=")
+  only_first = kind_name.startswith(("dcn-", "ragged")) or instruction.find(r"slice_sizes=")
   return tuple(
     shape
     for i in range(1 if only_first else len(instruction.operands))
@@ -158,11 +158,11 @@ def merged(found: Iterable[tuple[tuple | None, Collective]]) -> tuple[Collective
     if key not in by_key or part.count < by_key[key].count:
       by_key[key] = part
   distinct: dict[tuple, Collective] = {}
-  for one in by_key.values():
-    key = (one.kind, one.axes, one.bytes, one.dtype, one.op_name)
-    before = distinct[key].count if key in distinct else 0.0
-    distinct[key] = dataclasses.replace(one, count=before + one.count)
-  return tuple(sorted(distinct.values(), key=lambda one: -one.wire_bytes * one.count))
+  for item in by_key.values():
+    key = (item.kind, item.axes, item.bytes, item.dtype, item.op_name)
+    earlier = distinct[key].count if key in distinct else 0.0
+    distinct[key] = dataclasses.replace(item, count=earlier + item.count)
+  return tuple(sorted(distinct.values(), key=lambda item: -item.wire_bytes * item.count))
 
 
 def part_of(instruction: Instruction) -> tuple | None:

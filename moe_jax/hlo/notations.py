@@ -78,12 +78,12 @@ def named(found: Sequence[str | None]) -> Groups:
   # separate the groups. The former are then moved to the end.
   shape, grouped = [], []
   for name, size in zip(names, sizes, strict=True):
-    done = 1
+    covered = 1
     for before, part in sorted(parts.get(name, [])):
       grouped.append(len(shape) + 1)
-      shape += [before // done, part]
-      done = before * part
-    shape.append(size // done)
+      shape += [before // covered, part]
+      covered = before * part
+    shape.append(size // covered)
   array = array.reshape(shape)
   array = np.moveaxis(array, grouped, range(array.ndim - len(grouped), array.ndim))
   return tuple(map(tuple, array.reshape(-1, math.prod(shape[i] for i in grouped)).tolist()))

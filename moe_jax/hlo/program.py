@@ -72,8 +72,8 @@ def analyse(text: str, mesh_shape: Mapping[str, int]) -> Program:
       if work := flops(computation, instruction):
         total += run.times * work
         once += run.once * work
-      if one := collective(module, instruction, mesh_shape, run.times, run.op_name):
-        collectives.append((part_of(instruction), one))
+      if transfer := collective(module, instruction, mesh_shape, run.times, run.op_name):
+        collectives.append((part_of(instruction), transfer))
       # Values inside a fusion never reach main memory: the fusion's own line has its traffic.
       if not run.fused:
         memory += run.times * traffic(module, instruction)

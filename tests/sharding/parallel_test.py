@@ -281,8 +281,8 @@ OFTEN = {"scanned and rematerialised"}  # `make test-all` runs the others
 def test_other_models_and_rules_train_the_same(family, dispatcher, mesh):
   # Catches a recomputed layer that draws other noise, stacked weights that are split along
   # "layers", an encoder's output or padding of one device only, a dispatcher that relies on rules
-  # that the config has changed, factors or an RMS in Adafactor that are computed from one shard, a
-  # recurrent state or a latent that is, and noise, losses or a hash of other routers that depend on
+  # that the config has changed, factors or an RMS of one shard only in Adafactor, a recurrent
+  # state or a latent of one shard only, and noise, losses or a hash of other routers that depend on
   # the mesh.
   assert_as_on_one_device(*three_steps(dispatcher, mesh, family), family)
 

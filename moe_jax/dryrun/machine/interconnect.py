@@ -39,7 +39,7 @@ def span(mesh: Any, axes: Sequence[str], chip: Chip) -> Span:
   first = tuple(
     slice(None) if name in (axes or mesh.axis_names) else slice(1) for name in mesh.axis_names
   )
-  group, everyone = list(mesh.devices[first].flat), list(mesh.devices.flat)
+  group, all_devices = list(mesh.devices[first].flat), list(mesh.devices.flat)
   if chip.platform == "cuda":
     return Span("dcn" if len({device.process_index for device in group}) > 1 else "nvlink")
   if len({getattr(device, "slice_index", 0) for device in group}) > 1:
@@ -49,10 +49,10 @@ def span(mesh: Any, axes: Sequence[str], chip: Chip) -> Span:
   def sides(devices):
     return [len(set(places)) for places in zip(*(device.coords for device in devices), strict=True)]
 
-  # The links that connect the ends are of use only to a group that takes the whole dimension.
+  # The links that connect the ends are of use only to a group that takes the full dimension.
   rings = tuple(
-    (side, side == whole and chip.ring(whole))
-    for side, whole in zip(sides(group), sides(everyone), strict=True)
+    (side, side == full and chip.ring(full))
+    for side, full in zip(sides(group), sides(all_devices), strict=True)
     if side > 1
   )
   return Span("ici", rings) if rings else Span("core")

@@ -82,14 +82,14 @@ def moved(collectives: Iterable[Collective], mesh: Any, chip: Chip) -> list[Move
   total: dict[tuple, Moved] = {}
   for c in collectives:
     where = interconnect.span(mesh, c.axes, chip)
-    took = c.count * interconnect.seconds(c.kind, c.wire_bytes, c.group_size, where, chip)
+    duration = c.count * interconnect.seconds(c.kind, c.wire_bytes, c.group_size, where, chip)
     key = c.kind, "+".join(c.axes) or "?"
-    before = total.get(key, Moved(*key, c.group_size, where.network, 0.0, 0.0, 0.0, 0.0))
-    total[key] = before._replace(
-      count=before.count + c.count,
-      bytes=before.bytes + c.count * c.bytes,
-      wire_bytes=before.wire_bytes + c.count * c.wire_bytes,
-      seconds=before.seconds + took,
+    earlier = total.get(key, Moved(*key, c.group_size, where.network, 0.0, 0.0, 0.0, 0.0))
+    total[key] = earlier._replace(
+      count=earlier.count + c.count,
+      bytes=earlier.bytes + c.count * c.bytes,
+      wire_bytes=earlier.wire_bytes + c.count * c.wire_bytes,
+      seconds=earlier.seconds + duration,
     )
   # NaN compares with nothing, so collectives of unknown time are explicitly put first.
   return sorted(total.values(), key=lambda t: -t.seconds if math.isfinite(t.seconds) else -math.inf)
@@ -120,7 +120,9 @@ def bound(
     networks[t.axes] = networks.get(t.axes, 0.0) + t.seconds
   times = {"matmuls": program.flops / chip.flops, "memory": program.hbm_bytes / chip.hbm}
   # A network whose speed is unknown cannot bind.
-  finite = times | {axes: took for axes, took in networks.items() if math.isfinite(took)}
+  finite = times | {
+    axes: duration for axes, duration in networks.items() if math.isfinite(duration)
+  }
   binds = max(finite, key=finite.get)
   slowest = finite[binds]
   cycles = program.cycles / chip.clock if program.cycles and chip.clock else None

@@ -179,10 +179,10 @@ def _roofline(report: Mapping[str, Any]) -> str:
   rows = [
     Bar(
       labels.get(name, f"network: {name}"),
-      [Part(name, took, colours[name], f"{text.number(took)} s")],
-      f"{text.number(took)} s{' (binds)' if name == r['binds'] else ''}",
+      [Part(name, duration, colours[name], f"{text.number(duration)} s")],
+      f"{text.number(duration)} s{' (binds)' if name == r['binds'] else ''}",
     )
-    for name, took in times.items()
+    for name, duration in times.items()
   ]
   if r["cycles"]:
     rows.append(

@@ -97,7 +97,7 @@ def flops_words(flops: Mapping[str, float]) -> str:
 def roofline_words(roofline: Mapping[str, Any]) -> str:
   """Returns the seconds of each resource, and the one that binds."""
   parts = [f"matmuls {number(roofline['matmuls'])}", f"memory at most {number(roofline['memory'])}"]
-  parts += [f"{axes} {number(took)}" for axes, took in networks(roofline).items()]
+  parts += [f"{axes} {number(duration)}" for axes, duration in networks(roofline).items()]
   return f"{', '.join(parts)} s; {roofline['binds']} binds"
 
 
@@ -105,9 +105,9 @@ def networks(roofline: Mapping[str, Any]) -> dict[str, float]:
   """Returns the seconds of each network, except those below 1% of the slowest resource."""
   # The comparison is negated so that networks of unknown speed, whose time is NaN, stay in.
   return {
-    axes: took
-    for axes, took in roofline["networks"].items()
-    if not took < roofline["seconds"] / 100
+    axes: duration
+    for axes, duration in roofline["networks"].items()
+    if not duration < roofline["seconds"] / 100
   }
 
 
@@ -123,12 +123,12 @@ def speed_words(roofline: Mapping[str, Any]) -> str:
 
 def seconds_words(report: Mapping[str, Any]) -> str:
   """Returns what the dry run itself cost, and the versions of the packages."""
-  took = report["seconds"]
-  cached = ", known from before" if took["cached"] else ""
+  seconds = report["seconds"]
+  cached = ", known from before" if seconds["cached"] else ""
   versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
   return (
-    f"traced in {took['trace']:.0f} s, compiled in {took['compile']:.0f} s{cached}, "
-    f"{took['resident_bytes'] / GIB:.1f} GiB resident; {versions}"
+    f"traced in {seconds['trace']:.0f} s, compiled in {seconds['compile']:.0f} s{cached}, "
+    f"{seconds['resident_bytes'] / GIB:.1f} GiB resident; {versions}"
   )
 
 
