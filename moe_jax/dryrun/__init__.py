@@ -1,1 +1,1 @@
-"""What a configuration costs on machines that are not there: compiled for them, never run."""
+"""Estimates what a config costs on a machine that is not attached, by compiling it only."""

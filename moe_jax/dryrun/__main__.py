@@ -1,30 +1,31 @@
-"""Compile a config's training step for a machine that is not here, and say whether it fits and how
-fast it could be.
+"""Compiles a config's training step for a machine that is not attached, and says whether it fits.
+
+It also says how fast a step can be at best.
 
   python -m moe_jax.dryrun --config=configs/glam.py:64b_64e --topology=v4:8x8x16
     --mesh=fsdp=4,expert=64,tensor=4
 
-Nothing is allocated, nothing runs: the compiler of the machine (libtpu, from pip install -e
-'.[dryrun]'; no TPU is needed) gets the shapes of the real model, optimizer and batch. The times are
-its estimates, not measurements.
+Nothing is allocated and nothing runs. The machine's compiler gets the shapes of the real model,
+optimizer and batch. For TPUs this compiler is libtpu, which `pip install -e '.[dryrun]'` installs
+and which needs no TPU. The times are estimates from the compiled program, not measurements.
 
-  --topology=KIND:SHAPE   v2 v3 v4 v5e v5p v6e tpu7x with chips a dimension, or a100 h100 h200 b200
-                          with hosts x GPUs
-  --mesh=AXIS=N,...       devices a mesh axis; those not named get 1. Without --mesh a config and
-                          machine of
-                          docs/paper_scale.md get the mesh of that page, and others their
-                            config.mesh
-  --slices=N              that many slices, joined by the data centre's network along the axis data
-  --fast                  seconds instead of minutes: memory comes out some 10% lower, cycles are
-                          not estimated
-  --search                tries meshes, microbatches and recomputation, and ranks those that fit;
-                          --search=N compiles N
-  --workdir=DIR           for report.json and report.html, or search.json; runs/dryrun/NAME if it is
-                          not given
-  --config.KEY=VALUE      as for training
+  --topology=KIND:SHAPE   The machine. KIND is v2 v3 v4 v5e v5p v6e tpu7x, with the chips along each
+                          dimension as SHAPE, or a100 h100 h200 b200, with hosts x GPUs per host.
+  --mesh=AXIS=N,...       The devices along each mesh axis. Axes that are not named get 1. Without
+                          --mesh, a config and a machine of docs/paper_scale.md get the mesh of that
+                          page, and all others get their config.mesh.
+  --slices=N              The number of slices, which are joined by the data centre's network along
+                          the axis data.
+  --fast                  Compiles in seconds instead of minutes. Memory comes out some 10% lower,
+                          and cycles are not estimated.
+  --search                Tries meshes, microbatches and recomputation, and ranks those that fit.
+                          --search=N compiles N of them.
+  --workdir=DIR           The folder for report.json and report.html, or for search.json. The
+                          default is runs/dryrun/NAME.
+  --config.KEY=VALUE      Changes the config, as for training.
 
-Exit codes: 0 it fits; 1 it does not, told in one sentence; 2 the command is wrong, told in one
-sentence.
+Exit codes: 0 if it fits; 1 if it does not, and 2 if the command is wrong, each with one sentence
+that says why.
 """
 
 from __future__ import annotations
@@ -37,43 +38,44 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX looks for accelerators
+# This has to come before the imports below, because JAX then looks for accelerators.
+os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from moe_jax import train
 from moe_jax.errors import ConfigError, whole
 
 FLAGS = ("topology", "mesh", "slices", "fast", "search", "workdir")
-COMPILES = 8  # of a search
+COMPILES = 8  # candidates that --search compiles by default
 ARENAS = 2  # heaps of the memory allocator
-BLOCK = (
-  1 << 16
-)  # bytes, from which on a block is taken from the system, and given back to it when it is freed
-_MALLOC = {
-  -8: ARENAS,
-  -3: BLOCK,
-  -1: BLOCK,
-}  # glibc's M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+# Blocks of at least this many bytes are taken from the system one by one, and are returned to it
+# when they are freed.
+BLOCK = 1 << 16
+# Keys are glibc's M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
+_MALLOC = {-8: ARENAS, -3: BLOCK, -1: BLOCK}
 
 
 def run() -> None:
-  """The console entry point."""
+  """Runs the command with the arguments of the process, and exits with its code."""
   sys.exit(main(sys.argv))
 
 
 def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code."""
+  """Runs the command and returns its exit code.
+
+  Args:
+    argv: The command line, beginning with the name of the program.
+  """
   spare_memory()
   return train.guarded(argv, __doc__, _dry_run)
 
 
 def spare_memory() -> None:
-  """Has glibc give back what a compiler frees; call it before threads start. Does nothing with
-  another C library.
+  """Makes glibc return to the system what a compiler frees; it must be called before threads start.
 
-  By itself glibc gives each thread a heap of its own, up to eight a core, and what one has freed
-  the others cannot have; and with each large block that is freed it raises the size from which on
-  blocks are given back.
+  By default glibc gives each thread its own heap, up to eight for each core, and memory that one
+  heap has freed is of no use to the others. It also raises the size from which on blocks are
+  returned with each large block that is freed. With another C library this function does nothing.
   """
   try:
     for parameter, value in _MALLOC.items():
@@ -83,6 +85,7 @@ def spare_memory() -> None:
 
 
 def _dry_run(argv: Sequence[str]) -> int:
+  """Makes a plan or a search, prints and writes its results, and returns the exit code."""
   from moe_jax.dryrun import plan, search
   from moe_jax.dryrun.machine import meshes, topology
   from moe_jax.dryrun.page import document, text
@@ -97,18 +100,19 @@ def _dry_run(argv: Sequence[str]) -> int:
       raise ConfigError(
         "mesh", flags["mesh"], "--search tries all meshes; leave one of the two out"
       )
-    found = search.search(
+    reports = search.search(
       command.config, command.path, machine, whole("search", flags["search"] or str(COMPILES))
     )
-    print(search.table(found), document.write_json(workdir / "search.json", found), sep="\n")
-    return 0 if any(report["fits"] for report in found) else 1
-  said = "mesh" in flags or any(arg.lstrip("-").startswith("config.mesh.") for arg in rest)
-  shipped = None if said else meshes.find(command.path, machine)
-  set_mesh(command.config, flags.get("mesh", shipped))
+    print(search.table(reports), document.write_json(workdir / "search.json", reports), sep="\n")
+    return 0 if any(report["fits"] for report in reports) else 1
+  # A mesh on the command line, in either form, takes precedence over the one in the table.
+  mesh_given = "mesh" in flags or any(arg.lstrip("-").startswith("config.mesh.") for arg in rest)
+  table_mesh = None if mesh_given else meshes.find(command.path, machine)
+  set_mesh(command.config, flags.get("mesh", table_mesh))
   report = plan.plan(command.config, command.path, machine, fast)
   print(text.text(report))
-  if shipped:
-    print(f"{'':>10}  The mesh is that of docs/paper_scale.md; --mesh says another.")
+  if table_mesh:
+    print(f"{'':>10}  The mesh is that of docs/paper_scale.md; --mesh sets another.")
   print(f"{'':>10}  {document.write(workdir, report)}")
   if report["fits"]:
     return 0
@@ -117,11 +121,19 @@ def _dry_run(argv: Sequence[str]) -> int:
 
 
 def take_flags(argv: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
-  """`(this command's flags, all other arguments)`; a flag without = has None, or takes the next
-  argument.
+  """Splits a command line into this command's flags and all other arguments.
+
+  A flag without "=" takes the next argument as its value, except for --fast and --search, whose
+  value is then "".
+
+  Args:
+    argv: The command line, beginning with the name of the program.
+
+  Returns:
+    Flag name to value, and the other arguments, beginning with the name of the program.
 
   Raises:
-    ConfigError: there is no such flag.
+    ConfigError: If a flag is neither one of `FLAGS` nor a flag of the config.
   """
   flags, rest, i = {}, list(argv[:1]), 1
   while i < len(argv):
@@ -147,10 +159,14 @@ def take_flags(argv: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
 
 
 def set_mesh(config: Any, mesh: str | None) -> None:
-  """Writes --mesh=AXIS=N,... into the config; axes that it does not name get 1.
+  """Writes the value of --mesh into the config.
+
+  Args:
+    config: The config to change.
+    mesh: AXIS=N,... where axes that are not named get 1. None leaves the config as it is.
 
   Raises:
-    ConfigError: it is not of that form.
+    ConfigError: If `mesh` does not have that form.
   """
   if mesh is None:
     return
@@ -174,7 +190,7 @@ def set_mesh(config: Any, mesh: str | None) -> None:
 
 
 def default_workdir(path: str, machine: Any) -> str:
-  """runs/dryrun/glam_64b_64e-v4_8x8x16."""
+  """Returns the folder of a config and a machine, as in runs/dryrun/glam_64b_64e-v4_8x8x16."""
   name, _, variant = path.partition(":")
   words = [
     pathlib.PurePath(name).stem + (f"_{variant}" if variant else ""),
@@ -184,6 +200,7 @@ def default_workdir(path: str, machine: Any) -> str:
 
 
 def _switch(flag: str, value: str | None) -> bool:
+  """Returns whether a flag that takes no value is on; None means that it is absent."""
   if value not in (None, "", "true", "false"):
     raise ConfigError(flag, value, "takes no value")
   return value in ("", "true")

@@ -1,4 +1,4 @@
-"""What the compilers said, kept: the same program for the same machine is compiled once."""
+"""Caches what compilers report, so that a program is compiled for a machine only once."""
 
 from __future__ import annotations
 
@@ -14,35 +14,38 @@ _COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-
 
 
 def versions() -> dict[str, str]:
-  """Of the packages that make a program, as far as they are installed."""
-  found = {}
+  """Returns the versions of those packages that affect a program and are installed."""
+  installed = {}
   for name in _COMPILERS:
     try:
-      found[name] = importlib.metadata.version(name)
+      installed[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       continue
-  return found
+  return installed
 
 
 def remembered(
   program: str, machine: str, options: Any, make: Callable[[], dict[str, Any]]
 ) -> tuple[dict, bool]:
-  """`(facts, whether they were known)`: `make()`, or what it returned before for the same arguments
-  and versions.
+  """Returns `make()`, or its earlier result for the same arguments and package versions.
 
   Args:
-    program: StableHLO text.
-    machine: names the topology and how the mesh lies on it.
-    options: of the compiler.
-    make: returns what JSON can hold.
+    program: The program as StableHLO text.
+    machine: The name of the topology and the order in which the mesh uses its devices.
+    options: The options of the compiler.
+    make: A function that returns a dictionary which JSON can represent.
+
+  Returns:
+    The dictionary, and whether it came from the cache.
   """
   key = cache.key("dryrun 1", program, machine, options, sorted(versions().items()))
   path = cache.cache_dir("") / "dryrun" / f"{key}.json.gz"
-  made = []
+  calls = []
 
+  # This is called only if the file does not exist yet.
   def write(file):
-    made.append(1)
+    calls.append(1)
     file.write(gzip.compress(json.dumps(make()).encode()))
 
   content = cache.content(cache.built(path, write))
-  return json.loads(gzip.decompress(content.tobytes())), not made
+  return json.loads(gzip.decompress(content.tobytes())), not calls

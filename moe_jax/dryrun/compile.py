@@ -1,5 +1,7 @@
-"""The real training step, compiled from shapes alone for a machine that is not there. Nothing is
-allocated."""
+"""Compiles the real training step for a machine that is not attached.
+
+The compiler gets shapes only, and nothing is allocated.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,19 @@ from moe_jax.run import update as updates
 from moe_jax.training import optimizers
 from moe_jax.training import state as states
 
-FAST = {"exec_time_optimization_effort": -1.0}  # of the TPU compiler: seconds instead of minutes
+# Options with which the TPU compiler takes seconds instead of minutes.
+FAST = {"exec_time_optimization_effort": -1.0}
 INPUTS = ("inputs", "targets", "segment_ids", "positions")
 ENCODER_INPUTS = tuple(f"encoder_{name}" for name in ("tokens", "segment_ids", "positions"))
 
 
 class DoesNotFit(Exception):
-  """The program needs more memory than a device has: `needs` and `has`, in bytes (`needs`: at
-  least)."""
+  """The program needs more memory than a device has.
+
+  Attributes:
+    needs: The bytes that it needs at least, or NaN if the compiler does not say.
+    has: The bytes that a device has.
+  """
 
   def __init__(self, needs: float, has: float):
     self.needs, self.has = needs, has
@@ -41,12 +48,12 @@ class Lowered(NamedTuple):
   """A training step traced for a mesh.
 
   Attributes:
-    stage: of `jax.jit(...).lower`.
-    mesh: over the machine's devices.
-    model: whose step it is.
-    state: abstract, each leaf with its sharding.
-    vocab_size: ids of the data.
-    seconds: that tracing took.
+    stage: The result of `jax.jit(...).lower`.
+    mesh: The mesh over the machine's devices.
+    model: The model that is trained.
+    state: The abstract training state, whose leaves have shardings.
+    vocab_size: The number of ids in the data.
+    seconds: The time that tracing took.
   """
 
   stage: Any
@@ -58,23 +65,36 @@ class Lowered(NamedTuple):
 
 
 def vocabulary(config) -> int:
-  """The number of ids: the config's, or else the tokenizer's, which must then be there."""
+  """Returns the number of ids of the config or, if it fixes none, of the tokenizer.
+
+  Only in the second case must the tokenizer be available.
+  """
   return assembly.fixed_vocab_size(config) or data.vocab_size(
     config.data, data.tokenizer_of(config.data)
   )
 
 
 def make_model(config, vocab_size: int, mesh: jax.sharding.Mesh) -> nn.Module:
-  """The model; where the config fixes the sizes of its vocabularies, nobody asks how many ids the
-  data hold."""
+  """Returns the model of a config.
+
+  Args:
+    config: The config.
+    vocab_size: The number of ids in the data. It is ignored if the config fixes the vocabulary.
+    mesh: The mesh that the model is for.
+  """
   return assembly.model(config, 1 if assembly.fixed_vocab_size(config) else vocab_size, mesh)
 
 
 def make_mesh(config, topology: Topology, devices: Sequence) -> jax.sharding.Mesh:
-  """The mesh of a config over a machine, as `sharding.make_mesh` lays it on the real one.
+  """Returns the mesh of a config over a machine, laid out as on the real machine.
+
+  Args:
+    config: The config, whose `mesh` has the sizes.
+    topology: The machine.
+    devices: The machine's devices, as `topology.make_devices` returns them.
 
   Raises:
-    ConfigError: the mesh does not fit the devices.
+    ConfigError: If the mesh does not use all devices of the machine, or does not fit them.
   """
   shape = sharding.mesh_sizes(dict(config.mesh), topology.num_devices)
   if math.prod(shape) != topology.num_devices:
@@ -87,7 +107,7 @@ def make_mesh(config, topology: Topology, devices: Sequence) -> jax.sharding.Mes
 
 
 def abstract_batch(config, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-  """A global batch's shapes, laid out as the loop puts batches on the mesh."""
+  """Returns the shapes of a global batch, with the sharding that the training loop gives to it."""
   rows, place = config.train.batch_size, sharding.batch_sharding(mesh)
   lengths = dict.fromkeys(INPUTS, config.data.seq_len)
   if config.data.objective == "span_corruption":
@@ -99,8 +119,10 @@ def abstract_batch(config, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeS
 
 
 def lower(config, mesh: jax.sharding.Mesh) -> Lowered:
-  """Traces the step that the loop would run on this mesh; implementations are chosen by the mesh's
-  devices."""
+  """Traces the step that the training loop would run on this mesh.
+
+  Where there is a choice of implementations, the platform of the mesh's devices decides.
+  """
   start, vocab_size = time.monotonic(), vocabulary(config)
   model = make_model(config, vocab_size, mesh)
   optimizer, schedule = optimizers.make(
@@ -117,20 +139,27 @@ def lower(config, mesh: jax.sharding.Mesh) -> Lowered:
 
 
 def compile(lowered: Lowered, topology: Topology, fast: bool) -> dict[str, Any]:
-  """What the compiler makes of a step, from the cache where it was asked before.
+  """Compiles a step, or returns the cached result of an earlier compilation.
+
+  Args:
+    lowered: The traced step.
+    topology: The machine.
+    fast: Whether to optimise less. It has no effect for GPUs.
 
   Returns:
-    {"text": HLO, "seconds": that compiling took, "peak", "arguments", "outputs", "aliased",
-      "temporaries": bytes a
-    device, "cached": whether they were known}.
+    A dictionary with these keys:
+    "text": the optimised HLO;
+    "seconds": the time that compiling took;
+    "peak", "arguments", "outputs", "aliased", "temporaries": bytes on one device;
+    "cached": whether the result came from the cache.
 
   Raises:
-    DoesNotFit: the compiler says so; or, for GPUs, whose compiler does not, the peak is above the
-      memory.
+    DoesNotFit: If the compiler reports that memory does not suffice. The compiler for GPUs does not
+      report this, so for GPUs it is raised if the peak exceeds the memory.
   """
   options = FAST if fast and topology.chip.platform == "tpu" else {}
   machine = f"{topology} {[device.id for device in lowered.mesh.devices.flat]}"
-  facts, known = cache.remembered(
+  facts, cached = cache.remembered(
     lowered.stage.as_text(),
     machine,
     sorted(options.items()),
@@ -140,17 +169,18 @@ def compile(lowered: Lowered, topology: Topology, fast: bool) -> dict[str, Any]:
     raise DoesNotFit(facts["needs"], facts["has"])
   if topology.chip.platform == "cuda" and facts["peak"] > topology.chip.memory:
     raise DoesNotFit(facts["peak"], topology.chip.memory)
-  return facts | {"cached": known}
+  return facts | {"cached": cached}
 
 
 def _compile(lowered: Lowered, topology: Topology, options: dict[str, Any]) -> dict[str, Any]:
+  """Compiles without a cache; returns the facts of `compile`, or "needs", "has" and "seconds"."""
   start = time.monotonic()
   try:
     with _without_cache():
-      done = lowered.stage.compile(compiler_options=options)
+      compiled = lowered.stage.compile(compiler_options=options)
   except jax.errors.JaxRuntimeError as error:
     return _shortage(error, topology) | {"seconds": time.monotonic() - start}
-  m = done.memory_analysis()
+  m = compiled.memory_analysis()
   facts = {
     "seconds": time.monotonic() - start,
     "arguments": m.argument_size_in_bytes,
@@ -158,12 +188,12 @@ def _compile(lowered: Lowered, topology: Topology, options: dict[str, Any]) -> d
     "aliased": m.alias_size_in_bytes,
     "temporaries": m.temp_size_in_bytes,
   }
-  # On TPUs live buffers take the place of dead ones, which arguments + temporaries would count
-  # twice.
-  both = m.argument_size_in_bytes + m.temp_size_in_bytes
+  # On TPUs live buffers take the place of dead ones, so that arguments + temporaries would count
+  # some memory twice.
+  total = m.argument_size_in_bytes + m.temp_size_in_bytes
   return facts | {
-    "peak": m.peak_memory_in_bytes if topology.chip.platform == "tpu" else both,
-    "text": done.as_text(),
+    "peak": m.peak_memory_in_bytes if topology.chip.platform == "tpu" else total,
+    "text": compiled.as_text(),
   }
 
 
@@ -171,19 +201,30 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _shortage(error: Exception, topology: Topology) -> dict[str, float]:
-  """The two sizes of an out-of-memory message, what is needed and what there is; any other error is
-  raised again."""
+  """Reads the needed and the available bytes from an out-of-memory error.
+
+  Args:
+    error: What the compiler raised. If it is not an out-of-memory error, it is raised again.
+    topology: The machine, whose memory is used if the message has no sizes.
+
+  Returns:
+    {"needs": bytes, or NaN if the message has no sizes; "has": bytes}.
+  """
   if "RESOURCE_EXHAUSTED" not in str(error):
     raise error
-  found = re.findall(r"(\d+(?:\.\d+)?)([KMGT])(?:i?B)?\b", str(error))
-  sizes = [float(number) * _UNITS[unit] for number, unit in found]
+  # The message names what is needed first, and then what is available.
+  matches = re.findall(r"(\d+(?:\.\d+)?)([KMGT])(?:i?B)?\b", str(error))
+  sizes = [float(number) * _UNITS[unit] for number, unit in matches]
   needs, has = sizes[:2] if len(sizes) > 1 else (math.nan, topology.chip.memory)
   return {"needs": needs, "has": has}
 
 
 @contextlib.contextmanager
 def _without_cache() -> Iterator[None]:
-  """JAX's own cache writes programs for absent machines and then cannot read them."""
+  """Turns JAX's compilation cache off for a while.
+
+  JAX would write programs for absent machines into it, but could not read them.
+  """
   before = jax.config.jax_enable_compilation_cache
   jax.config.update("jax_enable_compilation_cache", False)
   try:

@@ -1,5 +1,7 @@
-"""What a step should need by arithmetic on shapes: memory by kind and FLOPs, to stand beside the
-compiler's."""
+"""Computes what a step should need by arithmetic on shapes: memory, FLOPs and bytes exchanged.
+
+A dry run shows these figures beside the compiler's.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,17 @@ KINDS = ("weights", "gradients", "optimizer state", "activations")
 
 
 def memory(config, state: TrainState, vocab_size: int, mesh: Any) -> dict[str, float]:
-  """Bytes a device of each of `KINDS`.
+  """Returns the bytes of each of `KINDS` on one device.
 
-  Gradients are as large as the weights and lie like them. Activations are what the backward pass
-  finds saved (`accounts.activation_bytes`), of the rows of a microbatch that a device holds; with
-  tensor > 1 that is too much where heads or hidden units are saved.
+  Gradients are as large as the weights and have the same layout. Activations are what is saved for
+  the backward pass (`accounts.activation_bytes`), for the rows of a microbatch that a device holds.
+  With tensor > 1 this counts too much if heads or hidden units are saved.
 
   Args:
-    config: whose model, batch and remat count.
-    state: abstract, with shardings.
-    vocab_size: ids of the data.
-    mesh: of those shardings.
+    config: The config, of which the model, the batch and `remat` matter.
+    state: The abstract training state, whose leaves have shardings.
+    vocab_size: The number of ids in the data.
+    mesh: The mesh of these shardings.
   """
   weights = held(state.params)
   sizes = dict(mesh.shape)
@@ -40,7 +42,7 @@ def memory(config, state: TrainState, vocab_size: int, mesh: Any) -> dict[str, f
 
 
 def held(tree: Any) -> float:
-  """Bytes of these abstract arrays on one device."""
+  """Returns the bytes that the arrays of a tree occupy on one device; they may be abstract."""
   return float(
     sum(
       math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -50,24 +52,34 @@ def held(tree: Any) -> float:
 
 
 def batch_shards(sizes: dict[str, int]) -> int:
-  """Into how many parts a mesh of these sizes splits the rows of a batch."""
+  """Returns the number of parts into which a mesh of these sizes splits the rows of a batch."""
   return math.prod(sizes.get(axis, 1) for axis in sharding.RULES["batch"])
 
 
 def step_flops(config, vocab_size: int) -> float:
-  """FLOPs that a step needs, of all devices: 3 forward passes' worth of matmuls, without dispatch
-  or recomputation."""
+  """Returns the FLOPs that a step needs on all devices together.
+
+  They are those of the matmuls of 3 forward passes, without dispatch or recomputation.
+  """
   return 3.0 * accounts.flops_per_token(config, vocab_size) * step_tokens(config)
 
 
 def step_tokens(config) -> int:
-  """Tokens a step: of the decoder, where there is an encoder, too."""
+  """Returns the tokens of a step; for an encoder-decoder these are the decoder's."""
   return config.train.batch_size * config.data.seq_len
 
 
 def exchange(config, sizes: dict[str, int]) -> float:
-  """Bytes that a device sends to experts elsewhere and back in one step, by the formula
-  (`accounts.exchange_bytes`)."""
+  """Returns the bytes that a device exchanges in a step with experts on other devices.
+
+  It follows the formula of `accounts.exchange_bytes`, which counts the way to the experts and back,
+  forward and backward.
+
+  Args:
+    config: The config.
+    sizes: Mesh axis name to size.
+  """
   parts = sizes["expert"]
+  # A device keeps the share of the rows that goes to its own experts.
   away = (parts - 1) / parts
   return away * accounts.exchange_bytes(config) * config.train.batch_size / batch_shards(sizes)

@@ -1,5 +1,4 @@
-"""One config on one machine: compile it and put the compiler's figures beside what arithmetic
-expects."""
+"""Compiles one config for one machine and compares the compiler's figures with arithmetic."""
 
 from __future__ import annotations
 
@@ -14,37 +13,33 @@ from moe_jax.dryrun.remedies import remedies
 from moe_jax.hlo import program
 
 LABEL = "compiler estimate, not measured"
-_CYCLES = (
-  "v2",
-  "v3",
-  "v4",
-  "v5e",
-  "v5p",
-)  # where the compiler's clock is known; its fast mode is far too slow
+# The chips whose clock in the compiler's estimates is known. Estimates of fast compiles are far too
+# high, and so they are not used.
+_CYCLES = ("v2", "v3", "v4", "v5e", "v5p")
 
 
 def plan(
   config: Any, path: str, topology: Topology, fast: bool, devices: list | None = None
 ) -> dict[str, Any]:
-  """What `config` needs on `topology`, as JSON would hold it; NaN where a figure is not known.
+  """Returns a report of what a config needs on a machine.
 
   Args:
-    config: as of configs/base.py; its mesh counts.
-    path: where it came from.
-    topology: the machine.
-    fast: less optimisation, in seconds instead of minutes: memory 10% lower or so, no estimate of
-      time.
-    devices: of `make_devices`, where they are there already.
+    config: A config as in configs/base.py, including its mesh.
+    path: The path of the config, for the report.
+    topology: The machine.
+    fast: Whether to optimise less, in seconds instead of minutes. Memory comes out about 10% lower,
+      and the compiler's cycles are not reported.
+    devices: The machine's devices if `make_devices` has already made them.
 
   Returns:
-    What is asked (config, topology, mesh, mode, ...), "fits", "memory" and "expected" in bytes a
-      device; where it fits
-    also "flops", "roofline", "collectives", "exchange", "seconds" and "paper", where not
-      "remedies".
+    A dictionary of values that JSON can represent, except that unknown figures are NaN. It always
+    has the keys of `asked`, "label", "fits", and "memory" and "expected" in bytes on a device. If
+    the program fits, it also has "flops", "roofline", "collectives", "exchange", "seconds" and
+    "paper"; otherwise it has "remedies".
 
   Raises:
-    ConfigError: the config is wrong, or does not suit the machine; or its compiler is not
-      installed.
+    ConfigError: If the config is wrong or does not suit the machine, or if the machine's compiler
+      is not installed.
   """
   assembly.validate(config, topology.num_devices)
   mesh = compile.make_mesh(config, topology, devices or make_devices(topology))
@@ -54,16 +49,16 @@ def plan(
   try:
     facts = compile.compile(lowered, topology, fast)
   except compile.DoesNotFit as error:
-    found = remedies(config, mesh, lowered.vocab_size, expected)
+    suggestions = remedies(config, mesh, lowered.vocab_size, expected)
     return report | {
       "fits": False,
       "memory": {"available": error.has, "needs": error.needs},
-      "remedies": found,
+      "remedies": suggestions,
     }
   memory = {
     name: facts[name] for name in ("peak", "arguments", "outputs", "aliased", "temporaries")
   }
-  took = {
+  seconds = {
     "trace": lowered.seconds,
     "compile": facts["seconds"],
     "cached": facts["cached"],
@@ -71,17 +66,16 @@ def plan(
   }
   return (
     report
-    | {"fits": True, "memory": {"available": topology.chip.memory} | memory, "seconds": took}
+    | {"fits": True, "memory": {"available": topology.chip.memory} | memory, "seconds": seconds}
     | _time(config, path, lowered, topology, facts["text"], fast)
   )
 
 
 def asked(config: Any, path: str, topology: Topology, fast: bool) -> dict[str, Any]:
-  """The question."""
+  """Returns the part of a report that states the question: config, machine, mesh and versions."""
   sizes = sharding.mesh_sizes(dict(config.mesh), topology.num_devices)
-  mode = (
-    "fast" if fast and topology.chip.platform == "tpu" else "full"
-  )  # GPUs' compiler has one only
+  # The compiler for GPUs has only one mode.
+  mode = "fast" if fast and topology.chip.platform == "tpu" else "full"
   return {
     "config": path,
     "topology": str(topology),
@@ -100,13 +94,22 @@ def asked(config: Any, path: str, topology: Topology, fast: bool) -> dict[str, A
 def _time(
   config: Any, path: str, lowered: compile.Lowered, topology: Topology, text: str, fast: bool
 ) -> dict[str, Any]:
-  """What can be said of the time of a program that fits."""
+  """Returns the part of a report that concerns the time of a program that fits.
+
+  Args:
+    config: The config.
+    path: The path of the config, by which the paper's figure is found.
+    lowered: The traced step.
+    topology: The machine.
+    text: The optimised HLO.
+    fast: Whether the program was compiled in fast mode.
+  """
   chip, mesh = topology.chip, lowered.mesh
-  found = program.analyse(text, dict(mesh.shape))
-  sent = roofline.moved(found.collectives, mesh, chip)
+  analysis = program.analyse(text, dict(mesh.shape))
+  sent = roofline.moved(analysis.collectives, mesh, chip)
   flops = ideal.step_flops(config, lowered.vocab_size)
   bound = roofline.bound(
-    found, sent, chip, mesh.size, ideal.step_tokens(config), flops, config.train.steps
+    analysis, sent, chip, mesh.size, ideal.step_tokens(config), flops, config.train.steps
   )
   if fast or chip.kind not in _CYCLES:
     bound = bound._replace(cycles=None)
@@ -114,9 +117,9 @@ def _time(
   paper = measured.find(path)
   return {
     "flops": {
-      "program": found.flops,
+      "program": analysis.flops,
       "ideal": flops / mesh.size,
-      "unknown_loops": found.unknown_loops,
+      "unknown_loops": analysis.unknown_loops,
     },
     "roofline": bound._asdict(),
     "collectives": [m._asdict() for m in sent],

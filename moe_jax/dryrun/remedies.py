@@ -1,4 +1,4 @@
-"""What would make a step fit, by arithmetic: nothing is compiled for it."""
+"""Suggests changes that would make a step fit, by arithmetic alone and without compiling."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from moe_jax.dryrun.machine.chips import GIB
 
 
 def remedies(config: Any, mesh: Any, vocab_size: int, expected: Mapping[str, float]) -> list[str]:
-  """Changes of the config that lower the memory of a device, the most effective first, each with
-  what it saves.
+  """Returns flags that lower the memory of a device, each with what it saves.
 
   Args:
-    config: that did not fit.
-    mesh: whose shape counts.
-    vocab_size: ids of the data.
-    expected: of `ideal.memory`.
+    config: The config that does not fit.
+    mesh: The mesh, of which only the shape matters.
+    vocab_size: The number of ids in the data.
+    expected: The expected memory, as `ideal.memory` returns it.
+
+  Returns:
+    Texts such as "--config.model.remat=full (about 50 GiB less)", the most effective first. Changes
+    that save less than 0.01 GiB are left out.
   """
-  sizes, found = dict(mesh.shape), []
+  sizes, savings = dict(mesh.shape), []
   activations = expected["activations"]
   cheaper = changed(config, {"model.remat": "full"})
   per_row = accounts.activation_bytes(cheaper, vocab_size, sizes["tensor"])
@@ -29,31 +32,37 @@ def remedies(config: Any, mesh: Any, vocab_size: int, expected: Mapping[str, flo
     per_row * config.train.batch_size / config.train.accumulate_steps / ideal.batch_shards(sizes)
   )
   if recomputed < 0.9 * activations:
-    found.append((activations - recomputed, "--config.model.remat=full"))
-  rows = (
-    config.train.batch_size // config.train.accumulate_steps // ideal.batch_shards(sizes)
-  )  # of a device at a time
+    savings.append((activations - recomputed, "--config.model.remat=full"))
+  # The rows that a device holds at a time. The smallest factor into which they can be split gives
+  # the fewest microbatches.
+  rows = config.train.batch_size // config.train.accumulate_steps // ideal.batch_shards(sizes)
   parts = next((n for n in range(2, rows + 1) if rows % n == 0), 1)
   if parts > 1:
-    found.append(
+    savings.append(
       (
         activations * (1 - 1 / parts),
         f"--config.train.accumulate_steps={parts * config.train.accumulate_steps}",
       )
     )
-  if sizes["data"] > 1:  # copies of weights that data holds
+  # Every position along data holds a copy of the weights, which fsdp would split instead.
+  if sizes["data"] > 1:
     held = sum(size for kind, size in expected.items() if kind != "activations")
     moved = sizes | {"data": 1, "fsdp": sizes["fsdp"] * sizes["data"]}
     words = ",".join(f"{axis}={size}" for axis, size in moved.items() if size > 1)
-    found.append((held * (1 - 1 / sizes["data"]), f"--mesh={words}"))
-  found.sort(reverse=True)
+    savings.append((held * (1 - 1 / sizes["data"]), f"--mesh={words}"))
+  savings.sort(reverse=True)
   return [
-    f"{words} (about {saved / GIB:.3g} GiB less)" for saved, words in found if saved > 0.01 * GIB
+    f"{words} (about {saved / GIB:.3g} GiB less)" for saved, words in savings if saved > 0.01 * GIB
   ]
 
 
 def changed(config: Any, values: Mapping[str, Any]) -> Any:
-  """A copy of a config with other values, by dotted key."""
+  """Returns a copy of a config with some values changed.
+
+  Args:
+    config: The config, which stays as it is.
+    values: Dotted key to new value.
+  """
   copied = copy.deepcopy(config)
   with copied.unlocked():
     copied.update_from_flattened_dict(values)

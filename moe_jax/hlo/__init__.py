@@ -1,2 +1,1 @@
-"""What an optimised program does: HLO text read as computations, loops, matmuls, traffic and
-collectives."""
+"""Reads optimised HLO text: computations, loops, matmuls, memory traffic and collectives."""

@@ -1,4 +1,4 @@
-"""How often each computation of a program runs in a step."""
+"""Counts how often each computation of a program runs in a step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from moe_jax.hlo.matmuls import flops
 from moe_jax.hlo.module import Module
 
 _BRANCHES = ("branch_computations", "true_computation", "false_computation")
-_INLINE = (
-  "fusion",
-  "async-start",
-  "custom-call",
-)  # what they run is one operation to memory and the scheduler
-_Costs = dict[str, tuple[float, float]]  # of computations
+# The memory system and the scheduler see all that one of these runs as a single operation.
+_INLINE = ("fusion", "async-start", "custom-call")
+_Costs = dict[str, tuple[float, float]]  # computation -> (FLOPs, bytes of results)
 
 
 @dataclasses.dataclass
@@ -24,10 +21,10 @@ class Run:
   """How a computation runs.
 
   Attributes:
-    times: executions a step, loops multiplied out.
-    once: the same with each loop's body counted once.
-    fused: it is the inside of one operation.
-    op_name: of the operation whose inside it is; "" otherwise.
+    times: Executions in a step, with loops multiplied out.
+    once: Executions in a step if the body of each loop ran once.
+    fused: Whether the computation is the inside of one operation, such as a fusion.
+    op_name: The JAX name of the operation whose inside it is. It is "" if it is not fused.
   """
 
   times: float = 0.0
@@ -37,18 +34,20 @@ class Run:
 
 
 def executions(module: Module) -> tuple[dict[str, Run], int]:
-  """(how each computation that is reached runs, loops whose trip count is not known).
+  """Returns how each reachable computation runs, and the number of loops with unknown trip count.
 
-  Those loops count as one iteration. Of a conditional only the costliest branch is reached: that
-  with most FLOPs, and if they are equal, the one whose results have most bytes.
+  A loop with an unknown trip count counts as one iteration. Only the costliest branch of a
+  conditional is reachable: the one with the most FLOPs or, if these are equal, the one whose
+  results have the most bytes.
   """
-  runs, unknown, known = {module.entry: Run(1.0, 1.0)}, 0, {}
-  for name in _callers_first(module, known):
+  runs, unknown, costs = {module.entry: Run(1.0, 1.0)}, 0, {}
+  # Callers come first, so a computation's counts are complete before its callees use them.
+  for name in _callers_first(module, costs):
     run = runs[name]
     for instruction in module[name]:
       trips = trip_count(module, instruction) if instruction.opcode == "while" else 1
       unknown += trips is None
-      for callee in _run_by(module, instruction, known):
+      for callee in _run_by(module, instruction, costs):
         inner = runs.setdefault(callee, Run())
         inner.times += run.times * (1 if trips is None else trips)
         inner.once += run.once
@@ -57,22 +56,23 @@ def executions(module: Module) -> tuple[dict[str, Run], int]:
   return runs, unknown
 
 
-def _run_by(module: Module, instruction: Instruction, known: _Costs) -> list[str]:
-  """Computations that an instruction runs: of a conditional's branches one."""
+def _run_by(module: Module, instruction: Instruction, costs: _Costs) -> list[str]:
+  """Returns the computations that an instruction runs, with only one branch of a conditional."""
   branches = [name for role, name in instruction.called if role in _BRANCHES]
   others = [name for role, name in instruction.called if role not in _BRANCHES]
-  return others + ([max(branches, key=lambda name: _cost(module, name, known))] if branches else [])
+  return others + ([max(branches, key=lambda name: _cost(module, name, costs))] if branches else [])
 
 
-def _callers_first(module: Module, known: _Costs) -> list[str]:
+def _callers_first(module: Module, costs: _Costs) -> list[str]:
+  """Returns the reachable computations in an order in which callers precede their callees."""
   order: list[str] = []
-  seen: set[str] = set()
+  visited: set[str] = set()
 
   def visit(name: str):
-    seen.add(name)
+    visited.add(name)
     for instruction in module[name]:
-      for callee in _run_by(module, instruction, known):
-        if callee not in seen:
+      for callee in _run_by(module, instruction, costs):
+        if callee not in visited:
           visit(callee)
     order.append(name)
 
@@ -80,16 +80,16 @@ def _callers_first(module: Module, known: _Costs) -> list[str]:
   return order[::-1]
 
 
-def _cost(module: Module, name: str, known: _Costs) -> tuple[float, float]:
-  """(FLOPs, bytes of results) of one execution, remembered in `known`."""
-  if name not in known:
+def _cost(module: Module, name: str, costs: _Costs) -> tuple[float, float]:
+  """Returns the FLOPs and the bytes of results of one execution, and caches them in `costs`."""
+  if name not in costs:
     work = size = 0.0
     for instruction in module[name]:
       work += flops(module[name], instruction)
       size += sum(shape.bytes for shape in instruction.shapes)
       trips = (trip_count(module, instruction) or 1) if instruction.opcode == "while" else 1
-      for callee in _run_by(module, instruction, known):
-        inner = _cost(module, callee, known)
+      for callee in _run_by(module, instruction, costs):
+        inner = _cost(module, callee, costs)
         work, size = work + trips * inner[0], size + trips * inner[1]
-    known[name] = work, size
-  return known[name]
+    costs[name] = work, size
+  return costs[name]

@@ -1,5 +1,4 @@
-"""How many FLOPs the matmuls of a compiled program do: those that XLA makes of it, not those that
-were written."""
+"""Counts the FLOPs of the matmuls in a compiled program, as XLA arranged them."""
 
 from __future__ import annotations
 
@@ -19,68 +18,80 @@ from moe_jax.hlo.module import Computation, Module, parse
 def matmul_flops(
   function: Callable, *args: Any, trips: Mapping[str, int | float] | None = None
 ) -> float:
-  """Returns the FLOPs (2 a multiply-add) of all matmuls that a call of `function` executes, by the
-  optimised HLO.
+  """Returns the FLOPs of all matmuls that one call of `function` executes.
 
-  `compiled.cost_analysis()` counts a loop's body once; here it counts as often as it runs. Of a
-  conditional the most expensive branch counts.
+  A multiply-add counts as 2 FLOPs. The matmuls are those of the optimised HLO, which may differ
+  from those in the Python code. `compiled.cost_analysis()` counts the body of a loop once; this
+  function counts it as often as it runs. Only the most expensive branch of a conditional counts.
 
   Args:
-    function: jitted or not.
-    *args: arrays or `jax.ShapeDtypeStruct`s.
-    trips: how often loops run whose trip count depends on data, by a `jax.named_scope` around them.
-      Of the given names, the innermost one around a loop is its own.
+    function: A function that may already be jitted.
+    *args: Arrays or `jax.ShapeDtypeStruct`s.
+    trips: The number of iterations of loops whose trip count depends on data, by the name of a
+      `jax.named_scope` around the loop. If several of the names enclose a loop, the innermost
+      applies.
 
   Raises:
-    ValueError: a loop with matmuls in it has neither a known trip count nor an entry in `trips`; or
-      a matmul is a library's custom call that does not tell its shape.
+    ValueError: If a loop that contains matmuls has neither a known trip count nor an entry in
+      `trips`, or if a matmul is a library's custom call that does not state its shape.
   """
   compiled = (function if hasattr(function, "lower") else jax.jit(function)).lower(*args).compile()
   return hlo_matmul_flops(compiled.as_text(), trips)
 
 
 def hlo_matmul_flops(text: str, trips: Mapping[str, int | float] | None = None) -> float:
-  """Returns the same number as `matmul_flops` for a module in HLO text form."""
-  return _Count(parse(text), trips or {}).of_entry()
+  """Returns the FLOPs of all matmuls that a module executes, given as optimised HLO text.
+
+  Args:
+    text: The module, as `compiled.as_text()` returns it.
+    trips: As for `matmul_flops`.
+
+  Raises:
+    ValueError: As for `matmul_flops`, or if the text is malformed.
+  """
+  return _FlopCounter(parse(text), trips or {}).entry_flops()
 
 
-class _Count:
-  """FLOPs of computations, each counted once."""
+class _FlopCounter:
+  """Counts the FLOPs of computations and caches them, so that each computation is read once."""
 
   def __init__(self, module: Module, trips: Mapping[str, int | float]):
     self._module, self._trips = module, trips
     self._flops: dict[str, float] = {}
 
-  def of_entry(self) -> float:
+  def entry_flops(self) -> float:
     """Returns the FLOPs of one run of the program."""
-    return self._of(self._module.entry)
+    return self._computation_flops(self._module.entry)
 
-  def _of(self, name: str) -> float:
+  def _computation_flops(self, name: str) -> float:
     if name not in self._flops:
       computation = self._module[name]
       self._flops[name] = sum(
-        (self._of_instruction(computation, each) for each in computation), 0.0
+        (self._instruction_flops(computation, each) for each in computation), 0.0
       )
     return self._flops[name]
 
-  def _of_instruction(self, computation: Computation, instruction: Instruction) -> float:
+  def _instruction_flops(self, computation: Computation, instruction: Instruction) -> float:
     if matmuls.is_unknown_gemm(instruction):
       raise ValueError(f"the FLOPs of this custom call cannot be counted: {instruction.tail[:120]}")
-    inside = [self._of(name) for _, name in instruction.called]
+    inside = [self._computation_flops(name) for _, name in instruction.called]
     if instruction.opcode == "while":
+      # The trip count of a loop without matmuls does not matter, so it need not be known.
       return sum(inside) * self._trip_count(instruction) if sum(inside) else 0.0
     if instruction.opcode == "conditional":
       return max(inside, default=0.0)
     return matmuls.flops(computation, instruction) + sum(inside, 0.0)
 
   def _trip_count(self, loop: Instruction) -> float:
-    known = trip_count(self._module, loop)
-    if known is not None:
-      return float(known)
-    scopes = re.findall(r"[\w.\-]+", op_name(loop))  # of "jit(f)/transpose(jvp(scope))/while"
+    count = trip_count(self._module, loop)
+    if count is not None:
+      return float(count)
+    # The op_name lists the enclosing scopes, as in "jit(f)/transpose(jvp(scope))/while".
+    scopes = re.findall(r"[\w.\-]+", op_name(loop))
     for scope in reversed(scopes):
       if scope in self._trips:
         return float(self._trips[scope])
     raise ValueError(
-      f"a loop with matmuls runs as often as data say: give trips for one of {scopes}"
+      "the trip count of a loop with matmuls depends on data; pass `trips` with an entry for one "
+      f"of its scopes: {scopes}"
     )

@@ -1,4 +1,4 @@
-"""Which devices take part together in a collective, and along which mesh axes they lie."""
+"""Finds which devices take part together in a collective, and along which mesh axes they lie."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ Mesh = tuple[tuple[str, int], ...]  # (axis, size) in mesh order
 
 
 def reach(instruction: Instruction, mesh: Mesh, partitions: int) -> tuple[tuple[str, ...], int]:
-  """The mesh axes along which the groups of a collective extend, in mesh order, and devices a group
-  (the largest).
+  """Returns the mesh axes along which a collective's groups extend, and the largest group's size.
 
-  Where a group is a box of the mesh, or of a part of an axis (then it has fewer devices than the
-  axis), and all groups extend along the same axes, these are the axes; elsewhere they are ("?",).
-  () are groups of one device. Of transfers between slices the axes are those along which the slices
-  differ.
+  The axes are in mesh order. They are known if every group is a box of the mesh and all groups
+  extend along the same axes; otherwise they are ("?",). A box may cover only a part of an axis, and
+  then it has fewer devices than the axis. The axes are () if every group has one device. For a
+  transfer between slices they are the axes along which the slices differ.
+
+  Args:
+    instruction: A collective.
+    mesh: Pairs of axis name and size, in mesh order.
+    partitions: The number of devices that the program runs on, which is one slice's.
 
   Raises:
-    ValueError: a collective without groups, in a notation that is not known, or with devices that
-      the mesh lacks.
+    ValueError: If the collective has no groups, if their notation is unknown, or if they contain
+      devices that the mesh lacks.
   """
-  if _across_all(instruction):
+  if _groups_are_replicas(instruction):
     return _extent((tuple(range(partitions)),), mesh)
   for notation in (notations.SLICES, *notations.READERS):
     if match := instruction.find(notation):
@@ -39,9 +43,11 @@ def reach(instruction: Instruction, mesh: Mesh, partitions: int) -> tuple[tuple[
   raise instruction.error("a collective whose groups are not understood")
 
 
-def _across_all(instruction: Instruction) -> bool:
-  """Whether the groups are of replicas (of which there is one) and each stands for all its
-  partitions."""
+def _groups_are_replicas(instruction: Instruction) -> bool:
+  """Returns whether the groups list replicas, each of which stands for all of its partitions.
+
+  An SPMD program has one replica, so that the collective then runs across all partitions.
+  """
   return (
     "channel_id=" in instruction.tail
     and "use_global_device_ids=true" not in instruction.tail
@@ -49,21 +55,26 @@ def _across_all(instruction: Instruction) -> bool:
   )
 
 
+# The layers of a model repeat the same few groups, so the results are cached by their text.
 @functools.lru_cache(maxsize=512)
 def _reach(
   notation: re.Pattern, text: str, mesh: Mesh, partitions: int
 ) -> tuple[tuple[str, ...], int]:
-  found = notation.match(text).groups()
+  fields = notation.match(text).groups()
   if notation is notations.SLICES:
-    groups = notations.slices(found[0], partitions)
+    groups = notations.slices(fields[0], partitions)
+    # Each device is replaced by the first one of its slice, and duplicates are dropped: only the
+    # slice of a device can be relied on.
     axes, _ = _extent(
       tuple(tuple({d // partitions * partitions: None for d in g}) for g in groups), mesh
     )
     return axes, max(map(len, groups), default=1)
-  return _extent(notations.READERS[notation](found) or (tuple(range(partitions)),), mesh)
+  # An empty list of groups means one group of all partitions.
+  return _extent(notations.READERS[notation](fields) or (tuple(range(partitions)),), mesh)
 
 
 def _extent(groups: notations.Groups, mesh: Mesh) -> tuple[tuple[str, ...], int]:
+  """Returns the mesh axes along which groups of device numbers extend, and the largest size."""
   sizes = [size for _, size in mesh]
   if max(map(max, groups), default=0) >= math.prod(sizes):
     raise ValueError(f"the groups name more devices than the mesh {dict(mesh)} has")
@@ -71,19 +82,20 @@ def _extent(groups: notations.Groups, mesh: Mesh) -> tuple[tuple[str, ...], int]
   for group in groups:
     by_size.setdefault(len(group), []).append(group)
   boxes, along = True, []
-  for size, alike in by_size.items():
+  for size, same_size in by_size.items():
     if size > 1:
-      places = np.sort(
-        np.stack(np.unravel_index(np.array(alike), sizes)), axis=-1
-      )  # [axes, groups, size]
+      # Coordinates on the mesh, [axes, groups, size], sorted within each group and axis so that
+      # distinct coordinates can be counted by their differences.
+      places = np.sort(np.stack(np.unravel_index(np.array(same_size), sizes)), axis=-1)
       distinct = 1 + (np.diff(places, axis=-1) != 0).sum(-1)
+      # A group is a box exactly if it has as many devices as combinations of its coordinates.
       boxes &= bool((distinct.prod(0) == size).all())
       along.append(distinct > 1)
   if not along:
     return (), 1
-  varies = np.concatenate(along, axis=1)
+  varies = np.concatenate(along, axis=1)  # [axes, groups]
   if not boxes or (varies != varies[:, :1]).any():
     return UNKNOWN, max(by_size)
-  return tuple(axis for (axis, _), here in zip(mesh, varies[:, 0], strict=True) if here), max(
+  return tuple(axis for (axis, _), extends in zip(mesh, varies[:, 0], strict=True) if extends), max(
     by_size
   )

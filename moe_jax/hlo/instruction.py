@@ -1,5 +1,4 @@
-"""One line of HLO text: an instruction and the shapes of its result. Details are parsed when asked
-for."""
+"""Represents one line of HLO text as an instruction, whose details are parsed when needed."""
 
 from __future__ import annotations
 
@@ -16,19 +15,20 @@ _CALLED = re.compile(
   r"(calls|to_apply|condition|body|true_computation|false_computation|branch_computations|"
   r"called_computations)=(?:%([\w.\-]+)|\{([^}]*)\})"
 )
-_CALLERS = {
-  "fusion",
-  "while",
-  "conditional",
-  "call",
-  "async-start",
-  "custom-call",
-}  # others apply theirs to scalars
+# Other instructions, such as reduce or sort, apply the computation that they name to scalars.
+_CALLERS = {"fusion", "while", "conditional", "call", "async-start", "custom-call"}
 
 
 class Shape(NamedTuple):
-  """An array: "bf16[4,8]{1,0:T(8,128)(2,1)S(1)}" is Shape("bf16", (4, 8), 1). Space 0 is the
-  device's main memory."""
+  """The type and size of one array.
+
+  For example, "bf16[4,8]{1,0:T(8,128)(2,1)S(1)}" is Shape("bf16", (4, 8), 1).
+
+  Attributes:
+    dtype: The element type as HLO writes it.
+    dims: The size of each dimension.
+    space: The memory space. 0 is the device's main memory.
+  """
 
   dtype: str
   dims: tuple[int, ...]
@@ -36,7 +36,8 @@ class Shape(NamedTuple):
 
   @property
   def bytes(self) -> int:
-    """Without the padding of tiles. Tokens have none."""
+    """The size in bytes without the padding of tiles; tokens have none."""
+    # The width in bits is the number in the dtype: 16 in "bf16". "pred" has a byte an element.
     bits = re.search(r"\d+", self.dtype)
     width = int(bits[0]) if bits else 8 if self.dtype == "pred" else 0
     return (math.prod(self.dims) * width + 7) // 8
@@ -44,19 +45,27 @@ class Shape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line, the `line`th from 1. `tail` is what follows "opcode(": operands, attributes,
-  metadata, backend_config."""
+  """One instruction of a module.
+
+  Attributes:
+    name: The name without the percent sign.
+    result: The text of the result's type, which may be a tuple.
+    opcode: The operation, such as "dot".
+    tail: The text after "opcode(": operands, attributes, metadata and backend_config.
+    line: The line number in the module's text, counted from 1.
+    home: The name of the computation that contains the instruction.
+  """
 
   name: str
   result: str
   opcode: str
   tail: str
   line: int
-  home: str  # the computation that it is in
+  home: str
 
   @functools.cached_property
   def shapes(self) -> tuple[Shape, ...]:
-    """The arrays of the result, tuples flattened."""
+    """The arrays of the result, with tuples flattened."""
     return tuple(
       Shape(
         dtype,
@@ -68,13 +77,16 @@ class Instruction:
 
   @functools.cached_property
   def operands(self) -> tuple[str, ...]:
+    """The names of the instructions whose results this one takes."""
     end = _closing(self.tail) if self.opcode not in ("constant", "parameter") else 0
     return tuple(_OPERAND.findall(self.tail, 0, end))
 
   @functools.cached_property
   def called(self) -> tuple[tuple[str, str], ...]:
-    """(role, computation) for what it runs, such as ("body", "region_1"); not the scalar functions
-    of reductions."""
+    """Pairs of role and computation for what it runs, such as ("body", "region_1").
+
+    The scalar functions that reductions and the like apply are left out.
+    """
     if self.opcode not in _CALLERS:
       return ()
     return tuple(
@@ -84,21 +96,23 @@ class Instruction:
     )
 
   def find(self, pattern: str | re.Pattern) -> re.Match | None:
+    """Returns the first match of a regular expression in `tail`, or None."""
     return re.search(pattern, self.tail)
 
   def error(self, problem: str) -> ValueError:
+    """Returns a ValueError that names the problem, the line and the instruction."""
     text = f"%{self.name} = {self.result} {self.opcode}({self.tail}"
     return ValueError(f"HLO line {self.line}: {problem}: {text[:120]}")
 
 
 def _closing(tail: str) -> int:
-  """Where the parenthesis closes that was open before `tail`."""
+  """Returns the index at which the parenthesis closes that was opened just before `tail`."""
   end = tail.find(")")
   if "(" not in tail[:end]:
     return end
   depth = 1
-  for at in re.finditer(r"[()]", tail):
-    depth += 1 if at[0] == "(" else -1
+  for parenthesis in re.finditer(r"[()]", tail):
+    depth += 1 if parenthesis[0] == "(" else -1
     if not depth:
-      return at.start()
+      return parenthesis.start()
   return len(tail)

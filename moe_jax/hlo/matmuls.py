@@ -1,5 +1,7 @@
-"""FLOPs of one instruction: dots, convolutions (on TPU a dot is one too), and kernels that say what
-they do."""
+"""Counts the FLOPs of one instruction: a dot, a convolution, or a kernel that states its work.
+
+On TPUs a dot may be written as a convolution.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,22 @@ _GEMM = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul)[^"]*"')
 
 
 def flops(computation: Computation, instruction: Instruction) -> float:
-  """FLOPs (2 a multiply-add) of one execution; 0 for what is not a matmul, and for kernels that do
-  not tell.
+  """Returns the matmul FLOPs of one execution of an instruction, at 2 a multiply-add.
 
-  Kernels (custom calls) tell by a cost estimate, as the TPU's own for ragged dots and those of
-  Pallas that are given one; by their shapes, as the TPU's online softmax (a dot follows inside) and
-  cuBLAS. Others count as nothing.
+  The result is 0 for an instruction that is not a matmul, and for a kernel (a custom call) that
+  does not state its work. A kernel states it in one of two ways:
+
+  - by a cost estimate, as the TPU's own kernels for ragged dots do, and those Pallas kernels that
+    are given one;
+  - by its shapes, as cuBLAS calls do, and the TPU's online softmax, which includes the dot that
+    follows the softmax.
+
+  Args:
+    computation: The computation that contains the instruction.
+    instruction: Any instruction.
+
+  Raises:
+    ValueError: If an operand is not defined, or if a convolution has no dim_labels.
   """
   if instruction.opcode == "dot":
     contracted = r"lhs_contracting_dims=\{([\d,]*)\}"
@@ -43,13 +55,14 @@ def flops(computation: Computation, instruction: Instruction) -> float:
       2.0 * math.prod(instruction.shapes[0].dims) * _depth(computation, instruction, _CONTRACTED)
     )
   if instruction.name.startswith("online-softmax") and len(instruction.operands) == 2:
+    # Operand 0 holds the scores, and the dot contracts their last dimension with operand 1.
     scores = computation.operand(instruction, 0).shapes[0].dims
     return 2.0 * math.prod(instruction.shapes[0].dims) * scores[-1]
   return 0.0
 
 
 def is_unknown_gemm(instruction: Instruction) -> bool:
-  """Returns whether it is a library's matmul that does not tell which dimensions it contracts."""
+  """Returns whether it is a library's matmul that does not state the dimensions it contracts."""
   return bool(
     instruction.opcode == "custom-call"
     and instruction.find(_GEMM)
@@ -59,15 +72,18 @@ def is_unknown_gemm(instruction: Instruction) -> bool:
 
 
 def _depth(computation: Computation, instruction: Instruction, pattern: str) -> int:
-  """Multiply-adds an element of the result: the product of the dimensions that are contracted."""
+  """Returns the multiply-adds for each element of the result: the product of contracted sizes."""
   left = computation.operand(instruction, 0).shapes[0].dims
   contracted = instruction.find(pattern)
   return math.prod(left[int(d)] for d in re.findall(r"\d+", contracted[1])) if contracted else 1
 
 
 def _convolution(computation: Computation, instruction: Instruction) -> float:
-  """Only products with elements that exist: a TPU writes a batched dot as a window over dilated,
-  mostly empty space."""
+  """Returns the FLOPs of a convolution, counting only products with elements that exist.
+
+  Padding and the holes of a dilated input are left out, because a TPU writes a batched dot as a
+  convolution whose window runs over a dilated and mostly empty input.
+  """
   if not (labels := instruction.find(_LABELS)):
     raise instruction.error("a convolution without dim_labels")
   left, right, out = labels.groups()
@@ -75,10 +91,12 @@ def _convolution(computation: Computation, instruction: Instruction) -> float:
     instruction.shapes[0].dims
   ]
   window = (
-    dict(part.split("=") for part in found[1].split())
-    if (found := instruction.find(_WINDOW))
+    dict(part.split("=") for part in match[1].split())
+    if (match := instruction.find(_WINDOW))
     else {}
   )
+  # In dim_labels "b" is the batch, "f" the features, "i" the kernel's input features, and the
+  # digits are the spatial dimensions.
   products = sizes[1][right.index("i")] * sizes[2][out.index("f")] * sizes[2][out.index("b")]
   spatial = sorted(c for c in out if c.isdigit())
   for n, label in enumerate(spatial):
@@ -103,10 +121,13 @@ def _convolution(computation: Computation, instruction: Instruction) -> float:
 def _pairs(
   size: int, window: int, out: int, pad: int, stride: int, dilate: int, window_dilate: int
 ) -> int:
-  """(output, window) positions along one dimension that meet an element of the input."""
+  """Counts the (output, window) positions along one dimension that meet an element of the input."""
   count = 0
   starts = np.arange(out) * stride - pad
   for offset in range(window):
-    at = starts + offset * window_dilate
-    count += int(((at >= 0) & (at <= (size - 1) * dilate) & (at % dilate == 0)).sum())
+    # Positions in the dilated input, of which only every `dilate`-th holds an element.
+    positions = starts + offset * window_dilate
+    count += int(
+      ((positions >= 0) & (positions <= (size - 1) * dilate) & (positions % dilate == 0)).sum()
+    )
   return count

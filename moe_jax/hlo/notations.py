@@ -1,4 +1,4 @@
-"""How HLO writes which devices take part together, read as tuples of partitions."""
+"""Reads HLO's notations for groups of devices as tuples of partition numbers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_SLICE = (
-  100_000  # megascale's number of a device: this times (slice + 1), plus its number in the slice
-)
+# Megascale numbers a device by this times (slice + 1), plus the device's number in its slice.
+_SLICE = 100_000
 _SUB_AXIS = re.compile(r"'?([^',:()]+)'?(?::\((\d+)\)(\d+))?")
 
 
@@ -28,51 +27,78 @@ SLICES = re.compile(r'_xla_megascale_target="?(\{.*?\}(?:x\{[\d:,]*\}|\}))')
 
 
 def listed(found: Sequence[str | None]) -> Groups:
-  """{{0,1},{2,3}}"""
+  """Reads groups that are written out, such as {{0,1},{2,3}}.
+
+  Args:
+    found: The fields of a match of `LISTED`.
+  """
   return tuple(tuple(_ints(group)) for group in re.findall(r"\{([\d,]+)\}", found[0]))
 
 
 def iota(found: Sequence[str | None]) -> Groups:
-  """[4,2]<=[2,4]T(1,0): 0, 1, 2... in the shape [2,4], transposed, then cut into 4 groups of 2."""
+  """Reads groups that are written as a reshaped range of numbers, such as [4,2]<=[2,4]T(1,0).
+
+  In the example the numbers 0, 1, 2... take the shape [2,4], are transposed, and are then cut into
+  4 groups of 2.
+
+  Args:
+    found: The fields of a match of `IOTA`.
+  """
   shape, source, order = map(_ints, found)
   devices = np.arange(math.prod(source)).reshape(source).transpose(order or None)
   return tuple(map(tuple, devices.reshape(shape).tolist()))
 
 
 def named(found: Sequence[str | None]) -> Groups:
-  """mesh['a'=4,'b'=2] {'b'}; also of a permuted mesh, and of a part of an axis: 'a':(2)2 is size 2
-  behind a part of 2."""
+  """Reads groups that extend along named axes of a mesh, such as mesh['a'=4,'b'=2] {'b'}.
+
+  The mesh may list its devices in another order. A group may extend along a part of an axis:
+  'a':(2)2 is the part of size 2 that comes after a more significant part of size 2.
+
+  Args:
+    found: The fields of a match of `NAMED`.
+  """
   axes, devices, over = found
   names, sizes = zip(
     *((name, int(size)) for name, size in re.findall(r"'?([\w.\-]+)'?=(\d+)", axes)), strict=True
   )
   array = np.arange(math.prod(sizes))
   if devices and devices.startswith("["):
+    # The order is written as in `iota`.
     source, _, order = devices.partition("T")
     array = array.reshape(_ints(source)).transpose(_ints(order) or None)
   elif devices:
     array = np.array(_ints(devices))
+  # For each axis, the (product of the sizes before the part, size of the part) of the parts along
+  # which the groups extend. A whole axis is the part (1, size).
   parts: dict[str, list[tuple[int, int]]] = {}
   for name, before, size in _SUB_AXIS.findall(over):
     parts.setdefault(name, []).append((int(before or 1), int(size or sizes[names.index(name)])))
+  # Each axis is split into dimensions that lie within a group (`grouped`) and dimensions that
+  # separate the groups. The former are then moved to the end.
   shape, grouped = [], []
   for name, size in zip(names, sizes, strict=True):
-    done = 1
+    covered = 1
     for before, part in sorted(parts.get(name, [])):
       grouped.append(len(shape) + 1)
-      shape += [before // done, part]
-      done = before * part
-    shape.append(size // done)
+      shape += [before // covered, part]
+      covered = before * part
+    shape.append(size // covered)
   array = array.reshape(shape)
   array = np.moveaxis(array, grouped, range(array.ndim - len(grouped), array.ndim))
   return tuple(map(tuple, array.reshape(-1, math.prod(shape[i] for i in grouped)).tolist()))
 
 
 def linked(found: Sequence[str | None]) -> Groups:
-  """Devices between which data travel, in one step or several."""
+  """Reads source-target pairs as groups of devices between which data travel, in one or more steps.
+
+  Args:
+    found: The fields of a match of `LINKED`.
+  """
   group_of: dict[int, list[int]] = {}
   for source, target in re.findall(r"(\d+),(\d+)", found[0]):
     a, b = (group_of.setdefault(int(d), [int(d)]) for d in (source, target))
+    # Two groups that a pair connects become one.
     if a is not b:
       a += b
       group_of |= dict.fromkeys(b, a)
@@ -80,10 +106,15 @@ def linked(found: Sequence[str | None]) -> Groups:
 
 
 def slices(target: str, partitions: int) -> Groups:
-  """Megascale's {1,2}x{0:7} (slices count from 1), {{100000,200000},..} or {{..->..},..} as places
-  in the mesh.
+  """Reads the target of a transfer between slices as groups of places in the mesh.
 
-  Only the slice of a place can be relied on: in it, megascale counts devices, not partitions.
+  Megascale writes {1,2}x{0:7}, where slices count from 1, or {{100000,200000},..}, or
+  {{..->..},..}. Only the slice of a place can be relied on: within a slice megascale counts
+  devices, and not partitions.
+
+  Args:
+    target: The field of a match of `SLICES`.
+    partitions: The number of devices of one slice.
   """
   if product := re.fullmatch(r"\{([\d,]+)\}x\{.*\}", target):
     return (tuple((n - 1) * partitions for n in _ints(product[1])),)

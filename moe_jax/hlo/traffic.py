@@ -1,5 +1,7 @@
-"""Bytes between an instruction and the device's main memory, an upper bound: nothing is assumed to
-stay in a cache."""
+"""Bounds the bytes that an instruction moves between the device and its main memory from above.
+
+Nothing is assumed to stay in a cache.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from collections.abc import Collection
 from moe_jax.hlo.instruction import Instruction
 from moe_jax.hlo.module import Computation, Module
 
+# These move no data themselves. The computations that control flow runs are counted separately.
 _FREE = {
   "parameter",
   "constant",
@@ -27,19 +30,26 @@ _FREE = {
   "domain",
 }
 _NO_WORK = ('custom_call_target="AllocateBuffer"', 'custom_call_target="ConcatBitcast"')
-_SLICES = {"dynamic-slice", "slice", "gather", "slice-start"}  # read of operand 0 what they return
-_ALIAS = re.compile(
-  r"\{(\d*)\}: \((\d+), \{\}"
-)  # of output_to_operand_aliasing: {output}: (operand, {})
-_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # change operand 0 in place, by this operand
+# These read only as much of operand 0 as they return.
+_SLICES = {"dynamic-slice", "slice", "gather", "slice-start"}
+# An entry of output_to_operand_aliasing, which has the form {output}: (operand, {}).
+_ALIAS = re.compile(r"\{(\d*)\}: \((\d+), \{\}")
+# These change operand 0 in place. The value is the number of the operand that is written into it.
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 
 
 def traffic(module: Module, instruction: Instruction) -> int:
-  """Bytes read and written by one execution of an instruction outside fusions; arrays in on-chip
-  memory are free.
+  """Returns the bytes that one execution of an instruction outside fusions reads and writes.
 
-  Of arrays that are only sliced or updated in place, the slice counts. An asynchronous pair reads
-  at its start and writes at its end.
+  Arrays in on-chip memory are free. If an array is only sliced or updated in place, the slice
+  counts instead of the array. An asynchronous pair reads at its start and writes at its end.
+
+  Args:
+    module: The module that contains the instruction.
+    instruction: An instruction that is not inside a fusion.
+
+  Raises:
+    ValueError: If an operand or a parameter of a fused computation is not defined.
   """
   if instruction.opcode in _FREE or any(name in instruction.tail for name in _NO_WORK):
     return 0
@@ -54,16 +64,19 @@ def traffic(module: Module, instruction: Instruction) -> int:
   return read + written
 
 
-def _main(instruction: Instruction) -> int:
+def _main_memory_bytes(instruction: Instruction) -> int:
+  """Returns the bytes of an instruction's result that lie in main memory."""
   return sum(shape.bytes for shape in instruction.shapes if not shape.space)
 
 
 def _read(module: Module, home: Computation, user: Instruction, i: int) -> int:
-  """What `user` reads of its operand `i`, which is in main memory."""
+  """Returns the bytes that `user` reads of its operand `i`, which is in main memory."""
   operand = home.operand(user, i)
   if user.opcode in _SLICES and not i:
+    # The result of slice-start is the tuple (operands, result, ...).
     return user.shapes[len(user.operands) if user.opcode == "slice-start" else 0].bytes
   if user.opcode in _UPDATES and not i:
+    # A scatter combines its update with the old values. A dynamic-update-slice overwrites them.
     return (
       home.operand(user, _UPDATES[user.opcode]).shapes[0].bytes if user.opcode == "scatter" else 0
     )
@@ -73,18 +86,17 @@ def _read(module: Module, home: Computation, user: Instruction, i: int) -> int:
       return 0
     if i not in inner.parameters:
       raise user.error(f"%{inner.name} has no parameter {i}")
-    return min(_main(operand), _inside(module, inner, inner.parameters[i]))
-  return _main(operand)
+    return min(_main_memory_bytes(operand), _read_inside(module, inner, inner.parameters[i]))
+  return _main_memory_bytes(operand)
 
 
-def _inside(module: Module, fused: Computation, name: str) -> int:
-  """What a fused computation reads of one of its values."""
-  total = (
-    _main(fused.instructions[name]) if name == fused.root else 0
-  )  # handed on: whoever gets it reads it
+def _read_inside(module: Module, fused: Computation, name: str) -> int:
+  """Returns the bytes that a fused computation reads of one of its values."""
+  # A value that is also the fusion's result counts in full, as it is handed on to a reader.
+  total = _main_memory_bytes(fused.instructions[name]) if name == fused.root else 0
   for user in fused.users[name]:
     if user.opcode == "bitcast":
-      total += _inside(module, fused, user.name)
+      total += _read_inside(module, fused, user.name)
     else:
       total += sum(
         _read(module, fused, user, i) for i, operand in enumerate(user.operands) if operand == name
@@ -93,8 +105,8 @@ def _inside(module: Module, fused: Computation, name: str) -> int:
 
 
 def _written(module: Module, home: Computation, instruction: Instruction) -> int:
-  """What is written of the result: of an update in place, the update."""
-  full = _main(instruction)
+  """Returns the bytes that are written: those of the result, or of an update in place."""
+  full = _main_memory_bytes(instruction)
   if not full:
     return 0
   if instruction.opcode in _UPDATES:
@@ -104,6 +116,7 @@ def _written(module: Module, home: Computation, instruction: Instruction) -> int
   if instruction.opcode == "fusion":
     inner = module[instruction.called[0][1]]
     if handed_on := _in_transit(instruction, inner)[0]:
+      # An empty output index stands for the whole result.
       return (
         0
         if "" in handed_on
@@ -124,8 +137,10 @@ def _written(module: Module, home: Computation, instruction: Instruction) -> int
 
 
 def _in_transit(fusion: Instruction, inner: Computation) -> tuple[Collection[str], Collection[str]]:
-  """(outputs, operands) that are buffers of a collective which goes on meanwhile: fusions only hand
-  them on."""
+  """Returns the outputs and operands of a fusion that are buffers of a collective in progress.
+
+  The fusion runs while the collective goes on, and only hands these buffers on.
+  """
   if "output_to_operand_aliasing=" not in fusion.tail or not any(
     "chain_id=" in i.tail for i in inner
   ):

@@ -1,4 +1,4 @@
-"""The device mesh, and the one table that says which of its axes carries which dimension."""
+"""Provides the device mesh and the table that maps array dimensions to its axes."""
 
 from moe_jax.sharding.mesh import AXES, MeshOptions, make_mesh, mesh_sizes, nearest_meshes, platform
 from moe_jax.sharding.readers import reader

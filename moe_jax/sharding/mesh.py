@@ -1,4 +1,4 @@
-"""The mesh: four named axes over whatever devices there are."""
+"""Builds the device mesh, which has four named axes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from jax.experimental import mesh_utils
 from moe_jax.errors import ConfigError
 from moe_jax.options import Bounds, Options, option
 
-# data: whole copies of the model. fsdp: splits all weights. expert: splits the experts, and each of
-# the other weights further. All three split the batch. tensor: splits heads, FFN widths and the
-# vocabulary; its devices work on the same tokens.
+# data: every position along it holds a whole copy of the model.
+# fsdp: splits all weights.
+# expert: splits the experts among devices, and splits the other weights further than fsdp does.
+# tensor: splits heads, FFN widths and the vocabulary; its devices work on the same tokens.
+# The batch is split over data, fsdp and expert.
 AXES = ("data", "fsdp", "expert", "tensor")
 MOST_DEVICES = 2**20
 _SIZE = Bounds(-1, MOST_DEVICES, "no machine has a million devices")
@@ -36,15 +38,16 @@ class MeshOptions(Options):
 
 
 def mesh_sizes(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
-  """Devices along each of `AXES`; a size of -1 takes all that are left.
+  """Returns the number of devices along each of `AXES`.
 
   Args:
-    sizes: axis name -> size; at most one is -1, the others at least 1; a missing axis is 1.
-    num_devices: devices there are. The mesh may use fewer of them, never more.
+    sizes: Axis name to size. A missing axis has size 1. One axis may be -1, which means all the
+      devices that the other axes leave.
+    num_devices: The number of available devices. The mesh may use fewer, but never more.
 
   Raises:
-    ConfigError: unknown axis, size below 1, two sizes of -1, or a mesh that does not fit. Names the
-      nearest that do.
+    ConfigError: If an axis is unknown, a size is below 1, two sizes are -1, or the mesh does not
+      fit the devices. In the last case the message names the nearest meshes that fit.
   """
   for axis, size in sizes.items():
     if axis not in AXES:
@@ -63,35 +66,40 @@ def mesh_sizes(sizes: Mapping[str, int], num_devices: int) -> tuple[int, ...]:
     raise ConfigError(
       "mesh",
       dict(sizes),
-      f"it needs {_needs(wanted, fixed)} and there are {num_devices} devices; "
+      f"it needs {_needs_words(wanted, fixed)} and there are {num_devices} devices; "
       f"nearest meshes that fit: {nearest_meshes(sizes, num_devices)}",
     )
   return tuple(num_devices // fixed if size == -1 else size for size in wanted)
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence | None = None) -> jax.sharding.Mesh:
-  """The mesh of `sizes` (see `mesh_sizes`) over the first `devices`; every axis is `AxisType.Auto`
-  (GSPMD).
+  """Returns a mesh over the first of `devices`, whose axes are all `AxisType.Auto` (GSPMD).
 
-  On a TPU its axes lie along the torus; several slices, between which the network is slow, are told
-  apart by the first part of `data` alone. An axis of slices before `data` would compile to the same
-  program: gradients are reduce-scattered within a slice, all-reduced between slices, and gathered
-  within a slice again.
+  On TPUs the axes lie along the torus of the slice. If there are several slices, between which the
+  network is slow, only the most significant part of `data` extends across them. A separate axis for
+  slices before `data` would compile to the same program: gradients are reduce-scattered within a
+  slice, all-reduced between slices, and gathered within a slice again.
+
+  Args:
+    sizes: Axis name to size, as for `mesh_sizes`.
+    devices: The available devices. None means `jax.devices()`.
 
   Raises:
-    ConfigError: see `mesh_sizes`; or `data` does not hold whole slices.
+    ConfigError: As for `mesh_sizes`, or if `data` is not a multiple of the number of slices.
   """
   devices = jax.devices() if devices is None else list(devices)
   shape = mesh_sizes(sizes, len(devices))
   devices = devices[: math.prod(shape)]
   if devices[0].platform != "tpu":
-    array = np.array(devices).reshape(shape)  # in JAX's order: process by process
+    # JAX lists devices process by process, so the last axes lie within a process if they fit.
+    array = np.array(devices).reshape(shape)
   else:
     array = _along_the_torus(shape, devices)
   return jax.sharding.Mesh(array, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
 def _along_the_torus(shape: tuple[int, ...], devices: Sequence) -> np.ndarray:
+  """Returns TPU devices in the shape of a mesh, with its axes along the torus."""
   slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
   if slices == 1:
     return mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
@@ -111,17 +119,19 @@ def _along_the_torus(shape: tuple[int, ...], devices: Sequence) -> np.ndarray:
 
 
 def platform(mesh: jax.sharding.Mesh) -> str:
-  """ "cpu", "gpu" or "tpu": what the mesh's devices say of themselves, on whatever host this
-  runs."""
+  """Returns "cpu", "gpu" or "tpu", the platform of the mesh's devices.
+
+  This may differ from the host's platform, as in a dry run for a machine that is not attached.
+  """
   return mesh.devices.flat[0].platform
 
 
-def _needs(wanted: Sequence[int], fixed: int) -> str:
+def _needs_words(wanted: Sequence[int], fixed: int) -> str:
   return f"a multiple of {fixed} devices" if -1 in wanted else f"{fixed} devices"
 
 
 def _factorizations(n: int, parts: int) -> Iterator[tuple[int, ...]]:
-  """All tuples of `parts` whole numbers whose product is n."""
+  """Yields all tuples of `parts` positive integers whose product is n."""
   if parts == 1:
     yield (n,)
     return
@@ -136,11 +146,16 @@ def nearest_meshes(
   fits: Callable[[Mapping[str, int]], bool] = lambda sizes: True,
   count: int = 3,
 ) -> str:
-  """The `count` meshes that use all the devices, that `fits` accepts and that differ least from
-  `sizes` (by ratios).
+  """Returns the meshes that use all devices and differ least from `sizes`, as text.
 
-  In words, as in "data=2 expert=4; expert=8"; "" if there is none. An axis of `sizes` that is -1
-  may be anything.
+  The text is such as "data=2 expert=4; expert=8", with the nearest mesh first, or "" if there is no
+  such mesh. Two meshes differ by the sum over axes of |log(size / requested size)|.
+
+  Args:
+    sizes: Axis name to requested size. An axis of size -1 may have any size.
+    num_devices: The number of devices.
+    fits: Whether a mesh, given as axis name to size, is acceptable.
+    count: The largest number of meshes to return.
   """
   wanted = [sizes.get(axis, 1) for axis in AXES]
   shapes = list(_factorizations(num_devices, len(AXES)))
@@ -154,7 +169,7 @@ def nearest_meshes(
     dict(zip(AXES, shape, strict=True)) for shape in sorted(shapes, key=lambda s: (distance(s), s))
   )
 
-  def told(mesh):
+  def mesh_text(mesh):
     return " ".join(f"{axis}={n}" for axis, n in mesh.items() if n > 1) or "data=1"
 
-  return "; ".join(told(mesh) for mesh in itertools.islice(filter(fits, meshes), count))
+  return "; ".join(mesh_text(mesh) for mesh in itertools.islice(filter(fits, meshes), count))

@@ -1,4 +1,4 @@
-"""Which rows of a batch each process has to read."""
+"""Finds which rows of a batch each process has to read."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from moe_jax.sharding.rules import batch_sharding
 
 
 def reader(mesh: jax.sharding.Mesh) -> tuple[int, int]:
-  """`(index, count)`: the rows of a batch are read in `count` equal blocks, and this process reads
-  block `index`.
+  """Returns `(index, count)`: this process reads block `index` of `count` equal blocks of rows.
 
-  Processes among which only heads, widths or the vocabulary are split (tensor) read the same block.
+  Processes that differ only in their position along the axis tensor work on the same tokens, and so
+  they read the same block.
 
   Raises:
-    ConfigError: see `reader_of`.
+    ConfigError: As for `reader_of`.
   """
+  # A batch of one row per device shows where each device's part of any batch begins.
   place = batch_sharding(mesh)
   shards = {
     device: index[0].start or 0 for device, index in place.devices_indices_map((mesh.size,)).items()
@@ -32,16 +33,16 @@ def reader(mesh: jax.sharding.Mesh) -> tuple[int, int]:
 def reader_of(
   held: Mapping[int, set[int]], process: int, mesh: Mapping[str, int]
 ) -> tuple[int, int]:
-  """What `reader` returns.
+  """Returns the `(index, count)` of `reader` for one process.
 
   Args:
-    held: process -> the parts of a batch that its devices hold.
-    process: of whom is asked.
-    mesh: axis -> size, for the error.
+    held: Process index to the parts of a batch that its devices hold.
+    process: The index of the process in question.
+    mesh: Axis name to size, for the error message.
 
   Raises:
-    ConfigError: two processes share some parts of a batch and not others, or one has no device on
-      the mesh.
+    ConfigError: If two processes share some parts of a batch but not all, if processes hold
+      different numbers of parts, or if `process` has no device on the mesh.
   """
   blocks = sorted({tuple(sorted(parts)) for parts in held.values()})
   if process not in held:

@@ -1,10 +1,9 @@
-"""ONE table from logical axis to mesh axes, what a config changes in it, and the three things that
-read it.
+"""Maps the logical axes of arrays to mesh axes with one table, which a config may change.
 
-Parameters get their logical axes from `nn.with_logical_partitioning`, activations from `constrain`.
-Flax's own `nn.with_logical_constraint` needs its rules from a context manager and is silent when
-there is none; `constrain` reads the table, and does nothing only where no mesh is set
-(`jax.set_mesh`; the older `with mesh:` does not count).
+Parameters get their logical axes from `nn.with_logical_partitioning`, and activations get them from
+`constrain`. Flax's own `nn.with_logical_constraint` takes its rules from a context manager and
+silently does nothing without one. `constrain` always reads the table here, and does nothing only if
+no mesh is set with `jax.set_mesh`. (The older `with mesh:` does not set one.)
 """
 
 from __future__ import annotations
@@ -24,38 +23,38 @@ from moe_jax.errors import ConfigError, choose
 from moe_jax.options import Options, Text, option
 from moe_jax.sharding.mesh import AXES
 
-# A name that is not in the table is an error: it would silently be replicated.
+# The mesh axes over which a dimension with this logical axis is split. () means that every device
+# holds the whole dimension. A name that is missing here raises an error, because its dimension
+# would otherwise silently be replicated.
 RULES: Mapping[str, tuple[str, ...]] = {
-  # parameters
+  # Parameters.
   "vocab": ("tensor",),
-  "embed": ("fsdp", "expert"),  # of experts, whose first dimension has "expert", over fsdp alone
+  # In the weights of experts the first dimension already uses "expert", so that this one is split
+  # over "fsdp" alone.
+  "embed": ("fsdp", "expert"),
   "heads": ("tensor",),
   "kv_heads": ("tensor",),
   "head_dim": (),
   "mlp": ("tensor",),
   "expert": ("expert",),
-  "router": (),  # the router's outputs: every device routes its own tokens to all experts
+  # The router's outputs are whole, because every device routes its own tokens to all experts.
+  "router": (),
   "norm": (),
-  "layers": (),  # stacked by nn.scan
-  # activations
+  "layers": (),  # the stacked layers of nn.scan
+  # Activations.
   "batch": ("data", "fsdp", "expert"),
   "length": (),
-  "group": (
-    "data",
-    "fsdp",
-    "expert",
-  ),  # groups of tokens that are routed together, while they lie with their tokens
-  "group_at_expert": (
-    "data",
-    "fsdp",
-  ),  # the same, while their rows lie with the experts, which have "expert"
+  # Groups of tokens that are routed together, while their rows lie with the tokens.
+  "group": ("data", "fsdp", "expert"),
+  # Groups while their rows lie with the experts, whose own dimension uses "expert".
+  "group_at_expert": ("data", "fsdp"),
   "act_embed": (),
   "act_heads": ("tensor",),
   "act_mlp": ("tensor",),
   "act_vocab": ("tensor",),
 }
-# What `config.sharding` cannot change: the dispatchers' `jax.shard_map` and the readers of the data
-# are written for it.
+# `config.sharding` cannot change these axes, because the `jax.shard_map` of the dispatchers and the
+# readers of the data are written for this layout.
 FIXED = ("batch", "group", "group_at_expert")
 CHANGEABLE = {axis: mesh_axes for axis, mesh_axes in RULES.items() if axis not in FIXED}
 _MeshAxes = Annotated[tuple[str, ...], Text(f"must be an axis of the mesh: {', '.join(AXES)}")]
@@ -73,33 +72,38 @@ ShardingOptions = dataclasses.make_dataclass(
   bases=(Options,),
   frozen=True,
 )
-_OF_EXPERTS = (
-  "expert",
-  "embed",
-  "mlp",
-)  # dispatchers gather over "fsdp" and "expert" and add up over "tensor"
+# The axes of experts' weights. Dispatchers gather these weights over "fsdp" and "expert" and sum
+# their products over "tensor", so that a config may only leave mesh axes out.
+_EXPERT_WEIGHT_AXES = ("expert", "embed", "mlp")
 
-# The rules that take the place of the table's, as a tuple of items; a part of what `jax.jit`
-# remembers a program by.
+# The rules that replace the table's, as a tuple of items. They are part of the key under which
+# `jax.jit` caches a program, so that other rules cause a new compilation.
 _changes = jax.make_user_context(())
 
 
 def use_rules(rules: Mapping[str, Sequence[str]]) -> AbstractContextManager:
-  """A context in which these rules, as of `config.sharding`, take the place of the table's.
+  """Returns a context manager within which `rules` replace entries of the table.
+
+  Args:
+    rules: Logical axis to mesh axes, such as `config.sharding`.
 
   Raises:
-    ConfigError: see `check_rules`.
+    ConfigError: As for `check_rules`.
   """
   check_rules(rules)
   return _changes(tuple(sorted((axis, tuple(mesh_axes)) for axis, mesh_axes in rules.items())))
 
 
 def check_rules(rules: Mapping[str, Sequence[str]]) -> None:
-  """Refuses rules that nothing could follow.
+  """Checks rules that are to replace entries of the table.
+
+  Args:
+    rules: Logical axis to mesh axes, such as `config.sharding`.
 
   Raises:
-    ConfigError: an unknown logical axis or mesh axis, with the nearest there is; one mesh axis
-      twice; an axis whose layout others rely on.
+    ConfigError: If a logical axis or a mesh axis is unknown (the message names the nearest), if the
+      mesh axes are not a sequence of names or contain a name twice, if the axis is in `FIXED`, or
+      if an axis of experts' weights gets a mesh axis that it does not have in the table.
   """
   for axis, mesh_axes in rules.items():
     field = f"sharding.{axis}"
@@ -114,7 +118,7 @@ def check_rules(rules: Mapping[str, Sequence[str]]) -> None:
       choose(field, mesh_axis, AXES, tuple(mesh_axes))
     if len(set(mesh_axes)) < len(mesh_axes):
       raise ConfigError(field, tuple(mesh_axes), "names a mesh axis twice")
-    if axis in _OF_EXPERTS and not set(mesh_axes) <= set(RULES[axis]):
+    if axis in _EXPERT_WEIGHT_AXES and not set(mesh_axes) <= set(RULES[axis]):
       raise ConfigError(
         field,
         tuple(mesh_axes),
@@ -126,13 +130,21 @@ def check_rules(rules: Mapping[str, Sequence[str]]) -> None:
 def spec(
   axes: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, int]
 ) -> PartitionSpec:
-  """The `PartitionSpec` of an array with these logical axes and this shape, on a mesh of these
-  sizes.
+  """Returns the `PartitionSpec` of an array, from its logical axes and the current rules.
 
-  A dimension is split over as many of its mesh axes, from the first on, as divide it: four groups
-  on data=4 expert=2 over data alone, a vocabulary of 257 over tensor=2 or a batch of one not at
-  all. Devices along the others hold copies. A mesh axis is used for the first dimension that asks
-  for it.
+  A dimension is split over its mesh axes as long as they divide it: the last mesh axes are left out
+  until the product of the sizes divides the dimension. For example, on data=4 expert=2 four groups
+  are split over data alone. A vocabulary of 257 on tensor=2, or a batch of one, is not split at
+  all. Devices along the axes that are left out hold copies. If two dimensions have the same mesh
+  axis, the first one uses it.
+
+  Args:
+    axes: The logical axis of each dimension. None means that the dimension is not split.
+    shape: The size of each dimension.
+    sizes: Mesh axis name to size. A missing axis has size 1.
+
+  Raises:
+    KeyError: If a logical axis is not in the table.
   """
   used: set[str] = set()
   rules = RULES | dict(_changes.value)
@@ -149,7 +161,12 @@ def spec(
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-  """`x`, laid out over the current mesh by its logical axes; `x` itself where no mesh is set."""
+  """Constrains the layout of `x` on the current mesh, or returns `x` unchanged if none is set.
+
+  Args:
+    x: Any array.
+    *axes: The logical axis of each dimension. None means that the dimension is not split.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
@@ -157,29 +174,32 @@ def constrain(x: Array, *axes: str | None) -> Array:
 
 
 def param_shardings(mesh: jax.sharding.Mesh, variables: Any) -> Any:
-  """The `NamedSharding` of every variable, in the structure of `nn.unbox(variables)`.
+  """Returns the `NamedSharding` of every variable, in the structure of `nn.unbox(variables)`.
 
   Args:
-    mesh: the mesh.
-    variables: what `jax.eval_shape(model.init, ...)` returns, its boxes still on. Leaves without a
-      box are replicated.
+    mesh: The mesh.
+    variables: The result of `jax.eval_shape(model.init, ...)`, still with its Flax boxes, which
+      carry the logical axes. Leaves without a box are replicated.
   """
 
-  def one(leaf):
+  def leaf_sharding(leaf):
     if not isinstance(leaf, nn.LogicallyPartitioned):
       return NamedSharding(mesh, PartitionSpec())
     return NamedSharding(mesh, spec(leaf.names, leaf.value.shape, dict(mesh.shape)))
 
   return jax.tree.map(
-    one, variables, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    leaf_sharding, variables, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
   )
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-  """How a batch `[B, ...]` is split: rows over data, fsdp and expert, copied over tensor."""
+  """Returns the sharding of a batch `[B, ...]`: rows over data, fsdp and expert.
+
+  Devices that differ only along tensor hold copies.
+  """
   return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-  """A whole copy on every device."""
+  """Returns the sharding that puts a whole copy on every device."""
   return NamedSharding(mesh, PartitionSpec())

@@ -1,4 +1,4 @@
-"""The command: its flags, its exit codes, its one-sentence errors."""
+"""Tests the command: its flags, its exit codes and its errors of one sentence."""
 
 import ctypes
 import subprocess
@@ -16,7 +16,8 @@ GLAM = ["--config=configs/glam.py:64b_64e", "--topology=v4:8x8x16"]
 
 
 def test_a_plan_that_fits(tmp_path, monkeypatch, capsys):
-  # Catches: flags that do not arrive, a workdir that is ignored, a code of 1 for what fits.
+  # Catches flags that are not passed on, a workdir that is ignored, and a code of 1 if the step
+  # fits.
   seen = {}
 
   def made(config, path, machine, fast):
@@ -50,13 +51,10 @@ def test_a_plan_that_fits(tmp_path, monkeypatch, capsys):
   )
 
 
-GLAMS = {
-  "data": 1,
-  "fsdp": 4,
-  "expert": 64,
-  "tensor": 4,
-}  # mesh on v4:8x8x16 in docs/paper_scale.md
-ALL_LEFT = {"data": -1, "fsdp": 1, "expert": 1, "tensor": 1}  # of configs/base.py
+# GLaM's mesh on v4:8x8x16 in docs/paper_scale.md.
+GLAMS = {"data": 1, "fsdp": 4, "expert": 64, "tensor": 4}
+# The mesh of configs/base.py, in which data takes all devices that are left.
+ALL_LEFT = {"data": -1, "fsdp": 1, "expert": 1, "tensor": 1}
 
 
 @pytest.mark.parametrize(
@@ -73,8 +71,9 @@ ALL_LEFT = {"data": -1, "fsdp": 1, "expert": 1, "tensor": 1}  # of configs/base.
   ],
 )
 def test_which_mesh(tmp_path, monkeypatch, capsys, arguments, mesh):
-  # Catches: a pod's worth of copies of the whole model where a mesh is known that fits; that mesh
-  # in place of what the command says, or on another machine, or unsaid.
+  # Catches a copy of the whole model on each device although the table has a mesh that fits, and
+  # the table's mesh if the command sets another, if the machine is another, or if it is not
+  # reported.
   seen = []
   monkeypatch.setattr(
     plan, "plan", lambda config, *rest: seen.append(dict(config.mesh)) or canned.report()
@@ -84,7 +83,7 @@ def test_which_mesh(tmp_path, monkeypatch, capsys, arguments, mesh):
 
 
 def test_one_that_does_not_is_one_sentence_and_code_1(tmp_path, monkeypatch, capsys):
-  # Catches: success reported of a run that would die.
+  # Catches success that is reported for a run that would fail.
   monkeypatch.setattr(plan, "plan", lambda *arguments: canned.too_large())
   assert command.main(["dryrun", *GLAM, f"--workdir={tmp_path}"]) == 1
   err = capsys.readouterr().err
@@ -96,7 +95,7 @@ def test_one_that_does_not_is_one_sentence_and_code_1(tmp_path, monkeypatch, cap
 
 
 def test_a_search(tmp_path, monkeypatch, capsys):
-  # Catches: a limit that is not passed on, success where nothing fits.
+  # Catches a limit that is not passed on, and success if nothing fits.
   limits = []
   answers = [[canned.report(words="data=8")], [canned.too_large() | {"words": "data=8"}]]
   monkeypatch.setattr(
@@ -127,14 +126,14 @@ def test_a_search(tmp_path, monkeypatch, capsys):
   ],
 )
 def test_a_mistake_is_one_sentence_and_code_2(capsys, arguments, words):
-  # Catches: a traceback; minutes of work before a mistyped flag is refused.
+  # Catches a traceback, and minutes of work before a mistyped flag is refused.
   assert command.main(["dryrun", *arguments]) == 2
   out, err = capsys.readouterr()
   assert not out and err.count("\n") == 1 and all(word in err for word in words), err
 
 
 def test_where_it_is_written_by_itself(monkeypatch, tmp_path):
-  # Catches: a colon or a blank in a folder's name.
+  # Catches a colon or a blank in a folder's name.
   assert (
     command.default_workdir("configs/glam.py:64b_64e", "2 x v4:8x8x16")
     == "runs/dryrun/glam_64b_64e-2xv4_8x8x16"
@@ -142,7 +141,7 @@ def test_where_it_is_written_by_itself(monkeypatch, tmp_path):
   assert document.plain({"a": [float("inf")]}) == {"a": [None]}
 
 
-# Eight threads that hold memory at a time; then malloc_info counts the heaps from which they got
+# Eight threads hold memory at the same time. Then malloc_info lists the heaps from which they got
 # it.
 THREADS = """
 import ctypes, sys, threading
@@ -169,7 +168,7 @@ libc.fclose(file)
   not hasattr(ctypes.CDLL(None), "malloc_info"), reason="a C library without malloc_info"
 )
 def test_threads_share_the_heaps(tmp_path):
-  # Catches: a limit that is never set, set after it counts, or refused by the C library.
+  # Catches a limit that is never set, that is set too late, or that the C library refuses.
   def heaps(mode):
     subprocess.run(
       [sys.executable, "-c", THREADS, mode, str(tmp_path / mode)], check=True, capture_output=True

@@ -1,4 +1,4 @@
-"""The same question is asked of the compiler once."""
+"""Tests that a program is compiled for a machine only once."""
 
 import pytest
 
@@ -8,8 +8,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_known_answers_are_not_made_again(tmp_path, monkeypatch):
-  # Catches: a key that forgets the program, the machine, the options or the versions; a cache that
-  # is never read.
+  # Catches a key without the program, the machine, the options or the versions, and a cache that is
+  # never read.
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   asked = []
 
@@ -30,7 +30,7 @@ def test_known_answers_are_not_made_again(tmp_path, monkeypatch):
 
 
 def test_what_fails_is_not_remembered(tmp_path, monkeypatch):
-  # Catches: an empty file left by a compiler that died.
+  # Catches an empty file that is left by a compiler that failed.
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
   def die():

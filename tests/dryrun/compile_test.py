@@ -1,5 +1,7 @@
-"""The real step, compiled for a TPU that is not there; what needs libtpu is skipped where it is
-missing."""
+"""Tests that the real step is compiled for TPUs that are not attached.
+
+Tests that need libtpu are skipped if it is missing.
+"""
 
 import importlib.util
 import math
@@ -19,8 +21,8 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def test_the_sizes_of_an_out_of_memory_message():
-  # As libtpu 0.0.42 says it. Catches: the two swapped, gibibytes taken for bytes, another error
-  # swallowed.
+  # The message is libtpu 0.0.42's. Catches two sizes that are swapped, units that are ignored, and
+  # another error that is swallowed.
   v4 = topology.parse("v4:4x4x4")
   said = (
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
@@ -34,8 +36,8 @@ def test_the_sizes_of_an_out_of_memory_message():
 
 
 def test_jaxs_own_cache_is_off_only_meanwhile():
-  # Catches: programs for absent machines in the cache, where JAX cannot read them; a cache that
-  # stays off.
+  # Catches programs for absent machines in JAX's cache, where JAX cannot read them, and a cache
+  # that stays off.
   before = jax.config.jax_enable_compilation_cache
   with compile._without_cache():
     assert not jax.config.jax_enable_compilation_cache
@@ -43,15 +45,15 @@ def test_jaxs_own_cache_is_off_only_meanwhile():
 
 
 def test_a_mesh_that_leaves_devices_idle_is_refused(tmp_path):
-  # Catches: a plan for fewer devices than the machine has, whose memory figures would be those of a
-  # smaller machine.
+  # Catches a plan for fewer devices than the machine has, which would show the memory of a smaller
+  # machine.
   config = tiny.config(tmp_path, mesh__data=2)
   with pytest.raises(ConfigError, match="use them all"):
     compile.make_mesh(config, topology.parse("v5e:2x2"), [])
 
 
 def test_batches_are_what_the_pipelines_make(tmp_path):
-  # Catches: an encoder's inputs forgotten, another layout than the loop's.
+  # Catches an encoder's inputs that are forgotten, and a layout that differs from the loop's.
   config = tiny.config(tmp_path, mesh__data=4, train__batch_size=8)
   mesh = jax.make_mesh(
     (4, 1, 1, 1), ("data", "fsdp", "expert", "tensor"), devices=jax.devices()[:4]
@@ -68,8 +70,8 @@ def test_batches_are_what_the_pipelines_make(tmp_path):
 
 @needs_libtpu
 def test_a_step_for_four_chips(tmp_path, monkeypatch):
-  # Catches: a program for the host's platform, in which nothing would be a TPU's; devices that do
-  # not talk to each other; a memory of nothing; the compiler asked twice for the same program.
+  # Catches a program for the host's platform instead of TPUs, devices that do not communicate,
+  # memory figures of 0, and a program that is compiled twice.
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   config = tiny.config(
     tmp_path,
@@ -81,9 +83,8 @@ def test_a_step_for_four_chips(tmp_path, monkeypatch):
   machine = topology.parse("v5e:2x2")
   mesh = compile.make_mesh(config, machine, topology.make_devices(machine))
   lowered = compile.lower(config, mesh)
-  assert (
-    "ragged_dot" in lowered.stage.as_text()
-  )  # the branch of `grouped` for TPUs; on a CPU it is loops of chunks
+  # This is the branch of `grouped` for TPUs. On a CPU it has loops over chunks instead.
+  assert "ragged_dot" in lowered.stage.as_text()
   facts = compile.compile(lowered, machine, fast=True)
   assert not facts["cached"] and 0 < facts["arguments"] <= facts["peak"] < machine.chip.memory
   assert (
@@ -97,15 +98,16 @@ def test_a_step_for_four_chips(tmp_path, monkeypatch):
 
 @needs_libtpu
 def test_what_does_not_fit_says_so(tmp_path, monkeypatch):
-  # 2^21 x 4096 weights in float32 are 32 GiB. Catches: a traceback of JAX's, sizes that are not
-  # read from it.
+  # The 2^21 x 4096 weights in float32 need 32 GiB. Catches an error of JAX that is not translated,
+  # and sizes that are not read from it.
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   config = tiny.config(tmp_path, model__vocab_size=2**21, model__d_model=4096, train__batch_size=1)
   machine = topology.parse("v5e:1x1")
   lowered = compile.lower(
     config, compile.make_mesh(config, machine, topology.make_devices(machine))
   )
-  for _ in range(2):  # the second answer comes from the cache
+  # The second result comes from the cache.
+  for _ in range(2):
     with pytest.raises(compile.DoesNotFit) as error:
       compile.compile(lowered, machine, fast=True)
     assert error.value.needs > 32 * 2**30 > error.value.has > 15 * 2**30

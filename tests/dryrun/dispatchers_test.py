@@ -1,5 +1,7 @@
-"""What each dispatcher sends on TPUs, a layer and step: the real step, compiled for slices that are
-not there."""
+"""Tests what each dispatcher sends on TPUs in a layer and step.
+
+The real step is compiled for slices that are not attached.
+"""
 
 import collections
 import importlib.util
@@ -19,31 +21,38 @@ pytestmark = [
   ),
 ]
 
-# Of one layer, forward and backward, along "expert". Three weights an expert: up, gate, down.
+# The collectives of one layer along "expert", forward and backward. An expert has three weights:
+# up, gate and down.
 SENDS = {
   "einsum": {"all-to-all": 4},
-  "all_to_all": {"all-to-all": 4},  # buffers there and back
-  "scatter": {
-    "all-to-all": 6
-  },  # two more of GSPMD's, around the scatter-add of the tokens' gradient
+  # Buffers are sent to the experts and back.
+  "all_to_all": {"all-to-all": 4},
+  # GSPMD adds two more around the scatter-add of the tokens' gradient.
+  "scatter": {"all-to-all": 6},
   "ragged_all_to_all": {"ragged-all-to-all": 4},
-  "all_gather": {
-    "all-gather": 2,
-    "reduce-scatter": 2,
-  },  # tokens, then sums; backward the other way round
+  # Tokens are gathered and sums are scattered. The backward pass does the reverse.
+  "all_gather": {"all-gather": 2, "reduce-scatter": 2},
+  # Weights are gathered twice, for the forward and the backward pass.
   "grouped": {"all-gather": 6, "reduce-scatter": 3},
-}  # weights twice, for the forward and the backward pass
+}
 KERNELS = {
   "grouped": ["ragged_dot"],
   "all_gather": ["ragged_dot"],
   "ragged_all_to_all": ["ragged_dot", "ragged_all_to_all"],
 }
-BUFFERS = 32 * 256 * 4  # bytes of a device's row: f S = 32 slots of width 256 in float32, at f = 1
-SMALL = 8192  # bytes: counts, sums of losses and metrics; tokens and weights have more
+# Bytes of the buffers for a device's row: f S = 32 slots of width 256 in float32, at f = 1.
+BUFFERS = 32 * 256 * 4
+# Collectives of at most this many bytes send counts, and sums of losses and metrics. Those of
+# tokens and weights are larger.
+SMALL = 8192
 
 
 def compiled(directory, dispatcher, slices, **mesh):
-  """(StableHLO, collectives) of the step of one layer with 16 experts on slices of 2x2 chips."""
+  """Compiles the step of a model of one layer with 16 experts for slices of 2x2 chips.
+
+  Returns:
+    The StableHLO text and the collectives.
+  """
   machine = topology.parse("v5e:2x2", slices)
   changes = {f"mesh__{axis}": size for axis, size in mesh.items()}
   config = tiny.config(
@@ -69,9 +78,9 @@ def compiled(directory, dispatcher, slices, **mesh):
 
 @pytest.mark.parametrize("dispatcher", tiny.often({"ragged_all_to_all"}, DISPATCHERS))
 def test_what_is_sent(dispatcher, tmp_path, monkeypatch):
-  # Catches: tokens' buffers gathered everywhere, an exchange repeated in the backward pass,
-  # experts' weights gathered where tokens should move; the CPU's loops and padded exchange in a
-  # TPU's program.
+  # Catches buffers of tokens that are gathered on all devices, an exchange that is repeated in the
+  # backward pass, weights of experts that are gathered although tokens should move, and the loops
+  # and the padded exchange for CPUs in a program for TPUs.
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   program, found = compiled(tmp_path, dispatcher, 1, data=1, expert=4)
   assert [
@@ -81,7 +90,8 @@ def test_what_is_sent(dispatcher, tmp_path, monkeypatch):
   for one in found:
     if "/ffn/" in one.op_name and "_logits" not in one.op_name and one.bytes > SMALL:
       sent[one.kind] += one.count
-      if dispatcher in ("einsum", "scatter", "all_to_all"):  # each of them carries the same slots
+      # With these dispatchers each collective carries the same slots.
+      if dispatcher in ("einsum", "scatter", "all_to_all"):
         assert one.bytes == BUFFERS, found
   assert sent == SENDS[dispatcher], found
 
@@ -89,13 +99,14 @@ def test_what_is_sent(dispatcher, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   "dispatcher, exchange, times",
   [
-    ("all_to_all", "all-to-all", 5),  # one of them moves the embedding's gradient
+    # One of the five moves the embedding's gradient.
+    ("all_to_all", "all-to-all", 5),
     pytest.param("ragged_all_to_all", "ragged-all-to-all", 4, marks=pytest.mark.every_variant),
   ],
 )
 def test_what_is_sent_between_slices(dispatcher, exchange, times, tmp_path, monkeypatch):
-  # Catches: tokens sent to experts of another slice, a mesh whose slices lie along another axis
-  # than data.
+  # Catches tokens that are sent to experts of another slice, and a mesh whose slices lie along
+  # another axis than data.
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   _, found = compiled(tmp_path, dispatcher, 2, data=2, expert=4)
   assert all(

@@ -1,4 +1,4 @@
-"""Memory and FLOPs by arithmetic, by hand for a small model."""
+"""Tests memory, FLOPs and exchanged bytes by arithmetic against hand-worked ones."""
 
 import jax
 import pytest
@@ -21,8 +21,8 @@ def state_of(config, mesh):
 
 
 def test_what_is_held_is_divided_by_those_who_share_it(tmp_path):
-  # AdamW keeps two floats a weight and two counters. Catches: shards not counted, a batch that is
-  # not cut.
+  # AdamW keeps two floats for each weight, and two counters. Catches shards that are not counted,
+  # and a batch that is not split.
   config = tiny.config(tmp_path, train__batch_size=8)
   one = sharding.make_mesh({"data": 1})
   whole = ideal.memory(config, state_of(config, one), 264, one)
@@ -36,22 +36,21 @@ def test_what_is_held_is_divided_by_those_who_share_it(tmp_path):
   )
   two = sharding.make_mesh({"fsdp": 2})
   half = ideal.memory(config, state_of(config, two), 264, two)
-  assert (
-    0.5 <= half["weights"] / whole["weights"] < 0.6
-  )  # norms and the router's bias are not split
+  # Norms and the router's bias are not split.
+  assert 0.5 <= half["weights"] / whole["weights"] < 0.6
   assert half["activations"] == pytest.approx(whole["activations"] / 4)
 
 
 def test_a_steps_flops_and_tokens(tmp_path):
-  # Catches: the forward pass alone, tokens of a row for those of a batch.
+  # Catches FLOPs of the forward pass alone, and the tokens of a row instead of a batch.
   config = tiny.config(tmp_path)
   assert ideal.step_tokens(config) == 4 * 32
   assert ideal.step_flops(config, 264) == 3 * accounts.flops_per_token(config, 264) * 128
 
 
 def test_what_stays_at_home_is_not_sent(tmp_path):
-  # Of 4 devices that share the experts each keeps a quarter. Catches: all rows counted as sent,
-  # another device's rows.
+  # Each of 4 devices that share the experts keeps a quarter. Catches rows that are all counted as
+  # sent, and rows of other devices that are counted.
   config = tiny.config(tmp_path)
   sizes = {"data": 1, "fsdp": 1, "expert": 4, "tensor": 1}
   rows = 4 / ideal.batch_shards(sizes)
@@ -62,7 +61,7 @@ def test_what_stays_at_home_is_not_sent(tmp_path):
 
 
 def test_logits_are_shared_by_the_vocabularys_devices(tmp_path):
-  # Catches: a gigabyte a row of logits counted on each of the devices that share them.
+  # Catches logits that are counted completely on each of the devices that share them.
   config = tiny.config(tmp_path)
   whole, quarter = accounts.activation_bytes(config, 264), accounts.activation_bytes(config, 264, 4)
   assert 32 * 264 * 4 <= (whole - quarter) / 0.75 <= 4 * 32 * 264 * 4

@@ -1,4 +1,4 @@
-"""A plan from the config to the report, for four chips that are not there."""
+"""Tests a plan from the config to the report, for four chips that are not attached."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def test_what_is_asked(tmp_path):
-  # Catches: -1 in a report's mesh, rows for tokens.
+  # Catches a mesh in the report that still has -1, and rows that are counted as tokens.
   config = tiny.config(tmp_path, mesh__data=-1, train__batch_size=8)
   asked = plan.asked(config, "x.py", topology.parse("v5e:2x2"), True)
   assert asked["mesh"]["data"] == 4 and asked["tokens"] == 8 * 32 and asked["mode"] == "fast"
@@ -25,8 +25,8 @@ def test_what_is_asked(tmp_path):
 
 @needs_libtpu
 def test_a_report(tmp_path, monkeypatch):
-  # Catches: FLOPs of all devices for those of one; collectives without a mesh axis; an exchange far
-  # from the formula; figures that JSON cannot hold.
+  # Catches FLOPs of all devices instead of one, collectives without a mesh axis, an exchange that
+  # is far from the formula, and figures that JSON cannot represent.
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   config = tiny.config(
     tmp_path,
@@ -42,8 +42,7 @@ def test_a_report(tmp_path, monkeypatch):
   assert 0.5 < report["flops"]["program"] / report["flops"]["ideal"] < 4
   assert {"expert"} <= {m["axes"] for m in report["collectives"]} <= {"expert", "?"}
   assert report["exchange"]["program"] == pytest.approx(report["exchange"]["formula"], rel=0.35)
-  assert (
-    0 < report["roofline"]["mfu"] < 1 and report["roofline"]["cycles"] is None
-  )  # fast mode's are useless
+  # The cycles of fast mode are far too high, and so they are not reported.
+  assert 0 < report["roofline"]["mfu"] < 1 and report["roofline"]["cycles"] is None
   assert sum(report["expected"].values()) < report["memory"]["available"]
   json.dumps(document.plain(report), allow_nan=False)

@@ -1,4 +1,4 @@
-"""What would help where a step does not fit."""
+"""Tests the changes that are suggested if a step does not fit."""
 
 import types
 
@@ -17,8 +17,9 @@ def found(config, sizes, expected):
 
 
 def test_the_most_effective_first(tmp_path):
-  # Recomputation saves nearly all of 100 GiB of activations, microbatches half; moving data to fsdp
-  # half of 30 GiB. Catches: remedies in an arbitrary order, a mesh for another number of devices.
+  # Recomputation saves nearly all of 100 GiB of activations, microbatches save half of it, and fsdp
+  # instead of data saves half of 30 GiB. Catches remedies in an arbitrary order, and a mesh for
+  # another number of devices.
   config = tiny.config(tmp_path, train__batch_size=16)
   sizes = {"data": 2, "fsdp": 1, "expert": 2, "tensor": 1}
   held = {
@@ -37,8 +38,8 @@ def test_the_most_effective_first(tmp_path):
 
 
 def test_the_fewest_microbatches_that_divide_the_rows(tmp_path):
-  # Nine rows a device: in three parts, which save two thirds. Catches: only halves, which nine rows
-  # do not have.
+  # Nine rows on a device are split into three parts, which saves two thirds. Catches a search for
+  # halves only, which nine rows do not have.
   config = tiny.config(
     tmp_path, train__batch_size=9 * 4 * 2, train__accumulate_steps=2, model__remat="full"
   )
@@ -53,8 +54,8 @@ def test_the_fewest_microbatches_that_divide_the_rows(tmp_path):
 
 
 def test_what_does_not_help_is_not_proposed(tmp_path):
-  # Catches: remat=full where it is on, microbatches below one row a device, a mesh that is there
-  # already.
+  # Catches a suggestion of remat=full if it is on, of microbatches with less than one row on a
+  # device, and of the current mesh.
   config = tiny.config(tmp_path, train__batch_size=2, model__remat="full")
   row = accounts.activation_bytes(config, 264)
   held = {
@@ -67,7 +68,7 @@ def test_what_does_not_help_is_not_proposed(tmp_path):
 
 
 def test_changes_are_made_to_a_copy(tmp_path):
-  # Catches: a search whose candidates share one config.
+  # Catches a search whose candidates share one config.
   config = tiny.config(tmp_path)
   other = remedies.changed(config, {"model.remat": "full", "mesh.data": 4})
   assert (other.model.remat, other.mesh.data) == ("full", 4) and (

@@ -1,4 +1,4 @@
-"""The search's candidates, without a compiler."""
+"""Tests the candidates and the ranking of the search, without a compiler."""
 
 import math
 
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_all_meshes_of_a_machine():
-  # 8 = 2^3 over four axes: C(6, 3) = 20. Catches: meshes that leave devices idle, an odd factor
-  # elsewhere.
+  # There are C(6, 3) = 20 ways to share the factors of 8 = 2^3 among four axes. Catches meshes that
+  # leave devices idle, and an odd factor along another axis than data.
   found = list(search.meshes(8))
   assert len(found) == 20 and all(math.prod(sizes.values()) == 8 for sizes in found)
   assert {sizes["data"] % 7 for sizes in search.meshes(28)} == {0}
@@ -24,9 +24,9 @@ def test_all_meshes_of_a_machine():
 
 
 def test_candidates_suit_the_model(tmp_path):
-  # 4 experts, 2 heads, 8 rows: expert=8 and tensor=4 do not divide. Catches: candidates that could
-  # not run; estimates that do not fall where more devices share; configs that do not say what their
-  # words say.
+  # With 4 experts, 2 heads and 8 rows, expert=8 and tensor=4 do not divide. Catches candidates that
+  # could not run, estimates that do not fall when more devices share the work, and changes that do
+  # not agree with their description.
   config = tiny.config(tmp_path, train__batch_size=8, model__vocab_size=264)
   found = list(search.candidates(config, topology.parse("v5e:2x4"), jax.devices()))
   assert found and all(
@@ -43,8 +43,8 @@ def test_candidates_suit_the_model(tmp_path):
 
 
 def test_the_fastest_that_fits_comes_first(tmp_path, monkeypatch):
-  # Catches: a ranking by the rough formula, what does not fit among what does, more compiles than
-  # asked for.
+  # Catches a ranking by the rough formula, candidates that do not fit among those that do, and more
+  # compilations than were asked for.
   config = tiny.config(tmp_path, train__batch_size=8, model__vocab_size=264)
   monkeypatch.setattr(search, "make_devices", lambda machine: jax.devices())
   some = [
@@ -61,11 +61,8 @@ def test_the_fastest_that_fits_comes_first(tmp_path, monkeypatch):
   )
   monkeypatch.setattr(plan, "plan", lambda *arguments: next(answers))
   found = search.search(config, "x.py", topology.parse("v5e:2x4"), 3)
-  assert sorted(report["words"] for report in found) == [
-    "1",
-    "2",
-    "4",
-  ]  # of equal times, the fewest microbatches
+  # Of candidates with equal times, those with the fewest microbatches come first.
+  assert sorted(report["words"] for report in found) == ["1", "2", "4"]
   assert [report["fits"] for report in found] == [True, True, False] and found[0]["roofline"][
     "seconds"
   ] == 1.0
@@ -74,7 +71,7 @@ def test_the_fastest_that_fits_comes_first(tmp_path, monkeypatch):
 
 
 def test_nothing_can_fit(tmp_path, monkeypatch):
-  # Catches: an empty ranking that says nothing.
+  # Catches an empty ranking without an explanation.
   config = tiny.config(tmp_path)
   monkeypatch.setattr(search, "make_devices", lambda machine: jax.devices())
   monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Bytes, kinds and counts of collectives, of all the forms in which compilers print them."""
+"""Tests the bytes, kinds and counts of collectives, in all forms in which compilers print them."""
 
 import dataclasses
 import pathlib
@@ -57,8 +57,9 @@ def one(line, home="main"):
   ],
 )
 def test_bytes(line, kind, size, wire):
-  # Catches: operands counted for results or the reverse, offsets of ragged arrays or contexts of
-  # starts counted, a variadic collective's first array only, a ring that sends everything.
+  # Catches operands that are counted instead of results or the reverse, the offsets of ragged
+  # arrays or the context of a start that are counted, a variadic collective of which only the first
+  # array is counted, and a ring in which a device sends everything.
   found = one(line)
   assert (found.kind, found.bytes, found.wire_bytes, found.count) == (kind, size, wire, 3.0)
   assert found.op_name == "outer" and found.dtype == (
@@ -67,15 +68,15 @@ def test_bytes(line, kind, size, wire):
 
 
 def test_what_is_none():
-  # Catches: the end of an asynchronous pair counted again, transfers to the host counted as
-  # collectives.
+  # Catches the end of an asynchronous pair that is counted again, and transfers to the host that
+  # are counted as collectives.
   assert one("%c = f32[4,6] all-reduce-done(%a)") is None
   assert one("%c = (f32[4,6], u32[], token[]) send(%a, %b), is_host_transfer=true") is None
 
 
 def test_all_reduces_that_keep_a_part():
-  # Catches: the TPU's reduce-scatter, a fusion around an all-reduce, counted with twice the bytes
-  # on the wire.
+  # Catches twice the bytes on the wire for the TPU's reduce-scatter, which is a fusion around an
+  # all-reduce.
   found = one(
     f'%c = f32[4,6] all-reduce(%a), {EXPERT}, metadata={{op_name="own"}}',
     home="all-reduce-scatter.3.clone",
@@ -89,8 +90,8 @@ def test_all_reduces_that_keep_a_part():
 
 
 def test_between_slices():
-  # Catches: the operand of a gather for its result, slices on the wrong axis, the kind told by the
-  # opcode `send`.
+  # Catches a gather whose operand is counted instead of its result, slices on the wrong axis, and a
+  # kind that is taken from the opcode `send`.
   module = parse((SNIPPETS / "v5e_2_slices.hlo").read_text())
   mesh = {"data": 4, "expert": 2, "model": 2}
   found = [collectives.collective(module, i, mesh, 1.0, "") for i in module[module.entry]]
@@ -106,8 +107,8 @@ def test_between_slices():
 
 
 def test_merging():
-  # Catches: parts of one asynchronous collective added up, different ones of a channel merged,
-  # counts lost.
+  # Catches parts of one asynchronous collective that are added up, different collectives of one
+  # channel that are merged, and counts that are lost.
   base = collectives.Collective("all-gather", ("data",), 2, 8, 4.0, 6.0, "f32", "a")
   large = dataclasses.replace(base, bytes=80, wire_bytes=40.0, count=1.0)
   parts = [
@@ -122,7 +123,7 @@ def test_merging():
 
 
 def test_parts_of_a_chain():
-  # Catches: a key from the channel alone, which everything in one shard_map shares.
+  # Catches a key that consists of the channel alone, which all collectives of one shard_map share.
   module = parse((SNIPPETS / "v5e_async_fusions.hlo").read_text())
   keys = [
     collectives.part_of(i)

@@ -1,4 +1,4 @@
-"""How often computations run: loops, calls, branches, what is inside one operation."""
+"""Tests how often computations run in loops, calls, branches and inside one operation."""
 
 import pathlib
 
@@ -54,8 +54,9 @@ ENTRY %main (a: f32[8,8], i: s32[]) -> f32[8,8] {
 
 
 def test_times():
-  # Catches: callees added where they multiply, a computation that is called twice counted once,
-  # both ends of an asynchronous pair counted, branches summed, order in the text relied on.
+  # Catches executions of callees that are added instead of multiplied, a computation that is called
+  # twice but counted once, an asynchronous pair of which both ends are counted, branches that are
+  # summed, and reliance on the order in the text.
   runs, unknown = executions(parse(TEXT))
   assert unknown == 0
   assert {name: (run.times, run.once) for name, run in runs.items()} == {
@@ -71,14 +72,14 @@ def test_times():
 
 
 def test_unknown_loops_count_once():
-  # Catches: a loop until a value is reached that is dropped, or not told of.
+  # Catches a loop until a value is reached that is dropped, or that is not reported as unknown.
   runs, unknown = executions(parse((SNIPPETS / "v5p_until.hlo").read_text()))
   assert unknown == 1 and {run.times for run in runs.values()} == {1.0}
 
 
 def test_the_costliest_branch():
-  # Catches: the last branch taken, or all of them. Branch 1 has two products, branch 0 one, branch
-  # 2 none.
+  # Catches that the last branch is taken, or all of them. Branch 0 has one product, branch 1 has
+  # two and branch 2 has none.
   module = parse((SNIPPETS / "v5p_branches.hlo").read_text())
   runs, _ = executions(module)
   [branches] = [

@@ -1,4 +1,4 @@
-"""FLOPs counted from HLO, loops multiplied out."""
+"""Tests the FLOPs that are counted from HLO, with loops multiplied out."""
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,15 @@ ONE = 2 * 8**3  # FLOPs of MATRIX @ MATRIX
 
 
 def test_products_of_several_shapes():
-  # Catches: the contracted dimension taken from the wrong side, batch dimensions forgotten.
+  # Catches a contracted dimension that is taken from the wrong side, and forgotten batch
+  # dimensions.
   a, b = jax.ShapeDtypeStruct((3, 4, 5), jnp.float32), jax.ShapeDtypeStruct((3, 7, 5), jnp.float32)
   assert matmul_flops(lambda a, b: jnp.einsum("bik,bjk->bij", a, b), a, b) == 2 * 3 * 4 * 7 * 5
   assert matmul_flops(lambda a: jnp.sin(a) + a, a) == 0
 
 
 def test_loops_are_multiplied_out_where_cost_analysis_counts_them_once():
-  # Catches: a loop's body counted once; nested loops added instead of multiplied.
+  # Catches a loop's body that is counted once, and nested loops that are added, not multiplied.
   def inner(x):
     return jax.lax.scan(lambda c, _: (jnp.sin(c @ c), None), x, None, length=5)[0]
 
@@ -37,7 +38,7 @@ def looped(n, x):
 
 
 def test_dynamic_trip_counts_come_from_the_caller():
-  # Catches: a loop of unknown length counted silently as one trip, or not at all.
+  # Catches a loop of unknown length that silently counts as one iteration, or not at all.
   n = jax.ShapeDtypeStruct((), jnp.int32)
   assert matmul_flops(looped, n, MATRIX, trips={"data_dependent": 11, "other": 5}) == 11 * ONE
   with pytest.raises(ValueError, match="data_dependent"):
@@ -45,7 +46,7 @@ def test_dynamic_trip_counts_come_from_the_caller():
 
 
 def test_derivatives_find_their_scope():
-  # Catches: scopes looked up only under their bare name, which autodiff wraps as jvp(scope).
+  # Catches scopes that are looked up only by their bare name, which autodiff wraps as jvp(scope).
   def loss(x):
     return jnp.sum(jax.lax.scan(lambda c, _: (jnp.sin(c @ c), None), x, None, length=4)[0])
 
@@ -62,7 +63,7 @@ def test_derivatives_find_their_scope():
 
 
 def test_the_dearest_branch_counts():
-  # Catches: branches summed.
+  # Catches branches that are summed.
   branches = [lambda x: x @ x, lambda x: x @ x @ x, jnp.sin]
   flops = matmul_flops(
     lambda i, x: jax.lax.switch(i, branches, x), jax.ShapeDtypeStruct((), jnp.int32), MATRIX
@@ -71,7 +72,7 @@ def test_the_dearest_branch_counts():
 
 
 def test_what_cannot_be_counted_is_refused():
-  # Catches: a library matmul that counts as nothing.
+  # Catches a library's matmul that counts as nothing.
   call = 'f32[2] custom-call(), custom_call_target="__cublas$gemm"'
   text = f"ENTRY %main () -> f32[2] {{\n  ROOT %c = {call}\n}}\n"
   with pytest.raises(ValueError, match="cublas"):

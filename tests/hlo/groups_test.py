@@ -1,4 +1,4 @@
-"""From groups of devices to mesh axes."""
+"""Tests how groups of devices are mapped to mesh axes."""
 
 import pytest
 
@@ -23,14 +23,13 @@ def reach(attributes, mesh=MESH, opcode="all-to-all", partitions=8):
     ("replica_groups=[4,2]<=[2,4]T(1,0)", ("data",), 2),
     ("replica_groups=[1,8]<=[8]", ("data", "expert"), 8),
     ("channel_id=1, replica_groups={}", ("data", "expert"), 8),
-    ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", ("expert",), 2),  # half of the axis
+    # Half of the axis.
+    ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", ("expert",), 2),
     ("replica_groups={{0,2,4,6},{1,3,5,7}}", ("data", "expert"), 4),
-    ("replica_groups={{0,5},{1,4},{2,7},{3,6}}", ("?",), 2),  # a diagonal
-    (
-      "replica_groups={{0,1},{2,6},{3,7},{4,5}}",
-      ("?",),
-      2,
-    ),  # two along one axis, two along another
+    # Diagonals.
+    ("replica_groups={{0,5},{1,4},{2,7},{3,6}}", ("?",), 2),
+    # Two groups along one axis, and two along another.
+    ("replica_groups={{0,1},{2,6},{3,7},{4,5}}", ("?",), 2),
     ("replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}", (), 1),
     ("source_target_pairs={{0,1},{1,2},{2,3},{3,0},{4,5},{5,6},{6,7},{7,4}}", ("expert",), 4),
     ("source_target_pairs={{0,4},{1,5},{2,6},{3,7}}", ("data",), 2),
@@ -38,14 +37,14 @@ def reach(attributes, mesh=MESH, opcode="all-to-all", partitions=8):
   ],
 )
 def test_axes(attributes, axes, size):
-  # Catches: partitions numbered column by column, a group that is no box called one, the order of
-  # devices minded.
+  # Catches partitions that are numbered column by column, a group that passes for a box but is
+  # none, and results that depend on the order of the devices in a group.
   assert reach(attributes) == (axes, size)
 
 
 def test_groups_of_replicas_stand_for_all_their_partitions():
-  # Catches: {{0}} of the one replica read as "each partition on its own". All-to-alls always name
-  # partitions.
+  # Catches {{0}}, which means the only replica, read as groups of one partition. All-to-alls always
+  # list partitions, and so this concerns the other collectives.
   assert reach("channel_id=1, replica_groups={{0}}", opcode="all-reduce") == (("data", "expert"), 8)
   named = "channel_id=1, replica_groups={{0,4},{1,5},{2,6},{3,7}}, use_global_device_ids=true"
   assert reach(named, opcode="all-reduce") == (("data",), 2)
@@ -60,8 +59,8 @@ def test_groups_of_replicas_stand_for_all_their_partitions():
   ],
 )
 def test_between_slices(target, axes, size):
-  # Catches: devices within a slice, which megascale numbers its own way, taken for places in the
-  # mesh.
+  # Catches megascale's numbers of devices within a slice that are taken for places in the mesh. Its
+  # order of devices is its own.
   attributes = (
     f"frontend_attributes={{_xla_megascale_target={target},"
     '_xla_megascale_transfer_type="ALL_TO_ALL"}'
@@ -70,7 +69,7 @@ def test_between_slices(target, axes, size):
 
 
 def test_errors_name_the_line():
-  # Catches: a program for a larger machine, or a new notation, passed over.
+  # Catches a program for a larger machine, or a new notation, that is passed over.
   with pytest.raises(ValueError, match="line 3.*more devices than the mesh"):
     reach("replica_groups={{0,8}}")
   with pytest.raises(ValueError, match="line 3.*not understood"):

@@ -1,4 +1,4 @@
-"""The shapes of results: types, layouts with tiles and memory spaces, tuples."""
+"""Tests instructions: the shapes of their results, and the computations that they run."""
 
 import pytest
 
@@ -31,16 +31,16 @@ pytestmark = pytest.mark.unit
   ],
 )
 def test_shapes(result, shapes, size):
-  # Catches: bits taken for bytes, tiles taken for dimensions, memory spaces of one element given to
-  # another.
+  # Catches bits that are taken for bytes, tiles that are taken for dimensions, and the memory space
+  # of one element of a tuple that is given to another.
   instruction = Instruction("x", result, "copy", "%a)", 1, "main")
   assert [tuple(shape) for shape in instruction.shapes] == shapes
   assert sum(shape.bytes for shape in instruction.shapes) == size
 
 
 def test_several_computations():
-  # Catches: branches of a conditional in braces, or the computation of an asynchronous start, that
-  # are not found.
+  # Catches that the branches of a conditional in braces, or the computation of an asynchronous
+  # start, are not found.
   conditional = Instruction(
     "x", "f32[]", "conditional", "%i, %a, %b), branch_computations={%one, %two}", 1, "main"
   )

@@ -1,5 +1,4 @@
-"""Trip counts: of all ways to count, through tuples and fusions, and of what the TPU's compiler
-prints."""
+"""Tests trip counts, for all ways to count and for loops that compilers have printed."""
 
 import pathlib
 
@@ -11,7 +10,8 @@ from moe_jax.hlo.module import parse
 pytestmark = pytest.mark.unit
 SNIPPETS = pathlib.Path(__file__).parent / "snippets"
 
-# The counter is element 1, its bound element 2, which an outer loop also only hands on.
+# The counter is element 1 of the inner loop's tuple, and its bound is element 2. The outer loop
+# carries the bound unchanged, too.
 LOOPS = """\
 HloModule m
 
@@ -118,14 +118,16 @@ def loops(text):
   ],
 )
 def test_a_counter(changes, trips):
-  # Catches: comparisons off by one or read from the wrong side, a bound that the body changes, a
-  # counter that never arrives, constants lost in copies, fusions, sums and the tuples of two loops.
+  # Catches comparisons that are off by one or read from the wrong side, a bound that the body
+  # changes, a counter that never arrives, and constants that are lost in copies, fusions, sums or
+  # the tuples of two loops.
   known = loops(LOOPS.format(**USUAL | changes))
   assert known == {"inner": trips, "w": None}
 
 
 def test_the_compilers_note_counts():
-  # Catches: a loop that CPU and GPU explain, derived again or not at all.
+  # Catches a loop whose count the compiler notes, as on CPUs and GPUs, but which is derived again
+  # or not reported.
   noted = 'body=%outer, backend_config={"known_trip_count":{"n":"12"}}'
   assert loops(LOOPS.format(**USUAL).replace("body=%outer", noted)) == {"inner": 8, "w": 12}
 
@@ -142,7 +144,7 @@ def test_the_compilers_note_counts():
   ],
 )
 def test_compiled_loops(name, trips):
-  # Catches: forms of the TPU's compiler that are not understood (fori from 2 to 9 is 7; a windowed
-  # product of 8 shards goes both ways, two shards each a round), and a loop until a value is
-  # reached that gets a number.
+  # Catches loops of the TPU's compiler that are not understood, and a loop until a value is reached
+  # that gets a number. A fori_loop from 2 to 9 runs 7 times. A windowed product of 8 shards goes
+  # both ways, with two shards in each direction an iteration.
   assert list(loops((SNIPPETS / f"{name}.hlo").read_text()).values()) == trips

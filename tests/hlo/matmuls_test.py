@@ -1,4 +1,4 @@
-"""FLOPs of dots, of convolutions and dots in their disguise, of kernels."""
+"""Tests the FLOPs of dots, of convolutions, of dots written as convolutions, and of kernels."""
 
 import pathlib
 
@@ -25,16 +25,18 @@ def of(line, *operands):
 
 
 def test_what_a_tpu_makes_of_products():
-  # Catches: windows over dilated space counted in full (36 times the batched dot), labels of the
-  # kernel read in the wrong order, padding counted as products. In a 3x3 window of stride 2 over
-  # 31, "SAME": 46 of 48 meet the image.
+  # Catches windows over a dilated input that are counted in full (36 times the batched dot), labels
+  # of the kernel that are read in the wrong order, and padding that is counted as products. With a
+  # window of 3, stride 2, size 31 and "SAME" padding, 46 of the 48 positions along a dimension meet
+  # the image.
   assert counted("v5p_products") == sorted(
     [2 * 128 * 512 * 64, 2 * 6 * 128 * 96 * 128, 2 * 8 * 46**2 * 16 * 32]
   )
 
 
 def test_dots():
-  # Catches: batch dimensions counted twice, the depth read off the right operand.
+  # Catches batch dimensions that are counted twice, and a depth that is read from the right
+  # operand.
   dims = (
     "lhs_batch_dims={0}, lhs_contracting_dims={2}, rhs_batch_dims={0}, rhs_contracting_dims={1}"
   )
@@ -55,8 +57,8 @@ def test_dots():
   ],
 )
 def test_windows(size, window, out, pad, stride, dilate, window_dilate):
-  # Catches: any of the seven numbers left out. Against counting one by one in the dilated, padded
-  # input.
+  # Catches any of the seven numbers that is left out. The expected value is counted one by one in
+  # the dilated and padded input.
   dilated = [int(i % dilate == 0) for i in range((size - 1) * dilate + 1)]
 
   def at(i):
@@ -69,7 +71,8 @@ def test_windows(size, window, out, pad, stride, dilate, window_dilate):
 
 
 def test_grouped_convolution():
-  # Catches: the input's channels taken where the kernel says how many of them a group has.
+  # Catches that all channels of the input are counted, although the kernel has only those of a
+  # group.
   line = (
     "%d = f32[2,8,8,12] convolution(%a, %b), window={size=1x1}, dim_labels=b01f_01io->b01f, "
     "feature_group_count=3"
@@ -78,9 +81,9 @@ def test_grouped_convolution():
 
 
 def test_kernels():
-  # Catches: kernels of ragged dots (128 rows, 256 by 128 weights) and softmax (4 x 256 rows over
-  # 256 scores, 128 wide) that count as nothing, library calls that do, and a kernel that says
-  # nothing given a number.
+  # Catches kernels of ragged dots (128 rows, 256 by 128 weights) and of softmax (4 x 256 rows over
+  # 256 scores, 128 wide) that count as nothing, library calls that count as nothing, and a kernel
+  # that states no work but gets a number.
   assert counted("v5p_ragged") == [2 * 128 * 256 * 128]
   assert counted("v5e_online_softmax") == [2 * 4 * 256 * 256 * 128]
   gemm = (

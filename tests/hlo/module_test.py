@@ -1,5 +1,4 @@
-"""HLO text becomes computations and instructions, and malformed text an error that names the
-line."""
+"""Tests that HLO text is parsed, and that malformed text raises an error that names the line."""
 
 import pytest
 
@@ -35,8 +34,8 @@ ENTRY %main.1_spmd (a: f32[4,2]) -> f32[4,2] {
 
 
 def test_computations_and_instructions():
-  # Catches: a root or an entry forgotten, tuples or typed operands cut at the wrong parenthesis,
-  # the scalar function of a reduction taken for something that runs.
+  # Catches a forgotten root or entry, tuples or typed operands that are cut at the wrong
+  # parenthesis, and the scalar function of a reduction that is taken for a computation that runs.
   module = parse(TEXT)
   assert list(module.computations) == ["add", "body", "main.1_spmd"]
   assert (module.entry, module.partitions) == ("main.1_spmd", 8)
@@ -73,7 +72,7 @@ def test_computations_and_instructions():
   ],
 )
 def test_malformed_text(old, new, words):
-  # Catches: text that is skipped in silence, errors without the line.
+  # Catches text that is skipped in silence, and errors that do not name the line.
   with pytest.raises(ValueError) as error:
     parse(TEXT.replace(old, new))
   for word in words:
@@ -81,7 +80,7 @@ def test_malformed_text(old, new, words):
 
 
 def test_operands_that_are_not_there():
-  # Catches: a bare KeyError far from the line that is wrong.
+  # Catches a bare KeyError that is raised far from the wrong line.
   main = parse(TEXT.replace("tuple(%zero", "tuple(%none"))["main.1_spmd"]
   with pytest.raises(ValueError, match="line 20.*%none is not defined"):
     main.operand(main.instructions["t"], 0)

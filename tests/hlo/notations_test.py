@@ -1,4 +1,4 @@
-"""Groups of devices in all the notations."""
+"""Tests that groups of devices are read in all notations of HLO."""
 
 import pytest
 
@@ -34,8 +34,8 @@ pytestmark = pytest.mark.unit
   ],
 )
 def test_notations(text, groups):
-  # Catches: transposes undone in the wrong order, parts of axes counted from the wrong end, chains
-  # of pairs cut.
+  # Catches transposes in the wrong order, parts of axes that are counted from the wrong end, and
+  # chains of pairs that are cut.
   [(notation, match)] = [(n, m) for n in notations.READERS if (m := n.search(text))]
   assert notations.READERS[notation](match.groups()) == groups
 
@@ -49,7 +49,7 @@ def test_notations(text, groups):
   ],
 )
 def test_slices(target, groups):
-  # Catches: slices counted from 0, the notation of pairs read as one number.
+  # Catches slices that are counted from 0, and a pair that is read as one number.
   found = notations.SLICES.search(
     f'_xla_megascale_target={target},_xla_megascale_transfer_type="ALL_REDUCE"'
   )

@@ -1,5 +1,4 @@
-"""Whole programs: counts agree with arithmetic, with XLA, with the same program unrolled, and
-across platforms."""
+"""Tests whole programs against arithmetic, XLA, their unrolled form and other platforms."""
 
 import collections
 import functools
@@ -42,7 +41,7 @@ def compiled(function, *args):
 
 
 def totals(program):
-  """(kind, axes) -> bytes a step."""
+  """Returns a dictionary from (kind, axes) to bytes in a step."""
   sums = collections.Counter()
   for one in program.collectives:
     sums[one.kind, one.axes] += one.bytes * one.count
@@ -50,8 +49,11 @@ def totals(program):
 
 
 def moe_step(mesh, layers, unroll):
-  """Gradients of a stack of expert layers: gathered weights, two exchanges each way, a split
-  width."""
+  """Returns the compiled gradients of a stack of expert layers.
+
+  Each layer gathers its weights, splits its width, and exchanges its rows with other devices before
+  and after its products.
+  """
 
   def loss(x, w1, w2):
     def layer(x, w):
@@ -73,9 +75,9 @@ def moe_step(mesh, layers, unroll):
 
 
 def test_a_scan_counts_as_what_it_unrolls_to(mesh):
-  # Catches: loops counted once, forward loops but not backward ones, counts multiplied twice, axes
-  # that depend on how the compiler writes groups. By hand: 3 layers, 2 products of 32 rows, each
-  # with 2 more for its gradients.
+  # Catches loops that are counted once, backward loops that are missed, counts that are multiplied
+  # twice, and axes that depend on how the compiler writes groups. By hand, there are 3 layers of 2
+  # products of 32 rows, and each product has 2 more for its gradients.
   scanned, unrolled = moe_step(mesh, 3, 1), moe_step(mesh, 3, True)
   a, b = analyse(scanned.as_text(), SIZES), analyse(unrolled.as_text(), SIZES)
   assert a.flops == b.flops == b.flops_once == 3 * 2 * 3 * 2 * 32 * D * (F // 2)
@@ -89,7 +91,7 @@ def test_a_scan_counts_as_what_it_unrolls_to(mesh):
 
 @pytest.mark.parametrize("axis", SIZES)
 def test_exchanges_are_put_to_their_axis(mesh, axis):
-  # Catches: partitions numbered in another order than the mesh's devices.
+  # Catches partitions that are numbered in another order than the mesh's devices.
   def exchange(x):
     return jax.lax.all_to_all(x, axis, 0, 0, tiled=True)
 
@@ -105,7 +107,8 @@ def test_exchanges_are_put_to_their_axis(mesh, axis):
 
 
 def test_products_agree_with_arithmetic_and_with_xla(mesh):
-  # Catches: depth, batch or devices counted wrongly, against 2mnk and against cost_analysis().
+  # Catches a wrong count of the depth, the batch or the devices, by comparison with 2mnk and with
+  # cost_analysis().
   def products(a, b, c):
     return jnp.tanh(a @ b), jnp.einsum("bik,bjk->bij", c, c)
 
@@ -121,9 +124,9 @@ def test_products_agree_with_arithmetic_and_with_xla(mesh):
 
 
 def test_a_training_step_of_this_repository(tmp_path):
-  # Catches: HLO that a real step has and tiny programs have not; a layer loop that is not
-  # understood; FLOPs other than those of `moe_jax.hlo.flops`, which shares no code with this
-  # parser.
+  # Catches HLO that a real step has but tiny programs lack, a loop over layers that is not
+  # understood, and FLOPs that differ from those of `moe_jax.hlo.flops`, which sums over loops and
+  # branches in another way.
   sizes = {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2}
   config = tiny.config(tmp_path, model__num_layers=4, **{f"mesh__{k}": n for k, n in sizes.items()})
   mesh = sharding.make_mesh(sizes)
@@ -155,16 +158,15 @@ def test_a_training_step_of_this_repository(tmp_path):
   for one in program.collectives:
     axes[one.kind].update(one.axes)
   assert axes["all-gather"] | axes["all-reduce"] == {"fsdp", "expert", "tensor"}
-  assert not any(
-    "?" in along for kind, along in axes.items() if kind != "collective-permute"
-  )  # those swap axes
+  # Permutes may swap two axes, so that their groups are not boxes of the mesh.
+  assert not any("?" in along for kind, along in axes.items() if kind != "collective-permute")
 
 
 @pytest.mark.parametrize("name", ["cpu_step", "h100_step", "v5p_step"])
 def test_platforms_agree(name):
-  # Catches: a platform's forms read amiss: the TPU's dots as convolutions, the GPU's asynchronous
-  # pairs, the CPU's all-to-alls of tuples. The TPU sends what it would round anyway in bfloat16,
-  # and scatters by an all-reduce.
+  # Catches forms of one platform that are misread: the TPU's dots as convolutions, the GPU's
+  # asynchronous pairs, and the CPU's all-to-alls of tuples. The TPU sends values in bfloat16 that
+  # it would round anyway, and it scatters by an all-reduce.
   program = analyse((SNIPPETS / f"{name}.hlo").read_text(), SIZES)
   assert (
     program.flops == 3 * program.flops_once == 3 * 2 * 2 * 32 * D * D and program.unknown_loops == 0
@@ -184,7 +186,8 @@ def test_platforms_agree(name):
 
 
 def test_a_product_in_a_ring_of_permutes():
-  # Catches: the loop of a collective product counted by shards where it does several a round.
+  # Catches a loop of a windowed product whose iterations are taken for shards, although each
+  # handles several shards.
   program = analyse((SNIPPETS / "v4_windowed.hlo").read_text(), {"model": 8})
   [permutes] = program.collectives
   assert program.flops == 2 * 1024 * 8192 * 8192
@@ -197,7 +200,8 @@ def test_a_product_in_a_ring_of_permutes():
 
 
 def test_a_collective_in_several_fusions_counts_once():
-  # Catches: each of the four fusions that carry a part of one gather counted as a gather.
+  # Catches four gathers that are counted for the four fusions which each carry a part of one
+  # gather.
   [gather] = analyse((SNIPPETS / "v5e_async_fusions.hlo").read_text(), SIZES).collectives
   assert (gather.kind, gather.axes, gather.bytes, gather.count) == (
     "all-gather",
@@ -208,8 +212,8 @@ def test_a_collective_in_several_fusions_counts_once():
 
 
 def test_fusions_that_scatter():
-  # Catches: all-reduces inside fusions overlooked, or counted as what they are not. Their names
-  # come from outside.
+  # Catches all-reduces inside fusions that are overlooked, or that are counted as another kind.
+  # Their names come from the fusion around them.
   program = analyse((SNIPPETS / "v4_reduce_scatter.hlo").read_text(), SIZES)
   assert sorted((one.kind, one.axes, one.bytes) for one in program.collectives) == [
     ("all-reduce", ("data",), 262144),
@@ -220,22 +224,22 @@ def test_fusions_that_scatter():
 
 
 def test_cycles_are_multiplied_out():
-  # Catches: the compiler's estimate of a loop's body counted once: 5 times 7 of them, and 7 of the
-  # outer one.
+  # Catches a loop's body whose estimate is counted once. The inner body runs 5 times 7 times, and
+  # the outer body runs 7 times.
   text = (SNIPPETS / "v5p_nested.hlo").read_text()
   once = analyse(text.replace("direction=LT", "direction=EQ"), SIZES)  # 0 trips
   assert analyse(text, SIZES).cycles > 35 * 2000 and (once.cycles or 0) < 5000
 
 
 def test_another_machines_program():
-  # Catches: axes read from a mesh that the program was not compiled for.
+  # Catches axes that are read from a mesh for which the program was not compiled.
   with pytest.raises(ValueError, match="8 devices.*mesh of 4"):
     analyse((SNIPPETS / "cpu_step.hlo").read_text(), {"data": 4})
 
 
 def test_memory_is_charged_to_operations_not_to_their_insides():
-  # Catches: what a fusion keeps to itself counted as traffic. By hand, three rounds of: read 256
-  # bytes, write 256.
+  # Catches values inside a fusion that are counted as traffic. By hand, each of three iterations
+  # reads 256 bytes and writes 256 bytes.
   text = """HloModule m
 
 %inside (x: f32[8,8]) -> f32[8,8] {

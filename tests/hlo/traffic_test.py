@@ -1,4 +1,4 @@
-"""Bytes of memory traffic, an operation at a time."""
+"""Tests the bytes of memory traffic of single operations."""
 
 import pathlib
 
@@ -10,7 +10,8 @@ from moe_jax.hlo.traffic import traffic
 pytestmark = pytest.mark.unit
 SNIPPETS = pathlib.Path(__file__).parent / "snippets"
 
-# %stack holds 10 slices of 400 bytes; two fusions look at one of them, through a fusion within.
+# %stack holds 10 slices of 400 bytes. The fusion %read reads one slice, through a fusion inside it,
+# and the fusion %write updates one in place.
 TEXT = """\
 HloModule m
 
@@ -72,23 +73,20 @@ ENTRY %main (stack: f32[10,100], i: s32[]) -> f32[10,100] {
   ],
 )
 def test_traffic(name, size):
-  # Catches: whole stacks of weights charged to each layer's slice, memory on the chip charged, both
-  # ends of an asynchronous copy charged for both.
+  # Catches a whole stack of weights that is charged for each layer's slice, on-chip memory that is
+  # charged, and an asynchronous copy whose two ends are both charged for reading and writing.
   module = parse(TEXT)
   assert traffic(module, module["main"].instructions[name]) == size
 
 
 def test_collectives_under_way_are_not_charged_to_fusions():
-  # Catches: a gather's buffers charged to each of the fusions that run meanwhile. Here with all
-  # buffers in main memory.
+  # Catches a gather's buffers that are charged to each of the fusions that run meanwhile. All
+  # buffers are placed in main memory for this test.
   module = parse((SNIPPETS / "v5e_async_fusions.hlo").read_text().replace("S(1)", ""))
   charged = {i.name: traffic(module, i) for i in module[module.entry] if i.opcode == "fusion"}
-  gathered, product = (
-    262144,
-    524288 + 65536 + 262144,
-  )  # bytes: activations and weights read, a product written
+  # The product reads activations and weights, and writes its result.
+  gathered, product = 262144, 524288 + 65536 + 262144
   assert charged["async-collective-start"] == gathered
   assert charged["fusion.175"] == product
-  assert (
-    charged["async-collective-done"] == gathered // 2
-  )  # the shard once more: the bound is an upper one
+  # The shard is counted once more, which is allowed because the traffic is an upper bound.
+  assert charged["async-collective-done"] == gathered // 2

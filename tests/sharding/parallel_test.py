@@ -1,8 +1,8 @@
-"""Three training steps on any mesh equal those on one device: gradients, weights, metrics, router
-state, on every copy.
+"""Tests that three training steps on any mesh equal those on one device.
 
-What each dispatcher computes and sends on more meshes: dispatch/expert_mesh_test. All that runs in
-a `jax.shard_map` does so with check_vma=True, see `expert_mesh.over_mesh`.
+Gradients, weights, metrics and the router's state are compared on every copy. What each dispatcher
+computes and sends on more meshes is tested in dispatch/expert_mesh_test. Everything in a
+`jax.shard_map` runs with check_vma=True, as `expert_mesh.over_mesh` explains.
 """
 
 import functools
@@ -38,7 +38,8 @@ MESHES = (
   "data=2 expert=2 tensor=2",
   "data=2 fsdp=2 expert=2",
 )
-# What the others compute and send on such meshes: dispatch/expert_mesh_test.
+# These pairs run by default. What the other dispatchers compute and send on such meshes is tested
+# in dispatch/expert_mesh_test.
 SOME = {
   ("all_to_all", "expert=8"),
   ("ragged_all_to_all", "data=2 expert=4"),
@@ -49,12 +50,10 @@ RUNS = [
   for mesh in MESHES
   for name in DISPATCHERS
 ]
-PLATFORM = {
-  "grouped": "tpu",
-  "all_gather": "tpu",
-}  # jax.lax.ragged_dot, which compiles faster than the loops for CPUs
-# A router whose state moves, experts that overflow, noise, a bias: whatever could come out
-# otherwise on some device.
+# These dispatchers use jax.lax.ragged_dot on TPUs, which compiles faster than their loops for CPUs.
+PLATFORM = {"grouped": "tpu", "all_gather": "tpu"}
+# The model has all that could differ between devices: a router whose state changes, experts that
+# overflow, noise, and a bias.
 CHANGES = {
   "model.d_model": 16,
   "model.num_layers": 1,
@@ -77,7 +76,7 @@ CHANGES = {
   "data.seq_len": LENGTH,
   "train.batch_size": ROWS,
   "optimizer.warmup_steps": 0,
-  # Adam divides by the root of squares: with its usual eps, gradients of 1e-9 would decide the sign
+  # Adam divides by the root of squares. With its usual eps, gradients of 1e-9 would decide the sign
   # of an update.
   "optimizer.eps": 1e-3,
   "optimizer.learning_rate": 0.05,
@@ -96,8 +95,8 @@ FAMILIES = {
     "data.objective": "span_corruption",
     "data.encoder_len": ENCODER_LENGTH,
   },
-  # Matrices whose sides are both 128 or more have factored moments: here the embedding's and the
-  # experts'.
+  # Adafactor factors the moments of matrices whose sides are both at least 128. Here these are the
+  # embedding's and the experts'.
   "adafactor": {"optimizer.name": "adafactor", "model.d_model": 128, "model.moe.d_ff": 128},
   "lstm": {"model.family": "lstm", "model.lstm_units": 24, "model.num_layers": 1},
   "latent": {
@@ -116,8 +115,8 @@ FAMILIES = {
   },
 }
 
-# Other routers, on the model of "one layer". Only sigmoid_bias has a bias; they have losses and
-# noise of their own.
+# Other routers, on the model of "one layer". Only sigmoid_bias has a bias, and some of the others
+# have losses and noise of their own.
 R = "model.moe.router"
 ROUTERS = {
   "expert_choice": {
@@ -143,7 +142,7 @@ FAMILIES |= {
 
 @functools.cache
 def batches():
-  """Three, of skewed tokens and padded rows; an encoder's inputs among them."""
+  """Returns three batches of skewed tokens and padded rows, with the inputs of an encoder."""
   rng, made = np.random.default_rng(0), []
 
   def rows(prefix, length):
@@ -165,7 +164,7 @@ def batches():
 
 
 def batch_of(config, batch):
-  """The part of a batch that the model of a config reads."""
+  """Returns the part of a batch that the model of a config reads."""
   encodes = config.data.objective == "span_corruption"
   return {
     name: value for name, value in batch.items() if encodes or not name.startswith("encoder_")
@@ -173,7 +172,7 @@ def batch_of(config, batch):
 
 
 def setup(dispatcher, mesh, family):
-  """(config, mesh, model, optimizer, schedule) of a run."""
+  """Returns the config, mesh, model, optimizer and schedule of a run."""
   sizes = {
     f"mesh.{axis}": int(n) for axis, n in (part.split("=") for part in f"data=1 {mesh}".split())
   }
@@ -191,7 +190,7 @@ def setup(dispatcher, mesh, family):
 
 
 def remember_gradients():
-  """Leaves the last gradients in the optimizer's state, before anything is done to them."""
+  """Returns a transformation whose state is the last gradients, as they come from the model."""
   return optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
     lambda grads, before, params=None: (grads, grads),
@@ -200,7 +199,7 @@ def remember_gradients():
 
 @functools.cache
 def first_state(mesh, family):
-  """The state before the first step, drawn on one device, on this mesh."""
+  """Returns the initial state on a mesh; it is always drawn on one device and then moved."""
   config, devices, model, optimizer, _ = setup("einsum", mesh, family)
   with sharding.use_rules(dict(config.sharding)):
     abstract, draw = states.create(devices, model, optimizer, 0, LENGTH, ROWS)
@@ -215,7 +214,7 @@ def first_state(mesh, family):
 
 @functools.cache
 def three_steps(dispatcher, mesh, family="one layer"):
-  """(state, metrics of each step) after a run, still on its devices."""
+  """Returns the state after a run and the metrics of each step, still on their devices."""
   config, devices, model, optimizer, schedule = setup(dispatcher, mesh, family)
   step = functools.partial(
     train_step,
@@ -243,24 +242,22 @@ def assert_as_on_one_device(state, metrics, family):
 
   jax.tree.map(close, metrics, wanted)
 
+  # The gradients are opt_state[0].
   def trained(s):
-    return (s.params, s.opt_state, s.router_state)  # gradients: opt_state[0]
+    return (s.params, s.opt_state, s.router_state)
 
   jax.tree.map(close, trained(state), trained(expected))
-  for name in (
-    "moe/load",
-    "moe/drop_rate",
-    "moe/dropped_tokens",
-  ):  # counts: the decisions are the same ones
+  # These are counts, and they agree exactly if the routing decisions are the same.
+  for name in ("moe/load", "moe/drop_rate", "moe/dropped_tokens"):
     np.testing.assert_array_equal(metrics[-1][name], wanted[-1][name])
   jax.tree.map(assert_copies_agree, (trained(state), metrics))
 
 
 @pytest.mark.parametrize("dispatcher, mesh", RUNS)
 def test_any_mesh_trains_the_same(dispatcher, mesh):
-  # Catches: a gradient summed over copies or not over devices, a loss or load that is one device's,
-  # noise that depends on the mesh, tokens dropped in the order of devices, a router's bias that
-  # moves differently from device to device.
+  # Catches a gradient that is summed over copies or is not summed over devices, a loss or load of
+  # one device only, noise that depends on the mesh, tokens that are dropped in the order of
+  # devices, and a router's bias that changes differently on different devices.
   assert_as_on_one_device(*three_steps(dispatcher, mesh), "one layer")
 
 
@@ -275,41 +272,42 @@ OTHERS = [
   ("latent", "all_to_all", WHOLE),
   *((name, "all_to_all", WHOLE) for name in ROUTERS),
 ]
-OFTEN = {"scanned and rematerialised"}  # the others: make test-all
+OFTEN = {"scanned and rematerialised"}  # `make test-all` runs the others
 
 
 @pytest.mark.parametrize(
   "family, dispatcher, mesh", tiny.often({other for other in OTHERS if other[0] in OFTEN}, OTHERS)
 )
 def test_other_models_and_rules_train_the_same(family, dispatcher, mesh):
-  # Catches: a recomputed layer that draws other noise, weights stacked over layers that are split
-  # along "layers", an encoder's output or padding that stays one device's, a dispatcher that counts
-  # on rules that the config has changed, Adafactor's factors or RMS of one shard, a recurrent state
-  # or a latent that is, noise, losses or a hash of other routers that depend on the mesh.
+  # Catches a recomputed layer that draws other noise, stacked weights that are split along
+  # "layers", an encoder's output or padding of one device only, a dispatcher that relies on rules
+  # that the config has changed, factors or an RMS of one shard only in Adafactor, a recurrent
+  # state or a latent of one shard only, and noise, losses or a hash of other routers that depend on
+  # the mesh.
   assert_as_on_one_device(*three_steps(dispatcher, mesh, family), family)
 
 
 @pytest.mark.parametrize("family", tiny.often({"one layer", *OFTEN}, FAMILIES))
 def test_the_run_exercises_what_it_should(family):
-  # Catches: a comparison of runs in which nobody is dropped, no bias moves, a weight has no
-  # gradient, nothing is learnt.
+  # Catches a comparison of runs in which no token is dropped, no bias changes, a weight has no
+  # gradient, or nothing is learnt.
   state, metrics = three_steps("einsum", ONE, family)
-  assert all(
-    (0 < m["moe/drop_rate"].min() < 1) == (family != "expert_choice") for m in metrics
-  )  # which drops nobody
+  # Under expert choice no token is dropped.
+  assert all((0 < m["moe/drop_rate"].min() < 1) == (family != "expert_choice") for m in metrics)
   assert np.any(state.router_state["bias"]) if family not in ROUTERS else not state.router_state
   assert metrics[-1]["loss"] < metrics[0]["loss"]
+  # A matrix whose moments are not factored has a placeholder of one number.
   factored = [
     slot.shape
     for path, slot in jax.tree_util.tree_leaves_with_path(state.opt_state)
     if "v_row" in optimizers.keys(path) and slot.size > 8
-  ]  # one number a matrix stands where none is
+  ]
   assert bool(factored) == (family == "adafactor")
   assert all(np.abs(gradient).max() > 1e-3 for gradient in jax.tree.leaves(state.opt_state[0]))
 
 
 def assert_copies_agree(leaf):
-  """Bit by bit, on whatever devices `leaf`'s sharding says that they are copies."""
+  """Asserts that the shards which are copies, by the sharding of `leaf`, are equal bit by bit."""
   first = {}
   for shard in leaf.addressable_shards:
     data = np.asarray(shard.data)

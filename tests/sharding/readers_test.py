@@ -1,4 +1,4 @@
-"""Which rows each process reads, on made-up layouts of devices over processes."""
+"""Tests which rows each process reads, on invented layouts of devices over processes."""
 
 import jax
 import pytest
@@ -15,9 +15,9 @@ def readers(*held):
 
 
 def test_each_process_reads_what_its_devices_hold():
-  # Catches: blocks in another order than the rows; processes that hold the same rows (tensor=2 over
-  # both) reading different ones, so that one row has two contents; a mesh whose devices were
-  # reordered (TPU).
+  # Catches blocks in another order than the rows, processes that hold the same rows (as with
+  # tensor=2 over both) but read different ones, so that one row has two contents, and wrong blocks
+  # on a mesh whose devices were reordered, as on TPUs.
   assert readers({0, 1}, {2, 3}) == [(0, 2), (1, 2)]
   assert readers({0, 1}, {0, 1}, {2, 3}, {2, 3}) == [(0, 2), (0, 2), (1, 2), (1, 2)]
   assert readers({2, 3}, {0, 1}) == [(1, 2), (0, 2)]
@@ -25,7 +25,7 @@ def test_each_process_reads_what_its_devices_hold():
 
 
 def test_layouts_that_cannot_be_read_are_refused():
-  # Catches: rows that two processes read half each; a process that reads for nobody.
+  # Catches rows of which two processes read half each, and a process that reads for no device.
   with pytest.raises(ConfigError, match="a part of each other's rows; let tensor divide"):
     readers({0, 1}, {1, 2}, {2, 3})
   with pytest.raises(ConfigError, match="leaves process 1 without a device"):
@@ -33,6 +33,6 @@ def test_layouts_that_cannot_be_read_are_refused():
 
 
 def test_one_process_reads_everything():
-  # Catches: a reader that counts devices along tensor.
+  # Catches a reader that counts devices along tensor.
   for sizes in ({"data": 8}, {"data": 2, "expert": 2, "tensor": 2}, {"data": 1}):
     assert sharding.reader(sharding.make_mesh(sizes, jax.devices()[:8])) == (0, 1)

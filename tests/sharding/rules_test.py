@@ -1,4 +1,4 @@
-"""One table decides what lies where."""
+"""Tests the table of logical axes, and the shardings that follow from it."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ SIZES = {"data": 2, "fsdp": 2, "expert": 2, "tensor": 1}
 
 
 def test_spec_reads_the_table():
-  # Catches: a rule applied to the wrong dimension, or a mesh axis of size 1 that is named anyway.
+  # Catches a rule that is applied to the wrong dimension, and a mesh axis of size 1 that is named.
   assert spec(("expert", "embed", "mlp"), (4, 8, 6), SIZES) == P("expert", "fsdp", None)
   assert spec(("batch", "length", "act_embed"), (8, 3, 4), SIZES) == P(
     ("data", "fsdp", "expert"), None, None
@@ -32,28 +32,28 @@ def test_spec_reads_the_table():
 
 
 def test_dimensions_that_do_not_divide_stay_whole():
-  # Catches: a batch of one (sampling) that fails on a mesh; four groups on eight devices that are
-  # all copied to all.
+  # Catches a batch of one, as in sampling, that fails on a mesh, and four groups on eight devices
+  # that are all copied to each device.
   assert spec(("batch", "length"), (1, 5), SIZES) == P(None, None)
   assert spec(("group",), (4,), SIZES) == P(("data", "fsdp"))
   assert spec(("group",), (6,), SIZES) == P("data")
 
 
 def test_no_mesh_axis_is_used_twice():
-  # Catches: P("fsdp", "fsdp"), which JAX refuses.
+  # Catches P("fsdp", "fsdp"), which JAX refuses.
   assert spec(("embed", "embed"), (4, 4), SIZES) == P(("fsdp", "expert"), None)
 
 
 def test_unknown_axes_are_errors():
-  # Catches: a misspelt axis that silently replicates a parameter.
+  # Catches a misspelt axis that silently replicates a parameter.
   with pytest.raises(KeyError):
     spec(("embd",), (4,), SIZES)
   assert all(set(axes) <= {"data", "fsdp", "expert", "tensor"} for axes in RULES.values())
 
 
 def test_a_config_changes_rules_within_a_context_only():
-  # Catches: a change that outlives its run, a program compiled under other rules that is used
-  # again.
+  # Catches a change that outlives its run, and a program that is used again although it was
+  # compiled under other rules.
   x, mesh = jnp.zeros((8, 4)), make_mesh({"fsdp": 4, "tensor": 2})
   f = jax.jit(lambda x: constrain(x, "vocab", "embed"))
   with jax.set_mesh(mesh):
@@ -78,15 +78,15 @@ def test_a_config_changes_rules_within_a_context_only():
   ],
 )
 def test_rules_that_nothing_could_follow_are_refused(rules, words):
-  # Catches: a silent copy of everything, a batch that no reader reads, partial sums that nobody
-  # adds up.
+  # Catches arrays that are silently copied to each device, a batch for which there is no reader,
+  # and partial sums that are never added up.
   with pytest.raises(ConfigError) as error:
     use_rules(rules)
   assert words in str(error.value)
 
 
 def test_constrain_acts_under_set_mesh_only():
-  # Catches: a constraint that is a silent no-op under `jax.set_mesh`.
+  # Catches a constraint that silently does nothing under `jax.set_mesh`.
   x = jnp.zeros((8, 2))
   assert constrain(x, "batch", None) is x
   with jax.set_mesh(make_mesh({"data": 8})):
@@ -94,7 +94,7 @@ def test_constrain_acts_under_set_mesh_only():
 
 
 def test_param_shardings_have_the_structure_of_the_unboxed_tree():
-  # Catches: boxes left in the tree, or unboxed leaves that are dropped.
+  # Catches boxes that are left in the tree, and leaves without a box that are dropped.
   tree = {
     "a": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((4, 6), jnp.float32), names=("embed", "mlp")),
     "b": jax.ShapeDtypeStruct((3,), jnp.float32),

@@ -1,2 +1,1 @@
-"""Machines that are not there: their chips, shapes and networks, and how long a program would take
-on them."""
+"""Describes machines that are not attached: chips, topologies, networks and times of a step."""

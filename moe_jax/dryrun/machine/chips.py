@@ -1,21 +1,22 @@
-"""What accelerators can do: one table, with its sources.
+"""Lists what each kind of accelerator can do, with the sources of the figures.
 
-Bytes, bytes a second and FLOP/s are those of ONE device of JAX. Nothing here was measured by us:
+Memory, memory bandwidth and FLOP/s are those of ONE JAX device, which may be a part of a chip. None
+of the figures was measured by this project. The sources are:
 
-- FLOP/s, HBM bandwidth, pod sizes: Google Cloud's pages on TPU v2 to TPU7x
-  (cloud.google.com/tpu/docs/v5p and others); NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200
-  SXM and HGX B200 (dense, without sparsity).
-- memory: for TPUs, what the compiler (libtpu 0.0.42) says is available, which is less than what is
-  built in; for GPUs, what the driver reports, of which JAX takes three quarters unless
-  XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
-- link: one direction of one link. v2 to v4: Jouppi et al. 2023 (arXiv 2304.01433), Table 4; from
-  v5e on, the bandwidth a chip on Google's pages, divided by its links and by both directions.
-  NVLink: one direction of all links of a GPU together.
-- dcn: a chip's share of its host's network. Google's pages for v5p, v6e and TPU7x; 100 Gbit/s for
-  four chips of v4 and v5e. GPUs: one InfiniBand port each, HDR (200 Gbit/s) for A100 and NDR
+- FLOP/s, HBM bandwidth and pod sizes: For TPU v2 to TPU7x, Google Cloud's pages
+  (cloud.google.com/tpu/docs/v5p and others). For GPUs, NVIDIA's data sheets of A100 80GB SXM, H100
+  SXM, H200 SXM and HGX B200 (dense, without sparsity).
+- memory: For TPUs, what the compiler (libtpu 0.0.42) says is available, which is less than what is
+  built in. For GPUs, what the driver reports. JAX takes three quarters of that by default, and
+  XLA_PYTHON_CLIENT_MEM_FRACTION sets another share.
+- link: One direction of one link. For v2 to v4, Jouppi et al. 2023 (arXiv 2304.01433), Table 4.
+  From v5e on, the bandwidth of a chip on Google's pages, divided by the number of its links and by
+  two for the directions. For NVLink, one direction of all links of a GPU together.
+- dcn: A chip's share of its host's network. For v5p, v6e and TPU7x, Google's pages. For v4 and v5e,
+  100 Gbit/s for four chips. For GPUs, one InfiniBand port each: HDR (200 Gbit/s) for A100 and NDR
   (400 Gbit/s) for the others.
-- clock: the MXU clock of v2 to v5p, computed from the peak; it turns the compiler's estimated
-  cycles into seconds. It is left out where it does not fit them.
+- clock: The MXU clock of v2 to v5p, computed from the peak FLOP/s. It turns the compiler's
+  estimated cycles into seconds. It is left out for chips where it does not fit these estimates.
 """
 
 from __future__ import annotations
@@ -32,20 +33,21 @@ class Chip:
   """One kind of accelerator.
 
   Attributes:
-    kind: the name in --topology.
+    kind: The name in --topology, such as "v4".
     platform: "tpu" or "cuda", as `jax.experimental.topologies` calls it.
-    memory: bytes that a program may use.
-    flops: FLOP/s of bfloat16 matmuls.
-    hbm: bytes/s between memory and chip.
-    link: bytes/s, one direction, of one link between neighbours in the torus; of GPUs, of all of
-      NVLink together.
-    dcn: bytes/s, one direction, of a CHIP's share of the network between slices; of GPUs, between
-      hosts. 0: unknown.
-    devices: JAX devices a chip (cores that are programmed singly); they share its links.
-    clock: Hz; 0: unknown.
-    limit: the largest torus, chips a dimension; () for GPUs.
-    wraps: lengths of a torus' dimension, in whose multiples the ends are connected.
-    named_by: what the number in a marketing name counts: "cores" (v4-2048) or "chips" (v5e-256).
+    memory: The bytes of a device that a program may use.
+    flops: FLOP/s of bfloat16 matmuls on a device.
+    hbm: Bytes/s between a device and its main memory.
+    link: Bytes/s in one direction: for TPUs, of one link between neighbouring chips in the torus;
+      for GPUs, of all NVLinks of a GPU together.
+    dcn: Bytes/s in one direction of a CHIP's share of the network between slices (TPUs) or between
+      hosts (GPUs). 0 means unknown.
+    devices: The number of JAX devices on a chip, which are cores that are programmed separately and
+      share the chip's links.
+    clock: The clock in Hz. 0 means unknown.
+    limit: The chips along each dimension of the largest torus. It is () for GPUs.
+    wraps: The ends of a torus dimension are connected if its length is a multiple of this number.
+    named_by: What the number in a product name counts: "cores" (v4-2048) or "chips" (v5e-256).
   """
 
   kind: str
@@ -62,8 +64,10 @@ class Chip:
   named_by: str = "chips"
 
   def shapes(self) -> list[tuple[int, ...]]:
-    """Every shape of a slice that Google lists or whose rule it states, sides ascending but for a
-    1; [] for GPUs."""
+    """Returns every shape of a slice that Google lists, or whose rule it states, or [] for GPUs.
+
+    The sides ascend, except that a side of 1 may come last.
+    """
     if len(self.limit) == 2:
       side = max(self.limit)
       sizes = [(2**i, 2**j) for i in range(1, 6) for j in (i, i + 1) if 2**j <= side]
@@ -74,15 +78,16 @@ class Chip:
     cubes = itertools.combinations_with_replacement(range(4, max(self.limit) + 1, 4), 3)
 
     def fits(shape):
-      return all(side <= most for side, most in zip(shape, sorted(self.limit), strict=True))
+      return all(side <= largest for side, largest in zip(shape, sorted(self.limit), strict=True))
 
     return small + [shape for shape in cubes if fits(shape)]
 
   def ring(self, length: int) -> bool:
-    """Whether the ends of a torus' dimension of that many chips are connected."""
+    """Returns whether the ends of a torus dimension of that many chips are connected."""
     return length >= self.wraps and length % self.wraps == 0
 
 
+# Returns the `Chip` of a TPU, whose memory is given in GiB.
 def _tpu(kind, memory_gib, flops, hbm, link, dcn, limit, **more):
   return Chip(kind, "tpu", memory_gib * GIB, flops, hbm, link, dcn, limit=limit, **more)
 
@@ -130,7 +135,8 @@ CHIPS = {
   )
 }
 
-# cores, shared memory a core and opt-in bytes, L2 bytes, GHz, compute capability, name
+# Cores, bytes of shared memory per core, the most of it that a block can opt in to, bytes of L2
+# cache, clock in GHz, compute capability, and name.
 _GPU_NUMBERS = {
   "a100": (108, 167_936, 166_912, 41_943_040, 1.41, (8, 0), "NVIDIA A100-SXM4-80GB"),
   "h100": (132, 233_472, 232_448, 52_428_800, 1.98, (9, 0), "NVIDIA H100 80GB HBM3"),
@@ -140,9 +146,14 @@ _GPU_NUMBERS = {
 
 
 def gpu_target(kind: str) -> str:
-  """XLA's GpuTargetConfigProto of a GPU, as text: what the deviceless compiler must know of it. Not
-  a vendor's file."""
-  cores, shared, most, cache, clock, (major, minor), name = _GPU_NUMBERS[kind]
+  """Returns XLA's GpuTargetConfigProto of a GPU as text, for compiling without the device.
+
+  It is made from the numbers above, and is not a vendor's file.
+
+  Args:
+    kind: A key of `CHIPS` whose platform is "cuda".
+  """
+  cores, shared, opt_in, cache, clock, (major, minor), name = _GPU_NUMBERS[kind]
   lanes = 64 if kind == "a100" else 128
   fields = {
     "threads_per_block_limit": 1024,
@@ -159,7 +170,7 @@ def gpu_target(kind: str) -> str:
     "l2_cache_size": cache,
     "clock_rate_ghz": clock,
     "device_memory_size": int(CHIPS[kind].memory),
-    "shared_memory_per_block_optin": most,
+    "shared_memory_per_block_optin": opt_in,
     "registers_per_core_limit": 65_536,
     "registers_per_block_limit": 65_536,
   }
@@ -172,6 +183,7 @@ def gpu_target(kind: str) -> str:
 
 
 def most_cubic(shapes: list[tuple[int, ...]], chips: int) -> tuple[int, ...] | None:
-  """Of the shapes of that many chips the one nearest to a cube."""
+  """Returns the shape with that many chips that is nearest to a cube, or None if there is none."""
+  # Among shapes of equal product, the sum of the sides is smallest for the most cubic one.
   fits = [shape for shape in shapes if math.prod(shape) == chips]
   return min(fits, key=sum) if fits else None

@@ -1,5 +1,7 @@
-"""What the papers measured of their own runs, to stand beside what a compiler says of ours. Not our
-measurements."""
+"""Lists what the papers measured of their own runs, for comparison with a dry run's estimates.
+
+These are not measurements of this project.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,13 @@ from typing import NamedTuple
 
 
 class Measured(NamedTuple):
-  """A paper's figure.
+  """What a paper reports about the time of a step.
 
   Attributes:
-    seconds: a step, of as many tokens as the config's; 0 where the paper gives no step.
-    machine: what it ran on.
-    source: where the paper says so.
+    seconds: The time of a step with as many tokens as the config's. It is 0 if the paper does not
+      give it.
+    machine: The machine on which the paper ran it.
+    source: The paper and the place in it.
   """
 
   seconds: float
@@ -23,7 +26,8 @@ class Measured(NamedTuple):
 
 _GSHARD = "arXiv 2006.16668, Tables 1 and 3"
 _BRAIN = "arXiv 2306.00008, Table 3: {} steps a second; neither batch nor machine stands beside it"
-TABLE = {  # config's file and variant
+# Config file and variant -> the figure.
+TABLE = {
   "gshard:600b": Measured(1 / 0.72, "2048 TPU v3 cores", _GSHARD + "; 22.4 core-years, 4.0 days"),
   "gshard:200b": Measured(1 / 2.15, "2048 TPU v3 cores", _GSHARD + "; 7.5 core-years, 1.4 days"),
   "gshard:150b": Measured(1 / 1.05, "512 TPU v3 cores", _GSHARD + "; 15.5 core-years, 11.0 days"),
@@ -63,6 +67,10 @@ TABLE = {  # config's file and variant
 
 
 def find(path: str) -> Measured | None:
-  """The figure of configs/FAMILY.py:VARIANT, where there is one."""
+  """Returns the paper's figure for a config, or None if there is none.
+
+  Args:
+    path: The config, as configs/FAMILY.py:VARIANT.
+  """
   name, _, variant = path.partition(":")
   return TABLE.get(f"{pathlib.PurePath(name).stem}:{variant}")

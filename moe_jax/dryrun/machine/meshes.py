@@ -1,7 +1,7 @@
-"""Meshes on which the papers' models fit machines of the papers' size: those of
-docs/paper_scale.md.
+"""Lists meshes on which the papers' models fit machines of the papers' size.
 
-Mixtral, DBRX and DeepSeekMoE fit with the shorter rows or the microbatches of that page's commands.
+They are the meshes of docs/paper_scale.md. Mixtral, DBRX and DeepSeekMoE fit only with the shorter
+rows or the microbatches of that page's commands.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import pathlib
 
 from moe_jax.dryrun.machine.topology import Topology
 
-MESHES = {  # (config's file and variant, machine) -> as after `--mesh=`
+# (config file and variant, machine) -> the mesh, as it is written after `--mesh=`.
+MESHES = {
   ("gshard:600b", "v3:32x32"): "expert=2048",
   ("glam:64b_64e", "v4:8x8x16"): "fsdp=4,expert=64,tensor=4",
   ("st_moe:32b", "v4:4x8x8"): "fsdp=4,expert=64",
@@ -26,7 +27,14 @@ MESHES = {  # (config's file and variant, machine) -> as after `--mesh=`
 
 
 def find(path: str, topology: Topology) -> str | None:
-  """The mesh of configs/FAMILY.py:VARIANT on a machine, as after `--mesh=`; None: that pair is not
-  in the table."""
+  """Returns the mesh of a config on a machine, or None if the table does not have that pair.
+
+  Args:
+    path: The config, as configs/FAMILY.py:VARIANT.
+    topology: The machine.
+
+  Returns:
+    The mesh as it is written after `--mesh=`, such as "fsdp=4,expert=64".
+  """
   name, _, variant = path.partition(":")
   return MESHES.get((f"{pathlib.PurePath(name).stem}:{variant}", str(topology)))

@@ -1,1 +1,1 @@
-"""What a dry run prints and writes: text, bars, an HTML page."""
+"""Presents the report of a dry run as text, as bar charts and as an HTML page."""

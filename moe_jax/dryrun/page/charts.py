@@ -1,4 +1,4 @@
-"""Horizontal stacked bars as inline SVG."""
+"""Draws horizontal stacked bars as inline SVG."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_ROW, _BAR, _TOP, _FOOT = 34, 20, 8, 30  # px
+# In px: the height of a row and of its bar, and the margins above and below all rows.
+_ROW, _BAR, _TOP, _FOOT = 34, 20, 8, 30
 
 
 class Part(NamedTuple):
-  """A piece of a bar: what it stands for, how long it is, its colour, and what is said when one
-  points at it."""
+  """A piece of a bar.
+
+  Attributes:
+    name: What the piece stands for, as in the legend.
+    value: The length in the chart's unit. A value that is not finite is not drawn.
+    colour: A CSS colour.
+    words: The text that is shown when the mouse is over the piece.
+  """
 
   name: str
   value: float
@@ -21,8 +28,13 @@ class Part(NamedTuple):
 
 
 class Bar(NamedTuple):
-  """A row of the chart: its label, its pieces from left to right, and what is written behind
-  them."""
+  """A row of the chart.
+
+  Attributes:
+    label: The text to the left of the bar.
+    parts: The pieces from left to right.
+    words: The text to the right of the bar.
+  """
 
   label: str
   parts: Sequence[Part]
@@ -39,21 +51,22 @@ def bars(
   width: int = 1080,
   left: int = 190,
 ) -> str:
-  """A figure of bars on one scale from 0; "" where nothing has a length.
+  """Returns an HTML figure of bars on one scale from 0, or "" if nothing has a length.
 
   Args:
-    title: above it.
-    rows: from top to bottom; lengths that are not finite are left out.
-    unit: of the lengths, under the axis.
-    limit: a name and a length at which a line crosses all bars.
-    note: a line under the title.
-    width: px, of the whole.
-    left: px, for the labels.
+    title: The text above the figure.
+    rows: The rows from top to bottom. Lengths that are not finite are left out.
+    unit: The unit of the lengths, which is written beside the axis.
+    limit: A name and a length at which a line crosses all rows.
+    note: A line of text under the title. "" means none.
+    width: The width of the figure in px.
+    left: The width that is reserved for the labels, in px.
   """
   lengths = [math.fsum(_finite(part.value) for part in row.parts) for row in rows]
   top = max([*lengths, limit[1] if limit else 0.0], default=0.0)
   if not top:
     return ""
+  # 170 px to the right of the scale are for the texts behind the bars.
   inner, height = width - left - 170, _TOP + _ROW * len(rows) + _FOOT
   scale = inner / (1.04 * top)
   body = _axis(top, scale, left, height - _FOOT, unit, inner)
@@ -67,16 +80,16 @@ def bars(
       f'text-anchor="middle" style="fill:#8a1c00">{html.escape(limit[0])}'
       "</text>"
     )
-  said = f'<p class="note">{html.escape(note)}</p>' if note else ""
+  note_html = f'<p class="note">{html.escape(note)}</p>' if note else ""
   return (
-    f"<figure><figcaption>{html.escape(title)}</figcaption>{said}{legend(rows)}"
+    f"<figure><figcaption>{html.escape(title)}</figcaption>{note_html}{legend(rows)}"
     f'<svg viewBox="0 0 {width} {height}" role="img" '
     f'aria-label="{html.escape(title)}">{body}</svg></figure>'
   )
 
 
 def legend(rows: Sequence[Bar]) -> str:
-  """A square for each name, in order of appearance; "" where there is one name only."""
+  """Returns the legend, a square for each name in order of appearance, or "" for a single name."""
   colours = {part.name: part.colour for row in rows for part in row.parts if _finite(part.value)}
   if len(colours) < 2:
     return ""
@@ -88,6 +101,7 @@ def legend(rows: Sequence[Bar]) -> str:
 
 
 def _row(row: Bar, y: int, left: int, scale: float) -> str:
+  """Returns the SVG of one row: its label, its pieces and the text to the right of them."""
   body, x = (
     f'<text x="{left - 10}" y="{y + 15}" text-anchor="end">{html.escape(row.label)}</text>',
     float(left),
@@ -104,6 +118,8 @@ def _row(row: Bar, y: int, left: int, scale: float) -> str:
 
 
 def _axis(top: float, scale: float, left: int, base: int, unit: str, inner: int) -> str:
+  """Returns the SVG of the axis from 0 to `top`, with a grid line at each tick."""
+  # The step between ticks is 1, 2 or 5 times a power of ten, and gives at most about six ticks.
   step = 10.0 ** math.floor(math.log10(top / 4))
   step *= next(m for m in (1, 2, 5, 10) if m * step >= top / 6)
   body = f'<path d="M{left} {base}h{inner}" class="axis"/>'
@@ -117,4 +133,5 @@ def _axis(top: float, scale: float, left: int, base: int, unit: str, inner: int)
 
 
 def _finite(value: int | float) -> float:
+  """Returns `value`, or 0 if it is not finite."""
   return value if math.isfinite(value) else 0.0

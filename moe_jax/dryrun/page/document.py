@@ -1,4 +1,4 @@
-"""A dry run on a page: report.json, and report.html that needs no other file."""
+"""Writes a dry run as report.json, and as report.html, a page that needs no other file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ _RESOURCES = {"matmuls": series_colour(0), "memory": series_colour(1)}
 
 
 def write(directory: pathlib.Path, report: Mapping[str, Any]) -> pathlib.Path:
-  """Writes both files into a folder, which is made, and returns the page's path.
+  """Writes report.json and report.html into a folder and returns the path of the latter.
+
+  Args:
+    directory: The folder, which is created if it does not exist.
+    report: A report of `plan.plan`.
 
   Raises:
-    ConfigError: the folder cannot be written.
+    ConfigError: If the folder cannot be written.
   """
   write_json(directory / "report.json", report)
   path = directory / "report.html"
@@ -32,10 +36,14 @@ def write(directory: pathlib.Path, report: Mapping[str, Any]) -> pathlib.Path:
 
 
 def write_json(path: pathlib.Path, value: Any) -> pathlib.Path:
-  """Writes `plain(value)` into a file, whose folder is made, and returns its path.
+  """Writes `plain(value)` as JSON into a file and returns the file's path.
+
+  Args:
+    path: The file, whose folder is created if it does not exist.
+    value: Any value that JSON can represent, apart from numbers that are not finite.
 
   Raises:
-    ConfigError: the folder cannot be written.
+    ConfigError: If the folder cannot be written.
   """
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,22 +52,22 @@ def write_json(path: pathlib.Path, value: Any) -> pathlib.Path:
     raise ConfigError(
       "workdir",
       str(path.parent),
-      f"cannot be written ({error.strerror}); name a folder that can, with --workdir=DIR",
+      f"cannot be written ({error.strerror}); name a writable folder with --workdir=DIR",
     ) from error
   return path
 
 
 def plain(value: Any) -> Any:
-  """The same, with null for numbers that are not finite, which JSON has not."""
+  """Returns `value` with None in place of numbers that are not finite, which JSON lacks."""
   if isinstance(value, Mapping):
-    return {key: plain(one) for key, one in value.items()}
+    return {key: plain(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
-    return [plain(one) for one in value]
+    return [plain(item) for item in value]
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def page(report: Mapping[str, Any]) -> str:
-  """The whole document."""
+  """Returns the HTML page of a report of `plan.plan`."""
   name = f"{report['config']} on {report['topology']}"
   banner = (
     "" if report["fits"] else f'<p class="banner">This {html.escape(text.shortage(report))}.</p>'
@@ -91,6 +99,7 @@ def page(report: Mapping[str, Any]) -> str:
 
 
 def _facts(report: Mapping[str, Any]) -> str:
+  """Returns the line of facts under the title: devices, mesh, batch, mode and versions."""
   versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
   return (
     f"{report['devices']:,} devices · mesh {text.mesh_words(report['mesh'])} · "
@@ -99,6 +108,7 @@ def _facts(report: Mapping[str, Any]) -> str:
 
 
 def _tiles(report: Mapping[str, Any]) -> str:
+  """Returns the HTML of the key figures, one tile for each."""
   m = report["memory"]
   amount = m["peak"] if report["fits"] else m["needs"]
   tiles = [
@@ -123,6 +133,7 @@ def _tiles(report: Mapping[str, Any]) -> str:
 
 
 def _memory(report: Mapping[str, Any]) -> str:
+  """Returns the chart of a device's memory, by arithmetic and by the compiler."""
   m, expected = report["memory"], report["expected"]
 
   def part(name, size, colour):
@@ -133,12 +144,12 @@ def _memory(report: Mapping[str, Any]) -> str:
   ]
   rows = [Bar("by arithmetic", arithmetic, f"{sum(expected.values()) / GIB:.2f} GiB")]
   if report["fits"]:
-    kept = min(m["arguments"], m["peak"])
-    found = [
-      part("state and batch", kept, series_colour(5)),
-      part("temporary", m["peak"] - kept, tint(series_colour(5))),
+    state_and_batch = min(m["arguments"], m["peak"])
+    compiled = [
+      part("state and batch", state_and_batch, series_colour(5)),
+      part("temporary", m["peak"] - state_and_batch, tint(series_colour(5))),
     ]
-    rows.append(Bar("by the compiler", found, f"{m['peak'] / GIB:.2f} GiB at the peak"))
+    rows.append(Bar("by the compiler", compiled, f"{m['peak'] / GIB:.2f} GiB at the peak"))
   elif not math.isnan(m["needs"]):
     rows.append(
       Bar(
@@ -153,24 +164,25 @@ def _memory(report: Mapping[str, Any]) -> str:
     rows,
     "GiB",
     limit=(limit, m["available"] / GIB),
-    note="Arithmetic counts what is kept, of a layer's own buffers nothing; the compiler "
-    "uses memory of dead values again.",
+    note="The arithmetic counts what is kept, but not a layer's own buffers. The compiler reuses "
+    "the memory of values that are no longer needed.",
   )
 
 
 def _roofline(report: Mapping[str, Any]) -> str:
+  """Returns the chart of the seconds that each resource needs in a step."""
   r, paper = report["roofline"], report["paper"]
-  shown = text.networks(r)
-  times = {"matmuls": r["matmuls"], "memory": r["memory"]} | shown
-  colours = _RESOURCES | {axes: series_colour(2 + i) for i, axes in enumerate(shown)}
+  networks = text.networks(r)
+  times = {"matmuls": r["matmuls"], "memory": r["memory"]} | networks
+  colours = _RESOURCES | {axes: series_colour(2 + i) for i, axes in enumerate(networks)}
   labels = {"matmuls": "matmuls", "memory": "memory, at most"}
   rows = [
     Bar(
       labels.get(name, f"network: {name}"),
-      [Part(name, took, colours[name], f"{text.number(took)} s")],
-      f"{text.number(took)} s{' (binds)' if name == r['binds'] else ''}",
+      [Part(name, duration, colours[name], f"{text.number(duration)} s")],
+      f"{text.number(duration)} s{' (binds)' if name == r['binds'] else ''}",
     )
-    for name, took in times.items()
+    for name, duration in times.items()
   ]
   if r["cycles"]:
     rows.append(
@@ -188,20 +200,24 @@ def _roofline(report: Mapping[str, Any]) -> str:
         f"{text.number(paper['seconds'])} s, {paper['machine']}",
       )
     )
+  # Without names the chart has no legend, which would only repeat the labels of the rows.
   rows = [row._replace(parts=[part._replace(name="") for part in row.parts]) for row in rows]
   return bars(
     "Seconds a step, each resource alone and at full speed",
     rows,
     "s",
-    note="The longest bar of a resource bounds the step; memory traffic is an upper bound itself.",
+    note="The longest bar of a resource bounds the step. That of memory is itself an upper bound.",
   )
 
 
 def _collectives(report: Mapping[str, Any]) -> str:
-  found = report["collectives"]
-  kinds = {kind: series_colour(i) for i, kind in enumerate(sorted({m["kind"] for m in found}))}
+  """Returns the chart and the table of what devices send each other."""
+  collectives = report["collectives"]
+  kinds = {
+    kind: series_colour(i) for i, kind in enumerate(sorted({m["kind"] for m in collectives}))
+  }
   by_axes: dict[str, list] = {}
-  for m in found:
+  for m in collectives:
     by_axes.setdefault(m["axes"], []).append(m)
 
   def part(m):
@@ -224,7 +240,7 @@ def _collectives(report: Mapping[str, Any]) -> str:
     f"<tr><td>{m['kind']}</td><td>{html.escape(m['axes'])}</td><td>{m['network']}</td>"
     f"<td>{m['group_size']}</td><td>{m['count']:,.0f}</td><td>{text.size(m['wire_bytes'])}</td>"
     f"<td>{text.number(m['seconds'])}</td></tr>"
-    for m in found
+    for m in collectives
   )
   heads = (
     "collective",

@@ -1,4 +1,4 @@
-"""The table of accelerators is possible, and its shapes are those of real pods."""
+"""Tests that the figures of the accelerators are plausible, and that their shapes are real pods."""
 
 import math
 
@@ -11,14 +11,13 @@ pytestmark = pytest.mark.unit
 
 @pytest.mark.parametrize("kind", CHIPS)
 def test_each_figure_is_in_its_unit(kind):
-  # Catches: GB/s for bytes/s, TFLOP/s for FLOP/s, memory in GiB, bits for bytes, a chip's figures
-  # for a core's.
+  # Catches GB/s instead of bytes/s, TFLOP/s instead of FLOP/s, memory in GiB, bits instead of
+  # bytes, and figures of a chip instead of a core.
   chip = CHIPS[kind]
   assert 7 * GIB < chip.memory < 192 * GIB
   assert 2e13 < chip.flops < 3e15 and 3e11 < chip.hbm < 1e13 and 5e10 <= chip.link <= 9e11
-  assert (
-    50 < chip.flops / chip.hbm < 600
-  )  # FLOPs a byte, of every accelerator of the last ten years
+  # FLOPs per byte lie in this range for every accelerator of the last ten years.
+  assert 50 < chip.flops / chip.hbm < 600
   assert chip.dcn < chip.link and chip.devices in (1, 2)
 
 
@@ -35,27 +34,27 @@ def test_each_figure_is_in_its_unit(kind):
   ],
 )
 def test_the_largest_slice_is_a_pod(kind, chips, cores):
-  # Catches: a limit in cores instead of chips, a pod's side mistyped. Chips a pod as on Google's
-  # pages.
+  # The chips of a pod are those on Google's pages. Catches a limit in cores instead of chips, and a
+  # mistyped side of a pod.
   chip = CHIPS[kind]
   assert math.prod(chip.limit) == chips == max(math.prod(shape) for shape in chip.shapes())
   assert cores == chips * (2 if chip.named_by == "cores" else 1)
 
 
 def test_rings_close_only_in_whole_cubes_or_pods():
-  # Catches: a line of 8 in a v5e slice taken for a ring, which would double its bandwidth.
+  # Catches a line of 8 in a v5e slice that is taken for a ring, which would double its bandwidth.
   assert CHIPS["v4"].ring(4) and CHIPS["v4"].ring(12) and not CHIPS["v4"].ring(2)
   assert CHIPS["v5e"].ring(16) and not CHIPS["v5e"].ring(8)
 
 
 def test_the_most_cubic_shape():
-  # Catches: v4:4x4x64 for 1024 chips.
+  # Catches a choice of v4:4x4x64 for 1024 chips.
   assert most_cubic(CHIPS["v4"].shapes(), 1024) == (8, 8, 16)
   assert most_cubic(CHIPS["v5e"].shapes(), 7) is None
 
 
 def test_a_gpu_is_described_to_the_compiler():
-  # Catches: a field of another GPU, unbalanced braces.
+  # Catches a field of another GPU, and unbalanced braces.
   text = gpu_target("a100")
   assert (
     "major: 8 minor: 0" in text and "core_count: 108" in text and text.count("{") == text.count("}")

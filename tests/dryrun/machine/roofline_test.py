@@ -1,4 +1,4 @@
-"""The roofline's arithmetic on a program made up for it."""
+"""Tests the arithmetic of the roofline on an invented program."""
 
 import dataclasses
 import types
@@ -48,9 +48,9 @@ def bound(made):
 
 
 def test_by_hand():
-  # 275e12 FLOPs are 1 s, 600e9 bytes 0.5 s, 10 gathers of 3e9 bytes over two links 0.3 s. 550e12
-  # ideal FLOPs on 4 devices of 275e12 are an MFU of 0.5. Catches: executions not multiplied, MFU by
-  # the program's FLOPs, days in hours.
+  # 275e12 FLOPs take 1 s, 600e9 bytes take 0.5 s, and 10 gathers of 3e9 bytes over two links take
+  # 0.3 s. 550e12 ideal FLOPs on 4 devices of 275e12 FLOP/s are an MFU of 0.5. Catches executions
+  # that are not multiplied, an MFU that uses the program's FLOPs, and days that are hours.
   found = bound(program())
   assert (found.matmuls, found.memory) == (1.0, 0.5)
   assert found.networks == {"expert": pytest.approx(0.3)}
@@ -63,7 +63,7 @@ def test_by_hand():
 
 
 def test_the_slowest_binds():
-  # Catches: the first named resource taken, a network left out of the bound.
+  # Catches that the first resource is always taken, and a network that is left out of the bound.
   assert bound(program(hbm_bytes=2400e9)).binds == "memory"
   slow = bound(program(collectives=(dataclasses.replace(GATHER, count=100.0),)))
   assert (
@@ -74,7 +74,7 @@ def test_the_slowest_binds():
 
 
 def test_what_is_not_known_binds_nothing():
-  # Catches: NaN as the largest of three; a clock of 0.
+  # Catches NaN that is taken for the largest of three, and a division by a clock of 0.
   v3 = CHIPS["v2"]
   sent = [roofline.Moved("all-reduce", "data", 2, "dcn", 1.0, 1.0, 1.0, float("nan"))]
   found = roofline.bound(program(cycles=None), sent, v3, 4, 1000, 1e12, 1)
@@ -82,7 +82,7 @@ def test_what_is_not_known_binds_nothing():
 
 
 def test_collectives_of_a_kind_and_axes_are_one_line():
-  # Catches: bytes summed without their counts; kinds or axes mixed up.
+  # Catches bytes that are summed without their counts, and kinds or axes that are mixed up.
   other = dataclasses.replace(GATHER, kind="all-reduce", count=1.0)
   found = roofline.moved([GATHER, dataclasses.replace(GATHER, count=5.0), other], MESH, V4)
   assert [(m.kind, m.count, m.wire_bytes) for m in found] == [

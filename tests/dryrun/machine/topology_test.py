@@ -1,4 +1,4 @@
-"""Names of machines: what is read, and what is proposed for what is not."""
+"""Tests how names of machines are parsed, and what is proposed for names that are refused."""
 
 import importlib.util
 
@@ -13,9 +13,9 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize(
   "name, slices, devices",
   [
-    ("v4:8x8x16", 1, 1024),  # one device a chip
+    ("v4:8x8x16", 1, 1024),  # one device per chip
     ("v3:32x32", 1, 2048),
-    ("tpu7x:4x4x8", 1, 256),  # two
+    ("tpu7x:4x4x8", 1, 256),  # two devices per chip
     ("v5p:16x20x28", 1, 8960),
     ("V5E:2x4", 2, 16),
     ("v5litepod:4x4", 1, 16),
@@ -23,7 +23,8 @@ pytestmark = pytest.mark.unit
   ],
 )
 def test_devices_of_a_machine(name, slices, devices):
-  # Catches: cores for chips on v4, slices that do not count, upper case refused.
+  # Catches cores that are counted instead of chips on v4, slices that do not count, and names in
+  # upper case that are refused.
   assert topology.parse(name, slices).num_devices == devices
 
 
@@ -48,14 +49,15 @@ def test_devices_of_a_machine(name, slices, devices):
   ],
 )
 def test_other_names_are_refused_with_the_right_spelling(name, words):
-  # Catches: libtpu's own error, which names no remedy, or none at all: it accepts v5e:64x64.
+  # Catches libtpu's own error, which names no remedy, and the lack of an error: libtpu accepts
+  # v5e:64x64.
   with pytest.raises(ConfigError, match="^topology=") as error:
     topology.parse(name)
   assert words in str(error.value)
 
 
 def test_slices_are_at_least_one():
-  # Catches: a machine without devices.
+  # Catches a machine without devices.
   with pytest.raises(ConfigError, match="slices=0"):
     topology.parse("v4:4x4x4", 0)
 
@@ -68,7 +70,7 @@ def test_slices_are_at_least_one():
   ],
 )
 def test_a_missing_compiler_is_named_with_its_package(monkeypatch, name, package, words):
-  # Catches: an ImportError from within JAX, minutes after the command began.
+  # Catches an ImportError from within JAX, minutes after the command began.
   real = importlib.util.find_spec
   monkeypatch.setattr(
     importlib.util, "find_spec", lambda n, *rest: None if n == package else real(n, *rest)
@@ -79,7 +81,8 @@ def test_a_missing_compiler_is_named_with_its_package(monkeypatch, name, package
 
 
 def test_what_the_compiler_is_asked_for():
-  # Catches: two devices a chip on v4, which nobody trains with; slices that are not passed on.
+  # Catches two devices per chip on v4, which is not how it is used in practice, and slices that are
+  # not passed on.
   def ask(name, slices=1):
     return topology._request(topology.parse(name, slices))
 

@@ -1,4 +1,4 @@
-"""Stacked bars."""
+"""Tests the charts of stacked bars."""
 
 import re
 
@@ -10,8 +10,9 @@ pytestmark = pytest.mark.unit
 
 
 def test_lengths_are_to_scale():
-  # 1 and 3 beside a limit of 8: 3 is three times as wide, and begins where 1 ends. Catches: pieces
-  # drawn over each other, a limit outside the picture.
+  # The pieces have the lengths 1 and 3, so the second one is three times as wide and begins where
+  # the first one ends. The limit is 8. Catches pieces that are drawn over each other, and a limit
+  # outside the picture.
   svg = bars(
     "GiB",
     [Bar("a", [Part("x", 1.0, "#111111", ""), Part("y", 3.0, "#222222", "")], "4")],
@@ -32,7 +33,7 @@ def test_lengths_are_to_scale():
 
 
 def test_nothing_to_draw():
-  # Catches: a division by a longest bar of 0, NaN in an SVG.
+  # Catches a division by the length of the longest bar if it is 0, and NaN in an SVG.
   lost, kept = Part("x", float("nan"), "#111111", ""), Part("y", 1.0, "#222222", "")
   assert bars("s", [], "s") == "" == bars("s", [Bar("a", [lost], "?")], "s")
   assert "nan" not in bars("s", [Bar("a", [lost, kept], "?")], "s")

@@ -1,4 +1,4 @@
-"""The page and the JSON of a dry run."""
+"""Tests the page and the JSON file of a dry run."""
 
 import json
 
@@ -12,8 +12,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_both_files_and_their_keys(tmp_path):
-  # Catches: a key that goes missing for who reads the JSON; NaN, which is no JSON; a page that
-  # needs another file.
+  # Catches a key that is missing from the JSON, NaN, which JSON lacks, and a page that needs
+  # another file.
   path = document.write(tmp_path / "new" / "folder", canned.report())
   read = json.loads(
     (path.parent / "report.json").read_text(), parse_constant=lambda word: pytest.fail(word)
@@ -26,13 +26,13 @@ def test_both_files_and_their_keys(tmp_path):
 
 
 def test_what_does_not_fit_has_a_page(tmp_path):
-  # Catches: a page that expects times where there are none.
+  # Catches a page that expects times although there are none.
   html = document.write(tmp_path, canned.too_large()).read_text()
   assert "does not fit; needs 40.00 GiB" in html and html.count("<svg") == 1
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
-  # Catches: a traceback after minutes of compiling.
+  # Catches a traceback after minutes of compiling.
   (tmp_path / "file").write_text("")
   with pytest.raises(ConfigError, match="workdir="):
     document.write(tmp_path / "file" / "folder", canned.report())

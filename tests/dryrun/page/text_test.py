@@ -1,4 +1,4 @@
-"""What is printed of a dry run."""
+"""Tests the text that is printed for a dry run."""
 
 import canned
 import pytest
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.unit
 
 
 def test_the_block_of_what_fits():
-  # Catches: a figure without its unit or label, the paper's figure lost, NaN shown as a number.
+  # Catches a figure without its unit or label, a paper's figure that is lost, and NaN in the text.
   said = text.text(canned.report())
   for words in (
     "fits: 16.00 of 32.00 GiB a device (50%; fast mode), 4.00 of them state and batch",
@@ -28,8 +28,8 @@ def test_the_block_of_what_fits():
 
 
 def test_what_does_not_fit_is_one_sentence():
-  # 14 GiB of 40 are explained. Catches: no shortage, no remedy, nothing on the rest that is not
-  # kept.
+  # Arithmetic explains 14 of 40 GiB. Catches a text without the shortage, without a remedy, or
+  # without a word on the rest, which is a layer's own buffers.
   said = text.shortage(canned.too_large())
   assert said.startswith(
     "does not fit; needs 40.00 GiB a device, v4 has 32.00, short by 8.00; what would help: --"
@@ -39,7 +39,8 @@ def test_what_does_not_fit_is_one_sentence():
 
 
 def test_networks_that_hardly_count_are_left_out():
-  # Catches: a line of ten axes of microseconds; a network whose speed is not known left out, too.
+  # Catches a long line of networks that take microseconds, and a network that is left out although
+  # its speed is unknown.
   roofline = canned.report()["roofline"] | {
     "networks": {"expert": 1.0, "tensor": 0.02, "data": float("nan")}
   }
@@ -47,7 +48,7 @@ def test_networks_that_hardly_count_are_left_out():
 
 
 def test_many_collectives_are_cut():
-  # Catches: hundreds of lines; a count that is off by one.
+  # Catches hundreds of lines, and a count of the rest that is off by one.
   many = canned.report(collectives=canned.report()["collectives"] * 5)
   assert "and 2 more" in text.text(many)
 
@@ -57,5 +58,5 @@ def test_many_collectives_are_cut():
   [(0, "0 B"), (1023, "1023 B"), (2**20, "1 MiB"), (1020 * 2**30, "1020 GiB"), (2**50, "1024 TiB")],
 )
 def test_sizes(count, words):
-  # Catches: the logarithm of 0, units beyond the last.
+  # Catches the logarithm of 0, and units beyond the last.
   assert text.size(count) == words
