@@ -244,7 +244,7 @@ def _y_range(lines, levels, top, bottom, log) -> tuple[float, float]:
   if top > low:
     high = min(high, top)
   if log:
-    # `low` is only <= 0 if no value is finite, because the caller has masked values <= 0.
+    # `_range` returns (0, 1) if no value is finite, but a logarithmic axis needs low > 0.
     return (low / 1.15, high * 1.15) if low > 0 else (0.1, 10.0)
   margin = 0.04 * (high - low)
   return (low - margin if bottom is None else min(bottom, low)), high + margin
@@ -326,8 +326,9 @@ def _names(lines, inner, xs, ys, log) -> str:
     right = x + 8 + label_width < _LEFT + width
     left, label_y = (x + 8 if right else x - 8 - label_width), y
     for other_left, other_right, other in sorted(taken, key=lambda label: label[2]):
-      overlaps = other_left < left + label_width and left < other_right
-      if overlaps and abs(label_y - other) < _FONT + 1:
+      if (
+        other_left < left + label_width and left < other_right and abs(label_y - other) < _FONT + 1
+      ):
         label_y = other + _FONT + 1
     taken.append((left, left + label_width, label_y))
     anchor_x = x + 8 if right else x - 8
