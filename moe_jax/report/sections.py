@@ -31,9 +31,9 @@ from moe_jax.report.records import (
 from moe_jax.report.routing_page import routing_section
 from moe_jax.report.style import CSS
 
-POINTS = 400  # that a line has at most
+POINTS = 400  # maximum number of points of a line
 SMALL = {"width": 374, "height": 210}  # px; the size of charts that stand three in a row
-MOST_EVENTS = 50  # that are listed
+MOST_EVENTS = 50  # maximum number of events that are listed
 # The kinds of events in words. The keys are those of metrics.jsonl.
 _EVENTS = {
   "nonfinite": "gradients that were not finite",
