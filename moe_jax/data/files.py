@@ -22,11 +22,11 @@ _PIECE = 2**16  # bytes; a longer text file is split into several documents
 def text(name: str, data) -> tuple[str, dict[str, Subset]]:
   """Opens the source `text:FILE`, `text:FOLDER` or `text:GLOB`.
 
-  A folder stands for all files in it, recursively, except for hidden ones. Files are ordered by
-  path. A file of at most 64 KiB is one document. A longer file is split into documents of at most
-  64 KiB, after the end of a line if possible. The key of a document consists of the byte at which
-  it starts and its path, relative to the folder or to the part of the glob before the first
-  wildcard.
+  A folder stands for all files in it, recursively. Hidden files and folders are skipped. Files are
+  ordered by path. A file of at most 64 KiB is one document. A longer file is split into documents
+  of at most 64 KiB, after the end of a line if possible. The key of a document consists of the byte
+  at which it starts and its path, relative to the folder or to the part of the glob before the
+  first wildcard.
 
   Args:
     name: The source as `data.sources` names it.
@@ -54,8 +54,8 @@ def jsonl(name: str, data) -> tuple[str, dict[str, Subset]]:
     The fingerprint of the text, and its splits.
 
   Raises:
-    ConfigError: If there are no files, or if all of them are empty. When a document is read, if its
-      line does not contain that string.
+    ConfigError: If there are no files, if all of them are empty, or if a line does not contain that
+      string. The latter is noticed only when that document is read.
   """
 
   def parse(content: bytes, where: str) -> bytes:
