@@ -245,7 +245,7 @@ def span_corruption(
 
 
 def _cut(tokens: int, parts: int, rng: np.random.Generator) -> Integer[np.ndarray, " p"]:
-  """Cuts `tokens` tokens into `parts` parts at random and returns their lengths, each at least 1."""
+  """Cuts `tokens` tokens at random into `parts` parts and returns their lengths (at least 1)."""
   cuts = np.sort(rng.choice(tokens - 1, parts - 1, replace=False)) + 1
   return np.diff(cuts, prepend=0, append=tokens)
 
