@@ -65,8 +65,8 @@ def stream(state: Any, batch_size: int) -> tuple[Int64[np.ndarray, "B 2"], int |
     raise ConfigError(
       "train.batch_size",
       batch_size,
-      "the saved position is one of rows of batches of "
-      f"{state['batch_size']}; pipeline stream resumes with the same batch size only",
+      "the saved position is that of a run with batches of "
+      f"{state['batch_size']} rows; pipeline stream can only resume with the same batch size",
     )
   rows = state.get("rows")
   if not isinstance(rows, dict) or set(rows) != set(map(str, range(batch_size))):
@@ -93,7 +93,7 @@ def _expect(pipeline: str, state: Any) -> None:
     raise ConfigError(
       "data.pipeline",
       pipeline,
-      f"the saved position is one of pipeline {saved_pipeline!r}; "
+      f"the saved position is that of pipeline {saved_pipeline!r}; "
       f"set --config.data.pipeline={saved_pipeline}",
     )
 
@@ -102,7 +102,7 @@ def _count(value: Any, what: str) -> int:
   """Returns `value` if it is a count, or raises ConfigError, in which `what` names the value."""
   # `isinstance` would accept bool, which is a subclass of int.
   if type(value) is not int or not 0 <= value < _MOST:
-    raise _wrong(f"has the {what} {value!r}, which must be an integer from 0 on")
+    raise _wrong(f"has the {what} {value!r}, which must be an integer of at least 0")
   return value
 
 

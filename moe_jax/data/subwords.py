@@ -103,8 +103,9 @@ class HuggingFace(Tokenizer):
   """A Hugging Face `tokenizer.json` with byte-level BPE or with pieces that write spaces as U+2581.
 
   The post-processor, truncation and padding of the file are ignored. Special tokens that are
-  spelled out in a text are read as text. Bytes that are not UTF-8 become U+FFFD. The model's unknown
-  token stands for 0 bytes, as in SentencePiece, whether or not the file declares it special.
+  spelled out in a text are read as text. Bytes that are not UTF-8 become U+FFFD. The model's
+  unknown token stands for 0 bytes, as in SentencePiece, whether or not the file declares it
+  special.
 
   Args:
     path: The path of the file.

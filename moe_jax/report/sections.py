@@ -138,12 +138,12 @@ def _tiles(run: Workdir, done: float) -> str:
   speeds = speed.values[np.isfinite(speed.values)] if speed is not None else []
   tiles = [
     ("parameters", _count(parameters.get("total"))),
-    ("activated a token", _count(parameters.get("activated"))),
-    ("FLOPs a token", _count(run.results.get("flops_per_token"))),
+    ("activated per token", _count(parameters.get("activated"))),
+    ("FLOPs per token", _count(run.results.get("flops_per_token"))),
     ("steps", f"{number(run.results.get('steps', done)):g}"),
     ("training tokens", _count(run.results.get("tokens"))),
     ("training time", _time(number(run.results.get("wall_seconds")))),
-    ("tokens a second", _count(np.median(speeds)) if len(speeds) else ""),
+    ("tokens per second", _count(np.median(speeds)) if len(speeds) else ""),
   ]
   return (
     '<div class="tiles">'
@@ -246,7 +246,7 @@ def _loss(run: Workdir) -> str:
       Line("smoothed", *smoothed, series_colour(0)),
     ]
     charts += line_chart(
-      "Training cross-entropy", lines, note="nats a token; pale: as logged, bold: smoothed"
+      "Training cross-entropy", lines, note="nats per token; pale: as logged, bold: smoothed"
     )
   key, unit = measure(run)
   names = [name for line in run.eval[-1:] for name in line if name.startswith(f"{key}/")]
@@ -277,7 +277,7 @@ def _optimizer(run: Workdir) -> str:
   for name, title, log in (
     ("learning_rate", "Learning rate", False),
     ("grad_norm", "Gradient norm", True),
-    ("tokens_per_second", "Tokens a second", False),
+    ("tokens_per_second", "Tokens per second", False),
   ):
     data = curve(run.train, name)
     if data is not None and data.values.ndim == 1:
