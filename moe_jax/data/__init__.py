@@ -158,6 +158,7 @@ def validation_batches(
 
 
 def _seq_len(data, seq_len: int | None) -> int:
+  """Returns `seq_len`, or `data.seq_len` if it is None, after checking that it is positive."""
   length = data.seq_len if seq_len is None else seq_len
   if length < 1:
     raise ConfigError("data.seq_len", length, "must be at least 1 token")

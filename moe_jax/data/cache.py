@@ -213,6 +213,7 @@ def _identity(file: BinaryIO) -> tuple[int, int, int]:
 
 
 def _reason(error: OSError | ValueError) -> str:
+  """Returns the message of an error without its number and path."""
   return getattr(error, "strerror", None) or str(error)
 
 

@@ -77,16 +77,19 @@ def embedded(name: str, data) -> tuple[str, dict[str, Subset]]:
 
 
 def _load(folder: pathlib.Path) -> dict[str, tuple[InMemory, str]]:
+  """Returns the documents and the fingerprint of each domain, from the cache in `folder`."""
   return _read(_build(folder))
 
 
 def _build(folder: pathlib.Path) -> pathlib.Path:
+  """Returns the path of the corpus in the cache, after building it if it is not there."""
   stdlib = sysconfig.get_path("stdlib")
   path = folder / f"embedded-{cache.key(_RECIPE, sys.version, stdlib)}.npz"
   return cache.built(path, _write)
 
 
 def _write(file: BinaryIO) -> None:
+  """Builds the corpus and writes it as an .npz file."""
   logging.info(
     "collecting the embedded corpus from Python %s (once, some seconds)", sys.version.split()[0]
   )
@@ -101,6 +104,7 @@ def _write(file: BinaryIO) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _read(path: pathlib.Path) -> dict[str, tuple[InMemory, str]]:
+  """Returns the documents and the fingerprint of each domain in an .npz file."""
   out = {}
   with np.load(io.BytesIO(cache.content(path))) as arrays:
     for domain in DOMAINS:
@@ -205,6 +209,7 @@ def _tables(modules: Iterable[tuple[str, ast.Module]]) -> Iterator[tuple[str, st
 
 
 def _row(code: int) -> str:
+  """Returns the line of the tables that describes one character."""
   c = chr(code)
   return (
     f"{code:04X};{unicodedata.name(c)};{unicodedata.category(c)};{unicodedata.combining(c)};"

@@ -251,4 +251,5 @@ def _cut(tokens: int, parts: int, rng: np.random.Generator) -> Integer[np.ndarra
 
 
 def _pad(values: np.ndarray, length: int) -> Int32[np.ndarray, " length"]:
+  """Appends zeros to `values` up to `length`."""
   return np.pad(values, (0, length - len(values))).astype(np.int32)

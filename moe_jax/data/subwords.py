@@ -297,6 +297,7 @@ def _read(path: str, kind: str) -> bytes:
 
 
 def _is_json(content: bytes) -> bool:
+  """Returns whether `content` is JSON, even if it is nested too deeply for the parser."""
   try:
     json.loads(content)
   except RecursionError:  # Deeply nested brackets are JSON.

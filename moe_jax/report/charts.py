@@ -222,16 +222,19 @@ def load_map(
 
 
 def _svg(title: str, width: int, height: int, body: str) -> str:
+  """Returns an SVG element with `title` as its label for screen readers."""
   return (
     f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">{body}</svg>'
   )
 
 
 def _note(note: str) -> str:
+  """Returns the line under the title, or "" if there is no note."""
   return f'<p class="note">{html.escape(note)}</p>' if note else ""
 
 
 def _range(values: Sequence[np.ndarray]) -> tuple[float, float]:
+  """Returns the least and the greatest finite value, widened if they are equal."""
   finite = np.concatenate([v[np.isfinite(v)] for v in values])
   low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
   return (low, high) if high > low else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
@@ -364,6 +367,7 @@ def _levels(levels, inner, ys, log) -> str:
 
 
 def _axes(inner, xs, ys, log, x_label) -> str:
+  """Draws the grid lines and labels of the y axis, and the x axis."""
   width, height = inner
   body = ""
   for tick in _log_ticks(*ys) if log else _ticks(*ys, max(2, int(height / 38))):
@@ -374,6 +378,7 @@ def _axes(inner, xs, ys, log, x_label) -> str:
 
 
 def _x_axis(inner, xs, label) -> str:
+  """Draws the x axis with its ticks and its label."""
   width, height = inner
   base = _TOP + height
   body = f'<path d="M{_LEFT} {base:.1f}h{width:.1f}" class="axis"/>' + (
@@ -396,6 +401,7 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
+  """Returns the powers of ten from `low` to `high`, and 2 and 5 times them if there are few."""
   decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
   steps = (1, 2, 5) if math.log10(high / low) < 2.2 else (1,)
   ticks = [m * 10.0**d for d in decades for m in steps if low <= m * 10.0**d <= high]
