@@ -1,4 +1,4 @@
-"""The report as a whole: self-contained, escaped, and made from whatever a workdir holds."""
+"""Tests that the report is self-contained, escaped, and can be built of any workdir."""
 
 import html.parser
 import json
@@ -15,8 +15,10 @@ pytestmark = pytest.mark.unit
 
 
 class Page(html.parser.HTMLParser):
-  """Elements in order with their attributes, and the text of each kind of element; fails on
-  unbalanced tags."""
+  """Collects the elements with their attributes, and the text of each kind of element.
+
+  It fails on unbalanced tags.
+  """
 
   VOID = {"meta"}
 
@@ -63,8 +65,8 @@ ALL = [
 
 
 def test_moe_report_has_every_section_and_needs_nothing_else(tmp_path):
-  # Catches a section that is lost, a link to another host, and an attribute or a style that loads
-  # something.
+  # Catches a section that is missing, a link to another host, and an attribute or a style that
+  # loads another file.
   text, page, headings = report(synthetic.write_workdir(tmp_path / "run"))
   assert headings == ALL
   assert len(text) < 2_000_000
@@ -76,7 +78,7 @@ def test_moe_report_has_every_section_and_needs_nothing_else(tmp_path):
 
 
 def test_text_of_the_run_is_escaped(tmp_path):
-  # Catches any place that writes a token, a source's name, the sample or the config unescaped.
+  # Catches a token, a name of a source, a sample or a config that is written without escaping.
   text, page, _ = report(synthetic.write_workdir(tmp_path / "run"))
   scripts = [attributes for tag, attributes in page.elements if tag == "script"]
   assert scripts == [{"type": "application/json", "id": "routing-data"}, {}]
@@ -86,7 +88,8 @@ def test_text_of_the_run_is_escaped(tmp_path):
 
 
 def test_result_table_marks_what_is_beaten(tmp_path):
-  # Catches a mark on the wrong side: 2.0 is below 2.125, 4.8, 3.7, 2.8, 2.4 and 2.2, and above 1.9.
+  # Catches marks on the wrong figures: 2.0 is below 2.125, 4.8, 3.7, 2.8, 2.4 and 2.2, and above
+  # 1.9.
   text, _, _ = report(synthetic.write_workdir(tmp_path / "run"))
   row = re.search(r"<tr><td>embedded:prose</td>.*?</tr>", text).group()
   assert re.findall(r"<td( class=[\w\"]+)?>([\d.]+)", row) == [
@@ -104,8 +107,8 @@ def test_result_table_marks_what_is_beaten(tmp_path):
 
 @pytest.mark.parametrize("experts, layers", [(1, 1), (16, 3), (64, 12), (130, 2)])
 def test_any_number_of_experts(tmp_path, experts, layers):
-  # Catches a palette that runs out, and a page that grows with experts x layers x steps beyond its
-  # limit.
+  # Catches a palette that has too few colours, and a page whose size grows beyond the limit with
+  # experts x layers x steps.
   text, _, headings = report(
     synthetic.write_workdir(tmp_path / "run", experts=experts, layers=layers, steps=2000)
   )
@@ -113,14 +116,15 @@ def test_any_number_of_experts(tmp_path, experts, layers):
 
 
 def test_dense_run_has_no_word_about_experts(tmp_path):
-  # Catches empty frames where a dense run has nothing to show.
+  # Catches empty charts of experts, which a dense run does not have.
   text, _, headings = report(synthetic.write_workdir(tmp_path / "run", experts=0))
   assert headings == ["Result", "Loss", "Optimization", "Sample", "Configuration"]
   assert "dense</p>" in text
 
 
 def test_run_stopped_early_says_so(tmp_path):
-  # Catches a crash on half a line of metrics, and figures of an unfinished run shown as final.
+  # Catches a failure for half a line of metrics, and figures of an unfinished run that are shown as
+  # final.
   text, _, headings = report(synthetic.write_workdir(tmp_path / "run", stop=50))
   assert "not finished: step 50 of 100" in text and "evaluation batches of step 40" in text
   assert headings == [
@@ -134,7 +138,7 @@ def test_run_stopped_early_says_so(tmp_path):
 
 
 def test_not_finite_values_leave_gaps_and_are_counted(tmp_path):
-  # Catches NaN in a path (which hides the whole line) and a report that dies of it.
+  # Catches NaN in a path, which hides the whole line, and an exception for such values.
   text, _, _ = report(synthetic.write_workdir(tmp_path / "run", nan_from=60))
   assert "21 values not finite" in text
   drawn = "".join(re.findall(r"<svg.*?</svg>", text, re.S))
@@ -161,14 +165,15 @@ def test_not_finite_values_leave_gaps_and_are_counted(tmp_path):
   ],
 )
 def test_missing_or_damaged_files_do_not_kill_it(tmp_path, name, damage):
-  # Catches a reader that trusts a file's shape.
+  # Catches a reader that relies on the structure of a file.
   path = synthetic.write_workdir(tmp_path / "run", steps=20)
   (path / name).write_text(damage) if damage else (path / name).unlink()
   report(path)
 
 
 def test_failure_keeps_the_old_report(tmp_path, monkeypatch):
-  # Catches a report that is opened for writing before it is made, and a scratch file left behind.
+  # Catches a report that is opened for writing before its content is complete, and a temporary file
+  # that is left behind.
   path = synthetic.write_workdir(tmp_path / "run", steps=20)
   (path / "report.html").write_text("old")
   before = sorted(p.name for p in path.iterdir())
@@ -184,7 +189,7 @@ def test_failure_keeps_the_old_report(tmp_path, monkeypatch):
 
 
 def test_no_workdir(tmp_path):
-  # Catches an empty report of a mistyped folder.
+  # Catches an empty report for a mistyped folder.
   for path in (tmp_path, tmp_path / "missing"):
     with pytest.raises(ConfigError, match="workdir"):
       write_report(path)
@@ -192,6 +197,6 @@ def test_no_workdir(tmp_path):
 
 
 def test_results_alone_suffice(tmp_path):
-  # Catches a need for config.json.
+  # Catches a report that needs config.json.
   (tmp_path / "results.json").write_text(json.dumps({"bits_per_byte": {"a": 1.0}}))
   assert report(tmp_path)[2] == ["Result"]

@@ -1,8 +1,9 @@
-"""Files that are built once, appear whole or not at all, are checked before use, and may be built
-by several processes.
+"""A cache of files that are built once, written atomically, and checked before use.
 
-A file is its content and a trailer: SHA-256 of the content, and a mark. A file that was cut,
-flipped, overwritten, or written before there were trailers does not match it, and is built again.
+Several processes may build the same file at the same time. A file consists of its content and a
+trailer, which holds the SHA-256 digest of the content and a mark. A file does not match its trailer
+if it was truncated, if any byte of it changed, or if it was written before there were trailers.
+Such a file is built again.
 """
 
 from __future__ import annotations
@@ -22,21 +23,24 @@ from jaxtyping import UInt8
 from moe_jax.data.notes import tell
 from moe_jax.errors import ConfigError
 
-_STALE = 3600  # seconds after which an unfinished file is the remains of a killed builder
+_STALE = 3600  # seconds after which an unfinished file is taken to be left by a killed process
 _MARK = b"moe_jax cache 1\n"
 _TRAILER = hashlib.sha256().digest_size + len(_MARK)  # bytes
 _ANOTHER = "name another folder with --config.data.cache_dir=FOLDER"
 
-# Path -> what identifies the file that this process has found whole there: inode, bytes, time of
-# the last write.
+# Path -> (inode, size in bytes, time of the last write) of the files whose content this process has
+# checked already.
 _whole: dict[pathlib.Path, tuple[int, int, int]] = {}
 
 
 def cache_dir(configured: str) -> pathlib.Path:
-  """`data.cache_dir`, or $XDG_CACHE_HOME/moe_jax, or ~/.cache/moe_jax.
+  """Returns the folder of the cache.
+
+  This is `configured` (data.cache_dir) or, if that is empty, $XDG_CACHE_HOME/moe_jax or
+  ~/.cache/moe_jax.
 
   Raises:
-    ConfigError: it is below the home of an unknown user.
+    ConfigError: If the home directory in the path cannot be determined.
   """
   try:
     if configured:
@@ -46,12 +50,12 @@ def cache_dir(configured: str) -> pathlib.Path:
     )
   except RuntimeError as error:
     raise ConfigError(
-      "data.cache_dir", configured, f"has no place ({error}); {_ANOTHER}"
+      "data.cache_dir", configured, f"cannot be located ({error}); {_ANOTHER}"
     ) from error
 
 
 def key(*parts: object) -> str:
-  """32 hex digits that name these parts."""
+  """Returns a hash of the parts as 32 hexadecimal digits."""
   return hashlib.blake2b(
     "\0".join(map(str, parts)).encode("utf-8", "surrogateescape"), digest_size=16
   ).hexdigest()
@@ -62,26 +66,29 @@ def built(
   write: Callable[[BinaryIO], None],
   good: Callable[[UInt8[np.ndarray, " n"]], bool] = lambda content: True,
 ) -> pathlib.Path:
-  """`path`, written first by `write(file)` if it is not there whole; what is damaged is told in one
-  line.
+  """Returns `path`, after writing the file if it does not exist or is damaged.
 
-  The file is written under another name, synced and renamed: a kill leaves the old state, and of
-  two builders the last one's file (equal to the first one's, for what is written depends on the key
-  alone) stays.
+  A damaged file is reported in one line. The file is written under another name, synced and
+  renamed, so that a process that is killed leaves the old state behind. If two processes build the
+  file, that of the last one stays. The two are equal, because what is written depends only on the
+  key in the file's name.
 
-  The content is hashed once in a process, and again when the file has changed since: 0.8 GB/s on
-  one core without SHA instructions, 1.5 to 2 GB/s with them, so about a minute at each start for 50
-  billion tokens of two bytes.
+  A process hashes the content once, and again if the file has changed since then. This takes about
+  a minute at each start for 50 billion tokens of two bytes: one core hashes 0.8 GB/s without SHA
+  instructions and 1.5 to 2 GB/s with them.
 
   Args:
-    good: whether content with the right digest can be used.
+    path: The path of the file.
+    write: Writes the content into an open file.
+    good: Returns whether content with the right digest can be used.
+
   Raises:
-    ConfigError: the folder cannot be read or written, or is full.
+    ConfigError: If the folder cannot be read or written, or if it is full.
   """
   try:
     if _is_whole(path, good):
       return path
-  except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+  except (OSError, ValueError) as error:  # ValueError is raised for a null byte in the path.
     raise ConfigError(
       "data.cache_dir", str(path), f"cannot be read ({_reason(error)}); {_ANOTHER}"
     ) from error
@@ -92,12 +99,15 @@ def built(
 
 
 def replace(path: pathlib.Path, write: Callable[[BinaryIO], None], trailer: bool = True) -> None:
-  """Writes `path` anew; see `built`.
+  """Writes a new file at `path` atomically; see `built`.
 
   Args:
-    trailer: False: the content holds a digest of its own.
+    path: The path of the file, which may exist.
+    write: Writes the content into an open file.
+    trailer: Whether a trailer is added. False is meant for content with a digest of its own.
+
   Raises:
-    ConfigError: the folder cannot be written, or is full.
+    ConfigError: If the folder cannot be written, or if it is full.
   """
   unfinished = path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
   try:
@@ -118,8 +128,8 @@ def replace(path: pathlib.Path, write: Callable[[BinaryIO], None], trailer: bool
     os.replace(unfinished, path)
   except BaseException as error:
     unfinished.unlink(missing_ok=True)
-    # Only what is said of a path other than ours is not about this folder, such as a text that
-    # cannot be read.
+    # An error that names another path is not about this folder: for example, `write` may be unable
+    # to read a source.
     if isinstance(error, OSError) and error.filename in (None, str(unfinished)):
       full = error.errno in (errno.ENOSPC, errno.EDQUOT)
       what = "is full; free some space, or" if full else f"cannot be written ({_reason(error)});"
@@ -128,24 +138,26 @@ def replace(path: pathlib.Path, write: Callable[[BinaryIO], None], trailer: bool
 
 
 def content(path: pathlib.Path) -> UInt8[np.ndarray, " n"]:
-  """What was written into the file that `built` returned, memory-mapped, without its trailer."""
+  """Returns the content of a file that `built` returned, memory-mapped and without its trailer."""
   size = path.stat().st_size - _TRAILER
   return np.memmap(path, np.uint8, "r", shape=(size,)) if size else np.zeros(0, np.uint8)
 
 
 class Unchanged:
-  """Tells when a file of the cache changes while it is used.
+  """Checks that a memory-mapped file of the cache is not written to while it is used.
 
-  To read a memory-mapped file where it was cut kills a process, without a word. To ask costs a
-  microsecond. The file may be replaced or deleted; what was mapped stays.
+  Reading a memory-mapped file beyond the point at which it was truncated kills the process without
+  any message. A check takes a microsecond. Replacing or deleting the file is harmless, because the
+  mapped content stays.
   """
 
   def __init__(self, path: str | os.PathLike):
-    self._path, self._file = path, open(path, "rb")  # open while this object lives
+    # The file stays open, so that `check` sees the mapped file even if the path is replaced.
+    self._path, self._file = path, open(path, "rb")
     self._identity = _identity(self._file)
 
   def check(self) -> None:
-    """Raises ConfigError if somebody wrote into the file."""
+    """Raises ConfigError if the file was written to."""
     if _identity(self._file) != self._identity:
       raise ConfigError(
         "data.cache_dir",
@@ -156,8 +168,10 @@ class Unchanged:
 
 
 def _is_whole(path: pathlib.Path, good: Callable[[UInt8[np.ndarray, " n"]], bool]) -> bool:
-  """Whether the file is there with content that matches its trailer; tells if it is there and does
-  not."""
+  """Returns whether the file exists and is whole, and prints a note if it is damaged.
+
+  A file is whole if its content matches its trailer and is `good`.
+  """
   try:
     file = path.open("rb")
   except FileNotFoundError:
@@ -182,8 +196,8 @@ def _is_whole(path: pathlib.Path, good: Callable[[UInt8[np.ndarray, " n"]], bool
 
 
 def _digest(file: BinaryIO, size: int) -> bytes:
-  """SHA-256 of the first `size` bytes; leaves the file at their end. Reads, for a mapped file may
-  be cut meanwhile."""
+  """Returns the SHA-256 digest of the first `size` bytes and leaves the file at their end."""
+  # The file is read and not mapped, because it may be truncated meanwhile.
   digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
   file.seek(0)
   while size and (count := file.readinto(block[: min(size, len(block))])):
@@ -193,18 +207,21 @@ def _digest(file: BinaryIO, size: int) -> bytes:
 
 
 def _identity(file: BinaryIO) -> tuple[int, int, int]:
-  known = os.fstat(file.fileno())
-  return known.st_ino, known.st_size, known.st_mtime_ns
+  """Returns the inode, the size in bytes and the time of the last write of an open file."""
+  stat = os.fstat(file.fileno())
+  return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _reason(error: OSError | ValueError) -> str:
+  """Returns the message of an error without its number and path."""
   return getattr(error, "strerror", None) or str(error)
 
 
 def _sweep(path: pathlib.Path) -> None:
-  for left in path.parent.glob(path.name + ".*.tmp"):
+  """Deletes the unfinished files that killed processes have left for `path`."""
+  for unfinished in path.parent.glob(path.name + ".*.tmp"):
     try:
-      if time.time() - left.stat().st_mtime > _STALE:
-        left.unlink()
+      if time.time() - unfinished.stat().st_mtime > _STALE:
+        unfinished.unlink()
     except FileNotFoundError:
-      pass  # another builder was faster
+      pass  # Another process has deleted or renamed it.

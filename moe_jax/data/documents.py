@@ -13,18 +13,28 @@ from moe_jax.errors import ConfigError
 
 @runtime_checkable
 class Documents(Protocol):
-  """A random-access sequence of documents; each has a key that does not depend on where the text
-  lies."""
+  """A random-access sequence of documents.
+
+  Each document has a key, which does not depend on where the text is stored.
+  """
 
   def __len__(self) -> int: ...
 
   def __getitem__(self, i: int) -> bytes: ...
 
-  def key(self, i: int) -> str: ...
+  def key(self, i: int) -> str:
+    """Returns the key of document `i`."""
+    ...
 
 
 class InMemory:
-  """Documents in one array of bytes."""
+  """Documents that are held in one array of bytes.
+
+  Args:
+    keys: The key of each document.
+    text: [N] uint8, all documents one after the other.
+    ends: The end of each document in `text`.
+  """
 
   def __init__(self, keys: Sequence[str], text: np.ndarray, ends: np.ndarray):
     self._keys, self._text, self._ends = keys, text, ends
@@ -37,11 +47,12 @@ class InMemory:
     return self._text[start : self._ends[i]].tobytes()
 
   def key(self, i: int) -> str:
+    """Returns the key of document `i`."""
     return str(self._keys[i])
 
 
 class Subset:
-  """Some documents of `parent`, in the order of `indices`."""
+  """The documents of `parent` at `indices`, in that order."""
 
   def __init__(self, parent: Documents, indices: Sequence[int] | np.ndarray):
     self._parent, self._indices = parent, indices
@@ -58,17 +69,27 @@ class Subset:
     return (self[i] for i in range(len(self)))
 
   def key(self, i: int) -> str:
+    """Returns the key of the subset's document `i`."""
     return self._parent.key(int(self._indices[i]))
 
 
 def split(name: str, documents: Documents, fraction: float | int) -> dict[str, Subset]:
-  """Validation gets the documents whose key hashes below `fraction`; at least one, and leaves at
-  least one.
+  """Splits documents into training and validation by a hash of their keys.
 
-  The hash sees the key alone: a document stays on its side when others come or go.
+  A document is held out for validation if its key hashes below `fraction`. Only the key is hashed,
+  so a document stays in its part when other documents are added or removed. Each part gets at least
+  one document.
+
+  Args:
+    name: The name of the source, for messages.
+    documents: All documents of the source.
+    fraction: The expected share of the documents that are held out, above 0 and below 1.
+
+  Returns:
+    The parts "train" and "validation".
 
   Raises:
-    ConfigError: there is only one document.
+    ConfigError: If `fraction` is out of range, or if there are fewer than two documents.
   """
   if not 0 < fraction < 1:
     raise ConfigError("data.validation_fraction", fraction, "must be above 0 and below 1")
@@ -90,6 +111,6 @@ def split(name: str, documents: Documents, fraction: float | int) -> dict[str, S
 
 
 def _hash(key: str) -> float:
-  """In [0, 1)."""
+  """Maps a key to a uniformly distributed number in [0, 1)."""
   digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=6).digest()
   return int.from_bytes(digest, "big") / 2.0**48

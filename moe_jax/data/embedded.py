@@ -1,13 +1,15 @@
-"""The embedded corpus: text that every Python installation carries. No download, three domains.
+"""The embedded corpus, which is made of text that every Python installation contains.
+
+It needs no download and has three domains:
 
 - prose: the reference topics of `pydoc_data.topics` and the docstrings of each standard-library
-  module (English)
-- code: the standard library, its docstrings and comments removed (`ast.unparse`)
-- tables: the Unicode character database, `code;name;category;...`, 128 rows a document
+  module, in English.
+- code: the standard library without its docstrings and comments (`ast.unparse`).
+- tables: the Unicode character database as `code;name;category;...`, 128 rows per document.
 
-The text is that of the running interpreter: it changes a little with each Python release, so
-compare numbers only where the fingerprints agree. Only modules that every distribution ships are
-read (Debian, for one, leaves out `test`).
+The text is that of the running interpreter. It changes a little with each Python release, so
+numbers can be compared only if the fingerprints agree. Only modules that every distribution ships
+are read; Debian, for example, leaves out `test`.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ from moe_jax.data import cache
 from moe_jax.data.documents import InMemory, Subset, split
 from moe_jax.errors import ConfigError, choose
 
-_RECIPE = 1  # changes with the text that the functions below produce
-_MIN_DOCSTRING = 80  # characters; shorter ones are mostly formulaic
-_ROWS = 128
-# Tests, data in the form of code, vendored or optional packages that distributions split off.
+_RECIPE = 1  # Increase this when the text that the functions below produce changes.
+_MIN_DOCSTRING = 80  # characters; shorter docstrings are mostly formulaic
+_ROWS = 128  # rows of the Unicode tables per document
+# Folders and modules that are not read: tests, data in the form of code, and vendored or optional
+# packages that distributions split off.
 _LEFT_OUT = {
   "__pycache__",
   "dist-packages",
@@ -55,25 +58,38 @@ _LEFT_OUT = {
 
 
 def embedded(name: str, data) -> tuple[str, dict[str, Subset]]:
-  """Source `embedded:DOMAIN`."""
+  """Opens the source `embedded:DOMAIN` and returns its fingerprint and its splits.
+
+  Args:
+    name: The source as `data.sources` names it.
+    data: `config.data`.
+
+  Raises:
+    ConfigError: If there is no such domain, or if the files of the standard library are missing.
+  """
   domain = name.partition(":")[2]
   build = choose("data.sources", domain, DOMAINS, shown=name)
-  del build  # all domains are built together: code and prose come from one pass over the library
+  # `choose` only checks the name: all domains are built together, because code and prose come from
+  # one pass over the library.
+  del build
   documents, fingerprint = _load(cache.cache_dir(data.cache_dir))[domain]
   return fingerprint, split(name, documents, data.validation_fraction)
 
 
 def _load(folder: pathlib.Path) -> dict[str, tuple[InMemory, str]]:
+  """Returns the documents and the fingerprint of each domain, from the cache in `folder`."""
   return _read(_build(folder))
 
 
 def _build(folder: pathlib.Path) -> pathlib.Path:
+  """Returns the path of the corpus in the cache, after building it if it is not there."""
   stdlib = sysconfig.get_path("stdlib")
   path = folder / f"embedded-{cache.key(_RECIPE, sys.version, stdlib)}.npz"
   return cache.built(path, _write)
 
 
 def _write(file: BinaryIO) -> None:
+  """Builds the corpus and writes it as an .npz file."""
   logging.info(
     "collecting the embedded corpus from Python %s (once, some seconds)", sys.version.split()[0]
   )
@@ -88,6 +104,7 @@ def _write(file: BinaryIO) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _read(path: pathlib.Path) -> dict[str, tuple[InMemory, str]]:
+  """Returns the documents and the fingerprint of each domain in an .npz file."""
   out = {}
   with np.load(io.BytesIO(cache.content(path))) as arrays:
     for domain in DOMAINS:
@@ -100,7 +117,15 @@ def _read(path: pathlib.Path) -> dict[str, tuple[InMemory, str]]:
 
 
 def corpus() -> dict[str, list[tuple[str, bytes]]]:
-  """Domain -> (key, text) of its documents, sorted; some seconds."""
+  """Builds the corpus, which takes some seconds.
+
+  Returns:
+    Domain -> list of the (key, text) of its documents, in a fixed order. Documents without text are
+    left out.
+
+  Raises:
+    ConfigError: If the source files of the standard library are missing.
+  """
   modules = [(key, _parse(path)) for key, path in _modules()]
   modules = [(key, tree) for key, tree in modules if tree is not None]
   if len(modules) < 100:
@@ -110,6 +135,7 @@ def corpus() -> dict[str, list[tuple[str, bytes]]]:
       "the source files of Python's standard library are not in "
       f"{sysconfig.get_path('stdlib')}; use text:, jsonl: or tfds: sources",
     )
+  # The order of DOMAINS matters: `_code` changes the trees after `_prose` has read them.
   made = {domain: list(build(modules)) for domain, build in DOMAINS.items()}
   return {
     domain: [(key, text.encode()) for key, text in documents if text]
@@ -118,6 +144,7 @@ def corpus() -> dict[str, list[tuple[str, bytes]]]:
 
 
 def _modules() -> Iterator[tuple[str, pathlib.Path]]:
+  """Yields the (key, path) of the modules of the standard library that are read."""
   root = pathlib.Path(sysconfig.get_path("stdlib"))
   for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
     parts = path.relative_to(root).with_suffix("").parts
@@ -130,41 +157,48 @@ def _modules() -> Iterator[tuple[str, pathlib.Path]]:
 
 
 def _parse(path: pathlib.Path) -> ast.Module | None:
+  """Returns the syntax tree of a file, or None if the file is not valid Python."""
   try:
     return ast.parse(path.read_bytes())
-  except (SyntaxError, ValueError):  # templates that are not Python
+  except (SyntaxError, ValueError):  # The library contains templates that are not Python.
     return None
 
 
 def _prose(modules: Iterable[tuple[str, ast.Module]]) -> Iterator[tuple[str, str]]:
+  """Yields the (key, text) of the reference topics and of the docstrings of each module."""
   from pydoc_data.topics import topics
 
   for topic in sorted(topics):
     yield f"topic/{topic}", topics[topic].strip() + "\n"
   for key, tree in modules:
-    found = (
+    docstrings = (
       ast.get_docstring(node, clean=False)
       for node in ast.walk(tree)
       if isinstance(node, _DOCUMENTED)
     )
-    long = [inspect.cleandoc(text) for text in found if text and len(text) >= _MIN_DOCSTRING]
+    long = [inspect.cleandoc(text) for text in docstrings if text and len(text) >= _MIN_DOCSTRING]
     yield f"docstrings/{key}", "\n\n".join(long) + "\n" if long else ""
 
 
 def _code(modules: Iterable[tuple[str, ast.Module]]) -> Iterator[tuple[str, str]]:
-  """Removes the docstrings from the trees, so it comes after `_prose`."""
+  """Yields the (key, text) of each module's code without docstrings and comments.
+
+  This removes the docstrings from the trees in place, so it must run after `_prose`.
+  """
   for key, tree in modules:
     for node in ast.walk(tree):
       if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+        # A class or function must keep at least one statement.
         node.body = node.body[1:] or ([] if isinstance(node, ast.Module) else [ast.Pass()])
     source = ast.unparse(tree)
     yield key, source + "\n" if source else ""
 
 
 def _tables(modules: Iterable[tuple[str, ast.Module]]) -> Iterator[tuple[str, str]]:
+  """Yields the (key, text) of the Unicode character database."""
   del modules
   named = ((code, unicodedata.name(chr(code), "")) for code in range(sys.maxunicode + 1))
-  # Not the names that are computed from the code: those of ideographs and Hangul syllables.
+  # Names that are computed from the code are left out: those of ideographs and Hangul syllables.
   rows = [
     _row(code)
     for code, name in named
@@ -175,6 +209,7 @@ def _tables(modules: Iterable[tuple[str, ast.Module]]) -> Iterator[tuple[str, st
 
 
 def _row(code: int) -> str:
+  """Returns the line of the tables that describes one character."""
   c = chr(code)
   return (
     f"{code:04X};{unicodedata.name(c)};{unicodedata.category(c)};{unicodedata.combining(c)};"

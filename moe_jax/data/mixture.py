@@ -1,4 +1,4 @@
-"""Weighted mixtures of endless datasets, each shuffled anew in every epoch."""
+"""Weighted mixtures of endless datasets, each of which is shuffled again in every epoch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from moe_jax.errors import ConfigError
 def weights(
   configured: Sequence[float | int], sources: Sequence[Source], sizes: Sequence[int]
 ) -> list[float]:
-  """Shares that sum to 1: `data.weights`, or in proportion to `sizes` where that is empty.
+  """Returns the share of each source in the mixture; the shares sum to 1.
 
-  A source may have share 0: it is only evaluated.
+  A source with share 0 is only used for evaluation.
+
+  Args:
+    configured: `data.weights`. If it is empty, the shares are proportional to `sizes`.
+    sources: The sources of the mixture.
+    sizes: The number of records of each source.
 
   Raises:
-    ConfigError: not one weight a source, a negative one, or none above 0.
+    ConfigError: If the number of weights is not that of the sources, if a weight is negative or not
+      finite, or if no weight is above 0.
   """
   shares = [float(w) for w in (configured or sizes)]
   if len(shares) != len(sources):
@@ -38,30 +44,36 @@ def weights(
 
 
 def mix(records: Sequence, shares: Sequence[float | int], sources: Sequence[Source], seed: int):
-  """An endless Grain MapDataset of all `records` (random-access sequences), interleaved evenly in
-  these shares.
+  """Returns an endless Grain MapDataset that interleaves all `records` evenly.
 
-  Every prefix holds each source's share to within about one record. The order in which a source
-  comes depends on the seed and its name, not on its neighbours.
+  Every prefix of it contains each source's share to within about one record. The order of a
+  source's records depends only on the seed and its name, and not on the other sources.
+
+  Args:
+    records: A random-access sequence of records for each source.
+    shares: The share of each source.
+    sources: The sources.
+    seed: The seed of all shuffling.
   """
-  import grain  # takes a second; only iterators need it
+  # Imported here because it takes a second and only iterators need it.
+  import grain
 
   used = [(r, w, s) for r, w, s in zip(records, shares, sources, strict=True) if w > 0]
   datasets = [
     grain.MapDataset.source(r).seed(_seed(seed, s.name)).shuffle().repeat() for r, _, s in used
   ]
   least = min(w for _, w, _ in used)
-  # Grain multiplies by 100 / least and truncates: whole numbers of which the least is 100 stay what
-  # they are.
+  # Grain multiplies the weights by 100 / least and truncates them. Integers whose least is 100 are
+  # not changed by that.
   return grain.MapDataset.mix(datasets, [round(100 * w / least) for _, w, _ in used])
 
 
 def local_rows(dataset, rows: Rows, start: int):
-  """This process's rows of all batches from batch number `start` on, in order."""
+  """Returns the rows of this process of all batches from batch number `start` on, in order."""
   import grain
 
   class Selection(grain.transforms.DatasetSelectionMap):
-    """i-th row of this process -> (the one dataset, its row)."""
+    """Maps the i-th row of this process to the index of the only dataset and the row in it."""
 
     def __len__(self) -> int:
       return sys.maxsize
@@ -73,4 +85,5 @@ def local_rows(dataset, rows: Rows, start: int):
 
 
 def _seed(seed: int, name: str) -> int:
+  """Returns a seed of 32 bits for the source called `name`."""
   return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=4).digest(), "big")

@@ -1,4 +1,4 @@
-"""What a user should know although nothing is wrong enough to stop."""
+"""Notes to the user about things that do not stop the program."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 
 
 def tell(sentence: str) -> None:
-  """Prints one line on standard error; a run silences the logs of libraries, and this must be
-  seen."""
+  """Prints a note as one line on standard error.
+
+  It is printed and not logged, because a run silences the logs of libraries.
+  """
   print("note:", " ".join(sentence.split()), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Which rows of the global batch this process reads, and what is in a row."""
+"""The rows of the global batch that a process reads, and the arrays that make up a batch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from moe_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """Rows `[first, first + size)` of global batches of `batch_size` rows."""
+  """The rows `[first, first + size)` of every global batch of `batch_size` rows."""
 
   first: int
   size: int
   batch_size: int
 
   def index(self, i: int) -> int:
-    """The position, in the endless sequence of all rows of all batches, of this process's i-th
-    row."""
+    """Returns the index of this process's i-th row in the endless sequence of all batches' rows."""
     step, row = divmod(i, self.size)
     return step * self.batch_size + self.first + row
 
@@ -28,23 +27,28 @@ class Rows:
 def process_rows(
   batch_size: int, process_index: int | None = None, process_count: int | None = None
 ) -> Rows:
-  """The contiguous block of rows of one process.
+  """Returns the contiguous block of rows of one process.
+
+  Args:
+    batch_size: Number of rows of the global batch.
+    process_index: The process. None means JAX's process index.
+    process_count: The number of processes. None means JAX's process count.
 
   Raises:
-    ConfigError: `batch_size` is not a positive multiple of the number of processes.
+    ConfigError: If `batch_size` is not a positive multiple of the number of processes.
   """
   if process_index is None or process_count is None:
-    # asking for the process starts JAX's backend: only when nobody said which process this is
+    # Asking JAX for the process starts its backend, so this happens only if it is necessary.
     import jax
 
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
   if batch_size < 1 or batch_size % process_count:
-    above = max(1, -(-batch_size // process_count)) * process_count
+    next_multiple = max(1, -(-batch_size // process_count)) * process_count
     raise ConfigError(
       "train.batch_size",
       batch_size,
-      f"must be a positive multiple of the {process_count} processes, e.g. {above}",
+      f"must be a positive multiple of the {process_count} processes, e.g. {next_multiple}",
     )
   size = batch_size // process_count
   return Rows(process_index * size, size, batch_size)
@@ -53,18 +57,24 @@ def process_rows(
 def batch(
   tokens: Integer[np.ndarray, "b W"], boundary: int, valid: Integer[np.ndarray, " b"] | None = None
 ) -> dict[str, Int32[np.ndarray, "b L"]]:
-  """`tokens` [b, W = L + 1] -> inputs, targets, segment_ids, positions, each int32 [b, L].
+  """Returns the inputs, targets, segment_ids and positions of rows of tokens.
 
   Args:
-    tokens: consecutive tokens; the last one is only a target.
-    boundary: the id that starts a document.
-    valid: [b] number of real targets of each row; what follows is padding. None = all.
+    tokens: [b, W = L + 1] Consecutive tokens. The last one of a row is only a target.
+    boundary: The id that starts a document.
+    valid: [b] The number of real targets of each row. Everything after them is padding and becomes
+      0. None means that all targets are real.
+
+  Returns:
+    Four arrays, each int32 [b, L].
   """
   inputs, targets = tokens[:, :-1].astype(np.int32), tokens[:, 1:].astype(np.int32)
   column = np.arange(inputs.shape[1], dtype=np.int32)[None]
   starts = inputs == boundary
   segments = np.cumsum(starts, axis=1, dtype=np.int32)
+  # The first segment of a row is 1, whether or not the row starts with a boundary.
   segments += 1 - segments[:, :1]
+  # The running maximum is the column at which the current document starts.
   positions = column - np.maximum.accumulate(np.where(starts, column, 0), axis=1)
   out = {
     "inputs": inputs,

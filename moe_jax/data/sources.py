@@ -1,4 +1,4 @@
-"""Where text comes from: `embedded:DOMAIN`, `text:GLOB`, `jsonl:GLOB`, `tfds:NAME[:VERSION]`."""
+"""Sources of text: `embedded:DOMAIN`, `text:GLOB`, `jsonl:GLOB` and `tfds:NAME[:VERSION]`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from moe_jax.errors import ConfigError, choose
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Named text in two disjoint parts.
+  """A named text in two disjoint parts, one for training and one for validation.
 
   Attributes:
-    name: as written in `data.sources`.
-    fingerprint: sha256 (hex) of the text; the same wherever it lies.
-    splits: "train" and "validation".
+    name: The name as it is written in `data.sources`.
+    fingerprint: SHA-256 of the text in hexadecimal. It does not depend on where the text is stored.
+    splits: The parts "train" and "validation".
   """
 
   name: str
@@ -24,12 +24,13 @@ class Source:
   splits: Mapping[str, Subset]
 
   def documents(self, split: str) -> Subset:
-    """A random-access sequence of bytes: `len`, `[i]`, iteration; `.key(i)` names a document."""
+    """Returns the documents of "train" or "validation" as a random-access sequence of bytes."""
     return self.splits[split]
 
 
+# Each kind of source imports its module only when it is used.
 def _embedded(name, data):
-  from moe_jax.data.embedded import embedded  # each kind imports what it needs when it is used
+  from moe_jax.data.embedded import embedded
 
   return embedded(name, data)
 
@@ -56,11 +57,11 @@ SOURCES = {"embedded": _embedded, "text": _text, "jsonl": _jsonl, "tfds": _tfds}
 
 
 def make_sources(data) -> list[Source]:
-  """The sources that `data.sources` names, in that order.
+  """Returns the sources that `data.sources` names, in that order.
 
   Raises:
-    ConfigError: no source, one twice, an unknown kind or domain, missing or empty files, a dataset
-      not prepared.
+    ConfigError: If there is no source, if one is named twice, if a kind or domain is unknown, if
+      files are missing or empty, or if a dataset is not prepared.
   """
   names = list(data.sources)
   if not names:
@@ -83,5 +84,5 @@ def make_sources(data) -> list[Source]:
 
 
 def fingerprints(sources: Sequence[Source]) -> dict[str, str]:
-  """Name -> sha256 of its text."""
+  """Returns the SHA-256 of each source's text by the name of the source."""
   return {source.name: source.fingerprint for source in sources}

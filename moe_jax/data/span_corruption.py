@@ -1,21 +1,22 @@
-"""Span corruption: spans of a text are masked, and a model restores them (T5, arXiv 1910.10683,
-Sec. 3.1.4).
+"""Span corruption: spans of a text are masked, and the model learns to restore them.
+
+This is the objective of T5 (arXiv 1910.10683, Sec. 3.1.4):
 
     text      Thank you for inviting me to your party last week
     inputs    Thank you <X> me to your party <Y> week
     targets   <X> for inviting <Y> last <Z>
 
-Each masked span becomes one sentinel, a different one each time; the targets are the spans, each
-behind its sentinel, and one sentinel more, which ends them (Fig. 2). Sentinels are ids above the
-tokenizer's, the first span's the last of them all, as in T5's vocabulary of 32,000 pieces and 100
-sentinels, 32,099 downwards.
+Each masked span is replaced by one sentinel, a different one for each span. The targets are the
+spans, each after its sentinel, and one more sentinel that ends them (Fig. 2). The ids of the
+sentinels are above those of the tokenizer, and the first span has the highest id. T5 does the same:
+its vocabulary has 32,000 pieces and 100 sentinels, which are used from 32,099 downwards.
 
 Deviation: T5's code ends inputs and targets with an end-of-sequence id instead, and begins the
-decoder's inputs with the id of padding; here no id ends the inputs, and the decoder's begin with
-the tokenizer's boundary.
+decoder's inputs with the padding id. Here, no id ends the inputs, and the decoder's inputs begin
+with the tokenizer's boundary.
 
-A window of text is one segment, and boundaries in it are tokens like others: like T5, it ignores
-where documents end.
+A window of text is one segment, and boundaries in it are tokens like any other. So, as in T5, the
+ends of documents are ignored.
 """
 
 from __future__ import annotations
@@ -31,11 +32,18 @@ from jaxtyping import Int32, Integer
 from moe_jax.data import cache
 from moe_jax.errors import ConfigError
 
-SENTINELS = 100  # at least
+SENTINELS = 100  # The smallest number of sentinels, which is that of T5.
 
 
 class Lengths(NamedTuple):
-  """What corrupting some tokens makes of them: always the same numbers."""
+  """The lengths that follow from the number of tokens that are corrupted; they are not random.
+
+  Attributes:
+    masked: Number of masked tokens.
+    spans: Number of masked spans.
+    inputs: Number of inputs: the tokens that are not masked, and a sentinel for each span.
+    targets: Number of targets: the masked tokens, a sentinel for each span, and the last sentinel.
+  """
 
   masked: int
   spans: int
@@ -44,8 +52,15 @@ class Lengths(NamedTuple):
 
 
 def lengths(tokens: int, density: float, mean_length: float) -> Lengths:
-  """Of `tokens` (at least 2) tokens, about `density` are masked, at least one and not all, in spans
-  with one or more unmasked tokens before each.
+  """Returns the lengths that corrupting `tokens` tokens leads to.
+
+  At least one token is masked, but not all. Before each span there is at least one token that is
+  not masked.
+
+  Args:
+    tokens: Number of tokens, at least 2.
+    density: Share of the tokens that are masked, up to rounding.
+    mean_length: Mean number of tokens of a span, up to rounding.
   """
   masked = min(max(round(tokens * density), 1), tokens - 1)
   spans = min(max(round(masked / mean_length), 1), masked, tokens - masked)
@@ -53,11 +68,18 @@ def lengths(tokens: int, density: float, mean_length: float) -> Lengths:
 
 
 def raw_length(encoder_len: int, target_len: int, density: float, mean_length: float) -> int:
-  """The most tokens that become at most `encoder_len` inputs and `target_len` targets (T5's
-  `random_spans_helper`).
+  """Returns the largest number of tokens whose inputs and targets fit into a row.
+
+  This is T5's `random_spans_helper`.
+
+  Args:
+    encoder_len: The largest number of inputs.
+    target_len: The largest number of targets.
+    density: See `lengths`.
+    mean_length: See `lengths`.
 
   Raises:
-    ConfigError: not even two tokens fit.
+    ConfigError: If not even two tokens fit.
   """
 
   def fits(n):
@@ -73,8 +95,8 @@ def raw_length(encoder_len: int, target_len: int, density: float, mean_length: f
   too_many = 4
   while fits(too_many):
     too_many *= 2
-  # Neither length ever falls when there is a token more, so that the last number that fits can be
-  # bisected.
+  # Neither length decreases with the number of tokens, so the last number that fits can be found by
+  # bisection.
   return (
     bisect.bisect_left(range(too_many + 1), True, lo=3, key=lambda tokens: not fits(tokens)) - 1
   )
@@ -87,18 +109,22 @@ def corrupt(
   mean_length: float,
   sentinel_ids: Integer[np.ndarray, " s"],
 ) -> tuple[Int32[np.ndarray, " i"], Int32[np.ndarray, " t"]]:
-  """`(inputs, targets)` of two or more tokens, as in the example above; their lengths are those of
-  `lengths`.
+  """Masks random spans of a text, as in the example at the top of this module.
 
   Args:
-    ids: the text; the first token is never masked, the last one always is.
-    rng: where the spans come from: all cuts into so many spans, and so many stretches between them,
-      are as likely.
-    density: share of the tokens that are masked, above 0 and below 1.
-    mean_length: tokens of a span, on average; at least 1.
-    sentinel_ids: one more than spans.
+    ids: [n] The text, at least two tokens. The first token is never masked, and the last one always
+      is.
+    rng: The generator that chooses the spans. All ways to cut the masked tokens into the given
+      number of spans are equally likely, and so are all ways to cut the other tokens.
+    density: Share of the tokens that are masked, above 0 and below 1.
+    mean_length: Mean number of tokens of a span, at least 1.
+    sentinel_ids: The ids of the sentinels, at least one more than there are spans.
+
+  Returns:
+    `(inputs, targets)`, whose lengths are those that `lengths` returns.
   """
   masked, spans, _, _ = lengths(len(ids), density, mean_length)
+  # The lengths of kept and masked stretches alternate, beginning with a kept one.
   stretches = np.stack(
     [_cut(len(ids) - masked, spans, rng), _cut(masked, spans, rng)], axis=1
   ).ravel()
@@ -114,7 +140,7 @@ def restore(
   targets: Integer[np.ndarray, " t"],
   sentinel_ids: Integer[np.ndarray, " s"],
 ) -> Int32[np.ndarray, " n"]:
-  """The text of which `corrupt` made `inputs` and `targets`."""
+  """Returns the text from which `corrupt` made `inputs` and `targets`."""
   starts = np.flatnonzero(np.isin(targets, sentinel_ids))
   spans = {targets[a]: targets[a + 1 : b] for a, b in zip(starts[:-1], starts[1:], strict=True)}
   return np.concatenate([spans.get(token, [token]) for token in inputs]).astype(np.int32)
@@ -122,16 +148,16 @@ def restore(
 
 @dataclasses.dataclass(frozen=True)
 class SpanCorruption:
-  """Makes rows for an encoder-decoder of windows of `raw` tokens.
+  """Turns windows of `raw` tokens into rows for an encoder-decoder.
 
   Attributes:
-    density: see `corrupt`, as for the next.
-    mean_span: tokens.
-    encoder_len: of a row of inputs.
-    target_len: of a row of targets.
-    first_sentinel: the lowest one; the tokenizer's size.
-    boundary: the decoder's first input.
-    seed: of the spans.
+    density: Share of the tokens that are masked, above 0 and below 1.
+    mean_span: Mean number of tokens of a span, at least 1.
+    encoder_len: Length of a row of encoder inputs.
+    target_len: Length of a row of targets.
+    first_sentinel: The lowest id of a sentinel, which is the size of the tokenizer.
+    boundary: The id that is the first input of the decoder.
+    seed: The seed from which the spans are drawn.
   """
 
   density: float
@@ -144,25 +170,33 @@ class SpanCorruption:
 
   @functools.cached_property
   def raw(self) -> int:
-    """Tokens of a window of text, all of which a row holds."""
+    """The number of tokens of a window of text, which is the most that a row can hold."""
     return raw_length(self.encoder_len, self.target_len, self.density, self.mean_span)
 
   @functools.cached_property
   def sentinels(self) -> Int32[np.ndarray, " s"]:
-    """Their ids, downwards; T5's number of them, or more where a window has more spans."""
+    """The ids of the sentinels in descending order.
+
+    There are at least as many as in T5, and more if a window has more spans.
+    """
     count = max(SENTINELS, lengths(self.raw, self.density, self.mean_span).spans + 1)
     return self.first_sentinel + np.arange(count - 1, -1, -1, dtype=np.int32)
 
   def example(
     self, ids: Integer[np.ndarray, " n"], *key: object
   ) -> dict[str, Int32[np.ndarray, " l"]]:
-    """A row: encoder_tokens, encoder_segment_ids and encoder_positions [encoder_len]; inputs (the
-    targets shifted right by one, behind the boundary), targets, segment_ids and positions
-    [target_len]. Segment 0 is padding.
+    """Returns a row whose segment 0 is padding.
 
     Args:
-      ids: at most `raw` tokens; fewer than two cannot be corrupted and give a row of padding.
-      *key: names the row; the same tokens with the same key and seed are always masked alike.
+      ids: [n] At most `raw` tokens. Fewer than two tokens cannot be corrupted and give a row of
+        padding.
+      *key: The name of the row. Equal tokens with the same key and seed are always masked in the
+        same way.
+
+    Returns:
+      `encoder_tokens`, `encoder_segment_ids` and `encoder_positions` are [encoder_len]. `inputs`,
+      `targets`, `segment_ids` and `positions` are [target_len]. The `inputs` are the boundary
+      followed by all targets but the last.
     """
     inputs = targets = np.zeros(0, np.int32)
     if len(ids) >= 2:
@@ -186,7 +220,17 @@ class SpanCorruption:
 def span_corruption(
   data, tokenizer_size: int, boundary: int, seq_len: int | None = None
 ) -> SpanCorruption | None:
-  """What `data` (config.data) says of it; None if the objective is another."""
+  """Returns the span corruption that `data` (config.data) asks for.
+
+  Args:
+    data: `config.data`.
+    tokenizer_size: The size of the tokenizer, above which the ids of the sentinels are.
+    boundary: The id that starts a document.
+    seq_len: The number of targets of a row. None means `data.seq_len`.
+
+  Returns:
+    None if `data.objective` is another one.
+  """
   if data.objective != "span_corruption":
     return None
   return SpanCorruption(
@@ -201,10 +245,11 @@ def span_corruption(
 
 
 def _cut(tokens: int, parts: int, rng: np.random.Generator) -> Integer[np.ndarray, " p"]:
-  """Lengths, each at least 1, of `parts` parts of `tokens` tokens."""
+  """Cuts `tokens` tokens at random into `parts` parts and returns their lengths (at least 1)."""
   cuts = np.sort(rng.choice(tokens - 1, parts - 1, replace=False)) + 1
   return np.diff(cuts, prepend=0, append=tokens)
 
 
 def _pad(values: np.ndarray, length: int) -> Int32[np.ndarray, " length"]:
+  """Appends zeros to `values` up to `length`."""
   return np.pad(values, (0, length - len(values))).astype(np.int32)

@@ -1,5 +1,4 @@
-"""Positions in the data as a checkpoint stores them, checked before anything continues from
-them."""
+"""Validates the positions in the data that a checkpoint stores, before training resumes there."""
 
 from __future__ import annotations
 
@@ -11,24 +10,25 @@ from jaxtyping import Int64
 from moe_jax.errors import ConfigError
 
 _PIPELINES = ("windows", "stream")
-_MOST = (
-  2**48
-  # batches, documents or tokens; more than any run reads, and products with a batch's rows stay in
-  # int64
-)
+# An upper bound on the number of batches, documents and tokens. It is more than any run reads, and
+# its product with the number of rows of a batch still fits into int64.
+_MOST = 2**48
 
 
 def batches_of(state: Any) -> int | None:
-  """The batches that were read before this position: training steps, where each step reads one.
+  """Returns the number of batches that were read before this position.
+
+  This is the number of training steps if each step reads one batch.
 
   Args:
-    state: what `get_state` of a `train_iterator` returned.
+    state: What `get_state` of a `train_iterator` returned.
 
   Returns:
-    None for pipeline `stream` where the state was saved before it held that number.
+    The number of batches, or None for a state of pipeline `stream` that does not contain it because
+    it was saved by an earlier version.
 
   Raises:
-    ConfigError: not a position, told as field "checkpoint".
+    ConfigError: If `state` is not a valid position. The field of the error is "checkpoint".
   """
   pipeline = _pipeline(state)
   if pipeline == "stream" and "batches" not in state:
@@ -37,29 +37,36 @@ def batches_of(state: Any) -> int | None:
 
 
 def windows(state: Any) -> int:
-  """The number of batches in a state of pipeline `windows`.
+  """Returns the number of batches in a state of pipeline `windows`.
 
   Raises:
-    ConfigError: the state of another pipeline, or no state.
+    ConfigError: If `state` is not valid, or if it is one of another pipeline.
   """
   _expect("windows", state)
   return _count(state.get("batches"), "number of batches")
 
 
 def stream(state: Any, batch_size: int) -> tuple[Int64[np.ndarray, "B 2"], int | None]:
-  """The (document, offset) of each row of the global batch in a state of pipeline `stream`, and the
-  number of batches.
+  """Returns the position of each row in a state of pipeline `stream`, and the number of batches.
+
+  Args:
+    state: What `get_state` of the iterator returned.
+    batch_size: Number of rows of the global batch.
+
+  Returns:
+    [B, 2] The (document, offset) of each row of the global batch, and the number of batches (see
+    `batches_of`).
 
   Raises:
-    ConfigError: the state of another pipeline or batch size, or no state.
+    ConfigError: If `state` is not valid, or if it is one of another pipeline or batch size.
   """
   _expect("stream", state)
   if _count(state.get("batch_size"), "batch size") != batch_size:
     raise ConfigError(
       "train.batch_size",
       batch_size,
-      "the saved position is one of rows of batches of "
-      f"{state['batch_size']}; pipeline stream resumes with the same batch size only",
+      "the saved position is that of a run with batches of "
+      f"{state['batch_size']} rows; pipeline stream can only resume with the same batch size",
     )
   rows = state.get("rows")
   if not isinstance(rows, dict) or set(rows) != set(map(str, range(batch_size))):
@@ -73,28 +80,34 @@ def stream(state: Any, batch_size: int) -> tuple[Int64[np.ndarray, "B 2"], int |
 
 
 def _pipeline(state: Any) -> str:
+  """Returns the name of the pipeline of `state`, or raises ConfigError if it has none."""
   if not isinstance(state, dict) or state.get("pipeline") not in _PIPELINES:
     raise _wrong("is not one of pipeline windows or stream")
   return state["pipeline"]
 
 
 def _expect(pipeline: str, state: Any) -> None:
-  found = _pipeline(state)
-  if found != pipeline:
+  """Raises ConfigError if `state` is not one of this pipeline."""
+  saved_pipeline = _pipeline(state)
+  if saved_pipeline != pipeline:
     raise ConfigError(
       "data.pipeline",
       pipeline,
-      f"the saved position is one of pipeline {found!r}; set --config.data.pipeline={found}",
+      f"the saved position is that of pipeline {saved_pipeline!r}; "
+      f"set --config.data.pipeline={saved_pipeline}",
     )
 
 
 def _count(value: Any, what: str) -> int:
-  if type(value) is not int or not 0 <= value < _MOST:  # bool is an int, and no count
-    raise _wrong(f"has the {what} {value!r}, which must be an integer from 0 on")
+  """Returns `value` if it is a count, or raises ConfigError, in which `what` names the value."""
+  # `isinstance` would accept bool, which is a subclass of int.
+  if type(value) is not int or not 0 <= value < _MOST:
+    raise _wrong(f"has the {what} {value!r}, which must be an integer of at least 0")
   return value
 
 
 def _wrong(what: str) -> ConfigError:
+  """Returns the error for a damaged position; `what` continues "the saved position in the data"."""
   return ConfigError(
     "checkpoint",
     "data position",

@@ -1,4 +1,4 @@
-"""Tokenizers that are files: SentencePiece models and Hugging Face's tokenizer.json."""
+"""Tokenizers that are read from files: SentencePiece models and Hugging Face's tokenizer.json."""
 
 from __future__ import annotations
 
@@ -20,20 +20,32 @@ from moe_jax.data.notes import tell
 from moe_jax.data.tokenizers import Tokenizer
 from moe_jax.errors import ConfigError
 
+# A text that tests whether a tokenizer gives back the text unchanged: see `_finish`.
 _PROBE = "  two  spaces,\n\ttab \u00e9\u00df\u4e16 \ufb01 \U0001f600\n"
-# An embedding gets one row for each id, used or not. Pruned vocabularies keep their old ids, so
-# holes are fine; but no published vocabulary has more ids than this, and a damaged file that names
-# the id 2^31 must not ask for 8 GB.
+# The embedding has one row for each id, whether or not the id is used. Unused ids are fine, because
+# pruned vocabularies keep their old ids. But no published vocabulary has more ids than this, and a
+# damaged file that contains the id 2^31 must not lead to an allocation of 8 GB.
 _MOST_IDS = 2**20
 
 
 class SentencePiece(Tokenizer):
-  """A SentencePiece model as it was trained. Bytes that are not UTF-8 become U+FFFD.
+  r"""A SentencePiece model, used as it was trained.
 
-  The boundary is the model's begin-of-sentence id, else its end-of-sentence id, else a new last id.
-  A model is lossless when trained with `normalization_rule_name="identity",
+  Bytes that are not UTF-8 become U+FFFD. The boundary is the model's begin-of-sentence id or, if it
+  has none, its end-of-sentence id. If it has neither, the boundary is a new id after all others.
+
+  A model is lossless if it is trained with `normalization_rule_name="identity",
   remove_extra_whitespaces=False, add_dummy_prefix=False, allow_whitespace_only_pieces=True,
-  byte_fallback=True, user_defined_symbols=["\\n"]`.
+  byte_fallback=True, user_defined_symbols=["\n"]`.
+
+  Args:
+    path: The path of the .model file.
+    bos: The name of the token that starts every document. "" means the boundary described above.
+    eos: The name of the token that ends every document. "" means that there is none.
+
+  Raises:
+    ConfigError: If the file cannot be read or is not a SentencePiece model, or if `bos` or `eos`
+      cannot mark documents.
   """
 
   def __init__(self, path: str, bos: str = "", eos: str = ""):
@@ -42,11 +54,11 @@ class SentencePiece(Tokenizer):
     content, self.shown = _read(path, "sentencepiece"), f"sentencepiece:{path}"
     if content.lstrip()[:1] == b"{" and _is_json(content):
       raise ConfigError("data.tokenizer", self.shown, f"is a JSON file; write hf:{path}")
-    wrong = "is not a SentencePiece model (the binary .model file that spm_train writes)"
+    not_a_model = "is not a SentencePiece model (the binary .model file that spm_train writes)"
     self._model = sentencepiece.SentencePieceProcessor()
-    with _quiet(), _told(self.shown, wrong):
+    with _quiet(), _config_errors(self.shown, not_a_model):
       self._model.LoadFromSerializedProto(content)
-    with _told(self.shown, "is a damaged SentencePiece model, copy it again"):
+    with _config_errors(self.shown, "is a damaged SentencePiece model, copy it again"):
       pieces = [self._model.IdToPiece(i) for i in range(self._model.GetPieceSize())]
       lengths = [self._length(i, piece) for i, piece in enumerate(pieces)]
       default = next(
@@ -54,7 +66,7 @@ class SentencePiece(Tokenizer):
       )
       special = {piece: i for i, piece in enumerate(pieces) if self._model.IsControl(i)}
     if not pieces:
-      raise ConfigError("data.tokenizer", self.shown, wrong)
+      raise ConfigError("data.tokenizer", self.shown, not_a_model)
     self._pieces = len(pieces)
     _finish(
       self,
@@ -67,6 +79,7 @@ class SentencePiece(Tokenizer):
     )
 
   def _length(self, i: int, piece: str) -> int:
+    """Returns the number of bytes that id `i` stands for."""
     if self._model.IsControl(i) or self._model.IsUnused(i) or self._model.IsUnknown(i):
       return 0
     if self._model.IsByte(i):
@@ -74,10 +87,12 @@ class SentencePiece(Tokenizer):
     return len(piece.replace("\u2581", " ").encode())
 
   def encode(self, text: bytes) -> Int32[np.ndarray, " n"]:
-    with _told(self.shown, "cannot encode a text"):
+    """Returns the ids of `text`; see the base class."""
+    with _config_errors(self.shown, "cannot encode a text"):
       return np.asarray(self._model.EncodeAsIds(text.decode("utf-8", "replace")), np.int32)
 
   def decode(self, ids) -> bytes:
+    """Returns the bytes that `ids` stand for; see the base class."""
     ids = [
       i for i in np.asarray(ids).ravel().tolist() if 0 <= i < self._pieces and self.byte_lengths[i]
     ]
@@ -85,12 +100,22 @@ class SentencePiece(Tokenizer):
 
 
 class HuggingFace(Tokenizer):
-  """A Hugging Face `tokenizer.json`: byte-level BPE, or pieces with U+2581 for a space.
+  """A Hugging Face `tokenizer.json` with byte-level BPE or with pieces that write spaces as U+2581.
 
-  What its post-processor adds, its truncation and its padding are left out, and special tokens
-  written out in a text are read as text. Bytes that are not UTF-8 become U+FFFD. The model's
+  The post-processor, truncation and padding of the file are ignored. Special tokens that are
+  spelled out in a text are read as text. Bytes that are not UTF-8 become U+FFFD. The model's
   unknown token stands for 0 bytes, as in SentencePiece, whether or not the file declares it
   special.
+
+  Args:
+    path: The path of the file.
+    bos: The name of the token that starts every document. "" means the token that
+      `known_boundary` finds, or else a new id.
+    eos: The name of the token that ends every document. "" means that there is none.
+
+  Raises:
+    ConfigError: If the file cannot be read or is not a usable tokenizer.json, or if `bos` or `eos`
+      cannot mark documents.
   """
 
   def __init__(self, path: str, bos: str = "", eos: str = ""):
@@ -99,9 +124,9 @@ class HuggingFace(Tokenizer):
 
     content, self.shown = _read(path, "hf"), f"hf:{path}"
     spec, byte_level = _spec(content, self.shown, path)
-    with _quiet(), _told(self.shown, "is not a tokenizer.json that this version reads"):
-      # A token that marks documents is special whatever the file says, so that text which spells it
-      # is read as text.
+    with _quiet(), _config_errors(self.shown, "is not a tokenizer.json that this version reads"):
+      # A token that marks documents is made special even if the file does not declare it so. Then
+      # a text that spells it out is read as text.
       for token in spec.get("added_tokens") or ():
         if token["content"] and token["content"] in (bos, eos):
           token["special"] = True
@@ -117,12 +142,14 @@ class HuggingFace(Tokenizer):
     _finish(self, lengths, known_boundary(special), content, vocabulary, special, (bos, eos))
 
   def encode(self, text: bytes) -> Int32[np.ndarray, " n"]:
-    with _told(self.shown, "cannot encode a text"):
+    """Returns the ids of `text`; see the base class."""
+    with _config_errors(self.shown, "cannot encode a text"):
       return np.asarray(
         self._model.encode(text.decode("utf-8", "replace"), add_special_tokens=False).ids, np.int32
       )
 
   def decode(self, ids) -> bytes:
+    """Returns the bytes that `ids` stand for; see the base class."""
     ids = [
       i for i in np.asarray(ids).ravel().tolist() if 0 <= i < self.size and self.byte_lengths[i]
     ]
@@ -130,7 +157,7 @@ class HuggingFace(Tokenizer):
 
 
 def _spec(content: bytes, shown: str, path: str) -> tuple[dict[str, Any], bool]:
-  """The parsed tokenizer.json, and whether its tokens are written byte by byte."""
+  """Returns the parsed tokenizer.json, and whether each character of a piece is one byte."""
   if not _is_json(content):
     raise ConfigError(
       "data.tokenizer", shown, f"is not JSON; a SentencePiece model is sentencepiece:{path}"
@@ -156,8 +183,11 @@ def _spec(content: bytes, shown: str, path: str) -> tuple[dict[str, Any], bool]:
 
 
 def _check_ids(vocabulary: Mapping[str, int], shown: str) -> None:
-  """Refuses vocabularies that no embedding can have: none at all, two tokens on one row, rows
-  beyond any memory."""
+  """Raises ConfigError if no embedding can have a row for each id.
+
+  This is the case if the vocabulary is empty, if two tokens have the same id, or if an id is so
+  high that the embedding would not fit into memory.
+  """
   if not vocabulary:
     raise ConfigError(
       "data.tokenizer", shown, "its vocabulary is empty; give the file of a trained tokenizer"
@@ -185,11 +215,11 @@ def _check_ids(vocabulary: Mapping[str, int], shown: str) -> None:
 
 
 def _spell_out(model, special: Mapping[str, int]) -> None:
-  """Makes `model` read special tokens that a text spells out as text.
+  """Makes `model` read special tokens as text if a text spells them out.
 
-  `encode_special_tokens` alone does not do it where the token is also an entry of the model's own
-  vocabulary: Unigram and word models take any entry that they find. So such a name is cut behind
-  its first character.
+  `encode_special_tokens` alone does not achieve this if the token is also an entry of the model's
+  own vocabulary, because Unigram and word models use any entry that occurs in the text. So a
+  pre-tokenizer is added that cuts such a name after its first character.
   """
   import tokenizers
   from tokenizers import pre_tokenizers
@@ -197,10 +227,10 @@ def _spell_out(model, special: Mapping[str, int]) -> None:
   def ids(name):
     return model.encode(name, add_special_tokens=False).ids
 
-  found = [name for name, i in special.items() if len(name) > 1 and i in ids(name)]
-  if not found:
+  names = [name for name, i in special.items() if len(name) > 1 and i in ids(name)]
+  if not names:
     return
-  pattern = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in found)
+  pattern = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names)
   cut = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
   model.pre_tokenizer = pre_tokenizers.Sequence(
     [*([model.pre_tokenizer] if model.pre_tokenizer else []), cut]
@@ -213,18 +243,19 @@ def _lengths(
   added: Mapping[int, Any],
   byte_level: bool,
 ) -> list[int]:
-  """The bytes that each id stands for; 0 for special tokens, the unknown token and ids that do not
-  occur.
+  """Returns the number of bytes that each id stands for.
+
+  Special tokens, the unknown token and unused ids stand for 0 bytes.
 
   Args:
-    model: the part "model" of a tokenizer.json.
-    vocabulary: token -> id, those of `added` among them.
-    added: id -> tokenizers.AddedToken.
-    byte_level: each character of a piece is one byte.
+    model: The part "model" of a tokenizer.json.
+    vocabulary: Token -> id, including the tokens in `added`.
+    added: Id -> tokenizers.AddedToken.
+    byte_level: Whether each character of a piece is one byte.
   """
   lengths = [0] * (max(vocabulary.values()) + 1)
-  # WordPiece and some BPE files mark pieces inside a word, or at its end; the marks stand for no
-  # byte.
+  # WordPiece and some BPE files mark the pieces that are inside a word or at its end. The marks
+  # themselves stand for no bytes.
   prefix, suffix = (
     model.get(key) or "" for key in ("continuing_subword_prefix", "end_of_word_suffix")
   )
@@ -234,7 +265,7 @@ def _lengths(
     else:
       bare = piece.removeprefix(prefix).removesuffix(suffix)
       lengths[i] = len(bare) if byte_level else _piece_length(bare)
-  # Unigram names its unknown token by its place, the other models by its text.
+  # Unigram models name the unknown token by its id, and the other models by its text.
   for unknown in (model.get("unk_id"), vocabulary.get(model.get("unk_token") or "")):
     if unknown is not None and unknown < len(lengths):
       lengths[unknown] = 0
@@ -242,12 +273,14 @@ def _lengths(
 
 
 def _piece_length(piece: str) -> int:
+  """Returns the number of bytes of a piece that is not byte-level; "<0x0A>" stands for one byte."""
   return (
     1 if re.fullmatch(r"<0x[0-9A-F]{2}>", piece) else len(piece.replace("\u2581", " ").encode())
   )
 
 
 def _read(path: str, kind: str) -> bytes:
+  """Returns the content of a file, or raises ConfigError if it cannot be read or is empty."""
   shown = f"{kind}:{path}"
   try:
     file = pathlib.Path(path).expanduser()
@@ -255,7 +288,8 @@ def _read(path: str, kind: str) -> bytes:
       what = "is a folder; name the file" if file.is_dir() else "there is no such file"
       raise ConfigError("data.tokenizer", shown, what)
     content = file.read_bytes()
-  except (OSError, RuntimeError) as error:  # RuntimeError: the home of an unknown user
+  # RuntimeError is raised for the home of an unknown user.
+  except (OSError, RuntimeError) as error:
     raise ConfigError("data.tokenizer", shown, f"cannot be read ({error})") from error
   if not content:
     raise ConfigError("data.tokenizer", shown, "the file is empty")
@@ -263,43 +297,49 @@ def _read(path: str, kind: str) -> bytes:
 
 
 def _is_json(content: bytes) -> bool:
+  """Returns whether `content` is JSON, even if it is nested too deeply for the parser."""
   try:
     json.loads(content)
-  except RecursionError:  # only brackets nest
+  except RecursionError:  # Deeply nested brackets are JSON.
     return True
-  except ValueError:  # covers bytes that are not UTF-8
+  except ValueError:  # UnicodeDecodeError is a ValueError, too.
     return False
   return True
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Drops what a library writes on standard error by itself, such as the trace of a Rust panic:
-  `_told` says it."""
+  """Discards what a library writes to standard error, such as the trace of a Rust panic.
+
+  `_config_errors` reports the error instead.
+  """
   with contextlib.ExitStack() as stack:
-    with contextlib.suppress(OSError):  # a process may have no standard error
-      saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError):  # A process may have no standard error.
+      saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
       stack.callback(os.close, saved)
       stack.callback(os.dup2, saved, 2)
-      os.dup2(nowhere, 2)
-      os.close(nowhere)
+      os.dup2(null, 2)
+      os.close(null)
     yield
 
 
 @contextlib.contextmanager
-def _told(shown: str, what: str) -> Iterator[None]:
-  """Errors of a binding as one sentence: it raises bare Exception, UnicodeDecodeError, or a Rust
-  panic."""
+def _config_errors(shown: str, what: str) -> Iterator[None]:
+  """Turns the errors of a native library into a ConfigError.
+
+  These libraries raise bare Exception, UnicodeDecodeError, or Rust panics.
+  """
   try:
     yield
   except ConfigError:
     raise
   except BaseException as error:
-    # A panic is not an Exception, so that nobody catches it by mistake; Ctrl-C and exit pass.
+    # A panic is not an Exception, so that it is not caught by mistake. Other exceptions that are
+    # not an Exception, such as Ctrl-C, are raised again.
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
       raise
-    said = " ".join(str(error).split())[:200]
-    raise ConfigError("data.tokenizer", shown, f"{what}: {said or type(error).__name__}") from error
+    text = " ".join(str(error).split())[:200]
+    raise ConfigError("data.tokenizer", shown, f"{what}: {text or type(error).__name__}") from error
 
 
 def _finish(
@@ -311,15 +351,21 @@ def _finish(
   special: Mapping[str, int],
   named: tuple[str, str],
 ) -> None:
-  """Sets size, boundary, eos, byte_lengths and fingerprint; tells of a tokenizer that does not give
-  the text back.
+  """Sets the size, boundary, eos, byte_lengths and fingerprint of a tokenizer.
+
+  Prints a note if decoding does not give back the text.
 
   Args:
-    lengths: bytes that each id stands for.
-    default: the boundary where no name is given; None = a new id.
-    content: the file's.
-    vocabulary, special: see `named_id`.
+    tokenizer: The tokenizer, which can encode and decode already.
+    lengths: The number of bytes that each id stands for.
+    default: The boundary if `data.bos` is empty. None means a new id.
+    content: The content of the file.
+    vocabulary: See `named_id`.
+    special: See `named_id`.
     named: `data.bos` and `data.eos`.
+
+  Raises:
+    ConfigError: If `data.bos` or `data.eos` cannot mark documents, or if they are the same token.
   """
 
   def encode(text):
@@ -333,9 +379,8 @@ def _finish(
   boundary, tokenizer.eos = ids.get("data.bos", default), ids.get("data.eos")
   if boundary is None:
     boundary = len(lengths)
-    lengths = lengths + [0] * (
-      8 - boundary % 8
-    )  # the boundary, and ids that do not occur up to a multiple of 8
+    # Appends the boundary, and unused ids up to a multiple of 8.
+    lengths = lengths + [0] * (8 - boundary % 8)
     tell_new_id(boundary, special, tokenizer.shown)
   if tokenizer.eos == boundary:
     raise ConfigError(
@@ -348,11 +393,12 @@ def _finish(
   tokenizer.byte_lengths = np.asarray(lengths, np.int32)
   tokenizer.byte_lengths[list({boundary, *ids.values()})] = 0
   tokenizer.fingerprint = hashlib.sha256(content).hexdigest()
+  # The fingerprint is that of the file alone unless `data.bos` or `data.eos` make a difference.
   if ids and (boundary != default or tokenizer.eos is not None):
     tokenizer.fingerprint += "-" + cache.key(boundary, tokenizer.eos)[:16]
   probe = _PROBE.encode()
-  probed = tokenizer.document(probe)[1:]
-  if tokenizer.decode(probed) != probe or tokenizer.byte_lengths[probed].sum() != len(probe):
+  probe_ids = tokenizer.document(probe)[1:]
+  if tokenizer.decode(probe_ids) != probe or tokenizer.byte_lengths[probe_ids].sum() != len(probe):
     tell(
       f"{tokenizer.shown} changes text (normalisation, spaces, unknown characters): bits per byte "
       "will be per byte of the text that its tokens stand for"

@@ -1,5 +1,7 @@
-"""Source `tfds:NAME[:VERSION]`: a TensorFlow Datasets dataset, prepared as array_record. No
-TensorFlow, no download."""
+"""Source `tfds:NAME[:VERSION]`: a dataset of TensorFlow Datasets that is prepared as array_record.
+
+Reading it needs neither TensorFlow nor a download.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ from moe_jax.errors import ConfigError
 
 
 class Examples:
-  """The text field of the examples of one split; the key is the example's index."""
+  """The texts of the examples of one split, as documents.
+
+  Args:
+    name: The name of the source, for messages.
+    split_name: The name of the split in the dataset.
+    source: The random-access data source of the split.
+    field: The feature that contains the text.
+  """
 
   def __init__(self, name: str, split_name: str, source, field: str):
     self._name, self._split, self._source, self._field = name, split_name, source, field
@@ -24,7 +33,8 @@ class Examples:
   def __getitem__(self, i: int) -> bytes:
     try:
       value = self._source[i][self._field]
-    except Exception as error:  # whatever array_record and the decoders raise
+    # array_record and the decoders of the features raise all kinds of exceptions.
+    except Exception as error:
       raise ConfigError(
         "data.sources",
         self._name,
@@ -34,20 +44,31 @@ class Examples:
     return value.encode() if isinstance(value, str) else bytes(value)
 
   def key(self, i: int) -> str:
+    """Returns the name of the split and the index of the example."""
     return f"{self._split}:{i}"
 
 
 def tfds(name: str, data) -> tuple[str, dict[str, Subset]]:
-  """`data.validation_split` names the held-out split; where it is "", examples of "train" are held
-  out by their index.
+  """Opens the source `tfds:NAME[:VERSION]`.
 
-  For large datasets name a split: holding out hashes every index.
+  The validation documents are those of the split `data.validation_split`. If that is "", examples
+  of "train" are held out by a hash of their index. For large datasets a split should be named,
+  because holding out computes the hash of every index.
+
+  Args:
+    name: The source as `data.sources` names it.
+    data: `config.data`.
+
+  Returns:
+    The fingerprint of the text, and its splits.
 
   Raises:
-    ConfigError: not prepared, prepared as another file format, no such split or field.
+    ConfigError: If the dataset is not prepared, is damaged or has another file format, or if it has
+      no such split or field.
   """
   folder = _folder(name, data)
-  import tensorflow_datasets  # takes a second
+  # Imported here because it takes a second.
+  import tensorflow_datasets
 
   try:
     builder = tensorflow_datasets.builder_from_directory(folder)
@@ -56,7 +77,8 @@ def tfds(name: str, data) -> tuple[str, dict[str, Subset]]:
       builder.info.splits,
       _fingerprint(folder, data.text_field),
     )
-  except Exception as error:  # whatever it raises for JSON that is not what it wrote
+  # The library raises all kinds of exceptions for metadata that it did not write.
+  except Exception as error:
     raise ConfigError(
       "data.sources",
       name,
@@ -70,8 +92,8 @@ def tfds(name: str, data) -> tuple[str, dict[str, Subset]]:
     )
   if not isinstance(features[data.text_field], tensorflow_datasets.features.Text):
     raise ConfigError("data.text_field", data.text_field, f"this feature of {name} is not text")
-  wanted = ["train"] + [data.validation_split] * bool(data.validation_split)
-  for split_name in wanted:
+  split_names = ["train"] + [data.validation_split] * bool(data.validation_split)
+  for split_name in split_names:
     if split_name not in splits:
       field = "data.sources" if split_name == "train" else "data.validation_split"
       raise ConfigError(
@@ -80,8 +102,9 @@ def tfds(name: str, data) -> tuple[str, dict[str, Subset]]:
         f"{name} has no split {split_name!r}; it has {', '.join(sorted(splits))}",
       )
   try:
-    parts = [Examples(name, s, builder.as_data_source(s), data.text_field) for s in wanted]
-  except NotImplementedError as error:  # formats that only TensorFlow reads
+    parts = [Examples(name, s, builder.as_data_source(s), data.text_field) for s in split_names]
+  # This is raised for file formats that only TensorFlow can read.
+  except NotImplementedError as error:
     stored = builder.info.file_format.value
     raise ConfigError(
       "data.sources",
@@ -90,7 +113,8 @@ def tfds(name: str, data) -> tuple[str, dict[str, Subset]]:
       f"TensorFlow is installed: tfds convert_format --dataset_version_dir={folder} "
       "--out_file_format=array_record --out_dir=FOLDER",
     ) from error
-  except Exception as error:  # whatever array_record raises for files that are gone or damaged
+  # array_record raises all kinds of exceptions for files that are missing or damaged.
+  except Exception as error:
     raise ConfigError(
       "data.sources",
       name,
@@ -103,9 +127,16 @@ def tfds(name: str, data) -> tuple[str, dict[str, Subset]]:
 
 
 def _folder(name: str, data) -> Any:
-  """DATA_DIR/NAME/VERSION; the newest version that was prepared where none is named."""
+  """Returns the folder DATA_DIR/NAME/VERSION of the dataset.
+
+  If the source names no version, this is the newest one that is prepared.
+
+  Raises:
+    ConfigError: If the dataset is not prepared.
+  """
   dataset, _, version = name.partition(":")[2].partition(":")
-  from etils import epath  # also gs://
+  # epath can read remote paths such as gs://, too.
+  from etils import epath
 
   root = epath.Path(
     data.tfds_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -118,17 +149,17 @@ def _folder(name: str, data) -> Any:
   if version:
     versions = [p for p in versions if p.name == version]
   if not versions:
-    found = [
+    metadata_files = [
       p for pattern in ("*/*/features.json", "*/*/*/features.json") for p in root.glob(pattern)
     ]
-    prepared = sorted(p.relative_to(root).parent.as_posix() for p in found)
-    there = (
+    prepared = sorted(p.relative_to(root).parent.as_posix() for p in metadata_files)
+    listing = (
       f"prepared there: {', '.join(prepared[:8])}" if prepared else "nothing is prepared there"
     )
     raise ConfigError(
       "data.sources",
       name,
-      f"is not prepared in {root} (data.tfds_dir; {there}); prepare it once with "
+      f"is not prepared in {root} (data.tfds_dir; {listing}); prepare it once with "
       f"tfds.builder({dataset!r}, data_dir={str(root)!r}, file_format='array_record')"
       ".download_and_prepare() in Python",
     )
@@ -136,9 +167,12 @@ def _folder(name: str, data) -> Any:
 
 
 def _fingerprint(folder, field: str) -> str:
-  """sha256 of what identifies the text without reading it: name, version, features, each split's
-  shards and bytes."""
+  """Returns the SHA-256 of what identifies the text, without reading the text itself.
+
+  This is the name, the version and the features of the dataset, and the shards and sizes of each
+  split.
+  """
   info = json.loads((folder / "dataset_info.json").read_text())
-  known = {key: info.get(key) for key in ("name", "version", "configName", "splits")}
-  text = json.dumps([field, known, (folder / "features.json").read_text()], sort_keys=True)
+  identity = {key: info.get(key) for key in ("name", "version", "configName", "splits")}
+  text = json.dumps([field, identity, (folder / "features.json").read_text()], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Bytes to token ids and back, and how many bytes each id stands for."""
+"""Tokenizers, which map bytes to token ids and back and know how many bytes each id stands for."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from moe_jax.errors import ConfigError, choose
 
 
 class Tokenizer:
-  """What every tokenizer has.
+  """The base class of all tokenizers.
 
   Attributes:
-    size: ids are in `[0, size)`; the number of rows of an embedding.
-    boundary: the one special id that starts every document; `encode` never returns it.
-    eos: a second special id, which ends every document; None = documents end where the next one's
-      boundary is.
-    byte_lengths: int32 [size], the bytes each id stands for; 0 for special ids.
-    fingerprint: names the mapping from text to ids; the same for the same file, bos and eos.
-    shown: what `data.tokenizer` says.
+    size: The number of ids, which are in `[0, size)`. It is the number of rows of the embedding.
+    boundary: The special id that starts every document. `encode` never returns it.
+    eos: A second special id, which ends every document. None means that a document ends where the
+      boundary of the next one is.
+    byte_lengths: int32 [size] The number of bytes that each id stands for; 0 for special ids.
+    fingerprint: A name for the mapping from text to ids. It is the same for the same file, bos and
+      eos.
+    shown: The value of `data.tokenizer`, for messages.
   """
 
   size: int
@@ -31,10 +32,10 @@ class Tokenizer:
   shown: str = "bytes"
 
   def document(self, text: bytes) -> Int32[np.ndarray, " n"]:
-    """The ids of a whole document: the boundary, those of `text`, and the end where there is one.
+    """Returns the ids of a document: the boundary, the ids of `text`, and `eos` if there is one.
 
     Raises:
-      ConfigError: the tokenizer returns an id that no embedding has a row for.
+      ConfigError: If the tokenizer returns an id for which the embedding has no row.
     """
     ids = self.encode(text)
     if ids.size and not 0 <= ids.min() <= ids.max() < self.size:
@@ -49,17 +50,20 @@ class Tokenizer:
     )
 
   def encode(self, text: bytes) -> Int32[np.ndarray, " n"]:
-    """The ids of `text`, int32 [n], without boundary. Any bytes are accepted."""
+    """Returns the ids of `text`, int32 [n], without the boundary. Any bytes are accepted."""
     raise NotImplementedError
 
   def decode(self, ids) -> bytes:
-    """The bytes that `ids` stand for; special and unused ids stand for none."""
+    """Returns the bytes that `ids` stand for; special and unused ids stand for none."""
     raise NotImplementedError
 
 
 class Bytes(Tokenizer):
-  """Ids 0..255 are the bytes, 256 is the boundary; 257..263 do not occur and make the size a
-  multiple of 8."""
+  """The byte tokenizer, whose ids are the values of the bytes.
+
+  Ids 0..255 are the bytes, and 256 is the boundary. Ids 257..263 are not used; they make the size a
+  multiple of 8.
+  """
 
   size = 264
   boundary = 256
@@ -69,17 +73,19 @@ class Bytes(Tokenizer):
     self.byte_lengths = (np.arange(self.size) < 256).astype(np.int32)
 
   def encode(self, text: bytes) -> Int32[np.ndarray, " n"]:
+    """Returns the values of the bytes of `text`."""
     return np.frombuffer(text, np.uint8).astype(np.int32)
 
   def decode(self, ids) -> bytes:
+    """Returns the bytes of all ids that are below 256."""
     ids = np.asarray(ids).ravel()
     return ids[(ids >= 0) & (ids < 256)].astype(np.uint8).tobytes()
 
 
+# The module of the subword tokenizers is imported only when one is used: the byte tokenizer does
+# not need their libraries.
 def _sentencepiece(*args):
-  from moe_jax.data.subwords import (
-    SentencePiece,
-  )  # imports its library, which the byte tokenizer does without
+  from moe_jax.data.subwords import SentencePiece
 
   return SentencePiece(*args)
 
@@ -98,16 +104,17 @@ TOKENIZERS: dict[str, Callable[..., Tokenizer]] = {
 
 
 def make_tokenizer(spec: str, bos: str = "", eos: str = "") -> Tokenizer:
-  """`bytes`, `sentencepiece:FILE` or `hf:FILE` -> a tokenizer.
+  """Returns the tokenizer that `spec` describes.
 
   Args:
-    spec: `data.tokenizer`.
-    bos: `data.bos`, the name of the token that starts every document; "" = the one that the file
-      has for it, or else a new id, which is told in one printed line.
-    eos: `data.eos`, the name of a token that ends every document; "" = none.
+    spec: `data.tokenizer`, which is `bytes`, `sentencepiece:FILE` or `hf:FILE`.
+    bos: `data.bos`, the name of the token that starts every document. "" means the token that the
+      file has for this purpose. If there is none, a new id is added, and a note says so.
+    eos: `data.eos`, the name of the token that ends every document. "" means that there is none.
+
   Raises:
-    ConfigError: unknown kind, a missing, damaged or foreign file, a token that is not there or that
-      text can contain.
+    ConfigError: If the kind is unknown, if the file is missing, damaged or of another format, or if
+      `bos` or `eos` is not in the vocabulary or can occur in ordinary text.
   """
   kind, colon, path = spec.partition(":")
   build = choose("data.tokenizer", kind, TOKENIZERS, shown=spec)

@@ -1,5 +1,7 @@
-"""Pipeline `windows`: each source is tokenised once into a flat file; training shuffles its windows
-globally."""
+"""Pipeline `windows`: the windows of sources that were tokenised beforehand are shuffled globally.
+
+Each source is tokenised once into a flat file in the cache.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,26 @@ from moe_jax.data.span_corruption import span_corruption
 from moe_jax.data.tokenizers import Tokenizer
 from moe_jax.errors import ConfigError
 
-_FORMAT = 2  # changes with what is in a flat file
+_FORMAT = 2  # Increase this when the content of a flat file changes.
 
 
 def flat_tokens(data, tokenizer: Tokenizer, source: Source, split: str) -> np.ndarray:
-  """boundary, tokens of document 0, boundary, tokens of document 1, ..., boundary: memory-mapped
-  from the cache.
+  """Returns the tokens of a split of a source, memory-mapped from the cache.
 
-  Each document's tokens end with the tokenizer's `eos` where it has one.
+  The tokens are: boundary, tokens of document 0, boundary, tokens of document 1, ..., boundary. If
+  the tokenizer has an `eos`, the tokens of each document end with it.
+
+  Args:
+    data: `config.data`.
+    tokenizer: The tokenizer.
+    source: The source.
+    split: "train" or "validation".
+
+  Returns:
+    [N] uint16 if the ids of the tokenizer fit, and uint32 otherwise.
+
+  Raises:
+    ConfigError: If the cache cannot be read or written, or if a document cannot be read or encoded.
   """
   dtype = np.dtype("<u2" if tokenizer.size <= 2**16 else "<u4")
   documents = source.documents(split)
@@ -46,8 +60,8 @@ def flat_tokens(data, tokenizer: Tokenizer, source: Source, split: str) -> np.nd
   )
   path = cache.cache_dir(data.cache_dir) / f"tokens-{cache.key(*parts)}.{dtype.str[1:]}"
 
-  # What has the right digest may still hold ids that the embedding has no row for, where a library
-  # broke its promise.
+  # A file with the right digest may still contain ids that the embedding has no row for, if the
+  # library that wrote them was faulty.
   def good(content):
     return (
       content.size > 0
@@ -66,6 +80,7 @@ def flat_tokens(data, tokenizer: Tokenizer, source: Source, split: str) -> np.nd
 def _tokenise(
   tokenizer: Tokenizer, documents: Subset, dtype: np.dtype, name: str, file: BinaryIO
 ) -> None:
+  """Writes the flat file of a split into `file`; `name` is that of the split in the log."""
   logging.info("tokenising %s: %d documents (once)", name, len(documents))
   for text in documents:
     file.write(tokenizer.document(text).astype(dtype).tobytes())
@@ -73,8 +88,15 @@ def _tokenise(
 
 
 class Windows:
-  """`flat` as windows, the i-th `flat[i*L : (i+1)*L + 1]`: each token but the first is a target
-  once."""
+  """Flat tokens as a sequence of windows; the i-th one is `flat[i*L : (i+1)*L + 1]`.
+
+  Successive windows share one token, so that each token but the first is a target exactly once.
+  Tokens at the end that do not fill a window are left out.
+
+  Args:
+    flat: [N] The tokens.
+    seq_len: The number L of targets of a window.
+  """
 
   def __init__(self, flat: np.ndarray, seq_len: int):
     self._flat, self._seq_len = flat, seq_len
@@ -91,7 +113,21 @@ class Windows:
 
 
 class TrainWindows:
-  """Endless batches of shuffled windows. The state is the number of batches that were returned."""
+  """An endless iterator over batches of shuffled windows.
+
+  The state is the number of batches that were returned.
+
+  Args:
+    data: `config.data`.
+    tokenizer: The tokenizer of all sources.
+    sources: The sources of the mixture.
+    rows: The rows of the global batch that this process reads.
+    seq_len: Number of tokens of a row.
+
+  Raises:
+    ConfigError: If a source has less text than one window, or if the weights do not fit the
+      sources.
+  """
 
   def __init__(
     self, data, tokenizer: Tokenizer, sources: Sequence[Source], rows: Rows, seq_len: int
@@ -122,12 +158,13 @@ class TrainWindows:
     return out
 
   def _start(self):
+    """Returns an iterator that starts after the batches that were returned already."""
     import grain
 
     dataset = self._dataset
-    if (
-      self._corruption
-    ):  # by the place in the sequence of all rows, so that each epoch masks other spans
+    if self._corruption:
+      # The spans depend on the index in the endless sequence of all rows, so that each epoch masks
+      # other spans.
       dataset = dataset.map_with_index(
         lambda i, tokens: self._corruption.example(tokens[:-1], "train", i)
       )
@@ -140,21 +177,28 @@ class TrainWindows:
     return iter(batches.to_iter_dataset(ahead))
 
   def get_state(self) -> dict[str, Any]:
+    """Returns the state, which is the same on every process."""
     return {"pipeline": "windows", "batches": self._batches}
 
   def set_state(self, state: Any) -> None:
-    """Raises ConfigError for the state of another pipeline, or what is no state."""
+    """Continues from a state that `get_state` returned.
+
+    Raises:
+      ConfigError: If `state` is not valid, or if it is one of another pipeline.
+    """
     batches = states.windows(state)
     self.close()
     self._batches = batches
 
   def close(self) -> None:
+    """Stops reading ahead; the next batch starts a new iterator."""
     if self._iterator is not None:
       self._iterator.close()
     self._iterator = None
 
 
 def _check_window(source: Source, record: Windows, window: str) -> None:
+  """Raises ConfigError if a source has no whole window; `window` is the length in words."""
   if not len(record):
     raise ConfigError(
       "data.sources",
@@ -167,23 +211,25 @@ def _check_window(source: Source, record: Windows, window: str) -> None:
 def validation_windows(
   data, tokenizer: Tokenizer, source: Source, rows: Rows, seq_len: int, num_batches: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Batches of the windows of the validation split; see `moe_jax.data.validation_batches`."""
+  """Yields batches of windows of the validation split; see `moe_jax.data.validation_batches`."""
   flat = flat_tokens(data, tokenizer, source, "validation")
   corruption = span_corruption(data, tokenizer.size, tokenizer.boundary, seq_len)
   length = corruption.raw if corruption else seq_len
+  # The last window may be shorter than the others, hence the division that rounds up.
   windows = -(-(len(flat) - 1) // length)
   chosen = np.arange(windows)
   if 0 < num_batches * rows.batch_size < windows:
-    wanted = num_batches * rows.batch_size
-    chosen = np.arange(wanted) * windows // wanted
+    num_chosen = num_batches * rows.batch_size
+    chosen = np.arange(num_chosen) * windows // num_chosen
   for start in range(0, len(chosen), rows.batch_size):
-    mine = chosen[start + rows.first : start + rows.first + rows.size]
-    pieces = [flat[window * length : (window + 1) * length + 1] for window in mine]
+    local_windows = chosen[start + rows.first : start + rows.first + rows.size]
+    pieces = [flat[window * length : (window + 1) * length + 1] for window in local_windows]
+    # Empty pieces become rows of padding, so that all batches have the same shape.
     pieces += [flat[:0]] * (rows.size - len(pieces))
     if corruption:
       examples = [
         corruption.example(piece[:-1], "validation", window)
-        for piece, window in itertools.zip_longest(pieces, mine)
+        for piece, window in itertools.zip_longest(pieces, local_windows)
       ]
       yield {name: np.stack([example[name] for example in examples]) for name in examples[0]}
     else:
@@ -191,6 +237,7 @@ def validation_windows(
 
 
 def _next_token(pieces: Sequence[np.ndarray], seq_len: int, boundary: int) -> dict[str, np.ndarray]:
+  """Pads stretches of at most `seq_len` + 1 tokens and returns them as a batch."""
   tokens, valid = np.zeros((len(pieces), seq_len + 1), np.int32), np.zeros(len(pieces), np.int32)
   for row, piece in enumerate(pieces):
     tokens[row, : len(piece)], valid[row] = piece, max(len(piece) - 1, 0)

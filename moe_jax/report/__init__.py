@@ -1,5 +1,7 @@
-"""The run report: one HTML file, made from the files of a workdir, that needs no other file and no
-network."""
+"""Builds the run report, a self-contained HTML file, from the files in a workdir.
+
+The page loads nothing else: its style sheet, script and charts are all written inline.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +15,34 @@ from moe_jax.report.sections import page
 
 
 def write_report(workdir: str | os.PathLike) -> Path:
-  """Writes `report.html` into the workdir, whole or not at all, and returns its path.
+  """Writes `report.html` into the workdir atomically and returns its path.
 
-  Whatever is missing (a run stopped early, a dense model, no routing.json) is left out of the
-  report.
+  Sections without data are left out of the report. That is the case if the run stopped early, if
+  the model is dense, or if there is no routing.json.
+
+  Args:
+    workdir: The `--workdir` of a training run, finished or not.
+
+  Returns:
+    The path of the written file.
 
   Raises:
-    ConfigError: the folder holds neither a config nor metrics.
+    ConfigError: If the folder holds no config, no metrics and no results.
   """
-  found = read_workdir(workdir)
-  if not (found.config or found.train or found.eval or found.results):
+  run = read_workdir(workdir)
+  if not (run.config or run.train or run.eval or run.results):
     raise ConfigError(
       "workdir",
       str(workdir),
       "holds no config.json, metrics.jsonl or results.json; name the --workdir of a training run",
     )
-  path = found.path / "report.html"
-  handle, scratch = tempfile.mkstemp(prefix=".report.html.", suffix=".tmp", dir=found.path)
+  path = run.path / "report.html"
+  # The temporary file is in the same folder, so that `os.replace` is an atomic rename.
+  handle, scratch = tempfile.mkstemp(prefix=".report.html.", suffix=".tmp", dir=run.path)
   try:
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-      file.write(page(found))
+      file.write(page(run))
+    # mkstemp makes files that only their owner may read.
     os.chmod(scratch, 0o644)
     os.replace(scratch, path)
   except BaseException:

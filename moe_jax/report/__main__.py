@@ -1,4 +1,4 @@
-"""`python -m moe_jax.report DIR`: makes report.html again from a workdir's files."""
+"""Rebuilds report.html from the files in a workdir: `python -m moe_jax.report DIR`."""
 
 import argparse
 import sys
@@ -10,14 +10,15 @@ from moe_jax.train import guarded
 
 
 def main() -> int:
+  """Runs the command, prints the path of the written report, and returns the exit code."""
   parser = argparse.ArgumentParser(prog="python -m moe_jax.report", description=__doc__)
-  parser.add_argument("workdir", type=Path, help="of a run, finished or not")
+  parser.add_argument("workdir", type=Path, help="the --workdir of a training run, finished or not")
 
-  def say(rest: Sequence[str]) -> int:
+  def write_and_print_path(rest: Sequence[str]) -> int:
     print(write_report(parser.parse_args(rest[1:]).workdir))
     return 0
 
-  return guarded(sys.argv, None, say)
+  return guarded(sys.argv, None, write_and_print_path)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
-"""Line charts and load maps as inline SVG, without a plotting library: small files, text that stays
-text."""
+"""Line charts and load maps as inline SVG, written without a plotting library.
+
+The files stay small, and the text in them can still be selected and searched.
+
+In the private helpers, `inner` is the (width, height) of the plotting area in pixels, and `xs` and
+`ys` are the (low, high) ranges of the data that the area shows.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +18,21 @@ from jaxtyping import Float
 
 from moe_jax.report.colours import LOAD_LABELS, LOAD_SCALE, load_pixels, png
 
-_FONT = 12  # px, in the SVG's own units; a chart is drawn at about its own size
-_TOP, _BOTTOM, _LEFT = 10, 40, 50
+# Font size in SVG units. The page shows a chart at about its own size, so a unit is about a pixel.
+_FONT = 12
+_TOP, _BOTTOM, _LEFT = 10, 40, 50  # margins around the plotting area, px
 
 
 class Line(NamedTuple):
-  """A line of a chart, or a point where T = 1.
+  """A line of a chart, or a single point if T = 1.
 
-  `faint` lines are drawn thin and pale and are not in the legend. `band`: (low [T], high [T]),
-  shaded around the line.
+  Attributes:
+    label: The name shown in the legend.
+    x: [T] The positions along the x axis, usually training steps.
+    y: [T] The values.
+    colour: A CSS colour.
+    faint: Whether the line is drawn thin and pale and is left out of the legend.
+    band: The (low [T], high [T]) edges of an area that is shaded around the line, or None.
   """
 
   label: str
@@ -52,16 +63,22 @@ def line_chart(
   height: int = 240,
   x_label: str = "step",
 ) -> str:
-  """A figure with a title, a legend (if there is more than one line) and an SVG; "" if there is
-  nothing to draw.
+  """Returns an HTML figure with a title, a legend and an SVG, or "" if there is nothing to draw.
+
+  The legend is left out if there is only one line.
 
   Args:
-    lines: values that are not finite leave gaps and are counted under the title.
-    levels: reference lines; they widen the range of y.
-    note: one line under the title, e.g. the unit.
-    log: logarithmic y; values <= 0 leave gaps.
-    top: upper bound of the range of y, where early values would squeeze the rest.
-    bottom: lower end of the range of y; None = from the data.
+    title: The caption of the figure.
+    lines: The lines to draw. Values that are not finite leave gaps, and their number is shown under
+      the title.
+    levels: Reference lines. They widen the range of y.
+    note: One line of text under the title, e.g. the unit.
+    log: Whether the y axis is logarithmic. Values <= 0 then leave gaps.
+    top: Upper bound of the range of y, for curves whose early values would squeeze the rest.
+    bottom: Lower end of the range of y. None derives it from the data.
+    width: Width of the SVG in pixels.
+    height: Height of the SVG in pixels.
+    x_label: The label of the x axis.
   """
   lines = [
     line._replace(y=np.where(line.y > 0, line.y, np.nan) if log else line.y)
@@ -69,16 +86,18 @@ def line_chart(
     if len(line.x)
   ]
   levels = [level for level in levels if math.isfinite(level.y) and (level.y > 0 or not log)]
-  lost = sum(int((~np.isfinite(line.y)).sum()) for line in lines)
+  num_missing = sum(int((~np.isfinite(line.y)).sum()) for line in lines)
   if not lines:
     return ""
+  # The names of the levels are written at the right; a character is about 6.6 px wide.
   right = 16 + (max(len(level.label) for level in levels) * 6.6 if levels else 0)
   inner = (width - _LEFT - right, height - _TOP - _BOTTOM)
+  # The zero makes every x axis begin at step 0.
   xs = _range([line.x for line in lines] + [np.zeros(1)])
   ys = _y_range(lines, levels, top, bottom, log)
   warning = (
-    f'<p class="warn">{lost} values not finite{" or not positive" if log else ""}</p>'
-    if lost
+    f'<p class="warn">{num_missing} values not finite{" or not positive" if log else ""}</p>'
+    if num_missing
     else ""
   )
   legend = (
@@ -111,22 +130,27 @@ def line_file(
   top: float = math.inf,
   beside: bool = False,
 ) -> str:
-  """The same lines as an SVG file of its own, for a README: on white, with title and legend in it.
+  """Returns a line chart as a standalone SVG file, e.g. for a README.
+
+  The file has a white background and contains the title and the legend.
 
   Args:
-    lines: as of `line_chart`.
-    top: as of `line_chart`.
-    beside: each label stands beside the last point of its line, and there is no legend.
+    title: The title, written above the plot.
+    lines: The lines to draw, as in `line_chart`.
+    log: Whether the y axis is logarithmic.
+    width: Width of the plot in pixels. A `y_label` adds to it.
+    height: Height of the plot in pixels. The title and the legend add to it.
+    x_label: The label of the x axis.
+    y_label: The label of the y axis. "" leaves it out.
+    top: Upper bound of the range of y, as in `line_chart`.
+    beside: Whether each label stands beside the last point of its line in place of a legend.
   """
   inner = (width - _LEFT - 16, height - _TOP - _BOTTOM)
   xs, ys = _range([line.x for line in lines] + [np.zeros(1)]), _y_range(lines, (), top, None, log)
   body = _axes(inner, xs, ys, log, x_label) + _plot(lines, inner, xs, ys, log, x_label)
-  columns, head, row, side = (
-    3,
-    24,
-    18,
-    14 if y_label else 0,
-  )  # of the legend, the title and y's label; px
+  # Columns of the legend, then in pixels: height of the title, height of a row of the legend, width
+  # of the label of the y axis.
+  columns, head, row, side = 3, 24, 18, 14 if y_label else 0
   if y_label:
     body += (
       f'<text transform="translate(-2 {_TOP + inner[1] / 2:g}) rotate(-90)" text-anchor="middle">'
@@ -161,7 +185,15 @@ def load_map(
   width: int = 540,
   note: str = "",
 ) -> str:
-  """Load of each expert over time as coloured cells, relative to the uniform share 1/E."""
+  """Returns a figure of the load of each expert over time, relative to the uniform share 1/E.
+
+  Args:
+    title: The caption of the figure.
+    steps: [T] The training steps of the columns.
+    load: [T, E] The fraction of all assignments that each expert gets.
+    width: Width of the SVG in pixels.
+    note: One line of text under the title.
+  """
   experts = load.shape[1]
   height = int(np.clip(experts * 9, 110, 420)) + _TOP + _BOTTOM
   inner = (width - _LEFT - 16, height - _TOP - _BOTTOM)
@@ -170,6 +202,7 @@ def load_map(
     f'<image href="{picture}" x="{_LEFT}" y="{_TOP}" width="{inner[0]}" height="{inner[1]}" '
     'preserveAspectRatio="none" style="image-rendering:pixelated"/>'
   )
+  # Rows can be lower than a line of text: then only every k-th expert is labelled, 14 px apart.
   every = max(1, math.ceil(experts / (inner[1] / 14)))
   for expert in range(0, experts, every):
     y = _TOP + (expert + 0.5) / experts * inner[1]
@@ -189,35 +222,39 @@ def load_map(
 
 
 def _svg(title: str, width: int, height: int, body: str) -> str:
+  """Returns an SVG element with `title` as its label for screen readers."""
   return (
     f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">{body}</svg>'
   )
 
 
 def _note(note: str) -> str:
+  """Returns the line under the title, or "" if there is no note."""
   return f'<p class="note">{html.escape(note)}</p>' if note else ""
 
 
 def _range(values: Sequence[np.ndarray]) -> tuple[float, float]:
+  """Returns the least and the greatest finite value, widened if they are equal."""
   finite = np.concatenate([v[np.isfinite(v)] for v in values])
   low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
   return (low, high) if high > low else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
 
 
 def _y_range(lines, levels, top, bottom, log) -> tuple[float, float]:
-  """Of the data and the levels, with a margin."""
+  """Returns the range of y that shows the data and the levels, with a margin."""
   bands = [edge for line in lines for edge in line.band or ()]
   low, high = _range([line.y for line in lines] + bands + [np.array([level.y for level in levels])])
   if top > low:
     high = min(high, top)
   if log:
-    return (low / 1.15, high * 1.15) if low > 0 else (0.1, 10.0)  # nothing is finite
+    # `_range` returns (0, 1) if no value is finite, but a logarithmic axis needs low > 0.
+    return (low / 1.15, high * 1.15) if low > 0 else (0.1, 10.0)
   margin = 0.04 * (high - low)
   return (low - margin if bottom is None else min(bottom, low)), high + margin
 
 
 def _scale(value, low: float, high: float, log: bool = False):
-  """Where `value` lies between low (0) and high (1)."""
+  """Returns the position of `value` between `low` (0) and `high` (1)."""
   if log:
     with np.errstate(invalid="ignore", divide="ignore"):
       return (np.log(value) - math.log(low)) / (math.log(high) - math.log(low))
@@ -225,7 +262,7 @@ def _scale(value, low: float, high: float, log: bool = False):
 
 
 def _plot(lines, inner, xs, ys, log, x_label) -> str:
-  """The lines, cut off at the plot's edges by a nested SVG."""
+  """Draws the lines in a nested SVG, which clips them at the edges of the plot."""
   width, height = inner
   body = ""
   for line in lines:
@@ -234,6 +271,7 @@ def _plot(lines, inner, xs, ys, log, x_label) -> str:
       body += _band(
         x, [height * (1 - _scale(edge, *ys, log=log)) for edge in line.band], line.colour
       )
+    # `pen` says whether the previous point was drawn: "L" continues a line and "M" starts one.
     path, pen = [], False
     for a, b in zip(x.tolist(), y.tolist(), strict=True):
       drawn = math.isfinite(a) and math.isfinite(b)
@@ -243,6 +281,7 @@ def _plot(lines, inner, xs, ys, log, x_label) -> str:
     style = 'stroke-width="1" opacity=".35"' if line.faint else 'stroke-width="1.8"'
     style += ' stroke-linejoin="round"'
     body += f'<path d="{"".join(path)}" fill="none" stroke="{line.colour}" {style}/>'
+    # A line of few points gets markers with tooltips.
     if np.isfinite(y).sum() <= 30 and not line.faint:
       body += "".join(
         f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.6" fill="{line.colour}"><title>'
@@ -257,8 +296,10 @@ def _plot(lines, inner, xs, ys, log, x_label) -> str:
 
 
 def _band(x, edges, colour: str) -> str:
-  """The area between two edges, of the points where both are finite; a vertical bar where there is
-  one point."""
+  """Draws the area between two edges, or a vertical bar if there is only one point.
+
+  Points at which an edge is not finite are left out.
+  """
   drawn = np.isfinite(edges[0]) & np.isfinite(edges[1])
   low, high = (np.clip(edge[drawn], -9999, 9999).tolist() for edge in edges)
   x = x[drawn].tolist()
@@ -273,40 +314,46 @@ def _band(x, edges, colour: str) -> str:
 
 
 def _names(lines, inner, xs, ys, log) -> str:
-  """Each line's label beside its last finite point, moved down where it would lie on another's."""
+  """Writes each line's label beside its last finite point, moved down to avoid other labels."""
   width, height = inner
   ends = []
   for line in lines:
     for i in np.flatnonzero(np.isfinite(line.y))[-1:]:
       y = _TOP + height * (1 - float(_scale(line.y[i], *ys, log=log)))
       ends.append((y, _LEFT + width * float(_scale(line.x[i], *xs)), line))
-  body, taken = "", []  # taken: (left, right, y) of the labels so far, from above
+  # `taken` holds the (left, right, y) of the labels that are placed already, from top to bottom.
+  body, taken = "", []
   for y, x, line in sorted(ends, key=lambda end: end[:2]):
-    room = 7.2 * len(line.label)
-    right = x + 8 + room < _LEFT + width  # of its point
-    left, spot = (x + 8 if right else x - 8 - room), y
+    label_width = 7.2 * len(line.label)
+    # The label stands at the right of its point if there is room, and at the left otherwise.
+    right = x + 8 + label_width < _LEFT + width
+    left, label_y = (x + 8 if right else x - 8 - label_width), y
     for other_left, other_right, other in sorted(taken, key=lambda label: label[2]):
-      if other_left < left + room and left < other_right and abs(spot - other) < _FONT + 1:
-        spot = other + _FONT + 1
-    taken.append((left, left + room, spot))
-    at = x + 8 if right else x - 8
-    if spot != y:
-      body += f'<path d="M{x:.1f} {y:.1f}L{at:.1f} {spot:.1f}" class="axis"/>'
+      if (
+        other_left < left + label_width and left < other_right and abs(label_y - other) < _FONT + 1
+      ):
+        label_y = other + _FONT + 1
+    taken.append((left, left + label_width, label_y))
+    anchor_x = x + 8 if right else x - 8
+    # A label that was moved is joined to its point by a line.
+    if label_y != y:
+      body += f'<path d="M{x:.1f} {y:.1f}L{anchor_x:.1f} {label_y:.1f}" class="axis"/>'
     body += (
-      f'<text x="{at:.1f}" y="{spot + 4:.1f}" text-anchor="{"start" if right else "end"}" '
+      f'<text x="{anchor_x:.1f}" y="{label_y + 4:.1f}" text-anchor="{"start" if right else "end"}" '
       f'style="fill:{line.colour}">{html.escape(line.label)}</text>'
     )
   return body
 
 
 def _levels(levels, inner, ys, log) -> str:
-  """Dashed lines; their names are pushed apart so that none covers another."""
+  """Draws the levels as dashed lines and pushes their names apart so that none covers another."""
   width, height = inner
   placed = sorted(
     (_TOP + height * (1 - float(_scale(level.y, *ys, log=log))), level.label) for level in levels
   )
   placed = [(y, label) for y, label in placed if _TOP - 3 <= y <= _TOP + height + 3]
   spots = [y for y, _ in placed]
+  # Each pass moves the two labels of an overlapping pair apart by half of the overlap each.
   for _ in range(50):
     for i in range(len(spots) - 1):
       overlap = _FONT + 1 - (spots[i + 1] - spots[i])
@@ -320,6 +367,7 @@ def _levels(levels, inner, ys, log) -> str:
 
 
 def _axes(inner, xs, ys, log, x_label) -> str:
+  """Draws the grid lines and labels of the y axis, and the x axis."""
   width, height = inner
   body = ""
   for tick in _log_ticks(*ys) if log else _ticks(*ys, max(2, int(height / 38))):
@@ -330,6 +378,7 @@ def _axes(inner, xs, ys, log, x_label) -> str:
 
 
 def _x_axis(inner, xs, label) -> str:
+  """Draws the x axis with its ticks and its label."""
   width, height = inner
   base = _TOP + height
   body = f'<path d="M{_LEFT} {base:.1f}h{width:.1f}" class="axis"/>' + (
@@ -344,7 +393,7 @@ def _x_axis(inner, xs, label) -> str:
 
 
 def _ticks(low: float, high: float, count: int) -> list[float]:
-  """About `count` round numbers between low and high."""
+  """Returns about `count` round numbers between `low` and `high`."""
   raw = (high - low) / max(1, count)
   power = 10.0 ** math.floor(math.log10(raw))
   step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
@@ -352,6 +401,7 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
+  """Returns the powers of ten from `low` to `high`, and 2 and 5 times them if there are few."""
   decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
   steps = (1, 2, 5) if math.log10(high / low) < 2.2 else (1,)
   ticks = [m * 10.0**d for d in decades for m in steps if low <= m * 10.0**d <= high]
@@ -359,7 +409,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _short(value: float) -> str:
-  """A tick's label: 0.002, 1.5, 20k, 3M, 1e-6."""
+  """Returns the label of a tick, such as 0.002, 1.5, 20k, 3M or 1e-6."""
   size = abs(value)
   for unit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
     if size >= unit:

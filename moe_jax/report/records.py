@@ -1,4 +1,7 @@
-"""What a workdir's files say, read forgivingly: a missing or broken file is an empty one."""
+"""Reads the files of a workdir for the report.
+
+Missing or damaged files are treated as empty, so that a report can be built of any run.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,43 @@ from jaxtyping import Float
 
 
 class Curve(NamedTuple):
-  """A metric over time: `values[i]` (a number, or an array by layer) at step `steps[i]`."""
+  """A metric over time.
+
+  Attributes:
+    steps: [T] The training steps.
+    values: [T, ...] The value at each step: a number, or an array such as one entry per layer.
+  """
 
   steps: Float[np.ndarray, "T"]
   values: Float[np.ndarray, "T *shape"]
 
 
 class Workdir(NamedTuple):
-  """The files of a workdir that the report reads."""
+  """The contents of the files of a workdir that the report reads.
+
+  Attributes:
+    path: The folder.
+    config: The contents of config.json. Like the next three, it is {} if the file is missing.
+    meta: The contents of meta.json.
+    results: The contents of results.json.
+    routing: The contents of routing.json.
+    train: The training lines of metrics.jsonl, one per step in ascending order.
+    eval: The evaluation lines of metrics.jsonl, one per step in ascending order.
+    events: The events in metrics.jsonl, in the order in which they happened.
+  """
 
   path: Path
   config: Mapping[str, Any]
   meta: Mapping[str, Any]
   results: Mapping[str, Any]
   routing: Mapping[str, Any]
-  train: Sequence[Mapping[str, Any]]  # lines of metrics.jsonl, in order of step
+  train: Sequence[Mapping[str, Any]]
   eval: Sequence[Mapping[str, Any]]
-  events: Sequence[Mapping[str, Any]]  # in the order in which they happened
+  events: Sequence[Mapping[str, Any]]
 
 
 def read_workdir(path: str | Path) -> Workdir:
-  """Reads whatever is there."""
+  """Reads all files of the workdir at `path` that exist."""
   path = Path(path)
   files = [_read_json(path / f"{name}.json") for name in ("config", "meta", "results", "routing")]
   lines = _read_lines(path / "metrics.jsonl")
@@ -42,22 +61,26 @@ def read_workdir(path: str | Path) -> Workdir:
 
 
 def curve(lines: Sequence[Mapping[str, Any]], name: str) -> Curve | None:
-  """The metric of that name; None if no line has it. Lines whose shape differs from the last one's
-  are left out."""
-  found = [(line["step"], numbers(line[name])) for line in lines if name in line]
-  found = [(step, value) for step, value in found if value is not None]
-  if not found:
+  """Returns the metric called `name`, or None if no line has it.
+
+  Lines whose value has another shape than the last one are left out.
+  """
+  points = [(line["step"], numbers(line[name])) for line in lines if name in line]
+  points = [(step, value) for step, value in points if value is not None]
+  if not points:
     return None
-  shape = found[-1][1].shape
-  found = [(step, value) for step, value in found if value.shape == shape]
+  shape = points[-1][1].shape
+  points = [(step, value) for step, value in points if value.shape == shape]
   return Curve(
-    np.array([step for step, _ in found], float), np.stack([value for _, value in found])
+    np.array([step for step, _ in points], float), np.stack([value for _, value in points])
   )
 
 
 def thin(data: Curve, points: int) -> Curve:
-  """At most `points` of them, each the mean of the finite values of as many neighbours; the last
-  step is kept."""
+  """Reduces a curve to at most `points` points by averaging groups of neighbours.
+
+  Only finite values enter the mean. A group is placed at its last step, so the last step is kept.
+  """
   count = len(data.steps)
   if count <= points:
     return data
@@ -68,8 +91,10 @@ def thin(data: Curve, points: int) -> Curve:
 
 
 def smooth(values: Float[np.ndarray, "T"], horizon: int) -> Float[np.ndarray, "T"]:
-  """Exponential moving average over about `horizon` points, unbiased at the start; what is not
-  finite is skipped."""
+  """Returns the exponential moving average over about `horizon` points.
+
+  The average is unbiased at the start, and values that are not finite are skipped.
+  """
   keep, total, weight = 1 - 1 / max(1, horizon), 0.0, 0.0
   out = np.full(len(values), np.nan)
   for i, value in enumerate(values):
@@ -81,40 +106,45 @@ def smooth(values: Float[np.ndarray, "T"], horizon: int) -> Float[np.ndarray, "T
 
 
 def branch(found: Any, *keys: str) -> Mapping[str, Any]:
-  """`found[key][key]...` if that is a mapping, else an empty one."""
+  """Returns the mapping at `found[key][key]...`, or {} if there is no mapping there."""
   for key in keys:
     found = found.get(key) if isinstance(found, Mapping) else None
   return found if isinstance(found, Mapping) else {}
 
 
 def starts(meta: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-  """What meta.json remembers of each start of the run."""
-  found = meta.get("starts")
-  return [start for start in found if isinstance(start, dict)] if isinstance(found, list) else []
+  """Returns the entries of meta.json about each start of the run, oldest first."""
+  entries = meta.get("starts")
+  return (
+    [start for start in entries if isinstance(start, dict)] if isinstance(entries, list) else []
+  )
 
 
 def layer_names(run: Workdir) -> list[str]:
-  """A name for each layer with experts: its number in the model where that is known, else its
-  rank."""
+  """Returns a name for each layer with experts.
+
+  A name contains the index of the layer in the model if it is known, and otherwise the index among
+  the layers with experts.
+  """
   load = curve(run.train, "moe/load")
   count = load.values.shape[1] if load is not None and load.values.ndim == 3 else None
   if count is None:
     count = page_layers(run)
-  model, moe, known = (
+  model, moe, indices = (
     branch(run.config, "model"),
     branch(run.config, "model", "moe"),
     run.routing.get("layers"),
   )
-  if isinstance(known, list) and len(known) == count and not encoder_layers(model):
-    return [f"layer {i}" for i in known]
+  if isinstance(indices, list) and len(indices) == count and not encoder_layers(model):
+    return [f"layer {i}" for i in indices]
   try:
 
-    def chosen(layers):
+    def moe_layers(layers):
       return [i for i in range(moe["first"], layers) if (i - moe["first"]) % moe["every"] == 0]
 
-    names = [f"layer {i}" for i in chosen(model["num_layers"])]
+    names = [f"layer {i}" for i in moe_layers(model["num_layers"])]
     if encoder := encoder_layers(model):
-      names = [f"encoder layer {i}" for i in chosen(encoder)] + [
+      names = [f"encoder layer {i}" for i in moe_layers(encoder)] + [
         f"decoder {name}" for name in names
       ]
   except (KeyError, TypeError, ZeroDivisionError):
@@ -123,8 +153,11 @@ def layer_names(run: Workdir) -> list[str]:
 
 
 def page_layers(run: Workdir) -> int:
-  """How many layers with experts the pages of routing.json show: all, or the encoder's, which come
-  first."""
+  """Returns the number of layers with experts that the pages of routing.json show.
+
+  These are all layers with experts, or those of the encoder in an encoder-decoder. The encoder's
+  layers come first in `layer_names`.
+  """
   pages = run.routing.get("pages")
   experts = (
     branch({"page": pages[0]}, "page").get("experts") if isinstance(pages, list) and pages else None
@@ -133,20 +166,20 @@ def page_layers(run: Workdir) -> int:
 
 
 def encoder_layers(model: Mapping[str, Any]) -> int:
-  """Of the config's model; 0 = it has no encoder."""
+  """Returns the number of encoder layers of `config.model`, or 0 if it has no encoder."""
   encoder = model.get("num_encoder_layers") or model.get("num_layers")
   return encoder if model.get("family") == "encoder_decoder" and isinstance(encoder, int) else 0
 
 
 def measure(run: Workdir) -> tuple[str, str]:
-  """What the run is judged by, and its unit in words."""
+  """Returns the name of the metric that the run is judged by, and its unit in words."""
   if branch(run.config, "data").get("objective") == "span_corruption":
     return "nats_per_target", "nats a target"
   return "bits_per_byte", "bits per byte"
 
 
 def number(value: Any) -> float:
-  """As a float; NaN if it is none ("NaN", null, text)."""
+  """Returns `value` as a float, or NaN if it is not a number (null, text, "NaN")."""
   try:
     return float(value)
   except (TypeError, ValueError):
@@ -154,8 +187,10 @@ def number(value: Any) -> float:
 
 
 def numbers(value: Any) -> np.ndarray | None:
-  """A number or nested lists of numbers as an array, with NaN for what is no number; None if
-  ragged."""
+  """Converts a number or nested lists of numbers to an array, or to None if the lists are ragged.
+
+  Entries that are not numbers become NaN.
+  """
   try:
     return np.asarray(value, float)
   except (TypeError, ValueError):
@@ -171,6 +206,7 @@ def numbers(value: Any) -> np.ndarray | None:
 
 
 def _finite_mean(values: np.ndarray) -> np.ndarray:
+  """Returns the mean of the finite values over the first axis, or NaN where there is none."""
   finite = np.isfinite(values)
   total = np.where(finite, values, 0).sum(0)
   return np.where(finite.any(0), total / np.maximum(finite.sum(0), 1), np.nan)
@@ -178,14 +214,17 @@ def _finite_mean(values: np.ndarray) -> np.ndarray:
 
 def _read_json(path: Path) -> Mapping[str, Any]:
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError, RecursionError):
     return {}
-  return found if isinstance(found, dict) else {}
+  return content if isinstance(content, dict) else {}
 
 
 def _read_lines(path: Path) -> list[Mapping[str, Any]]:
-  """The lines that are whole JSON objects with a step: a killed run leaves half a line."""
+  """Returns the lines that are complete JSON objects with a step.
+
+  A run that was killed can leave half a line behind.
+  """
   try:
     text = path.read_text(encoding="utf-8", errors="replace")
   except OSError:
@@ -193,15 +232,19 @@ def _read_lines(path: Path) -> list[Mapping[str, Any]]:
   lines = []
   for line in text.splitlines():
     try:
-      found = json.loads(line)
+      record = json.loads(line)
     except (ValueError, RecursionError):
       continue
-    if isinstance(found, dict) and math.isfinite(number(found.get("step"))):
-      lines.append(found)
+    if isinstance(record, dict) and math.isfinite(number(record.get("step"))):
+      lines.append(record)
   return lines
 
 
 def _by_step(lines: Sequence[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
-  """One line a step, the last written: a resumed run logs the steps since its checkpoint again."""
+  """Returns the lines of this kind, sorted by step, with one line per step.
+
+  Of several lines for a step the last one counts, because a resumed run logs the steps since its
+  checkpoint again.
+  """
   latest = {number(line["step"]): line for line in lines if line.get("kind") == kind}
   return [latest[step] for step in sorted(latest)]

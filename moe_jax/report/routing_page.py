@@ -1,4 +1,4 @@
-"""Held-out text, each token on the colour of the expert that the router chose first."""
+"""Shows held-out text with each token on the colour of its first-choice expert."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ import numpy as np
 from moe_jax.report.colours import expert_colour, ink, tint
 from moe_jax.report.style import SCRIPT
 
-MAX_TOKENS = 12_000  # in the whole page: about 50 bytes of HTML each
+MAX_TOKENS = 12_000  # in the whole report; a token takes about 50 bytes of HTML
 
 
 def routing_section(routing: Mapping[str, Any], layers: Sequence[str]) -> str:
-  """The section as HTML; "" if `routing` (see `run/finish.py`) does not hold a page that fits its
-  own shape.
+  """Returns the section as HTML, or "" if `routing` holds no valid page.
+
+  A page is left out if its parts are missing or do not have the shapes given below.
 
   Args:
-    routing: {"num_experts": E, "pages": [{"source", "pieces": [text or None], "experts": [[expert]
-      x L] x Lm}]}.
-    layers: a name for each of the Lm layers.
+    routing: The contents of routing.json as `run/finish.py` writes it: {"num_experts": E, "pages":
+      [{"source": name, "pieces": [L], "experts": [Lm, L]}, ...]}. A piece is the text of a token,
+      or None for a special token. An expert of E means that no expert got the token.
+    layers: A name for each of the Lm layers with experts.
   """
   experts = routing.get("num_experts")
   if not isinstance(experts, int) or experts < 1:
@@ -30,11 +32,12 @@ def routing_section(routing: Mapping[str, Any], layers: Sequence[str]) -> str:
   pages = [page for page in routing.get("pages") or [] if _fits(page, len(layers))]
   if not pages:
     return ""
-  room = MAX_TOKENS // len(pages)
-  chosen = [np.asarray(page["experts"], int)[:, :room] for page in pages]
+  max_tokens = MAX_TOKENS // len(pages)
+  chosen = [np.asarray(page["experts"], int)[:, :max_tokens] for page in pages]
+  # The HTML shows the first layer. The script switches to the others, with the data below.
   counts = [_count(page[0], experts) for page in chosen]
   body = "".join(
-    _page(page, chosen[i][0], counts[i], room, experts) for i, page in enumerate(pages)
+    _page(page, chosen[i][0], counts[i], max_tokens, experts) for i, page in enumerate(pages)
   )
   data = {"experts": experts, "layers": list(layers), "pages": [page.tolist() for page in chosen]}
   return (
@@ -50,8 +53,12 @@ def routing_section(routing: Mapping[str, Any], layers: Sequence[str]) -> str:
 
 
 def visible(piece: str | None) -> str:
-  """A token's text as HTML: escaped, white space and control characters shown; None is a document's
-  start."""
+  """Returns a token's text as escaped HTML with visible white space and control characters.
+
+  Args:
+    piece: The text of the token. None stands for a special token, such as one that starts a
+      document or replaces a masked span.
+  """
   if piece is None:
     return "◆"
   shown = "".join(
@@ -64,6 +71,7 @@ _MARKS = {" ": "·", "\n": "↵\n", "\t": "→"}
 
 
 def _fits(page: Any, layers: int) -> bool:
+  """Returns whether a page has one expert for each piece and each of the `layers` layers."""
   try:
     experts = np.asarray(page["experts"], int)
     return (
@@ -76,12 +84,16 @@ def _fits(page: Any, layers: int) -> bool:
 
 
 def _count(chosen: np.ndarray, experts: int) -> np.ndarray:
+  """Returns the number of tokens of each expert; tokens without an expert are not counted."""
   return np.bincount(chosen[chosen < experts], minlength=experts)
 
 
 def _classes(experts: int) -> str:
-  """The full colour in legend and bars; under tokens a tint, which any text can be read on, above a
-  band of it."""
+  """Returns the CSS rules of the experts' colours.
+
+  The legend and the bars have the full colour. Tokens have a tint of it, on which text can be read,
+  and a band of the full colour below.
+  """
   rules = ""
   for e in range(experts):
     full = expert_colour(e)
@@ -91,8 +103,10 @@ def _classes(experts: int) -> str:
 
 
 def _controls(layers: Sequence[str], counts: np.ndarray) -> str:
-  """A button for each layer, and the legend: a button for each expert with its share of all the
-  tokens shown."""
+  """Returns the buttons of the layers and the legend.
+
+  The legend has a button for each expert with its share of all tokens that are shown.
+  """
 
   def pressed(i):
     return "true" if i == 0 else "false"
@@ -112,16 +126,17 @@ def _controls(layers: Sequence[str], counts: np.ndarray) -> str:
 
 
 def _page(
-  page: Mapping[str, Any], chosen: np.ndarray, count: np.ndarray, room: int, experts: int
+  page: Mapping[str, Any], chosen: np.ndarray, count: np.ndarray, max_tokens: int, experts: int
 ) -> str:
-  """One source: its name, a bar of the experts' shares, its tokens."""
+  """Returns the HTML of one source: its name, a bar of the experts' shares, and its tokens."""
 
   def blank(piece):
+    # The attribute makes the marks that stand for white space pale.
     return " w" if isinstance(piece, str) and not piece.strip() else ""
 
   tokens = "".join(
     f'<i class="{f"e{expert}" if expert < experts else "none"}"{blank(piece)}>{visible(piece)}</i>'
-    for piece, expert in zip(page["pieces"][:room], chosen.tolist(), strict=True)
+    for piece, expert in zip(page["pieces"][:max_tokens], chosen.tolist(), strict=True)
   )
   bar = "".join(
     f'<i class="e{e}" style="flex:{n} 0 0" title="expert {e}: {100 * n / len(chosen):.1f} %"></i>'
@@ -132,5 +147,5 @@ def _page(
 
 
 def _script_safe(data: Any) -> str:
-  """JSON that cannot end the script element it stands in."""
+  """Returns `data` as JSON that cannot close the script element that contains it."""
   return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,4 +1,4 @@
-"""The sections of the report, each a string of HTML or "" where the run has nothing to show."""
+"""The sections of the report. Each is a string of HTML, or "" if the run has nothing to show."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from moe_jax.report.records import (
 from moe_jax.report.routing_page import routing_section
 from moe_jax.report.style import CSS
 
-POINTS = 400  # of a line
-SMALL = {"width": 374, "height": 210}  # of charts three in a row
-MOST_EVENTS = 50  # shown one by one
-# Kinds of events, in words.
+POINTS = 400  # maximum number of points of a line
+SMALL = {"width": 374, "height": 210}  # px; the size of charts that stand three in a row
+MOST_EVENTS = 50  # maximum number of events that are listed
+# The kinds of events in words. The keys are those of metrics.jsonl.
 _EVENTS = {
   "nonfinite": "gradients that were not finite",
   "spike": "loss spikes",
   "rollback": "rollbacks",
   "starved": "routers that collapse",
 }
-LINE_EXPERTS = 16  # with more experts, load is drawn as a map
-_RUNGS = {"lzma": "LZMA"}  # how a rung of the ladder is shown, where not by its key
+LINE_EXPERTS = 16  # With more experts than this, the load is drawn as a map.
+_RUNGS = {"lzma": "LZMA"}  # The names of the rungs of the ladder that are not shown by their key.
 
 
 def page(run: Workdir) -> str:
-  """The whole document."""
+  """Returns the whole report as an HTML document."""
   layers = layer_names(run)
   body = "".join(
     (
@@ -71,13 +71,14 @@ def page(run: Workdir) -> str:
 
 
 def _name(run: Workdir) -> str:
-  """The config's name: `quickstart` of `configs/quickstart.py`."""
+  """Returns the name of the config, e.g. `quickstart` for `configs/quickstart.py`."""
   path = str(run.results.get("config") or run.meta.get("config") or run.path.resolve().name)
   name, _, variant = path.rpartition("/")[2].partition(":")
   return PurePath(name).stem + (f" ({variant})" if variant else "")
 
 
 def _header(run: Workdir, layers: Sequence[str]) -> str:
+  """Returns the title, the facts about the run, a banner if it is not finished, and the tiles."""
   start = ([{}, *starts(run.meta)])[-1]
   packages = branch(run.results, "versions") or branch(start, "packages")
   commit = start.get("commit")
@@ -108,7 +109,7 @@ def _header(run: Workdir, layers: Sequence[str]) -> str:
 
 
 def _model_words(run: Workdir, layers: Sequence[str]) -> str:
-  """The model in a sentence, as far as the config says."""
+  """Describes the model in one phrase, as far as the config does."""
   model, moe = branch(run.config, "model"), branch(run.config, "model", "moe")
   if not model:
     return ""
@@ -131,17 +132,18 @@ def _model_words(run: Workdir, layers: Sequence[str]) -> str:
 
 
 def _tiles(run: Workdir, done: float) -> str:
+  """Returns the key figures of the run; `done` is the last step in metrics.jsonl."""
   parameters = branch(run.results, "parameters")
   speed = curve(run.train, "tokens_per_second")
   speeds = speed.values[np.isfinite(speed.values)] if speed is not None else []
   tiles = [
     ("parameters", _count(parameters.get("total"))),
-    ("activated a token", _count(parameters.get("activated"))),
-    ("FLOPs a token", _count(run.results.get("flops_per_token"))),
+    ("activated per token", _count(parameters.get("activated"))),
+    ("FLOPs per token", _count(run.results.get("flops_per_token"))),
     ("steps", f"{number(run.results.get('steps', done)):g}"),
     ("training tokens", _count(run.results.get("tokens"))),
     ("training time", _time(number(run.results.get("wall_seconds")))),
-    ("tokens a second", _count(np.median(speeds)) if len(speeds) else ""),
+    ("tokens per second", _count(np.median(speeds)) if len(speeds) else ""),
   ]
   return (
     '<div class="tiles">'
@@ -151,8 +153,10 @@ def _tiles(run: Workdir, done: float) -> str:
 
 
 def final_scores(run: Workdir) -> tuple[dict[str, float], str]:
-  """The measure of each source, and where it comes from: the final evaluation, else the last one
-  there was."""
+  """Returns the metric that the run is judged by for each source, and where it was measured.
+
+  The scores are those of the final evaluation or, if there was none, of the last evaluation.
+  """
   name, _ = measure(run)
   final, prefix = branch(run.results, name), f"{name}/"
   if final:
@@ -175,7 +179,7 @@ def final_scores(run: Workdir) -> tuple[dict[str, float], str]:
 
 
 def _table(run: Workdir) -> str:
-  """The measure beside the ladder, and a mark where the run is below a rung."""
+  """Returns a table of the scores beside the ladder, with a mark where the run is below a rung."""
   (key, unit), (scores, where) = measure(run), final_scores(run)
   if not scores:
     return ""
@@ -212,7 +216,7 @@ def _table(run: Workdir) -> str:
 
 
 def _events(run: Workdir) -> str:
-  """What went wrong on the way: skipped updates, spikes, rollbacks, starved experts."""
+  """Returns the events of the run: skipped updates, loss spikes, rollbacks, starved experts."""
   if not run.events:
     return ""
   counts = Counter(str(event.get("event")) for event in run.events)
@@ -232,6 +236,7 @@ def _events(run: Workdir) -> str:
 
 
 def _loss(run: Workdir) -> str:
+  """Returns the charts of the training loss and of the validation score of each source."""
   charts = ""
   train = curve(run.train, "cross_entropy") or curve(run.train, "loss")
   if train is not None and train.values.ndim == 1:
@@ -241,7 +246,7 @@ def _loss(run: Workdir) -> str:
       Line("smoothed", *smoothed, series_colour(0)),
     ]
     charts += line_chart(
-      "Training cross-entropy", lines, note="nats a token; pale: as logged, bold: smoothed"
+      "Training cross-entropy", lines, note="nats per token; pale: as logged, bold: smoothed"
     )
   key, unit = measure(run)
   names = [name for line in run.eval[-1:] for name in line if name.startswith(f"{key}/")]
@@ -252,6 +257,7 @@ def _loss(run: Workdir) -> str:
       Level(_RUNGS.get(rung, rung), number(value))
       for rung, value in branch(run.results, "ladder", source).items()
     ]
+    # The unigram rung is so far above the others that the chart would be mostly empty.
     top = max([level.y for level in rungs if level.label != "unigram"], default=math.inf)
     rungs = [level for level in rungs if level.y <= top]
     if data is not None and data.values.ndim == 1:
@@ -266,11 +272,12 @@ def _loss(run: Workdir) -> str:
 
 
 def _optimizer(run: Workdir) -> str:
+  """Returns the charts of the learning rate, the gradient norm and the speed."""
   charts = ""
   for name, title, log in (
     ("learning_rate", "Learning rate", False),
     ("grad_norm", "Gradient norm", True),
-    ("tokens_per_second", "Tokens a second", False),
+    ("tokens_per_second", "Tokens per second", False),
   ):
     data = curve(run.train, name)
     if data is not None and data.values.ndim == 1:
@@ -287,11 +294,15 @@ def _optimizer(run: Workdir) -> str:
 
 
 def _load(run: Workdir, layers: Sequence[str]) -> str:
-  """Who gets the tokens: a line for each expert, or a map where there are many."""
+  """Returns a chart of the experts' load for each layer.
+
+  It has a line for each expert, or is a map if there are more than `LINE_EXPERTS` experts.
+  """
   data = curve(run.train, "moe/load")
   if data is None or data.values.ndim != 3:
     return ""
   _, count, experts = data.values.shape
+  # All charts together have about 60,000 points, which keeps the file small.
   data = thin(data, int(np.clip(60_000 / (count * experts), 40, 300)))
   charts = ""
   for i in range(count):
@@ -310,7 +321,8 @@ def _load(run: Workdir, layers: Sequence[str]) -> str:
   return f'<h2>Load of the experts</h2><p class="lead">{words}</p>{figures}'
 
 
-# Metric -> title, note. Those of the layers are [Lm], the losses are one number.
+# The charts of the routers, as metric -> (title, note). A metric is an array with an entry for each
+# of the Lm layers with experts, or one number if it is a loss.
 _ROUTER_CHARTS: Mapping[str, tuple[str, str]] = {
   "moe/drop_rate": ("Drop rate", "assignments beyond capacity, of all"),
   "moe/entropy": ("Router entropy", "nats, mean over tokens; ln E = undecided"),
@@ -324,6 +336,7 @@ _ROUTER_CHARTS: Mapping[str, tuple[str, str]] = {
 
 
 def _routers(run: Workdir, layers: Sequence[str]) -> str:
+  """Returns the charts of the router metrics and of the auxiliary losses."""
   load = curve(run.train, "moe/load")
   experts = load.values.shape[-1] if load is not None and load.values.ndim == 3 else 0
   levels = {
@@ -351,6 +364,7 @@ def _routers(run: Workdir, layers: Sequence[str]) -> str:
 
 
 def _sample(run: Workdir) -> str:
+  """Returns the text that the trained model wrote."""
   sample = run.results.get("sample")
   if not isinstance(sample, str) or not sample:
     return ""
@@ -359,6 +373,7 @@ def _sample(run: Workdir) -> str:
 
 
 def _config(run: Workdir) -> str:
+  """Returns the last command, the fingerprints of the data, and all keys of the config."""
   if not run.config:
     return ""
   command = "".join(
@@ -367,23 +382,24 @@ def _config(run: Workdir) -> str:
     if "command" in start
   )
   data = json.dumps(run.config, indent=2, ensure_ascii=False)
-  prints = "".join(
+  rows = "".join(
     f"<tr><td>{html.escape(str(k))}</td><td><code>{html.escape(str(v)[:16])}</code></td></tr>"
     for k, v in branch(run.meta, "data").items()
   )
-  prints = f"<table><tr><th>source</th><th>SHA-256</th></tr>{prints}</table>" if prints else ""
+  table = f"<table><tr><th>source</th><th>SHA-256</th></tr>{rows}</table>" if rows else ""
   return (
-    f"<h2>Configuration</h2>{command}{prints}<details><summary>All keys, resolved</summary>"
+    f"<h2>Configuration</h2>{command}{table}<details><summary>All keys, resolved</summary>"
     f"<pre>{html.escape(data)}</pre></details>"
   )
 
 
 def _bits(value: Any) -> str:
+  """Returns a score with three decimals, or a dash if there is none."""
   return f"{number(value):.3f}" if math.isfinite(number(value)) else "–"
 
 
 def _count(value: Any) -> str:
-  """1234567 -> 1.23 M."""
+  """Returns a count in short form, e.g. "1.23 M" for 1234567, or "" if it is not finite."""
   value = number(value)
   if not math.isfinite(value):
     return ""
@@ -394,6 +410,7 @@ def _count(value: Any) -> str:
 
 
 def _time(seconds: float) -> str:
+  """Returns a duration in seconds, minutes or hours, or "" if it is not finite."""
   if not math.isfinite(seconds):
     return ""
   if seconds < 100:

@@ -1,5 +1,4 @@
-"""The report's style sheet and script; both are written into the page, which needs no other
-file."""
+"""The style sheet and the script of the report, which are both written into the page."""
 
 CSS = """
 :root { color-scheme: light; }
@@ -84,8 +83,8 @@ function show() {
     const count = Array(data.experts).fill(0);
     tokens[p].forEach((token, i) => {
       const expert = data.pages[p][layer][i];
-      const own = expert < data.experts ? 'e' + expert : 'none';
-      token.className = own + (expert === only ? ' on' : '');
+      const colour = expert < data.experts ? 'e' + expert : 'none';
+      token.className = colour + (expert === only ? ' on' : '');
       if (expert < data.experts) { count[expert]++; total[expert]++; all++; }
     });
     [...page.previousElementSibling.children].forEach((part, e) => {

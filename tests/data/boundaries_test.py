@@ -1,4 +1,4 @@
-"""Which tokens mark where documents start and end."""
+"""Tests which tokens mark the start and the end of documents."""
 
 import mutations
 import pytest
@@ -13,8 +13,8 @@ DEEPSEEK = "<\uff5cbegin\u2581of\u2581sentence\uff5c>"
 
 @pytest.mark.parametrize("name", [*KNOWN, DEEPSEEK])
 def test_known_boundaries(write_tokenizer, capfd, name):
-  # Catches: a published model's boundary that is not known, for which an untrained id is added; a
-  # name that is spelt with other bars or another underscore than the published one.
+  # Catches a boundary of a published model that is not in the list, so that an untrained id is
+  # added, and a name that is spelt with other bars or another underscore than the published one.
   tokenizer = make_tokenizer(write_tokenizer("BPE", "<|pad|>", name))
   assert tokenizer.size == max(tokenizer.boundary + 1, len(mutations.MODELS["BPE"]["vocab"]) + 1)
   assert (
@@ -24,7 +24,7 @@ def test_known_boundaries(write_tokenizer, capfd, name):
 
 
 def test_a_new_boundary_is_told(write_tokenizer, capfd):
-  # Catches: an id that no weights know, added in silence.
+  # Catches a new id, for which no weights are trained, that is added without a note.
   tokenizer = make_tokenizer(write_tokenizer("BPE", "<|new|>"))
   assert tokenizer.boundary == len(mutations.MODELS["BPE"]["vocab"]) + 1
   notes = [line for line in capfd.readouterr().err.splitlines() if "new id" in line]
@@ -37,8 +37,8 @@ def test_a_new_boundary_is_told(write_tokenizer, capfd):
 
 
 def test_named_boundaries(write_tokenizer, sentencepiece_file, capfd):
-  # Catches: names that are not read; an end that stands for bytes; one fingerprint for several
-  # mappings.
+  # Catches names that are ignored, an end token that stands for bytes, and different mappings with
+  # the same fingerprint.
   spec = write_tokenizer("BPE", "<s>", "</s>", "<|new|>")
   plain, new, both = (
     make_tokenizer(spec),
@@ -57,7 +57,8 @@ def test_named_boundaries(write_tokenizer, sentencepiece_file, capfd):
 
 
 def test_a_named_token_is_special_whatever_the_file_says(write_tokenizer):
-  # Catches: a boundary in a text that spells an added token which is not declared special.
+  # Catches a text that is encoded with a boundary in it because it spells out an added token that
+  # is not declared special.
   token = {
     "id": 999,
     "content": "<|doc|>",
@@ -84,13 +85,13 @@ def test_a_named_token_is_special_whatever_the_file_says(write_tokenizer):
   ],
 )
 def test_names_that_cannot_be_boundaries(write_tokenizer, bos, eos, said):
-  # Catches: a KeyError; a boundary that text can contain; two boundaries between documents.
+  # Catches a KeyError, a boundary that text can contain, and two boundaries between documents.
   with pytest.raises(ConfigError, match=said):
     make_tokenizer(write_tokenizer("BPE", "<s>", "</s>"), bos, eos)
 
 
 def test_the_byte_tokenizer_has_no_names():
-  # Catches: data.bos ignored.
+  # Catches a data.bos or data.eos that is ignored.
   with pytest.raises(
     ConfigError, match="data.bos='<s>': the tokenizer 'bytes' has no tokens with names"
   ):

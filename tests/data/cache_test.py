@@ -38,7 +38,7 @@ def _builder(path, pause):
 
 
 def test_a_killed_builder_leaves_no_file(tmp_path):
-  # Catches: writing under the final name.
+  # Catches a file that is written under its final name.
   path = tmp_path / "sub" / "x.bin"
   process = _builder(path, 0.5)
   for _ in range(3):
@@ -50,8 +50,8 @@ def test_a_killed_builder_leaves_no_file(tmp_path):
 
 
 def test_builders_at_the_same_time_leave_one_whole_file(tmp_path):
-  # Catches: two builders that write into the same unfinished file, and one that deletes the
-  # other's.
+  # Catches two processes that write into the same unfinished file, and one that deletes the file of
+  # the other.
   path = tmp_path / "x.bin"
   processes = [_builder(path, 0.02) for _ in range(3)]
   for process in processes:
@@ -61,7 +61,8 @@ def test_builders_at_the_same_time_leave_one_whole_file(tmp_path):
 
 
 def test_remains_are_swept_but_not_the_work_of_others(tmp_path):
-  # Catches: remains that pile up, and the sweep of a file that another builder is writing.
+  # Catches unfinished files that accumulate, and the deletion of a file that another process is
+  # writing.
   old, new = tmp_path / "x.bin.aa.tmp", tmp_path / "x.bin.bb.tmp"
   for left in (old, new):
     left.write_bytes(b"?")
@@ -71,7 +72,8 @@ def test_remains_are_swept_but_not_the_work_of_others(tmp_path):
 
 
 def test_a_failed_build_leaves_nothing_and_a_file_is_built_once(tmp_path):
-  # Catches: an unfinished file kept after an exception; a file rewritten on every start.
+  # Catches an unfinished file that is kept after an exception, and a file that is written again at
+  # every start.
   def fail(file):
     file.write(b"half")
     raise RuntimeError("no")
@@ -84,14 +86,15 @@ def test_a_failed_build_leaves_nothing_and_a_file_is_built_once(tmp_path):
 
 
 def test_folder_that_cannot_be_written(tmp_path):
-  # Catches: an OSError traceback instead of the field and the remedy.
+  # Catches an OSError in place of a message with the field and the remedy.
   (tmp_path / "file").write_text("")
   with pytest.raises(ConfigError, match="data.cache_dir"):
     cache.built(tmp_path / "file" / "x", lambda file: None)
 
 
 def test_full_disk(tmp_path):
-  # Catches: a traceback instead of the field; the unfinished file left on the full disk.
+  # Catches an OSError in place of a message with the field, and an unfinished file that is left on
+  # the full disk.
   def fail(file):
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -101,7 +104,7 @@ def test_full_disk(tmp_path):
 
 
 def test_cache_dir(monkeypatch):
-  # Catches: ignoring the configured folder or XDG_CACHE_HOME.
+  # Catches a configured folder or an XDG_CACHE_HOME that is ignored.
   monkeypatch.setenv("XDG_CACHE_HOME", "/x")
   assert cache.cache_dir("/y").as_posix() == "/y"
   assert cache.cache_dir("").as_posix() == "/x/moe_jax"
@@ -110,7 +113,7 @@ def test_cache_dir(monkeypatch):
 
 
 def test_key_tells_parts_apart():
-  # Catches: joining the parts without a separator.
+  # Catches parts that are joined without a separator.
   assert cache.key("a", "bc") != cache.key("ab", "c") and cache.key("a", 1) == cache.key("a", 1)
 
 
@@ -128,8 +131,8 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_file_is_built_anew_and_told(tmp_path, capfd, damage):
-  # Catches: a file that is trusted by its name; one of a version without digests; a damage that is
-  # repaired in silence.
+  # Catches a file that is used without a check of its content, even one of a version without
+  # digests, and damage that is repaired without a note.
   path, write = tmp_path / "x", lambda file: file.write(WHOLE)
   whole = cache.built(path, write).read_bytes()
   assert not capfd.readouterr().err
@@ -140,7 +143,7 @@ def test_a_damaged_file_is_built_anew_and_told(tmp_path, capfd, damage):
 
 
 def test_a_file_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
-  # Catches: minutes of hashing at each evaluation; a change during a run that nothing notices.
+  # Catches minutes of hashing at each evaluation, and a change during a run that is not noticed.
   path, hashed = cache.built(tmp_path / "x", lambda file: file.write(WHOLE)), []
   cache._whole.clear()
   monkeypatch.setattr(
@@ -155,7 +158,7 @@ def test_a_file_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
 
 
 def test_content_that_the_reader_refuses_is_built_anew(tmp_path):
-  # Catches: a check of the content that is not asked.
+  # Catches a check of the content that is not called.
   good, write = (lambda content: content.tobytes() != b"bad"), (lambda file: file.write(b"good"))
   path = cache.built(tmp_path / "x", lambda file: file.write(b"bad"))
   cache._whole.clear()
@@ -163,8 +166,8 @@ def test_content_that_the_reader_refuses_is_built_anew(tmp_path):
 
 
 def test_a_file_that_is_written_to_while_it_is_used(tmp_path):
-  # Catches: a run killed by the system, without a word, where a memory-mapped file was cut; a run
-  # ended for nothing where another process has replaced or deleted the file.
+  # Catches a run that the system kills without a message because a memory-mapped file was
+  # truncated, and a run that ends although another process has only replaced or deleted the file.
   path = cache.built(tmp_path / "x", lambda file: file.write(WHOLE))
   unchanged = cache.Unchanged(path)
   cache.replace(path, lambda file: file.write(WHOLE))
@@ -181,20 +184,20 @@ def test_a_file_that_is_written_to_while_it_is_used(tmp_path):
 
 @pytest.mark.parametrize("name", ["~nobody_of_this_name/x", "a\0b", "x" * 5000, "/proc/nothing"])
 def test_folders_that_cannot_be(name):
-  # Catches: OSError, RuntimeError and ValueError of the path library.
+  # Catches OSError, RuntimeError and ValueError of the path library.
   with pytest.raises(ConfigError, match="^data.cache_dir=.*--config.data.cache_dir=FOLDER"):
     cache.built(cache.cache_dir(name) / "x", lambda file: None)
 
 
 def test_a_folder_in_place_of_a_file(tmp_path):
-  # Catches: IsADirectoryError.
+  # Catches an IsADirectoryError.
   (tmp_path / "x").mkdir()
   with pytest.raises(ConfigError, match="data.cache_dir=.*x': cannot be read .*directory"):
     cache.built(tmp_path / "x", lambda file: None)
 
 
 def test_errors_of_what_is_read_are_not_the_folders(tmp_path):
-  # Catches: data.cache_dir blamed for a text that went while it was tokenised.
+  # Catches an error about data.cache_dir for a text that was deleted while it was tokenised.
   def write(file):
     open(tmp_path / "gone")
 

@@ -1,4 +1,4 @@
-"""A data config, and one embedded corpus for all tests of the session."""
+"""Fixtures: a data config, files of text and tokenizers, and one embedded corpus per session."""
 
 import io
 import pathlib
@@ -13,7 +13,7 @@ import mutations
 
 @pytest.fixture
 def data(tmp_path):
-  """`config.data`, unlocked, with a cache of its own."""
+  """Returns an unlocked `config.data` whose cache belongs to this test alone."""
   return config_dict.ConfigDict(
     dict(
       sources=("embedded:prose", "embedded:code", "embedded:tables"),
@@ -38,8 +38,10 @@ def data(tmp_path):
 
 @pytest.fixture
 def words(tmp_path):
-  """Writes documents of distinct words: `words("name", 12)` -> the spec of a text source of twelve
-  files."""
+  """Returns a function that writes documents of distinct words.
+
+  `words("name", 12)` writes twelve files and returns the name of a text source that reads them.
+  """
 
   def write(name: str, documents: int, size: int = 40) -> str:
     folder = tmp_path / name
@@ -54,7 +56,7 @@ def words(tmp_path):
 
 @pytest.fixture(scope="session")
 def corpus_cache(tmp_path_factory):
-  """A cache folder that holds the embedded corpus, built once."""
+  """Returns a cache folder that holds the embedded corpus, which is built once."""
   folder = tmp_path_factory.mktemp("corpus")
   from moe_jax.data import embedded
 
@@ -64,7 +66,7 @@ def corpus_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sentencepiece_file(tmp_path_factory):
-  """A lossless model, as the docstring of SentencePiece says."""
+  """Returns a model that is trained to be lossless as the docstring of SentencePiece describes."""
   import sentencepiece
 
   path, model = tmp_path_factory.mktemp("sp") / "m.model", io.BytesIO()
@@ -99,7 +101,10 @@ def _train(tokenizer, special):
 
 @pytest.fixture(scope="session")
 def hf_file(tmp_path_factory):
-  """Byte-level BPE with all that could change a text: a post-processor, truncation, padding."""
+  """Returns a byte-level BPE file with a post-processor, truncation and padding.
+
+  All of these could change a text, and must be ignored.
+  """
   import tokenizers
   from tokenizers import decoders, models, pre_tokenizers, processors
 
@@ -120,7 +125,10 @@ def hf_file(tmp_path_factory):
 
 @pytest.fixture
 def write_tokenizer(tmp_path):
-  """Writes `mutations.spec(...)`, or any JSON, -> the spec of a tokenizer."""
+  """Returns a function that writes `mutations.spec(...)`, or any JSON, as a tokenizer.json.
+
+  The function returns the value of `data.tokenizer` for this file.
+  """
 
   def write(model, *special, **changes):
     whole = mutations.spec(model, special, **changes) if str(model) in mutations.MODELS else model

@@ -19,7 +19,7 @@ def sources(data, corpus_cache):
 
 
 def test_sizes(sources):
-  # Catches: a domain that lost most of its text, e.g. by a module filter that matches everything.
+  # Catches a domain that has lost most of its text, e.g. by a filter that matches all modules.
   sizes = {
     name: [sum(map(len, s.documents(side))) for side in ("train", "validation")]
     for name, s in sources.items()
@@ -35,8 +35,8 @@ def test_sizes(sources):
 
 
 def test_code_is_code_without_docstrings(sources):
-  # Catches: docstrings left in (text of the prose domain in the code domain), bodies left empty by
-  # their removal.
+  # Catches docstrings that are not removed, whose text belongs to the prose domain, and bodies that
+  # are empty after their removal.
   documents = sources["code"].documents("train")
   for i in range(0, len(documents), 20):
     tree = ast.parse(documents[i])
@@ -46,8 +46,8 @@ def test_code_is_code_without_docstrings(sources):
 
 
 def test_left_out_modules(sources):
-  # Catches: text of packages that distributions strip, so that the corpus would differ between
-  # installations.
+  # Catches text of packages that some distributions leave out, so that the corpus would differ
+  # between installations.
   for name in ("code", "prose"):
     for side in ("train", "validation"):
       documents = sources[name].documents(side)
@@ -57,7 +57,8 @@ def test_left_out_modules(sources):
 
 
 def test_tables_are_rows_of_the_character_database(sources):
-  # Catches: rows that are cut, documents of another size, names that are computed from the code.
+  # Catches rows that are truncated, documents of another size, and names that are computed from the
+  # code.
   rows = [
     line
     for text in sources["tables"].documents("validation")
@@ -74,7 +75,7 @@ def test_tables_are_rows_of_the_character_database(sources):
 
 
 def test_the_same_text_in_another_process():
-  # Catches: an order that depends on the hash seed or the file system, and addresses in the text.
+  # Catches an order that depends on the hash seed or the file system, and addresses in the text.
   script = """if True:
     import hashlib
     from moe_jax.data import embedded
@@ -97,15 +98,15 @@ def test_the_same_text_in_another_process():
 
 
 def test_unknown_domain(data):
-  # Catches: building the corpus (seconds) before the name is looked at, and an error without the
-  # nearest name.
+  # Catches a corpus that is built, which takes seconds, before the name is checked, and an error
+  # that does not suggest the nearest name.
   data.sources = ("embedded:pros",)
   with pytest.raises(ConfigError, match="data.sources='embedded:pros': did you mean 'prose'"):
     data_package.make_sources(data)
 
 
 def test_an_interpreter_without_its_library(monkeypatch):
-  # Catches: a corpus of nearly nothing where the standard library is zipped or compiled.
+  # Catches a corpus that is nearly empty because the standard library is zipped or compiled.
   monkeypatch.setattr(embedded, "_modules", lambda: iter(()))
   with pytest.raises(ConfigError, match="standard library"):
     embedded.corpus()
@@ -120,7 +121,7 @@ def test_an_interpreter_without_its_library(monkeypatch):
   ],
 )
 def test_a_damaged_corpus_is_collected_anew(monkeypatch, tmp_path, capfd, damage):
-  # Catches: BadZipFile, or another text under the same name.
+  # Catches a BadZipFile, and another text under the same name.
   small = {domain: [("a", b"one " * 99), ("b", b"two " * 99)] for domain in embedded.DOMAINS}
   monkeypatch.setattr(embedded, "corpus", lambda: small)
   path = embedded._build(tmp_path)

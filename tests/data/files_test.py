@@ -15,13 +15,13 @@ def _open(data, name):
 
 
 def _all(source):
-  """Key -> text over both splits."""
+  """Returns the text of each document of both splits by its key."""
   return {d.key(i): d[i] for d in source.splits.values() for i in range(len(d))}
 
 
 def test_a_folder_is_its_files(data, tmp_path):
-  # Catches: hidden or empty files that count, paths of this machine in keys, folders that are not
-  # entered.
+  # Catches hidden or empty files that are read, keys that contain the path of the folder, and
+  # folders that are not searched recursively.
   folder = tmp_path / "t"
   (folder / "sub").mkdir(parents=True)
   for path, text in (
@@ -40,8 +40,8 @@ def test_a_folder_is_its_files(data, tmp_path):
 
 @pytest.mark.parametrize("line", [b"some line of text\n", "\u4e16".encode()])
 def test_a_large_file_is_several_documents(data, tmp_path, line):
-  # Catches: bytes lost or doubled at the cuts, a cut inside a line, or inside a character where
-  # there is no line end.
+  # Catches bytes that are lost or repeated at the cuts, a cut inside a line, and a cut inside a
+  # character of a text without line ends.
   content = line * (300_000 // len(line))
   (tmp_path / "big.txt").write_bytes(content)
   documents = _all(_open(data, f"text:{tmp_path}/big.txt"))
@@ -51,8 +51,8 @@ def test_a_large_file_is_several_documents(data, tmp_path, line):
 
 
 def test_fingerprint_is_of_the_text_not_of_the_place(data, tmp_path):
-  # Catches: a fingerprint with absolute paths or times, or one that misses an edit or a renamed
-  # file.
+  # Catches a fingerprint that depends on absolute paths or times, and one that does not notice an
+  # edit or a renamed file.
   prints = []
   for place, texts in (
     ("x", {"a": b"1", "b": b"2"}),
@@ -68,7 +68,8 @@ def test_fingerprint_is_of_the_text_not_of_the_place(data, tmp_path):
 
 
 def test_jsonl(data, tmp_path):
-  # Catches: blank lines that count, escapes left in, a last line without line end that is lost.
+  # Catches blank lines that are read as documents, escapes that are not decoded, and a last line
+  # that is lost because it has no line end.
   lines = [json.dumps({"text": f"line {i} \u4e16\n", "n": i}) for i in range(9)]
   (tmp_path / "a.jsonl").write_text("\n".join(lines[:5]) + "\n\n")
   (tmp_path / "b.jsonl").write_text("\n".join(lines[5:]))
@@ -78,7 +79,7 @@ def test_jsonl(data, tmp_path):
 
 
 def test_jsonl_errors_name_the_line(data, tmp_path):
-  # Catches: a KeyError or JSONDecodeError in the middle of training that does not say where.
+  # Catches a KeyError or JSONDecodeError in the middle of training that does not name the line.
   (tmp_path / "a.jsonl").write_text('{"body": "x"}\n{"body": "y"}\n')
   with pytest.raises(
     ConfigError, match=r"data.text_field='text': .*a.jsonl at byte \d+: .* it has body"
@@ -91,7 +92,7 @@ def test_jsonl_errors_name_the_line(data, tmp_path):
 
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
 def test_nothing_there(data, tmp_path, kind):
-  # Catches: an empty source that trains on nothing, or fails without naming the source.
+  # Catches an empty source that is trained on, or whose error does not name the source.
   (tmp_path / "empty").write_text("")
   (tmp_path / "folder").mkdir()
   for name, remedy in (
@@ -116,7 +117,7 @@ def test_nothing_there(data, tmp_path, kind):
   ],
 )
 def test_a_field_that_is_no_string(data, tmp_path, value, said):
-  # Catches: "no such string; it has text" of a line that has the field.
+  # Catches a message that denies that a line has the field although it has.
   (tmp_path / "a.jsonl").write_text(f'{{"text": {value}}}\n' * 3)
   with pytest.raises(
     ConfigError, match=f"data.text_field='text': .*a.jsonl at byte .*: in this line {said}"
@@ -141,15 +142,16 @@ def test_a_field_that_is_no_string(data, tmp_path, value, said):
   ],
 )
 def test_lines_that_are_no_document(data, tmp_path, line, said):
-  # Catches: a RecursionError or another traceback; a remedy that names a field which is no string.
+  # Catches a RecursionError and other exceptions, and a remedy that names a field that is not a
+  # string.
   (tmp_path / "a.jsonl").write_text(f"{line}\n" * 3)
   with pytest.raises(ConfigError, match=f"^data.(sources|text_field)=.*a.jsonl at byte .*{said}"):
     _open(data, f"jsonl:{tmp_path}/a.jsonl")
 
 
 def test_a_file_that_was_touched_or_copied_over_is_the_same(data, tmp_path):
-  # Catches: a run that ends because somebody's backup touched the files; one that hashes them at
-  # each read after that.
+  # Catches a run that ends because a backup has touched the files, and one that hashes them at each
+  # read after that.
   for i in range(5):
     (tmp_path / f"{i}.txt").write_text(f"text {i}")
   source = _open(data, f"text:{tmp_path}")
@@ -164,7 +166,7 @@ def test_a_file_that_was_touched_or_copied_over_is_the_same(data, tmp_path):
 
 
 def test_a_file_that_grows_while_its_fingerprint_is_taken(data, tmp_path, monkeypatch):
-  # Catches: a fingerprint of one text and documents of another.
+  # Catches a fingerprint and documents that belong to different versions of the text.
   path = tmp_path / "a.txt"
   path.write_text("one\ntwo\n")
 
@@ -182,7 +184,7 @@ def test_a_file_that_grows_while_its_fingerprint_is_taken(data, tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["~nobody_of_this_name/x", "x" * 5000, "a\0b", "[", "\ud800"])
 def test_names_that_no_file_can_have(data, name):
-  # Catches: OSError, RuntimeError and ValueError of the path library.
+  # Catches OSError, RuntimeError and ValueError of the path library.
   for kind in ("text", "jsonl"):
     with pytest.raises(ConfigError, match="^data.sources="):
       _open(data, f"{kind}:{name}")

@@ -1,5 +1,4 @@
-"""The ladder of baselines: against a slow Witten-Bell in dicts, by hand, and on texts whose answer
-is known."""
+"""Tests the ladder against a slow reference, by hand, and on texts of known entropy."""
 
 import collections
 import json
@@ -17,7 +16,7 @@ VALIDATION = [b"the hat sat", b"", b"panama \x00\xff!", b"t"]
 
 
 def slow_witten_bell(train, validation, n):
-  """The recursion, one byte at a time."""
+  """Returns the bits per byte of the n-gram model by the recursion, one byte at a time."""
   follow = [collections.defaultdict(collections.Counter) for _ in range(n)]
 
   def context(document, i, k):
@@ -42,27 +41,28 @@ def slow_witten_bell(train, validation, n):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
 def test_equals_the_slow_reference(n):
-  # Catches contexts that cross documents, a start mark that is predicted, and T(h) taken for c(h).
+  # Catches contexts that cross documents, a start mark that is predicted, and T(h) in place of
+  # c(h).
   assert witten_bell(TRAIN, VALIDATION, 5)[n - 1] == pytest.approx(
     slow_witten_bell(TRAIN, VALIDATION, n), rel=1e-12
   )
 
 
 def test_unigram_by_hand():
-  # c(a) = 3, c(b) = 1, T = 2: p(a) = (3 + 2/256) / 6, p(z) = (2/256) / 6. Catches a missing floor
-  # of 1/256.
+  # With c(a) = 3, c(b) = 1 and T = 2: p(a) = (3 + 2/256) / 6, p(z) = (2/256) / 6. Catches a missing
+  # floor of 1/256.
   expected = -(math.log2((3 + 2 / 256) / 6) + math.log2((2 / 256) / 6)) / 2
   assert witten_bell([b"aaab"], [b"az"], 1)[0] == pytest.approx(expected)
 
 
 def test_no_training_text_is_uniform():
-  # Catches a division by zero for contexts that were never seen.
+  # Catches a division by zero for contexts that do not occur in the training text.
   assert ladder([], [b"abc"])["5-gram"] == 8.0
 
 
 def test_rungs_fall_on_markov_text_and_stay_on_noise():
-  # Catches rungs in the wrong order: second-order text helps the trigram most; noise cannot be
-  # predicted.
+  # Catches rungs in the wrong order. A second-order Markov text helps the trigram most, and noise
+  # cannot be predicted.
   rng = random.Random(0)
   text = bytearray(b"ab")
   for _ in range(20_000):
@@ -75,14 +75,15 @@ def test_rungs_fall_on_markov_text_and_stay_on_noise():
 
 
 def test_lzma_reaches_back_to_the_first_byte():
-  # Catches a small dictionary: 9 MiB of zeros lie between the two copies, more than an 8 MiB one.
+  # Catches a dictionary that is too small. The two copies are 9 MiB of zeros apart, which is more
+  # than a dictionary of 8 MiB holds.
   rng = random.Random(0)
   copy = rng.randbytes(20_000)
   assert lzma_bits_per_byte([copy + bytes(9 << 20)], [copy]) < 0.1
 
 
 def test_cache_is_read_keyed_and_survives_damage(tmp_path):
-  # Catches a key that is ignored, and a cache file cut short that ends the run.
+  # Catches a key that is ignored, and a truncated file of the cache that ends the run.
   calls = []
 
   def documents():
@@ -124,7 +125,7 @@ def _figures(unigram):
   ],
 )
 def test_a_damaged_cache_is_computed_anew_and_told(tmp_path, capfd, damage):
-  # Catches: figures of the cache that nobody computed: another digit, NaN, a string, an old file
+  # Catches figures of the cache that are wrong: another digit, NaN, a string, or an old file
   # without a digest.
   first = cached_ladder("k", lambda: (TRAIN, VALIDATION), tmp_path)
   path = next(tmp_path.glob("ladder-*.json"))
@@ -135,7 +136,7 @@ def test_a_damaged_cache_is_computed_anew_and_told(tmp_path, capfd, damage):
 
 
 def test_a_cache_that_cannot_be_written_is_only_slower(tmp_path):
-  # Catches: an error, or an unfinished file left behind, where the figures cannot be kept.
+  # Catches an error, or an unfinished file that is left behind, if the figures cannot be stored.
   (tmp_path / "file").write_text("")
   assert cached_ladder("k", lambda: (TRAIN, VALIDATION), tmp_path / "file") == ladder(
     TRAIN, VALIDATION

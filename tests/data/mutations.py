@@ -1,7 +1,7 @@
-"""Damaged inputs: pure functions of what is whole and a seed, for property tests and for longer
-fuzzing.
+"""Damaged inputs for property tests and for longer fuzzing.
 
-What reads such an input must work or end in ConfigError, whatever the seed.
+Each input is a pure function of an undamaged one and a seed. Code that reads such an input must
+either work or raise ConfigError, for every seed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 # A text that small tokenizers are trained on.
 WORDS = "".join(f"the quick {i} brown fox jumps over {i * 7 % 13} lazy dogs\n" for i in range(300))
-DEEP = "@deep@"  # see `dump`
+DEEP = "@deep@"  # A placeholder for deeply nested brackets; see `dump`.
 _METASPACE = {
   "type": "Metaspace",
   "replacement": "\u2581",
@@ -28,7 +28,8 @@ _BYTE_LEVEL = {
 }
 _LETTERS = ["\u2581", *"abcdefghijklmnopqrstuvwxyz,.\n\t <>/s|"]
 _PIECES = list(dict.fromkeys(["<unk>", "<s>", "</s>", *_LETTERS, "th", "the", "\u2581the"]))
-# Model type -> the part "model" of a tokenizer.json whose unknown token is an ordinary entry.
+# Maps a type of model to the part "model" of a tokenizer.json whose unknown token is an ordinary
+# entry.
 MODELS: dict[str, dict[str, Any]] = {
   "BPE": {
     "type": "BPE",
@@ -57,8 +58,13 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def spec(model: str, special: tuple[str, ...] = (), /, **changes: Any) -> dict[str, Any]:
-  """A whole tokenizer.json around `MODELS[model]`, in which the entries `special` are declared
-  special."""
+  """Returns a complete tokenizer.json around `MODELS[model]`.
+
+  Args:
+    model: The type of the model.
+    special: The tokens that are declared special. Those that are not in the vocabulary are added.
+    **changes: Parts of the file to replace.
+  """
   entries = MODELS[model]["vocab"]
   ids = entries if isinstance(entries, dict) else {piece: i for i, (piece, _) in enumerate(entries)}
   added = [
@@ -91,8 +97,10 @@ def spec(model: str, special: tuple[str, ...] = (), /, **changes: Any) -> dict[s
 
 
 def mutate_bytes(content: bytes, seed: int) -> bytes:
-  """`content` cut, flipped, overwritten, with bytes taken out, put in or repeated; once or several
-  times."""
+  """Damages `content` once or several times.
+
+  It is truncated, a bit is flipped, or bytes are overwritten, removed, inserted or repeated.
+  """
   rng, out = random.Random(seed), bytearray(content)
   for _ in range(rng.choice((1, 1, 2, 5))):
     at, length = rng.randrange(len(out) + 1), rng.choice((1, 1, 4, 16, 300))
@@ -115,7 +123,7 @@ def mutate_bytes(content: bytes, seed: int) -> bytes:
 
 
 def odd_value(rng: random.Random) -> Any:
-  """A JSON value that is seldom the right one."""
+  """Returns a JSON value that is rarely valid."""
   return rng.choice(
     [
       None,
@@ -152,12 +160,12 @@ def odd_value(rng: random.Random) -> Any:
 
 
 def dump(value: Any, **options: Any) -> str:
-  """JSON, in which the string `DEEP` has become brackets that no parser's stack holds."""
+  """Returns JSON in which the string `DEEP` is replaced by brackets too deep for any parser."""
   return json.dumps(value, **options).replace(json.dumps(DEEP), "[" * 100_000 + "]" * 100_000)
 
 
 def mutate_json(value: Any, seed: int) -> Any:
-  """`value` with one to three of its nodes replaced, deleted, renamed or exchanged."""
+  """Returns `value` with one to three of its nodes replaced, deleted, renamed or exchanged."""
   rng = random.Random(seed)
   root = {"root": copy.deepcopy(value)}
   for _ in range(rng.choice((1, 1, 2, 3))):
@@ -171,7 +179,7 @@ def mutate_json(value: Any, seed: int) -> Any:
         places.append((node, key))
         if isinstance(node[key], dict | list):
           nodes.append(node[key])
-    # The upper nodes are few and of more consequence than the entries of a vocabulary.
+    # The upper nodes are few, but they matter more than the entries of a vocabulary.
     node, key = rng.choice(places[: rng.choice((12, len(places)))])
     other, place = rng.choice(places)
     match rng.randrange(5):
@@ -189,7 +197,7 @@ def mutate_json(value: Any, seed: int) -> Any:
 
 
 def tokenizer_json(seed: int) -> bytes:
-  """A damaged tokenizer.json of one of the four models, byte-level or with U+2581."""
+  """Returns a damaged tokenizer.json of one of the four models, byte-level or with U+2581."""
   rng = random.Random(seed)
   whole = spec(
     rng.choice(sorted(MODELS)), rng.choice(((), ("<s>",), ("<s>", "</s>", "<unk>"), ("<|new|>",)))
@@ -204,7 +212,7 @@ def tokenizer_json(seed: int) -> bytes:
 
 
 def jsonl(seed: int) -> bytes:
-  """Lines of which some are no object with a string "text"."""
+  """Returns lines of which some are not an object with a string "text"."""
   rng, lines = random.Random(seed), []
   for i in range(rng.randrange(2, 12)):
     record: Any = {"text": f"line {i} of a file \u4e16\n", "n": i}
@@ -218,7 +226,7 @@ def jsonl(seed: int) -> bytes:
 
 
 def text(seed: int) -> bytes:
-  """A text of up to 200 KB: words, long lines, bytes that are not UTF-8, or nothing."""
+  """Returns up to 200 KB of text: words, long lines, bytes that are not UTF-8, or nothing."""
   rng = random.Random(seed)
   size = rng.choice((0, 1, 100, 65_535, 65_536, 65_537, 200_000))
   unit = rng.choice(

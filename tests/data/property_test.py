@@ -1,5 +1,7 @@
-"""Whatever is damaged works or ends in ConfigError. The seeds are few and fixed here;
-`mutations.py` takes any."""
+"""Property tests: damaged inputs either work or raise ConfigError.
+
+There are few seeds here, and they are fixed. `mutations.py` takes any seed.
+"""
 
 import itertools
 import json
@@ -35,7 +37,7 @@ TEXT = "the theA</s><s> \u4e16 zq\n".encode()
 
 
 def _works(spec):
-  """A tokenizer that is accepted keeps what `Tokenizer` promises."""
+  """Checks that a tokenizer, if it is accepted, has the properties that `Tokenizer` promises."""
   try:
     tokenizer = make_tokenizer(spec)
     ids = tokenizer.document(TEXT)
@@ -49,7 +51,7 @@ def _works(spec):
 @short
 @given(SEEDS)
 def test_tokenizer_json(tmp_path, seed):
-  # Catches: MemoryError, RecursionError, a Rust panic or the binding's bare Exception.
+  # Catches MemoryError, RecursionError, a Rust panic, and a bare Exception of the library.
   (tmp_path / "t.json").write_bytes(mutations.tokenizer_json(seed))
   _works(f"hf:{tmp_path}/t.json")
 
@@ -57,7 +59,7 @@ def test_tokenizer_json(tmp_path, seed):
 @short
 @given(SEEDS)
 def test_sentencepiece_model(tmp_path, sentencepiece_file, seed):
-  # Catches: RuntimeError or UnicodeDecodeError of the binding.
+  # Catches RuntimeError and UnicodeDecodeError of the library.
   (tmp_path / "m.model").write_bytes(mutations.mutate_bytes(sentencepiece_file.read_bytes(), seed))
   _works(f"sentencepiece:{tmp_path}/m.model")
 
@@ -65,8 +67,8 @@ def test_sentencepiece_model(tmp_path, sentencepiece_file, seed):
 @short
 @given(SEEDS, st.sampled_from(["text", "jsonl"]))
 def test_files(data, tmp_path, seed, kind):
-  # Catches: RecursionError, UnicodeError and KeyError of odd lines; documents that overlap or lose
-  # bytes.
+  # Catches RecursionError, UnicodeError and KeyError for unusual lines, and documents that overlap
+  # or lose bytes.
   path = tmp_path / f"{kind}.{kind}"
   path.write_bytes(content := getattr(mutations, kind)(seed))
   data.sources, data.validation_fraction = (f"{kind}:{path}",), 0.3
@@ -91,7 +93,8 @@ def source(data, words):
 @short
 @given(SEEDS)
 def test_caches(data, source, tmp_path, seed):
-  # Catches: a damage that the digest does not see, or an error where the file could be built anew.
+  # Catches damage that the digest does not detect, and an error although the file could be built
+  # again.
   first = [batch["inputs"].tolist() for batch in validation_batches(data, BYTES, source, 2)]
   figures = cached_ladder("k", lambda: ([TEXT], [TEXT]), tmp_path / "ladder")
   for path in itertools.chain((tmp_path / "cache").iterdir(), (tmp_path / "ladder").iterdir()):
@@ -105,8 +108,8 @@ def test_caches(data, source, tmp_path, seed):
 @short
 @given(SEEDS, st.sampled_from(["windows", "stream"]))
 def test_states(data, source, seed, pipeline):
-  # Catches: KeyError, TypeError or OverflowError of a damaged position; one that is read as another
-  # number.
+  # Catches KeyError, TypeError and OverflowError for a damaged position, and a position that is
+  # read as another number.
   data.pipeline = pipeline
   it = train_iterator(data, BYTES, [source], 4)
   whole = it.get_state()
@@ -126,8 +129,8 @@ def test_states(data, source, seed, pipeline):
 
 
 def test_mutations_are_functions_of_their_seed():
-  # Catches: a damage that cannot be made again from the seed that a failure names; seeds that all
-  # make the same.
+  # Catches damage that cannot be reproduced from the seed that a failure names, and seeds that all
+  # lead to the same damage.
   for make in (
     mutations.tokenizer_json,
     mutations.jsonl,

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.unit
 
 
 def test_batch_by_hand():
-  # Catches: segments or positions that do not restart at a boundary, or start at 0.
+  # Catches segments or positions that do not restart at a boundary, and segments that start at 0.
   tokens = np.array([[5, 6, 9, 1, 2, 9], [9, 1, 9, 9, 2, 3]])
   out = batch(tokens, boundary=9)
   assert out["inputs"].tolist() == [[5, 6, 9, 1, 2], [9, 1, 9, 9, 2]]
@@ -19,7 +19,7 @@ def test_batch_by_hand():
 
 
 def test_padding_is_zero_everywhere():
-  # Catches: padding with a segment of its own, which would count in the loss.
+  # Catches padding whose segment is not 0, so that it would count in the loss.
   out = batch(
     np.array([[9, 1, 2, 3], [4, 9, 1, 2], [5, 5, 5, 5]]), boundary=9, valid=np.array([3, 1, 0])
   )
@@ -30,15 +30,15 @@ def test_padding_is_zero_everywhere():
 
 
 def test_processes_own_contiguous_blocks():
-  # Catches: interleaved rows, whose global array would depend on the number of processes.
+  # Catches interleaved rows, with which the global array would depend on the number of processes.
   assert [process_rows(6, i, 3) for i in range(3)] == [Rows(0, 2, 6), Rows(2, 2, 6), Rows(4, 2, 6)]
   assert [Rows(2, 2, 6).index(i) for i in range(5)] == [2, 3, 8, 9, 14]
-  assert process_rows(6) == Rows(0, 6, 6)  # the tests run in one JAX process
+  assert process_rows(6) == Rows(0, 6, 6)  # The tests run in one JAX process.
 
 
 @pytest.mark.parametrize("size", [6, 2, 0])
 def test_batch_that_does_not_divide(size):
-  # Catches: rows dropped or read twice.
+  # Catches rows that are dropped or read twice.
   with pytest.raises(
     ConfigError, match=f"train.batch_size={size}: .* 4 processes, e.g. {8 if size == 6 else 4}"
   ):

@@ -21,21 +21,21 @@ pytestmark = pytest.mark.unit
   ],
 )
 def test_names_that_mean_nothing(data, names, remedy):
-  # Catches: an error that names neither the field nor what would be right.
+  # Catches an error that does not name the field or the remedy.
   data.sources = names
   with pytest.raises(ConfigError, match=f"data.sources=.*{remedy}"):
     make_sources(data)
 
 
 def test_twice_the_same(data, words):
-  # Catches: two sources of one name, whose results would overwrite each other.
+  # Catches two sources with the same name, whose results would overwrite each other.
   data.sources = (words("a", 4),) * 2
   with pytest.raises(ConfigError, match="named twice"):
     make_sources(data)
 
 
 def test_order_and_fingerprints(data, words):
-  # Catches: sources in another order than their weights.
+  # Catches sources that are in another order than their weights.
   data.sources = (words("b", 4), words("a", 4))
   sources = make_sources(data)
   assert [s.name for s in sources] == list(data.sources)
@@ -44,7 +44,7 @@ def test_order_and_fingerprints(data, words):
 
 
 def test_imports_are_lazy():
-  # Catches: seconds of imports in programs that only look at a config.
+  # Catches imports that take seconds in programs that only look at a config.
   script = (
     "import sys, moe_jax.data\n"
     "print([m for m in ('grain', 'tensorflow_datasets', 'sentencepiece', 'tokenizers') if m in "

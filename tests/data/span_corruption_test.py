@@ -1,4 +1,4 @@
-"""Span corruption: nothing is lost, the shares are right, and rows are the same each time."""
+"""Tests that span corruption loses no token, masks the right share, and is reproducible."""
 
 import dataclasses
 import json
@@ -31,8 +31,8 @@ FIELDS = {
 
 
 def test_by_hand():
-  # Ten tokens, 40% in spans of 2: two spans. Catches: sentinels in the wrong order, a missing last
-  # one, a first token that is masked, an unmasked last one.
+  # Of ten tokens, 40% are masked in spans of 2, so there are two spans. Catches sentinels in the
+  # wrong order, a missing last sentinel, a first token that is masked, and a last one that is not.
   inputs, targets = corrupt(np.arange(10), np.random.default_rng(0), 0.4, 2.0, SENTINELS)
   assert [t for t in inputs if t >= 1000] == [1099, 1098] and inputs[0] == 0 and inputs[-1] == 1098
   assert (
@@ -44,9 +44,9 @@ def test_by_hand():
 
 
 def test_restores_any_text():
-  # 200 draws. Catches: a token in neither or both, a span behind another's sentinel, a sentinel
-  # used twice, an empty span or stretch, lengths other than those that `lengths` promises, tokens
-  # that no draw ever masks.
+  # Catches, in 200 draws, a token that is in both inputs and targets or in neither, a span after
+  # the sentinel of another span, a sentinel that is used twice, an empty span or stretch, lengths
+  # other than those of `lengths`, and tokens that no draw ever masks.
   rng, masked_at, spans_of = np.random.default_rng(0), np.zeros(200), []
   for _ in range(200):
     n = int(rng.integers(150, 200))
@@ -77,13 +77,14 @@ def test_restores_any_text():
   ],
 )
 def test_lengths(tokens, density, mean, expected):
-  # Catches: more spans than unmasked stretches, no masked token in a short text.
+  # Catches more spans than unmasked stretches, and a short text without a masked token.
   assert lengths(tokens, density, mean) == expected
 
 
 def test_raw_length():
-  # T5's 512 and 114 (Sec. 3.1.4; 568 there, where an end-of-sequence id takes one of the 512).
-  # Catches: a window that does not fill a row, or overflows it; the shorter of both limits ignored.
+  # These are T5's lengths 512 and 114 (Sec. 3.1.4). T5 has 568 tokens, because an end-of-sequence
+  # id takes one of the 512. Catches a window that does not fill a row or overflows it, and one that
+  # ignores the stricter of the two limits.
   assert raw_length(512, 114, 0.15, 3.0) == 569
   for encoder_len, target_len in ((512, 50), (100, 114), (2, 3), (64, 16)):
     n = raw_length(encoder_len, target_len, 0.15, 3.0)
@@ -97,8 +98,8 @@ def test_raw_length():
 
 
 def test_a_row():
-  # Catches: targets not shifted, padding with a segment, positions that run on into padding, one
-  # key for all rows.
+  # Catches inputs that are not the shifted targets, padding whose segment is not 0, positions that
+  # continue into the padding, and spans that do not depend on the key.
   make = SpanCorruption(0.3, 2.0, 24, 16, 264, 256, 0)
   ids = np.arange(20)
   row = make.example(ids, "train", 5)
@@ -128,8 +129,8 @@ def test_a_row():
 
 
 def test_many_spans_get_more_sentinels():
-  # Half of a row of 1024 in spans of 3 are 256 spans. Catches: a sentinel that stands for two
-  # spans.
+  # Catches a sentinel that stands for two spans. A row of 1024 targets has about 256 spans of 3,
+  # which are more than T5 has sentinels.
   make = SpanCorruption(0.5, 3.0, 1024, 1024, 264, 256, 0)
   marks = make.sentinels
   assert len(marks) == len(set(marks.tolist())) == lengths(make.raw, 0.5, 3.0).spans + 1 > 200
@@ -161,8 +162,7 @@ def _equal(a, b):
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("pipeline", ["windows", "stream"])
 def test_training_batches(setup, pipeline, threads):
-  # Catches: spans drawn by a process or thread, a resumed run that masks other spans, an epoch
-  # masked like the last.
+  # Catches spans that depend on the process or thread, and a resumed run that masks other spans.
   data, sources = setup
   data.pipeline, data.threads = pipeline, threads
   it = train_iterator(data, BYTES, sources, 4)
@@ -191,8 +191,8 @@ def test_training_batches(setup, pipeline, threads):
 
 
 def test_each_epoch_masks_other_spans(setup):
-  # Catches: spans that depend on the window alone, so that a model sees the same blanks again and
-  # again.
+  # Catches spans that depend only on the window, so that a model sees the same spans masked in each
+  # epoch.
   data, sources = setup
   data.weights = ()
   marks = SpanCorruption(0.3, 2.0, 24, 16, 264, 256, 0).sentinels
@@ -205,8 +205,8 @@ def test_each_epoch_masks_other_spans(setup):
 
 
 def test_validation_holds_each_token_once(setup):
-  # Catches: text between windows that is lost or doubled, spans that differ between evaluations, a
-  # last row of rest.
+  # Catches text between windows that is lost or repeated, spans that differ between evaluations,
+  # and a shorter last window that is lost.
   data, sources = setup
   corruption = SpanCorruption(0.3, 2.0, 24, 16, 264, 256, 0)
   batches = list(validation_batches(data, BYTES, sources[0], 4))
@@ -228,5 +228,5 @@ def test_validation_holds_each_token_once(setup):
   expected = np.concatenate(
     [np.append(256, BYTES.encode(d)) for d in sources[0].documents("validation")]
   )
-  assert len(expected) - len(text) <= 1  # a rest of one token cannot be masked
+  assert len(expected) - len(text) <= 1  # A last window of one token cannot be masked.
   np.testing.assert_array_equal(text, expected[: len(text)])

@@ -1,4 +1,4 @@
-"""What a checkpoint says of the position in the data is checked before a run goes on from it."""
+"""Tests that the position in the data is validated before a run resumes from it."""
 
 import pytest
 
@@ -16,8 +16,8 @@ STREAM = {
 
 
 def test_whole_states():
-  # Catches: rows in the order of their names as text, a number of batches that is not read, old
-  # states refused.
+  # Catches rows that are sorted by their names as text, a number of batches that is ignored, and
+  # old states that are refused.
   assert states.windows(WINDOWS) == batches_of(WINDOWS) == 6
   positions, batches = states.stream(STREAM, 2)
   assert positions.tolist() == [[3, 4], [0, 2**40]] and batches == batches_of(STREAM) == 7
@@ -44,7 +44,8 @@ def test_whole_states():
   ],
 )
 def test_wrong_states_of_windows(wrong):
-  # Catches: a KeyError, a batch before the first, True read as 1, 2.0 or "6" taken for a number.
+  # Catches a KeyError, a negative number of batches, True that is read as 1, and 2.0 or "6" that is
+  # accepted as an integer.
   for read in (states.windows, batches_of):
     with pytest.raises(
       ConfigError, match="^checkpoint='data position': .*(windows or stream|number of batches)"
@@ -86,14 +87,15 @@ def test_wrong_states_of_windows(wrong):
   ],
 )
 def test_wrong_states_of_stream(change):
-  # Catches: a KeyError for a missing row, negative documents that are read from the end, positions
-  # cut to integers.
+  # Catches a KeyError for a missing row, negative documents that are read from the end, and
+  # positions that are truncated to integers.
   with pytest.raises(ConfigError, match="^checkpoint='data position': "):
     states.stream(STREAM | change, 2)
 
 
 def test_another_pipeline_or_batch_size():
-  # Catches: a remedy that cannot be pasted; rows that continue other rows' documents.
+  # Catches a remedy that cannot be pasted into the command, and rows that continue the documents of
+  # other rows.
   with pytest.raises(ConfigError, match="data.pipeline='windows': .*--config.data.pipeline=stream"):
     states.windows(STREAM)
   with pytest.raises(ConfigError, match="data.pipeline='stream': .*--config.data.pipeline=windows"):

@@ -19,8 +19,8 @@ class Endless:
 
 @pytest.mark.parametrize("seq_len", [1, 4, 50])
 def test_a_row_is_its_documents_end_to_end(seq_len):
-  # Catches: tokens lost or doubled where a window ends, at empty documents, or in documents longer
-  # than a window.
+  # Catches tokens that are lost or repeated at the end of a window, at empty documents, or in
+  # documents that are longer than a window.
   row = Row(Endless(), BYTES, first=1, stride=3, position=(0, 0))
   expected = [t for i in range(60) for t in (BYTES.boundary, *Endless()[1 + 3 * i])]
   for n in range(200 // seq_len):
@@ -29,7 +29,7 @@ def test_a_row_is_its_documents_end_to_end(seq_len):
 
 @pytest.mark.parametrize("seq_len", [1, 4, 50])
 def test_a_row_starts_anywhere(seq_len):
-  # Catches: a position that is off by a token or a document after any number of windows.
+  # Catches a position that is off by a token or a document after some number of windows.
   row = Row(Endless(), BYTES, 0, 1, (0, 0))
   for _ in range(120 // seq_len):
     restarted = Row(Endless(), BYTES, 0, 1, row.position)
@@ -48,7 +48,7 @@ def _sources(data, words):
 
 
 def test_an_epoch_reads_every_document_once(data, words):
-  # Catches: rows that read the same documents; validation documents in training.
+  # Catches rows that read the same documents, and validation documents that are trained on.
   sources = _sources(data, words)
   it, text = _iterator(data, sources, batch_size=2), ["", ""]
   for _ in range(400):
@@ -61,7 +61,7 @@ def test_an_epoch_reads_every_document_once(data, words):
 
 
 def test_state_on_several_processes_is_gathered(data, words, monkeypatch):
-  # Catches: a checkpoint with the first process's rows only; 64-bit positions cut by JAX.
+  # Catches a checkpoint that contains only the rows of the first process.
   sources = _sources(data, words)
   its = [_iterator(data, sources, process_index=p, process_count=2) for p in range(2)]
   for it in its:
@@ -79,7 +79,7 @@ def test_state_on_several_processes_is_gathered(data, words, monkeypatch):
 
 
 def test_gather_keeps_64_bits(monkeypatch):
-  # Catches: the default 32-bit integers of JAX in process_allgather.
+  # Catches positions that process_allgather truncates to the default 32-bit integers of JAX.
   import jax
   from jax.experimental import multihost_utils
 
@@ -92,7 +92,7 @@ def test_gather_keeps_64_bits(monkeypatch):
 
 
 def test_another_batch_size_or_pipeline_is_refused(data, words):
-  # Catches: rows that continue other rows' documents after a change of the batch size.
+  # Catches rows that continue the documents of other rows after a change of the batch size.
   sources = _sources(data, words)
   state = _iterator(data, sources).get_state()
   with pytest.raises(ConfigError, match="train.batch_size=6: .* batches of 4"):
@@ -105,8 +105,8 @@ def test_another_batch_size_or_pipeline_is_refused(data, words):
 
 
 def test_batches_are_counted(data, words):
-  # Catches: a state that does not say how many batches were read, or counts those that were read
-  # ahead.
+  # Catches a state without the number of batches, and one that counts the batches that were only
+  # prefetched.
   sources, data.threads = _sources(data, words), 2
   it = _iterator(data, sources)
   assert it.get_state()["batches"] == 0
@@ -123,7 +123,7 @@ def test_batches_are_counted(data, words):
 
 @pytest.mark.parametrize("documents", [1, 2, 4, 15])
 def test_more_rows_than_documents_are_refused(data, words, documents):
-  # Catches: rows that read the same text side by side, so that a batch holds it several times.
+  # Catches rows that read the same text side by side, so that a batch contains it several times.
   data.sources, data.validation_fraction = (words("a", documents + 1),), 1e-9
   sources = make_sources(data)
   assert len(sources[0].documents("train")) == documents
@@ -138,8 +138,9 @@ def test_more_rows_than_documents_are_refused(data, words, documents):
 
 
 def test_rows_are_counted_for_each_source(data, words):
-  # Catches: a count over all sources, where a heavy weight makes rows share the few documents of
-  # one; a source of weight 0 that is refused; natural shares that are refused for their rounding.
+  # Catches a count over all sources, which does not notice that rows share the few documents of a
+  # source with a large weight. Also catches a source of weight 0 that is refused, and natural
+  # shares that are refused because of rounding errors.
   data.sources, data.validation_fraction = (words("a", 4), words("b", 40)), 1e-9
   sources = make_sources(data)
   data.weights = (0.5, 0.5)
@@ -153,7 +154,8 @@ def test_rows_are_counted_for_each_source(data, words):
 
 
 def test_each_row_meets_every_document_where_their_number_divides_the_batch(data, words):
-  # Catches: epochs in one order, so that row r of 4 would read documents r and r + 4 of 8 for ever.
+  # Catches epochs that all have the same order, so that row r of 4 would only ever read documents r
+  # and r + 4 of 8.
   data.sources, data.validation_fraction = (words("a", 9),), 1e-9
   sources = make_sources(data)
   dataset = _iterator(data, sources)._dataset
@@ -162,7 +164,7 @@ def test_each_row_meets_every_document_where_their_number_divides_the_batch(data
 
 
 def test_a_position_that_its_document_lacks(data, words):
-  # Catches: a row that starts at nothing, and counts its tokens from there.
+  # Catches a row that starts after the end of its document and continues to count from there.
   sources = _sources(data, words)
   it = _iterator(data, sources)
   state = it.get_state()
@@ -183,8 +185,8 @@ def test_a_position_that_its_document_lacks(data, words):
   ],
 )
 def test_a_file_that_changes_while_it_is_read(data, words, threads, damage, said):
-  # Catches: a traceback, or training on other text than the fingerprint's, where a file goes or
-  # changes during a run.
+  # Catches an OSError if a file is removed during a run, and training on a text that does not match
+  # the fingerprint if it changes.
   sources, data.threads = _sources(data, words), threads
   it = _iterator(data, sources)
   next(it)
@@ -198,8 +200,8 @@ def test_a_file_that_changes_while_it_is_read(data, words, threads, damage, said
 
 
 def test_spans_depend_on_the_position_in_a_row(data, words):
-  # Catches: a key without the position, by which all windows of a row are masked at the same
-  # places.
+  # Catches a key that does not contain the position, so that all windows of a row are masked at the
+  # same places.
   sources = _sources(data, words)
   data.objective, data.noise_density, data.mean_span = "span_corruption", 0.3, 2.0
   it = _iterator(data, sources, batch_size=1)

@@ -1,4 +1,4 @@
-"""Tokenizers that are files: what their tokens stand for, and files that are none."""
+"""Tests what the tokens of tokenizer files stand for, and how invalid files are refused."""
 
 import mutations
 import numpy as np
@@ -12,14 +12,12 @@ pytestmark = pytest.mark.unit
 
 @pytest.mark.parametrize("model", mutations.MODELS)
 def test_an_unknown_token_stands_for_no_byte(write_tokenizer, model):
-  # Catches: an unknown token that the file does not declare special counted as the bytes of its
-  # name.
+  # Catches an unknown token that is not declared special and is counted as the bytes of its name.
   tokenizer = make_tokenizer(write_tokenizer(model))
   known, unknown = tokenizer.encode(b"the"), tokenizer.encode("\u4e16".encode())
   assert tokenizer.byte_lengths[unknown].sum() == 0 and 0 in unknown
-  assert tokenizer.byte_lengths[known].sum() == (
-    4 if model.startswith("Word") else 3
-  )  # with the space put in front
+  # The word models put a space in front.
+  assert tokenizer.byte_lengths[known].sum() == (4 if model.startswith("Word") else 3)
   declared = make_tokenizer(
     write_tokenizer(
       model,
@@ -40,7 +38,7 @@ def test_an_unknown_token_stands_for_no_byte(write_tokenizer, model):
 
 
 def test_marks_of_word_pieces_stand_for_no_byte(write_tokenizer):
-  # Catches: "##the" counted as five bytes.
+  # Catches "##the" that is counted as five bytes.
   tokenizer = make_tokenizer(write_tokenizer("WordPiece"))
   ids = tokenizer.encode(b"thethe")
   assert ids.tolist() == [2, 3] and tokenizer.byte_lengths[ids].tolist() == [4, 3]
@@ -48,8 +46,8 @@ def test_marks_of_word_pieces_stand_for_no_byte(write_tokenizer):
 
 @pytest.mark.parametrize("model", mutations.MODELS)
 def test_special_tokens_in_a_text_are_text_in_every_model(write_tokenizer, model):
-  # Catches: a boundary in the middle of a document, and bytes that are not counted, where the
-  # model's own vocabulary has the special token: Unigram takes any entry that it finds in a text.
+  # Catches a boundary in the middle of a document, and bytes that are not counted, if the special
+  # token is in the model's own vocabulary. Unigram uses any entry that occurs in a text.
   tokenizer = make_tokenizer(write_tokenizer(model, "<s>"))
   assert tokenizer.boundary == 1
   for text in (b"<s>", b"the <s>the<s><s>", b" <s>"):
@@ -99,14 +97,14 @@ def _vocabulary(entries, **changes):
   ],
 )
 def test_vocabularies_that_no_embedding_can_have(write_tokenizer, spec, said):
-  # Catches: MemoryError for a sparse id, an id that int32 wraps, RecursionError, ValueError of
-  # max() of nothing, and whatever the binding raises.
+  # Catches a MemoryError for a very high id, an id that overflows int32, a RecursionError, a
+  # ValueError of max() without arguments, and all exceptions of the library.
   with pytest.raises(ConfigError, match=f"^data.tokenizer='hf:.*t.json': .*{said}"):
     make_tokenizer(write_tokenizer(spec))
 
 
 def test_a_vocabulary_with_holes(write_tokenizer):
-  # Catches: an IndexError for ids that do not occur, as pruned vocabularies have them.
+  # Catches an IndexError for unused ids, which pruned vocabularies have.
   tokenizer = make_tokenizer(
     write_tokenizer(_vocabulary({"<unk>": 0, "a": 5, "\u2581": 900, "<s>": 1000}))
   )
@@ -119,21 +117,22 @@ def test_a_vocabulary_with_holes(write_tokenizer):
 
 
 def test_the_trace_of_a_binding_is_not_shown(tmp_path, write_tokenizer, capfd):
-  # Catches: what a Rust panic writes on standard error by itself, above the one sentence; standard
-  # error lost after it.
+  # Catches the trace that a Rust panic writes to standard error in addition to the message, and a
+  # standard error that is closed after it. The library panics here because the merges do not fit
+  # the prefix.
   with pytest.raises(ConfigError):
     make_tokenizer(
       write_tokenizer(
         mutations.spec("BPE", model=mutations.MODELS["BPE"] | {"continuing_subword_prefix": "##"})
       )
-    )  # the merges know nothing of it, and the library panics
+    )
   assert not capfd.readouterr().err
   make_tokenizer(write_tokenizer("BPE"))
   assert "new id" in capfd.readouterr().err
 
 
 def test_a_damaged_sentencepiece_model(sentencepiece_file, tmp_path):
-  # Catches: UnicodeDecodeError of a piece whose bytes were changed.
+  # Catches a UnicodeDecodeError for a piece whose bytes were changed.
   content = sentencepiece_file.read_bytes()
   (tmp_path / "m.model").write_bytes(content.replace(b"quick", b"qu\xffck"))
   with pytest.raises(
@@ -145,6 +144,6 @@ def test_a_damaged_sentencepiece_model(sentencepiece_file, tmp_path):
 @pytest.mark.parametrize("path", ["~nobody_of_this_name/x", "x" * 5000, "a\0b"])
 @pytest.mark.parametrize("kind", ["hf", "sentencepiece"])
 def test_paths_that_no_file_can_have(kind, path):
-  # Catches: OSError, RuntimeError and ValueError of the path library.
+  # Catches OSError, RuntimeError and ValueError of the path library.
   with pytest.raises(ConfigError, match=f"^data.tokenizer='{kind}:"):
     make_tokenizer(f"{kind}:{path}")

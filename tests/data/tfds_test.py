@@ -34,7 +34,7 @@ class LittleText(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-  """A folder with the dataset little_text:1.0.0, built by TFDS as array_record."""
+  """Returns a folder in which TFDS has prepared the dataset little_text:1.0.0 as array_record."""
   code, folder = tmp_path_factory.mktemp("code"), tmp_path_factory.mktemp("tfds")
   (code / "little_text_builder.py").write_text(BUILDER)
   sys.path.insert(0, str(code))
@@ -57,14 +57,14 @@ def _texts(n):
 
 
 def test_held_out_by_the_hash(little):
-  # Catches: examples on both sides or on none; the text as something else than bytes.
+  # Catches examples that are in both parts or in none, and texts that are not bytes.
   source = make_sources(little)[0]
   train, validation = (list(source.documents(side)) for side in ("train", "validation"))
   assert sorted(train + validation) == _texts(60) and 5 < len(validation) < 30
 
 
 def test_a_named_split_is_held_out(little):
-  # Catches: a validation_split that is not read, or whose examples are trained on.
+  # Catches a validation_split that is ignored or whose examples are trained on.
   little.validation_split = "held_out"
   source = make_sources(little)[0]
   assert sorted(source.documents("train")) == _texts(60) and sorted(
@@ -74,7 +74,8 @@ def test_a_named_split_is_held_out(little):
 
 @pytest.mark.parametrize("pipeline", ["windows", "stream"])
 def test_both_pipelines_read_it(little, pipeline):
-  # Catches: indices of NumPy type that the data source refuses; readers that threads cannot share.
+  # Catches NumPy integers as indices, which the data source refuses, and readers that threads
+  # cannot share.
   little.pipeline, little.threads = pipeline, 2
   source, tokenizer = make_sources(little), make_tokenizer("bytes")
   it = train_iterator(little, tokenizer, source, 4)
@@ -87,7 +88,7 @@ def test_both_pipelines_read_it(little, pipeline):
 
 
 def test_version(little):
-  # Catches: a version that is ignored.
+  # Catches a version that is ignored.
   (without,) = make_sources(little)
   little.sources = ("tfds:little_text:1.0.0",)
   assert (
@@ -99,8 +100,8 @@ def test_version(little):
 
 
 def test_not_prepared_is_told_and_not_downloaded(data):
-  # Catches: TFDS's attempt to download (minutes offline) and an error that does not say how to
-  # prepare.
+  # Catches an attempt to download, which takes minutes without a network, and an error that does
+  # not say how to prepare the dataset.
   data.sources = ("tfds:tiny_shakespeare",)
   with pytest.raises(
     ConfigError, match="(?s)not prepared in .*nothing is prepared there.*tfds.builder.*array_record"
@@ -109,7 +110,7 @@ def test_not_prepared_is_told_and_not_downloaded(data):
 
 
 def test_wrong_field_or_split(little):
-  # Catches: a KeyError in the middle of training.
+  # Catches a KeyError in the middle of training.
   little.text_field = "body"
   with pytest.raises(ConfigError, match="data.text_field='body': .* it has n, text"):
     make_sources(little)
@@ -122,7 +123,7 @@ def test_wrong_field_or_split(little):
 
 
 def test_another_file_format(little, prepared, tmp_path):
-  # Catches: TFDS's NotImplementedError, whose hint does not help without TensorFlow.
+  # Catches the NotImplementedError of TFDS, whose hint does not help without TensorFlow.
   copy = tmp_path / "tfds" / "little_text" / "1.0.0"
   copy.mkdir(parents=True)
   for name in ("features.json", "dataset_info.json"):
@@ -137,7 +138,7 @@ def test_another_file_format(little, prepared, tmp_path):
 
 
 def test_tensorflow_is_not_needed(prepared):
-  # Catches: an import of TensorFlow, which is not installed and would take seconds where it is.
+  # Catches an import of TensorFlow, which is not installed and would take seconds if it were.
   script = (
     "import sys\n"
     "from ml_collections import ConfigDict\n"
@@ -160,7 +161,7 @@ def test_tensorflow_is_not_needed(prepared):
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xff", b"[]"])
 @pytest.mark.parametrize("which", ["features.json", "dataset_info.json", "*.array_record*"])
 def test_a_damaged_dataset(little, prepared, tmp_path, which, content):
-  # Catches: whatever TFDS and array_record raise, in place of the source's name.
+  # Catches exceptions of TFDS and array_record, which do not name the source.
   shutil.copytree(prepared, tmp_path / "tfds")
   for path in (tmp_path / "tfds").rglob(which):
     path.write_bytes(content)

@@ -24,9 +24,9 @@ def tokenizer(request):
 
 @pytest.mark.parametrize("text", [TEXT, WORDS, "", " ", "\n", "a"])
 def test_text_comes_back_and_its_bytes_are_counted(tokenizer, text):
-  # Catches: wrong lengths of byte pieces, of spaces or of multi-byte characters; a prefix space;
-  # special tokens written in a text that become special (0 bytes); truncation, padding and
-  # post-processing that the file asks for.
+  # Catches wrong lengths of byte pieces, spaces or multi-byte characters, and a space that is put
+  # in front. Also catches special tokens that are read as such (0 bytes) if a text spells them out,
+  # and the truncation, padding and post-processing of the file.
   ids = tokenizer.encode(text.encode())
   assert ids.dtype == np.int32 and ids.ndim == 1
   assert tokenizer.decode(ids) == text.encode()
@@ -35,7 +35,7 @@ def test_text_comes_back_and_its_bytes_are_counted(tokenizer, text):
 
 
 def test_shape_of_a_tokenizer(tokenizer):
-  # Catches: a boundary that is no id or stands for bytes; lengths that do not cover all ids.
+  # Catches a boundary that is not an id or stands for bytes, and lengths that do not cover all ids.
   assert tokenizer.byte_lengths.shape == (tokenizer.size,)
   assert (
     0 <= tokenizer.boundary < tokenizer.size and tokenizer.byte_lengths[tokenizer.boundary] == 0
@@ -44,7 +44,7 @@ def test_shape_of_a_tokenizer(tokenizer):
 
 
 def test_any_bytes_and_any_ids(tokenizer):
-  # Catches: a UnicodeDecodeError on bytes that are no text, or on ids that a model samples.
+  # Catches a UnicodeDecodeError for bytes that are not text, or for ids that a model samples.
   ids = tokenizer.encode(bytes(range(256)))
   assert tokenizer.byte_lengths[ids].sum() == len(tokenizer.decode(ids))
   assert tokenizer.decode(np.arange(tokenizer.size))
@@ -53,7 +53,8 @@ def test_any_bytes_and_any_ids(tokenizer):
 
 
 def test_bytes_tokenizer():
-  # Catches: an offset, a boundary inside the bytes, a size that eight devices cannot share.
+  # Catches ids that are offset, a boundary that is one of the bytes, and a size that cannot be
+  # divided by eight devices.
   tokenizer = make_tokenizer("bytes")
   assert tokenizer.encode(b"\x00a\xff").tolist() == [0, 97, 255]
   assert (tokenizer.boundary, tokenizer.size) == (256, 264)
@@ -62,13 +63,14 @@ def test_bytes_tokenizer():
 
 
 def test_subwords_are_subwords(sentencepiece_file, hf_file):
-  # Catches: a tokenizer that falls back to bytes for everything.
+  # Catches a tokenizer that falls back to bytes for all text.
   for spec in (f"sentencepiece:{sentencepiece_file}", f"hf:{hf_file}"):
     assert len(make_tokenizer(spec).encode(WORDS.encode())) < len(WORDS) / 2
 
 
 def test_boundary_is_the_models_own_where_it_has_one(sentencepiece_file, hf_file, tmp_path):
-  # Catches: an appended id where a pretrained model has one; a boundary that collides with a piece.
+  # Catches an id that is added although the model has a boundary, and a boundary that is the id of
+  # another piece.
   import tokenizers
 
   assert make_tokenizer(f"sentencepiece:{sentencepiece_file}").boundary == 1  # <s>
@@ -84,14 +86,15 @@ def test_boundary_is_the_models_own_where_it_has_one(sentencepiece_file, hf_file
 
 
 def test_fingerprints_differ(sentencepiece_file, hf_file, tmp_path):
-  # Catches: tokens of one tokenizer read from the cache of another.
+  # Catches equal fingerprints, with which the tokens of one tokenizer would be read from the cache
+  # of another.
   (tmp_path / "t.json").write_text(hf_file.read_text().replace("<|endoftext|>", "<s>"))
   specs = ("bytes", f"sentencepiece:{sentencepiece_file}", f"hf:{hf_file}", f"hf:{tmp_path}/t.json")
   assert len({make_tokenizer(spec).fingerprint for spec in specs}) == 4
 
 
 def test_a_lossy_model_is_told(tmp_path, capfd):
-  # Catches: bits per byte of another text than the one on disk, unsaid.
+  # Catches bits per byte that are those of another text than the one on disk, without a note.
   import sentencepiece
 
   model = io.BytesIO()
@@ -130,8 +133,8 @@ def test_a_lossy_model_is_told(tmp_path, capfd):
   ],
 )
 def test_errors(tmp_path, content, spec, remedy):
-  # Catches: errors of the bindings (RuntimeError, bare Exception), which name neither field nor
-  # remedy.
+  # Catches errors of the libraries (RuntimeError, bare Exception), which do not name the field or
+  # the remedy.
   path = tmp_path / "file"
   if content is not None:
     path.write_bytes(content)
@@ -140,7 +143,7 @@ def test_errors(tmp_path, content, spec, remedy):
 
 
 def test_a_model_given_to_the_other_kind(sentencepiece_file, hf_file, tmp_path):
-  # Catches: errors that do not say which kind it is.
+  # Catches errors that do not say which kind of tokenizer the file is.
   with pytest.raises(ConfigError, match="a SentencePiece model is sentencepiece:"):
     make_tokenizer(f"hf:{sentencepiece_file}")
   with pytest.raises(ConfigError, match="write hf:"):

@@ -1,4 +1,4 @@
-"""What both pipelines promise: one global order, and exact resume."""
+"""Tests what both pipelines promise: the same global order for all processes, and exact resume."""
 
 import json
 
@@ -30,7 +30,7 @@ def _equal(a, b):
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_batches_are_batches(setup, pipeline):
-  # Catches: a missing key, another dtype, targets that are not the next input of the same row.
+  # Catches a missing key, another dtype, and targets that are not the next inputs of the same row.
   data, sources = setup
   data.pipeline = pipeline
   for batch in _take(train_iterator(data, BYTES, sources, 4, 16), 5):
@@ -44,7 +44,7 @@ def test_batches_are_batches(setup, pipeline):
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_global_order_for_any_number_of_processes(setup, pipeline, processes):
-  # Catches: shuffling or packing within a process.
+  # Catches shuffling or packing that is done within a process.
   data, sources = setup
   data.pipeline = pipeline
   whole = _take(train_iterator(data, BYTES, sources, 4), 12)
@@ -61,8 +61,8 @@ def test_global_order_for_any_number_of_processes(setup, pipeline, processes):
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_resume_is_exact(setup, pipeline, threads):
-  # Catches: a state that counts what was read ahead; one that is not JSON; a restored iterator that
-  # repeats a batch.
+  # Catches a state that counts prefetched batches, one that cannot be written as JSON, and a
+  # restored iterator that repeats a batch.
   data, sources = setup
   data.pipeline, data.threads = pipeline, threads
   it = train_iterator(data, BYTES, sources, 4)
@@ -75,13 +75,13 @@ def test_resume_is_exact(setup, pipeline, threads):
     assert fresh.get_state() == state
     assert _equal(_take(fresh, 5), ahead)
     fresh.close()
-    it.set_state(state)  # the same iterator, rewound
+    it.set_state(state)  # This rewinds the same iterator.
     assert _equal(_take(it, 5), ahead)
   it.close()
 
 
 def test_windows_resume_on_another_number_of_processes(setup):
-  # Catches: a state in local units.
+  # Catches a state that counts the rows of one process.
   data, sources = setup
   its = [
     train_iterator(data, BYTES, sources, 4, process_index=p, process_count=4) for p in range(4)
@@ -104,7 +104,7 @@ def test_windows_resume_on_another_number_of_processes(setup):
 @pytest.mark.parametrize("threads", [0, 1, 3])
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_threads_do_not_change_the_order(setup, pipeline, threads):
-  # Catches: batches or rows in the order in which threads finish.
+  # Catches batches or rows that are in the order in which threads finish.
   data, sources = setup
   data.pipeline = pipeline
   expected = _take(train_iterator(data, BYTES, sources, 4), 20)
@@ -116,7 +116,7 @@ def test_threads_do_not_change_the_order(setup, pipeline, threads):
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_seed_changes_the_order(setup, pipeline):
-  # Catches: data.seed that is not read.
+  # Catches a data.seed that is ignored.
   data, sources = setup
   data.pipeline = pipeline
   first = _take(train_iterator(data, BYTES, sources, 4), 3)
@@ -125,7 +125,7 @@ def test_seed_changes_the_order(setup, pipeline):
 
 
 def test_errors(setup):
-  # Catches: errors of Grain or NumPy, which name no field.
+  # Catches errors of Grain or NumPy, which do not name the field.
   data, sources = setup
   with pytest.raises(ConfigError, match="train.batch_size=6"):
     train_iterator(data, BYTES, sources, 6, process_index=0, process_count=4)

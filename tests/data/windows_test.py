@@ -23,7 +23,7 @@ def _source(data, name):
 
 
 def _expected(documents):
-  """The flat tokens, one by one."""
+  """Returns the flat tokens as a list, built token by token."""
   flat = []
   for text in documents:
     flat += [BYTES.boundary, *text]
@@ -31,7 +31,8 @@ def _expected(documents):
 
 
 def test_flat_tokens(data, words):
-  # Catches: a missing boundary, documents in another order, a file made anew on each start.
+  # Catches a missing boundary, documents in another order, and a file that is written again at each
+  # start.
   source = _source(data, words("a", 9))
   flat = windows.flat_tokens(data, BYTES, source, "train")
   assert flat.tolist() == _expected(source.documents("train"))
@@ -39,7 +40,7 @@ def test_flat_tokens(data, words):
 
 
 def test_cache_key_has_all_that_changes_tokens(data, words):
-  # Catches: tokens of another text, split or tokenizer read from the cache.
+  # Catches tokens of another text, split or tokenizer that are read from the cache.
   source, name = _source(data, words("a", 9)), data.sources[0]
   files = {
     windows.flat_tokens(data, BYTES, source, side).filename for side in ("train", "validation")
@@ -58,8 +59,8 @@ def test_cache_key_has_all_that_changes_tokens(data, words):
 @pytest.mark.parametrize("batch_size", [1, 4])
 @pytest.mark.parametrize("seq_len", [7, 16, 1000])
 def test_validation_predicts_each_byte_once(data, words, seq_len, batch_size):
-  # Catches: a last window that is dropped, windows that overlap or leave a token out, padding that
-  # counts.
+  # Catches a last window that is dropped, windows that overlap or leave out a token, and padding
+  # that counts as targets.
   source = _source(data, words("a", 23))
   targets = []
   for b in validation_batches(data, BYTES, source, batch_size, seq_len=seq_len):
@@ -76,8 +77,8 @@ def test_validation_predicts_each_byte_once(data, words, seq_len, batch_size):
 
 
 def test_few_validation_batches_are_spread_and_always_the_same(data, words):
-  # Catches: the first windows only (one document's worth), another choice at each call, more
-  # batches than asked for.
+  # Catches a choice of the first windows only, which may be one document, a choice that differs
+  # between calls, and more batches than asked for.
   source = _source(data, words("a", 40, size=200))
   whole = np.concatenate([b["inputs"] for b in validation_batches(data, BYTES, source, 1)])
   few, again = (
@@ -91,7 +92,8 @@ def test_few_validation_batches_are_spread_and_always_the_same(data, words):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_validation_over_processes(data, words, processes):
-  # Catches: processes that yield different numbers of batches (a hang), rows read twice.
+  # Catches processes that yield different numbers of batches, which would hang, and rows that are
+  # read twice.
   source = _source(data, words("a", 23))
   one = list(validation_batches(data, BYTES, source, 4))
   parts = [
@@ -105,7 +107,7 @@ def test_validation_over_processes(data, words, processes):
 
 
 def test_training_sees_every_window_once_an_epoch(data, words):
-  # Catches: windows left out or drawn twice; targets that are not the next token.
+  # Catches windows that are left out or drawn twice, and targets that are not the next tokens.
   source = _source(data, words("a", 30))
   flat = windows.flat_tokens(data, BYTES, source, "train")
   n = (len(flat) - 1) // 16
@@ -116,7 +118,8 @@ def test_training_sees_every_window_once_an_epoch(data, words):
 
 
 def test_a_source_without_a_window(data, words):
-  # Catches: Grain's error for a source too short to train on; refusing it where its share is 0.
+  # Catches Grain's error for a source that is too short to train on, and a refusal of such a source
+  # although its share is 0.
   short, long = words("short", 3, size=8), words("long", 40)
   data.sources, data.seq_len = (long, short), 64
   sources = make_sources(data)
@@ -129,7 +132,7 @@ def test_a_source_without_a_window(data, words):
 
 
 def test_large_vocabularies_do_not_wrap(data, words):
-  # Catches: ids above 65535 stored in 16 bits.
+  # Catches ids above 65535 that are stored in 16 bits.
   tokenizer = make_tokenizer("bytes")
   tokenizer.size, tokenizer.boundary, tokenizer.fingerprint = 100_000, 99_999, "large"
   assert windows.flat_tokens(data, tokenizer, _source(data, words("a", 4)), "train").max() == 99_999
@@ -146,7 +149,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_damaged_tokens_are_made_anew(data, words, capfd, damage):
-  # Catches: training or evaluating on garbage, because a file is trusted by its name.
+  # Catches training or evaluating on garbage because the content of a file is not checked.
   source = _source(data, words("a", 9))
   for side in ("train", "validation"):
     path = pathlib.Path(windows.flat_tokens(data, BYTES, source, side).filename)
@@ -158,8 +161,8 @@ def test_damaged_tokens_are_made_anew(data, words, capfd, damage):
 
 
 def test_ids_beyond_the_embedding_never_reach_a_model(data, words):
-  # Catches: a file whose digest is right and whose ids are not; a tokenizer that returns what it
-  # has no row for.
+  # Catches a file whose digest is right but whose ids are too high, and a tokenizer that returns
+  # ids that are too high.
   source = _source(data, words("a", 9))
   path = pathlib.Path(windows.flat_tokens(data, BYTES, source, "train").filename)
   cache.replace(path, lambda file: file.write(np.array([256, 264, 256], "<u2").tobytes()))
@@ -179,7 +182,8 @@ def test_ids_beyond_the_embedding_never_reach_a_model(data, words):
 
 
 def test_tokens_that_are_written_to_during_training(data, words):
-  # Catches: a process that the system kills where the file was cut; one that trains on.
+  # Catches a process that the system kills because a file was truncated, and one that continues to
+  # train.
   source = _source(data, words("a", 30))
   it = train_iterator(data, BYTES, [source], 2)
   next(it)
@@ -190,8 +194,8 @@ def test_tokens_that_are_written_to_during_training(data, words):
 
 
 def test_documents_end_with_eos_where_it_is_set(data, words):
-  # Catches: data.eos that nothing writes; tokens with it read from the cache of those without; two
-  # tokens at the end.
+  # Catches a data.eos that is not written or written twice, and tokens without it that are read
+  # from the cache in place of tokens with it.
   source, tokenizer = _source(data, words("a", 9)), make_tokenizer("bytes")
   plain = windows.flat_tokens(data, tokenizer, source, "train").tolist()
   tokenizer.eos, tokenizer.fingerprint = 257, "bytes with an end"
@@ -209,7 +213,7 @@ def test_documents_end_with_eos_where_it_is_set(data, words):
 
 
 def test_another_boundary_is_another_file(data, words):
-  # Catches: tokens behind one boundary read as those behind another, where the file of the
+  # Catches tokens with another boundary that are read from the cache because the file of the
   # tokenizer is the same.
   source, other = _source(data, words("a", 4)), make_tokenizer("bytes")
   windows.flat_tokens(data, BYTES, source, "train")

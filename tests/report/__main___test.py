@@ -1,4 +1,4 @@
-"""`python -m moe_jax.report DIR`."""
+"""Tests the command `python -m moe_jax.report DIR`."""
 
 import runpy
 import sys

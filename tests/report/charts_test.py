@@ -1,4 +1,4 @@
-"""Charts: where lines and labels lie."""
+"""Tests where the charts place lines and labels."""
 
 import re
 import xml.etree.ElementTree as ElementTree
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 
 def points(svg):
-  """Each line as a list of strokes, each a list of (x, y)."""
+  """Returns each line as a list of strokes, each of which is a list of (x, y)."""
   paths = re.findall(r'<path d="([^"]*)" fill="none" stroke="#', svg)
   return [
     [
@@ -28,7 +28,7 @@ def line(*y, label="a"):
 
 
 def test_larger_is_higher_and_later_is_further_right():
-  # Catches an axis upside down.
+  # Catches an axis that is upside down.
   ((stroke,),) = points(line_chart("t", [line(1, 3, 2)]))
   (x0, y0), (x1, y1), (x2, y2) = stroke
   assert x0 < x1 < x2 and y1 < y2 < y0
@@ -44,7 +44,7 @@ def test_gaps_split_the_line():
 @pytest.mark.parametrize("y", [[np.nan, np.nan], [0, 0], [5], [1e-30, 2e-30], [-1e9, 1e9], [0, -1]])
 @pytest.mark.parametrize("log", [False, True])
 def test_degenerate_values(y, log):
-  # Catches a division by zero range, log of nothing, endless ticks.
+  # Catches a division by a range of zero, a logarithm of zero, and an endless number of ticks.
   svg = line_chart("t", [line(*y)], log=log, levels=[Level("l", 0.0), Level("n", np.nan)])
   assert svg.count("<text") < 40 and not re.search(r'="[^"]*(nan|inf)', svg)
 
@@ -55,7 +55,8 @@ def test_nothing_to_draw():
 
 
 def test_labels_of_levels_do_not_overlap():
-  # Catches names of rungs printed over each other: 2.05, 2.0 and 1.95 are a pixel or two apart.
+  # Catches names of rungs that are printed over each other: 2.05, 2.0 and 1.95 are only a pixel or
+  # two apart.
   svg = line_chart(
     "t", [line(8, 2)], levels=[Level("trigram", 2.05), Level("5-gram", 2.0), Level("other", 1.95)]
   )
@@ -64,7 +65,7 @@ def test_labels_of_levels_do_not_overlap():
 
 
 def test_top_keeps_the_early_values_from_squeezing_the_rest():
-  # Catches a bound that is ignored: without it, 0.1 of loss is a hundredth of the height.
+  # Catches a bound that is ignored. Without it, a loss of 0.1 is a hundredth of the height.
   ((stroke,),) = points(line_chart("t", [line(12, 2.1, 2.0)], top=2.2))
   assert stroke[2][1] - stroke[1][1] > 50 and stroke[0][1] < 0
 
@@ -77,15 +78,15 @@ def test_legend_only_for_several_lines_and_never_for_faint_ones():
 
 
 def test_load_map_labels_experts():
-  # Catches labels crowded for many experts.
+  # Catches labels that are too close to each other if there are many experts.
   svg = load_map("t", np.arange(5.0), np.full((5, 64), 1 / 64))
   shown = [int(e) for e in re.findall(r'text-anchor="end">(\d+)<', svg)]
   assert shown[0] == 0 and 10 < len(shown) <= 40 and "data:image/png" in svg
 
 
 def test_a_chart_as_a_file():
-  # Catches: a file that needs the page's style sheet or script, lines without a legend, text that
-  # breaks XML.
+  # Catches a file that needs the page's style sheet or script, lines without a legend, and text
+  # that is not valid XML.
   made = line_file(
     "a < b", [line(1, 3, 2, label="one & two"), line(2, 2, 2, label="three")], log=True
   )
@@ -96,7 +97,7 @@ def test_a_chart_as_a_file():
 
 
 def test_a_band_lies_around_its_line_and_in_the_plot():
-  # Catches: a range of y that leaves the band out, edges joined crosswise, nan in a path.
+  # Catches a range of y that ignores the band, edges that are joined crosswise, and nan in a path.
   edges = np.array([0.0, np.nan, 1.0]), np.array([2.0, 4.0, 9.0])
   made = line_file("t", [line(1, 3, 2)._replace(band=edges)], y_label="bits")
   ((stroke,),) = points(made)
@@ -108,8 +109,8 @@ def test_a_band_lies_around_its_line_and_in_the_plot():
 
 
 def test_a_point_has_a_bar_and_its_name_beside_it():
-  # Catches: a point without its error, names that lie on each other or outside the picture, a
-  # legend as well.
+  # Catches a point without its error bar, names that overlap or are outside the picture, and a
+  # legend in addition to the names.
   def point(label, x, y):
     return Line(
       label, np.array([x]), np.array([y]), "#0072b2", band=(np.array([y - 1]), np.array([y + 1]))

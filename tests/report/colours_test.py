@@ -1,4 +1,7 @@
-"""The palette: told apart by everybody, read on by everybody; the load map's colours and PNG."""
+"""Tests that all readers can tell the palette's colours apart and read text on them.
+
+The colours of the load map and the PNG encoder are tested, too.
+"""
 
 import base64
 import struct
@@ -11,7 +14,7 @@ from moe_jax.report.colours import SERIES, expert_colour, ink, load_pixels, png,
 
 pytestmark = pytest.mark.unit
 
-# Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB.
+# The matrices of Machado, Oliveira and Fernandes 2009 for severity 1, which apply to linear RGB.
 VISION = {
   "normal": np.eye(3),
   "protan": [
@@ -59,8 +62,8 @@ def contrast(a, b):
 @pytest.mark.parametrize("vision", VISION)
 @pytest.mark.parametrize("experts, distance", [(16, 0.07), (32, 0.045), (64, 0.025)])
 def test_experts_are_told_apart(vision, experts, distance):
-  # Catches a colour that looks like another's to some eyes; a difference of about 0.02 in OKLab is
-  # just seen.
+  # Catches a colour that looks like another one to some readers. A difference of about 0.02 in
+  # OKLab is just visible.
   lab = oklab(
     np.clip(
       np.array([linear(expert_colour(e)) for e in range(experts)]) @ np.array(VISION[vision]).T,
@@ -90,14 +93,14 @@ def test_palette_repeats():
 
 
 def test_load_pixels():
-  # Catches a scale that is not centred at the uniform share, and a crash on a load of 0 or NaN.
+  # Catches a scale that is not centred at the uniform share, and a failure for a load of 0 or NaN.
   starved, fair, crowded, broken = load_pixels(np.array([[0.0, 1.0, 9.0, np.nan]]))[0].astype(int)
   assert starved[2] > starved[0] and crowded[0] > crowded[2]
   assert fair.min() > 240 and broken.tolist() == [190] * 3
 
 
 def test_png_is_what_went_in():
-  # Catches a wrong chunk length, checksum or row filter.
+  # Catches a chunk with a wrong length or checksum, and a wrong row filter.
   pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 3)).astype(np.uint8)
   data = base64.b64decode(png(pixels).removeprefix("data:image/png;base64,"))
   assert data[:8] == b"\x89PNG\r\n\x1a\n"

@@ -1,4 +1,4 @@
-"""Reading a workdir's files."""
+"""Tests the reader of the files of a workdir."""
 
 import json
 import math
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.unit
 
 
 def test_last_line_of_a_step_wins_and_steps_are_sorted(tmp_path):
-  # Catches curves that run backwards where a resumed run logged steps again.
+  # Catches curves that run backwards if a resumed run has logged steps again.
   lines = [
     {"step": s, "kind": "train", "loss": l}
     for s, l in ((2, 5), (4, 4), (6, 3), (4, 3.5), (6, 2.5), (8, 2))
@@ -34,7 +34,7 @@ def test_last_line_of_a_step_wins_and_steps_are_sorted(tmp_path):
 
 
 def test_curve_of_arrays_takes_the_last_shape():
-  # Catches np.stack of ragged lines (a run resumed with another number of experts).
+  # Catches np.stack of ragged lines, which a run has if it resumes with another number of experts.
   lines = [
     {"step": 1, "x": [[1, 2]]},
     {"step": 2, "x": [[1, None, 3]]},
@@ -48,7 +48,8 @@ def test_curve_of_arrays_takes_the_last_shape():
 
 
 def test_what_an_encoder_decoder_is_judged_by_and_how_its_layers_are_called(tmp_path):
-  # Catches: the decoder's layers under the encoder's names, bits per byte of a part of the text.
+  # Catches layers of the decoder under the names of the encoder's, and a measure in bits per byte
+  # although only a part of the text is predicted.
   model = {
     "family": "encoder_decoder",
     "num_encoder_layers": 4,
@@ -73,22 +74,19 @@ def test_what_an_encoder_decoder_is_judged_by_and_how_its_layers_are_called(tmp_
   (tmp_path / "config.json").write_text(
     json.dumps({"model": model | {"num_encoder_layers": 0, "num_layers": 3}})
   )
-  assert layer_names(read_workdir(tmp_path)) == [
-    "MoE layer 0",
-    "MoE layer 1",
-    "MoE layer 2",
-  ]  # 1 + 1, not 3
+  # This config has 1 + 1 layers with experts, but the metrics have 3, so their indices are unknown.
+  assert layer_names(read_workdir(tmp_path)) == ["MoE layer 0", "MoE layer 1", "MoE layer 2"]
   assert measure(read_workdir(tmp_path)) == ("bits_per_byte", "bits per byte")
 
 
 def test_numbers():
-  # Catches a null or a text that raises, and a ragged list that passes.
+  # Catches an exception for null or text, and a ragged list that is accepted.
   assert math.isnan(numbers(None)) and math.isnan(numbers("x"))
   assert numbers([[1, 2], [3]]) is None
 
 
 def test_thin_keeps_means_and_the_last_step():
-  # Catches a NaN that spoils its bucket, and a curve that ends before the run.
+  # Catches a NaN that spoils the mean of its group, and a curve that ends before the run does.
   data = Curve(np.arange(1.0, 11), np.array([1, np.nan, 3, 3, 5, 5, 7, 7, np.nan, np.nan]))
   out = thin(data, 5)
   np.testing.assert_array_equal(out.steps, [2, 4, 6, 8, 10])
@@ -97,6 +95,6 @@ def test_thin_keeps_means_and_the_last_step():
 
 
 def test_smooth_is_unbiased_and_skips_gaps():
-  # Catches an average that starts at 0, and a NaN that poisons all that follows.
+  # Catches an average that starts at 0, and a NaN that spoils all later values.
   out = smooth(np.array([np.nan, 4.0, 4.0, np.nan, 4.0, 8.0]), 4)
   assert math.isnan(out[0]) and out[1:5].tolist() == [4.0] * 4 and 4 < out[5] < 8

@@ -1,4 +1,4 @@
-"""The page of routed text."""
+"""Tests the section that shows held-out text by expert."""
 
 import json
 import re
@@ -20,14 +20,15 @@ def page(**changes):
 
 
 def test_what_cannot_be_seen_is_shown():
-  # Catches raw control characters, and unescaped text.
+  # Catches control characters that are not shown, and text that is not escaped.
   assert visible(None) == "◆" and visible("") == "∅"
   assert visible(" a\tb\n") == "·a→b↵\n" and visible("\x00\u202e") == "\\x00\\x202e"
   assert visible("<i>&") == "&lt;i&gt;&amp;"
 
 
 def test_tokens_carry_their_expert_of_the_first_layer():
-  # Catches experts shifted against tokens, and a token without an expert drawn as one's.
+  # Catches experts that are shifted against their tokens, and a token without an expert that has
+  # the colour of one.
   text = routing_section(page(), ["layer 1", "layer 3"])
   tokens = re.search(r'<div class="page">(.*?)</div>', text, re.S).group(1)
   assert re.findall(r'<i class="(\w+)"( w)?>(.*?)</i>', tokens, re.S) == [
@@ -45,7 +46,7 @@ def test_shares_are_of_the_tokens_that_have_an_expert():
 
 
 def test_script_gets_every_layer():
-  # Catches a layer button without data behind it.
+  # Catches a button of a layer for which there is no data.
   text = routing_section(page(), ["layer 1", "<3>"])
   data = json.loads(re.search(r'id="routing-data">(.*?)</script>', text).group(1))
   assert data == {
@@ -71,5 +72,5 @@ def test_script_gets_every_layer():
   ],
 )
 def test_what_does_not_fit_is_left_out(routing):
-  # Catches a crash on routing.json of another version, or cut short.
+  # Catches a failure for a routing.json that is truncated or of another version.
   assert routing_section(routing, ["layer 1", "layer 3"]) == ""

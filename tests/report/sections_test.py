@@ -1,4 +1,4 @@
-"""Words and names of the report's sections."""
+"""Tests the words and names in the sections of the report."""
 
 import json
 import re
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.unit
 
 
 def test_layers_are_named_by_their_place_in_the_model(tmp_path):
-  # Catches MoE layers counted 0, 1, 2 where the model has them at 1, 3, 5.
+  # Catches MoE layers that are numbered 0, 1, 2 although they are layers 1, 3, 5 of the model.
   path = synthetic.write_workdir(tmp_path / "run", layers=3, steps=20)
   assert layer_names(read_workdir(path)) == ["layer 1", "layer 3", "layer 5"]
   (path / "routing.json").unlink()
@@ -23,7 +23,8 @@ def test_layers_are_named_by_their_place_in_the_model(tmp_path):
 
 
 def test_final_figures_come_before_those_of_an_evaluation(tmp_path):
-  # Catches the last training-time evaluation (some batches) shown although there is a full one.
+  # Catches a report of the last evaluation during training, which covers only some batches,
+  # although there is a final one.
   path = synthetic.write_workdir(tmp_path / "run", steps=20)
   assert final_scores(read_workdir(path)) == (
     dict.fromkeys(synthetic.SOURCES, 2.0),
@@ -35,7 +36,7 @@ def test_final_figures_come_before_those_of_an_evaluation(tmp_path):
 
 
 def test_header_says_what_ran(tmp_path):
-  # Catches a header that leaves out what a reader needs to run it again.
+  # Catches a header that omits something that is needed to run the experiment again.
   text = page(read_workdir(synthetic.write_workdir(tmp_path / "run", steps=20)))
   for words in (
     "<h1>quickstart</h1>",
@@ -57,7 +58,7 @@ def test_header_says_what_ran(tmp_path):
 
 @pytest.mark.parametrize("shift", [0.0, 5.0])
 def test_validation_curve_is_visible_beside_the_ladder(tmp_path, shift):
-  # Catches a range of y that ends at the bigram's figure although the whole curve lies above it.
+  # Catches a range of y that ends at the bigram rung although the whole curve is above it.
   path = synthetic.write_workdir(tmp_path / "run", steps=40)
   lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
   for line in lines:
@@ -70,7 +71,7 @@ def test_validation_curve_is_visible_beside_the_ladder(tmp_path, shift):
 
 
 def test_text_that_differs_is_marked(tmp_path):
-  # Catches a comparison across versions of the text that does not say so.
+  # Catches a comparison between different versions of a text that does not say so.
   path = synthetic.write_workdir(tmp_path / "run", steps=20)
   results = json.loads((path / "results.json").read_text())
   results["compare"]["other_data"] = ["embedded:prose"]
@@ -80,8 +81,8 @@ def test_text_that_differs_is_marked(tmp_path):
 
 
 def test_events_are_told_in_order_and_counted(tmp_path):
-  # Catches: skipped updates and rollbacks that only a reader of metrics.jsonl sees; markup in a
-  # message.
+  # Catches skipped updates and rollbacks that are only visible in metrics.jsonl, and a message
+  # whose markup is not escaped.
   text = page(read_workdir(synthetic.write_workdir(tmp_path / "run", steps=200, nan_from=50)))
   assert "gradients that were not finite: 76" in text and "and 26 more in metrics.jsonl" in text
   assert text.index("<td>50</td>") < text.index("<td>52</td>") and "<script>alert" not in text
@@ -91,7 +92,7 @@ def test_events_are_told_in_order_and_counted(tmp_path):
 
 
 def test_a_capped_final_evaluation_says_so(tmp_path):
-  # Catches: "on the whole validation split" where it was not.
+  # Catches the words "on the whole validation split" for an evaluation of a part of it.
   path = synthetic.write_workdir(tmp_path / "run", steps=20)
   config = json.loads((path / "config.json").read_text())
   config["train"]["final_eval_batches"] = 3
