@@ -1,12 +1,12 @@
-"""DBRX (Databricks 2024), the released configuration: 16 SwiGLU experts in each layer, top-4,
-trained dropless.
+"""Configures DBRX (Databricks 2024) as released: 16 SwiGLU experts in each layer, top-4, dropless.
 
   python -m moe_jax.train --config=configs/dbrx.py:132b --workdir=runs/dbrx
   python -m moe_jax.train --config=configs/dbrx.py:desk --workdir=runs/dbrx_desk  # minutes on a CPU
 
-LayerNorm has scales and no biases, and the epsilon of its class, 1e-5. Open: batch and optimizer
-are not public, OLMoE's recipe stands in; C4 stands in for the data, whose mix changed over the 12T
-tokens.
+LayerNorm has scales but no biases, and its class's default epsilon, 1e-5.
+
+Open: the batch size and the optimizer are not public, so we use OLMoE's recipe. C4 replaces the
+data, whose mixture changed over the 12T tokens.
 """
 
 from configs import shared
@@ -27,6 +27,7 @@ VARIANTS = {
 
 
 def get_config(variant="132b"):
+  """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   c = shared.paper_scale("dbrx", shared.variant(variant, VARIANTS))
   c.paper.name = "DBRX"
   c.model.moe.first, c.model.moe.every = 0, 1

@@ -1,14 +1,17 @@
-"""DeepSeekMoE (Dai et al. 2024, arXiv 2401.06066), Table 7: fine experts, some shared; and GShard
-137B of Table 6.
+"""Configures DeepSeekMoE (Dai et al. 2024, arXiv 2401.06066), Table 7, and GShard 137B of Table 6.
 
   python -m moe_jax.train --config=configs/deepseek_moe.py:16b --workdir=runs/deepseek_moe
   python -m moe_jax.train --config=configs/deepseek_moe.py:desk --workdir=runs/deepseek_moe_desk
 
-Open: the data are not public, C4 stands in; so is the width of the dense first layer beyond 16B,
-whose 10,944 is used; 2B's experts are 853 wide, where a quarter of its FFN of 8 d^2 parameters
-would be 853.3. Deviation: weights begin with standard deviation 1/sqrt(fan_in) and not 0.006;
-activations are bfloat16, of which the paper says nothing. The norms' epsilon is that of the
-released 16B.
+DeepSeekMoE has fine-grained experts, some of which are shared by all tokens. The norms' epsilon is
+that of the released 16B.
+
+Open: the data are not public, so C4 replaces them. The width of the dense first layer is known only
+for 16B; the larger models use its 10,944 too. The experts of 2B are 853 wide; a quarter of its FFN
+of 8 d^2 parameters would be 853.3.
+
+Deviation: weights are initialised with standard deviation 1/sqrt(fan_in) instead of 0.006;
+activations are bfloat16, about which the paper says nothing.
 """
 
 from configs import shared
@@ -32,8 +35,9 @@ COLUMNS = (
 HALF = (
   "the paper's own FLOPs (Table 6) also give 13.6B activated: 8.6B fewer than 145B's, not 10.0B"
 )
-# layers, width, heads, dense FFN, vocabulary, expert, experts, shared, first layer, rate, steps,
-# claim
+# The columns are layers, width, heads, width of the dense FFN, vocabulary, width of an expert,
+# routed experts, shared experts, first layer with experts, learning rate, steps, and the paper's
+# claims (parameters, activated parameters, note).
 VARIANTS = {
   "16b": (28, 2048, 16, 10_944, 102_400, 1408, 64, 2, 1, 4.2e-4, 106_449, 16.4e9, 2.8e9, ""),
   "2b": (9, 1280, 10, 3413, 8192, 853, 63, 1, 0, 1.08e-3, 25_000, 2e9, 0.3e9, ""),
@@ -72,11 +76,14 @@ VARIANTS = {
   ),
 }
 PRESETS = {"145b": "deepseek_moe_145b", "142b_half": "deepseek_moe_145b", "gshard_137b": "gshard"}
-EXPERTS_A_TOKEN = {"2b": 7, "142b_half": 6}  # where it is not the preset's
-CONSTANT = ("145b", "142b_half", "gshard_137b")  # rate after the warm-up
+# Routed experts per token of the variants that do not use the preset's value.
+EXPERTS_A_TOKEN = {"2b": 7, "142b_half": 6}
+# Variants whose learning rate is constant after the warm-up.
+CONSTANT = ("145b", "142b_half", "gshard_137b")
 
 
 def get_config(variant="16b"):
+  """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   sizes = shared.variant(variant, VARIANTS, COLUMNS)
   preset = PRESETS.get(variant, "deepseek_moe")
   c = shared.paper_scale(preset, sizes | {"model.head_dim": 128, "model.moe.every": 1})

@@ -1,14 +1,18 @@
-"""DeepSeek-V2 (arXiv 2405.04434) and V2-Lite: latent attention, 2 shared experts, a token's experts
-on 3 of 8 devices.
+"""Configures DeepSeek-V2 and V2-Lite (arXiv 2405.04434): latent attention, 2 shared experts.
 
   python -m moe_jax.train --config=configs/deepseek_v2.py:236b --workdir=runs/v2        # or :lite
   python -m moe_jax.train --config=configs/deepseek_v2.py:desk --workdir=runs/v2_desk
 
-The claims of activated parameters leave the input embedding out. Open: the data are not public, C4
-stands in. Deviation: the batch is 9216 from the first step on and does not begin at 2304; nothing
-is dropped (the paper drops by the device in training); weights begin with standard deviation
-1/sqrt(fan_in); no YaRN, which the released models have for longer rows. `desk` caps 160 experts at
-16, of which 3 of 8 groups are exactly the 6 of a token.
+In V2 the experts of a token lie on 3 of 8 devices. The paper's numbers of activated parameters do
+not include the input embedding.
+
+Open: the data are not public, so C4 replaces them.
+
+Deviation: the batch size is 9216 from the first step on instead of starting at 2304; no token is
+dropped (the paper drops tokens per device in training); weights are initialised with standard
+deviation 1/sqrt(fan_in); there is no YaRN, which the released models use for longer rows.
+
+`desk` caps the 160 experts at 16. A token then visits all 6 experts of its 3 groups out of 8.
 """
 
 from configs import shared
@@ -40,7 +44,9 @@ VARIANTS = {
 
 
 def get_config(variant="236b"):
-  lite = variant == "lite"  # its routing is DeepSeekMoE's: no devices, no factor
+  """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
+  # The routing of V2-Lite is DeepSeekMoE's: no device limit and no factor on the routed outputs.
+  lite = variant == "lite"
   c = shared.paper_scale(
     "deepseek_moe" if lite else "deepseek_v2", shared.variant(variant, VARIANTS)
   )

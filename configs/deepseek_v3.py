@@ -1,14 +1,18 @@
-"""DeepSeek-V3 (arXiv 2412.19437), the main model: latent attention, sigmoid gates balanced by a
-bias, 8 of 256 experts.
+"""Configures the main model of DeepSeek-V3 (arXiv 2412.19437): a token visits 8 of 256 experts.
 
   python -m moe_jax.train --config=configs/deepseek_v3.py:671b --workdir=runs/v3
   python -m moe_jax.train --config=configs/deepseek_v3.py:desk --workdir=runs/v3_desk
 
-Open: the data are not public, C4 stands in. Deviation: no multi-token prediction and no FP8; the
-batch is 15,360 from the first step on; the rate falls from 2.2e-4 to 2.2e-5 over the last third in
-a straight line, where the paper has half a cosine over 4.3T tokens and two flat ends; the bias'
-step does not end at 14.3T tokens. `desk` caps 256 experts at 16, of which 4 of 8 groups are exactly
-the 8 of a token.
+It has latent attention and sigmoid gates that are balanced by a bias.
+
+Open: the data are not public, so C4 replaces them.
+
+Deviation: there is no multi-token prediction and no FP8; the batch size is 15,360 from the first
+step on; the learning rate falls linearly from 2.2e-4 to 2.2e-5 over the last third of training,
+where the paper has half a cosine over 4.3T tokens and two constant phases at the end; updates of
+the balancing bias do not stop at 14.3T tokens.
+
+`desk` caps the 256 experts at 16. A token then visits all 8 experts of its 4 groups out of 8.
 """
 
 from configs import shared
@@ -31,6 +35,7 @@ VARIANTS = {
 
 
 def get_config(variant="671b"):
+  """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   c = shared.paper_scale("deepseek_v3", shared.variant(variant, VARIANTS))
   c.paper.name = "DeepSeek-V3"
   c.model.moe.first, c.model.moe.every = 3, 1

@@ -1,14 +1,13 @@
-"""The dense twins: the same model, data and training with one FFN in place of the K experts that a
-token visits.
+"""Configures the dense twins, in which one FFN replaces the K experts that a token visits.
 
   python -m moe_jax.train --config=configs/dense_baseline.py:quickstart
     --workdir=runs/dense_quickstart
   python -m moe_jax.train --config=configs/dense_baseline.py:desk --workdir=runs/dense_desk
   python -m moe_jax.train --config=configs/dense_baseline.py:glam --workdir=runs/dense_glam
 
-The twin of a paper's family keeps its layers as they are, extra FFNs too, and has in each layer
-with experts a single one that every token visits. A test compares the FLOPs of both; the README has
-the tables.
+Model, data and training are otherwise the same. The twin of a paper's family keeps its layers as
+they are, including extra FFNs, and has a single expert, which every token visits, in each layer
+with experts. A test compares the FLOPs of both; the README has the tables.
 """
 
 import importlib
@@ -38,6 +37,7 @@ FAMILIES = (
 
 
 def get_config(twin="quickstart"):
+  """Returns the dense twin of "quickstart", of "desk", or of the desk variant of a family."""
   choose("config", twin, (*TWINS, *FAMILIES))
   if twin in FAMILIES:
     return one_expert(importlib.import_module(f"configs.{twin}").get_config("desk"))
@@ -48,8 +48,11 @@ def get_config(twin="quickstart"):
 
 
 def one_expert(c):
-  """`c` with one expert, as wide as all that a token visits and with a gate of 1: random choice
-  among one."""
+  """Replaces the experts in `c` by a single one, and returns `c`.
+
+  The expert is as wide as the experts that a token visits are together. The preset "random" chooses
+  among this one expert, so its gate is always 1.
+  """
   assembly.use_preset(c, "random")
   c.model.moe.num_experts = 1
   return c

@@ -1,22 +1,31 @@
-"""GLaM (Du et al. 2021, arXiv 2112.06905), Table 4: experts of two matrices in every other layer,
-gated dense FFNs.
+"""Configures GLaM (Du et al. 2021, arXiv 2112.06905), Table 4, with experts in every other layer.
 
   python -m moe_jax.train --config=configs/glam.py:64b_64e --workdir=runs/glam
   python -m moe_jax.train --config=configs/glam.py:desk --workdir=runs/glam_desk  # minutes on a CPU
 
-The vocabulary is 256k in the text, but the totals of all but 64B/64E are those of 32k with one
-embedding, norms and position biases not counted; each variant has what fits its claim. From Lingvo,
-the authors' code, whose dense model of these dimensions (DenseLm128B8x8) has 137,702,416,384
-parameters, as many as `137b` here: a table of 32 relative biases a layer, a norm with scales and no
-biases, one embedding, 1e-4 of the output softmax's log^2 Z. It writes two things otherwise, which
-are the same functions and, up to Adafactor's floor on a weight's RMS, the same training: tied
-logits are divided by sqrt(d_model) where here the embedding's rows are multiplied by it, and
-1/sqrt(head_dim) is in the queries' first weights and not a factor. Inferred: GELU inside the
-experts (Expert Choice, on the same models, writes it out), the epsilon of the norms. Open: the data
-(filtered web, Wikipedia, conversations, forums, books, news) are not public, C4 stands in; all read
-600B tokens. Both of the paper's tricks for stability (Sec. 5.1) are on: updates whose gradient is
-not finite are skipped, and the run goes back to an earlier checkpoint. How far a loss must rise for
-that, and after how many steps, the paper does not say.
+Experts have two matrices, and the dense FFNs of the other layers are gated.
+
+The vocabulary is 256k in the paper's text. However, the totals of all models but 64B/64E are those
+of a vocabulary of 32k with one embedding, not counting norms and position biases. Each variant has
+the vocabulary that fits its claim.
+
+The following is taken from Lingvo, the authors' code, whose dense model of these dimensions
+(DenseLm128B8x8) has 137,702,416,384 parameters, exactly as many as `137b` here: a table of 32
+relative biases per layer, a norm with scales and no biases, a single embedding, and a loss of 1e-4
+times log^2 Z of the output softmax. Two things are written differently here. Both are the same
+functions and train in the same way, up to Adafactor's floor on a weight's RMS. Lingvo divides tied
+logits by sqrt(d_model), while we multiply the rows of the embedding by it; and Lingvo puts
+1/sqrt(head_dim) into the initial weights of the queries instead of using it as a factor.
+
+Inferred: GELU inside the experts (the Expert Choice paper, on the same models, states it) and the
+epsilon of the norms.
+
+Open: the data (filtered web pages, Wikipedia, conversations, forums, books, news) are not public,
+so C4 replaces them; all models read 600B tokens.
+
+Both of the paper's tricks for stability (Sec. 5.1) are turned on: updates whose gradient is not
+finite are skipped, and the run goes back to an earlier checkpoint. The paper does not say how far a
+loss must rise for that, or for how many steps.
 """
 
 from configs import shared
@@ -37,7 +46,9 @@ SMALL = (
   "the 145M are unexplained: 152M with top-2 and one embedding of 32k, 127M without the embedding"
 )
 THREE = "32 experts of two matrices make 14.0B; of three they would make 20.4B"
-VARIANTS = {  # layers, width, dense and expert FFN, heads, of width, experts, vocabulary, claim
+# The columns are layers, width, width of dense FFNs and experts, heads, width of a head, experts,
+# vocabulary, and the paper's claims (parameters, activated parameters, note).
+VARIANTS = {
   "64b_64e": (64, 8192, 32_768, 128, 128, 64, 256_000, 1.2e12, 96.6e9, ""),
   "0_1b": (12, 768, 3072, 12, 64, 0, 32_000, 130e6, 130e6, ""),
   "0_1b_16e": (12, 768, 3072, 12, 64, 16, 32_000, 548e6, 145e6, SMALL),
@@ -56,6 +67,7 @@ VARIANTS = {  # layers, width, dense and expert FFN, heads, of width, experts, v
 
 
 def get_config(variant="64b_64e"):
+  """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   c = architecture("glam", variant)
   c.paper.name = "GLaM"
   c = shared.desk(c) if variant == "desk" else c
@@ -74,7 +86,7 @@ def get_config(variant="64b_64e"):
 
 
 def architecture(preset, variant, variants=VARIANTS):
-  """GLaM with a routing of choice: Expert Choice compares itself on it."""
+  """Returns GLaM's config with the routing of `preset`, so that Expert Choice can reuse it."""
   c = shared.paper_scale(preset, shared.variant(variant, variants, COLUMNS))
   c.model.moe.first, c.model.moe.every = 1, 2
   c.model.activation, c.model.moe.activation = "geglu", "gelu"

@@ -1,17 +1,24 @@
-"""GShard (Lepikhin et al. 2020, arXiv 2006.16668), Tables 1 and 3: an encoder-decoder, experts in
-every other layer.
+"""Configures GShard (Lepikhin et al. 2020, arXiv 2006.16668), Tables 1 and 3: an encoder-decoder.
 
   python -m moe_jax.train --config=configs/gshard.py:600b --workdir=runs/gshard
   python -m moe_jax.train --config=configs/gshard.py:desk --workdir=runs/gshard_desk
 
-The paper counts the layers of both stacks together. Groups are what one core holds; its names are 3
-to 7% below the count, as if in binary billions. Float32; the 1T model, which ran in bfloat16, is
-left out of its results. Open: the positions (relative here, a table a layer, as in the authors'
-later code, Lingvo's gshard_builder); embeddings (T5's and Lingvo's: standard deviation 1, logits of
-the tied ones divided by sqrt(d_model)); the epsilon of the norms; label smoothing and a z-loss of
-the output, which Lingvo has and the paper does not mention: neither is here; the length of a row;
-the data, 13B translation pairs from 100 languages, in whose place the decoder continues what the
-encoder reads of Wikipedia in twelve of them.
+Every other layer has experts. The paper counts the layers of both stacks together. A group is the
+set of tokens that one core holds. The sizes in the paper's model names are 3 to 7% below the
+parameter counts, as if they were binary billions. Training is in float32; the 1T model, which ran
+in bfloat16, is left out of the paper's results.
+
+Open:
+- the positions: relative here, with one table per layer, as in the authors' later code (Lingvo's
+  gshard_builder);
+- the embeddings: as in T5 and Lingvo, with standard deviation 1 and the logits of tied embeddings
+  divided by sqrt(d_model);
+- the epsilon of the norms;
+- label smoothing and a z-loss of the output, which Lingvo has and the paper does not mention; we
+  use neither;
+- the length of a row;
+- the data, which are 13B translation pairs from 100 languages. Instead, the decoder continues the
+  text that the encoder reads, from Wikipedia in twelve of these languages.
 """
 
 from configs import shared
@@ -24,7 +31,9 @@ COLUMNS = (
   "model.remat",
   "paper.parameters",
 )
-VARIANTS = {  # experts, layers of each stack, sequences of 1024, tokens a core, recomputed, claim
+# The columns are experts, layers of each stack, sequences of 1024 tokens per batch, tokens per
+# core, recomputation, and the paper's claim (parameters).
+VARIANTS = {
   "600b": (2048, 18, 4096, 2048, "full", 600e9),
   "200b": (2048, 6, 4096, 2048, "none", 200e9),
   "150b": (512, 18, 1024, 2048, "full", 150e9),
@@ -37,6 +46,7 @@ LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "ja", "ko", "pt", "ru", "tr", "
 
 
 def get_config(variant="600b"):
+  """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   c = shared.paper_scale(
     "gshard",
     {
@@ -53,7 +63,8 @@ def get_config(variant="600b"):
   shared.t5(
     c, c.train.batch_size, round(1e12 / (c.train.batch_size * 1024)), encoder_len=1024, seq_len=1024
   )
-  c.data.noise_density, c.data.mean_span = 0.5, 1024.0  # one span: the second half of a row
+  # A single masked span, the second half of a row, makes the decoder continue the encoder's text.
+  c.data.noise_density, c.data.mean_span = 0.5, 1024.0
   c.model.query_scale, c.model.relative_shared, c.train.output_z_loss = 0.0, False, 0.0
   c.model.moe.first, c.model.moe.every = 1, 2
   c.model.activation, c.model.dropout, c.model.dtype = (

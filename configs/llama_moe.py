@@ -1,12 +1,13 @@
-"""LLaMA-MoE (Zhu et al. 2024, arXiv 2406.16554): LLaMA-2-7B's FFNs cut into experts, whose gate is
-a network with tanh.
+"""Configures LLaMA-MoE (Zhu et al. 2024, arXiv 2406.16554): LLaMA-2-7B's FFNs split into experts.
 
   python -m moe_jax.train --config=configs/llama_moe.py:3_5b_4_16 --workdir=runs/llama_moe
   python -m moe_jax.train --config=configs/llama_moe.py:desk --workdir=runs/llama_moe_desk
 
-Gates are multiplied by N/K; CV^2 is of the unbiased variance, E/(E - 1) times ours. Open: the
-experts begin from nothing and not from LLaMA-2's FFNs; C4 stands in for SlimPajama and its sampling
-weights; that the decay is a cosine is from memory.
+The gate is a network with tanh, and gates are multiplied by N/K. The paper's CV^2 uses the unbiased
+variance, which makes it E/(E - 1) times ours; the coefficients below include this factor.
+
+Open: the experts are initialised randomly instead of from LLaMA-2's FFNs. C4 replaces SlimPajama
+and its sampling weights. That the learning rate decays as a cosine is from memory.
 """
 
 from configs import shared
@@ -17,7 +18,9 @@ COLUMNS = (
   "model.moe.d_ff",
   "paper.activated",
 )
-VARIANTS = {  # experts, experts a token, width of one, activated
+# The columns are experts, experts per token, width of an expert, and the paper's claim (activated
+# parameters).
+VARIANTS = {
   "3_5b_4_16": (16, 4, 688, 3.5e9),
   "3_0b_2_16": (16, 2, 688, 3.0e9),
   "3_5b_2_8": (8, 2, 1376, 3.5e9),
@@ -34,6 +37,7 @@ LLAMA_2_7B = {
 
 
 def get_config(variant="3_5b_4_16"):
+  """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   sizes = shared.variant(variant, VARIANTS, COLUMNS)
   experts, k = sizes["model.moe.num_experts"], sizes["model.moe.router.noisy_top_k.k"]
   c = shared.paper_scale("llama_moe", LLAMA_2_7B | sizes)
@@ -41,7 +45,8 @@ def get_config(variant="3_5b_4_16"):
   c.model.moe.first, c.model.moe.every = 0, 1
   c.model.moe.routed_scale = experts / k
   c.model.moe.importance_loss = c.model.moe.load_loss = 0.01 * experts / (experts - 1)
-  shared.open_decoder(c, norm_eps=1e-5)  # LLaMA-2's; LLaMA's was 1e-6
+  # This is LLaMA-2's epsilon; LLaMA's was 1e-6.
+  shared.open_decoder(c, norm_eps=1e-5)
   shared.adamw(c, 2e-4, 100)
   shared.batch(c, sequences=3584, seq_len=4096, tokens=13_623 * 3584 * 4096)
   return shared.desk(c) if variant == "desk" else c

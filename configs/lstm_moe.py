@@ -1,19 +1,26 @@
-"""LSTM, experts, LSTM (Shazeer et al. 2017, arXiv 1701.06538), appendices C and D: Tables 7 (1B
-words) and 8 (100B).
+"""Configures LSTM, experts, LSTM (Shazeer et al. 2017, arXiv 1701.06538): Tables 7 and 8.
 
   python -m moe_jax.train --config=configs/lstm_moe.py:moe_256 --workdir=runs/lstm_moe
   python -m moe_jax.train --config=configs/lstm_moe.py:desk --workdir=runs/lstm_moe_desk
 
-`_h` are hierarchical: 2 groups of experts, 2 experts in each. The tables count without embedding
-and softmax; with one bias a gate of each LSTM all counts agree to the printed digit, MoE-143M's
-only with it. The paper's operations have the gates of the picked groups; here those of all groups
-are computed. MoE-1-Deep (four hidden layers) cannot be had. Open: the peak of the learning rate,
-how long a row is, dropout in Table 8, its vocabulary (100,000 words fit the totals); how embeddings
-begin (rows reach the first LSTM, before which there is no norm, with unit variance); Google News is
-not public, C4 stands in. Deviation: a group is what one of the paper's GPUs holds, so that devices
-route and balance their own tokens; the paper balances those of all GPUs together, as `desk` does.
-The softmax is not sampled. Table 8 has Adafactor in place of Adam without momentum and with
-factored second moments.
+Table 7 (1B words) is in the paper's appendix C, Table 8 (100B words) in its appendix D. The
+variants of Table 8 begin with `news`. Variants that end in `_h` are hierarchical: a token visits 2
+groups of experts, and 2 experts in each.
+
+The tables count parameters without embedding and softmax. With one bias for each gate of each LSTM,
+all counts agree with the paper's to the printed digit; the count of MoE-143M agrees only with this
+bias. The paper counts only the operations of the gates of the selected groups, while the gates of
+all groups are computed here. MoE-1-Deep, whose expert has four hidden layers, is not supported.
+
+Open: the peak learning rate, the length of a row, the dropout in Table 8, and its vocabulary
+(100,000 words fit the totals); how embeddings are initialised (here rows have unit variance when
+they reach the first LSTM, which has no norm before it); Google News is not public, so C4 replaces
+it.
+
+Deviation: a group contains the tokens that one of the paper's GPUs holds, so each device routes and
+balances its own tokens; the paper balances the tokens of all GPUs together, as `desk` does. The
+softmax is not sampled. Table 8 uses Adafactor instead of Adam without momentum and with factored
+second moments.
 """
 
 from configs import shared
@@ -39,7 +46,10 @@ COLUMNS = (
   "paper.note",
 )
 EMBEDDED = "4,313.9M and two matrices of 793,471 x 1024 make 5.94B"
-VARIANTS = {  # gates, width, experts, of width, groups, LSTM units, dropout, GPUs, claims
+# The columns are gates, width, experts, width of an expert, groups of experts, LSTM units, dropout,
+# GPUs, and the paper's claims (parameters without embedding and softmax, all parameters,
+# operations, note).
+VARIANTS = {
   "moe_256": ("flat", 512, 256, 1024, 0, 0, 0.1, 16, 272.9e6, 1.1e9, 8.6e6, ""),
   "moe_4": ("flat", 512, 4, 1024, 0, 0, 0.1, 16, 8.4e6, 0.8e9, 8.4e6, ""),
   "moe_32": ("flat", 512, 32, 1024, 0, 0, 0.1, 16, 37.8e6, 0.9e9, 8.4e6, ""),
@@ -102,6 +112,7 @@ VARIANTS = {  # gates, width, experts, of width, groups, LSTM units, dropout, GP
 
 
 def get_config(variant="moe_256"):
+  """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   sizes = shared.variant(variant, VARIANTS, COLUMNS)
   gates, groups, gpus = (sizes.pop(name) for name in ("gates", "groups", "gpus"))
   news = variant.startswith("news")
@@ -120,13 +131,16 @@ def get_config(variant="moe_256"):
   if variant == "desk":
     c = shared.desk(c)
     c.model.num_layers = 2
-    c.model.moe.group_size = c.train.batch_size * c.data.seq_len  # all tokens of a batch
+    # At this size all tokens of a batch are routed together.
+    c.model.moe.group_size = c.train.batch_size * c.data.seq_len
   return c
 
 
 def _training(c, news):
-  """Adam, a warm-up of 1000 steps, then 1/sqrt(step). 300,000 words a batch for ten epochs, or 2.5M
-  for one."""
+  """Sets Adam with a warm-up of 1000 steps, after which the rate falls as 1/sqrt(step).
+
+  A batch has 300,000 words for ten epochs or, if `news`, 2.5M words for one epoch.
+  """
   if news:
     shared.adafactor(c)
     shared.batch(c, sequences=19_456, seq_len=128, tokens=100e9)

@@ -1,12 +1,13 @@
-"""Mixtral (Jiang et al. 2024, arXiv 2401.04088; 8x22B: its released shape): 8 SwiGLU experts in
-each layer, top-2.
+"""Configures Mixtral (Jiang et al. 2024, arXiv 2401.04088): 8 SwiGLU experts in each layer, top-2.
 
   python -m moe_jax.train --config=configs/mixtral.py:8x7b --workdir=runs/mixtral
   python -m moe_jax.train --config=configs/mixtral.py:desk --workdir=runs/mixtral_desk
 
-Open: data, tokens, batch and learning rate are not public; OLMoE's recipe stands in, on C4. The
-vocabulary of 8x22B is 32,768 in maxtext and 32,000 in `8x22b_hf`. The released 8x7B has no sliding
-window (`model.sliding_window`).
+8x22B has its released shape, with the vocabulary of 32,768 that maxtext uses; `8x22b_hf` has
+32,000. The released 8x7B has no sliding window (`model.sliding_window`).
+
+Open: the data, the number of tokens, the batch size and the learning rate are not public, so we use
+OLMoE's recipe on C4.
 """
 
 from configs import shared
@@ -39,6 +40,7 @@ VARIANTS = {
 
 
 def get_config(variant="8x7b"):
+  """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   c = shared.paper_scale("mixtral", shared.variant(variant, VARIANTS))
   c.paper.name = "Mixtral"
   c.model.moe.first, c.model.moe.every = 0, 1

@@ -1,12 +1,14 @@
-"""OLMoE-1B-7B (Muennighoff et al. 2024, arXiv 2409.02060), the released configuration: 64 experts,
-top-8.
+"""Configures OLMoE-1B-7B (Muennighoff et al. 2024, arXiv 2409.02060) as released.
 
   python -m moe_jax.train --config=configs/olmoe.py:1b_7b --workdir=runs/olmoe
   python -m moe_jax.train --config=configs/olmoe.py:desk --workdir=runs/olmoe_desk
 
-Open: the 5e12 tokens are the learning rate's horizon; C4 stands in for OLMoE-mix; whether its runs
-had the output z-loss that OLMo 2 has (1e-5): there is none here. Deviation: weights begin with
-standard deviation 1/sqrt(fan_in) and not 0.02.
+Every layer has 64 experts, top-8.
+
+Open: the 5e12 tokens are the horizon of the learning rate schedule. C4 replaces OLMoE-mix. It is
+not known whether OLMoE's runs had the output z-loss of OLMo 2 (1e-5); there is none here.
+
+Deviation: weights are initialised with standard deviation 1/sqrt(fan_in) instead of 0.02.
 """
 
 from configs import shared
@@ -27,10 +29,12 @@ VARIANTS = {
 
 
 def get_config(variant="1b_7b"):
+  """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   c = shared.paper_scale("olmoe", shared.variant(variant, VARIANTS))
   c.paper.name = "OLMoE"
   c.model.moe.first, c.model.moe.every = 0, 1
-  shared.open_decoder(c, norm_eps=1e-5)  # also of the norms on queries and keys
+  # This is also the epsilon of the norms on queries and keys.
+  shared.open_decoder(c, norm_eps=1e-5)
   c.model.qk_norm = True
   shared.adamw(c, 4e-4, 2500)
   shared.batch(c, sequences=1024, seq_len=4096, tokens=5e12)

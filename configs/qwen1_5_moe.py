@@ -1,12 +1,13 @@
-"""Qwen1.5-MoE-A2.7B (Qwen team 2024), the released configuration: 60 routed experts, top-4, and 4
-shared ones as one.
+"""Configures Qwen1.5-MoE-A2.7B (Qwen team 2024) in its released configuration.
 
   python -m moe_jax.train --config=configs/qwen1_5_moe.py:a2_7b --workdir=runs/qwen
   python -m moe_jax.train --config=configs/qwen1_5_moe.py:desk --workdir=runs/qwen_desk
 
-Open: data, tokens, batch and learning rate are not public; OLMoE's recipe stands in, on C4. The
-paper's model began as segments of a trained Qwen-1.8B, half of them drawn anew; this one begins
-from nothing.
+Every layer has 60 routed experts, top-4, and 4 shared experts, which are computed as one.
+
+Open: the data, the number of tokens, the batch size and the learning rate are not public, so we use
+OLMoE's recipe on C4. The original model was initialised with segments of a trained Qwen-1.8B, half
+of which were drawn anew; this one is initialised randomly.
 """
 
 from configs import shared
@@ -27,6 +28,7 @@ VARIANTS = {
 
 
 def get_config(variant="a2_7b"):
+  """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   c = shared.paper_scale("qwen1_5_moe", shared.variant(variant, VARIANTS))
   c.paper.name = "Qwen1.5-MoE"
   c.model.moe.first, c.model.moe.every = 0, 1

@@ -1,20 +1,25 @@
-"""ST-MoE (Zoph et al. 2022, arXiv 2202.08906), Table 11: T5 with top-2 experts in every fourth
-layer and router z-loss.
+"""Configures ST-MoE (Zoph et al. 2022, arXiv 2202.08906), Table 11: T5 with top-2 experts.
 
   python -m moe_jax.train --config=configs/st_moe.py:32b --workdir=runs/st_moe
   python -m moe_jax.train --config=configs/st_moe.py:desk --workdir=runs/st_moe_desk
 
-The released shape: 24 layers a stack and a dense FFN before each layer with experts; `_27` reads
-Table 11 as 27 layers without. Ablations: optimizer.update_clip=0.1 (Table 4),
-model.ffn_bias=multiplicative (appendix C), model.moe.jitter. Groups are of whole rows, so that the
-decoder's are smaller: in L 456 and 2048 tokens, as in the paper. Open: all data but C4, which takes
-their place. As released, no batch-prioritised routing in the encoder. The auxiliary losses'
-weights, 0.01 and 0.001, are ambiguous by the number of layers with experts, 12 in all: the paper's
-runs were made with Mesh-TensorFlow, which adds up the losses of all layers; T5X, for which the
-released configurations are written, takes their mean, as here.
-`--config.model.moe.layer_reduce=sum` is the other reading. The output softmax's z-loss is that of
-the released configurations, see `shared.t5`. Deviation: weights begin with standard deviation
-1/sqrt(fan_in) (moe_jax/layers/init.py), not with Switch's sqrt(0.1) of that.
+Every fourth layer has experts, and the router has a z-loss. The shape is that of the released
+models: 24 layers per stack, and an extra dense FFN before each layer of experts. The variants `_27`
+read Table 11 as 27 layers without the extra FFN. Options for the paper's ablations are
+optimizer.update_clip=0.1 (Table 4), model.ffn_bias=multiplicative (appendix C) and
+model.moe.jitter.
+
+Groups consist of whole rows, so those of the decoder are smaller: in L, 456 tokens against 2048, as
+in the paper. As in the released models, the encoder has no batch-prioritised routing. The output
+softmax's z-loss is that of the released configurations, see `shared.t5`.
+
+Open: C4 replaces all other datasets. The weights of the auxiliary losses, 0.01 and 0.001, are
+ambiguous by a factor of 12, the number of layers with experts. The paper's runs were made with
+Mesh-TensorFlow, which sums the losses of all layers; T5X, for which the released configurations are
+written, takes their mean, as we do. `--config.model.moe.layer_reduce=sum` selects the sum.
+
+Deviation: weights are initialised with standard deviation 1/sqrt(fan_in)
+(moe_jax/layers/init.py) instead of Switch's sqrt(0.1) times that.
 """
 
 from configs import shared
@@ -33,7 +38,9 @@ COLUMNS = (
   "paper.note",
 )
 NAME = "the paper's 32B are what 1.25 slots a token activate (capacity factor 1.25), not top-2"
-# width, FFN, heads, of width, layers of each stack, experts, extra FFNs, rows a group, claim
+# The columns are width, width of FFNs and experts, heads, width of a head, layers of each stack,
+# experts, whether there are extra FFNs, rows per group, and the paper's claims (parameters,
+# activated parameters, note).
 VARIANTS = {
   "32b": (5120, 20_480, 64, 128, 24, 64, True, 8, 269e9, 32e9, NAME),
   "32b_27": (5120, 20_480, 64, 128, 27, 64, False, 8, 269e9, 32e9, NAME),
@@ -44,11 +51,11 @@ VARIANTS = {
 
 
 def get_config(variant="32b"):
+  """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   c = shared.paper_scale("st_moe", shared.variant(variant, VARIANTS, COLUMNS))
   c.paper.name = "ST-MoE"
-  shared.t5(
-    c, sequences=2048, steps=1_430_511 if variant.startswith("32b") else 500_000
-  )  # 2^20 tokens; 1.5T of them
+  # A batch has 2^20 tokens; the 32B models read 1.5T tokens.
+  shared.t5(c, sequences=2048, steps=1_430_511 if variant.startswith("32b") else 500_000)
   c.model.vocab_size, c.model.tied_embeddings, c.model.activation = 32_128, False, "geglu"
   c.model.moe.first, c.model.moe.every = 3, 4
   return shared.desk(c) if variant == "desk" else c

@@ -1,17 +1,28 @@
-"""Switch Transformers (Fedus et al. 2021, arXiv 2101.03961), Tables 6 to 9: T5 with top-1 experts.
+"""Configures Switch Transformers (Fedus et al. 2021, arXiv 2101.03961), Tables 6 to 9.
 
   python -m moe_jax.train --config=configs/switch.py:base_128e --workdir=runs/switch
   python -m moe_jax.train --config=configs/switch.py:desk --workdir=runs/switch_desk
 
-Experts in every other layer, and in all layers of Switch-C. Selective precision: bfloat16 with a
-float32 router. Where Table 9 and the released configurations differ: XXL has 128 experts
-(`xxl_64e`: Table 9's 64 make half the claim), large has ReLU FFNs of 4096 (`large_128e_geglu`:
-Table 9's), `c` has Table 9's 32 heads (`c_30_heads`: the released 30; the count barely moves).
-Groups are as many tokens of the encoder as in the released configurations (8192 in base), and of
-the decoder those of as many rows. Open: XXL and C are given 576B tokens like all others; the
-paper's XXL saw 503B. Inferred: the output softmax's z-loss, see `shared.t5`. Deviation: of the
-weights only the router's begin smaller (see moe_jax/layers/init.py), where the paper takes
-sqrt(0.1) of the usual standard deviation for all.
+The models are T5 with top-1 experts in every other layer, and in all layers of Switch-C. Precision
+is selective: bfloat16 with a float32 router.
+
+Table 9 and the released configurations differ in three places:
+- XXL has 128 experts here, because Table 9's 64 experts (`xxl_64e`) give half of the claimed
+  parameters.
+- Large has ReLU FFNs of width 4096; `large_128e_geglu` has Table 9's FFNs.
+- `c` has the 32 heads of Table 9; `c_30_heads` has the released 30. The parameter count hardly
+  changes.
+
+A group has as many encoder tokens as in the released configurations (8192 in base); in the decoder,
+it has the tokens of as many rows.
+
+Open: XXL and C are trained on 576B tokens like all others; the paper's XXL saw 503B.
+
+Inferred: the z-loss of the output softmax, see `shared.t5`.
+
+Deviation: only the weights of the router are initialised with a smaller scale (see
+moe_jax/layers/init.py); the paper uses sqrt(0.1) times the usual standard deviation for all
+weights.
 """
 
 from configs import shared, t5
@@ -30,8 +41,9 @@ COLUMNS = (
 )
 XXL_64 = "64 experts (Table 9) make half the claim; the released 128 make it"
 GEGLU = "Table 9's GEGLU FFN; the released ReLU of 4096 fits the claim"
-# width, FFN, heads of 64, layers of each stack, FFN, one embedding, experts, rows of 512 a group,
-# claim
+# The columns are width, width of FFNs and experts, heads of width 64, layers of each stack, kind of
+# FFN, whether embeddings are tied, experts, rows of 512 tokens per group, and the paper's claim
+# (parameters, note).
 VARIANTS = {
   "base_128e": (768, 3072, 12, 12, "relu", True, 128, 16, 7.41e9, ""),
   "base_16e": (768, 3072, 12, 12, "relu", True, 16, 16, 1.1e9, ""),
@@ -48,6 +60,7 @@ VARIANTS = {
 
 
 def get_config(variant="base_128e"):
+  """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   every_layer = {"model.moe.first": 0, "model.moe.every": 1} if variant.startswith("c") else {}
   c = t5.architecture("Switch", variant, shared.variant(variant, VARIANTS, COLUMNS) | every_layer)
   if every_layer:

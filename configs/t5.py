@@ -1,12 +1,11 @@
-"""T5 (Raffel et al. 2020) as Switch's Table 9 has it: the dense models that configs/switch.py is
-measured against.
+"""Configures T5 (Raffel et al. 2020) as in Switch's Table 9, the baselines of configs/switch.py.
 
   python -m moe_jax.train --config=configs/t5.py:base --workdir=runs/t5
   python -m moe_jax.train --config=configs/t5.py:desk --workdir=runs/t5_desk  # minutes on a CPU
 
-Base and large have the ReLU FFNs whose counts fit the paper's; Table 9 prints GEGLU of 2816 for
-large (`large_geglu`). Training is Switch's, so that curves compare: 2^20 tokens a batch, 550,000
-steps.
+These models are dense. Base and large have ReLU FFNs, whose parameter counts fit the paper's. For
+large, Table 9 prints GEGLU FFNs of width 2816 (`large_geglu`). Training is Switch's, so that loss
+curves can be compared: 2^20 tokens per batch and 550,000 steps.
 """
 
 from configs import shared
@@ -21,7 +20,9 @@ COLUMNS = (
   "paper.parameters",
   "paper.note",
 )
-VARIANTS = {  # width, FFN, heads of 64, layers of each stack, FFN, one embedding, claim
+# The columns are width, width of FFNs, heads of width 64, layers of each stack, kind of FFN,
+# whether embeddings are tied, and the paper's claim (parameters, note).
+VARIANTS = {
   "base": (768, 3072, 12, 12, "relu", True, 223e6, ""),
   "large": (1024, 4096, 16, 24, "relu", True, 739e6, ""),
   "large_geglu": (
@@ -39,13 +40,20 @@ VARIANTS = {  # width, FFN, heads of 64, layers of each stack, FFN, one embeddin
 
 
 def get_config(variant="base"):
+  """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   return architecture(
     "T5", variant, shared.variant(variant, VARIANTS, COLUMNS) | {"model.moe.num_experts": 0}
   )
 
 
 def architecture(name, variant, sizes):
-  """An encoder-decoder of T5 with Switch's routing and training; `desk` where the variant is."""
+  """Returns the config of a T5 encoder-decoder with Switch's routing and training.
+
+  Args:
+    name: The paper's name for the model.
+    variant: The variant's name. "desk" shrinks the model.
+    sizes: The sizes of the variant, from dotted keys to values.
+  """
   c = shared.paper_scale(
     "switch",
     {"model.head_dim": 64, "model.vocab_size": 32_128, "model.moe.first": 1, "model.moe.every": 2}

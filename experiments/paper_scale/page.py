@@ -1,4 +1,4 @@
-"""docs/paper_scale.md, from the lines of results.jsonl."""
+"""Writes docs/paper_scale.md from the lines of results.jsonl."""
 
 from __future__ import annotations
 
@@ -14,47 +14,44 @@ from moe_jax.dryrun.page import text
 FILE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "paper_scale.md"
 HEAD = """# The papers' models on machines of the papers' size
 
-Each row is a config's real training step (forward, backward, optimizer), compiled by the machine's
-  own compiler from
-shapes alone by `python -m moe_jax.dryrun`, on a host without accelerators. **All of it is a
-  compiler estimate, not
-measured**: no step was run. `make paper-scale` makes this page; `moe_jax/dryrun/machine/meshes.py`
-  has the meshes, and
-a dry run takes its mesh from there where the command says none.
+Each row is the real training step of a config (forward, backward, optimizer), compiled by the
+machine's own compiler. `python -m moe_jax.dryrun` compiles it from shapes alone, on a host without
+accelerators. **All numbers are compiler estimates, not measurements**: no step was run.
+`make paper-scale` generates this page. The meshes are in `moe_jax/dryrun/machine/meshes.py`, which
+is also where a dry run takes its mesh from if its command does not name one.
 
-- *GiB*: peak of a device, of what the compiler says there is, and what arithmetic on shapes expects
-  of weights,
-  gradients, optimizer state and saved activations. Fast compiles come out some 10% lower than full
-    ones; a row counts
-  as fitting with room where it is at most 80% full.
-- *sent*: bytes that a device puts on the wire a step, all collectives, loops multiplied out.
-- *roofline*: seconds that each resource needs alone; the largest binds, and nothing overlaps worse
-  than that.
-- *MFU*: FLOPs that the model needs, of what the chips could do in the time of what binds.
-- *days*: for all steps of the config.
-- *dry run*: wall clock and CPU seconds of the whole command, and its memory; rows shared two cores
-  with other work.
-- Programs with dropless experts (Mixtral, DBRX, DeepSeekMoE) have static shapes, and so room for
-  the worst case, in
-  which all tokens visit the same device: their FLOPs, memory traffic, bytes and days are upper
-    bounds. With one row of
-  32,768 tokens a device such buffers need 245 GiB (Mixtral on v5p) to 293 GiB (on H100s): Mixtral
-    and DBRX have the
-  same 4M tokens a step in rows of 4,096 here, in four microbatches. Their balance loss is over the
-    whole batch,
-  which takes another forward pass over the microbatches (`training/accumulate.py`).
+- *GiB*: the peak memory of a device, out of the memory that the compiler reports as available, and
+  the amount that arithmetic on shapes predicts for weights, gradients, optimizer state and saved
+  activations. Fast compiles report about 10% less than full ones; a row counts as fitting with room
+  to spare if it uses at most 80% of the memory.
+- *sent*: bytes that a device sends in one step, summed over all collectives and all iterations of
+  loops.
+- *seconds for matmuls / memory / networks* (the roofline): the time that each resource would need
+  by itself. The largest of them binds: no overlap can make the step faster than that.
+- *MFU*: the FLOPs that the model needs, as a share of what the chips could do in the time of the
+  resource that binds.
+- *days*: the time for all training steps of the config.
+- *dry run*: wall-clock and CPU seconds of the whole command, and its memory. The runs shared two
+  cores with other work.
+- Programs with dropless experts (Mixtral, DBRX, DeepSeekMoE) have static shapes and therefore
+  reserve room for the worst case, in which all tokens visit the same device. Their FLOPs, memory
+  traffic, bytes and days are upper bounds. With one row of 32,768 tokens per device, such buffers
+  need 245 GiB (Mixtral on v5p) to 293 GiB (on H100s). Mixtral and DBRX therefore have the same 4M
+  tokens per step in rows of 4,096 here, in four microbatches. Their balance loss is taken over the
+  whole batch, which requires another forward pass over the microbatches
+  (`training/accumulate.py`).
 """
 TABLE = (
   "model",
   "machine, mesh",
-  "GiB a device, by arithmetic",
+  "GiB per device, by arithmetic",
   "sent",
-  "matmuls / memory / networks, s",
+  "seconds for matmuls / memory / networks",
   "binds",
-  "tokens a second",
+  "tokens per second",
   "MFU",
   "days",
-  "paper measured",
+  "measured in the paper",
   "dry run",
 )
 
@@ -145,13 +142,12 @@ def _reasons(lines: Mapping[str, Mapping[str, Any]]) -> list[str]:
   return ["", "Why not:", "", *found] if found else []
 
 
-EXCHANGES = """The same models, mesh and batch with each kind of expert parallelism: bytes of
-  all-to-alls on the wire, a
-device and step, beside the formula (`accounts.exchange_bytes`: rows out and back, forward, backward
-  and recomputed),
-and everything that is sent. `einsum` leaves the exchange to GSPMD, `all_to_all` writes it down,
-  `ragged_all_to_all`
-sends only filled rows, of which a program shows the static bound.
+EXCHANGES = """This table shows the same models, meshes and batches with each kind of expert
+parallelism. It compares the bytes that the all-to-alls of one device send in one step with the
+formula (`accounts.exchange_bytes`: rows out and back in the forward pass, the backward pass and the
+recomputation), and shows all bytes that are sent. `einsum` leaves the exchange to GSPMD,
+`all_to_all` writes it out, and `ragged_all_to_all` sends only filled rows, for which a program
+shows the static bound.
 """
 COLUMNS = (
   "model",
@@ -159,10 +155,10 @@ COLUMNS = (
   "all-to-alls",
   "formula",
   "ratio",
-  "all that is sent",
-  "GiB a device",
-  "matmuls, s",
-  "networks, s",
+  "all bytes sent",
+  "GiB per device",
+  "seconds for matmuls",
+  "seconds for networks",
 )
 
 
@@ -198,5 +194,6 @@ def _versions(lines: Mapping[str, Mapping[str, Any]]) -> str:
   modes = sorted({line["mode"] for line in lines.values() if "mode" in line})
   words = ", ".join(f"{name} {version}" for name, version in known[0].items()) if known else ""
   return (
-    f"Compiled in {' and '.join(modes)} mode (GPUs' compiler has one only) on 2 CPU cores; {words}."
+    f"Compiled in {' and '.join(modes)} mode (the GPU compiler has only one mode) on 2 CPU cores; "
+    f"{words}."
   )
