@@ -1,0 +1,42 @@
+"""Which parts a layer of a Transformer is given; what it does with them is in stack_test.py."""
+
+import functools
+
+import pytest
+from flax import linen as nn
+
+from moe_jax.models.transformer import transformer_block
+
+pytestmark = pytest.mark.unit
+
+
+class Part(nn.Module):
+  what: str
+
+
+def parts(has_experts, remat="none", **options):
+  """The names of the parts of a layer."""
+  make = {
+    name: functools.partial(Part, name) for name in ("attention", "dense", "moe", "norm", "cross")
+  }
+  block = transformer_block(has_experts, False, remat=remat, **make | options)
+  fields = {
+    name: part and part().what
+    for name, part in block.keywords.items()
+    if name not in ("dropout", "norm")
+  }
+  return block.func.__name__, fields
+
+
+def test_experts_take_the_place_of_the_dense_ffn():
+  # Catches: experts in every layer or in none; an extra FFN in layers without experts.
+  dense = {"attention": "attention", "cross": "cross", "ffn": "dense", "extra": None}
+  assert parts(False, extra_ffn=True) == ("Block", dense)
+  assert parts(True) == ("Block", dense | {"ffn": "moe"})
+  assert parts(True, extra_ffn=True) == ("Block", dense | {"ffn": "moe", "extra": "dense"})
+  assert parts(False, cross=None) == ("Block", dense | {"cross": None})
+
+
+def test_remat_wraps_the_block():
+  # Catches: `remat` that is not read.
+  assert parts(True, remat="full")[0] != "Block"
