@@ -452,8 +452,8 @@ def test_new_values_do_not_recompile(dispatcher):
 
 @each_dispatcher
 def test_permuted_tokens_give_permuted_results(dispatcher):
-  # Without dropping, only the set of tokens matters. Catches dispatch that depends on positions, and
-  # results that are brought back into order by the wrong map.
+  # Without dropping, only the set of tokens matters. Catches dispatch that depends on positions,
+  # and results that are brought back into order by the wrong map.
   logits, x, d_y = _inputs()
   order = np.random.default_rng(0).permutation(S)
   for name, options in (("top_k", TOP_2), ("expert_choice", {"capacity_factor": 2.0})):
@@ -602,9 +602,9 @@ def test_degenerate_sizes_with_ties(tokens, experts, k, capacity, dispatcher):
 
 @each_dispatcher
 def test_a_gate_of_zero_keeps_its_slot_and_its_gradient(dispatcher):
-  # All tokens choose expert 0, which has two slots, and token 0's gate has underflowed to 0. Token 0
-  # still keeps its slot, and its gate still gets gradient; token 2 gets no slot. Catches `dispatch =
-  # combine > 0`, as in Mesh-TensorFlow.
+  # All tokens choose expert 0, which has two slots, and token 0's gate has underflowed to 0. Token
+  # 0 still keeps its slot, and its gate still gets gradient; token 2 gets no slot. Catches
+  # `dispatch = combine > 0`, as in Mesh-TensorFlow.
   logits, x, d_y = _inputs()
   plan = _route("top_k", {"k": 1, "gate_norm": "none", "priority": "choice"}, logits)
   plan = plan.replace(
