@@ -118,7 +118,10 @@ def _cyclic(k, sharp=4.0):
 
 
 def _collapsed(k):
-  """Returns logits and a plan in which all tokens choose experts 0 to K - 1, and P is on expert 0."""
+  """Returns logits and a plan that are collapsed.
+
+  All tokens choose experts 0 to K - 1, and P is on expert 0 alone.
+  """
   logits = -200.0 * jnp.tile(jnp.arange(E, dtype=jnp.float32), (S, 1))
   return logits, _plan(logits, k)
 
