@@ -170,6 +170,7 @@ class Experts:
     return jax.lax.ragged_dot(self._hidden_units(pre, bias), w["down"], group_sizes)
 
   def _hidden_units(self, pre: dict[str, Any], bias: Array | None) -> Array:
+    """Returns the inputs of `down`, given pre-activations and a bias of matching shape."""
     return add_bias(self.ffn_bias, activate(self.activation, pre), bias)
 
 

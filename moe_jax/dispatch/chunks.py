@@ -51,8 +51,7 @@ def _forward(x, gate, experts, routes, layout):
       lambda saved, p: _put(saved, p, start), saved_pre, pre
     )
 
-  # The pre-activations of one row of one expert, as shapes only.
-
+  # The shapes of the weights of one expert and of its pre-activations of one row.
   w = jax.eval_shape(lambda weights: jax.tree.map(lambda leaf: leaf[0], weights), experts.weights)
   pre = jax.eval_shape(
     lambda w, row: jax.tree.map(lambda p: p[0], experts.hidden(w, row)), w, x[:1]

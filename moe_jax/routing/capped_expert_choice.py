@@ -187,12 +187,16 @@ def _among(
 
 
 def _capacity(num_tokens: int, num_experts: int, capacity_factor: float) -> int:
-  return slots("capped_expert_choice", capacity_factor, num_tokens, num_experts, "experts a token")
+  """Returns the number of slots per expert, C."""
+  return slots(
+    "capped_expert_choice", capacity_factor, num_tokens, num_experts, "experts per token"
+  )
 
 
 def _check(num_tokens, num_experts, capacity_factor, max_experts, entropy, iterations):
+  """Raises ConfigError unless the options are in range and the slots can be filled."""
   name = "capped_expert_choice"
-  check(name, "max_experts", max_experts, max_experts >= 1, "at least 1 expert a token")
+  check(name, "max_experts", max_experts, max_experts >= 1, "at least 1 expert per token")
   check(name, "entropy", entropy, entropy > 0, "> 0; the paper's is 0.001")
   check(name, "iterations", iterations, iterations >= 1, "at least 1 sweep")
   slots = num_experts * _capacity(num_tokens, num_experts, capacity_factor)

@@ -78,9 +78,11 @@ def device_limited(
 
 
 def _gather(values: Float[Array, "S E"], expert):
+  """Returns the value of each chosen expert."""
   return jnp.take_along_axis(values, expert, axis=-1)
 
 
+# Each function returns the gates [S, K] of the chosen experts.
 _GATE_NORMS = {
   "none": lambda logits, probs, expert: _gather(probs, expert),
   # The softmax of the chosen logits equals s_i / sum_{j in T} s_j. It avoids the division by a sum

@@ -42,7 +42,7 @@ def expert_choice(
     ConfigError: If capacity_factor <= 0.
   """
   num_tokens, num_experts = logits.shape
-  capacity = slots("expert_choice", capacity_factor, num_tokens, num_experts, "experts a token")
+  capacity = slots("expert_choice", capacity_factor, num_tokens, num_experts, "experts per token")
   # Experts rank tokens by the logarithms of the scores, because the scores may underflow.
   log_scores = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1).T  # [E, S]
   valid = jnp.ones(num_tokens, bool) if context.valid is None else context.valid

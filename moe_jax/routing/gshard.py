@@ -92,6 +92,7 @@ def gshard(
   return token_choice(expert, jnp.where(kept, gate, 0.0), context, num_experts, priority="choice")
 
 
+# GShard has one more policy, with which it is top-1.
 _POLICIES = {**POLICIES, "none": lambda gate, threshold, context: jnp.zeros(gate.shape, bool)}
 
 

@@ -130,6 +130,7 @@ def load(
 
 
 def _check(num_experts: int, groups: int, primary_k: int, k: int) -> None:
+  """Raises ConfigError unless the numbers of groups and experts are in range."""
   check(
     "hierarchical",
     "groups",

@@ -247,10 +247,12 @@ def squared_variation(x: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def _probs(logits):
+  """Returns the softmax of the logits in float32."""
   return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
 
 def _sigmoid_shares(logits):
+  """Returns the sigmoids of the logits, divided by their sum over experts, in float32."""
   # The softmax of log s_i equals s_i / sum_j s_j. It avoids the division by a sum that may
   # underflow.
   return jax.nn.softmax(jax.nn.log_sigmoid(logits.astype(jnp.float32)), axis=-1)
@@ -261,6 +263,7 @@ SCORES = {"softmax": _probs, "sigmoid": _sigmoid_shares}
 
 
 def _weights(logits, valid):
+  """Returns the weight of each token, which is 1 for real tokens and 0 for padding."""
   return jnp.ones(logits.shape[0]) if valid is None else valid.astype(jnp.float32)
 
 

@@ -85,8 +85,10 @@ def _log_joint(gate, outputs, target):
 
 
 def _squared_distance(outputs, target):
+  """Returns |d - o_i|^2 of each expert."""
   return jnp.sum(jnp.square(target[..., None, :] - outputs), axis=-1)
 
 
 def _float32(*arrays):
+  """Casts all arrays to float32."""
   return tuple(array.astype(jnp.float32) for array in arrays)

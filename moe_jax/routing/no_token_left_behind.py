@@ -58,7 +58,7 @@ def no_token_left_behind(
     "no_token_left_behind", "choices", choices, choices >= 1, "at least 1 expert that a token asks"
   )
   capacity = slots(
-    "no_token_left_behind", capacity_factor, num_tokens, num_experts, "slots a token"
+    "no_token_left_behind", capacity_factor, num_tokens, num_experts, "slots per token"
   )
   logits = logits.astype(jnp.float32)
   # The experts of each token, best first, [S, choices].

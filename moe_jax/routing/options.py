@@ -46,7 +46,7 @@ def slots(
   Raises:
     ConfigError: If the factor is not positive and finite.
   """
-  check(router, field, factor, 0 < factor < math.inf, f"> 0 {unit}, and finite")
+  check(router, field, factor, 0 < factor < math.inf, f"> 0 and finite, in {unit}")
   return min(max(round(exact(factor) * tokens / experts), 1), tokens)
 
 

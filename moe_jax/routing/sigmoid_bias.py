@@ -81,7 +81,7 @@ def sigmoid_bias(
   return token_choice(expert, gate, context, num_experts, priority=priority, score=first)
 
 
-# Functions of log s [S, K] of the chosen experts.
+# Each function returns the gates [S, K], given log s of the chosen experts.
 _GATE_NORMS = {
   "none": jnp.exp,
   # The softmax of log s_i equals s_i / sum_{j in T} s_j. It avoids the division by a sum that may

@@ -107,7 +107,7 @@ def _batchwise(log_probs, valid, k):
   Tokens are ranked by the logarithm of G_sigma, which does not underflow.
   """
   num_tokens, num_experts = log_probs.shape
-  m = slots("strictly_balanced", k, num_tokens, num_experts, "experts a token", field="k")
+  m = slots("strictly_balanced", k, num_tokens, num_experts, "experts per token", field="k")
   valid = jnp.ones(num_tokens, bool) if valid is None else valid
   _, token = jax.lax.top_k(jax.lax.stop_gradient(jnp.where(valid, log_probs.T, -jnp.inf)), m)
   mask = (

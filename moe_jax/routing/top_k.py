@@ -70,9 +70,11 @@ def top_k(
 
 
 def _gather(values: Float[Array, "S E"], expert: Int[Array, "S K"]) -> Float[Array, "S K"]:
+  """Returns the value of each chosen expert."""
   return jnp.take_along_axis(values, expert, axis=-1)
 
 
+# Each function returns the gates [S, K] of the chosen experts.
 _GATE_NORMS = {
   "none": lambda logits, probs, expert: _gather(probs, expert),
   # The softmax of the chosen logits equals p_i / sum_{j in T} p_j. It avoids the division by a sum
