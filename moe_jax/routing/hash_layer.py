@@ -20,7 +20,7 @@ def hash_layer(
 
   Nothing is learned.
 
-  Paper: Hash layers (Roller et al. 2021, arXiv 2106.04426) Sec. 3. The method "modulo" is from
+  Paper: Hash layers (Roller et al. 2021, arXiv 2106.04426) Sec. 3; the method "modulo" is that of
   Expert Choice (arXiv 2202.09368).
 
       y_t = E_{hash(id_t)}(x_t),  hash: vocabulary -> {0, ..., E - 1}

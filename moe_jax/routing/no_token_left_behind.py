@@ -25,10 +25,9 @@ def no_token_left_behind(
   Paper: Switch (arXiv 2101.03961) appendix B, "No-Token-Left-Behind".
 
       p = softmax(logits),  C = capacity_factor * S / E
-      round 1: tokens, in order of position, ask their most probable expert, which serves them while
-               it has one of its C slots free
-      round i: tokens not yet served, in order of position, ask their i-th most probable expert in
-               the same way
+      round 1: tokens, in order of position, ask their most probable expert
+               each expert serves the tokens that ask it while it has one of its C slots free
+      round i: tokens not yet served ask their i-th most probable expert in the same way
       y = p_e(x) E_e(x),  where e is the expert that serves the token
 
   The paper repeats the rounds. `choices` is Mesh-TensorFlow's `ntlb_top_k`, whose value is 4. If

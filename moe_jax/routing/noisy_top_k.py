@@ -30,8 +30,8 @@ def noisy_top_k(
   LLaMA-MoE (arXiv 2406.16554), with noise_floor 0.01.
 
       H(x)_i = (x W_g)_i + eps_i (softplus((x W_noise)_i) + noise_floor),  eps_i ~ N(0, 1)
-      G(x) = softmax(KeepTopK(H(x), k)),  KeepTopK(v, k)_i = v_i if v_i is among the k largest of v,
-                                          else -inf
+      G(x) = softmax(KeepTopK(H(x), k))
+      KeepTopK(v, k)_i = v_i if v_i is among the k largest of v, else -inf
 
   Here x W_g is `logits` and softplus(x W_noise) is `context.noise_std`. The gates contain the
   noise, so that both the logits and the noise's standard deviation get gradient. Without a key, or

@@ -19,8 +19,7 @@ def random_choice(
 
   A learned router should be better than this one, which ignores the logits.
 
-  Paper: there is no equation in a paper, but THOR (arXiv 2110.04260) selects experts at random,
-  too.
+  Paper: none has this equation; THOR (arXiv 2110.04260) also selects experts at random.
 
       u_e ~ U[0, 1) for each expert e,  T = TopK(u),  y = 1/K sum_{i in T} E_i(x)
 

@@ -22,9 +22,9 @@ def strictly_balanced(
   Paper: Outrageously Large Neural Networks (Shazeer et al. 2017, arXiv 1701.06538) appendix F.
 
       G(x)_i = G_sigma(x)_i M_i / sum_j G_sigma(x)_j M_j,  G_sigma(x) = softmax(x W_g)
-      training: M_batchwise(X, m)_{x,i} = 1 if G_sigma(x)_i is among the m largest of expert i,
-                else 0,  m = k|X|/n
-      else:     M_threshold(x, T)_i = 1 if G_sigma(x)_i > T_i, else 0
+      training:  M_batchwise(X, m)_{x,i} = 1 if G_sigma(x)_i is among expert i's m largest, else 0
+                 m = k|X|/n
+      otherwise: M_threshold(x, T)_i = 1 if G_sigma(x)_i > T_i, else 0
 
   The paper's X and n are the group's S rows and E here. T is `context.threshold`, which
   `threshold_loss` trains. The gates are computed as the softmax of the logits of a token's experts,
