@@ -239,8 +239,8 @@ def squared_variation(x: Float[Array, "..."]) -> Float[Array, ""]:
 
   If all x are 0, it is 0 with zero gradient.
   """
-  # CV^2 is invariant to a common factor. Dividing by the mean first prevents that the square of a
-  # small mean underflows.
+  # CV^2 is invariant to a common factor. Dividing by the mean first keeps the square of a small
+  # mean from underflowing.
   mean = jax.lax.stop_gradient(jnp.mean(x))
   x = x / jnp.where(mean > 0, mean, 1.0)
   return jnp.var(x) / jnp.square(jnp.where(mean > 0, jnp.mean(x), 1.0))
