@@ -1,5 +1,7 @@
-"""What is computed: experts' weights as a pytree, applied to equal buffers, one expert's rows or
-ragged groups."""
+"""Feed-forward experts, whose weights are a pytree.
+
+They can be applied to buffers of equal size, to the rows of one expert or to ragged groups.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-# Elementwise functions by name. The gated ones (arXiv 2002.05202) apply theirs to a second product,
-# which multiplies the first.
+# Elementwise functions by name. The gated ones (arXiv 2002.05202) are applied to the product with a
+# second matrix, and the result multiplies the product with the first.
 ACTIVATIONS = {
   "gelu": jax.nn.gelu,
   "relu": jax.nn.relu,
@@ -24,8 +26,8 @@ ACTIVATIONS = {
 }
 _GATED = frozenset({"reglu", "geglu", "swiglu"})
 
-# How a learned vector may change hidden units, and what it begins as: with no effect (ST-MoE,
-# appendix C).
+# The operations by which a learned vector may change hidden units, and the initial value of the
+# vector, with which it has no effect (ST-MoE, appendix C).
 FFN_BIASES: Mapping[str, Any] = {
   "none": None,
   "additive": (operator.add, 0.0),
@@ -42,47 +44,61 @@ AXES: Mapping[str, tuple[str, ...]] = {
 
 
 def is_gated(activation: str) -> bool:
-  """Whether the FFN has a third matrix, whose product passes the nonlinearity and multiplies the
-  other's."""
+  """Returns whether the FFN is gated.
+
+  A gated FFN has a third matrix. The nonlinearity is applied to the product with this matrix, and
+  the result multiplies the product with the first matrix.
+  """
   return activation in _GATED
 
 
 def activate(activation: str, pre: dict[str, Any]) -> Array:
-  """Hidden units from pre-activations: f(up), or f(gate) * up for gated activations. GELU is the
-  tanh form.
+  """Returns the hidden units, f(up), or f(gate) * up for gated activations.
+
+  GELU is computed in its tanh form.
 
   Args:
-    activation: a key of `ACTIVATIONS`.
-    pre: {"up": [..., F]} and, for gated activations, {"gate": [..., F]}.
+    activation: A key of `ACTIVATIONS`.
+    pre: The pre-activations, {"up": [..., F]} and, for gated activations, also {"gate": [..., F]}.
   """
   function = ACTIVATIONS[activation]
   return function(pre["gate"]) * pre["up"] if is_gated(activation) else function(pre["up"])
 
 
 def add_bias(ffn_bias: str, hidden: Array, bias: Array | None) -> Array:
-  """hidden + bias or hidden * bias: what comes between activation and output projection (ST-MoE,
-  appendix C).
+  """Returns hidden + bias, hidden * bias or hidden, depending on `ffn_bias`.
+
+  The operation comes between the activation and the output projection (ST-MoE, appendix C).
 
   Args:
-    ffn_bias: a key of `FFN_BIASES`.
-    hidden: [..., F].
-    bias: [F], or of any shape that multiplies `hidden`; not read for "none".
+    ffn_bias: A key of `FFN_BIASES`.
+    hidden: The hidden units, [..., F].
+    bias: A vector of shape [F], or an array that broadcasts with `hidden`. It is not read for
+      "none".
   """
   return (
     hidden if ffn_bias == "none" else FFN_BIASES[ffn_bias][0](hidden, bias.astype(hidden.dtype))
   )
 
 
-# JAX rebuilds pytrees with placeholder leaves, which no shape check survives.
+# JAX rebuilds pytrees with placeholder leaves that are not arrays, so the checks of shapes at run
+# time are switched off for this class.
 @typing.no_type_check
 @struct.dataclass
 class Experts:
-  """E feed-forward networks: down(f(up x)), or down(f(gate x) * up x) if gated; `hidden_bias` acts
-  on what `down` gets.
+  """E feed-forward networks, down(f(up x)), or down(f(gate x) * up x) if they are gated.
 
-  Weights are cast to the dtype of the rows they are applied to; their gradients come back in their
-  own dtype. `gate` is present if and only if `is_gated(activation)`, `hidden_bias` if and only if
-  `ffn_bias` is not "none".
+  Weights are cast to the dtype of the rows that they are applied to. Their gradients have the dtype
+  of the weights.
+
+  Attributes:
+    up: The input matrices.
+    down: The output matrices.
+    gate: The matrices of the gates. They are present if and only if `is_gated(activation)`.
+    activation: A key of `ACTIVATIONS`.
+    hidden_bias: A vector per expert that is added to or multiplied with the hidden units before
+      `down`. It is present if and only if `ffn_bias` is not "none".
+    ffn_bias: A key of `FFN_BIASES`, the operation of `hidden_bias`.
   """
 
   up: Float[Array, "E D F"]
@@ -94,41 +110,55 @@ class Experts:
 
   @property
   def num_experts(self) -> int:
+    """The number of experts, E."""
     return self.up.shape[0]
 
   @property
   def weights(self) -> dict[str, Array]:
-    """All weights, by name; every leaf has leading axis E."""
+    """All weights by name. Every leaf has a leading axis E."""
     gate = {"gate": self.gate} if is_gated(self.activation) else {}
     bias = {} if self.ffn_bias == "none" else {"hidden_bias": self.hidden_bias}
     return {"up": self.up, "down": self.down} | gate | bias
 
   @property
   def axes(self) -> Experts:
-    """The same pytree with each weight's logical axes in its place."""
+    """This pytree with the logical axes of each weight in its place."""
     return self.replace(**{name: AXES[name] for name in self.weights})
 
   def buffers(self, x: Float[Array, "E N D"]) -> Float[Array, "E N D"]:
-    """All experts on buffers of equal size: expert e on x[e]."""
+    """Applies expert e to the rows x[e], which are buffers of equal size."""
     w = self.weights
     pre = {name: jnp.einsum("end,edf->enf", x, w[name].astype(x.dtype)) for name in _inward(w)}
     bias = None if self.hidden_bias is None else self.hidden_bias[:, None]
     return jnp.einsum("enf,efd->end", self._hidden_units(pre, bias), w["down"].astype(x.dtype))
 
   def hidden(self, w: dict[str, Any], rows: Float[Array, "N D"]) -> dict[str, Any]:
-    """Pre-activations [N, F] of one expert, whose slice of `weights` is `w`: what a backward pass
-    has to keep."""
+    """Returns the pre-activations [N, F] of one expert, which a backward pass must keep.
+
+    Args:
+      w: The slice of `weights` of the expert.
+      rows: The inputs of the expert.
+    """
     return {name: rows @ w[name].astype(rows.dtype) for name in _inward(w)}
 
   def output(self, w: dict[str, Any], pre: dict[str, Any]) -> Float[Array, "N D"]:
-    """The rest of one expert, from the pre-activations that `hidden` returned."""
+    """Returns the output of one expert, given the pre-activations that `hidden` returned.
+
+    Args:
+      w: The slice of `weights` of the expert.
+      pre: The pre-activations.
+    """
     return self._hidden_units(pre, w.get("hidden_bias")) @ w["down"].astype(pre["up"].dtype)
 
   def ragged(self, rows: Float[Array, "N D"], group_sizes: Int[Array, "E"]) -> Float[Array, "N D"]:
-    """All experts on rows sorted by expert, `group_sizes[e]` for expert e, by `jax.lax.ragged_dot`.
+    """Applies the experts to rows that are sorted by expert, with `jax.lax.ragged_dot`.
 
-    What rows after the last group become is undefined. A grouped kernel on GPU and TPU; XLA's CPU
-    lowering multiplies every row with every expert (E times the FLOPs).
+    This is a grouped kernel on GPUs and TPUs. XLA's lowering for CPUs multiplies every row with
+    every expert, which takes E times the FLOPs.
+
+    Args:
+      rows: The rows, sorted by expert. The results for rows after the last group are undefined.
+      group_sizes: The number of rows of each expert.
     """
     w = jax.tree.map(lambda leaf: leaf.astype(rows.dtype), self.weights)
     pre = {name: jax.lax.ragged_dot(rows, w[name], group_sizes) for name in _inward(w)}
@@ -140,9 +170,10 @@ class Experts:
     return jax.lax.ragged_dot(self._hidden_units(pre, bias), w["down"], group_sizes)
 
   def _hidden_units(self, pre: dict[str, Any], bias: Array | None) -> Array:
+    """Returns the inputs of `down`, given pre-activations and a bias of matching shape."""
     return add_bias(self.ffn_bias, activate(self.activation, pre), bias)
 
 
 def _inward(weights: dict[str, Any]) -> list[str]:
-  """The weights that make pre-activations, in the order of `weights`."""
+  """Returns the names of the weights that produce pre-activations, in the order of `weights`."""
   return [name for name in weights if name in ("up", "gate")]

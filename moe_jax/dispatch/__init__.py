@@ -1,23 +1,26 @@
-"""How tokens travel: one strategy a file, all equal in value and gradient.
+"""Dispatchers, which move tokens to their experts and combine the results.
 
-A dispatcher is `f(plan, x, experts, capacity, platform, *, options) -> y`, over G groups at once:
-plan of [G, A] arrays, x and y [G, S, D]. It serves, for each expert, the first `capacity`
-assignments that name it (None: all).
+Each dispatcher is a strategy in a file of its own. All of them have the same values and gradients.
 
-On one device: `grouped`, or `scatter` with a capacity factor. On a mesh every dispatcher works, and
-the axis "expert" splits tokens and experts; what a device of `expert` sends a layer and pass, for
-its T tokens of K assignments each:
+A dispatcher is a function `f(plan, x, experts, capacity, platform, *, options) -> y` of G groups
+together. The plan has [G, A] arrays, and x and y have shape [G, S, D]. In each group it serves, for
+each expert, the first `capacity` assignments that name it, or all of them if `capacity` is None.
 
-    all_to_all         2 f T D        f = E C / S: with a capacity factor
-    ragged_all_to_all  2 K T D        dropless, large E; padded to a static worst case where XLA has
-                                      no ragged one
-    all_gather         2 expert T D   dropless, K not far below the size of the axis, or a very
-                                      uneven load
-    grouped            3 E D F        dropless, few experts and many tokens: weights travel, tokens
-                                      do not
-    einsum             2 f T D        as all_to_all, but by GSPMD's choice
-    scatter            2 f T D        likewise on CPUs; on TPUs the backward pass sends 4 f T D, see
-                                      `scatter`
+On one device, use `grouped`, or `scatter` with a capacity factor. On a mesh every dispatcher works,
+and the axis "expert" splits tokens and experts. For each dispatcher, the table shows how many
+numbers a device sends per layer and pass for its T tokens with K assignments each, and when to use
+it. In the table, expert is the size of the axis "expert".
+
+    all_to_all         2 f T D        With a capacity factor, f = E C / S.
+    ragged_all_to_all  2 K T D        Dropless with large E. Rows are padded to a static worst case
+                                      if XLA has no ragged all-to-all.
+    all_gather         2 expert T D   Dropless with K not far below the size of the axis, or with a
+                                      very uneven load.
+    grouped            3 E D F        Dropless with few experts and many tokens. The weights travel
+                                      and the tokens do not.
+    einsum             2 f T D        As all_to_all, but GSPMD chooses the communication.
+    scatter            2 f T D        As einsum. On TPUs the backward pass sends 4 f T D, see
+                                      `scatter`.
 """
 
 from moe_jax.dispatch.all_gather import all_gather

@@ -1,5 +1,4 @@
-"""Experts on other devices, all tokens to all of them: nobody sorts before sending (the "ring" of
-JAX's MoE codes)."""
+"""Dispatch that sends all tokens to all devices with experts (the "ring" of JAX's MoE codes)."""
 
 from __future__ import annotations
 
@@ -21,29 +20,29 @@ def all_gather(
   capacity: int | None,
   platform: str,
 ) -> Float[Array, "G S D"]:
-  """Each device gets the tokens and plans of all along the axis "expert", runs its own experts, and
-  returns the sums.
+  """Gathers all tokens along the axis "expert", runs each device's experts and reduce-scatters.
 
-  Receives, forward, (expert - 1) * T D of a device's T tokens in x's dtype, and as many float32
-  sums on the way back (a reduce-scatter); backward the same the other way round. It depends on
-  neither K nor the load: less than `ragged_all_to_all` where K comes near the number of devices,
-  and the choice where assignments are very uneven. The rows are computed as `grouped` does, and
-  dropless is free. See `over_mesh` for the other axes; without a mesh, or with expert=1, it is
-  `grouped`.
+  In the forward pass, a device with T tokens receives (expert - 1) * T D numbers in the dtype of x,
+  and as many float32 sums on the way back, where "expert" is the size of the axis. The backward
+  pass sends the same in the opposite direction. The communication depends neither on K nor on the
+  load. It is less than that of `ragged_all_to_all` if K is close to the number of devices, and this
+  dispatcher is the best choice if the load is very uneven. Rows are computed as in `grouped`, so
+  that dropless routing has no extra cost. See `over_mesh` for the other mesh axes. Without a mesh,
+  or with expert=1, this is `grouped`.
 
   Args:
-    plan: of G groups, [G, A] arrays; overflow included.
-    x: tokens.
-    experts: a pytree; E of them, of which each device of the mesh axis "expert" holds E / expert.
-    capacity: C; None = dropless.
-    platform: of the devices that will run it, e.g. "cpu", as `jax.Device.platform` says.
+    plan: The assignments of G groups, as [G, A] arrays, including those that may overflow.
+    x: The tokens.
+    experts: The E experts as a pytree. Each device of the mesh axis "expert" holds E / expert.
+    capacity: The number of slots per expert and group, C. None means dropless.
+    platform: The platform of the devices that will run it, as in `jax.Device.platform`.
 
   Returns:
-    The gate-weighted sum of each token's experts, summed in float32, in x's dtype; 0 for tokens
-      that have none.
+    The gate-weighted sum of the outputs of each token's experts, which is 0 for tokens without
+    experts. It is accumulated in float32 and has the dtype of x.
 
   Raises:
-    ConfigError: unknown platform.
+    ConfigError: If the platform is unknown.
   """
   known_platform(platform)
 

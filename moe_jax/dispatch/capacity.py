@@ -1,4 +1,4 @@
-"""Which assignments find a slot. One group; `vmap` over groups."""
+"""Capacity of experts and the allocation of their slots, for one group of tokens."""
 
 from __future__ import annotations
 
@@ -70,51 +70,54 @@ def expert_capacity(
   minimum: int,
   rounding: str = "nearest",
 ) -> int | None:
-  """Slots an expert, C; None means that nobody is ever dropped.
+  """Returns the number of slots per expert and group, C, or None for dropless routing.
 
       basis "tokens":      C = round(factor * S / E)   Switch Eq. 3, ST-MoE, Expert Choice (its k),
                                                        flaxformer
       basis "assignments": C = round(factor * A / E)   GShard (factor 1 is its 2S/E), V-MoE
 
-  The same factor means A/S = K times as many slots under the second.
+  With basis "assignments", the same factor gives A/S = K times as many slots as with "tokens".
 
   Args:
-    tokens: S, tokens a group. Padding is counted, because C is a shape.
-    experts: E.
-    assignments: A, assignments a group (K*S for token choice).
-    factor: > 0 and finite, or None for dropless; taken as the decimal number that it is written as.
-    basis: what the factor multiplies.
-    minimum: least slots an expert, >= 1.
-    rounding: "nearest" (flaxformer), "down" (Mesh-TensorFlow) or "up" (V-MoE, which goes on to a
-      multiple of 4).
+    tokens: The number of tokens per group, S. Padding is counted, because C is a static shape.
+    experts: The number of experts, E.
+    assignments: The number of assignments per group, A (K*S for token choice).
+    factor: The capacity factor, > 0 and finite, or None for dropless. It is interpreted as an exact
+      decimal number.
+    basis: The quantity that the factor multiplies, "tokens" or "assignments".
+    minimum: The least number of slots per expert, >= 1.
+    rounding: "nearest" (flaxformer), "down" (Mesh-TensorFlow) or "up" (V-MoE, which then rounds up
+      to a multiple of 4).
 
   Returns:
-    C in [1, S] (no expert can use more than S slots), or None.
+    C in [1, S], because no expert can use more than S slots, or None.
 
   Raises:
-    ConfigError: unknown basis or rounding, factor <= 0, minimum < 1.
+    ConfigError: If the basis or rounding is unknown, if the factor is not positive and finite, or
+      if minimum < 1.
   """
-  slots = {"tokens": tokens, "assignments": assignments}
-  if basis not in slots:
-    raise ConfigError("model.moe.capacity_basis", basis, f"must be one of {', '.join(slots)}")
+  totals = {"tokens": tokens, "assignments": assignments}
+  if basis not in totals:
+    raise ConfigError("model.moe.capacity_basis", basis, f"must be one of {', '.join(totals)}")
   choose("model.moe.capacity_rounding", rounding, ROUNDINGS)
   if minimum < 1:
-    raise ConfigError("model.moe.min_capacity", minimum, "an expert needs at least 1 slot")
+    raise ConfigError(
+      "model.moe.min_capacity", minimum, "must be >= 1, because an expert needs at least 1 slot"
+    )
   if factor is None:
     return None
   if not 0 < factor < math.inf:
     raise ConfigError(
       "model.moe.capacity_factor", factor, "must be > 0 and finite, or None for dropless"
     )
-  return min(max(ROUNDINGS[rounding](exact(factor) * slots[basis] / experts), minimum), tokens)
+  return min(max(ROUNDINGS[rounding](exact(factor) * totals[basis] / experts), minimum), tokens)
 
 
 def slot_index(plan: RoutingPlan) -> Int[Array, "A"]:
-  """How many assignments of higher priority name the same expert: the slot each would take (GShard
-  Algorithm 1's c_e).
+  """Returns the slot that each assignment would take (GShard Algorithm 1's c_e).
 
-  The counter runs on whether or not an assignment fits. In [0, A); 0 where the assignment names
-  nobody.
+  It is the number of assignments of higher priority that name the same expert, in [0, A). It counts
+  all of them, whether or not they fit. It is 0 for assignments to no expert.
   """
   rank, start, _ = ranks(plan.expert, plan.num_experts)
   return jnp.where(
@@ -123,8 +126,10 @@ def slot_index(plan: RoutingPlan) -> Int[Array, "A"]:
 
 
 def drop_overflow(plan: RoutingPlan, capacity: int | None) -> RoutingPlan:
-  """The plan without the assignments that find no slot: they name nobody and their gate is 0. None
-  drops nobody."""
+  """Returns the plan without the assignments that find no slot.
+
+  Dropped assignments get `expert` E and gate 0. A capacity of None drops nothing.
+  """
   if capacity is None:
     return plan
   fits = slot_index(plan) < capacity
@@ -136,9 +141,10 @@ def drop_overflow(plan: RoutingPlan, capacity: int | None) -> RoutingPlan:
 def by_expert(
   expert: Int[Array, "A"], num_experts: int
 ) -> tuple[Int[Array, "A"], Int[Array, "E"], Int[Array, "E"]]:
-  """The assignments sorted by expert and then by priority: (order, start, count).
+  """Returns (order, start, count), which sort the assignments by expert and then by priority.
 
-  Expert e's assignments are order[start[e] : start[e] + count[e]]; those that name nobody are last.
+  The assignments to expert e are order[start[e] : start[e] + count[e]]. Assignments to no expert
+  come last.
   """
   order = jnp.argsort(expert, stable=True).astype(jnp.int32)
   edges = jnp.searchsorted(expert[order], jnp.arange(num_experts + 1)).astype(jnp.int32)
@@ -148,9 +154,12 @@ def by_expert(
 def ranks(
   expert: Int[Array, "A"], num_experts: int
 ) -> tuple[Int[Array, "A"], Int[Array, "E"], Int[Array, "E"]]:
-  """Each assignment's place in the order of `by_expert`, and each expert's start and count
-  there."""
+  """Returns (rank, start, count), where rank inverts the order that `by_expert` returns.
+
+  The rank of an assignment is its place in that order. For start and count see `by_expert`.
+  """
   order, start, count = by_expert(expert, num_experts)
+  # The inverse of the permutation `order`.
   rank = (
     jnp.zeros_like(order)
     .at[order]
@@ -162,16 +171,21 @@ def ranks(
 def slots(
   plan: RoutingPlan, capacity: int, tokens: int
 ) -> tuple[Int[Array, "E C"], Float[Array, "E C"]]:
-  """Which token sits in which slot, and with what gate: what is left of a plan of `tokens` tokens
-  under `capacity`.
+  """Returns (token, gate) of each slot of each expert under `capacity`.
 
-  An empty slot holds token `tokens`, which is out of bounds (gathers fill it, scatters drop it,
-  one-hot makes it zeros), with gate 0. An assignment whose gate is 0 keeps its slot.
+  An empty slot has gate 0 and the token index `tokens`, which is out of bounds: gathers in mode
+  "fill" return 0 for it, scatters in mode "drop" ignore it, and its one-hot vector is all zeros. An
+  assignment whose gate is 0 keeps its slot.
+
+  Args:
+    plan: The plan of one group.
+    capacity: The number of slots per expert, C.
+    tokens: The number of tokens of the group, S.
   """
   order, start, count = by_expert(plan.expert, plan.num_experts)
   slot = jnp.arange(capacity)
   assignment = order[jnp.minimum(start[:, None] + slot, order.size - 1)]
-  filled = slot < count[:, None]
-  return jnp.where(filled, plan.token[assignment], tokens), jnp.where(
-    filled, plan.gate[assignment], 0.0
+  is_filled = slot < count[:, None]
+  return jnp.where(is_filled, plan.token[assignment], tokens), jnp.where(
+    is_filled, plan.gate[assignment], 0.0
   )

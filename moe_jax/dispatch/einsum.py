@@ -1,4 +1,4 @@
-"""The obvious dispatcher: two one-hot matmuls (GShard Algorithm 2; Mesh-TensorFlow, Switch)."""
+"""Dispatch by two one-hot matmuls (GShard Algorithm 2; Mesh-TensorFlow, Switch)."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ def einsum(
   capacity: int | None,
   platform: str,
 ) -> Float[Array, "G S D"]:
-  """GShard Algorithm 2: GSEC,GSM->EGCM, the experts, GSEC,GECM->GSM (its M is D here).
+  """Dispatches and combines tokens by matmuls with one-hot masks (GShard Algorithm 2).
 
-  Costs 4*G*S*E*C*D FLOPs and a [G, E, C, S] mask on top of the experts: with E*C = f*S that is
-  quadratic in S, so groups must be small. Dropless (`capacity` None) means C = S, and the experts
-  compute E*S rows a group. On a mesh the buffers go to their experts and back by all-to-alls of
-  GSPMD's; `all_to_all` writes them down.
+  The algorithm is GSEC,GSM->EGCM, then the experts, then GSEC,GECM->GSM. Its M is D here.
+
+  It costs 4*G*S*E*C*D FLOPs and a [G, E, C, S] mask in addition to the experts. With E*C = f*S that
+  is quadratic in S, so groups should be small. Dropless routing (`capacity` None) uses C = S, and
+  the experts compute E*S rows per group. On a mesh, GSPMD inserts the all-to-alls that bring the
+  buffers to their experts and back; in `all_to_all` they are explicit.
 
   Args:
-    plan: of G groups, [G, A] arrays; overflow included.
-    x: tokens.
-    experts: applied once, to all groups' buffers together.
-    capacity: C; None = dropless.
-    platform: not read.
+    plan: The assignments of G groups, as [G, A] arrays, including those that may overflow.
+    x: The tokens.
+    experts: The experts, which are applied once to the buffers of all groups together.
+    capacity: The number of slots per expert and group, C. None means dropless.
+    platform: Not read.
 
   Returns:
-    The gate-weighted sum of each token's experts, summed in float32, in x's dtype; 0 for tokens
-      that have none.
+    The gate-weighted sum of the outputs of each token's experts, which is 0 for tokens without
+    experts. It is accumulated in float32 and has the dtype of x.
   """
   groups, tokens, width = x.shape
   capacity = tokens if capacity is None else capacity

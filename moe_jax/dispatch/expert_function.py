@@ -1,4 +1,4 @@
-"""What a dispatcher needs to know about experts."""
+"""The interface between dispatchers and experts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from jaxtyping import Array, Float, Int
 
 @runtime_checkable
 class ExpertFunction(Protocol):
-  """E experts, each a function of one row, offered in the forms that the dispatchers use. All forms
-  agree in value."""
+  """E experts, each of which is a function of one row.
+
+  The methods apply the experts in the different forms that dispatchers need. All forms have the
+  same values.
+  """
 
   @property
   def num_experts(self) -> int:
-    """E."""
+    """The number of experts, E."""
     ...
 
   @property
@@ -24,24 +27,42 @@ class ExpertFunction(Protocol):
 
   @property
   def axes(self) -> Any:
-    """The same pytree with each leaf's logical axes (names of `sharding.RULES`) in its place; the
-    first is "expert"."""
+    """This pytree with the logical axes of each leaf in its place.
+
+    Logical axes are names of `sharding.RULES`. The first one is "expert".
+    """
     ...
 
   def buffers(self, x: Float[Array, "E N D"]) -> Float[Array, "E N D"]:
-    """Applies expert e to the rows x[e]. A row of zeros may become anything finite: nobody reads an
-    empty slot."""
+    """Applies expert e to the rows x[e].
+
+    The result for a row of zeros may be anything finite, because nobody reads an empty slot.
+    """
     ...
 
   def hidden(self, w: Any, rows: Float[Array, "N D"]) -> Any:
-    """The pre-activations (a pytree of [N, F]) of one expert, whose slice of `weights` is w."""
+    """Returns the pre-activations of one expert, a pytree of [N, F] arrays.
+
+    Args:
+      w: The slice of `weights` of the expert.
+      rows: The inputs of the expert.
+    """
     ...
 
   def output(self, w: Any, pre: Any) -> Float[Array, "N D"]:
-    """What that expert makes of its pre-activations: `output(w, hidden(w, rows))` is the expert."""
+    """Returns the output of one expert, given its pre-activations.
+
+    `output(w, hidden(w, rows))` is the whole expert.
+
+    Args:
+      w: The slice of `weights` of the expert.
+      pre: The pre-activations that `hidden` returned.
+    """
     ...
 
   def ragged(self, rows: Float[Array, "N D"], group_sizes: Int[Array, "E"]) -> Float[Array, "N D"]:
-    """Applies expert 0 to the first group_sizes[0] rows, expert 1 to the next, ..., by
-    `jax.lax.ragged_dot`."""
+    """Applies the experts to rows that are sorted by expert, with `jax.lax.ragged_dot`.
+
+    Expert 0 gets the first group_sizes[0] rows, expert 1 the next group_sizes[1] rows and so on.
+    """
     ...

@@ -1,5 +1,4 @@
-"""Who holds which tokens and experts on a mesh, and the one `jax.shard_map` in which dispatchers
-exchange them."""
+"""Placement of tokens and experts on a mesh, and the `jax.shard_map` that dispatchers run in."""
 
 from __future__ import annotations
 
@@ -24,14 +23,16 @@ Exchange = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where a dispatcher's operands lie on a mesh; axes of one device are not mentioned.
+  """The placement of the operands of a dispatcher on a mesh.
+
+  Mesh axes with one device are left out.
 
   Attributes:
-    tokens: mesh axes that split the groups.
-    weights: the `PartitionSpec` of each leaf of the experts.
-    expert: devices that share the experts.
-    tensor: whether "tensor" splits the experts' hidden units, so that results are partial sums over
-      it.
+    tokens: The mesh axes that split the groups.
+    weights: The `PartitionSpec` of each leaf of the experts.
+    expert: The number of devices over which the experts are split.
+    tensor: Whether the axis "tensor" splits the hidden units of the experts, so that results are
+      partial sums over it.
   """
 
   tokens: tuple[str, ...]
@@ -41,19 +42,28 @@ class Place:
 
 
 def place(groups: int, experts: ExpertFunction, sizes: dict[str, int]) -> Place:
-  """As `sharding.RULES` have it. Weights that "fsdp" splits come whole where it does not split the
-  tokens, too."""
+  """Returns the placement that `sharding.RULES` define.
+
+  Weights that "fsdp" splits enter the dispatcher unsplit if "fsdp" does not split the tokens.
+
+  Args:
+    groups: The number of groups of tokens, G.
+    experts: The experts, of which only shapes and logical axes are read.
+    sizes: The number of devices of each mesh axis.
+  """
   tokens = _names(spec(("group",), (groups,), sizes))
-  kept = (*tokens, "expert", "tensor")
+  kept_axes = (*tokens, "expert", "tensor")
   weights = jax.tree.map(
     lambda leaf, axes: PartitionSpec(
-      *(entry if entry in kept else None for entry in spec(axes, leaf.shape, sizes))
+      *(entry if entry in kept_axes else None for entry in spec(axes, leaf.shape, sizes))
     ),
     experts,
     experts.axes,
   )
-  named = {name for leaf in jax.tree.leaves(weights) for name in _names(leaf)}
-  return Place(tokens, weights, sizes["expert"] if "expert" in named else 1, "tensor" in named)
+  used_axes = {name for leaf in jax.tree.leaves(weights) for name in _names(leaf)}
+  return Place(
+    tokens, weights, sizes["expert"] if "expert" in used_axes else 1, "tensor" in used_axes
+  )
 
 
 def over_mesh(
@@ -63,102 +73,112 @@ def over_mesh(
   x: Float[Array, "G S D"],
   experts: ExpertFunction,
 ) -> Float[Array, "G S D"]:
-  """Runs a dispatcher on the current mesh (`jax.set_mesh`), each device on its own groups.
+  """Runs a dispatcher on the current mesh (`jax.set_mesh`), where each device has its own groups.
 
-  Over the wires besides what `exchange` sends, per layer, forward, for one device:
-    - fsdp: the other shards of its experts' weights, (fsdp - 1) / fsdp * 4 * 3DF/tensor bytes an
-      expert (2DF without
-      gate). The backward pass gathers them again, rather than keeping them, and reduce-scatters
-        their gradients.
-    - tensor: an all-reduce of the tokens' float32 sums, 2 (tensor - 1) / tensor * 4 T D bytes for T
-      tokens. It comes
-      after the weighted sum over experts, where there are fewer rows than the experts had.
-    - data: the all-reduce of the weights' gradients.
+  In addition to the communication of `exchange`, one device sends in each layer:
+
+    - fsdp: the other shards of the weights of its experts, (fsdp - 1) / fsdp * 4 * 3DF/tensor bytes
+      per expert (2DF without gate) in the forward pass. The backward pass gathers them again, so
+      that they need not be kept, and reduce-scatters their gradients.
+    - tensor: an all-reduce of the float32 sums of the tokens, 2 (tensor - 1) / tensor * 4 T D bytes
+      for T tokens in the forward pass. It comes after the weighted sum over experts, because there
+      are fewer tokens than rows of experts.
+    - data: the all-reduce of the gradients of the weights.
+
+  If the axis "expert" does not split the groups, all its devices hold copies of the groups. Each
+  device then sums the results of its own experts, and an all-reduce adds these sums up.
 
   Args:
-    alone: the mathematics of one device that holds all that the plan names; float32. Also used
-      where there is no mesh, or one of one device.
-    exchange: the same where each of that many devices of the axis "expert" holds its own groups and
-      E / that many experts. None: the experts come to the tokens; all their weights are gathered,
-      as those that fsdp splits.
-    plan, x, experts: of all devices.
+    alone: The computation of one device that holds all experts that the plan names. It returns
+      float32. It is also used without a mesh, or on a mesh with one device.
+    exchange: The computation of one of n devices of the axis "expert", each of which holds its own
+      groups and E/n experts. Its last argument is n. None means that tokens stay where they are and
+      all weights are gathered over this axis, as they are over fsdp.
+    plan: The plan of all devices.
+    x: The tokens of all devices.
+    experts: The experts of all devices.
 
   Returns:
-    y in x's dtype. Groups that the axis "expert" does not divide lie on it in copies; then each
-      device adds up what its
-    own experts make of them, and an all-reduce does the rest.
+    The outputs y in the dtype of x.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return alone(plan, x, experts).astype(x.dtype)
-  where = place(x.shape[0], experts, dict(mesh.shape))
-  resident = (
-    where.expert == 1 or exchange is None and "expert" in where.tokens
-  )  # all experts, once gathered
+  placement = place(x.shape[0], experts, dict(mesh.shape))
+  # Whether each device has all experts once the weights are gathered.
+  has_all_experts = placement.expert == 1 or exchange is None and "expert" in placement.tokens
   gathered = [
-    axis for axis in (("fsdp", "expert") if resident else ("fsdp",)) if axis in where.tokens
+    axis
+    for axis in (("fsdp", "expert") if has_all_experts else ("fsdp",))
+    if axis in placement.tokens
   ]
   axes = (
-    {*where.tokens}
-    | ({"expert"} if where.expert > 1 else set())
-    | ({"tensor"} if where.tensor else set())
+    {*placement.tokens}
+    | ({"expert"} if placement.expert > 1 else set())
+    | ({"tensor"} if placement.tensor else set())
   )
 
   def local(plan, x, experts):
-    experts = _gather(experts, where.weights, gathered)
-    if resident:
+    experts = _gather(experts, placement.weights, gathered)
+    if has_all_experts:
       y = alone(plan, x, experts)
-    elif "expert" in where.tokens:
-      y = exchange(plan, x, experts, where.expert)
+    elif "expert" in placement.tokens:
+      y = exchange(plan, x, experts, placement.expert)
     else:
       y = jax.lax.psum(alone(own_experts(plan, experts.num_experts), x, experts), "expert")
-    return (jax.lax.psum(y, "tensor") if where.tensor else y).astype(x.dtype)
+    return (jax.lax.psum(y, "tensor") if placement.tensor else y).astype(x.dtype)
 
   def body(plan, x, experts):
-    plan, x = jax.tree.map(lambda leaf: _vary(leaf, axes - {*where.tokens}), (plan, x))
+    # The computation combines plan, tokens and weights. All of them must vary over the same mesh
+    # axes to satisfy `check_vma`, and their gradients are then summed over the axes added here.
+    plan, x = jax.tree.map(lambda leaf: _vary(leaf, axes - {*placement.tokens}), (plan, x))
     experts = jax.tree.map(
-      lambda leaf, at: _vary(leaf, axes - {*_names(at)}), experts, where.weights
+      lambda leaf, at: _vary(leaf, axes - {*_names(at)}), experts, placement.weights
     )
     run = jax.checkpoint(local, policy=_keep_all_but_weights(gathered)) if gathered else local
     return run(plan, x, experts)
 
-  groups = PartitionSpec(where.tokens or None)
+  groups = PartitionSpec(placement.tokens or None)
   return jax.shard_map(
-    body, in_specs=(groups, groups, where.weights), out_specs=groups, check_vma=True
+    body, in_specs=(groups, groups, placement.weights), out_specs=groups, check_vma=True
   )(plan, x, experts)
 
 
 def own_experts(plan: RoutingPlan, count: int) -> RoutingPlan:
-  """Of a plan, what names this device's `count` experts, which become 0 to count - 1; all others
-  name nobody."""
-  own = plan.expert - count * jax.lax.axis_index("expert").astype(plan.expert.dtype)
-  here = (own >= 0) & (own < count)
+  """Returns the plan restricted to the `count` experts of this device.
+
+  These experts are renumbered from 0 to count - 1. All other assignments get `expert` `count`,
+  which stands for no expert, and gate 0.
+  """
+  local_expert = plan.expert - count * jax.lax.axis_index("expert").astype(plan.expert.dtype)
+  is_own = (local_expert >= 0) & (local_expert < count)
   return RoutingPlan(
     token=plan.token,
-    expert=jnp.where(here, own, count),
-    gate=jnp.where(here, plan.gate, 0.0),
+    expert=jnp.where(is_own, local_expert, count),
+    gate=jnp.where(is_own, plan.gate, 0.0),
     num_experts=count,
   )
 
 
 def to_experts(rows: Float[Array, "E G C D"]) -> Float[Array, "E G C D"]:
-  """Buffers from where their tokens lie to where their experts lie, for dispatchers that leave the
-  rest to GSPMD.
+  """Moves buffers from the devices of their tokens to those of their experts, by GSPMD.
 
-  Named in two steps, this becomes an all-to-all; where only the second is named, an all-gather of
-  all buffers.
+  The two constraints make GSPMD insert an all-to-all. With the second constraint alone, it would
+  insert an all-gather of all buffers.
   """
   rows = constrain(rows, None, "group", None, None)
   return constrain(rows, "expert", "group_at_expert", None, None)
 
 
 def to_tokens(rows: Float[Array, "E G C D"]) -> Float[Array, "E G C D"]:
-  """The way back of `to_experts`."""
+  """Moves buffers from the devices of their experts back to those of their tokens, by GSPMD."""
   rows = constrain(rows, "expert", "group_at_expert", None, None)
   return constrain(rows, None, "group", None, None)
 
 
 def _gather(experts: ExpertFunction, specs: Any, axes: list[str]) -> ExpertFunction:
+  """All-gathers the weights of the experts over the mesh axes in `axes`."""
+
   def whole(leaf, at):
     for dimension, entry in enumerate(at):
       if entry in axes:
@@ -169,8 +189,11 @@ def _gather(experts: ExpertFunction, specs: Any, axes: list[str]) -> ExpertFunct
 
 
 def _keep_all_but_weights(gathered: list[str]) -> Callable[..., bool]:
-  """What the backward pass finds already there: everything except gathered weights and casts, such
-  as theirs."""
+  """Returns a rematerialisation policy that saves everything except gathered weights and casts.
+
+  The weights are gathered and cast again in the backward pass. Casts are excluded, because
+  otherwise the casts of the gathered weights would be saved.
+  """
 
   def keep(primitive, *_, **params):
     gathers = primitive.name == "all_gather" and {*params["axis_name"]} <= {*gathered}
@@ -180,13 +203,12 @@ def _keep_all_but_weights(gathered: list[str]) -> Callable[..., bool]:
 
 
 def _names(at: PartitionSpec) -> tuple[str, ...]:
-  """The mesh axes that a `PartitionSpec` mentions."""
+  """Returns the mesh axes that a `PartitionSpec` mentions."""
   return tuple(
     name for entry in at if entry for name in ((entry,) if isinstance(entry, str) else entry)
   )
 
 
 def _vary(leaf: Array, axes: set[str]) -> Array:
-  """`leaf`, to be seen as different on each device of these axes: then all that is made of it may
-  be."""
+  """Marks `leaf` as varying over `axes`, so that values derived from it may differ by device."""
   return jax.lax.pcast(leaf, tuple(sorted(axes)), to="varying") if axes else leaf

@@ -1,5 +1,4 @@
-"""Dropless dispatch: assignments sorted by expert, then one grouped matmul. Nobody pads, nobody is
-dropped."""
+"""Dropless dispatch, which sorts assignments by expert and applies one grouped matmul."""
 
 from __future__ import annotations
 
@@ -24,51 +23,61 @@ def grouped(
   capacity: int | None,
   platform: str,
 ) -> Float[Array, "G S D"]:
-  """Sorts all groups' assignments by expert; each expert computes its own rows only (MegaBlocks,
-  arXiv 2211.15841).
+  """Sorts the assignments of all groups by expert, so that each expert computes only its own rows.
 
-  FLOPs follow the load: as many rows are computed as there are assignments; on a CPU typically 5 %
-  more, and never more than `size_classes.most_rows`. There, experts' rows are cut into chunks of a
-  few static sizes, and each size is a loop of large plain matmuls, because XLA lowers
+  The method is that of MegaBlocks (arXiv 2211.15841).
+
+  The number of rows that are computed is the number of assignments. On CPUs it is typically 5 %
+  larger, and never more than `size_classes.most_rows`. There, the rows of each expert are cut into
+  chunks of a few static sizes, and each size is a loop of large plain matmuls, because XLA lowers
   `jax.lax.ragged_dot` on CPUs to a matmul of every row with every expert. Rows move by gathers
-  only, forward and backward. First derivatives only. On a mesh tokens stay where they are, each
-  device sorts its own, and the axis "expert" splits the experts' storage only: their weights are
-  gathered over it, (1 - 1/expert) * 4 * 3EDF/tensor bytes a layer and pass, which suits few experts
-  and many tokens a device. `ragged_all_to_all` and `all_gather` move tokens instead (see
-  `over_mesh` for the other axes).
+  only, in the forward and in the backward pass. Only first derivatives are supported.
+
+  On a mesh, tokens stay where they are, and each device sorts its own assignments. The axis
+  "expert" only splits the storage of the experts. Their weights are gathered over it, which sends
+  (1 - 1/expert) * 4 * 3EDF/tensor bytes per layer and pass and suits few experts and many tokens
+  per device. `ragged_all_to_all` and `all_gather` move tokens instead. See `over_mesh` for the
+  other mesh axes.
 
   Args:
-    plan: of G groups, [G, A] arrays; overflow included.
-    x: tokens.
-    experts: a pytree, applied once, to all groups' rows together.
-    capacity: C; None = dropless, which is what this dispatcher is for.
-    platform: of the devices that will run it, e.g. "cpu", as `jax.Device.platform` says.
+    plan: The assignments of G groups, as [G, A] arrays, including those that may overflow.
+    x: The tokens.
+    experts: The experts as a pytree, which are applied once to the rows of all groups together.
+    capacity: The number of slots per expert and group, C. None means dropless, which is what this
+      dispatcher is for.
+    platform: The platform of the devices that will run it, as in `jax.Device.platform`.
 
   Returns:
-    The gate-weighted sum of each token's experts, summed in float32, in x's dtype; 0 for tokens
-      that have none.
+    The gate-weighted sum of the outputs of each token's experts, which is 0 for tokens without
+    experts. It is accumulated in float32 and has the dtype of x.
 
   Raises:
-    ConfigError: unknown platform.
+    ConfigError: If the platform is unknown.
   """
   known_platform(platform)
   return over_mesh(alone(capacity, platform), None, plan, x, experts)
 
 
 def alone(capacity: int | None, platform: str) -> Local:
-  """`grouped` on one device that holds all that a plan names; in float32."""
+  """Returns the function that computes `grouped` on one device that holds all experts.
+
+  The result of the function is float32.
+  """
   return lambda plan, x, experts: apply_grouped(drop_groups(plan, capacity), x, experts, platform)
 
 
 def drop_groups(plan: RoutingPlan, capacity: int | None) -> RoutingPlan:
-  """`drop_overflow` of each group."""
+  """Applies `drop_overflow` to each group of a plan."""
   return jax.vmap(lambda p: drop_overflow(p, capacity))(plan)
 
 
 def apply_grouped(
   plan: RoutingPlan, x: Float[Array, "G S D"], experts: ExpertFunction, platform: str
 ) -> Float[Array, "G S D"]:
-  """The gate-weighted sum of each token's experts, in float32; nobody is dropped."""
+  """Returns the gate-weighted sum of the outputs of each token's experts, in float32.
+
+  It applies no capacity, so no assignment is dropped.
+  """
   token, expert, gate = flatten(plan, x.shape[1])
   return GROUPED_MATMULS[platform](
     token, expert, gate, x.reshape(-1, x.shape[-1]), experts
@@ -78,29 +87,43 @@ def apply_grouped(
 def flatten(
   plan: RoutingPlan, tokens: int
 ) -> tuple[Int[Array, "A"], Int[Array, "A"], Float[Array, "A"]]:
-  """A plan of G groups of `tokens` as one of one group: (token in [0, G*S), expert, gate)."""
+  """Merges a plan of G groups of S tokens into one group.
+
+  Args:
+    plan: The assignments of G groups, as [G, A] arrays.
+    tokens: The number of tokens per group, S.
+
+  Returns:
+    (token, expert, gate), each with G*A entries. Tokens are numbered over all groups, in [0, G*S).
+  """
   groups = plan.token.shape[0]
   token = plan.token + tokens * jnp.arange(groups, dtype=plan.token.dtype)[:, None]
   return token.reshape(-1), plan.expert.reshape(-1), plan.gate.reshape(-1)
 
 
 def _by_chunks(token, expert, gate, x, experts):
+  """Computes a grouped matmul by loops over chunks, with one slot per assignment."""
   rank, start, load = ranks(expert, experts.num_experts)
-  where = layout(load, token.size)
-  slots = token.size + where.classes[-1]
-  slot = rank + (where.first - start).at[expert].get(mode="clip")
+  chunk_layout = layout(load, token.size)
+  # The last chunk may extend beyond the last assignment, into spare slots.
+  slots = token.size + chunk_layout.classes[-1]
+  # The layout orders experts by size class and not by index. Each assignment therefore moves by
+  # the distance between the first rows of its expert in the two orders.
+  slot = rank + (chunk_layout.first - start).at[expert].get(mode="clip")
   slot = jnp.where(expert < experts.num_experts, slot, slots)
-  return apply_chunks(x, gate, experts, make_routes(token, slot, x.shape[0], slots), where)
+  return apply_chunks(x, gate, experts, make_routes(token, slot, x.shape[0], slots), chunk_layout)
 
 
 def _by_ragged_dot(token, expert, gate, x, experts):
+  """Computes a grouped matmul by `jax.lax.ragged_dot`, with one slot per assignment."""
   rank, _, load = ranks(expert, experts.num_experts)
   slot = jnp.where(expert < experts.num_experts, rank, token.size)
   routes = make_routes(token, slot, x.shape[0], token.size)
   return combine(experts.ragged(take(x, routes), load), gate, routes)
 
 
-# On T tokens: (token [A], expert [A], gate [A], x [T, D], experts) -> [T, D], in float32.
+# Each function maps (token [A], expert [A], gate [A], x [T, D], experts) to the gate-weighted sums
+# [T, D] in float32. Keys are the platforms of `jax.Device.platform`.
 GROUPED_MATMULS = {
   "cpu": _by_chunks,
   "gpu": _by_ragged_dot,
@@ -117,7 +140,9 @@ def known_platform(platform: str) -> None:
 
 
 def plan_layout(plan: RoutingPlan, capacity: int | None = None) -> Layout:
-  """How the experts' rows of a concrete plan are cut on a CPU: what the loops of a compiled program
-  will do."""
+  """Returns the layout of the chunks of a concrete plan on a CPU.
+
+  It tells how often the loops of a compiled program will run.
+  """
   plan = drop_groups(plan, capacity)
   return layout(ranks(plan.expert.reshape(-1), plan.num_experts)[2], plan.expert.size)

@@ -1,5 +1,4 @@
-"""Experts on other devices, dropless: only rows that somebody asked for travel (MegaBlocks' expert
-parallelism)."""
+"""Dropless dispatch that sends only assigned rows to other devices (MegaBlocks)."""
 
 from __future__ import annotations
 
@@ -28,40 +27,46 @@ def ragged_all_to_all(
   *,
   exchange: str = "auto",
 ) -> Float[Array, "G S D"]:
-  """Sorts a device's assignments by expert, sends each to its expert's device, computes there as
-  `grouped`, returns it.
+  """Sorts a device's assignments by expert and exchanges rows with the devices of the experts.
 
-  Each device sends, forward, 2 (1 - 1/expert) * A D in x's dtype for its A assignments at an even
-  load (there and back), as much backward, and E counts. The room for what it receives is the worst
-  case, which is static: expert times min(A, T E/expert) rows for T tokens a device. Where the
-  exchange is padded, so is what travels: 2 (expert - 1) * min(A, T E/expert) * D. Capacity is
-  applied before anything is sent, in the plan's order: no device's rows are served before
-  another's. Rows move by gathers only, forward and backward. See `over_mesh` for the other axes;
-  without a mesh, or with expert=1, it is `grouped`.
+  This is the expert parallelism of MegaBlocks. The experts compute their rows as in `grouped`, and
+  the results return to the devices of the tokens.
+
+  In the forward pass with an even load, each device sends 2 (1 - 1/expert) * A D numbers in the
+  dtype of x for its A assignments (there and back), where "expert" is the size of that mesh axis,
+  and E counts. The backward pass sends as many numbers. The buffer for received rows has a static
+  size, the worst case of expert times min(A, T E/expert) rows for T tokens per device. If the
+  exchange is padded, each device sends 2 (expert - 1) * min(A, T E/expert) * D numbers. Capacity is
+  applied before anything is sent, in the order of the plan, so that no device has priority over
+  another. Rows move by gathers only, in the forward and in the backward pass. See `over_mesh` for
+  the other mesh axes. Without a mesh, or with expert=1, this is `grouped`.
 
   Args:
-    plan: of G groups, [G, A] arrays; overflow included.
-    x: tokens.
-    experts: a pytree; E of them, of which each device of the mesh axis "expert" holds E / expert.
-    capacity: C; None = dropless, which is what this dispatcher is for.
-    platform: of the devices that will run it, e.g. "cpu", as `jax.Device.platform` says.
-    exchange: auto (see `has_ragged_all_to_all`), ragged, padded.
+    plan: The assignments of G groups, as [G, A] arrays, including those that may overflow.
+    x: The tokens.
+    experts: The E experts as a pytree. Each device of the mesh axis "expert" holds E / expert.
+    capacity: The number of slots per expert and group, C. None means dropless, which is what this
+      dispatcher is for.
+    platform: The platform of the devices that will run it, as in `jax.Device.platform`.
+    exchange: How rows are exchanged. "ragged" uses `jax.lax.ragged_all_to_all`, "padded" uses an
+      all-to-all of padded buckets, and "auto" uses the ragged one if the devices have it (see
+      `has_ragged_all_to_all`).
 
   Returns:
-    The gate-weighted sum of each token's experts, summed in float32, in x's dtype; 0 for tokens
-      that have none.
+    The gate-weighted sum of the outputs of each token's experts, which is 0 for tokens without
+    experts. It is accumulated in float32 and has the dtype of x.
 
   Raises:
-    ConfigError: unknown platform or exchange.
+    ConfigError: If the platform or the exchange is unknown.
   """
   known_platform(platform)
   choose("model.moe.dispatcher.ragged_all_to_all.exchange", exchange, EXCHANGES)
 
   def spread(plan, x, experts, ways):
     slots = x.shape[1] if capacity is None else min(capacity, x.shape[1])
-    most = x.shape[0] * min(
-      plan.expert.shape[1], experts.num_experts * slots
-    )  # no token visits an expert twice
+    # The largest number of rows that can go to one device. No token visits an expert twice, so a
+    # group fills at most `slots` slots of each expert.
+    most = x.shape[0] * min(plan.expert.shape[1], experts.num_experts * slots)
     return _spread(
       drop_groups(plan, capacity), x, experts, ways, most, platform, _is_ragged(exchange, platform)
     )
@@ -70,6 +75,7 @@ def ragged_all_to_all(
 
 
 def _is_ragged(exchange: str, platform: str) -> bool:
+  """Returns whether rows are exchanged by `jax.lax.ragged_all_to_all`."""
   if exchange != "auto":
     return exchange == "ragged"
   mesh = jax.sharding.get_abstract_mesh()
@@ -78,7 +84,10 @@ def _is_ragged(exchange: str, platform: str) -> bool:
 
 
 def _spread(plan, x, experts, ways, most, platform, ragged):
-  """The dispatcher on one of `ways` devices, each of which sends each other at most `most` rows."""
+  """Runs the dispatcher on one of `ways` devices.
+
+  Each of these devices sends at most `most` rows to each other device.
+  """
   token, expert, gate = flatten(plan, x.shape[1])
   rank, _, load = ranks(expert, plan.num_experts)
   routes = make_routes(
@@ -87,23 +96,34 @@ def _spread(plan, x, experts, ways, most, platform, ragged):
     x.shape[0] * x.shape[1],
     token.size,
   )
-  loads = jax.lax.all_gather(load, "expert").reshape(
-    ways, ways, experts.num_experts
-  )  # [source, destination, E/ways]
+  # The number of rows by [source, destination, expert on the destination].
+  loads = jax.lax.all_gather(load, "expert").reshape(ways, ways, experts.num_experts)
   sizes = jnp.sum(loads, axis=-1)
   rows = exchange_rows(take(x.reshape(-1, x.shape[-1]), routes), sizes, ways * most, most, ragged)
   local = local_experts(loads[:, jax.lax.axis_index("expert")], ways * most)
-  named = (local < experts.num_experts).astype(jnp.float32)
+  # Here every received row is a token with one assignment. Its gate is 1, because the device that
+  # sent the row applies the real gate, or 0 for the unused rest of the buffer.
+  is_used = (local < experts.num_experts).astype(jnp.float32)
   done = GROUPED_MATMULS[platform](
-    jnp.arange(ways * most, dtype=jnp.int32), local, named, rows, experts
+    jnp.arange(ways * most, dtype=jnp.int32), local, is_used, rows, experts
   )
   back = exchange_rows(done.astype(x.dtype), sizes.T, token.size, most, ragged)
   return combine(back, gate, routes).reshape(x.shape)
 
 
 def local_experts(loads: Int[Array, "P E"], num_rows: int) -> Int[Array, "N"]:
-  """Each received row's expert: rows lie by source, then by expert, loads[s, e] of them; E behind
-  the last."""
+  """Returns the local expert of each received row.
+
+  Rows are ordered by source, then by expert, and there are loads[s, e] rows from source s for
+  expert e.
+
+  Args:
+    loads: The number of rows by source and local expert.
+    num_rows: The size of the buffer for received rows, N.
+
+  Returns:
+    Experts in [0, E]. E marks the unused rows at the end of the buffer.
+  """
   count = loads.shape[1]
   number, _ = piece(loads.reshape(-1), num_rows)
   return jnp.where(number < loads.size, number % count, count).astype(jnp.int32)

@@ -1,5 +1,8 @@
-"""Rows from tokens to slots and back by gathers only: the derivative of a gather is a gather by the
-inverse map."""
+"""Moves rows between tokens and slots by gathers only.
+
+The derivative of a gather is usually a scatter-add. Here it is a gather by the inverse map, which
+is computed once.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,37 @@ from jaxtyping import Array, Float, Int
 @typing.no_type_check
 @struct.dataclass
 class Routes:
-  """Which token's row lies in which of P slots, in both directions. Empty slots hold some row;
-  nobody reads it."""
+  """The maps between T tokens, A assignments and P slots in both directions.
 
-  token: Int[Array, "P"]  # in [0, T); arbitrary for empty slots
-  assignment: Int[Array, "P"]  # A for empty slots
-  slot: Int[Array, "A"]  # P for assignments that have none
-  by_token: Int[Array, "A"]  # the assignments that have a slot, sorted by token; then the others
-  first: Int[Array, "T"]  # token t's assignments are by_token[first[t] : first[t] + count[t]]
+  Each slot holds the row of one token. Empty slots hold an arbitrary row, which is not used.
+
+  Attributes:
+    token: The token of each slot, in [0, T). It is arbitrary for empty slots.
+    assignment: The assignment of each slot, or A for empty slots.
+    slot: The slot of each assignment, or P for assignments without a slot.
+    by_token: The assignments that have a slot, sorted by token, followed by the others.
+    first: The position in `by_token` of each token's first assignment. The assignments of token t
+      are by_token[first[t] : first[t] + count[t]].
+    count: The number of assignments of each token that have a slot.
+  """
+
+  token: Int[Array, "P"]  # in [0, T)
+  assignment: Int[Array, "P"]  # in [0, A]
+  slot: Int[Array, "A"]  # in [0, P]
+  by_token: Int[Array, "A"]
+  first: Int[Array, "T"]
   count: Int[Array, "T"]
 
 
 def make_routes(token: Int[Array, "A"], slot: Int[Array, "A"], tokens: int, slots: int) -> Routes:
-  """Routes from each assignment's token and slot: `slots` (= P) where it has none, else each slot
-  at most once."""
+  """Returns the routes of assignments with these tokens and slots.
+
+  Args:
+    token: The token of each assignment, in [0, T).
+    slot: The slot of each assignment, or P if it has none. Each slot occurs at most once.
+    tokens: The number of tokens, T.
+    slots: The number of slots, P.
+  """
   number = jnp.arange(token.size, dtype=jnp.int32)
   assignment = jnp.full((slots,), token.size, jnp.int32).at[slot].set(number, mode="drop")
   key = jnp.where(slot < slots, token, tokens)
@@ -46,36 +66,36 @@ def make_routes(token: Int[Array, "A"], slot: Int[Array, "A"], tokens: int, slot
 def gather_sum(
   rows: Float[Array, "P D"], weight: Float[Array, "A"], routes: Routes
 ) -> Float[Array, "T D"]:
-  """The sum over each token's assignments of weight * row, in float32.
+  """Returns the sum of weight * row over the assignments of each token, in float32.
 
-  Takes the j-th assignment of every token in one gather, for as many j as the busiest token has (K
-  for token choice).
+  One gather takes the j-th assignment of every token. The number of gathers is the largest number
+  of assignments of a token, which is K for token choice.
   """
   slot, weight = routes.slot[routes.by_token], weight[routes.by_token]
 
   def add(j, total):
-    here = j < routes.count
-    at = jnp.where(here, routes.first + j, 0)
-    row = rows.at[slot[at]].get(mode="clip").astype(jnp.float32)
-    return total + jnp.where(here[:, None], weight[at][:, None] * row, 0)
+    exists = j < routes.count  # whether the token has a j-th assignment
+    position = jnp.where(exists, routes.first + j, 0)
+    row = rows.at[slot[position]].get(mode="clip").astype(jnp.float32)
+    return total + jnp.where(exists[:, None], weight[position][:, None] * row, 0)
 
   start = jnp.zeros_like(rows, jnp.float32, (routes.count.shape[0], rows.shape[1]))
   return jax.lax.fori_loop(0, jnp.max(routes.count, initial=0), add, start)
 
 
 def read_slots(values: Float[Array, "P"], routes: Routes) -> Float[Array, "A"]:
-  """Each assignment's value; 0 for those that have no slot."""
+  """Returns the value of each assignment's slot, or 0 for assignments without a slot."""
   return values.at[routes.slot].get(mode="fill", fill_value=0)
 
 
 def read_assignments(values: Float[Array, "A"], routes: Routes) -> Float[Array, "P"]:
-  """Each slot's value; 0 for empty slots."""
+  """Returns the value of each slot's assignment, or 0 for empty slots."""
   return values.at[routes.assignment].get(mode="fill", fill_value=0)
 
 
 @jax.custom_vjp
 def take(x: Float[Array, "T D"], routes: Routes) -> Float[Array, "P D"]:
-  """Each slot's token row."""
+  """Returns the token row of each slot."""
   return x[routes.token]
 
 
@@ -92,7 +112,7 @@ take.defvjp(lambda x, routes: (take(x, routes), routes), _take_bwd)
 def combine(
   rows: Float[Array, "P D"], gate: Float[Array, "A"], routes: Routes
 ) -> Float[Array, "T D"]:
-  """The sum over each token's assignments of gate * row, in float32."""
+  """Returns the sum of gate * row over the assignments of each token, in float32."""
   return gather_sum(rows, gate, routes)
 
 

@@ -1,5 +1,4 @@
-"""Dispatch by index: rows are copied to the experts' buffers and scattered back; no one-hot
-matmuls."""
+"""Dispatch by index, which gathers rows into the experts' buffers and scatters them back."""
 
 from __future__ import annotations
 
@@ -22,26 +21,28 @@ def scatter(
   capacity: int | None,
   platform: str,
 ) -> Float[Array, "G S D"]:
-  """Gathers each slot's token, applies the experts to [E, G*C, D], scatter-adds the weighted
-  results to the tokens.
+  """Gathers tokens into buffers [E, G*C, D], applies the experts and scatter-adds the results.
 
-  One gather and one scatter-add of E*C rows a group: each is the other's gradient. The experts
-  compute E*C rows a group: f*S with a capacity factor, but E*S if dropless (`capacity` None means C
-  = S), E/K times what is needed; use the grouped dispatcher there. On a mesh the buffers go to
-  their experts and back by all-to-alls of GSPMD's: two forward and two backward. On TPUs GSPMD adds
-  two of the same size around the scatter-add of the tokens' gradient, six in all; `all_to_all`
-  writes its four down.
+  It needs one gather and one scatter-add of E*C rows per group, each of which is the gradient of
+  the other. The experts compute E*C rows per group. That is f*S with a capacity factor. Dropless
+  routing (`capacity` None) uses C = S and computes E*S rows, which is E/K times the number needed;
+  use the grouped dispatcher there.
+
+  On a mesh, GSPMD inserts the all-to-alls that bring the buffers to their experts and back: two in
+  the forward pass and two in the backward pass. On TPUs, GSPMD adds two more of the same size
+  around the scatter-add of the tokens' gradient, which makes six. `all_to_all` has four explicit
+  ones.
 
   Args:
-    plan: of G groups, [G, A] arrays; overflow included.
-    x: tokens.
-    experts: applied once, to all groups' buffers together.
-    capacity: C; None = dropless.
-    platform: not read.
+    plan: The assignments of G groups, as [G, A] arrays, including those that may overflow.
+    x: The tokens.
+    experts: The experts, which are applied once to the buffers of all groups together.
+    capacity: The number of slots per expert and group, C. None means dropless.
+    platform: Not read.
 
   Returns:
-    The gate-weighted sum of each token's experts, summed in float32, in x's dtype; 0 for tokens
-      that have none.
+    The gate-weighted sum of the outputs of each token's experts, which is 0 for tokens without
+    experts. It is accumulated in float32 and has the dtype of x.
   """
 
   def apply(rows):
@@ -56,12 +57,21 @@ def through_slots(
   capacity: int | None,
   apply: Callable[[Float[Array, "E G C D"]], Float[Array, "E G C D"]],
 ) -> Float[Array, "G S D"]:
-  """Copies tokens to their slots, lets `apply` make of them what it will, adds that up by token; in
-  float32."""
+  """Copies tokens to their slots, calls `apply` on the buffers and sums the results per token.
+
+  Args:
+    plan: The assignments of G groups, including those that may overflow.
+    x: The tokens.
+    capacity: The number of slots per expert and group, C. None means C = S.
+    apply: A function from the buffers to the outputs of the experts.
+
+  Returns:
+    The gate-weighted sum of the results of each token in float32.
+  """
   tokens, width = x.shape[1:]
   capacity = tokens if capacity is None else capacity
   token, gate = jax.vmap(lambda p: slots(p, capacity, tokens))(plan)  # [G, E, C]
-  # The cast makes the gradient of x add up in float32, as the einsum dispatcher's matmul does.
+  # The cast makes the gradient of x accumulate in float32, as in the matmul of `einsum`.
   pick = jax.vmap(lambda rows, token: rows.at[token].get(mode="fill", fill_value=0))
   inputs = pick(x.astype(jnp.float32), token).astype(x.dtype).swapaxes(0, 1)  # [E, G, C, D]
   weighted = gate[..., None] * apply(inputs).swapaxes(0, 1).astype(jnp.float32)  # [G, E, C, D]
@@ -74,5 +84,5 @@ def through_slots(
 def apply_buffers(
   experts: ExpertFunction, rows: Float[Array, "E G C D"]
 ) -> Float[Array, "E G C D"]:
-  """The experts on all groups' buffers together."""
+  """Applies the experts to the buffers of all groups together."""
   return experts.buffers(rows.reshape(rows.shape[0], -1, rows.shape[-1])).reshape(rows.shape)

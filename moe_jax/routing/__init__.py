@@ -1,9 +1,12 @@
-"""Who goes where: pure functions of one group's router logits, `vmap`ped over groups by the layer.
+"""Routing algorithms, which decide which expert processes which token.
 
-A `Router` holds a function `f(logits [S, E], context, *, options) -> RoutingPlan`, which knows
-neither the layer's capacity nor its experts, and what the rest of the package must know about it.
-Losses and metrics are functions of (logits, plan) and no business of a router. To add a router,
-write a file here that ends in `ROUTER = Router(...)`, and add its name to the list below.
+A `Router` holds a pure function `f(logits [S, E], context, *, options) -> RoutingPlan` together
+with the facts about it that the rest of the package needs. The function routes one group of S
+tokens; the layer applies `jax.vmap` over groups. It knows neither the capacity nor the experts of
+the layer. Losses and metrics are separate functions of (logits, plan).
+
+To add a router, write a file in this folder that ends in `ROUTER = Router(...)` and add its name to
+the list below.
 """
 
 import importlib
@@ -11,7 +14,7 @@ import importlib
 from moe_jax.routing.plan import RoutingContext, RoutingPlan, group_axes
 from moe_jax.routing.router import Leak, Router
 
-# Each is the name of a file here that ends in `ROUTER = Router(...)`.
+# Names of the files in this folder that end in `ROUTER = Router(...)`.
 _FILES = (
   "adaptive_mixture",
   "noisy_top_k",

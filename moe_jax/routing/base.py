@@ -1,4 +1,4 @@
-"""BASE layers: a balanced assignment instead of a balance loss (Lewis et al. 2021)."""
+"""BASE layers, which balance the load by assignment instead of by a loss (Lewis et al. 2021)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import token_choice
 
-_MAX_ROUNDS = (
-  4.0  # times E/epsilon, which is what it takes where each price climbs over the range on its own
-)
+# The limit of the auction's rounds, as a multiple of E/epsilon. E/epsilon rounds suffice if one
+# price at a time climbs over the whole range of the logits.
+_MAX_ROUNDS = 4.0
 
 
 def base(
   logits: Float[Array, "S E"], context: RoutingContext, *, epsilon: Precision = 0.01
 ) -> RoutingPlan:
-  """Each expert gets the same number of tokens, so that the sum of the logits is the largest
-  possible.
+  """Assigns the same number of tokens to each expert, with the largest possible sum of logits.
 
   Paper: BASE layers (Lewis et al. 2021, arXiv 2103.16716) Sec. 3.
 
@@ -29,30 +28,30 @@ def base(
       inference:  a_t = argmax_e h_t . w_e
       y_t = sigmoid(h_t . w_{a_t}) f_{a_t}(h_t)
 
-  The logits are h.w, so the gate is sigmoid(logit of the assigned expert). T counts real tokens;
-  where E does not divide it, each expert gets at most C = ceil(T/E), and some get fewer. The
-  assignment is `auction`'s, and its total within E*C * epsilon * (largest - smallest logit) of the
-  best, which is T * epsilon * range where E divides T. Outside training each token takes its best
-  expert, which is not balanced and does not look at other tokens.
+  The logits are h.w, so the gate is the sigmoid of the assigned expert's logit. T counts real
+  tokens. If E does not divide T, each expert gets at most C = ceil(T/E) tokens, and some get fewer.
+  The function `auction` finds the assignment. Its total is within E*C * epsilon * (largest -
+  smallest logit) of the optimum, which is T * epsilon * range if E divides T. Outside training each
+  token takes its best expert, which is not balanced and does not look at other tokens.
 
   Reads `context.valid` and `context.train`.
 
   Args:
-    logits: router outputs of one group; float32 arithmetic whatever their dtype.
-    context: padding does not bid and names nobody: `expert` E and gate 0.
-    epsilon: how far from the best the assignment may be, in [1e-4, 1]; smaller ones take more
-      rounds. After 4*E/epsilon rounds, many more than are usual, the tokens left over are put
-      greedily into free places.
+    logits: Router outputs of one group. They are cast to float32.
+    context: Padding does not bid; it gets `expert` E and gate 0.
+    epsilon: The tolerance of the assignment, in [1e-4, 1], in units of the range of the logits.
+      Smaller values take more rounds. After 4*E/epsilon rounds, many more than usual, the remaining
+      tokens are placed greedily.
 
   Returns:
-    A plan of A = S assignments by position, gates in [0, 1].
+    A plan with A = S assignments in order of position and gates in [0, 1].
 
   Raises:
-    ConfigError: epsilon out of range.
+    ConfigError: If epsilon is out of range.
 
-  Deviation: the paper first shuffles tokens across workers, so that those that compete are not all
-  neighbours; here they are those of the group. The paper's y has a residual + h_t, which is the
-  model's business here.
+  Deviation: the paper first shuffles tokens across workers, so that the tokens that compete are not
+  all neighbours. Here the tokens of a group compete. The paper's y includes the residual h_t, which
+  the model adds here.
   """
   num_tokens, num_experts = logits.shape
   check(
@@ -68,9 +67,10 @@ def base(
     expert, _ = auction(logits, valid, epsilon, max_rounds=int(_MAX_ROUNDS * num_experts / epsilon))
   else:
     expert = jnp.argmax(logits, axis=-1)
+  # Padding has expert E, which is out of bounds; `token_choice` sets its gate to 0.
   chosen = jnp.take_along_axis(logits, jnp.minimum(expert, num_experts - 1)[:, None], axis=-1)
   return token_choice(expert[:, None], jax.nn.sigmoid(chosen), context, num_experts)
 
 
-# In training, tokens compete for experts. (Inference is greedy, and causal.)
+# In training, tokens compete for experts. Inference is greedy and therefore causal.
 ROUTER = Router(base, "yes")

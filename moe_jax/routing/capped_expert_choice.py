@@ -1,5 +1,4 @@
-"""Expert choice in which no token gets more than a few experts (Zhou et al. 2022, arXiv 2202.09368,
-EC-CAP)."""
+"""Expert choice with capped experts per token, EC-CAP (Zhou et al. 2022, arXiv 2202.09368)."""
 
 from __future__ import annotations
 
@@ -23,46 +22,51 @@ def capped_expert_choice(
   entropy: Divisor = 0.001,
   iterations: Iterations = 100,
 ) -> RoutingPlan:
-  """Each expert picks C = c*S/E tokens such that together they like them best and no token is
-  picked too often.
+  """Lets each expert pick C = c*S/E tokens, with at most b experts per token.
+
+  Among all such choices it approximates the one with the largest sum of scores.
 
   Paper: Expert Choice (Zhou et al. 2022, arXiv 2202.09368), the capped variant: EC-CAP2 and
   EC-CAP3.
 
       S = softmax(logits) over experts
-      max_A <S^T, A> + lambda H(A)  such that  sum_j A_ij = C for each expert i,  sum_i A_ij <= b
-                                               for each token j,
+      max_A <S^T, A> + lambda H(A)  such that  sum_j A_ij = C for each expert i,
+                                               sum_i A_ij <= b for each token j,
                                                0 <= A <= 1,   H(A) = -sum A log A
-      I = TopK(A, C) over tokens,  gate = S at the chosen
+      I = TopK(A, C) over tokens,  gate = S at the chosen entries
 
-  The paper's c, b, lambda are `capacity_factor`, `max_experts`, `entropy`. The maximum is the
-  Bregman (KL) projection of exp(S^T / lambda) on the constraints, found by Dykstra's alternating
-  projections: see `_project`. Where A reaches its bound 1 its entries are ranked by what they were
-  before that bound; then by position.
+  The paper's c, b and lambda are `capacity_factor`, `max_experts` and `entropy`. The maximum is the
+  Bregman (KL) projection of exp(S^T / lambda) on the constraints. Dykstra's alternating projections
+  find it, see `_project`. Entries of A at the bound 1 are ranked by their values before that bound
+  was applied, then by position.
+
+  Reads `context.valid`.
 
   Args:
-    logits: router outputs of one group; float32 arithmetic whatever their dtype.
-    context: `valid` is read: padding has A = 0; slots that no real token fills name nobody.
-    capacity_factor: mean experts a token, > 0; C is rounded and clipped to [1, S].
-    max_experts: b, most experts a token, >= 1; from E on it binds nothing, which is plain expert
-      choice.
-    entropy: lambda, > 0, in units of probability; the smaller, the sharper A and the slower the
-      projections.
-    iterations: sweeps over the three constraints, >= 1; always as many.
+    logits: Router outputs of one group. They are cast to float32.
+    context: Padding has A = 0. Slots that no real token fills name no expert.
+    capacity_factor: The mean number of experts per token, c > 0. C is rounded and clipped to
+      [1, S].
+    max_experts: The largest number of experts per token, b >= 1. If it is at least E, it has no
+      effect and the router is plain expert choice.
+    entropy: The weight lambda > 0 of the entropy, in units of probability. A smaller value makes A
+      sharper and the projections slower to converge.
+    iterations: The number of sweeps over the three constraints, >= 1. It is fixed; there is no
+      early stop.
 
   Returns:
-    A plan of A = E*C assignments, expert by expert, largest A first; gates in [0, 1], not
-      renormalised.
+    A plan with A = E*C assignments, expert by expert, largest entry of A first. Gates are in [0, 1]
+    and not renormalised.
 
   Raises:
-    ConfigError: capacity_factor, entropy <= 0; max_experts, iterations < 1; max_experts <
-      capacity_factor where tokens then have too few places for the experts' slots.
+    ConfigError: If capacity_factor or entropy is <= 0, if max_experts or iterations is < 1, or if
+      max_experts < capacity_factor and b experts per token cannot fill the slots of all experts.
 
-  Deviation: after 100 iterations with the paper's lambda A is not integral yet, and TopK alone
-  would put tokens into more than b lists. So no token ever gets more than b: it keeps the b experts
-  that it likes best (largest S), and the others list their next tokens that have a place left,
-  until no slot can be filled. Where padding, or the rounding of C, leaves fewer than E*C places,
-  rows sum to what each expert can get, see `_row_sum`, and slots stay empty.
+  Deviation: after 100 iterations with the paper's lambda, A is not integral yet, and TopK alone
+  would give some tokens more than b experts. Here no token ever gets more than b: it keeps the b
+  experts with its largest S, and the rejected experts pick their next tokens among those with fewer
+  than b experts, until no slot can be filled. If padding or the rounding of C leaves fewer than E*C
+  places, each row of A sums to what its expert can get, see `_row_sum`, and slots stay empty.
   """
   num_tokens, num_experts = logits.shape
   _check(num_tokens, num_experts, capacity_factor, max_experts, entropy, iterations)
@@ -74,12 +78,13 @@ def capped_expert_choice(
   log_a = _project(
     kernel, _row_sum(valid, num_experts, capacity, max_experts), max_experts, iterations
   )
-  # Tokens rank experts by the logarithms of S, which do not underflow.
+  # Tokens rank experts by the logarithm of S, which does not underflow.
   chosen = _choose(log_a, jax.lax.stop_gradient(log_scores), valid, capacity, max_experts)
   _, token = jax.lax.top_k(jnp.where(chosen, log_a, -jnp.inf), capacity)  # [E, C]
-  kept = jnp.take_along_axis(chosen, token, axis=-1)
-  expert = jnp.where(kept, jnp.arange(num_experts)[:, None], num_experts)
-  gate = jnp.where(kept, jnp.take_along_axis(scores, token, axis=-1), 0.0)
+  # An expert with fewer than C chosen tokens has slots left over, which stay empty.
+  is_filled = jnp.take_along_axis(chosen, token, axis=-1)
+  expert = jnp.where(is_filled, jnp.arange(num_experts)[:, None], num_experts)
+  gate = jnp.where(is_filled, jnp.take_along_axis(scores, token, axis=-1), 0.0)
   return RoutingPlan(
     token=token.reshape(-1),
     expert=expert.reshape(-1),
@@ -88,33 +93,34 @@ def capped_expert_choice(
   )
 
 
-_NEVER = (
-  -1e30
-)  # log A of padding: exp of it is 0, and unlike -inf it may be added to and subtracted from
+# The value of log A for padding. Its exponential is 0, and unlike -inf it gives no NaN when values
+# are added and subtracted.
+_NEVER = -1e30
 
 
 def _project(
   kernel: Float[Array, "E S"], row_sum: Float[Array, ""], max_experts: int, iterations: int
 ) -> Float[Array, "E S"]:
-  """log A after `iterations` sweeps of Dykstra's algorithm from A = exp(kernel), before the last
-  cut at A <= 1.
+  """Returns log A after `iterations` sweeps of Dykstra's algorithm from A = exp(kernel).
 
-  One sweep projects on the rows' sums, the columns' caps and the bound 1 in turn. A projection
-  multiplies A by a factor for each row, column or entry; Dykstra's algorithm takes an inequality's
-  last factor back before it projects on it again, and keeps it as its correction. So always log A =
-  kernel + rows - columns - entries, and only these are kept (the rows' need no correction: they are
-  equations). In the log domain, because kernel goes up to 1/lambda.
+  One sweep projects A on the sums of rows, the caps of columns and the bound A <= 1 in turn. Each
+  projection multiplies A by one factor per row, column or entry. Before Dykstra's algorithm
+  projects on an inequality again, it divides A by the last factor of that inequality. Therefore
+  log A = kernel + rows - columns - entries at all times, and the state consists of these logarithms
+  of factors. Row sums are equations, whose factors need no correction.
+
+  The computation uses logarithms because entries of the kernel are as large as 1/lambda. The result
+  does not include the last projection on A <= 1, so that entries at the bound can still be ranked.
   """
 
   def sweep(_, state):
     _, columns, entries = state
-    rows = jnp.log(row_sum) - logsumexp(
-      kernel - columns - entries, axis=1, keepdims=True
-    )  # sum_j A_ij = C
-    columns = jnp.maximum(
-      logsumexp(kernel + rows - entries, axis=0) - jnp.log(max_experts), 0.0
-    )  # sum_i A_ij <= b
-    entries = jnp.maximum(kernel + rows - columns, 0.0)  # A <= 1
+    # sum_j A_ij = C
+    rows = jnp.log(row_sum) - logsumexp(kernel - columns - entries, axis=1, keepdims=True)
+    # sum_i A_ij <= b
+    columns = jnp.maximum(logsumexp(kernel + rows - entries, axis=0) - jnp.log(max_experts), 0.0)
+    # A <= 1
+    entries = jnp.maximum(kernel + rows - columns, 0.0)
     return rows, columns, entries
 
   num_experts, num_tokens = kernel.shape
@@ -126,8 +132,10 @@ def _project(
 def _row_sum(
   valid: Bool[Array, "S"], num_experts: int, capacity: int, max_experts: int
 ) -> Float[Array, ""]:
-  """C, or what n real tokens allow each expert if that is less: n tokens, and an E-th of their n*b
-  places."""
+  """Returns the sum of each row of A, which is C unless there are too few real tokens.
+
+  With n real tokens and n*b places, each expert can get at most n tokens and at most n*b/E places.
+  """
   real = jnp.maximum(jnp.sum(valid, dtype=jnp.float32), 1.0)
   return jnp.minimum(float(capacity), real * min(1.0, max_experts / num_experts))
 
@@ -139,20 +147,28 @@ def _choose(
   capacity: int,
   max_experts: int,
 ) -> Bool[Array, "E S"]:
-  """Which expert gets which token: at most `capacity` tokens an expert and `max_experts` experts a
-  token.
+  """Returns True where an expert gets a token, with at most b experts per token.
 
-  In rounds: experts list as many tokens as they have free slots, by A, of those that have a place
-  left; tokens keep as many of these as they have places, by S. The first round is the paper's TopK.
+  In each round, every expert proposes to as many tokens as it has free slots: to those with the
+  largest A among the tokens that have a place left. Each token then accepts, in order of S, as many
+  proposals as it has places. The first round's proposals are the paper's TopK. The rounds end when
+  no token accepts.
+
+  Args:
+    log_a: The logarithm of A, by which experts rank tokens.
+    scores: The values by which tokens rank experts.
+    valid: True for real tokens.
+    capacity: The number of slots per expert, C.
+    max_experts: The largest number of experts per token, b.
   """
 
   def one_round(state):
     chosen, _ = state
     free = capacity - jnp.sum(chosen, axis=1, keepdims=True)  # [E, 1]
     places = jnp.where(valid, max_experts - jnp.sum(chosen, axis=0), 0)  # [S]
-    listed = _among(~chosen & (places > 0), log_a, free, axis=1)
-    new = _among(listed, scores, places, axis=0)
-    return chosen | new, jnp.any(new)
+    proposed = _among(~chosen & (places > 0), log_a, free, axis=1)
+    accepted = _among(proposed, scores, places, axis=0)
+    return chosen | accepted, jnp.any(accepted)
 
   start = jnp.zeros(log_a.shape, bool), jnp.array(True)
   return jax.lax.while_loop(lambda state: state[1], one_round, start)[0]
@@ -161,18 +177,26 @@ def _choose(
 def _among(
   mask: Bool[Array, "E S"], values: Float[Array, "E S"], count: Int[Array, "..."], axis: int
 ) -> Bool[Array, "E S"]:
-  """The `count` largest values along an axis of those in the mask; ties to the lower index."""
+  """Returns the mask of the `count` largest values along an axis among those in `mask`.
+
+  Among equal values, the lower index comes first.
+  """
+  # The argsort of a permutation is its inverse, here the rank of each entry.
   order = jnp.argsort(jnp.where(mask, -values, jnp.inf), axis=axis, stable=True)
   return mask & (jnp.argsort(order, axis=axis) < count)
 
 
 def _capacity(num_tokens: int, num_experts: int, capacity_factor: float) -> int:
-  return slots("capped_expert_choice", capacity_factor, num_tokens, num_experts, "experts a token")
+  """Returns the number of slots per expert, C."""
+  return slots(
+    "capped_expert_choice", capacity_factor, num_tokens, num_experts, "experts per token"
+  )
 
 
 def _check(num_tokens, num_experts, capacity_factor, max_experts, entropy, iterations):
+  """Raises ConfigError unless the options are in range and the slots can be filled."""
   name = "capped_expert_choice"
-  check(name, "max_experts", max_experts, max_experts >= 1, "at least 1 expert a token")
+  check(name, "max_experts", max_experts, max_experts >= 1, "at least 1 expert per token")
   check(name, "entropy", entropy, entropy > 0, "> 0; the paper's is 0.001")
   check(name, "iterations", iterations, iterations >= 1, "at least 1 sweep")
   slots = num_experts * _capacity(num_tokens, num_experts, capacity_factor)
@@ -185,5 +209,5 @@ def _check(num_tokens, num_experts, capacity_factor, max_experts, entropy, itera
     )
 
 
-# A group's tokens compete for the same slots, whatever the capacity.
+# The tokens of a group compete for the same slots, whatever the dispatcher's capacity.
 ROUTER = Router(capped_expert_choice, "yes")

@@ -1,4 +1,4 @@
-"""Token choice among the experts of a few devices (DeepSeek-V2)."""
+"""Token choice that is limited to the experts of a few devices per token (DeepSeek-V2)."""
 
 from __future__ import annotations
 
@@ -23,41 +23,43 @@ def device_limited(
   gate_norm: str = "none",
   priority: str = "choice",
 ) -> RoutingPlan:
-  """Each token picks its K most probable experts on at most M devices, which bounds communication.
+  """Routes each token to its K most probable experts on at most M devices.
+
+  The limit on the number of devices bounds the communication.
 
   Paper: DeepSeek-V2 (arXiv 2405.04434) Sec. 2.2.2.
 
       s = softmax(logits),  d(x) = TopM over the D devices of max_{i on device} s_i(x)
       T = TopK(s_i for i on d(x)),  y = sum_{i in T} g_i(x) E_i(x)
 
-  D is `groups`: device d holds the E/D consecutive experts from d*E/D on. M is `kept_groups`, and
-  g_i = s_i. Of equal scores of devices the lower index comes first, of experts the larger logit and
-  then the lower index. Only the order of scores is limited: where E_i really lies is the mesh's
-  business.
+  D is `groups`, and device d holds the E/D consecutive experts that begin with expert d*E/D. M is
+  `kept_groups`, and g_i = s_i in the paper. Among devices with equal scores, the lower index comes
+  first. Among experts with equal scores, the larger logit comes first, then the lower index. The
+  devices are a property of the routing only; the mesh decides where the experts are stored.
 
-  Reads `context.valid` and `context.bias` (added to s to select devices and experts; the gate is
-  never biased).
+  Reads `context.valid` and `context.bias`. The bias is added to s to select devices and experts;
+  the gate is never biased.
 
   Args:
-    logits: router outputs of one group of tokens; float32 arithmetic whatever their dtype.
-    context: padding takes no expert: `expert` E and gate 0.
-    k: experts a token, in [1, M*E/D].
-    groups: D, a divisor of E.
-    kept_groups: M, in [1, D].
-    gate_norm: what g is. "none": s_i, out of all E experts (the paper; its factor of 16 is the
-      layer's business); "top_k": s_i divided by the sum over T of s_j. At K = 1 the latter is the
-      constant 1, without gradient.
-    priority: who is served first, see `token_choice`; "gate" orders tokens by the probability of
-      their first choice.
+    logits: Router outputs of one group of tokens. They are cast to float32.
+    context: Padding gets `expert` E and gate 0.
+    k: The number of experts per token, K, in [1, M*E/D].
+    groups: The number of devices, D, which must divide E.
+    kept_groups: The number of devices that a token may use, M, in [1, D].
+    gate_norm: The definition of the gate g. "none": s_i, normalised over all E experts, as in the
+      paper (the layer applies the paper's factor of 16). "top_k": s_i divided by the sum of s_j
+      over T, which at K = 1 is the constant 1, without gradient.
+    priority: The order in which assignments are served, see `token_choice`. "gate" orders tokens by
+      the probability of their first choice.
 
   Returns:
-    A plan of A = K*S assignments, gates in [0, 1].
+    A plan with A = K*S assignments and gates in [0, 1].
 
   Raises:
-    ConfigError: groups does not divide E; kept_groups or k out of range; unknown gate_norm or
-      priority.
+    ConfigError: If groups does not divide E, if kept_groups or k is out of range, or if gate_norm
+      or priority is unknown.
 
-  Deviation: the bias is not in the paper, and is off where the context has none.
+  Deviation: the paper has no bias. It has no effect if the context has none.
   """
   num_experts = logits.shape[-1]
   check_groups("device_limited", k, groups, kept_groups, num_experts)
@@ -65,7 +67,8 @@ def device_limited(
   check_name("device_limited", "priority", priority, PRIORITIES)
   logits = logits.astype(jnp.float32)
   probs = jax.nn.softmax(logits, axis=-1)
-  # Without a bias the logits have the order of the scores, of devices too, and do not underflow.
+  # Without a bias, the logits order experts and devices as the probabilities do, and they do not
+  # underflow.
   scores, ties = (logits, None) if context.bias is None else (probs + context.bias, logits)
   expert = select(limit_to_groups(scores, groups, kept_groups, best=1), k, ties)  # [S, K]
   gate = _GATE_NORMS[gate_norm](logits, probs, expert)
@@ -75,13 +78,15 @@ def device_limited(
 
 
 def _gather(values: Float[Array, "S E"], expert):
+  """Returns the value of each chosen expert."""
   return jnp.take_along_axis(values, expert, axis=-1)
 
 
+# Each function returns the gates [S, K] of the chosen experts.
 _GATE_NORMS = {
   "none": lambda logits, probs, expert: _gather(probs, expert),
-  # The softmax of the chosen logits is s_i / sum_{j in T} s_j, without the division by a sum that
-  # may underflow.
+  # The softmax of the chosen logits equals s_i / sum_{j in T} s_j. It avoids the division by a sum
+  # that may underflow.
   "top_k": lambda logits, probs, expert: jax.nn.softmax(_gather(logits, expert), axis=-1),
 }
 

@@ -1,5 +1,4 @@
-"""Expert choice: every expert takes the tokens it likes best (Zhou et al. 2022, arXiv
-2202.09368)."""
+"""Expert choice, in which experts pick their tokens (Zhou et al. 2022, arXiv 2202.09368)."""
 
 from __future__ import annotations
 
@@ -15,33 +14,37 @@ from moe_jax.routing.router import Router
 def expert_choice(
   logits: Float[Array, "S E"], context: RoutingContext, *, capacity_factor: Factor = 2.0
 ) -> RoutingPlan:
-  """Each expert picks its C = c*S/E highest-scoring tokens; no auxiliary loss is needed.
+  """Lets each expert pick its C = c*S/E tokens with the highest scores.
+
+  The load is balanced by construction, so that no auxiliary loss is needed.
 
   Paper: Expert Choice (Zhou et al. 2022, arXiv 2202.09368) Sec. 3.2.
 
       S = softmax(logits) over experts,  G, I = TopK(S^T, C)  over tokens
 
-  The paper's n, e, c, k are S, E, `capacity_factor`, C here; its G and I are `gate` and `token`;
-  gates are not renormalised. A token gets between 0 and E experts, capacity_factor on average.
-  Equal scores go to the earlier token. C is counted over all S rows, padding included, so that it
-  is static.
+  The paper's n, e, c and k are S, E, `capacity_factor` and C here, and its G and I are `gate` and
+  `token`. Gates are not renormalised. A token gets between 0 and E experts, capacity_factor on
+  average. Among equal scores, the earlier token comes first. C is computed from all S rows,
+  including padding, so that it is static.
+
+  Reads `context.valid`.
 
   Args:
-    logits: router outputs of one group; float32 arithmetic whatever their dtype.
-    context: `valid` is read: padding is never chosen; slots that no real token fills name nobody.
-    capacity_factor: mean experts a token, > 0; C is rounded and clipped to [1, S].
+    logits: Router outputs of one group. They are cast to float32.
+    context: Padding is never chosen. Slots that no real token fills name no expert.
+    capacity_factor: The mean number of experts per token, c > 0. C is rounded and clipped to
+      [1, S].
 
   Returns:
-    A plan of A = E*C assignments, expert by expert, best token first; gates in [0, 1].
+    A plan with A = E*C assignments, expert by expert, best token first. Gates are in [0, 1].
 
   Raises:
-    ConfigError: capacity_factor <= 0.
+    ConfigError: If capacity_factor <= 0.
   """
   num_tokens, num_experts = logits.shape
-  capacity = slots("expert_choice", capacity_factor, num_tokens, num_experts, "experts a token")
-  log_scores = jax.nn.log_softmax(
-    logits.astype(jnp.float32), axis=-1
-  ).T  # [E, S]; scores themselves may underflow
+  capacity = slots("expert_choice", capacity_factor, num_tokens, num_experts, "experts per token")
+  # Experts rank tokens by the logarithms of the scores, because the scores may underflow.
+  log_scores = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1).T  # [E, S]
   valid = jnp.ones(num_tokens, bool) if context.valid is None else context.valid
   _, token = jax.lax.top_k(
     jax.lax.stop_gradient(jnp.where(valid, log_scores, -jnp.inf)), capacity
@@ -57,5 +60,5 @@ def expert_choice(
   )
 
 
-# A group's tokens compete for the same slots, whatever the capacity.
+# The tokens of a group compete for the same slots, whatever the dispatcher's capacity.
 ROUTER = Router(expert_choice, "yes")

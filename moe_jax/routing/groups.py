@@ -1,5 +1,4 @@
-"""Experts in groups of equal size, of which a token uses only a few: what device- and node-limited
-routing share."""
+"""Limits on the groups of experts that a token may use, for device- and node-limited routing."""
 
 from __future__ import annotations
 
@@ -19,32 +18,33 @@ def limit_to_groups(
   best: int,
   add: Callable[..., Array] = jnp.sum,
 ) -> Float[Array, "S E"]:
-  """The scores, with -inf for the experts outside each token's best groups.
+  """Replaces the scores of the experts outside each token's best groups by -inf.
 
-  Expert e belongs to group e // (E/groups). Equal groups: the lower index.
+  Expert e belongs to group e // (E/groups). Among groups with equal scores, the lower index comes
+  first.
 
   Args:
-    scores: by which experts are selected; finite.
-    groups: number of groups, a divisor of E.
-    kept_groups: how many of them each token may use, in [1, groups].
-    best: a group's score is the sum of this many of its largest scores (of all, where it has
-      fewer).
-    add: how they are summed; logsumexp where the scores are logarithms.
+    scores: The scores by which experts are selected. They must be finite.
+    groups: The number of groups, a divisor of E.
+    kept_groups: The number of groups that each token may use, in [1, groups].
+    best: The number of a group's largest scores whose sum is the score of the group. If the group
+      has fewer experts, all of them count.
+    add: The function that sums the scores, which is logsumexp if the scores are logarithms.
 
   Returns:
-    kept_groups * E/groups finite scores a token.
+    The scores, of which kept_groups * E/groups per token are finite.
   """
   num_tokens, num_experts = scores.shape
   size = num_experts // groups
   grouped = scores.reshape(num_tokens, groups, size)
   largest, _ = jax.lax.top_k(grouped, min(best, size))  # [S, groups, best]
-  _, kept = jax.lax.top_k(add(largest, axis=-1), kept_groups)  # [S, kept_groups]
-  is_kept = jnp.any(kept[:, :, None] == jnp.arange(groups), axis=1)  # [S, groups]
+  _, best_groups = jax.lax.top_k(add(largest, axis=-1), kept_groups)  # [S, kept_groups]
+  is_kept = jnp.any(best_groups[:, :, None] == jnp.arange(groups), axis=1)  # [S, groups]
   return jnp.where(is_kept[:, :, None], grouped, -jnp.inf).reshape(num_tokens, num_experts)
 
 
 def check_groups(router: str, k: int, groups: int, kept_groups: int, num_experts: int) -> None:
-  """Raises ConfigError unless `groups` divides E, and K experts fit in `kept_groups` of them."""
+  """Raises ConfigError unless `groups` divides E and `kept_groups` groups hold K experts."""
   check(
     router,
     "groups",
@@ -61,6 +61,6 @@ def check_groups(router: str, k: int, groups: int, kept_groups: int, num_experts
     "k",
     k,
     1 <= k <= limit,
-    f"between 1 and {limit}: so many experts are in {kept_groups} of {groups} groups of "
+    f"between 1 and {limit}, the number of experts in {kept_groups} of {groups} groups of "
     f"{num_experts} experts",
   )

@@ -1,5 +1,4 @@
-"""Hierarchical mixture of experts: a token picks groups, and in each of them experts (Shazeer 2017,
-appendix B)."""
+"""Hierarchical routing to groups of experts and experts within them (Shazeer 2017, appendix B)."""
 
 from __future__ import annotations
 
@@ -25,41 +24,43 @@ def hierarchical(
   k: Count = 2,
   priority: str = "choice",
 ) -> RoutingPlan:
-  """Noisy top-K over N groups of experts, and noisy top-K over the experts of each group that a
-  token picked.
+  """Routes each token by noisy top-K to groups of experts, then to experts of each chosen group.
 
   Paper: Outrageously Large Neural Networks (Shazeer et al. 2017, arXiv 1701.06538) appendix B.
 
       y = sum_i sum_j G_primary(x)_i G_i(x)_j E_{i,j}(x),  each G as in Eqs. 3 to 5
 
   Expert (i, j) is expert i*E/N + j. G_primary is computed from `context.primary` and
-  `context.primary_noise_std`, the G_i from `logits` and `context.noise_std`; each level normalises
-  over what it kept. Noise is drawn in training only, with fold_in(key, 0) for the groups and
-  fold_in(key, 1) for the experts. Reads `context.valid` too, but no bias. Equal noisy logits go to
-  the lower index.
+  `context.primary_noise_std`, and the G_i from `logits` and `context.noise_std`. Each level
+  normalises its gates over its own choices. Noise is drawn in training only, with fold_in(key, 0)
+  for the groups and fold_in(key, 1) for the experts. Among equal noisy logits, the lower index
+  comes first.
 
-  At primary_k = 1 every G_primary is the constant 1, at k = 1 every G_i: that level gets no
-  gradient from the task.
+  At primary_k = 1 every G_primary is the constant 1, and at k = 1 every G_i is. That level then
+  gets no gradient from the loss of the task.
+
+  Reads `context.key`, `context.train`, `context.valid`, `context.primary` and, when noise is drawn,
+  `context.noise_std` and `context.primary_noise_std`. It does not read the bias.
 
   Args:
-    logits: router outputs of one group of tokens; float32 arithmetic whatever their dtype.
-    context: padding takes no expert: `expert` E and gate 0.
-    groups: N, a divisor of E.
-    primary_k: groups a token, in [1, N].
-    k: experts a token in each of its groups, in [1, E/N].
-    priority: who is served first, see `token_choice`. A token's choices are ordered by its choice
-      of group, then by its choice in the group. "gate" orders tokens by the probability, over all
-      groups and all experts of the group, of their first choice.
+    logits: Router outputs of one group of tokens. They are cast to float32.
+    context: Padding gets `expert` E and gate 0.
+    groups: The number of groups of experts, N, which must divide E.
+    primary_k: The number of groups of experts per token, in [1, N].
+    k: The number of experts per token in each of its groups, in [1, E/N].
+    priority: The order in which assignments are served, see `token_choice`. The choices of a token
+      are ordered by its choice of group, then by its choice within the group. "gate" orders tokens
+      by the probability of their first choice over all groups and all experts of the group.
 
   Returns:
-    A plan of A = S*primary_k*k assignments, gates in [0, 1], which sum to 1 over the choices of a
-      token.
+    A plan with A = S*primary_k*k assignments and gates in [0, 1], which sum to 1 over the choices
+    of a token.
 
   Raises:
-    ConfigError: groups does not divide E; primary_k outside [1, N]; k outside [1, E/N]; unknown
-      priority.
-    ValueError: `context.primary` is None or not [S, N]; noise is to be drawn, and a standard
-      deviation is None.
+    ConfigError: If groups does not divide E, if primary_k is outside [1, N], if k is outside
+      [1, E/N], or if the priority is unknown.
+    ValueError: If `context.primary` is None or not of shape [S, N], or if noise must be drawn but a
+      standard deviation is None.
   """
   num_tokens, num_experts = logits.shape
   _check(num_experts, groups, primary_k, k)
@@ -70,10 +71,12 @@ def hierarchical(
   member, member_gate = keep_top_k(inside, inside, k)  # [S, P, K]
   expert = group[:, :, None] * (num_experts // groups) + member
   gate = group_gate[:, :, None] * member_gate
-  # The logarithm of the first choice's probability: that of its group plus that in its group.
+  # The logarithm of the first choice's probability is the sum of the logarithms of the group's
+  # probability and of the expert's probability within the group. log_sigmoid turns the logarithm
+  # of the odds of an event into the logarithm of its probability.
   first = sum(
-    jax.nn.log_sigmoid(log_odds(level, named[:, 0]))
-    for level, named in ((primary, group), (inside[:, 0], member[:, 0]))
+    jax.nn.log_sigmoid(log_odds(level, choice[:, 0]))
+    for level, choice in ((primary, group), (inside[:, 0], member[:, 0]))
   )
   return token_choice(
     expert.reshape(num_tokens, primary_k * k),
@@ -88,23 +91,23 @@ def hierarchical(
 def load(
   logits: Float[Array, "S E"], context: RoutingContext, *, groups: int, primary_k: int, k: int, **_
 ) -> Float[Array, ""]:
-  """CV^2 over experts of the smooth load of `hierarchical` with these options and this context
-  (appendix B).
+  """Returns CV^2 over experts of the smooth load of `hierarchical` (Shazeer 2017, appendix B).
 
-      Load_{i,j} = Load_primary(X)_i Load_i(X^(i))_j / |X^(i)|,  X^(i) = the tokens that picked
-        group i
+      Load_{i,j} = Load_primary(X)_i Load_i(X^(i))_j / |X^(i)|
+      X^(i) = the tokens that picked group i
 
-  Load_primary and Load_i are sums of `losses.chosen_probability`. Padding is in no X. A group that
-  no token picked has 0/0 there, for which this takes 0.
+  Load_primary and Load_i are sums of `losses.chosen_probability`. Padding belongs to no X. For a
+  group that no token picked the quotient is 0/0, which is replaced by 0. The arguments are those of
+  the router; its other options have no influence.
 
   Returns:
-    0 at balance. E/(primary_k*k) - 1 where all tokens pick the same groups and the same experts in
-      them without doubt;
-    N/primary_k - 1 where they pick the same groups, which are balanced within.
+    0 at balance; E/(primary_k*k) - 1 if all tokens are certain to pick the same groups and the same
+    experts in them; N/primary_k - 1 if they are certain to pick the same groups, within which the
+    load is balanced.
 
   Raises:
-    ConfigError: as `hierarchical`.
-    ValueError: `context.primary` or a standard deviation of the noise is None.
+    ConfigError: If an option is out of range, as in `hierarchical`.
+    ValueError: If `context.primary` or a standard deviation of the noise is None.
   """
   num_tokens, num_experts = logits.shape
   _check(num_experts, groups, primary_k, k)
@@ -127,6 +130,7 @@ def load(
 
 
 def _check(num_experts: int, groups: int, primary_k: int, k: int) -> None:
+  """Raises ConfigError unless the numbers of groups and experts are in range."""
   check(
     "hierarchical",
     "groups",
@@ -146,12 +150,13 @@ def _check(num_experts: int, groups: int, primary_k: int, k: int) -> None:
 
 
 def _noisy(logits, context, groups):
-  """Noisy logits of the groups, [S, N], and of the experts in each of them, [S, N, E/N]."""
+  """Returns the noisy logits of the groups, [S, N], and of the experts in them, [S, N, E/N]."""
   num_tokens, num_experts = logits.shape
   primary = learned("hierarchical", context, "primary")
   if primary.shape != (num_tokens, groups):
     raise ValueError(
-      f"RoutingContext.primary is {primary.shape}, not tokens by groups {(num_tokens, groups)}"
+      f"RoutingContext.primary has shape {primary.shape}, but must have shape "
+      f"{(num_tokens, groups)}, tokens by groups"
     )
   if context.train and context.key is not None:
     primary_std, std = (
@@ -163,7 +168,7 @@ def _noisy(logits, context, groups):
 
 
 def looks_ahead(primary_k: int, k: int, priority: str) -> Leak:
-  """Returns the leak of a token's primary_k * k choices."""
+  """Returns the `Leak` of `hierarchical`, which makes primary_k * k choices per token."""
   return leak(primary_k * k, priority)
 
 

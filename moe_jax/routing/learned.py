@@ -1,4 +1,4 @@
-"""Fields of RoutingContext that a router cannot do without."""
+"""Access to the fields of RoutingContext that a router requires."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from moe_jax.routing.plan import RoutingContext
 
 
 def learned(router: str, context: RoutingContext, field: str) -> Float[Array, "..."]:
-  """`context.field` in float32.
+  """Returns the field of `context` with the name `field` in float32.
+
+  Args:
+    router: The name of the router, for the error message.
+    context: The context of the router.
+    field: The name of a field of `RoutingContext` that holds floats.
 
   Raises:
-    ValueError: the field is None.
+    ValueError: If the field is None.
   """
   value = getattr(context, field)
   if value is None:

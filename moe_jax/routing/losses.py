@@ -1,11 +1,11 @@
-"""Auxiliary losses of one group: functions of (logits, plan), float32, in which padding counts for
-nothing.
+"""Auxiliary losses of routing, as float32 functions of the logits and plan of one group.
 
-`vmap` over groups, then `over_groups`, which weighs each group by its real tokens so that padding
-cannot move the mean.
+Padding has no influence on them. To get the loss of a batch, map a function over groups with
+`jax.vmap` and average the results with `over_groups`, which weights each group by its number of
+real tokens.
 
-Each loss has one value at perfect balance and another at collapse, where all tokens choose the same
-K experts and P lies on them alone:
+The table shows the value of each loss at perfect balance and at collapse, where all tokens choose
+the same K experts and P is concentrated on them:
 
 | loss                | perfect balance            | collapse                                      |
 |---------------------|----------------------------|-----------------------------------------------|
@@ -27,8 +27,9 @@ from jaxtyping import Array, Bool, Float
 
 from moe_jax.routing.plan import RoutingPlan
 
-LEAST_NOISE = 1e-6  # sigma of the load loss, in units of logits
-_CERTAIN = 40.0  # standard deviations
+LEAST_NOISE = 1e-6  # lower bound of sigma in the load loss, in units of logits
+# The number of standard deviations beyond which a probability is 0 or 1 in float32.
+_CERTAIN = 40.0
 
 
 def balance_terms(
@@ -38,36 +39,41 @@ def balance_terms(
   counts: str,
   scores: str = "softmax",
 ) -> tuple[Float[Array, "E"], Float[Array, "E"]]:
-  """f and P of the balance loss (Switch Eqs. 5 and 6), apart so that they can be averaged before
-  they are multiplied.
+  """Returns f and P of the balance loss (Switch Eqs. 5 and 6).
+
+  They are returned separately so that a caller can average them before it multiplies them.
 
       f_i = share of the choices that fall on expert i
       P_i = mean over real tokens of the token's score of expert i
 
   Args:
-    logits: of one group.
-    plan: as the router returns it: before capacity, or the loss saturates where an expert
-      overflows.
-    valid: which tokens are real; None: all.
-    counts: "top_1": f counts each token's most probable expert, whatever the plan (GShard's c_e/S,
-      Switch, ST-MoE); "all": f counts all of the plan's assignments, divided by their number, so
-      that it sums to 1 at any K (as DeepSeekMoE scales it; flaxformer's and Hugging Face's losses
-      are K times as large).
-    scores: a key of `SCORES`: "softmax", or "sigmoid" divided by its sum over experts (DeepSeek-V3
-      Eqs. 18 to 20).
+    logits: Router outputs of one group.
+    plan: The plan as the router returns it, before capacity is applied. Otherwise the loss would
+      saturate when an expert overflows.
+    valid: True for real tokens. None means that all tokens are real.
+    counts: The definition of f. "top_1" counts the most probable expert of each token and ignores
+      the plan (GShard's c_e/S, Switch, ST-MoE). "all" counts all assignments of the plan and
+      divides by their number, so that f sums to 1 at any K (as DeepSeekMoE scales it; flaxformer's
+      and Hugging Face's losses are K times as large).
+    scores: The definition of P, a key of `SCORES`. "softmax" averages probabilities. "sigmoid"
+      averages sigmoids divided by their sum over experts (DeepSeek-V3 Eqs. 18 to 20).
 
   Returns:
-    (f, P), each summing to 1 (to 0 if no token is real); f carries no gradient.
+    (f, P), each of which sums to 1, or to 0 if no token is real. f carries no gradient.
+
+  Raises:
+    ValueError: If counts is neither "top_1" nor "all".
   """
   num_experts = logits.shape[-1]
   weight = _weights(logits, valid)
   if counts == "top_1":
     counted = _mean(jax.nn.one_hot(jnp.argmax(logits, axis=-1), num_experts), weight)
   elif counts == "all":
-    named = jnp.sum(jax.nn.one_hot(plan.expert, num_experts), axis=0)  # one_hot(E) is all zeros
-    counted = named / jnp.maximum(jnp.sum(named), 1.0)
+    # An assignment to no expert has index E, whose one-hot vector is all zeros.
+    assigned = jnp.sum(jax.nn.one_hot(plan.expert, num_experts), axis=0)
+    counted = assigned / jnp.maximum(jnp.sum(assigned), 1.0)
   else:
-    raise ValueError(f"counts={counts!r}: must be top_1 or all")
+    raise ValueError(f"counts={counts!r}: must be 'top_1' or 'all'")
   return counted, _mean(SCORES[scores](logits), weight)
 
 
@@ -78,21 +84,24 @@ def communication_terms(
   devices: int,
   devices_a_token: int,
 ) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
-  """f'' and P'' of DeepSeek-V2's communication loss (arXiv 2405.04434 Eqs. 29 to 31), for
-  `balance`.
+  """Returns f'' and P'' of DeepSeek-V2's communication loss (arXiv 2405.04434 Eqs. 29 to 31).
 
       f''_d = 1/(M T) sum_t 1(token t is sent to device d)
       P''_d = sum of P_j over the experts j of device d
 
-  D * sum_d f''_d P''_d is the paper's loss without alpha_3: 1 if tokens go to M devices evenly, D/M
-  if all go to the same M.
+  With these arguments, `balance` returns D * sum_d f''_d P''_d, which is the paper's loss without
+  alpha_3. It is 1 if tokens go to M devices each and all devices get equally many, and D/M if all
+  tokens go to the same M devices.
 
   Args:
-    logits: of one group.
-    plan: before capacity.
-    valid: which tokens are real; None: all.
-    devices: D, groups of E/D consecutive experts.
-    devices_a_token: M, to how many of them a token may be sent.
+    logits: Router outputs of one group.
+    plan: The plan before capacity is applied.
+    valid: True for real tokens. None means that all tokens are real.
+    devices: The number of devices, D. Each holds E/D consecutive experts.
+    devices_a_token: The number of devices to which a token may be sent, M.
+
+  Returns:
+    (f'', P''), one entry per device.
   """
   num_tokens, num_experts = logits.shape
   weight = _weights(logits, valid)
@@ -102,38 +111,47 @@ def communication_terms(
 
 
 def by_device(values: Float[Array, "E"], devices: int) -> Float[Array, "D"]:
-  """Sums over each device's E/D consecutive experts: of f and P, DeepSeekMoE's L_DevBal (Eqs. 15 to
-  17) for `balance`."""
+  """Sums values over the E/D consecutive experts of each device.
+
+  `balance` of the sums of f and P is DeepSeekMoE's L_DevBal (Eqs. 15 to 17).
+  """
   return jnp.sum(values.reshape(devices, -1), axis=-1)
 
 
 def balance(f: Float[Array, "E"], p: Float[Array, "E"]) -> Float[Array, ""]:
-  """E * sum_i f_i P_i (Switch Eq. 4 without alpha; GShard's l_aux times E^2). 1 at balance, E at
-  collapse."""
+  """Returns E * sum_i f_i P_i (Switch Eq. 4 without alpha; GShard's l_aux times E^2).
+
+  It is 1 at balance and E at collapse to one expert.
+  """
   return f.shape[-1] * jnp.sum(jax.lax.stop_gradient(f) * p)
 
 
 def z(logits: Float[Array, "S E"], valid: Bool[Array, "S"] | None) -> Float[Array, ""]:
-  """Mean over real tokens of (log sum_e exp x_e)^2 (ST-MoE Eq. 5). At least 0; (ln E)^2 for zero
-  logits."""
+  """Returns the mean over real tokens of (log sum_e exp x_e)^2 (ST-MoE Eq. 5).
+
+  It is at least 0, and (ln E)^2 if all logits are 0.
+  """
   log_z = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
   return _mean(jnp.square(log_z), _weights(logits, valid))
 
 
 def importance(logits: Float[Array, "S E"], valid: Bool[Array, "S"] | None) -> Float[Array, ""]:
-  """CV^2 over experts of the sum over tokens of softmax(logits) (Shazeer 2017 Eqs. 6 and 7). In [0,
-  E - 1].
+  """Returns CV^2 over experts of softmax(logits) summed over tokens (Shazeer 2017 Eqs. 6 and 7).
 
-  Deviation: Shazeer sums the gates kept by the top-K, see `gate_importance`; this sums all
-  probabilities, as in V-MoE. At K = 1 those gates are the constant 1, which has no gradient.
+  It is in [0, E - 1].
+
+  Deviation: Shazeer et al. sum the gates of the K chosen experts, see `gate_importance`. This
+  function sums all probabilities, as V-MoE does. At K = 1 those gates are the constant 1, which has
+  no gradient.
   """
   return squared_variation(_mean(_probs(logits), _weights(logits, valid)))
 
 
 def gate_importance(plan: RoutingPlan) -> Float[Array, ""]:
-  """CV^2 over experts of the sum of their gates (Shazeer 2017 Eqs. 6 and 7). In [0, E - 1].
+  """Returns CV^2 over experts of the sum of their gates (Shazeer 2017 Eqs. 6 and 7).
 
-  LLaMA-MoE's unbiased variance makes it E/(E - 1) times this.
+  It is in [0, E - 1]. LLaMA-MoE uses the unbiased variance, so that its loss is E/(E - 1) times
+  this.
   """
   return squared_variation(jnp.zeros(plan.num_experts).at[plan.expert].add(plan.gate, mode="drop"))
 
@@ -145,23 +163,23 @@ def load(
   k: int,
   noise_std: float | Float[Array, "S E"],
 ) -> Float[Array, ""]:
-  """CV^2 over experts of the smooth load (Shazeer 2017, appendix A, Eqs. 8 to 11; V-MoE's load
-  loss).
+  """Returns CV^2 of the smooth load (Shazeer 2017, appendix A, Eqs. 8 to 11; V-MoE's load loss).
 
       P(x, i) = Phi((x_i - kth_excluding(H(x), k, i)) / sigma),  Load_i = sum_x P(x, i)
 
-  P is the probability that expert i is among the top K if the noise on its logit is drawn anew.
+  P is the probability that expert i is among the top K if the noise on its logit is drawn again.
 
   Args:
-    logits: x, before noise.
-    noisy_logits: H(x), by which experts were chosen; `logits` itself where there is no noise.
-    valid: which tokens are real; None: all.
-    k: K, experts a token, in [1, E].
-    noise_std: sigma, > 0, in units of logits. Shazeer: softplus(x W_noise); V-MoE: 1/E.
+    logits: The logits x before noise.
+    noisy_logits: The logits H(x) by which experts were chosen. Without noise, pass `logits`.
+    valid: True for real tokens. None means that all tokens are real.
+    k: The number of experts per token, K, in [1, E].
+    noise_std: The standard deviation of the noise, sigma > 0, in units of logits. It is softplus(x
+      W_noise) in Shazeer et al. and 1/E in V-MoE.
 
   Returns:
-    0 at balance, E/K - 1 where all tokens go to the same K experts without doubt; at most that for
-      any logits.
+    0 at balance; E/K - 1 if all tokens are certain to go to the same K experts, which is the
+    maximum for any logits.
   """
   chosen = chosen_probability(logits, noisy_logits, k, noise_std)
   return squared_variation(_mean(chosen, _weights(logits, valid)))
@@ -173,19 +191,22 @@ def chosen_probability(
   k: int,
   noise_std: float | Float[Array, "*S E"],
 ) -> Float[Array, "*S E"]:
-  """P(x, i) of `load`, in [0, 1], for the arguments of `load` with any leading axes; 1 for every
-  expert at K = E."""
+  """Returns P(x, i) of `load`, the probability that expert i is chosen if its noise is redrawn.
+
+  For the arguments see `load`; they may have any leading axes. The result is in [0, 1]. At K = E it
+  is 1 for every expert.
+  """
   logits, noisy = logits.astype(jnp.float32), noisy.astype(jnp.float32)
   if k == logits.shape[-1]:
     return jnp.ones_like(logits)
   top, index = jax.lax.top_k(noisy, k + 1)
-  # By index: a compiler may compute H(x) twice, so that an expert is not equal to itself in the
-  # last bit.
+  # Membership in the top K is decided by index and not by comparing values: a compiler may compute
+  # H(x) twice with different rounding, so that an expert's value differs from itself.
   is_in = jnp.any(index[..., :k, None] == jnp.arange(logits.shape[-1]), axis=-2)
   kth_excluding = jnp.where(is_in, top[..., k, None], top[..., k - 1, None])
-  # The derivative goes with 1/sigma^2, which overflows where learned noise has died out. Below the
-  # floor, and further out than float32 can tell the probability from 0 or 1, it is 0, which is its
-  # limit.
+  # The derivative grows with 1/sigma^2, which overflows where learned noise has vanished. The floor
+  # and the clip make it 0, which is its limit, for very small sigma and where float32 cannot
+  # distinguish the probability from 0 or 1.
   deviations = (logits - kth_excluding) / jnp.maximum(noise_std, LEAST_NOISE)
   return jax.scipy.stats.norm.cdf(jnp.clip(deviations, -_CERTAIN, _CERTAIN))  # Eq. 9
 
@@ -195,11 +216,15 @@ def over_groups(
   valid: Bool[Array, "G S"] | None,
   tokens: Float[Array, ""] | None = None,
 ) -> Float[Array, "*rest"]:
-  """The mean over groups of a per-group loss (or of f or P), each group weighing as many real
-  tokens as it has.
+  """Returns the mean over groups of a per-group value, weighted by the number of real tokens.
 
-  Where the groups are a microbatch's, `tokens` is the number of real tokens in all microbatches:
-  the result is then this microbatch's part of the batch's mean, and the parts add up to it.
+  Args:
+    values: A loss, f or P of each group.
+    valid: True for real tokens. None means that all tokens are real.
+    tokens: The number of real tokens in all microbatches of the batch, if the groups are those of
+      one microbatch. The result is then the contribution of this microbatch to the mean of the
+      batch, and the contributions of all microbatches add up to it. It is not read if `valid` is
+      None.
   """
   if valid is None:
     return jnp.mean(values, axis=0)
@@ -210,31 +235,38 @@ def over_groups(
 
 
 def squared_variation(x: Float[Array, "..."]) -> Float[Array, ""]:
-  """CV^2 of non-negative x with the population variance; 0, with zero gradient, where all x are
-  0."""
-  # A common factor changes nothing, and without it the square of a small mean would underflow.
+  """Returns CV^2 of non-negative x, with the population variance.
+
+  If all x are 0, it is 0 with zero gradient.
+  """
+  # CV^2 is invariant to a common factor. Dividing by the mean first keeps the square of a small
+  # mean from underflowing.
   mean = jax.lax.stop_gradient(jnp.mean(x))
   x = x / jnp.where(mean > 0, mean, 1.0)
   return jnp.var(x) / jnp.square(jnp.where(mean > 0, jnp.mean(x), 1.0))
 
 
 def _probs(logits):
+  """Returns the softmax of the logits in float32."""
   return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
 
 
 def _sigmoid_shares(logits):
-  # The softmax of log s_i is s_i / sum_j s_j, without the division by a sum that may underflow.
+  """Returns the sigmoids of the logits, divided by their sum over experts, in float32."""
+  # The softmax of log s_i equals s_i / sum_j s_j. It avoids the division by a sum that may
+  # underflow.
   return jax.nn.softmax(jax.nn.log_sigmoid(logits.astype(jnp.float32)), axis=-1)
 
 
-# What P of the balance loss averages.
+# The scores that P of the balance loss averages over tokens.
 SCORES = {"softmax": _probs, "sigmoid": _sigmoid_shares}
 
 
 def _weights(logits, valid):
+  """Returns the weight of each token, which is 1 for real tokens and 0 for padding."""
   return jnp.ones(logits.shape[0]) if valid is None else valid.astype(jnp.float32)
 
 
 def _mean(values, weight):
-  """Weighted mean over the first axis; 0 if there is no weight."""
+  """Returns the weighted mean over the first axis, or 0 if all weights are 0."""
   return jnp.tensordot(weight, values, axes=1) / jnp.maximum(jnp.sum(weight), 1.0)

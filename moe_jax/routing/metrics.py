@@ -1,13 +1,12 @@
-"""What to watch of a router: functions of (logits, plan), over all groups at once; padding counts
-in none.
+"""Metrics for monitoring a router, as functions of the logits and plans of all groups together.
 
-`plan` is the router's, `kept` the same after `dispatch.drop_overflow`. Nothing here carries
-gradient that anyone needs.
+Padding has no influence on any of them. `plan` is the plan that the router returned and `kept` is
+that plan after `dispatch.drop_overflow`. The metrics are not meant to be differentiated.
 
-Where a training step cuts its batch into microbatches, a mean of their metrics would be wrong: the
-denominator of a ratio and the fullest expert differ between them. A layer therefore returns `sums`,
-the step adds those of its microbatches up (`combine`), and `finish` makes the metrics of the whole
-batch from them.
+If a training step splits its batch into microbatches, the mean of their metrics would be wrong: the
+denominators of the ratios and the most loaded expert differ between microbatches. A layer therefore
+returns `sums`, the training step adds those of its microbatches up with `combine`, and `finish`
+computes the metrics of the whole batch from them.
 """
 
 from __future__ import annotations
@@ -24,22 +23,32 @@ from moe_jax.routing.plan import RoutingPlan
 def sums(
   logits: Float[Array, "*G S E"], plan: RoutingPlan, kept: RoutingPlan, valid: Bool[Array, "*G S"]
 ) -> dict[str, Shaped[Array, "..."]]:
-  """What `finish` makes a layer's metrics from: counts (int32, exact below 2^31), a sum and a
-  maximum, for `combine`.
+  """Returns the statistics of one layer from which `finish` computes its metrics.
+
+  `combine` adds them up over microbatches. Counts are int32, which is exact below 2^31.
+
+  Args:
+    logits: Router outputs.
+    plan: The plan that the router returned.
+    kept: The plan after capacity was applied.
+    valid: True for real tokens.
 
   Returns:
-    "assigned" [E] and "assignments": how many there are in the plan, of each expert and in all;
-      "dropped": how many of
-    them found no slot; "tokens": how many are real; "unserved": how many of these no expert serves;
-      "entropy", in nats,
-    summed over real tokens; "logit_max".
+    A dictionary with these entries:
+      "assigned" [E]: the number of assignments of the plan to each expert.
+      "assignments": the number of assignments of the plan.
+      "dropped": the number of these assignments that found no slot.
+      "tokens": the number of real tokens.
+      "unserved": the number of real tokens that no expert serves.
+      "entropy": the entropy of the router's probabilities, in nats, summed over real tokens.
+      "logit_max": the largest magnitude of a logit.
   """
-  named = assigned(plan)
-  asked = jnp.sum(named)
+  per_expert = assigned(plan)
+  total = jnp.sum(per_expert)
   return {
-    "assigned": named,
-    "assignments": asked,
-    "dropped": asked - jnp.sum(assigned(kept)),
+    "assigned": per_expert,
+    "assignments": total,
+    "dropped": total - jnp.sum(assigned(kept)),
     "tokens": jnp.sum(valid),
     "unserved": _unserved(kept, valid),
     "entropy": summed_entropy(logits, valid),
@@ -48,7 +57,7 @@ def sums(
 
 
 def combine(sums: dict[str, Shaped[Array, "N *rest"]]) -> dict[str, Shaped[Array, "*rest"]]:
-  """The `sums` of a batch from those of its N parts."""
+  """Returns the `sums` of a batch, given those of its N parts stacked along the first axis."""
   return {
     name: (jnp.max if name == "logit_max" else jnp.sum)(value, axis=0)
     for name, value in sums.items()
@@ -56,12 +65,14 @@ def combine(sums: dict[str, Shaped[Array, "N *rest"]]) -> dict[str, Shaped[Array
 
 
 def finish(sums: dict[str, Shaped[Array, "..."]]) -> dict[str, Float[Array, "..."]]:
-  """The metrics of a layer, or of Lm layers whose sums have a leading axis; {} where there are no
-  sums.
+  """Returns the metrics of a layer, or of Lm layers whose sums have a leading axis.
+
+  Args:
+    sums: The result of `sums` or `combine`, or {}.
 
   Returns:
-    "load" [E], "drop_rate", "max_violation", "dropped_tokens", "entropy", "logit_max", as the
-      functions of these names.
+    "load" [E], "drop_rate", "max_violation", "dropped_tokens", "entropy" and "logit_max", as
+    defined by the functions with these names. If `sums` is empty, so is the result.
   """
   if not sums:
     return {}
@@ -77,68 +88,86 @@ def finish(sums: dict[str, Shaped[Array, "..."]]) -> dict[str, Float[Array, "...
 
 
 def assigned(plan: RoutingPlan) -> Int[Array, "E"]:
-  """How many assignments name each expert. Of `plan`: what was asked for; of `kept`: what was
-  served."""
+  """Returns the number of assignments to each expert.
+
+  Applied to `plan` it counts the assignments that were requested, applied to `kept` those that were
+  served.
+  """
   return jnp.zeros(plan.num_experts, jnp.int32).at[plan.expert].add(1, mode="drop")
 
 
 def load(plan: RoutingPlan) -> Float[Array, "E"]:
-  """Each expert's share of the assignments; sums to 1. Of `plan`: what was asked for; of `kept`:
-  what was served."""
-  named = assigned(plan)
-  return _ratio(named, jnp.sum(named))
+  """Returns each expert's share of the assignments, which sums to 1, or 0 without assignments.
+
+  Applied to `plan` it describes the assignments that were requested, applied to `kept` those that
+  were served.
+  """
+  per_expert = assigned(plan)
+  return _ratio(per_expert, jnp.sum(per_expert))
 
 
 def importance(plan: RoutingPlan) -> Float[Array, "E"]:
-  """Each expert's share of the summed gates; sums to 1, or is all 0 where all gates are 0."""
+  """Returns each expert's share of the summed gates.
+
+  The shares sum to 1, or are all 0 if all gates are 0.
+  """
   summed = jnp.zeros(plan.num_experts).at[plan.expert].add(plan.gate, mode="drop")
   total = jnp.sum(summed)
   return summed / jnp.where(total > 0, total, 1.0)
 
 
 def max_violation(load: Float[Array, "*Lm E"]) -> Float[Array, "*Lm"]:
-  """max_e load_e * E - 1 (MaxVio, arXiv 2408.15664). 0 at balance, E - 1 at collapse."""
+  """Returns max_e load_e * E - 1 (MaxVio, arXiv 2408.15664).
+
+  It is 0 at balance and E - 1 at collapse to one expert.
+
+  Args:
+    load: Each expert's share of the assignments.
+  """
   return jnp.max(load, axis=-1) * load.shape[-1] - 1.0
 
 
 def drop_rate(plan: RoutingPlan, kept: RoutingPlan) -> Float[Array, ""]:
-  """The share of the plan's assignments that found no slot, in [0, 1]."""
-  asked, served = (jnp.sum(assigned(p)) for p in (plan, kept))
-  return _ratio(asked - served, asked)
+  """Returns the share of the plan's assignments that found no slot, in [0, 1]."""
+  requested, served = (jnp.sum(assigned(p)) for p in (plan, kept))
+  return _ratio(requested - served, requested)
 
 
 def dropped_tokens(kept: RoutingPlan, valid: Bool[Array, "*G S"]) -> Float[Array, ""]:
-  """The share of the real tokens that no expert serves, in [0, 1]."""
+  """Returns the share of the real tokens that no expert serves, in [0, 1]."""
   return _ratio(_unserved(kept, valid), jnp.sum(valid))
 
 
 def capacity_used(kept: RoutingPlan, capacity: int) -> Float[Array, ""]:
-  """The share of all groups' E * C slots that hold a token, in [0, 1]; `kept` is what that capacity
-  left of a plan.
+  """Returns the share of the E * C slots of all groups that hold a token, in [0, 1].
 
-  Dropless routing has no slots and so no such number: do not call this where the capacity is None.
+  It is not defined for dropless routing, which has no slots.
+
+  Args:
+    kept: A plan to which this capacity was applied.
+    capacity: The number of slots per expert and group, C.
   """
   groups = math.prod(kept.expert.shape[:-1])
   return jnp.sum(kept.expert < kept.num_experts) / (groups * kept.num_experts * capacity)
 
 
 def gate_norm(plan: RoutingPlan, valid: Bool[Array, "*G S"]) -> Float[Array, ""]:
-  """Mean over real tokens of the sum of their gates. 1 for gates that are renormalised over a
-  token's experts.
+  """Returns the mean over real tokens of the sum of their gates.
 
-  Of `plan`: what the router gave; of `kept`: what arrived. Their difference is the mass that
-  capacity took.
+  It is 1 for gates that are renormalised over the experts of a token. Its value for `plan` minus
+  its value for `kept` is the weight that capacity removed.
   """
   return jnp.sum(plan.gate) / jnp.maximum(jnp.sum(valid), 1)
 
 
 def coactivation(plan: RoutingPlan, num_tokens: int) -> Float[Array, "E E"]:
-  """Entry (i, j): the share of expert i's tokens that visit j too. Its diagonal is 1; rows of idle
-  experts are 0.
+  """Returns a matrix whose entry (i, j) is the share of expert i's tokens that also visit expert j.
+
+  The diagonal is 1, except for experts without tokens, whose rows are 0.
 
   Args:
-    plan: of any layout, with or without an axis of groups.
-    num_tokens: S, tokens a group.
+    plan: A plan with or without an axis of groups, in any order of assignments.
+    num_tokens: The number of tokens per group, S.
   """
   visits = _visits(plan, num_tokens).reshape(-1, plan.num_experts).astype(jnp.float32)
   both = visits.T @ visits  # counts: exact in float32 up to 2^24 tokens
@@ -146,18 +175,22 @@ def coactivation(plan: RoutingPlan, num_tokens: int) -> Float[Array, "E E"]:
 
 
 def churn(before: RoutingPlan, after: RoutingPlan, num_tokens: int) -> Float[Array, ""]:
-  """The share of the (token, expert) pairs of `before` that `after` lacks: 0 all are there, 1 none
-  is.
+  """Returns the share of the (token, expert) pairs of `before` that are missing from `after`.
 
-  The two plans are of the same tokens and experts, as two checkpoints route them; S = `num_tokens`
-  a group. Neither order nor gates count.
+  It compares how two checkpoints route the same tokens to the same experts. It ignores the order of
+  assignments and the gates.
+
+  Args:
+    before: The plan of the earlier checkpoint.
+    after: The plan of the later checkpoint.
+    num_tokens: The number of tokens per group, S.
   """
   old, new = _visits(before, num_tokens), _visits(after, num_tokens)
   return jnp.sum(old & ~new) / jnp.maximum(jnp.sum(old), 1)
 
 
 def entropy(logits: Float[Array, "*G S E"], valid: Bool[Array, "*G S"] | None) -> Float[Array, ""]:
-  """Mean over real tokens of the entropy of softmax(logits), in nats; in [0, ln E]."""
+  """Returns the mean over real tokens of the entropy of softmax(logits), in nats, in [0, ln E]."""
   tokens = math.prod(logits.shape[:-1]) if valid is None else jnp.sum(valid)
   return _ratio(summed_entropy(logits, valid), tokens)
 
@@ -165,31 +198,35 @@ def entropy(logits: Float[Array, "*G S E"], valid: Bool[Array, "*G S"] | None) -
 def summed_entropy(
   logits: Float[Array, "*G S E"], valid: Bool[Array, "*G S"] | None
 ) -> Float[Array, ""]:
-  """The sum over real tokens of what `entropy` averages."""
+  """Returns the sum over real tokens of the entropy of softmax(logits), in nats."""
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-  of_token = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
-  # Over each group first: shorter sums round less, and are the same into however many microbatches
-  # the groups are cut.
-  return jnp.sum(jnp.sum(of_token if valid is None else of_token * valid, axis=-1))
+  per_token = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+  # Summing over each group first makes the sums shorter, which reduces rounding errors. It also
+  # makes them independent of the number of microbatches.
+  return jnp.sum(jnp.sum(per_token if valid is None else per_token * valid, axis=-1))
 
 
 def logit_max(
   logits: Float[Array, "*G S E"], valid: Bool[Array, "*G S"] | None
 ) -> Float[Array, ""]:
-  """The largest magnitude of any logit of a real token; what the z-loss holds down."""
+  """Returns the largest magnitude of any logit of a real token, which the z-loss limits."""
   magnitude = jnp.max(jnp.abs(logits.astype(jnp.float32)), axis=-1)
   return jnp.max(magnitude if valid is None else jnp.where(valid, magnitude, 0.0))
 
 
 def _visits(plan: RoutingPlan, num_tokens: int) -> Bool[Array, "G S E"]:
-  """Which expert serves which token; one group where the plan has no axis of groups."""
+  """Returns True where an expert serves a token.
+
+  A plan without an axis of groups counts as one group.
+  """
   token, expert = (a.reshape(-1, a.shape[-1]) for a in (plan.token, plan.expert))
-  nobody = jnp.zeros((num_tokens, plan.num_experts), bool)
-  return jax.vmap(lambda t, e: nobody.at[t, e].set(True, mode="drop"))(token, expert)
+  no_visits = jnp.zeros((num_tokens, plan.num_experts), bool)
+  # An assignment to no expert has index E, which is out of bounds and dropped.
+  return jax.vmap(lambda t, e: no_visits.at[t, e].set(True, mode="drop"))(token, expert)
 
 
 def _unserved(kept: RoutingPlan, valid: Bool[Array, "*G S"]) -> Int[Array, ""]:
-  """How many real tokens no expert serves."""
+  """Returns the number of real tokens that no expert serves."""
   num_tokens = valid.shape[-1]
   token, expert = (a.reshape(-1, a.shape[-1]) for a in (kept.token, kept.expert))
   served = jax.vmap(lambda t, e: jnp.zeros(num_tokens, bool).at[t].max(e < kept.num_experts))(
@@ -199,5 +236,5 @@ def _unserved(kept: RoutingPlan, valid: Bool[Array, "*G S"]) -> Int[Array, ""]:
 
 
 def _ratio(numerator, count):
-  """The quotient; 0 where the count and so the numerator is 0."""
+  """Returns the quotient, or 0 where the count is 0. The numerator must then be 0, too."""
   return numerator / jnp.maximum(count, 1)

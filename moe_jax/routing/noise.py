@@ -1,4 +1,4 @@
-"""What makes routing random in training."""
+"""Random perturbations of routing in training: jitter of the input and noise on the logits."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 
 class Place(typing.NamedTuple):
-  """Which of a batch's groups a microbatch holds: microbatch m of `count` has rows m, m + count,
-  ...
+  """The position of a microbatch in its batch.
+
+  Microbatch m of `count` holds the rows m, m + count, m + 2 * count and so on of the batch.
 
   Attributes:
-    index: m, from 0; it may be traced.
-    count: microbatches of the batch.
-    block: consecutive groups a row, 1 where a group is a row or more.
+    index: The number of the microbatch, m, counted from 0. It may be a traced value.
+    count: The number of microbatches in the batch.
+    block: The number of consecutive groups per row. It is 1 if a group spans one row or more.
   """
 
   index: Int[Array, ""] | int
@@ -26,15 +27,16 @@ class Place(typing.NamedTuple):
 
 
 def own(draw: Callable[[int], Array], groups: int, place: Place | None) -> Shaped[Array, "G *rest"]:
-  """What each of G groups draws, whether its batch is cut into microbatches or not.
+  """Returns the random values of G groups, which do not depend on the number of microbatches.
 
   Args:
-    draw: number of groups -> what they draw, with a leading axis of groups. It draws for the whole
-      batch, of which the microbatch keeps its own part, so that it takes `place.count` times as
-      many random numbers as are used, and the memory for them while it draws. For keys that is
-      nothing; for `jitter` on a wide input it is the whole batch's.
-    groups: G.
-    place: of a microbatch; None: the groups are those of the whole batch.
+    draw: A function from the number of groups to their random values, with a leading axis of
+      groups. It is called for the whole batch, and the microbatch keeps its own part. It therefore
+      draws `place.count` times as many values as are used and needs the memory for them. This cost
+      is negligible for keys; for `jitter` it is that of the whole batch's input.
+    groups: The number of groups, G.
+    place: The position of the microbatch in its batch. None means that the groups are the whole
+      batch.
   """
   if place is None:
     return draw(groups)
@@ -47,15 +49,22 @@ def own(draw: Callable[[int], Array], groups: int, place: Place | None) -> Shape
 def jitter(
   key: Key[Array, ""], x: Float[Array, "*S D"], epsilon: float, place: Place | None = None
 ) -> Float[Array, "*S D"]:
-  """x times U[1 - epsilon, 1 + epsilon], elementwise, in float32 (Switch, appendix C: "input
-  jitter").
+  """Multiplies x elementwise by U[1 - epsilon, 1 + epsilon] (Switch, appendix C: "input jitter").
 
-  For the router's own copy of its input; experts see clean input. `epsilon` 0 returns x in float32.
-  Where the first axis of x is a microbatch's groups, `place` says which of the batch's these are,
-  see `own`.
+  It is meant for the router's own copy of its input; the experts see the clean input.
 
-  Deviation: ST-MoE's text applies it to the logits; this is the input, as in Switch and
-  Mesh-TensorFlow.
+  Args:
+    key: PRNG key of the whole batch.
+    x: The input of the router. If `place` is given, its first axis is the axis of groups.
+    epsilon: The half-width of the interval of the factors. 0 returns x in float32.
+    place: The position of the microbatch that x belongs to, see `own`. None means that x is the
+      whole batch.
+
+  Returns:
+    The jittered input in float32.
+
+  Deviation: ST-MoE's text applies jitter to the logits. Here it is applied to the input, as in
+  Switch and Mesh-TensorFlow.
   """
 
   def draw(first):
@@ -70,11 +79,13 @@ def perturb(
   key: Key[Array, ""] | None,
   train: bool,
 ) -> Float[Array, "S E"]:
-  """H(x) = logits + noise_std * N(0, 1) (Shazeer 2017 Eq. 4) in float32; the logits themselves
-  without key or training.
+  """Returns H(x) = logits + noise_std * N(0, 1) in float32 (Shazeer 2017 Eq. 4).
 
-  The same key draws the same noise, so a loss that needs H(x) calls this again with what the router
-  had. Noise of the first tokens does not depend on how many follow.
+  Without a key, or outside training, it returns the logits in float32.
+
+  The same key draws the same noise, so that a loss that needs H(x) can call this function again
+  with the arguments of the router. The noise of the first tokens does not depend on the number of
+  tokens that follow.
   """
   logits = logits.astype(jnp.float32)
   if key is None or not train:

@@ -1,4 +1,4 @@
-"""Checks of routers' options, with the same words everywhere."""
+"""Checks of the options of routers, which raise the same messages for all of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_k(router: str, k: int, num_experts: int, field: str = "k") -> None:
 
 
 def check_name(router: str, field: str, name: str, known) -> None:
-  """Raises ConfigError, with the nearest match, unless `name` is one of `known`."""
+  """Raises ConfigError, which suggests the nearest match, unless `name` is one of `known`."""
   choose(f"model.moe.router.{router}.{field}", name, known)
 
 
@@ -47,29 +47,30 @@ def slots(
   unit: str,
   field: str = "capacity_factor",
 ) -> int:
-  """The number of slots that a router gives each expert: factor * tokens / experts, rounded and
-  clipped to [1, tokens].
+  """Returns the number of slots per expert for routers that fix it themselves.
+
+  It is factor * tokens / experts, rounded to the nearest integer and clipped to [1, tokens].
 
   Args:
-    router: whose option `field` the factor is.
-    factor: > 0 and finite.
-    tokens: S, of a group.
-    experts: E.
-    unit: of the factor, for the message.
-    field: of the factor.
+    router: The name of the router, for the error message.
+    factor: The router's capacity factor, > 0 and finite.
+    tokens: The number of tokens of a group, S.
+    experts: The number of experts, E.
+    unit: The unit of the factor, for the error message.
+    field: The name of the option that holds the factor, for the error message.
 
   Raises:
-    ConfigError: the factor is not positive and finite.
+    ConfigError: If the factor is not positive and finite.
   """
-  check(router, field, factor, 0 < factor < math.inf, f"> 0 {unit}, and finite")
+  check(router, field, factor, 0 < factor < math.inf, f"> 0 and finite, in {unit}")
   return min(max(round(exact(factor) * tokens / experts), 1), tokens)
 
 
 def exact(factor: float | int) -> fractions.Fraction:
-  """The number as it is written: 1.1 is 11/10, and not the float nearest to it, which is a little
-  more.
+  """Returns the number that the decimal notation of `factor` stands for, as an exact fraction.
 
-  A product with it is exact, so that 1.1 * 1600 / 4 rounds up to 440 and not to 441.
+  The factor 1.1 becomes 11/10 and not the nearest float, which is slightly larger. Products with
+  the fraction are exact, so that 1.1 * 1600 / 4 rounds up to 440 and not to 441.
   """
   return fractions.Fraction(repr(float(factor)))
 

@@ -1,5 +1,7 @@
-"""What a routing algorithm is to the rest of the package: one value, declared at the end of the
-router's file."""
+"""The description of a routing algorithm for the rest of the package.
+
+Each file with a routing algorithm declares one `Router` at its end.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +16,30 @@ from jaxtyping import Array
 from moe_jax.options import arguments
 from moe_jax.routing.plan import RoutingPlan
 
-# Whether later tokens change what earlier ones get, in training:
+# Whether later tokens of a group change the routing of earlier tokens in training. In a causal
+# model that leaks information about the future.
 #   "no"        They never do.
-# "overflow"  They do only where slots run out, and never for a token's first choice: a later
-# token's first choice
-# displaces an earlier token's second one (GShard, GLaM). Without a capacity nothing leaks.
+#   "overflow"  They do only where slots run out, and never for a token's first choice: the first
+#               choice of a later token displaces the second choice of an earlier one (GShard,
+#               GLaM). Without a capacity nothing leaks.
 #   "yes"       They change first choices, too. A causal model refuses such a router.
 Leak = Literal["no", "overflow", "yes"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Router:
-  """A routing algorithm, and what the layer, balancing and the check of causality must know about
-  it.
+  """A routing algorithm with the facts that the layer, load balancing and causality checks need.
 
   Attributes:
     route: `f(logits [S, E], context, *, options) -> RoutingPlan`, a pure function of one group. Its
-      keyword-only arguments are the router's options.
-    looks_ahead: a `Leak`, or a function that returns one for the options that its parameters name.
-    learned: the fields of `RoutingContext` that the layer learns for this router.
-    smooth_load: `f(logits, context, **options)`, CV^2 of the smooth load under the router's own
-      noise (Shazeer et al. 2017, appendix A). None: the router has no noise of its own.
-    reads_bias: whether the router reads `context.bias`, so that loss-free balancing can move it.
+      keyword-only parameters are the options of the router.
+    looks_ahead: A `Leak`, or a function that returns one. The parameters of the function are the
+      options on which the answer depends.
+    learned: The fields of `RoutingContext` that the layer learns for this router.
+    smooth_load: `f(logits, context, **options)`, which returns CV^2 of the smooth load under the
+      router's own noise (Shazeer et al. 2017, appendix A). None means that the router adds no
+      noise of its own.
+    reads_bias: Whether the router reads `context.bias`, so that loss-free balancing can move it.
   """
 
   route: Callable[..., RoutingPlan]
@@ -46,15 +50,14 @@ class Router:
 
   @functools.cached_property
   def options(self) -> Mapping[str, Any]:
-    """The default of each option."""
+    """Maps the name of each option of the router to its default."""
     return {name: key.default for name, key in arguments(self.route).items()}
 
   def leak(self, **options: Any) -> Leak:
-    """Returns whether the router looks ahead with these options; those not given have their
-    defaults."""
+    """Returns whether the router looks ahead with `options`, completed by the defaults."""
     if not callable(self.looks_ahead):
       return self.looks_ahead
-    given = {**self.options, **options}
+    all_options = {**self.options, **options}
     return self.looks_ahead(
-      **{name: given[name] for name in inspect.signature(self.looks_ahead).parameters}
+      **{name: all_options[name] for name in inspect.signature(self.looks_ahead).parameters}
     )

@@ -1,4 +1,4 @@
-"""Token choice by sigmoids, balanced by a bias instead of a loss (DeepSeek-V3)."""
+"""Token choice by sigmoid scores, which a bias balances instead of a loss (DeepSeek-V3)."""
 
 from __future__ import annotations
 
@@ -23,62 +23,68 @@ def sigmoid_bias(
   gate_norm: str = "top_k",
   priority: str = "choice",
 ) -> RoutingPlan:
-  """Each token picks the K experts of highest sigmoid plus bias; the gate knows no bias.
+  """Routes each token to the K experts with the highest sum of sigmoid score and bias.
+
+  The bias does not enter the gates.
 
   Paper: DeepSeek-V3 (arXiv 2412.19437) Sec. 2.1.2.
 
-      s = sigmoid(logits),  N(x) = TopM over groups of the sum of the two highest s_i + b_i in the
-                            group
-      T = TopK(s_i + b_i for i in N(x)),  g_i = s_i / sum_{j in T} s_j,  y = sum_{i in T} g_i(x)
-                                          E_i(x)
+      s = sigmoid(logits)
+      N(x) = TopM over groups of the sum of the two highest s_i + b_i in the group
+      T = TopK(s_i + b_i for i in N(x)),  g_i = s_i / sum_{j in T} s_j
+      y = sum_{i in T} g_i(x) E_i(x)
 
-  Group n holds the E/groups consecutive experts from n*E/groups on; M is `kept_groups`; the paper
-  has 8 groups of 32 experts and keeps 4. One group is no limit. Its factor of 2.5 on y is the
-  layer's business, and so is b, which rises where an expert has too little to do and falls where it
-  has too much. Equal scores of groups go to the lower index, of experts to the larger logit
-  (sigmoids of large logits are all 1 in float32) and then to the lower index.
+  Group n holds the E/groups consecutive experts that begin with expert n*E/groups. M is
+  `kept_groups`. The paper has 8 groups of 32 experts and keeps 4. With one group there is no limit.
+  The layer applies the paper's factor of 2.5 on y. The router does not update b; load balancing
+  raises it for experts with too few tokens and lowers it for experts with too many. Among groups
+  with equal scores, the lower index comes first. Among experts with equal scores, the larger logit
+  comes first (sigmoids of large logits are all 1 in float32), then the lower index.
 
-  Reads `context.valid` and `context.bias` (b; none: 0).
+  Reads `context.valid` and `context.bias`. The latter is b, and None stands for 0.
 
   Args:
-    logits: router outputs of one group of tokens; float32 arithmetic whatever their dtype.
-    context: padding takes no expert: `expert` E and gate 0.
-    k: experts a token, in [1, M*E/groups].
-    groups: a divisor of E.
-    kept_groups: M, in [1, groups].
-    gate_norm: what g is. "top_k": as above. At K = 1 that is the constant 1: the task's loss then
-      gives the router a gradient of exactly zero. "none": s_i.
-    priority: who is served first, see `token_choice`; "gate" orders tokens by s of their first
-      choice.
+    logits: Router outputs of one group of tokens. They are cast to float32.
+    context: Padding gets `expert` E and gate 0.
+    k: The number of experts per token, K, in [1, M*E/groups].
+    groups: The number of groups of experts, which must divide E.
+    kept_groups: The number of groups that a token may use, M, in [1, groups].
+    gate_norm: The definition of the gate g. "top_k": as in the equations above. At K = 1 that is
+      the constant 1, so that the gradient of the task's loss with respect to the router is exactly
+      zero. "none": s_i.
+    priority: The order in which assignments are served, see `token_choice`. "gate" orders tokens by
+      s of their first choice.
 
   Returns:
-    A plan of A = K*S assignments, gates in [0, 1].
+    A plan with A = K*S assignments and gates in [0, 1].
 
   Raises:
-    ConfigError: groups does not divide E; kept_groups or k out of range; unknown gate_norm or
-      priority.
+    ConfigError: If groups does not divide E, if kept_groups or k is out of range, or if gate_norm
+      or priority is unknown.
   """
   num_experts = logits.shape[-1]
   check_groups("sigmoid_bias", k, groups, kept_groups, num_experts)
   check_name("sigmoid_bias", "gate_norm", gate_norm, _GATE_NORMS)
   check_name("sigmoid_bias", "priority", priority, PRIORITIES)
   log_s = jax.nn.log_sigmoid(logits.astype(jnp.float32))
-  if context.bias is None:  # the logarithms have the order of the scores, and do not underflow
+  # Without a bias, the logarithms order the experts as the scores do, and they do not underflow.
+  # The logarithm of a sum of scores is then the logsumexp of their logarithms.
+  if context.bias is None:
     scores, add = log_s, jax.nn.logsumexp
   else:
     scores, add = jnp.exp(log_s) + context.bias, jnp.sum
-  # Logits decide between equal scores, because sigmoids of large logits are all 1 in float32.
-  expert = select(
-    limit_to_groups(scores, groups, kept_groups, best=2, add=add), k, ties=logits
-  )  # [S, K]
+  # Logits decide between equal scores, because sigmoids of large logits are all 1 in float32. The
+  # result has shape [S, K].
+  expert = select(limit_to_groups(scores, groups, kept_groups, best=2, add=add), k, ties=logits)
   gate = _GATE_NORMS[gate_norm](jnp.take_along_axis(log_s, expert, axis=-1))
   first = jax.lax.stop_gradient(jnp.take_along_axis(log_s, expert[:, :1], axis=-1)[:, 0])
   return token_choice(expert, gate, context, num_experts, priority=priority, score=first)
 
 
-_GATE_NORMS = {  # functions of log s [S, K] of the chosen
+# Each function returns the gates [S, K], given log s of the chosen experts.
+_GATE_NORMS = {
   "none": jnp.exp,
-  # The softmax of log s_i is s_i / sum_{j in T} s_j, without the division by a sum that may
+  # The softmax of log s_i equals s_i / sum_{j in T} s_j. It avoids the division by a sum that may
   # underflow.
   "top_k": lambda log_s: jax.nn.softmax(log_s, axis=-1),
 }

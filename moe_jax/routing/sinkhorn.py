@@ -1,4 +1,4 @@
-"""S-BASE: balance by Sinkhorn's algorithm (Clark et al. 2022)."""
+"""S-BASE routing, which balances the load by Sinkhorn's algorithm (Clark et al. 2022)."""
 
 from __future__ import annotations
 
@@ -21,41 +21,44 @@ def sinkhorn(
   temperature: Divisor = 1.0,
   priority: str = "choice",
 ) -> RoutingPlan:
-  """Each token picks the K experts that a balanced transport plan gives it most of; the gate is its
-  own probability.
+  """Routes each token to the K experts with its largest shares in a balanced transport plan.
+
+  The gates are the token's own probabilities.
 
   Paper: S-BASE in Unified Scaling Laws for Routed Language Models (Clark et al. 2022, arXiv
   2202.01169).
 
       P = argmax sum_te P_te x_te + tau H(P)  such that sum_e P_te = 1 and sum_t P_te = T/E
-      training:  T_t = TopK_e(P_te);  inference:  T_t = TopK_e(x_te);  g_te = softmax(x_t)_e for e
-                                                  in T_t
+      training:  T_t = TopK_e(P_te);  inference:  T_t = TopK_e(x_te)
+      g_te = softmax(x_t)_e for e in T_t
 
-  x are the logits, H the entropy, tau `temperature`, T the number of real tokens; `balanced` gives
-  P. Only the choice is balanced: the gate, and with it the gradient, is the raw probability. P is
-  balanced, the choice only nearly: tokens of the same logits have the same row of P, and so the
-  same experts. If all tokens are the same, P is 1/E everywhere. Equal entries go to the lower
-  expert, but entries that are equal only in theory are told apart by rounding.
+  Here x are the logits, H is the entropy, tau is `temperature` and T is the number of real tokens.
+  The function `balanced` computes P. Only the choice of experts uses P; the gate, and with it the
+  gradient, is the unbalanced probability. P is balanced, but the choice is balanced only
+  approximately: tokens with the same logits have the same row of P and therefore the same experts.
+  If all tokens are the same, P is 1/E everywhere. Among equal entries, the expert with the lower
+  index comes first, but rounding may distinguish entries that are equal in theory.
 
   Reads `context.valid` and `context.train`.
 
   Args:
-    logits: router outputs of one group; float32 arithmetic whatever their dtype.
-    context: padding has no row in P and names nobody: `expert` E and gate 0.
-    k: experts a token, in [1, E].
-    iterations: rounds of normalisation, >= 1.
-    temperature: tau > 0; the smaller, the nearer is P to BASE's hard assignment, and the more
-      iterations it needs.
-    priority: who is served first, see `token_choice`; "gate" orders tokens by the probability of
-      their first choice.
+    logits: Router outputs of one group. They are cast to float32.
+    context: Padding has no row in P; it gets `expert` E and gate 0.
+    k: The number of experts per token, K, in [1, E].
+    iterations: The number of rounds of normalisation, >= 1.
+    temperature: The weight of the entropy, tau > 0. With a smaller value, P is closer to BASE's
+      hard assignment and needs more iterations.
+    priority: The order in which assignments are served, see `token_choice`. "gate" orders tokens by
+      the probability of their first choice.
 
   Returns:
-    A plan of A = K*S assignments, gates in [0, 1].
+    A plan with A = K*S assignments and gates in [0, 1].
 
   Raises:
-    ConfigError: k outside [1, E], iterations < 1, temperature <= 0, unknown priority.
+    ConfigError: If k is outside [1, E], if iterations < 1, if temperature <= 0, or if the priority
+      is unknown.
 
-  Deviation: a fixed number of iterations instead of a tolerance.
+  Deviation: the number of iterations is fixed instead of depending on a tolerance.
   """
   num_experts = logits.shape[-1]
   check_k("sinkhorn", k, num_experts)
@@ -74,10 +77,16 @@ def sinkhorn(
 def balanced(
   logits: Float[Array, "S E"], valid: Bool[Array, "S"] | None, iterations: int, temperature: float
 ) -> Float[Array, "S E"]:
-  """log P by Sinkhorn's algorithm: columns and rows in turn are scaled to their sums; rows last, so
-  they are exact.
+  """Returns log P, which Sinkhorn's algorithm computes by scaling columns and rows in turn.
 
-  Without gradient. The rows of padding are meaningless; no column counts them.
+  Rows are scaled last, so that their sums are exact. The result carries no gradient. The rows of
+  padding are meaningless and have no influence on the columns.
+
+  Args:
+    logits: Router outputs of one group, float32.
+    valid: True for real tokens. None means that all tokens are real.
+    iterations: The number of rounds of normalisation.
+    temperature: The weight of the entropy, tau.
   """
   num_tokens, num_experts = logits.shape
   x = jax.lax.stop_gradient(logits) / temperature
@@ -86,12 +95,13 @@ def balanced(
 
   def normalise(_, log_p):
     columns = jax.nn.logsumexp(log_p, axis=0, where=real)
-    columns = jnp.where(jnp.any(real), columns, 0.0)  # the sum over no token
+    # Without any real token the sum is empty and its logarithm is -inf.
+    columns = jnp.where(jnp.any(real), columns, 0.0)
     log_p = log_p + target - columns
     return log_p - jax.nn.logsumexp(log_p, axis=-1, keepdims=True)
 
   return jax.lax.fori_loop(0, iterations, normalise, jax.nn.log_softmax(x, axis=-1))
 
 
-# In training, a token's choice depends on what all others want. (Inference is causal.)
+# In training, the choice of a token depends on the logits of all others. Inference is causal.
 ROUTER = Router(sinkhorn, "yes")

@@ -1,5 +1,4 @@
-"""ST-MoE's top-n: every expert after the best is kept at random, in proportion to its gate (arXiv
-2202.08906)."""
+"""ST-MoE's top-n routing, which keeps choices after the first at random (arXiv 2202.08906)."""
 
 from __future__ import annotations
 
@@ -23,36 +22,38 @@ def st_moe(
   threshold: Positive = 0.2,
   priority: str = "choice",
 ) -> RoutingPlan:
-  """Each token takes its best expert, and each of the next K - 1 with a probability that grows with
-  its gate.
+  """Routes each token to its best expert, and at random to each of the next K - 1.
+
+  The probability of keeping one of these K - 1 experts grows with its gate.
 
   Paper: ST-MoE (arXiv 2202.08906) appendix G; batch-prioritised routing: Table 18.
 
       p = softmax(logits),  T = TopK(p),  g_i = p_i / sum_{j in T} p_j for i in T
-      the best expert is kept always, each other i in T with probability min(1, g_i / threshold)
+      the best expert is always kept, each other i in T with probability min(1, g_i / threshold)
 
-  The paper's n is `k`. g is not normalised again over what is kept. A choice that is skipped names
-  nobody and leaves its slot to others. Equal logits go to the expert of lower index. At K = 1 the
-  gate is p_i itself, as in Switch, which is ST-MoE's top-1: normalised it would be the constant 1,
-  which teaches the router nothing.
+  The paper's n is `k`. The gates are not renormalised over the choices that are kept. A skipped
+  choice names no expert and leaves its slot to others. Among equal logits, the expert with the
+  lower index comes first. At K = 1 the gate is p_i itself, as in Switch, which is ST-MoE's top-1. A
+  normalised gate would be the constant 1 there, which gives the router no gradient.
 
   Reads `context.key`, `context.train` and `context.valid`.
 
   Args:
-    logits: router outputs of one group; float32 arithmetic whatever their dtype.
-    context: padding takes no expert: `expert` E and gate 0.
-    k: experts a token at most, in [1, E].
-    policy: which choices after the first are kept. "random": if r < g_i / threshold, with r ~ U(0,
-      1) for each choice of each token; "threshold": if g_i > threshold; "all".
-    threshold: > 0; the paper's is 0.2, and Table 21 tries 0.05.
-    priority: who is served first, see `token_choice`. "gate" is batch-prioritised routing: tokens
-      in order of the probability p of their first choice.
+    logits: Router outputs of one group. They are cast to float32.
+    context: Padding gets `expert` E and gate 0.
+    k: The largest number of experts per token, K, in [1, E].
+    policy: Which choices after the first are kept. "random" keeps those with r < g_i / threshold,
+      where r ~ U(0, 1) is drawn for each choice of each token, "threshold" keeps those with g_i >
+      threshold and "all" keeps all of them.
+    threshold: The threshold of the policy, > 0. The paper uses 0.2, and its Table 21 tries 0.05.
+    priority: The order in which assignments are served, see `token_choice`. "gate" is
+      batch-prioritised routing, which orders tokens by the probability p of their first choice.
 
   Returns:
-    A plan of A = K*S assignments, gates in [0, 1].
+    A plan with A = K*S assignments and gates in [0, 1].
 
   Raises:
-    ConfigError: k outside [1, E], an unknown policy or priority, threshold <= 0.
+    ConfigError: If k is outside [1, E], if the policy or priority is unknown, or if threshold <= 0.
 
   Deviation: outside training, or without a key, "random" keeps all choices, so that evaluation is
   deterministic.
@@ -65,8 +66,8 @@ def st_moe(
   logits = logits.astype(jnp.float32)
   _, expert = jax.lax.top_k(jax.lax.stop_gradient(logits), k)  # [S, K]
   probs = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), expert, axis=-1)
-  # The softmax of the chosen logits is p_i / sum_{j in T} p_j, without the division by a sum that
-  # may underflow.
+  # The softmax of the chosen logits equals p_i / sum_{j in T} p_j. It avoids the division by a sum
+  # that may underflow.
   gate = probs if k == 1 else jax.nn.softmax(jnp.take_along_axis(logits, expert, axis=-1), axis=-1)
   kept = POLICIES[policy](jax.lax.stop_gradient(gate), threshold, context).at[:, 0].set(True)
   return token_choice(

@@ -1,4 +1,4 @@
-"""The gathering dispatcher at the load that suits the others least. The tables do the rest."""
+"""Tests the gathering dispatcher with a very uneven load. `conformance_test` does the rest."""
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.unit
 
 
 def test_one_expert_takes_all():
-  # relu(x) times 10^e. All eight tokens visit expert 3, on the last of four devices, and those of
-  # even number expert 0 too. Catches: rows added to the tokens of another device, experts numbered
-  # by device.
+  # Expert e computes relu(x) times 10^e. All eight tokens visit expert 3, which is on the last of
+  # four devices, and those with an even number also visit expert 0. Catches rows that are added to
+  # the tokens of another device, and experts that are numbered by device.
   eye = jnp.eye(2)
   experts = Experts(
     jnp.stack([eye] * 4), jnp.stack([10.0**e * eye for e in range(4)]), None, "relu"
@@ -37,7 +37,7 @@ def test_one_expert_takes_all():
 
 
 def test_an_unknown_platform_is_named():
-  # Catches: a silent fallback.
+  # Catches a silent fallback.
   one = jnp.ones((1, 1, 1))
   plan = RoutingPlan(
     token=jnp.zeros((1, 1), int), expert=jnp.zeros((1, 1), int), gate=one[0], num_experts=1

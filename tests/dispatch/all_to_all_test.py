@@ -1,5 +1,7 @@
-"""The all-to-all dispatcher by hand: who is served does not depend on where tokens lie. The tables
-do the rest."""
+"""Tests by hand that the all-to-all dispatcher serves the same tokens on every mesh.
+
+`conformance_test` and `expert_mesh_test` do the rest.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,10 @@ pytestmark = pytest.mark.unit
 
 
 def test_each_group_has_its_own_slots():
-  # relu(x) times 10^e. Of each group both tokens want expert 1, which has one slot a group, the
-  # second token first. Catches: slots shared by groups, so that the first device's tokens take all;
-  # slots filled by token.
+  # Expert e computes relu(x) times 10^e. Both tokens of each group choose expert 1, which has one
+  # slot per group, and the plan lists the second token first. Catches slots that groups share, so
+  # that the tokens of the first device take all of them, and slots that are filled in the order of
+  # tokens.
   eye = jnp.eye(2)
   experts = Experts(jnp.stack([eye] * 2), jnp.stack([eye, 10 * eye]), None, "relu")
   plan = RoutingPlan(

@@ -1,4 +1,4 @@
-"""Capacity, by hand."""
+"""Tests capacity and slots against results computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.unit
     (1024, 128, 1, 1.25, "tokens", 1, 10),
     (2048, 32, 2, 1.25, "tokens", 1, 80),
     (4096, 64, 2, 2.0, "tokens", 1, 128),
-    (456, 32, 2, 1.25, "tokens", 1, 18),  # 17.8: Mesh-TensorFlow's floor has 17
+    (456, 32, 2, 1.25, "tokens", 1, 18),  # 17.8, of which Mesh-TensorFlow's floor makes 17
     (4096, 64, 2, 1.25, "tokens", 4, 80),
-    (4096, 64, 2, 1.25, "assignments", 4, 160),  # V-MoE: K times as many
+    (4096, 64, 2, 1.25, "assignments", 4, 160),  # K times as many, as in V-MoE
     (256, 8, 2, 1.0, "assignments", 1, 64),  # GShard's 2N/(G E)
     (16, 64, 1, 1.0, "tokens", 1, 1),
     (16, 64, 1, 1.0, "tokens", 4, 4),  # 0.25
@@ -32,7 +32,8 @@ pytestmark = pytest.mark.unit
   ],
 )
 def test_expert_capacity(tokens, experts, k, factor, basis, minimum, expected):
-  # Catches: a factor K too many or too few, floor for round, minimum beyond S.
+  # Catches a factor of K too many or too few, rounding down instead of to the nearest integer, and
+  # a minimum that exceeds S.
   assert expert_capacity(tokens, experts, tokens * k, factor, basis, minimum) == expected
 
 
@@ -50,8 +51,8 @@ def test_bad_capacity_is_named(factor, basis, minimum, field):
     expert_capacity(16, 4, 16, factor, basis, minimum)
 
 
-# Assignments in priority order, 2 experts, 2 is nobody: expert 0 is named at 0, 2, 5; expert 1 at
-# 1, 4.
+# Assignments to 2 experts in order of priority, where index 2 stands for no expert. Assignments 0,
+# 2 and 5 name expert 0, and assignments 1 and 4 name expert 1.
 PLAN = RoutingPlan(
   token=jnp.array([0, 1, 2, 3, 0, 1]),
   expert=jnp.array([0, 1, 0, 2, 1, 0]),
@@ -61,24 +62,25 @@ PLAN = RoutingPlan(
 
 
 def test_slot_index():
-  # Catches: inclusive counts, an unstable sort, nobody counted among the last expert's.
+  # Catches inclusive counts, an unstable sort, and assignments to no expert that are counted for
+  # the last expert.
   assert slot_index(PLAN).tolist() == [0, 0, 1, 0, 1, 2]
 
 
 def test_drop_overflow():
-  # Catches: serving the last instead of the first, a gate that outlives its assignment; a 0 gate
-  # that loses its slot.
+  # Catches serving the last instead of the first assignments, a dropped assignment that keeps its
+  # gate, and an assignment that loses its slot because its gate is 0.
   one, two = drop_overflow(PLAN, 1), drop_overflow(PLAN, 2)
   assert one.expert.tolist() == [0, 1, 2, 2, 2, 2] and two.expert.tolist() == [0, 1, 0, 2, 1, 2]
   np.testing.assert_allclose(two.gate, [0.9, 0.8, 0.0, 0.0, 0.5, 0.0])
   assert drop_overflow(PLAN, None) is PLAN
   again = drop_overflow(one, 1)
-  assert again.expert.tolist() == one.expert.tolist()  # what has a slot keeps it
+  assert again.expert.tolist() == one.expert.tolist()  # Assignments keep the slots they have.
 
 
 def test_slots():
-  # Four tokens; 4 marks an empty slot. Catches: the next expert's rows in an empty slot, a read
-  # beyond the end.
+  # There are four tokens, and 4 marks an empty slot. Catches rows of the next expert in an empty
+  # slot, and a read beyond the end.
   token, gate = slots(PLAN, 4, tokens=4)
   assert token.tolist() == [[0, 2, 1, 4], [1, 0, 4, 4]]
   np.testing.assert_allclose(gate, [[0.9, 0.0, 0.4, 0.0], [0.8, 0.5, 0.0, 0.0]])
@@ -87,9 +89,9 @@ def test_slots():
 
 
 def test_priority_decides_who_is_left_out():
-  # The design's example in small: 256 tokens, 8 experts, K = 2, 40 slots (1.25 a token).
-  # Token-major leaves many tokens with nobody; choice-major far fewer. Catches: the two orders
-  # swapped.
+  # There are 256 tokens, 8 experts, K = 2 and 40 slots per expert (1.25 per token). Token-major
+  # order leaves many tokens without an expert, and choice-major order leaves far fewer. Catches the
+  # two orders swapped.
   logits = jax.random.normal(jax.random.key(0), (256, 8))
   alone = {}
   for priority in ("choice", "token"):
@@ -111,8 +113,8 @@ def test_priority_decides_who_is_left_out():
   ],
 )
 def test_three_codebases_round_in_three_ways(tokens, experts, factor, down, nearest, up):
-  # 456 * 1.25 / 32 = 17.8: Mesh-TensorFlow has 17 slots, flaxformer 18. Catches: one rounding for
-  # all.
+  # 456 * 1.25 / 32 is 17.8, which gives 17 slots in Mesh-TensorFlow and 18 in flaxformer. Catches
+  # the same rounding for all.
   def slots(rounding):
     return expert_capacity(tokens, experts, tokens, factor, "tokens", 1, rounding)
 
@@ -135,14 +137,15 @@ def test_three_codebases_round_in_three_ways(tokens, experts, factor, down, near
   ],
 )
 def test_capacity_is_exact(factor, tokens, experts, rounding, expected):
-  # Catches: floating point, in which 1.1 * 1600 / 4 is a little more than 440, and 0.7 * 100 / 10 a
-  # little less than 7.
+  # Catches floating-point arithmetic, in which 1.1 * 1600 / 4 is slightly more than 440 and 0.7 *
+  # 100 / 10 is slightly less than 7.
   assert expert_capacity(tokens, experts, tokens, factor, "tokens", 1, rounding) == expected
 
 
 @pytest.mark.parametrize("factor", [float("inf"), float("nan"), -1.0, 0.0])
 def test_a_factor_that_is_no_positive_number_is_refused(factor):
-  # Catches: OverflowError after a workdir was claimed; slots of a NaN.
+  # Catches an OverflowError after the working directory was created, and a number of slots that is
+  # computed from NaN.
   with pytest.raises(ConfigError, match="model.moe.capacity_factor=.*> 0 and finite"):
     expert_capacity(8, 2, 8, factor, "tokens", 1)
   for router in ("expert_choice", "capped_expert_choice", "no_token_left_behind"):

@@ -1,5 +1,4 @@
-"""Experts on ragged groups by loops over chunks: against one expert at a time, in values and
-derivatives."""
+"""Compares values and derivatives of experts on chunks with those of one expert at a time."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,8 @@ from moe_jax.experts import Experts
 
 pytestmark = pytest.mark.numerics
 
-LOADS = (0, 19, 3, 42)  # rows an expert: none, some, few, several chunks of the largest class
+# The rows of each expert: none, some, few, and several chunks of the largest class.
+LOADS = (0, 19, 3, 42)
 
 
 def setup():
@@ -29,7 +29,10 @@ def setup():
 
 
 def chunked(x, gate, experts):
-  """Assignment a is of token a; experts' rows lie in the order that the layout wants."""
+  """Computes the experts by chunks, where assignment a belongs to token a.
+
+  The rows of the experts are in the order that the layout requires.
+  """
   where = layout(jnp.array(LOADS), sum(LOADS))
   expert = jnp.repeat(jnp.arange(4), jnp.array(LOADS), total_repeat_length=sum(LOADS))
   rank = jnp.arange(sum(LOADS)) - jnp.cumsum(jnp.array((0, *LOADS[:-1])))[expert]
@@ -53,8 +56,9 @@ def one_by_one(x, gate, experts):
 
 
 def test_values_and_derivatives_equal_one_expert_at_a_time():
-  # Catches: a chunk that overwrites its neighbour's rows for good; rows of a neighbour in a weight
-  # gradient; an idle expert whose gradient is not 0; a gate gradient read from the wrong slot.
+  # Catches a chunk that permanently overwrites rows of another expert, such rows in a weight
+  # gradient, an expert without rows whose gradient is not 0, and a gradient of a gate that is read
+  # from the wrong slot.
   args = setup()
   np.testing.assert_allclose(chunked(*args), one_by_one(*args), rtol=1e-5, atol=1e-5)
   grads = [

@@ -1,9 +1,9 @@
-"""The table that every router and dispatcher must pass: values and gradients, with and without
-overflow, under jit.
+"""Tests that every router and dispatcher must pass.
 
-The oracles' loops give the values; `_dense` (every expert on every token, weighted by the oracle's
-gates) gives the gradients and is itself held against the oracle. A new router takes one line in
-CASES, a new dispatcher none.
+They compare values and gradients, with and without overflow, under jit. The loops of the oracles
+give the expected values. The function `_dense`, which applies every expert to every token and
+weights the results by the oracle's gates, gives the expected gradients, and its values are compared
+with the oracle. A new router needs one line in CASES, and a new dispatcher needs none.
 """
 
 import functools
@@ -50,10 +50,8 @@ CASES += [
   ("hash_layer", {}),
   ("random_choice", {"k": 2}),
 ]
-WITHOUT_GRADIENT = (
-  "hash_layer",
-  "random_choice",
-)  # all others train their logits through the gates
+# All other routers train their logits through the gates.
+WITHOUT_GRADIENT = ("hash_layer", "random_choice")
 TOP_2 = {"k": 2, "gate_norm": "top_k", "priority": "choice"}
 
 
@@ -72,13 +70,13 @@ each_capacity = pytest.mark.parametrize(
 
 
 def test_every_router_is_in_the_table():
-  # Catches: a new router without a line in CASES.
+  # Catches a new router without a line in CASES.
   assert {name for name, _ in CASES} == set(ROUTERS)
 
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_a_router_looks_ahead_by_its_options(name):
-  # Catches: a statement on causality about an option that the router does not have.
+  # Catches a `looks_ahead` function that depends on an option that the router does not have.
   assert ROUTERS[name].leak() in ("no", "overflow", "yes")
 
 
@@ -99,8 +97,10 @@ def _experts(seed=0, experts=E, width=D, hidden=F):
 
 @functools.cache
 def _inputs(seed=0):
-  """(logits, x, cotangent of y): three experts far more popular than the fourth, so that capacity 2
-  overflows."""
+  """Returns (logits, x, cotangent of y).
+
+  Three experts are far more popular than the fourth, so that a capacity of 2 overflows.
+  """
   rng = np.random.default_rng(seed)
   logits = rng.normal(size=(G, S, E)) * 2 + np.array([2.0, 0.5, 0.5, -1.0])
   return tuple(
@@ -109,8 +109,10 @@ def _inputs(seed=0):
 
 
 def _context(name, valid):
-  """Of G groups, in training: all that the router may read, with noise that is drawn anew for each
-  group."""
+  """Returns a training context for G groups with all fields that the router may read.
+
+  Each group has its own key.
+  """
   groups, tokens = valid.shape
   rng = np.random.default_rng(7)
 
@@ -134,8 +136,11 @@ def _context(name, valid):
 
 @functools.cache
 def _router(name, items):
-  """The router over groups, jitted, with its vector-Jacobian product: (logits, context, d_gate) ->
-  (plan, d_logits)."""
+  """Returns the jitted router over groups, as a function of (logits, context, d_gate).
+
+  The function returns the plan if d_gate is None. Otherwise it returns the gradient with respect to
+  the logits, given the cotangent d_gate of the gates.
+  """
 
   def route(logits, context, d_gate):
     def one(logits, context):
@@ -165,8 +170,10 @@ def _one_group(context, g):
 
 
 def _same_size(plan, size=S * E):
-  """The plan with assignments of nobody appended up to `size`, so that one compilation serves all
-  routers."""
+  """Returns the plan with assignments to no expert appended up to `size`.
+
+  All plans then have the same shape, so that one compilation serves all routers.
+  """
 
   def fill(a, value):
     return np.pad(a, ((0, 0), (0, size - a.shape[1])), constant_values=value)
@@ -182,7 +189,7 @@ def _drop(plan, capacity):
 
 
 def _kept(plan, capacity):
-  """Of each group: the assignments that `drop_overflow` leaves."""
+  """Returns, for each group, the assignments that remain after `drop_overflow`."""
   dropped = jax.device_get(_drop(plan, capacity))
   return [
     reference.assignments(jax.tree.map(lambda a, g=g: a[g], dropped))
@@ -192,8 +199,10 @@ def _kept(plan, capacity):
 
 @functools.cache
 def _dispatch(name):
-  """The dispatcher with all its gradients, jitted: (plan, x, experts, d_y, capacity) -> (y, d_gate,
-  d_x, d_experts)."""
+  """Returns the jitted dispatcher with all its gradients.
+
+  It is a function from (plan, x, experts, d_y, capacity) to (y, d_gate, d_x, d_experts).
+  """
 
   def run(plan, x, experts, d_y, capacity):
     def f(gate, x, experts):
@@ -214,7 +223,7 @@ def _forward(name):
 
 
 def _oracle_of(name):
-  """f(logits of a group, its context, **options) -> list of assignments."""
+  """Returns a function from (logits of a group, its context, **options) to its assignments."""
   if name in reference.ROUTERS:
     return lambda logits, context, **options: reference.ROUTERS[name](
       logits, **options, valid=None if context.valid is None else np.asarray(context.valid)
@@ -223,7 +232,7 @@ def _oracle_of(name):
 
 
 def _oracle(name, options, logits, valid, capacity):
-  """Of each group: the oracle's plan and what capacity leaves of it."""
+  """Returns the oracle's plan of each group, and the assignments that remain under capacity."""
   context = _context(name, np.asarray(valid))
   plans = [_oracle_of(name)(l, _one_group(context, g), **options) for g, l in enumerate(logits)]
   return plans, [reference.drop_overflow(p, logits.shape[-1], capacity) for p in plans]
@@ -240,8 +249,10 @@ def _mask(plans, shape):
 
 @jax.jit
 def _dense(gates, x, weights, d_y):
-  """Every expert on every token: value and gradients with respect to gates [G, S, E], x and
-  weights."""
+  """Applies every expert to every token and returns the value and all gradients.
+
+  The gradients are those with respect to gates [G, S, E], x and weights.
+  """
 
   def f(gates, x, w):
     g = jnp.einsum("gsd,edf->gsef", x, w["gate"])
@@ -262,9 +273,9 @@ def _close(actual, expected, tolerance=2e-5):
   )
 
 
-# All routers on one dispatcher, and all dispatchers on plans of each shape: K assignments a token
-# in the order of choices or of gates, assignments of nobody, experts that choose, one expert a
-# token. The other pairs: make test-all.
+# All routers are tested with one dispatcher, and all dispatchers are tested with plans of each
+# shape: K assignments per token in the order of choices or of gates, assignments to no expert,
+# expert choice, and one expert per token. `make test-all` tests the other pairs, too.
 SHAPES = {
   ("top_k", "2-top_k-choice"),
   ("top_k", "4-none-gate"),
@@ -288,7 +299,7 @@ PAIRS = [
 
 
 def test_the_shapes_are_cases():
-  # Catches: a case that was renamed, so that its shape of plan is no longer taken to each
+  # Catches a case that was renamed, so that its shape of plan is no longer tested with each
   # dispatcher.
   assert {(name, _label(options)) for name, options in CASES} >= SHAPES
 
@@ -296,22 +307,19 @@ def test_the_shapes_are_cases():
 @each_capacity
 @pytest.mark.parametrize(("name", "options", "dispatcher"), PAIRS)
 def test_values_and_gradients(name, options, dispatcher, capacity):
-  # Catches: another order under overflow, an off-by-one slot, a dropped gate's gradient, padding
-  # that takes a slot, gates renormalised after the drop, weight gradients of the wrong expert.
+  # Catches a different order under overflow, a slot that is off by one, a gradient of a dropped
+  # gate, padding that takes a slot, gates that are renormalised after overflow is dropped, and
+  # weight gradients of the wrong expert.
   logits, x, d_y = _inputs()
   experts = _experts()
   plan = _route(name, options, logits)
   y, d_gate, d_x, d_experts = _dispatch(dispatcher)(_same_size(plan), x, experts, d_y, capacity)
 
   plans, kept = _oracle(name, options, logits, PADDING, capacity)
-  if name not in (
-    "no_token_left_behind",
-    "base",
-    "strictly_balanced",
-  ):  # which leave nobody more than a few tokens
-    assert any(len(k) < len(p) for k, p in zip(kept, plans, strict=True)) == (
-      capacity == 2
-    )  # it is what it says
+  # The exceptions are routers that limit the number of tokens per expert themselves.
+  if name not in ("no_token_left_behind", "base", "strictly_balanced"):
+    # Only capacity 2 overflows.
+    assert any(len(k) < len(p) for k, p in zip(kept, plans, strict=True)) == (capacity == 2)
   expected = np.stack(
     [reference.moe(k, rows, experts.weights) for k, rows in zip(kept, x, strict=True)]
   )
@@ -337,9 +345,9 @@ def test_values_and_gradients(name, options, dispatcher, capacity):
   ("name", "options"), [c for c in CASES if c[1].get("priority", "choice") == "choice"], ids=_label
 )
 def test_gradient_of_the_gates(name, options):
-  # Against finite differences of the float64 oracle, whose choice a step of 1e-5 does not change.
-  # Catches: a gradient that is stopped where the paper has one, or that flows through what only
-  # selects.
+  # Compares with finite differences of the float64 oracle, whose choice a step of 1e-5 does not
+  # change. Catches a gradient that is stopped although the paper has one, and a gradient through
+  # scores that only select experts.
   logits, _, _ = _inputs()
   plan = _route(name, options, logits)
   d_gate = np.random.default_rng(3).normal(size=plan.gate.shape).astype(np.float32)
@@ -373,8 +381,8 @@ def test_gradient_of_the_gates(name, options):
 @pytest.mark.parametrize("capacity", [2, None])
 @each_case
 def test_plan_invariants_and_drop(name, options, capacity):
-  # The four invariants of RoutingPlan. Catches: gates of nobody, pairs twice (through _mask), drops
-  # out of order.
+  # Checks the four invariants of RoutingPlan. Catches nonzero gates of assignments to no expert,
+  # pairs that occur twice (in `_mask`), and overflow that is dropped in the wrong order.
   logits, _, _ = _inputs()
   plan = _route(name, options, logits)
   token, expert, gate = map(np.asarray, (plan.token, plan.expert, plan.gate))
@@ -394,8 +402,8 @@ def test_plan_invariants_and_drop(name, options, capacity):
   ("dispatcher", "platform"), [*((name, "cpu") for name in DISPATCHERS), ("grouped", "gpu")]
 )
 def test_experts_with_a_bias_on_hidden_units(dispatcher, platform):
-  # Catches: a dispatcher whose experts know no bias, take another's, or give it no gradient; rows
-  # of nobody in it.
+  # Catches a dispatcher whose experts ignore the bias, use that of another expert or give it no
+  # gradient, and rows of no expert that contribute to its gradient.
   logits, x, d_y = _inputs()
   bias = jnp.asarray(np.random.default_rng(5).normal(size=(E, F)), jnp.float32)
   experts = _experts().replace(hidden_bias=bias, ffn_bias="multiplicative")
@@ -423,7 +431,7 @@ def test_experts_with_a_bias_on_hidden_units(dispatcher, platform):
 
 @some_dispatchers
 def test_jit_equals_no_jit(dispatcher):
-  # Catches: a Python value that a trace froze.
+  # Catches a Python value that tracing turned into a constant.
   logits, x, d_y = _inputs()
   plan = _route("top_k", TOP_2, logits)
   eager = DISPATCHERS[dispatcher](plan, jnp.asarray(x), _experts(), 2, "cpu")
@@ -432,8 +440,8 @@ def test_jit_equals_no_jit(dispatcher):
 
 @each_dispatcher
 def test_new_values_do_not_recompile(dispatcher):
-  # Catches: shapes that depend on the routing (group sizes as Python numbers), weak types, a plan
-  # with static arrays.
+  # Catches shapes that depend on the routing (such as group sizes that are Python numbers), weak
+  # types, and a plan with static arrays.
   run, sizes = _dispatch(dispatcher), []
   for seed in (0, 1):
     logits, x, d_y = _inputs(seed)
@@ -444,8 +452,8 @@ def test_new_values_do_not_recompile(dispatcher):
 
 @each_dispatcher
 def test_permuted_tokens_give_permuted_results(dispatcher):
-  # Dropless, only the set of tokens matters. Catches: position-dependent dispatch, an unsort by the
-  # wrong map.
+  # Without dropping, only the set of tokens matters. Catches dispatch that depends on positions,
+  # and results that are brought back into order by the wrong map.
   logits, x, d_y = _inputs()
   order = np.random.default_rng(0).permutation(S)
   for name, options in (("top_k", TOP_2), ("expert_choice", {"capacity_factor": 2.0})):
@@ -463,11 +471,13 @@ def test_permuted_tokens_give_permuted_results(dispatcher):
   ("name", "short", "long"),
   [
     ("top_k", TOP_2 | {"priority": "gate"}, TOP_2 | {"priority": "gate"}),
+    # Both factors give 8 slots.
     ("expert_choice", {"capacity_factor": 2.0}, {"capacity_factor": 2.0 * S / (S + 4)}),
   ],
-)  # the same 8 slots
+)
 def test_appended_padding_changes_nothing(name, short, long, dispatcher):
-  # Catches: padding that takes slots (zero rows all tie for expert 0) or wins a place by its gate.
+  # Catches padding that takes slots (all rows of zeros choose expert 0) or that gets a place by its
+  # gate.
   logits, x, d_y = _inputs()
 
   def more(a):
@@ -484,7 +494,8 @@ def test_appended_padding_changes_nothing(name, short, long, dispatcher):
 
 @each_dispatcher
 def test_padded_rows_have_no_influence(dispatcher):
-  # Catches: content of a padded row that reaches a real one, or a result other than 0 for padding.
+  # Catches content of a row of padding that reaches a real row, and a result other than 0 for
+  # padding.
   logits, x, d_y = _inputs()
   plan = _route("top_k", TOP_2, logits)
 
@@ -498,8 +509,9 @@ def test_padded_rows_have_no_influence(dispatcher):
 
 @each_case
 def test_causality_probe(name, options):
-  # Changes the last tokens and looks at what earlier ones get, under overflow and without. Catches:
-  # a router that sees the future and does not say so, and one that claims to and does not.
+  # Changes the last tokens and compares the experts of the earlier ones, with and without overflow.
+  # Catches a router that looks ahead but does not declare it, and one that declares it but does not
+  # look ahead.
   cut, valid = S // 2, np.ones((G, S), bool)
   unlimited = options | ({"capacity_factor": 100.0} if name == "no_token_left_behind" else {})
   logits = [_inputs(seed)[0] for seed in range(9)]
@@ -524,7 +536,7 @@ def test_causality_probe(name, options):
 
 
 def _first_choices(plan):
-  """[G, S, E]: 1 where an expert is the first that the plan lists for a token."""
+  """Returns a mask [G, S, E] of the experts that the plan lists first for a token."""
   mask = np.zeros((*PADDING.shape, E))
   for g, (token, expert) in enumerate(
     zip(np.asarray(plan.token), np.asarray(plan.expert), strict=True)
@@ -537,8 +549,8 @@ def _first_choices(plan):
 
 @each_case
 def test_routing_under_jit(name, options):
-  # Catches: a Python value that a trace froze; shapes or types that depend on the values, which
-  # recompile.
+  # Catches a Python value that tracing turned into a constant, and shapes or types that depend on
+  # values and cause another compilation.
   run, compiled = _router(name, tuple(options.items())), []
   for seed in (0, 1):
     logits = _inputs(seed)[0]
@@ -554,9 +566,9 @@ def test_routing_under_jit(name, options):
 def test_choice_major_order_lets_a_first_choice_displace_an_earlier_second_choice(
   priority, second_of_first
 ):
-  # Token 0 wants experts 0 then 1, token 1 wants 1 then 0; one slot each. Choice-major (GShard,
-  # GLaM): token 1's first choice beats token 0's second, though token 0 comes first. Token-major:
-  # token 0 gets both. First choices never move.
+  # Token 0 chooses experts 0 and 1 in this order, token 1 chooses experts 1 and 0, and each expert
+  # has one slot. In choice-major order (GShard, GLaM), token 1's first choice displaces token 0's
+  # second choice although token 0 comes first. In token-major order, token 0 gets both experts.
   logits = np.array([[[2.0, 1.0], [1.0, 2.0]]], np.float32)
   plan = _route("top_k", {"k": 2, "priority": priority}, logits, np.ones((1, 2), bool))
   pairs = {(t, e) for t, e, _ in _kept(plan, 1)[0]}
@@ -566,7 +578,7 @@ def test_choice_major_order_lets_a_first_choice_displace_an_earlier_second_choic
     and ((1, 1) in pairs) != second_of_first
   )
   both = {(t, e) for t, e, _ in _kept(plan, 2)[0]}
-  assert both == {(0, 0), (0, 1), (1, 0), (1, 1)}  # without overflow there is nothing to displace
+  assert both == {(0, 0), (0, 1), (1, 0), (1, 1)}  # Without overflow nothing is displaced.
 
 
 @each_dispatcher
@@ -576,8 +588,8 @@ def test_choice_major_order_lets_a_first_choice_displace_an_earlier_second_choic
   ids=["S=1", "E=1", "K=E"],
 )
 def test_degenerate_sizes_with_ties(tokens, experts, k, capacity, dispatcher):
-  # All logits are equal. Catches: empty groups, a division by E - 1, ties broken otherwise than the
-  # oracle does.
+  # All logits are equal. Catches errors with empty groups of experts, a division by E - 1, and ties
+  # that are broken differently from the oracle.
   logits = np.zeros((1, tokens, experts), np.float32)
   x = _inputs()[1][:1, :tokens]
   weights = _experts(experts=experts)
@@ -590,9 +602,9 @@ def test_degenerate_sizes_with_ties(tokens, experts, k, capacity, dispatcher):
 
 @each_dispatcher
 def test_a_gate_of_zero_keeps_its_slot_and_its_gradient(dispatcher):
-  # All want expert 0, which has two slots; token 0's gate has underflowed. It still holds its slot,
-  # and its gate still learns; token 2 gets nothing. Catches: `dispatch = combine > 0`, as in
-  # Mesh-TensorFlow.
+  # All tokens choose expert 0, which has two slots, and token 0's gate has underflowed to 0. Token
+  # 0 still keeps its slot, and its gate still gets gradient; token 2 gets no slot. Catches
+  # `dispatch = combine > 0`, as in Mesh-TensorFlow.
   logits, x, d_y = _inputs()
   plan = _route("top_k", {"k": 1, "gate_norm": "none", "priority": "choice"}, logits)
   plan = plan.replace(
@@ -605,8 +617,8 @@ def test_a_gate_of_zero_keeps_its_slot_and_its_gradient(dispatcher):
 
 @each_dispatcher
 def test_bfloat16_rows(dispatcher):
-  # Gates and sums stay in float32. Catches: wrong dtypes out (float32 results that double the
-  # memory), lost gradients.
+  # Gates and sums stay in float32. Catches results of the wrong dtype (float32 would double the
+  # memory), and lost gradients.
   logits, x, d_y = _inputs()
   plan = _route("top_k", {"k": 4, "gate_norm": "none", "priority": "choice"}, logits)
   half = jnp.bfloat16
@@ -626,8 +638,8 @@ def test_bfloat16_rows(dispatcher):
 
 @some_dispatchers
 def test_vmap_over_seeds(dispatcher):
-  # Two models at once equal each alone. Catches: a host-side shape or a loop bound that vmap cannot
-  # batch.
+  # Two models together give the same results as each alone. Catches a shape that is computed on the
+  # host, and a loop bound that vmap cannot batch.
   run = _dispatch(dispatcher)
   many = []
   for seed in (0, 1):
@@ -642,9 +654,9 @@ def test_vmap_over_seeds(dispatcher):
 @pytest.mark.parametrize("dispatcher", ["einsum", "scatter"])
 @pytest.mark.parametrize("backward", [False, True])
 def test_flops(dispatcher, backward):
-  # The ideal is the experts' matmuls on exactly A rows. Catches: a one-hot matmul in scatter;
-  # einsum's cost is its documented 4*G*S*E*C*D (three times that with the backward pass, whose
-  # masks' gradient makes it a fourth).
+  # The ideal is the cost of the experts' matmuls on exactly A rows. The masks of `einsum` cost the
+  # documented 4*G*S*E*C*D in the forward pass, and at most four times that with the backward pass,
+  # because of the gradient of the masks. Catches a one-hot matmul in `scatter`.
   tokens, experts, k, width, hidden = 128, 4, 2, 64, 128
   capacity = expert_capacity(tokens, experts, tokens * k, 1.0, "assignments", 1)
   logits = np.random.default_rng(0).normal(size=(1, tokens, experts)).astype(np.float32)

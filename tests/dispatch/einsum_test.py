@@ -1,4 +1,4 @@
-"""The einsum dispatcher, by hand. The conformance suite does the rest."""
+"""Tests the einsum dispatcher by hand. `conformance_test` does the rest."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.unit
 
 
 class _Multiples(ExpertFunction):
-  """Expert e multiplies by 10^e."""
+  """Experts that multiply by 10^e."""
 
   num_experts = 2
 
@@ -21,9 +21,10 @@ class _Multiples(ExpertFunction):
 
 
 def test_by_hand():
-  # Two groups of two tokens, one slot an expert. Group 0: token 0 -> 1 (gate 0.5), token 1 -> 1
-  # (full) and 0 (0.25). Group 1: both tokens -> 0; the second finds it full. Catches: groups that
-  # share slots, y of one group in the other.
+  # There are two groups of two tokens, and one slot per expert. In group 0, token 0 chooses expert
+  # 1 (gate 0.5), and token 1 chooses expert 1, which is full, and expert 0 (gate 0.25). In group 1,
+  # both tokens choose expert 0, which is full for the second. Catches groups that share slots, and
+  # outputs of one group in the other.
   plan = RoutingPlan(
     token=jnp.array([[0, 1, 1], [0, 1, 1]]),
     expert=jnp.array([[1, 1, 0], [0, 0, 2]]),
@@ -32,6 +33,5 @@ def test_by_hand():
   )
   x = jnp.array([[[1.0], [2.0]], [[3.0], [4.0]]])
   y = einsum(plan, x, _Multiples(), 1, "cpu")
-  np.testing.assert_allclose(
-    y, [[[5.0], [0.5]], [[3.0], [0.0]]]
-  )  # 0.5*10*1, 0.25*1*2; 1*1*3, nobody
+  # The outputs are 0.5*10*1 and 0.25*1*2 in group 0, and 1*1*3 and nothing in group 1.
+  np.testing.assert_allclose(y, [[[5.0], [0.5]], [[3.0], [0.0]]])

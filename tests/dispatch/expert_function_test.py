@@ -1,4 +1,4 @@
-"""What dispatchers may rely on: the forms in which experts are offered agree."""
+"""Tests that the forms in which experts can be applied agree, as dispatchers expect."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_all_forms_agree():
-  # Catches: a form of the experts that transposes, forgets the gate or takes another's weights; a
-  # renamed method.
+  # Catches a form of the experts that transposes, omits the gate or uses the weights of another
+  # expert, and a renamed method.
   rng = np.random.default_rng(0)
 
   def normal(*shape):

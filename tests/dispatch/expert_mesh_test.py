@@ -1,5 +1,7 @@
-"""Every dispatcher on meshes: values and gradients as on one device, and what it sends. Training:
-parallel_test."""
+"""Tests the values, gradients and communication of every dispatcher on meshes.
+
+Training on meshes is tested in parallel_test.
+"""
 
 import collections
 import functools
@@ -26,7 +28,8 @@ MESHES = (("expert", 8),), (("data", 2), ("expert", 4)), (("fsdp", 2), ("expert"
 PADDED = {
   "ragged_all_to_all": functools.partial(DISPATCHERS["ragged_all_to_all"], exchange="padded")
 }
-# Collectives of floats, forward and backward; all-reduces sum the weights' gradients.
+# The collectives of floats in the forward and backward pass. The all-reduces sum the gradients of
+# the weights.
 SENDS = dict.fromkeys(
   ("einsum", "scatter", "all_to_all", "ragged_all_to_all"), {"all-to-all", "all-reduce"}
 )
@@ -35,8 +38,10 @@ SENDS |= dict.fromkeys(("all_gather", "grouped"), {"all-gather", "reduce-scatter
 
 @functools.cache
 def inputs(groups=G):
-  """(plan, x, experts, d_y): uneven loads that overflow C slots, assignments of nobody, gates,
-  hidden biases."""
+  """Returns (plan, x, experts, d_y) with uneven loads, which overflow C slots.
+
+  Some assignments name no expert, and the experts have gates and hidden biases.
+  """
   rng = np.random.default_rng(0)
 
   def normal(*shape):
@@ -61,11 +66,10 @@ def inputs(groups=G):
 
 @functools.cache
 def compiled(name, sizes, capacity, groups):
-  """`(plan, x, experts, d_y) -> (y, d_gate, d_x, d_experts)` and its operands on the mesh of these
-  sizes.
+  """Returns a compiled function and its operands on the mesh with these sizes.
 
-  The platform is "tpu" because `jax.lax.ragged_dot` compiles faster than the CPU's loops (which
-  parallel_test runs).
+  The function maps (plan, x, experts, d_y) to (y, d_gate, d_x, d_experts). The platform is "tpu",
+  because `jax.lax.ragged_dot` compiles faster than the loops for CPUs, which parallel_test runs.
   """
 
   def run(plan, x, experts, d_y):
@@ -92,7 +96,8 @@ def compiled(name, sizes, capacity, groups):
 def assert_as_on_one_device(name, sizes, capacity=C, groups=G):
   run, operands = compiled(name, sizes, capacity, groups)
   alone, expected = compiled("einsum", (("data", 1),), capacity, groups)
-  named = np.asarray(operands[0].expert) < E  # einsum gives gates of nobody a gradient, too
+  # Gradients of gates whose assignments name no expert are not compared.
+  named = np.asarray(operands[0].expert) < E
   for actual, wanted in zip(
     jax.tree.leaves(run(*operands)), jax.tree.leaves(alone(*expected)), strict=True
   ):
@@ -108,38 +113,43 @@ def assert_as_on_one_device(name, sizes, capacity=C, groups=G):
   + [(name, MESHES[0]) for name in ("all_to_all", "ragged_all_to_all")],
 )
 def test_any_mesh_computes_the_same(name, sizes):
-  # Catches: slots filled in the order of devices instead of the plan's, rows returned to another's
-  # tokens, experts renumbered wrongly, gradients of weights or gates that are one device's, a bias
-  # of another device's expert.
+  # Catches slots that are filled in the order of devices instead of the plan, rows that are
+  # returned to tokens of another device, experts that are renumbered wrongly, gradients of weights
+  # or gates that come from one device only, and the bias of an expert of another device.
   assert_as_on_one_device(name, sizes)
 
 
 @pytest.mark.parametrize("name", ["all_to_all", "ragged_all_to_all", "grouped"])
 def test_dropless_with_weights_split_over_fsdp_and_tensor(name):
-  # Catches: partial sums over "tensor" added up twice or not at all, shards of weights gathered
-  # along another axis.
+  # Catches partial sums over "tensor" that are added up twice or not at all, and shards of weights
+  # that are gathered along the wrong axis.
   assert_as_on_one_device(name, MESHES[2], capacity=None)
 
 
 @pytest.mark.parametrize("name", ["all_to_all", "all_gather"])
 def test_groups_that_the_mesh_does_not_divide(name):
-  # Two groups on data=2 expert=4 lie in four copies each. Catches: results counted once for each
-  # copy.
+  # Two groups on a mesh of data=2 and expert=4 have four copies each. Catches results that are
+  # counted once for each copy.
   assert_as_on_one_device(name, MESHES[1], groups=2)
 
 
 @pytest.mark.parametrize("name", DISPATCHERS)
 def test_what_is_sent(name):
-  # Catches: tokens' buffers that GSPMD gathers everywhere (a constraint of one step), weights
-  # gathered by a dispatcher that moves tokens, tokens moved by the one that gathers weights.
+  # Catches buffers of tokens that GSPMD gathers on all devices (as it does with a single
+  # constraint), weights that are gathered by a dispatcher that moves tokens, and tokens that are
+  # moved by the dispatcher that gathers weights.
   sent = floats(compiled(name, MESHES[1], C, G)[0].as_text())
   assert set(sent) == SENDS[name]
-  if name in ("einsum", "scatter", "all_to_all"):  # there and back, forward and backward
+  if name in (
+    "einsum",
+    "scatter",
+    "all_to_all",
+  ):  # there and back, in the forward and backward pass
     assert sent["all-to-all"] == 4 * G // 8 * E * C * D
 
 
 def floats(text):
-  """Floats in the results of a module's collectives, by kind."""
+  """Returns the number of floats in the results of a module's collectives, by kind."""
   total = collections.Counter()
   for shapes, kind in re.findall(
     r"= (.*?) (all-gather|all-to-all|all-reduce|reduce-scatter|collective\S*)\(", text
@@ -151,7 +161,7 @@ def floats(text):
 
 
 def test_the_backward_pass_gathers_weights_again():
-  # Catches: whole weights of each layer, or their casts to bfloat16, kept from the forward to the
+  # Catches gathered weights, or their casts to bfloat16, that are kept from the forward pass to the
   # backward pass.
   plan, x, experts, _ = inputs()
 
@@ -167,8 +177,8 @@ def test_the_backward_pass_gathers_weights_again():
 
 
 def test_place():
-  # Catches: an axis of one device that is mentioned, weights left split where tokens are not (which
-  # no gather joins).
+  # Catches an axis with one device that is not left out, and weights that stay split over an axis
+  # that does not split the tokens, because then nothing would gather them.
   experts = inputs()[2]
   where = place(8, experts, {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2})
   assert (where.tokens, where.expert, where.tensor) == (("fsdp", "expert"), 2, True)
@@ -180,7 +190,7 @@ def test_place():
 
 
 def test_without_a_mesh_nothing_is_exchanged():
-  # Catches: a collective, or a shard_map, on one device.
+  # Catches a collective, or a shard_map, on one device.
   plan, x, experts, _ = inputs()
 
   def double(plan, x, experts):

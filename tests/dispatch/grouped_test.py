@@ -1,5 +1,7 @@
-"""The dropless dispatcher beyond the conformance table: several chunks and classes, cost, remat,
-scan and bfloat16."""
+"""Tests the dropless dispatcher beyond `conformance_test`.
+
+The tests cover several chunks and size classes, the cost, rematerialisation, scan and bfloat16.
+"""
 
 import functools
 
@@ -22,7 +24,7 @@ TOKENS = np.tile(np.arange(S), K)
 
 
 def make_plan(expert, seed=0):
-  """The plan whose assignment a of each group names expert[a]."""
+  """Returns the plan in which assignment a of each group names expert[group, a]."""
   gate = np.random.default_rng(seed).uniform(0.1, 1, (G, K * S)).astype(np.float32) * (expert < E)
   return RoutingPlan(
     token=jnp.asarray(np.tile(TOKENS, (G, 1))),
@@ -33,8 +35,10 @@ def make_plan(expert, seed=0):
 
 
 def draw(weights, seed=0):
-  """K different experts for each token (of E + 1, where the last is nobody), by the Gumbel
-  trick."""
+  """Returns K different experts for each token, drawn by the Gumbel trick.
+
+  They are drawn from E + 1 indices, the last of which stands for no expert.
+  """
   rng = np.random.default_rng(seed)
   order = np.argsort(
     -(np.log(np.asarray(weights) + 1e-9) + rng.gumbel(size=(G, S, E + 1))), axis=-1
@@ -46,7 +50,7 @@ PLANS = {
   "balanced": draw([1, 1, 1, 1, 0]),
   "skewed": draw([8, 3, 1, 0.1, 0]),
   "some go nowhere": draw([1, 2, 1, 1, 3]),
-  "one expert takes all": np.tile(np.repeat([2, E], S), (G, 1)),  # second choices name nobody
+  "one expert takes all": np.tile(np.repeat([2, E], S), (G, 1)),  # Second choices name no expert.
   "nobody goes anywhere": np.full((G, K * S), E),
 }
 
@@ -66,7 +70,10 @@ def inputs():
 
 @functools.cache
 def run(dispatcher, platform="cpu", capacity=None):
-  """(plan, x, experts, d_y) -> (y, d_x, d_gate, d_experts), compiled once for all plans."""
+  """Returns a function from (plan, x, experts, d_y) to (y, d_x, d_gate, d_experts).
+
+  It is compiled once for all plans.
+  """
 
   def both(plan, x, experts, d_y):
     def f(x, gate, experts):
@@ -91,21 +98,21 @@ def close(actual, expected, tolerance=2e-5):
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("name", PLANS)
 def test_equals_einsum(name, platform):
-  # Catches: a chunk that destroys its neighbour's rows, weight gradients of a second chunk lost or
-  # of an idle expert left over, rows of assignments that name nobody, the wrong inverse map.
+  # Catches a chunk that destroys rows of another expert, lost weight gradients of a second chunk,
+  # weight gradients of an expert without rows, rows of assignments that name no expert, and a wrong
+  # inverse map.
   x, experts, d_y = inputs()
   plan = make_plan(PLANS[name])
   y, d_x, d_gate, d_experts = run(grouped, platform)(plan, x, experts, d_y)
   expected = run(einsum)(plan, x, experts, d_y)
-  real = (
-    np.asarray(plan.expert) < E
-  )  # einsum gives gates of nobody no gradient either, but grouped promises it
+  # `grouped` promises a gradient of 0 for gates whose assignments name no expert.
+  real = np.asarray(plan.expert) < E
   close((y, d_x, d_experts), (expected[0], expected[1], expected[3]))
   close(np.asarray(d_gate), np.where(real, expected[2], 0))
 
 
 def test_the_plans_exercise_what_they_should():
-  # Catches: shapes so small that every expert is one chunk of one class.
+  # Catches shapes that are so small that every expert is one chunk of the same class.
   layouts = {name: plan_layout(make_plan(expert)) for name, expert in PLANS.items()}
   assert int(layouts["one expert takes all"].chunks.max()) > 1
   busy = {name: sum(np.diff(np.asarray(l.bounds)) > 0) for name, l in layouts.items()}
@@ -114,7 +121,7 @@ def test_the_plans_exercise_what_they_should():
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_capacity_is_honoured(platform):
-  # Catches: capacity ignored, or counted over all groups together.
+  # Catches a capacity that is ignored, or that is applied to all groups together.
   x, experts, d_y = inputs()
   plan = make_plan(PLANS["skewed"])
   close(
@@ -123,8 +130,9 @@ def test_capacity_is_honoured(platform):
 
 
 def test_flops_follow_the_load():
-  # Forward and forward+backward within 1.3 of ideal at any distribution. Catches: ragged_dot's
-  # E-fold cost, a product computed twice in the backward, pre-activations recomputed.
+  # The FLOPs of the forward pass, and of both passes, are at most 1.3 times the ideal for any
+  # distribution. Catches the E-fold cost of ragged_dot, a product that is computed twice in the
+  # backward pass, and pre-activations that are recomputed.
   x, experts, d_y = inputs()
   forward = jax.jit(lambda plan, x, experts: grouped(plan, x, experts, None, "cpu"))
   for name in ("balanced", "skewed", "one expert takes all"):
@@ -137,20 +145,19 @@ def test_flops_follow_the_load():
   def by_ragged_dot(plan, x, experts):
     return grouped(plan, x, experts, None, "tpu")
 
-  assert (
-    matmul_flops(by_ragged_dot, plan, x, experts) == E * 2 * G * S * K * 3 * D * F
-  )  # why the CPU has its own
+  # This E-fold cost is the reason why CPUs have an implementation of their own.
+  assert matmul_flops(by_ragged_dot, plan, x, experts) == E * 2 * G * S * K * 3 * D * F
 
 
 def test_rows_are_never_scattered():
-  # Catches: a gather whose derivative XLA turns into a scatter-add of rows.
+  # Catches a gather whose derivative is a scatter-add of rows.
   x, experts, d_y = inputs()
   jaxpr = str(jax.make_jaxpr(run(grouped))(make_plan(PLANS["balanced"]), x, experts, d_y))
   assert "scatter-add" not in jaxpr and "scatter_add" not in jaxpr
 
 
 def test_scan_and_remat():
-  # Catches: a custom derivative that does not survive being a scanned or rematerialised layer.
+  # Catches a custom derivative that does not work in a layer that is scanned or rematerialised.
   x, experts, d_y = inputs()
   plan = make_plan(PLANS["skewed"])
   stacked = jax.tree.map(lambda a: jnp.stack([a, a / 2]), experts)
@@ -172,7 +179,7 @@ def test_scan_and_remat():
 
 
 def test_bfloat16_rows_over_float32_weights():
-  # Catches: gradients in the wrong dtype, a combine that is not summed in float32.
+  # Catches gradients with the wrong dtype, and a weighted sum that is not computed in float32.
   x, experts, d_y = inputs()
   plan = make_plan(PLANS["skewed"])
   half = x.astype(jnp.bfloat16)
@@ -183,7 +190,7 @@ def test_bfloat16_rows_over_float32_weights():
 
 
 def test_an_unknown_platform_is_named():
-  # Catches: a silent fallback to the slow path.
+  # Catches a silent fallback to the slow implementation.
   x, experts, _ = inputs()
   with pytest.raises(ConfigError, match="platform='abacus'"):
     grouped(make_plan(PLANS["balanced"]), x, experts, None, "abacus")

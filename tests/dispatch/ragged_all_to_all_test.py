@@ -1,4 +1,7 @@
-"""The ragged dispatcher beyond the tables: which exchange it takes, and whose rows it received."""
+"""Tests the ragged dispatcher's choice of exchange and its numbering of received rows.
+
+`conformance_test` and `expert_mesh_test` do the rest.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +21,7 @@ G, S, E, D, F = 4, 4, 4, 2, 3
 
 
 def lowered(platform, **options):
-  """StableHLO of a forward and backward pass for `platform`, on a mesh of expert=4."""
+  """Returns the StableHLO of a forward and backward pass for `platform` on a mesh of expert=4."""
   plan = RoutingPlan(
     token=jnp.tile(jnp.arange(S), (G, 1)),
     expert=jnp.zeros((G, S), int),
@@ -40,8 +43,9 @@ def lowered(platform, **options):
 
 
 def test_the_exchange_suits_the_platform():
-  # There, back, and backward both again. Catches: a choice by the host's platform, JAX's own
-  # derivative of the op, which exchanges offsets anew.
+  # There are four exchanges: there and back in the forward pass and in the backward pass. Catches a
+  # choice by the platform of the host, and JAX's own derivative of the operation, which exchanges
+  # the offsets again.
   on_tpu, on_cpu, padded = lowered("tpu"), lowered("cpu"), lowered("tpu", exchange="padded")
   assert on_tpu.count("ragged_all_to_all") == 4 and "stablehlo.all_to_all" not in on_tpu
   assert "ragged_all_to_all" not in on_cpu + padded
@@ -49,8 +53,8 @@ def test_the_exchange_suits_the_platform():
 
 
 def test_the_exchange_suits_the_kind_of_chip():
-  # Routing between the chips of a large v5e slice is limited. Catches: a choice by the platform's
-  # name alone, which all TPUs share.
+  # Routing between the chips of a large v5e slice is limited. Catches a choice by the name of the
+  # platform alone, which is the same for all TPUs.
   for kind, ragged in (("TPU v5 lite", False), ("TPU v5p", True)):
     chip = jax.sharding.AbstractDevice(kind, 1, "tpu")
     mesh = jax.sharding.AbstractMesh((32,), ("expert",), abstract_device=chip)
@@ -59,21 +63,21 @@ def test_the_exchange_suits_the_kind_of_chip():
 
 
 def test_local_experts():
-  # Two sources, two experts here; the first sends 2 rows to expert 0 and 1 to expert 1, the second
-  # 2 to expert 1. Catches: rows sorted by expert over all sources, empty places that name an
-  # expert.
+  # There are two sources and two local experts. The first source sends 2 rows to expert 0 and 1 row
+  # to expert 1, and the second source sends 2 rows to expert 1. Catches rows that are sorted by
+  # expert over all sources, and unused rows that name an expert.
   np.testing.assert_array_equal(
     local_experts(jnp.array([[2, 1], [0, 2]]), 7), [0, 0, 1, 1, 1, 2, 2]
   )
 
 
 def test_an_unknown_platform_is_named():
-  # Catches: a platform without an implementation that is only found out while compiling.
+  # Catches a platform without an implementation that is only detected during compilation.
   with pytest.raises(ConfigError, match="platform='quantum'"):
     lowered("quantum")
 
 
 def test_an_unknown_exchange_is_named():
-  # Catches: a misspelt option that quietly means padded.
+  # Catches a misspelt option that silently means "padded".
   with pytest.raises(ConfigError, match="exchange='raged'"):
     lowered("cpu", exchange="raged")

@@ -1,5 +1,4 @@
-"""Rows to slots and back: values against NumPy loops, derivatives against those of plain
-indexing."""
+"""Tests the values of routes against results by hand, and derivatives against plain indexing."""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,9 @@ from moe_jax.dispatch.routes import (
 
 pytestmark = pytest.mark.unit
 
-# Three tokens, four slots, five assignments. Token 1 has three assignments, one of them without a
-# slot (4 = P); token 0 has none, token 2 two. Slot 1 is empty.
+# There are three tokens, four slots and five assignments. Token 0 has no assignment. Token 1 has
+# three, one of which has no slot (4 = P). Token 2 has two, one of which has no slot. Slot 1 is
+# empty.
 TOKEN, SLOT = jnp.array([1, 2, 1, 1, 2]), jnp.array([2, 0, 4, 3, 4])
 ROWS = jnp.arange(8.0).reshape(4, 2)
 WEIGHT = jnp.array([1.0, 10.0, 100.0, 1000.0, 10000.0])
@@ -29,30 +29,30 @@ def routes():
 
 
 def test_slots_know_their_token_and_assignment():
-  # Catches: the inverse map built from token instead of assignment; an empty slot that reads
-  # assignment 0.
+  # Catches an inverse map that is built from tokens instead of assignments, and an empty slot that
+  # reads assignment 0.
   r = routes()
-  np.testing.assert_array_equal(r.assignment, [1, 5, 0, 3])  # 5 = nobody
+  np.testing.assert_array_equal(r.assignment, [1, 5, 0, 3])  # 5 = A marks an empty slot.
   np.testing.assert_array_equal(np.asarray(r.token)[[0, 2, 3]], [2, 1, 1])
-  np.testing.assert_array_equal(r.count, [0, 2, 1])  # assignments that have a slot
+  np.testing.assert_array_equal(r.count, [0, 2, 1])  # Only assignments with a slot count.
 
 
 def test_gather_sum_adds_each_tokens_rows():
-  # Token 1: 1 * rows[2] + 1000 * rows[3] = [4 + 6000, 5 + 7000]; token 2: 10 * rows[0] = [0, 10];
-  # token 0: nothing. Catches: assignments without a slot that read some row; tokens with fewer
-  # assignments than the busiest.
+  # Token 1 gets 1 * rows[2] + 1000 * rows[3] = [4 + 6000, 5 + 7000], token 2 gets 10 * rows[0] =
+  # [0, 10], and token 0 gets nothing. Catches assignments without a slot that read some row, and
+  # wrong sums for tokens with fewer assignments than the token with the most.
   np.testing.assert_array_equal(gather_sum(ROWS, WEIGHT, routes()), [[0, 0], [6004, 7005], [0, 10]])
 
 
 def test_read_slots_and_assignments():
-  # Catches: a fill value that is not 0 where there is nothing to read.
+  # Catches a fill value that is not 0 if there is nothing to read.
   values = jnp.array([1.0, 2.0, 3.0, 4.0])
   np.testing.assert_array_equal(read_slots(values, routes()), [3, 1, 0, 4, 0])
   np.testing.assert_array_equal(read_assignments(WEIGHT, routes()), [10, 0, 1, 1000])
 
 
 def test_derivatives_equal_those_of_scatters():
-  # Catches: a custom derivative that forgets a token's second assignment, or counts an empty slot.
+  # Catches a custom derivative that omits the second assignment of a token or counts an empty slot.
   def plain(x, gate):
     rows = jnp.sin(x[TOKEN])
     has_slot = SLOT < 4

@@ -1,4 +1,4 @@
-"""The exchange of rows: against loops over devices, both ways of it, and which of them where."""
+"""Tests both implementations of the exchange of rows against loops, and the choice between them."""
 
 import functools
 
@@ -15,16 +15,17 @@ from moe_jax.sharding import make_mesh
 pytestmark = pytest.mark.unit
 
 WAYS, N, M = 4, 7, 14
-SIZES = np.array(
-  [[1, 0, 2, 3], [0, 0, 0, 0], [3, 1, 3, 0], [0, 3, 2, 1]], np.int32
-)  # of source and destination
+# The number of rows by source and destination.
+SIZES = np.array([[1, 0, 2, 3], [0, 0, 0, 0], [3, 1, 3, 0], [0, 3, 2, 1]], np.int32)
 
 
 def as_documented(
   operand, output, input_offsets, send_sizes, output_offsets, recv_sizes, *, axis_name
 ):
-  """`jax.lax.ragged_all_to_all` by its documentation, from all-gathers; the op itself does not run
-  on CPUs."""
+  """Implements the documentation of `jax.lax.ragged_all_to_all` with all-gathers.
+
+  The operation itself does not run on CPUs.
+  """
   me, place = jax.lax.axis_index(axis_name), jnp.arange(output.shape[0])
   every = functools.partial(jax.lax.all_gather, axis_name=axis_name)
   rows, begin, size, there = map(every, (operand, input_offsets, send_sizes, output_offsets))
@@ -38,7 +39,7 @@ def as_documented(
 
 
 def by_loops(rows, sizes, num_out):
-  """Of each device's rows [P, N, D]: what each receives, [P, num_out, D]."""
+  """Returns the rows [P, num_out, D] that each device receives, given those of each, [P, N, D]."""
   out = np.zeros((WAYS, num_out, rows.shape[-1]), rows.dtype)
   for to in range(WAYS):
     pieces = [rows[s, sizes[s, :to].sum() : sizes[s, : to + 1].sum()] for s in range(WAYS)]
@@ -49,8 +50,8 @@ def by_loops(rows, sizes, num_out):
 
 @pytest.mark.parametrize("ragged", [False, True])
 def test_rows_arrive_by_source_and_gradients_return(ragged, monkeypatch):
-  # Catches: offsets of the sender in place of the receiver's, a table read the wrong way round,
-  # rows behind the last that are sent, a derivative that is not the way back.
+  # Catches offsets of the sender instead of those of the receiver, a transposed table, rows after
+  # the last that are sent, and a derivative that is not the exchange in the opposite direction.
   monkeypatch.setattr(jax.lax, "ragged_all_to_all", as_documented)
   rng = np.random.default_rng(0)
   rows, d_out = (rng.normal(size=(WAYS, n, 2)).astype(np.float32) for n in (N, M))
@@ -84,13 +85,13 @@ def test_rows_arrive_by_source_and_gradients_return(ragged, monkeypatch):
   ],
 )
 def test_where_there_is_a_ragged_one(platform, kind, devices, expected):
-  # Catches: v5e and v5p, or v5e and v6e, taken for each other ("lite"); the number of chips
-  # ignored.
+  # Catches v5e mistaken for v5p, or for v6e, which is also called "lite", and a number of chips
+  # that is ignored.
   assert has_ragged_all_to_all(platform, kind, devices) == expected
 
 
 def test_pieces():
-  # Catches: an empty piece that takes a row, places that count on over pieces.
+  # Catches an empty piece that gets a row, and places that are not counted from 0 in each piece.
   number, place = piece(jnp.array([2, 0, 1]), 5)
   np.testing.assert_array_equal(number, [0, 0, 2, 3, 3])
   np.testing.assert_array_equal(place[:3], [0, 1, 0])

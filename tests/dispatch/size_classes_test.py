@@ -1,5 +1,4 @@
-"""How loads are cut into chunks: the rows they cover, the static bound, the order that repairs what
-they overwrite."""
+"""Tests the chunks of loads: their sizes, the static bound on rows, and the layout in memory."""
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +20,24 @@ LOADS = {
 
 
 def test_by_hand():
-  # Catches: sizes that do not scale with the balanced load, the smallest missing, the dearer cut
-  # chosen.
+  # Catches sizes that do not scale with the balanced load, a missing smallest size, and a choice
+  # that is not the cheapest.
   assert size_classes(1024, 8) == (8, 16, 32, 48, 64, 80, 96, 112, 128, 144)
   choice, chunks = cut(np.array([0, 8, 130, 288, 1024]), (8, 128, 144), np)
-  assert list(chunks) == [0, 1, 1, 2, 8]  # 130: one of 144 instead of two of 128 or 17 of 8
+  assert list(chunks) == [
+    0,
+    1,
+    1,
+    2,
+    8,
+  ]  # 130 rows need one chunk of 144, not two of 128 or 17 of 8.
   assert list(choice[1:]) == [0, 2, 2, 1]
 
 
 @pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS)
 def test_layout_covers_all_rows_in_order(loads):
-  # Catches: experts that overlap or leave gaps, classes out of order (chunks would destroy finished
-  # rows), an expert in no class or in two, a last chunk that runs out of the spare rows.
+  # Catches experts that overlap or leave gaps, classes out of order (so that chunks would destroy
+  # finished rows), an expert in no class or in two, and a last chunk that exceeds the spare rows.
   where = jax.jit(layout, static_argnums=1)(jnp.array(loads), 1024)
   at = 0
   for position, e in enumerate(np.asarray(where.order)):
@@ -52,8 +57,9 @@ def test_layout_covers_all_rows_in_order(loads):
 
 @pytest.mark.parametrize(("rows", "experts"), [(8192, 8), (8192, 32), (49152, 64), (4096, 16)])
 def test_rounding_costs_little(rows, experts):
-  # At the benchmark's shapes: never 20 % above the assignments, and 8 % for loads that differ as
-  # those of routers do. Catches: a class too few, chunks that are too dear to be split.
+  # At the benchmark's shapes, the computed rows exceed the assignments by at most 20 %, and on
+  # average by at most 8 % for loads that are as uneven as those of routers. Catches too few size
+  # classes, and a cost of chunks that is so high that loads are not split.
   assert most_rows(rows, experts) <= 1.2 * rows
   rng, classes = np.random.default_rng(0), size_classes(rows, experts)
   computed = []

@@ -1,8 +1,8 @@
-"""The routers again, as plain NumPy loops in float64, each written from its paper and sharing no
-code with moe_jax.
+"""Independent implementations of the routers, as plain NumPy loops in float64.
 
-An oracle is `f(logits [S, E], context, **options) -> [(token, expert, gate), ...]`: the options of
-the router, and the same RoutingContext (read with np.asarray). Its list is in the plan's order,
-without what names nobody. Random numbers come from `draws`, which says which stream a router draws
-from.
+Each oracle is written from its paper and shares no code with moe_jax. It is a function
+`f(logits [S, E], context, **options) -> [(token, expert, gate), ...]` with the options of the
+router and the same RoutingContext, which it reads with np.asarray. The list is in the order of the
+router's plan and leaves out assignments to no expert. Random numbers come from `draws`, which draws
+from the same streams as the routers.
 """

@@ -1,4 +1,4 @@
-"""Jacobs et al. 1991: every expert gets every token."""
+"""Oracle of the dense mixture (Jacobs et al. 1991), in which every expert gets every token."""
 
 import numpy as np
 

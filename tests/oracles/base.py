@@ -1,4 +1,4 @@
-"""BASE layers (arXiv 2103.16716): the auction, one bidder and one expert after the other."""
+"""Oracle of BASE layers (arXiv 2103.16716), whose auction loops over bidders and experts."""
 
 import math
 
@@ -18,8 +18,10 @@ def base(logits, context, epsilon=0.01):
 
 
 def auction(values, epsilon):
-  """The expert of each row, all of which are real, by a Jacobi auction with at most ceil(n/E)
-  places an expert."""
+  """Returns the expert of each row by a Jacobi auction with ceil(n/E) places per expert.
+
+  All rows are real tokens.
+  """
   n, num_experts = values.shape
   if n == 0:
     return []
@@ -27,9 +29,8 @@ def auction(values, epsilon):
   spread = values.max() - values.min()
   step = epsilon * (spread if spread > 0 else 1.0)
   price = [step * round(values[:, j].mean() / step) for j in range(num_experts)]
-  rows = [list(row) for row in values] + [[0.0] * num_experts] * (
-    num_experts * places - n
-  )  # and the dummies
+  # The rows after the first n are dummies, which fill the remaining places.
+  rows = [list(row) for row in values] + [[0.0] * num_experts] * (num_experts * places - n)
   held = {j: [] for j in range(num_experts)}  # [(-bid, row)], the highest bid first
   waiting = list(range(len(rows)))
   while waiting:

@@ -1,5 +1,4 @@
-"""Expert Choice (arXiv 2202.09368), capped: Dykstra's alternating KL projections on the matrix A
-itself."""
+"""Oracle of capped expert choice (arXiv 2202.09368), which projects the matrix A itself."""
 
 import numpy as np
 
@@ -26,8 +25,11 @@ def capped_expert_choice(
 
 
 def fill(a, scores, capacity, max_experts):
-  """Expert -> its tokens: experts ask by A, tokens accept by score, until nobody is accepted any
-  more."""
+  """Returns the list of tokens of each expert.
+
+  Experts propose to tokens in order of A, and tokens accept in order of their scores, until no
+  token accepts.
+  """
   experts, tokens = range(a.shape[0]), range(a.shape[1])
   chosen = {e: [] for e in experts}
   while True:
@@ -49,15 +51,14 @@ def fill(a, scores, capacity, max_experts):
 
 
 def dykstra(scores, row_sum, max_experts, entropy, iterations):
-  """A after `iterations` sweeps, before it is cut at 1 for the last time. Each projection is one
-  NumPy line.
+  """Returns A after `iterations` sweeps, before the last projection on A <= 1.
 
-  Dykstra with Bregman projections: undo the set's last correction (times q), project, and q becomes
-  the quotient.
+  These are Dykstra's alternating projections with the KL divergence. Before each projection, the
+  last correction of the same set is undone by a multiplication with q. Afterwards q is the quotient
+  of the values before and after the projection.
   """
-  a = np.exp(
-    (scores - scores.max(axis=1, keepdims=True)) / entropy
-  )  # rows are scaled next: a factor changes nothing
+  # A common factor per row has no effect, because rows are scaled next.
+  a = np.exp((scores - scores.max(axis=1, keepdims=True)) / entropy)
   q_column, q_entry = np.ones_like(a), np.ones_like(a)
   for _ in range(iterations):
     a = a * (row_sum / a.sum(axis=1, keepdims=True))

@@ -1,5 +1,4 @@
-"""Random groups of tokens, on which a router is held against its oracle, and against itself with
-padding appended."""
+"""Random inputs for routers, and comparisons of a router with its oracle."""
 
 import functools
 
@@ -14,24 +13,24 @@ GROUPS, TOKENS, EXPERTS = 50, 12, 5
 
 
 def draw_logits(seed, groups=60, tokens=12, experts=8, tied=10):
-  """[groups, tokens, experts], normal, standard deviation 2, in multiples of 1/64; the last `tied`
-  in whole numbers.
+  """Returns normal logits [groups, tokens, experts] with standard deviation 2.
 
-  So equal logits are equal in float32 and float64 alike, and so are sums and differences of a few
-  of them.
+  They are multiples of 1/64, and whole numbers in the last `tied` groups, where many are equal.
+  Equal logits, and equal sums and differences of a few logits, are therefore equal in float32 and
+  in float64.
   """
   drawn = 2.0 * np.random.default_rng(seed).normal(size=(groups, tokens, experts))
   grain = np.where(np.arange(groups) < groups - tied, 1 / 64, 1.0)[:, None, None]
-  return np.float32(np.round(drawn / grain) * grain) + np.float32(
-    0.0
-  )  # of -0.0 and 0.0, sorting prefers the latter
+  # Adding 0.0 turns -0.0 into 0.0. Otherwise sorting would put 0.0 before -0.0.
+  return np.float32(np.round(drawn / grain) * grain) + np.float32(0.0)
 
 
 def draw_tied_logits(rng, groups, tokens, experts):
-  """Normal; in every second group experts 0 and 1 tie, and each token of odd position with the one
-  before it.
+  """Returns normal logits with ties in every second group.
 
-  Equal columns and rows, so that float32 and float64 agree on the ties even after a softmax.
+  There the experts 0 and 1 have equal logits, and so have each token at an odd position and the
+  token before it. Whole columns and rows are equal, so that float32 and float64 agree on the ties
+  even after a softmax.
   """
   logits = rng.normal(size=(groups, tokens, experts)).astype(np.float32)
   if experts > 1:
@@ -41,15 +40,20 @@ def draw_tied_logits(rng, groups, tokens, experts):
 
 
 def draw_valid(rng, groups, tokens):
-  """Three in four tokens are real; in every third group all are, in the second none."""
+  """Returns a mask in which each token is real with probability 3/4.
+
+  In every third group, all tokens are real. In group 1, none is.
+  """
   valid = rng.random((groups, tokens)) < 0.75
   valid[::3], valid[1:2] = True, False
   return valid
 
 
 def draw(seed, groups=GROUPS, tokens=TOKENS, experts=EXPERTS):
-  """Logits [G, S, E] of standard deviation 2, half of them with ties, and a training context with
-  keys and padding."""
+  """Returns logits [G, S, E] and a training context with keys and padding.
+
+  The logits have standard deviation 2, and half of the groups have ties.
+  """
   rng = np.random.default_rng(seed)
   logits = 2.0 * draw_tied_logits(rng, groups, tokens, experts)
   return logits, RoutingContext(
@@ -60,21 +64,28 @@ def draw(seed, groups=GROUPS, tokens=TOKENS, experts=EXPERTS):
 
 
 def draw_context(seed, groups=60, tokens=12, **fields):
-  """In every second group all tokens are real, in the others each with probability 3/4; in group 1
-  none is."""
+  """Returns a training context with padding and the given fields.
+
+  In every second group, all tokens are real. In the other groups, each token is real with
+  probability 3/4, except that in group 1 no token is.
+  """
   valid = np.random.default_rng(seed).random((groups, tokens)) < 0.75
   valid[::2], valid[1:2] = True, False
   return RoutingContext(**{"valid": valid, "train": True, **fields})
 
 
 def check_oracle(router, oracle, logits, context, **options):
-  """Asserts the same (token, expert) in the same order in each of the groups, gates to 1e-5, and 0
-  for nobody."""
-  axes = group_axes(context).replace(train=None)  # not an array
+  """Asserts that a router and its oracle return the same plan for each group.
+
+  The pairs of token and expert must be equal and in the same order. Gates must agree to 1e-5, and
+  be 0 for assignments to no expert.
+  """
+  axes = group_axes(context).replace(train=None)  # `train` is not an array
   plans = jax.jit(jax.vmap(functools.partial(router, **options), in_axes=(0, group_axes(context))))(
     logits, context
   )
-  plans, leaves = jax.device_get(plans), vars(context)  # NumPy's, which are faster to loop over
+  # NumPy arrays are faster to loop over than JAX arrays.
+  plans, leaves = jax.device_get(plans), vars(context)
   for g in range(len(logits)):
     one = context.replace(
       **{name: leaves[name][g] for name, axis in vars(axes).items() if axis is not None}
@@ -90,14 +101,14 @@ def check_oracle(router, oracle, logits, context, **options):
 
 
 def check_appended_padding(router, longer=None, token_ids=None, **options):
-  """Asserts that 5 padded rows with large logits change nothing for 12 real tokens.
+  """Asserts that 5 rows of padding with large logits change nothing for 12 real tokens.
 
   Args:
-    router: the function.
-    longer: options for the group with padding, where they count rows (a capacity factor); None:
-      `options`.
-    token_ids: of the 12 tokens, where the router reads them.
-    **options: for the group without padding.
+    router: The router function.
+    longer: The options for the group with padding, if they depend on the number of rows, as a
+      capacity factor does. None means `options`.
+    token_ids: The vocabulary ids of the 12 tokens, if the router reads them.
+    **options: The options for the group without padding.
   """
   logits = draw_logits(7, groups=1)[0]
   padded = np.concatenate([logits, np.full((5, logits.shape[1]), 9.0, np.float32)])
@@ -113,14 +124,16 @@ def check_appended_padding(router, longer=None, token_ids=None, **options):
 
 
 def run(router, logits, context=None, **options):
-  """The router's plan of one group, compiled once for equal options and shapes."""
+  """Returns the plan of one group. It compiles once for equal options and shapes."""
   context = RoutingContext() if context is None else context
   return jax.jit(router, static_argnames=tuple(options))(jnp.asarray(logits), context, **options)
 
 
 def gradient(router, logits, first=0, **options):
-  """Of the sum of sin(gate), from the plan's assignment `first` on, by the logits; outside
-  training."""
+  """Returns the gradient of the sum of sin(gate) with respect to the logits, outside training.
+
+  The sum is over the assignments of the plan from `first` on.
+  """
 
   def loss(logits):
     return jnp.sum(jnp.sin(router(logits, RoutingContext(), **options).gate[first:]))
@@ -129,7 +142,7 @@ def gradient(router, logits, first=0, **options):
 
 
 def gradients(router, logits, context, variants):
-  """The gradient of sum(sin(gates)) in the logits, for each of several dicts of options."""
+  """Returns the gradient of sum(sin(gates)) with respect to the logits for each dict of options."""
 
   def loss(x, options):
     return jnp.sum(jnp.sin(router(x, context, **options).gate))

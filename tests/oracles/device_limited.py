@@ -1,4 +1,4 @@
-"""DeepSeek-V2 (arXiv 2405.04434), section 2.2.2."""
+"""Oracle of device-limited routing (DeepSeek-V2, arXiv 2405.04434, section 2.2.2)."""
 
 from oracles import draws, order
 
@@ -20,7 +20,7 @@ def device_limited(
     best_of = [max(score[e] for e in device) for device in devices]
     reachable = []
     for _ in range(kept_groups):
-      d = best_of.index(max(best_of))  # the first of equals
+      d = best_of.index(max(best_of))  # the first among equal values
       best_of[d] = -10.0
       reachable += devices[d]
     best = sorted(reachable, key=lambda e: (-score[e], e))[:k]

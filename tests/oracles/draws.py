@@ -1,11 +1,14 @@
-"""The random numbers that a router draws from its key, for oracles."""
+"""The random numbers that routers draw from their keys, and other helpers of the oracles."""
 
 import jax
 import numpy as np
 
 
 def normal(key, shape, train=True):
-  """Standard normal; zeros where the router draws nothing: without a key, or outside training."""
+  """Returns standard normal numbers, or zeros without a key or outside training.
+
+  In the latter cases the router draws nothing.
+  """
   return (
     np.zeros(shape)
     if key is None or not train
@@ -14,16 +17,17 @@ def normal(key, shape, train=True):
 
 
 def uniform(key, shape):
-  """In [0, 1)."""
+  """Returns uniform numbers in [0, 1)."""
   return np.asarray(jax.random.uniform(key, shape), np.float64)
 
 
 def valid_tokens(logits, context):
-  """The positions of real tokens."""
+  """Returns the positions of real tokens."""
   return [t for t in range(len(logits)) if context.valid is None or bool(context.valid[t])]
 
 
 def softmax(values):
+  """Returns the softmax over the last axis in float64."""
   values = np.asarray(values, np.float64)
   e = np.exp(values - values.max(axis=-1, keepdims=True))
   return e / e.sum(axis=-1, keepdims=True)

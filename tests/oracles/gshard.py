@@ -1,4 +1,4 @@
-"""GShard (arXiv 2006.16668), Algorithm 1, and Mesh-TensorFlow's variant of it."""
+"""Oracle of GShard (arXiv 2006.16668, Algorithm 1), and of Mesh-TensorFlow's variant of it."""
 
 import numpy as np
 
@@ -17,8 +17,10 @@ def gshard(logits, context, second_policy="random", threshold=0.5, skipped_keeps
 
 
 def algorithm_1(logits, context, capacity):
-  """The (token, expert) that are dispatched with C slots an expert, as in the paper: counters grow
-  whatever happens."""
+  """Returns the (token, expert) pairs that are dispatched with C slots per expert in the paper.
+
+  The counters grow whether or not a token is dispatched.
+  """
   choices = list(_choices(logits, context, "random", 0.5))
   count = np.zeros(np.shape(logits)[1], int)
   dispatched = []
@@ -34,8 +36,10 @@ def algorithm_1(logits, context, capacity):
 
 
 def mesh_tensorflow(logits, context, capacity, threshold):
-  """The same in Mesh-TensorFlow: second choices that are kept queue behind the first choices that
-  were served."""
+  """Returns the (token, expert) pairs that are dispatched in Mesh-TensorFlow.
+
+  Second choices that are kept take slots after the first choices that were served.
+  """
   choices = list(_choices(logits, context, "random", threshold))
   served = {e: [] for e in range(np.shape(logits)[1])}
   for token, (e1, _), _, _ in choices:
@@ -48,7 +52,7 @@ def mesh_tensorflow(logits, context, capacity, threshold):
 
 
 def _choices(logits, context, second_policy, threshold):
-  """(token, (e1, g1), (e2, g2), whether the second is kept) of each real token."""
+  """Yields (token, (e1, g1), (e2, g2), whether the second choice is kept) of each real token."""
   probs = draws.softmax(logits)
   is_random = second_policy == "random" and context.train and context.key is not None
   r = draws.uniform(context.key, (len(probs),)) if is_random else np.zeros(len(probs))

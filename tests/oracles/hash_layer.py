@@ -1,5 +1,7 @@
-"""Hash layers (arXiv 2106.04426): MurmurHash3's 32-bit finaliser in Python's integers; the modulo
-of Expert Choice."""
+"""Oracle of hash layers (arXiv 2106.04426), and of the modulo in Expert Choice.
+
+It computes MurmurHash3's 32-bit finaliser with Python integers.
+"""
 
 import numpy as np
 

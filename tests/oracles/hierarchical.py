@@ -1,5 +1,4 @@
-"""Shazeer et al. 2017, appendix B: noisy top-K of groups, and noisy top-K in each; and the load of
-its experts."""
+"""Oracle of hierarchical routing and of its smooth load (Shazeer et al. 2017, appendix B)."""
 
 import jax
 import numpy as np
@@ -10,6 +9,7 @@ from oracles.noisy_top_k import largest, noisy
 
 
 def _both_levels(logits, context):
+  """Returns the noisy logits of the groups and of the experts."""
   keys = [
     None if context.key is None else jax.random.fold_in(context.key, level) for level in (0, 1)
   ]
@@ -45,13 +45,13 @@ def hierarchical(logits, context, groups=4, primary_k=2, k=2, priority="choice")
 
 
 def _chosen(clean, h, std, k, i):
-  """P(x, i): that component i is among the k largest if its noise is drawn anew."""
+  """Returns P(x, i), the probability that i is among the k largest if its noise is redrawn."""
   others = sorted((value for j, value in enumerate(h) if j != i), reverse=True)
   return 1.0 if k == len(h) else norm.cdf((clean[i] - others[k - 1]) / std[i])
 
 
 def load(logits, context, groups, primary_k, k):
-  """CV^2 of Load_{i,j} = Load_primary_i * Load_i(X^(i))_j / |X^(i)|."""
+  """Returns CV^2 of Load_{i,j} = Load_primary_i * Load_i(X^(i))_j / |X^(i)|."""
   primary, h = _both_levels(logits, context)
   std, primary_std = (
     np.asarray(context.noise_std, np.float64),

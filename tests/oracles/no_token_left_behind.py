@@ -1,4 +1,4 @@
-"""Switch (arXiv 2101.03961), appendix B."""
+"""Oracle of No-Token-Left-Behind (Switch, arXiv 2101.03961, appendix B)."""
 
 from oracles import draws
 

@@ -1,4 +1,4 @@
-"""Shazeer et al. 2017, Eqs. 3 to 5."""
+"""Oracle of noisy top-K gating (Shazeer et al. 2017, Eqs. 3 to 5)."""
 
 import numpy as np
 
@@ -6,14 +6,17 @@ from oracles import draws
 
 
 def noisy(logits, noise_std, key, train):
-  """H(x): logits plus noise; noise_std may be None where nothing is drawn."""
+  """Returns H(x), the logits plus noise. noise_std may be None if no noise is drawn."""
   eps = draws.normal(key, np.shape(logits), train)
   std = np.zeros(np.shape(logits)) if noise_std is None else np.asarray(noise_std, np.float64)
   return np.asarray(logits, np.float64) + eps * std
 
 
 def largest(values, k):
-  """Indices of the k largest, best first; ties: the lower index."""
+  """Returns the indices of the k largest values, the largest first.
+
+  Among equal values, the lower index comes first.
+  """
   return sorted(range(len(values)), key=lambda i: (-values[i], i))[:k]
 
 

@@ -1,4 +1,4 @@
-"""K different experts at random: no paper's equation."""
+"""Oracle of random routing to K different experts, for which no paper has an equation."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""DeepSeek-V3 (arXiv 2412.19437), section 2.1.2."""
+"""Oracle of routing by sigmoids and a bias (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""S-BASE (Clark et al. 2022, arXiv 2202.01169)."""
+"""Oracle of S-BASE (Clark et al. 2022, arXiv 2202.01169)."""
 
 import numpy as np
 
@@ -24,7 +24,10 @@ def sinkhorn(logits, context, k=1, iterations=30, temperature=1.0, priority="cho
 
 
 def plan(logits, iterations, temperature):
-  """P, of numbers and not of logarithms: columns to T/E, rows to 1, and again."""
+  """Returns P, by scaling columns to the sum T/E and rows to the sum 1 in turn.
+
+  Unlike the router, it does not compute with logarithms.
+  """
   num_tokens, num_experts = logits.shape
   p = draws.softmax(logits / temperature)
   for _ in range(iterations):

@@ -1,18 +1,21 @@
-"""Soft MoE (arXiv 2308.00951), one group, token by token and slot by slot."""
+"""Oracle of Soft MoE (arXiv 2308.00951) for one group, with loops over tokens and slots."""
 
 import numpy as np
 
 
 def soft_moe(x, mu, scale, experts, real):
-  """(y [S, D], dispatch weights [S, E, p], combine weights [S, E, p]); the rows of padding are 0 in
-  all three.
+  """Returns the outputs of a Soft MoE layer and its dispatch and combine weights.
 
   Args:
-    x: tokens [S, D].
-    mu: slots' directions [D, E, p].
-    scale: of the logits.
-    experts: a function a row -> row for each of the E experts.
-    real: the positions of tokens that are not padding.
+    x: The tokens, [S, D].
+    mu: The directions of the slots, [D, E, p].
+    scale: The scale of the logits.
+    experts: For each of the E experts, a function from a row to a row.
+    real: The positions of tokens that are not padding.
+
+  Returns:
+    (y [S, D], dispatch weights [S, E, p], combine weights [S, E, p]). The rows of padding are 0 in
+    all three.
   """
   x, mu = np.asarray(x, np.float64), np.asarray(mu, np.float64)
   tokens, num_experts, slots = len(x), *mu.shape[1:]

@@ -1,4 +1,4 @@
-"""ST-MoE (arXiv 2202.08906), appendix G; batch-prioritised routing."""
+"""Oracle of ST-MoE (arXiv 2202.08906, appendix G), with batch-prioritised routing."""
 
 import numpy as np
 
@@ -23,7 +23,9 @@ def st_moe(logits, context, k=2, policy="random", threshold=0.2, priority="choic
       chosen[token].append((token, e, g) if i == 0 or keeps else None)
   tokens = list(chosen)
   if priority == "gate":
-    tokens.sort(key=lambda token: -probs[token].max())  # stable: ties keep their position
+    tokens.sort(
+      key=lambda token: -probs[token].max()
+    )  # The sort is stable, so ties keep their position.
   if priority == "token":
     order = [chosen[token][i] for token in tokens for i in range(k)]
   else:

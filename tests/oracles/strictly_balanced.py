@@ -1,4 +1,4 @@
-"""Shazeer et al. 2017, appendix F: batch-wise and threshold masks."""
+"""Oracle of strictly balanced gating (Shazeer et al. 2017, appendix F)."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The dense mixture of 1991, by hand and against the oracle."""
+"""Tests the dense mixture of 1991 by hand and against the oracle."""
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ LOGITS = jnp.log(jnp.asarray(PROBS, jnp.float32))
 
 
 def test_by_hand():
-  # Softmax of log probabilities: the probabilities, token by token. Catches: expert-major order, a
-  # softmax over tokens.
+  # The softmax of log probabilities gives the probabilities, in the order of tokens. Catches
+  # expert-major order, and a softmax over tokens.
   plan = adaptive_mixture(LOGITS, RoutingContext())
   assert [(t, e, round(g, 4)) for t, e, g in reference.assignments(plan)] == [
     (0, 0, 0.5),
@@ -40,7 +40,7 @@ def test_by_hand():
 @pytest.mark.parametrize(("tokens", "experts"), [(12, 6), (1, 6), (12, 1)])
 @pytest.mark.parametrize("padded", [False, True])
 def test_equals_the_oracle(tokens, experts, padded):
-  # Catches: padding that is served, sums over the wrong axis where E or S is 1.
+  # Catches padding that is served, and sums over the wrong axis if E or S is 1.
   rng = np.random.default_rng(0)
   context = RoutingContext(valid=draw_valid(rng, 50, tokens) if padded else None)
   check_oracle(
@@ -49,7 +49,7 @@ def test_equals_the_oracle(tokens, experts, padded):
 
 
 def test_padding_changes_nothing_for_others():
-  # Catches: padding in the order of the others, or with a gate.
+  # Catches padding that changes the order of other tokens or has a gate.
   padded = jnp.concatenate([LOGITS, 9.0 * jnp.ones((2, 3))])
   plan = adaptive_mixture(padded, RoutingContext(valid=jnp.arange(6) < 4))
   assert reference.assignments(plan) == reference.assignments(
@@ -59,7 +59,7 @@ def test_padding_changes_nothing_for_others():
 
 
 def test_router_learns():
-  # d sum p_i^2 / dx_j = 2 p_j (p_j - sum_i p_i^2). Catches: a stop_gradient on the gates.
+  # d sum p_i^2 / dx_j = 2 p_j (p_j - sum_i p_i^2). Catches a stop_gradient on the gates.
   gradient = jax.grad(lambda l: jnp.sum(jnp.square(adaptive_mixture(l, RoutingContext()).gate)))(
     LOGITS
   )
@@ -69,13 +69,14 @@ def test_router_learns():
 
 
 def test_bfloat16_logits_are_softmaxed_in_float32():
-  # Catches: a softmax in the model's dtype, whose sum misses 1 by up to 2^-8.
+  # Catches a softmax in the model's dtype, whose sum differs from 1 by up to 2^-8.
   gate = adaptive_mixture(LOGITS.astype(jnp.bfloat16), RoutingContext()).gate
   assert gate.dtype == jnp.float32
   np.testing.assert_allclose(np.asarray(gate).reshape(4, 3).sum(-1), 1.0, rtol=1e-6)
 
 
 def test_never_looks_ahead():
-  # Catches: a statement of "overflow": no expert serves a later token before an earlier one.
+  # Catches a declared leak of "overflow", which would be wrong because no expert serves a later
+  # token before an earlier one.
   plan = adaptive_mixture(LOGITS, RoutingContext())
   assert ROUTER.leak() == "no" and np.all(np.diff(plan.token) >= 0)

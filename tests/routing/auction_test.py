@@ -1,4 +1,4 @@
-"""The auction: balance, optimality, termination."""
+"""Tests the balance, optimality and termination of the auction."""
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,16 @@ from moe_jax.routing.auction import auction
 pytestmark = pytest.mark.numerics
 
 
-# One shape for most cases, so that one compilation serves them.
+# Most cases share one shape, so that one compilation serves them.
 GROUPS, TOKENS, EXPERTS = 50, 64, 8
 _auctions = jax.jit(jax.vmap(auction, in_axes=(0, 0, None, None)))
 
 
 def _assign(values, epsilon=0.01, max_rounds=100_000):
-  """The experts [n] of each [n, E] of values, n <= TOKENS, and the numbers of rounds. Padding is
-  NaN."""
+  """Returns the experts [n] for each array [n, E] of values, and the numbers of rounds.
+
+  Each n is at most TOKENS, and values are padded with NaN.
+  """
   padded = np.full((GROUPS, TOKENS, EXPERTS), np.nan, np.float32)
   valid = np.zeros((GROUPS, TOKENS), bool)
   for g, one in enumerate(values):
@@ -31,13 +33,16 @@ def _assign(values, epsilon=0.01, max_rounds=100_000):
 
 
 def _draw(seed):
-  """50 draws of 24, 29 and 5 tokens: 3 an expert; at most 4, 3 places stay free; at most 1."""
+  """Returns 50 groups with 24, 29 or 5 tokens.
+
+  They allow 3 tokens per expert, at most 4 (of whose places 3 stay free), and at most 1.
+  """
   drawn = compare.draw_logits(seed, GROUPS, 29)
   return [one[: (24, 29, 5)[g % 3]] for g, one in enumerate(drawn)]
 
 
 def _best_total(values):
-  """Of the assignments with at most ceil(n/E) places an expert."""
+  """Returns the best total over the assignments with at most ceil(n/E) tokens per expert."""
   places = -(-len(values) // values.shape[1])
   copies = np.repeat(values, places, axis=1)
   return copies[linear_sum_assignment(copies, maximize=True)].sum()
@@ -45,9 +50,9 @@ def _best_total(values):
 
 @pytest.mark.parametrize("epsilon", [0.01, 0.2])
 def test_balanced_and_nearly_optimal(epsilon):
-  # Catches: greedy choice, bids without the second-best offer, prices that fall, dummies that win a
-  # place from tokens; padding that takes a place, moves the range or a mean, or counts in the
-  # places.
+  # Catches a greedy choice, bids that ignore the second-best offer, prices that fall, dummies that
+  # win a place from tokens, and padding that takes a place, changes the range or a mean, or counts
+  # in the number of places.
   liked = 3.0 * np.random.default_rng(0).normal(size=EXPERTS)
   values = [one + liked * (g % 2) for g, one in enumerate(_draw(0))]
   for drawn, expert in zip(values, _assign(values, epsilon)[0], strict=True):
@@ -62,18 +67,18 @@ def test_balanced_and_nearly_optimal(epsilon):
 
 
 def test_equals_the_oracle():
-  # Values are multiples of 1/64 and the step, 1/64 of their range, is one of 2**-12, so float32 is
-  # exact here. Catches: any other order of bids or ties, prices of experts with free places,
-  # padding that bids.
+  # Values are multiples of 1/64, and the step, which is 1/64 of their range, is a multiple of
+  # 2**-12, so float32 is exact here. Catches any other order of bids or ties, prices of experts
+  # with free places, and padding that bids.
   values = _draw(1)
   for drawn, expert in zip(values, _assign(values, 1 / 64)[0], strict=True):
     assert expert.tolist() == oracle.auction(np.float64(drawn), 1 / 64)
 
 
 def test_ends_soon_where_all_want_the_same():
-  # Equal logits, the same logits for all tokens, two liked experts, four kinds of tokens. From
-  # prices of 0 the second takes hundreds of rounds. Catches: a step of 0 where the range is 0 (no
-  # end), prices that start at 0.
+  # The cases are equal logits, the same logits for all tokens, two popular experts and four kinds
+  # of tokens. With initial prices of 0 the second case takes hundreds of rounds. Catches a step of
+  # 0 if the range is 0, with which the auction would not end, and prices that start at 0.
   rng = np.random.default_rng(3)
   same = np.broadcast_to(rng.normal(size=EXPERTS), (TOKENS, EXPERTS))
   values = [
@@ -89,7 +94,7 @@ def test_ends_soon_where_all_want_the_same():
 
 @pytest.mark.parametrize("max_rounds", [0, 2])
 def test_the_bound_leaves_nobody_out(max_rounds):
-  # Catches: tokens without an expert when the rounds are up, or experts with too many.
+  # Catches tokens without an expert and experts with too many tokens after the last round.
   values = _draw(4)
   expert, rounds = _assign(values, max_rounds=max_rounds)
   assert rounds.max() == max_rounds
@@ -98,15 +103,15 @@ def test_the_bound_leaves_nobody_out(max_rounds):
 
 
 def test_not_a_number_ends_too():
-  # Catches: a loop that waits for comparisons with NaN.
+  # Catches a loop that does not end because comparisons with NaN are False.
   assert _assign([np.full((6, EXPERTS), np.nan)], max_rounds=50)[1] <= 50
 
 
 def test_greedy_filling_by_hand():
-  # All experts' means are 0, so prices start there. No round of auction: tokens 0 to 2 name expert
-  # 0, which takes the first two, token 3 names expert 1; then token 2 gets the place left there.
-  # The auction finds the most: 2 + 3. Catches: later tokens first, a full expert named again; an
-  # auction that stops too early.
+  # The means of both experts are 0, so prices start at 0. Without any round of the auction, tokens
+  # 0 to 2 choose expert 0, which takes the first two, and token 3 chooses expert 1, where token 2
+  # then gets the last place. The auction finds the maximum, 2 + 3. Catches later tokens that are
+  # placed first, a full expert that is chosen again, and an auction that stops too early.
   values = jnp.array([[[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [-6.0, 0.0]]])
   valid = jnp.ones((1, 4), bool)
   assert _auctions(values, valid, jnp.float32(0.01), 0)[0].tolist() == [[0, 0, 1, 1]]
@@ -115,8 +120,8 @@ def test_greedy_filling_by_hand():
 
 @pytest.mark.parametrize(("tokens", "experts"), [(6, 1), (1, 4)])
 def test_corners(tokens, experts):
-  # Catches: no second-best offer where E = 1; dummies that take the best expert of a token that is
-  # alone.
+  # Catches errors if there is no second-best offer (E = 1), and dummies that take the best expert
+  # of a single token.
   values = jnp.asarray(compare.draw_logits(5, 3, tokens, experts, tied=0))
   expert, _ = _auctions(values, jnp.ones((3, tokens), bool), jnp.float32(0.01), 100)
   np.testing.assert_array_equal(expert, values.argmax(axis=-1))

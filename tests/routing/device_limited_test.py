@@ -1,4 +1,4 @@
-"""DeepSeek-V2's device-limited routing, by hand and against the oracle."""
+"""Tests DeepSeek-V2's device-limited routing by hand and against the oracle."""
 
 import functools
 
@@ -16,8 +16,9 @@ from moe_jax.routing.device_limited import ROUTER, device_limited
 
 pytestmark = pytest.mark.numerics
 
-# Three devices of two experts. The best probabilities of the devices: token 0: 0.3, 0.25, 0.2;
-# token 1: 0.4, 0.15, 0.2; token 2: 0.1, 0.3, 0.3; token 3: 0.2, 0.1, 0.5.
+# There are three devices with two experts each. The best probabilities on the devices are 0.3, 0.25
+# and 0.2 for token 0; 0.4, 0.15 and 0.2 for token 1; 0.1, 0.3 and 0.3 for token 2; and 0.2, 0.1 and
+# 0.5 for token 3.
 PROBS = np.array(
   [
     [0.3, 0.04, 0.25, 0.01, 0.2, 0.2],
@@ -36,10 +37,11 @@ def _triples(logits, bias=None, **options):
 
 
 def test_by_hand():
-  # Two devices a token, three experts. Token 0 may use devices 0 and 1: 0.3, 0.25, then 0.04,
-  # though 0.2 is elsewhere. Token 1: devices 0 and 2: 0.4, 0.2, 0.15. Token 2: devices 1 and 2:
-  # experts 3 and 5 tie at 0.3, then 4. Token 3: devices 2 and 0: 0.5, 0.2, 0.1. Catches: an
-  # unlimited top-k, devices ranked by their sum, renormalised gates.
+  # Each token uses two devices and three experts. Token 0 uses devices 0 and 1 with 0.3, 0.25 and
+  # 0.04, although device 2 has 0.2. Token 1 uses devices 0 and 2 with 0.4, 0.2 and 0.15. Token 2
+  # uses devices 1 and 2, where experts 3 and 5 tie at 0.3, and then expert 4. Token 3 uses devices
+  # 2 and 0 with 0.5, 0.2 and 0.1. Catches an unlimited top-k, devices that are ranked by their
+  # sums, and renormalised gates.
   triples = _triples(LOGITS, k=3, groups=3, kept_groups=2)
   assert triples == [
     (0, 0, 0.3),
@@ -58,9 +60,9 @@ def test_by_hand():
 
 
 def test_the_bias_selects_devices_and_experts():
-  # Token 0 with 0.5 more on expert 3: 0.51, so that device 1 is the best and its expert 3 comes
-  # first; the gates are of the probabilities 0.01 and 0.25, or 0.01/0.26 and 0.25/0.26. Catches: a
-  # bias that does not count for devices, or that counts in the gate.
+  # A bias of 0.5 gives expert 3 a score of 0.51 for token 0, so that device 1 is the best and its
+  # expert 3 comes first. The gates are the probabilities 0.01 and 0.25, or 0.01/0.26 and 0.25/0.26.
+  # Catches a bias that is ignored when devices are selected, or that changes the gate.
   options = {"k": 2, "groups": 3, "kept_groups": 1, "bias": [0.0, 0.0, 0.0, 0.5, 0.0, 0.0]}
   assert _triples(LOGITS[:1], **options) == [(0, 3, 0.01), (0, 2, 0.25)]
   assert _triples(LOGITS[:1], gate_norm="top_k", **options) == [(0, 3, 0.0385), (0, 2, 0.9615)]
@@ -75,17 +77,17 @@ def test_the_bias_selects_devices_and_experts():
   ],
 )
 def test_equals_the_oracle(options):
-  # Catches: any of the above on 60 draws of 8 experts; K = E; devices of one expert; padding that
-  # takes an expert.
+  # Catches the faults above on 60 draws of 8 experts, errors at K = E and with one expert per
+  # device, and padding that takes an expert.
   compare.check_oracle(
     device_limited, oracle, compare.draw_logits(1), compare.draw_context(1), **options
   )
 
 
 def test_equals_the_oracle_with_a_bias():
-  # Catches: a bias that is left out of the score of a device, or that orders tokens; padding that
-  # is not last. (No ties here: tokens with the same probabilities at other experts would differ by
-  # rounding.)
+  # Catches a bias that is left out of the score of a device or that orders tokens, and padding that
+  # is not last. There are no ties here, because rounding would distinguish tokens that have the
+  # same probabilities at different experts.
   context = compare.draw_context(2, bias=np.float32(np.random.default_rng(0).normal(size=8) * 0.1))
   compare.check_oracle(
     device_limited,
@@ -101,7 +103,7 @@ def test_equals_the_oracle_with_a_bias():
 
 @pytest.mark.parametrize(("tokens", "experts"), [(1, 1), (4, 1), (1, 6)])
 def test_corners(tokens, experts):
-  # Catches: E = 1, S = 1.
+  # Catches errors at E = 1 and S = 1.
   compare.check_oracle(
     device_limited,
     oracle,
@@ -114,18 +116,19 @@ def test_corners(tokens, experts):
 
 
 def test_appended_padding_changes_nothing():
-  # Catches: padded rows that count.
+  # Catches rows of padding that count.
   compare.check_appended_padding(device_limited, k=2, groups=4, kept_groups=3, priority="gate")
 
 
 def test_router_gradient():
-  # Catches: a gate cut off from the logits; -inf of experts out of reach in the gradient.
+  # Catches a gate without gradient, and a gradient that is not finite because experts outside the
+  # limit have the score -inf.
   route = functools.partial(device_limited, groups=3, kept_groups=2)
   variants = [{"k": 1}, {"k": 3}, {"k": 3, "gate_norm": "top_k"}, {"k": 1, "gate_norm": "top_k"}]
   *learning, constant = compare.gradients(route, LOGITS, RoutingContext(), variants)
   for gradient in learning:
     assert np.all(np.isfinite(gradient)) and np.abs(gradient).max() > 0.01
-  assert not np.any(constant)  # the gate is 1, as the docstring says
+  assert not np.any(constant)  # The gate is the constant 1, as the docstring says.
 
 
 @pytest.mark.parametrize(
@@ -139,13 +142,13 @@ def test_router_gradient():
   ],
 )
 def test_bad_options_are_named(options, field):
-  # Catches: an error inside XLA instead of one that names the option.
+  # Catches an error inside XLA instead of one that names the option.
   with pytest.raises(ConfigError, match=f"device_limited.{field}"):
     device_limited(LOGITS, RoutingContext(), **options)
 
 
 def test_bfloat16_logits_give_float32_gates():
-  # Catches: a softmax in the model's dtype.
+  # Catches a softmax in the model's dtype.
   route = jax.jit(functools.partial(device_limited, k=6, groups=3, kept_groups=3))
   plan = route(LOGITS.astype(jnp.bfloat16), RoutingContext())
   assert plan.gate.dtype == jnp.float32
@@ -153,6 +156,6 @@ def test_bfloat16_logits_give_float32_gates():
 
 
 def test_looks_ahead_default_is_the_routers_default():
-  # Catches: other defaults than the router's.
+  # Catches defaults that differ from those of the router.
   assert ROUTER.leak() == "overflow"
   assert ROUTER.leak(priority="gate") == "yes" and ROUTER.leak(k=1) == "no"

@@ -1,5 +1,7 @@
-"""Logits far from 0: routers choose by what probabilities would be if they did not underflow;
-gradients stay finite."""
+"""Tests routers and losses with logits far from 0.
+
+Routers must choose as if probabilities did not underflow, and gradients must stay finite.
+"""
 
 import functools
 import itertools
@@ -19,14 +21,17 @@ TRAINS = RoutingContext(train=True)
 
 
 def routed_by(name, logits, context, **options):
-  """The router's plan, compiled as one program: op by op it takes longer to compile than to run."""
+  """Returns the plan of a router that is compiled as one program.
+
+  Operation by operation, it would take longer to compile than to run.
+  """
   return jax.jit(lambda logits, context: ROUTERS[name].route(logits, context, **options))(
     logits, context
   )
 
 
 def chosen(plan, token=0):
-  """The experts of a token, in order."""
+  """Returns the experts of a token in order."""
   return [
     int(e)
     for t, e in zip(plan.token, plan.expert, strict=True)
@@ -51,8 +56,8 @@ def chosen(plan, token=0):
   ],
 )
 def test_the_second_choice_is_the_second_logit(name, options, context):
-  # Catches: a choice by probabilities, all of which but the first are 0 in float32; sigmoids that
-  # are all 1 or all 0.
+  # Catches a choice by probabilities, all of which except for the first are 0 in float32, and by
+  # sigmoids, which are all 1 or all 0.
   run = jax.jit(lambda logits: ROUTERS[name].route(logits, context, **options))
   for logits in (
     [200.0, 0.0, 50.0, 60.0],
@@ -63,7 +68,7 @@ def test_the_second_choice_is_the_second_logit(name, options, context):
 
 
 def test_device_groups_are_ranked_without_underflow():
-  # Catches: groups ranked by probabilities, or sums of sigmoids, that have underflowed.
+  # Catches groups that are ranked by probabilities, or by sums of sigmoids, that underflow.
   logits = jnp.array([[0.0, -900.0, -500.0, -500.0, -400.0, -900.0]])
   options = {"k": 2, "groups": 3, "kept_groups": 2}
   assert chosen(routed_by("device_limited", logits, RoutingContext(), **options)) == [0, 4]
@@ -79,7 +84,7 @@ def test_device_groups_are_ranked_without_underflow():
   ],
 )
 def test_an_expert_that_nobody_wants_takes_who_wants_it_most(name, options):
-  # Catches: tokens ranked by probabilities that are all 0, so that the first tokens win.
+  # Catches tokens that are ranked by probabilities that are all 0, so that the first tokens win.
   logits = jnp.array([[0.0, -400.0], [0.0, -300.0], [0.0, -200.0], [0.0, -500.0]])
   plan = routed_by(name, logits, TRAINS, **options)
   taken = [int(t) for t, e in zip(plan.token, plan.expert, strict=True) if e == 1]
@@ -90,7 +95,7 @@ def test_an_expert_that_nobody_wants_takes_who_wants_it_most(name, options):
   "name", ["top_k", "st_moe", "noisy_top_k", "device_limited", "sigmoid_bias", "sinkhorn"]
 )
 def test_priority_tells_very_sure_tokens_apart(name):
-  # Catches: an order of service by probabilities that are all 1 in float32.
+  # Catches a priority by probabilities that are all 1 in float32.
   options = {"k": 1, "priority": "gate"} | (
     {"groups": 1, "kept_groups": 1} if name == "device_limited" else {}
   )
@@ -100,7 +105,7 @@ def test_priority_tells_very_sure_tokens_apart(name):
 
 
 def routed(name, logits, groups=2):
-  """`(options, context)` with which a router can be called on these logits."""
+  """Returns (options, context) with which a router can be called on these logits."""
   tokens, experts = logits.shape
   options = (
     {"k": 2}
@@ -125,20 +130,21 @@ def routed(name, logits, groups=2):
 
 @functools.cache
 def slopes_of_gates(name):
-  """The compiled `f(logits) -> (a weighted sum of a router's gates, its gradient)`."""
+  """Returns a compiled function of logits: a weighted sum of a router's gates, and its gradient."""
 
   def total(logits, context):
     gate = ROUTERS[name].route(logits, context, **routed(name, logits)[0]).gate
     return jnp.sum(gate * jnp.arange(1.0, gate.size + 1))
 
-  # The context is the input's, so that no gradient comes through it.
+  # The context is computed outside of the differentiated function, so that no gradient flows
+  # through it.
   return jax.jit(lambda logits: jax.value_and_grad(total)(logits, routed(name, logits)[1]))
 
 
 @pytest.mark.parametrize("shift", [-1e4, -60.0, 60.0, 1e4])
 @pytest.mark.parametrize("name", ROUTERS)
 def test_gates_and_their_gradients_stay_finite(name, shift):
-  # Catches: a division by a sum that has underflowed, in a gate or in what it is differentiated to.
+  # Catches a division by a sum that underflows, in a gate or in its derivative.
   logits = np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32) * 8 + np.float32(shift)
   value, slope = slopes_of_gates(name)(logits)
   assert np.isfinite(value) and np.isfinite(slope).all()
@@ -159,7 +165,7 @@ LOSSES = {
 
 @functools.cache
 def slopes_of_loss(name, **options):
-  """The compiled `f(logits) -> (a loss of what `sigmoid_bias` chooses by them, its gradient)`."""
+  """Returns a compiled function from logits to a loss of `sigmoid_bias`'s plan and its gradient."""
   return jax.jit(
     jax.value_and_grad(
       lambda x: LOSSES[name](x, ROUTERS["sigmoid_bias"].route(x, RoutingContext(), k=2, **options))
@@ -170,8 +176,8 @@ def slopes_of_loss(name, **options):
 @pytest.mark.parametrize("shift", [-1e4, -60.0, 0.0, 60.0, 1e4])
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_and_their_gradients_stay_finite(name, shift):
-  # Catches: a loss that a shift of all logits drives to 0 or NaN (the sum of sigmoids, the square
-  # of a mean gate).
+  # Catches a loss that becomes 0 or NaN if all logits are shifted (because of the sum of sigmoids
+  # or the square of a mean gate).
   logits = np.random.default_rng(2).normal(size=(16, 4)).astype(np.float32) + np.float32(shift)
   value, slope = slopes_of_loss(name, gate_norm="none")(logits)
   assert np.isfinite(value) and np.isfinite(slope).all()
@@ -179,8 +185,8 @@ def test_losses_and_their_gradients_stay_finite(name, shift):
 
 @pytest.mark.parametrize("shift", [0.0, -60.0, -1000.0])
 def test_the_balance_loss_of_sigmoids_knows_no_shift(shift):
-  # Catches: (sum of sigmoids + 1e-20), which a router can drive to a loss of 0, and whose gradient
-  # then is NaN.
+  # Catches a division by (sum of sigmoids + 1e-20), with which a router can reach a loss of 0,
+  # where the gradient is NaN.
   logits = np.full((64, 8), shift - 60.0, np.float32) + np.float32(8.0) * (np.arange(8) < 2)
   value, slope = slopes_of_loss("balance of sigmoids")(logits)
   np.testing.assert_allclose(value, 4.0, rtol=2e-3)
@@ -192,8 +198,11 @@ NOISY = np.random.default_rng(3).normal(size=(16, 8)).astype(np.float32)
 
 @functools.cache
 def slopes_of_load(two, noisy):
-  """The compiled `f(logits, raw deviations) -> (a load loss, its gradients)`, of one level of
-  experts or of two."""
+  """Returns a compiled function that computes a load loss and its gradients.
+
+  Its arguments are the logits and the deviations before the softplus. The experts have two levels
+  if `two` is True.
+  """
 
   def load(logits, raw):
     context = RoutingContext(
@@ -214,17 +223,17 @@ def slopes_of_load(two, noisy):
 
 @pytest.mark.parametrize("dead", [-20.0, -44.0, -90.0, -1e4])
 def test_noise_that_has_died_out_leaves_a_finite_gradient(dead):
-  # Catches: a gradient that goes with 1/sigma^2; a floor that moves what ordinary noise gives.
+  # Catches a gradient that grows with 1/sigma^2.
   raw = np.zeros((16, 8), np.float32)
   raw[3, 2] = dead
   for two, noisy in itertools.product((False, True), repeat=2):
     value, slopes = slopes_of_load(two, noisy)(NOISY, raw)
     assert np.isfinite(value) and all(np.isfinite(slope).all() for slope in slopes)
-    assert dead > -44 or abs(slopes[1][3, 2]) < 1e-15  # the limit is 0
+    assert dead > -44 or abs(slopes[1][3, 2]) < 1e-15  # The limit is 0.
 
 
 def test_a_floor_of_the_noise_moves_nothing_ordinary():
-  # Catches: a floor that is felt where the noise is not near 0.
+  # Catches a floor that has an effect although the noise is not near 0.
   logits = jnp.asarray(NOISY)
   ordinary = losses.chosen_probability(logits, logits, 2, 0.3)
   top = np.sort(logits, axis=-1)[:, ::-1]
@@ -233,7 +242,7 @@ def test_a_floor_of_the_noise_moves_nothing_ordinary():
 
 
 def test_the_errors_of_1991_stay_finite_far_from_the_target():
-  # Catches: the logarithm of a sum of likelihoods that have all underflowed.
+  # Catches the logarithm of a sum of likelihoods that all underflow.
   outputs, target = jnp.full((1, 3, 2), 60.0), jnp.zeros((1, 2))
   value, slope = jax.jit(
     jax.value_and_grad(lambda o: jnp.sum(competitive(jnp.full((1, 3), 1 / 3), o, target)))

@@ -1,4 +1,4 @@
-"""Groups of experts, by hand."""
+"""Tests the limits on groups of experts by hand."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +9,9 @@ from moe_jax.routing.groups import check_groups, limit_to_groups
 
 pytestmark = pytest.mark.unit
 
-# Token 0: groups (9, 0), (6, 5), (7, 1). The best expert alone: 9, 6, 7; the best two: 9, 11, 8.
-# Token 1: groups (1, 2), (2, 0), (0, 0): the best alone: 2, 2, 0; the best two: 3, 2, 0.
+# The groups of token 0 are (9, 0), (6, 5) and (7, 1), with best scores of 9, 6 and 7, and sums of
+# 9, 11 and 8. The groups of token 1 are (1, 2), (2, 0) and (0, 0), with best scores of 2, 2 and 0,
+# and sums of 3, 2 and 0.
 SCORES = jnp.array([[9.0, 0.0, 6.0, 5.0, 7.0, 1.0], [1.0, 2.0, 2.0, 0.0, 0.0, 0.0]])
 
 
@@ -26,8 +27,8 @@ SCORES = jnp.array([[9.0, 0.0, 6.0, 5.0, 7.0, 1.0], [1.0, 2.0, 2.0, 0.0, 0.0, 0.
   ],
 )
 def test_by_hand(kept, best, expected):
-  # Catches: interleaved instead of consecutive groups, a sum over the whole group for best=1, a tie
-  # (token 1, best 1) that goes to the higher group, `best` larger than a group.
+  # Catches interleaved instead of consecutive groups, a sum over the whole group for best=1, a tie
+  # (of token 1 for best=1) that the higher group wins, and errors if `best` exceeds a group's size.
   limited = np.asarray(limit_to_groups(SCORES, 3, kept, best))
   assert [set(np.flatnonzero(np.isfinite(row))) for row in limited] == expected
   np.testing.assert_array_equal(
@@ -36,12 +37,12 @@ def test_by_hand(kept, best, expected):
 
 
 def test_one_group_is_no_limit():
-  # Catches: a mask that loses experts where there is nothing to choose.
+  # Catches a mask that removes experts although there is only one group.
   np.testing.assert_array_equal(limit_to_groups(SCORES, 1, 1, 2), SCORES)
 
 
 def test_groups_of_one_expert():
-  # Catches: a top-2 of one expert.
+  # Catches a top-2 of one expert.
   limited = np.asarray(limit_to_groups(SCORES, 6, 2, 2))
   assert [np.flatnonzero(np.isfinite(row)).tolist() for row in limited] == [[0, 4], [1, 2]]
 
@@ -58,11 +59,12 @@ def test_groups_of_one_expert():
   ],
 )
 def test_bad_options_are_named(k, groups, kept_groups, field):
-  # Catches: a reshape error, or K experts where fewer are within reach (the rest would be -inf).
+  # Catches a reshape error, and K experts if fewer are within the limit (the others would have the
+  # score -inf).
   with pytest.raises(ConfigError, match=field):
     check_groups("x", k, groups, kept_groups, num_experts=6)
 
 
 def test_the_limit_itself_is_allowed():
-  # Catches: k < limit instead of k <= limit.
+  # Catches k < limit instead of k <= limit.
   check_groups("x", k=4, groups=3, kept_groups=2, num_experts=6)

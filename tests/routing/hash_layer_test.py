@@ -1,4 +1,4 @@
-"""Hash layers, by hand and against the oracle."""
+"""Tests hash layers by hand and against the oracle."""
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +25,16 @@ def _experts(ids, num_experts, **options):
 
 
 def test_modulo_by_hand():
-  # 7, 3, 7, 50000 mod 3 = 1, 0, 1, 2. Catches: the position instead of the id, a gate other than 1.
+  # The ids 7, 3, 7 and 50000 are 1, 0, 1 and 2 modulo 3. Catches the position instead of the id,
+  # and a gate other than 1.
   plan = hash_layer(LOGITS, RoutingContext(token_ids=jnp.asarray(IDS)), method="modulo")
   assert reference.assignments(plan) == [(0, 1, 1.0), (1, 0, 1.0), (2, 1, 1.0), (3, 2, 1.0)]
 
 
 def test_the_finaliser_is_murmur_hash_3s():
-  # MurmurHash3 (x86, 32 bits) of the empty string is the finaliser of the seed; these are published
-  # values. Catches: an oracle with wrong constants or shifts, to which the router is held.
+  # MurmurHash3 (x86, 32 bits) of the empty string is the finaliser of the seed, and these are
+  # published values. Catches wrong constants or shifts in the oracle with which the router is
+  # compared.
   assert finaliser(1) == 0x514E28B7 and finaliser(0xFFFFFFFF) == 0x81F16F39
 
 
@@ -41,8 +43,9 @@ def test_the_finaliser_is_murmur_hash_3s():
   [(8, {}), (6, {"seed": 12}), (8, {"seed": -1}), (6, {"method": "modulo"}), (1, {})],
 )
 def test_equals_the_oracle(experts, options):
-  # Catches: constants or shifts other than the oracle's, signed arithmetic, seeds out of range,
-  # padding with an expert, a salt that is not used, or that each group has to have its own of.
+  # Catches constants or shifts that differ from the oracle's, signed arithmetic, seeds out of
+  # range, padding with an expert, and a salt that is not used or that is expected to have an axis
+  # of groups.
   ids = np.random.default_rng(1).integers(0, 2**31 - 1, size=(60, 12), dtype=np.int32)
   context = compare.draw_context(1, token_ids=ids)
   logits = compare.draw_logits(1, experts=experts)
@@ -53,26 +56,27 @@ def test_equals_the_oracle(experts, options):
 
 
 def test_random_hash_is_balanced():
-  # 51,200 ids over 64 experts: 800 each. Chi-square of 63 degrees has mean 63 and standard
-  # deviation 11.2. Catches: a weak mix: consecutive ids, multiples of the number of experts and of
-  # powers of two must spread too.
+  # There are 51,200 ids and 64 experts, so each expert should get 800. Chi-square with 63 degrees
+  # of freedom has mean 63 and standard deviation 11.2. Catches a weak hash, which does not spread
+  # consecutive ids or multiples of the number of experts and of powers of two evenly.
   for stride in (1, 64, 1024):
     count = np.bincount(_experts(np.arange(51_200, dtype=np.int32) * stride, 64), minlength=64)
     assert 20 < np.sum((count - 800.0) ** 2) / 800.0 < 63 + 6 * 11.2, stride
 
 
 def test_seeds_differ():
-  # Of 4096 ids, 1/16 should have the same expert under two seeds: 256, standard deviation 15.5.
-  # Catches: a seed that is not used, or that only renames experts (0 or all equal).
+  # 1/16 of 4096 ids should have the same expert under two seeds, which is 256 with a standard
+  # deviation of 15.5. Catches a seed that is not used or that only renames experts, with which all
+  # or none are equal.
   ids = np.arange(4096, dtype=np.int32)
   for a, b in ((0, 1), (0, 2), (1, 2)):
     assert 160 < np.sum(_experts(ids, 16, seed=a) == _experts(ids, 16, seed=b)) < 352, (a, b)
 
 
 def test_salts_differ_and_nothing_else_does():
-  # Catches: layers with one hash; a hash that depends on the key, the group or training, and so is
-  # not one function of the id; a salt that takes the place of the seed; a modulo that is no longer
-  # one.
+  # Catches layers with the same hash, a hash that depends on the key, the group or training and is
+  # therefore not a fixed function of the id, a salt that replaces the seed, and a salt that changes
+  # the method "modulo".
   ids = jnp.arange(4096, dtype=jnp.int32)
   logits, salted = jnp.zeros((4096, 16)), RoutingContext(token_ids=ids, salt=jnp.uint32(7))
 
@@ -91,24 +95,24 @@ def test_salts_differ_and_nothing_else_does():
 
 
 def test_the_same_id_has_the_same_expert():
-  # Catches: a hash of the position.
+  # Catches a hash of the position.
   experts = _experts(np.array([9, 4, 9, 4, 9]), 64)
   assert len(set(experts[[0, 2, 4]])) == 1 and experts[1] == experts[3] != experts[0]
 
 
 def test_appended_padding_changes_nothing():
-  # Catches: padded rows that count.
+  # Catches rows of padding that count.
   compare.check_appended_padding(hash_layer, token_ids=np.arange(12, dtype=np.int32))
 
 
 def test_no_gradient():
-  # Catches: a gate that depends on the logits.
+  # Catches a gate that depends on the logits.
   context = RoutingContext(token_ids=jnp.asarray(IDS))
   assert not np.any(jax.grad(lambda x: jnp.sum(hash_layer(x, context).gate))(LOGITS))
 
 
 def test_bad_options_are_named():
-  # Catches: an attribute error of None; a KeyError.
+  # Catches an AttributeError because of None, and a KeyError.
   with pytest.raises(ValueError, match="token_ids"):
     hash_layer(LOGITS, RoutingContext())
   with pytest.raises(ConfigError, match="hash_layer.method.*modulo"):
@@ -116,7 +120,7 @@ def test_bad_options_are_named():
 
 
 def test_bfloat16_logits_give_float32_gates():
-  # Catches: gates in the model's dtype.
+  # Catches gates in the model's dtype.
   assert (
     hash_layer(LOGITS.astype(jnp.bfloat16), RoutingContext(token_ids=jnp.asarray(IDS))).gate.dtype
     == jnp.float32
@@ -124,5 +128,5 @@ def test_bfloat16_logits_give_float32_gates():
 
 
 def test_looks_ahead():
-  # Catches: another answer; a hash never depends on other tokens.
+  # Catches a declared leak, although a hash never depends on other tokens.
   assert ROUTER.leak() == "no"

@@ -1,4 +1,4 @@
-"""Hierarchical gating and its load, by hand and against the oracle."""
+"""Tests hierarchical gating and its load by hand and against the oracle."""
 
 import functools
 
@@ -17,7 +17,7 @@ from moe_jax.routing.hierarchical import ROUTER, hierarchical, load
 
 pytestmark = pytest.mark.numerics
 
-# Two groups of two experts: experts 0 and 1, 2 and 3.
+# There are two groups of two experts: experts 0 and 1, and experts 2 and 3.
 PRIMARY = jnp.log(jnp.array([[0.6, 0.4], [0.1, 0.9]]))
 LOGITS = jnp.log(jnp.array([[0.7, 0.3, 0.2, 0.8], [0.5, 0.5, 0.9, 0.1]]))
 
@@ -30,7 +30,7 @@ _route = jax.jit(hierarchical, static_argnames=("groups", "primary_k", "k", "pri
 
 
 def _context(seed, groups_of_tokens, tokens, experts, groups, **fields):
-  """A context with all that the router reads, and logits."""
+  """Returns logits, and a context with all fields that the router reads."""
   rng = np.random.default_rng(seed)
 
   def uniform(width):
@@ -48,17 +48,18 @@ def _context(seed, groups_of_tokens, tokens, experts, groups, **fields):
 
 
 def test_by_hand():
-  # Both groups, best expert of each: gates are the primary's. Token 0: group 0 (0.6) expert 0,
-  # group 1 (0.4) expert 3. Catches: experts numbered member-major, a top-K over all experts, a
-  # missing offset of the group.
+  # Each token takes the best expert of both groups, so the gates are those of the groups. Token 0
+  # takes expert 0 of group 0 (0.6) and expert 3 of group 1 (0.4). Catches experts that are numbered
+  # in the wrong order, a top-K over all experts, and a missing offset of the group.
   plan = _route(LOGITS, RoutingContext(primary=PRIMARY), groups=2, primary_k=2, k=1)
   assert _rounded(plan) == [(0, 0, 0.6), (1, 2, 0.9), (0, 3, 0.4), (1, 0, 0.1)]
 
 
 def test_choices_are_ordered_by_group_then_member():
-  # Token 0: 0.6*0.7, 0.6*0.3, 0.4*0.8, 0.4*0.2: (0, 0.42) (1, 0.18) (3, 0.32) (2, 0.08), though
-  # 0.32 > 0.18. Token 1: 0.9*0.9, 0.9*0.1, 0.1*0.5 twice, a tie. Catches: choices sorted by gate,
-  # groups not normalised alone.
+  # The gates of token 0 are 0.6*0.7, 0.6*0.3, 0.4*0.8 and 0.4*0.2, so that its experts and gates
+  # are (0, 0.42), (1, 0.18), (3, 0.32) and (2, 0.08), although 0.32 > 0.18. The gates of token 1
+  # are 0.9*0.9, 0.9*0.1 and twice 0.1*0.5, which is a tie. Catches choices that are sorted by gate,
+  # and groups that are not normalised separately.
   route = functools.partial(
     _route, LOGITS, RoutingContext(primary=PRIMARY), groups=2, primary_k=2, k=2
   )
@@ -74,7 +75,7 @@ def test_choices_are_ordered_by_group_then_member():
   ]
   assert _rounded(route(priority="token")) == expected
   assert _rounded(route()) == [expected[i] for i in (0, 4, 1, 5, 2, 6, 3, 7)]
-  # First choices have 0.42 and 0.81: token 1 first.
+  # The first choices have gates of 0.42 and 0.81, so token 1 comes first.
   assert _rounded(route(priority="gate")) == [expected[i] for i in (4, 0, 5, 1, 6, 2, 7, 3)]
 
 
@@ -91,14 +92,14 @@ def test_choices_are_ordered_by_group_then_member():
   ],
 )
 def test_equals_the_oracle(tokens, experts, train, options):
-  # Without training the draws have ties. Catches: swapped or shared streams of noise, another
-  # order, tie rule, softmax.
+  # Outside training the draws have ties. Catches swapped or shared streams of noise, and a
+  # different order, tie rule or softmax.
   logits, context = _context(experts, 50, tokens, experts, options.get("groups", 4), train=train)
   check_oracle(hierarchical, oracle.hierarchical, logits, context, **options)
 
 
 def test_padding_changes_nothing_for_others():
-  # Catches: noise at either level that depends on the number of rows, padding that is served or
+  # Catches noise at either level that depends on the number of rows, and padding that is served or
   # ranked.
   logits, contexts = _context(0, 1, 9, 8, 4, train=True)
   context = jax.tree.map(lambda leaf: leaf[0], contexts).replace(valid=jnp.arange(9) < 6)
@@ -115,8 +116,8 @@ def test_padding_changes_nothing_for_others():
 
 
 def test_gradient_flows_into_all_four():
-  # dH/dsigma = eps at each level. Catches: a stopped gradient, gates without noise, the other
-  # level's noise.
+  # dH/dsigma is eps at each level. Catches a stopped gradient, gates without noise, and the noise
+  # of the other level.
   logits, contexts = _context(0, 1, 6, 8, 4, train=True)
   context = jax.tree.map(lambda leaf: leaf[0], contexts).replace(valid=None)
 
@@ -138,9 +139,9 @@ def test_gradient_flows_into_all_four():
   [(4, 2, 1, True), (3, 1, 2, False), (2, 2, 3, False), (2, 1, 6, False)],
 )
 def test_load_equals_the_oracle(groups, primary_k, k, train):
-  # Catches: X^(i) of all tokens, padding in X, the sum over X^(i) not divided by its size, one
-  # level's deviation at both; H compared with its own top-K by value, which under jit an expert may
-  # miss by a bit.
+  # Catches X^(i) that contains all tokens, padding in X, a sum over X^(i) that is not divided by
+  # its size, the deviation of one level at both, and H that is compared with its own top-K by
+  # value, which under jit may differ in the last bit.
   logits, contexts = _context(groups, 10, 7, 12, groups, train=train)
   one = functools.partial(load, groups=groups, primary_k=primary_k, k=k)
   actual = jax.jit(jax.vmap(one))(jnp.asarray(logits), contexts)
@@ -153,8 +154,8 @@ def test_load_equals_the_oracle(groups, primary_k, k, train):
 
 @pytest.mark.parametrize(("primary_k", "k"), [(1, 1), (2, 1), (2, 2), (4, 3)])
 def test_load_at_balance_and_collapse(primary_k, k):
-  # 4 groups of 3 experts. Catches: an unbiased variance, a level left out, an off-by-one in either
-  # kth_excluding.
+  # There are 4 groups of 3 experts. Catches an unbiased variance, a missing level, and a
+  # kth_excluding that is off by one at either level.
   same_group, same_member = (
     np.tile([3.0, 2.0, 1.0, 0.0], (12, 1)),
     np.tile([2.0, 1.0, 0.0], (12, 4, 1)),
@@ -182,8 +183,8 @@ def test_load_at_balance_and_collapse(primary_k, k):
 
 
 def test_load_has_a_gradient_at_both_levels():
-  # Catches: a load of integer counts; nan from a group that nobody picked (here two), or from
-  # padding alone.
+  # Catches a load that consists of integer counts, and NaN because of groups that no token picked
+  # (here two) or of a batch that is all padding.
   primary, inside = (
     np.tile([3.0, 2.0, 1.0, 0.0], (12, 1)),
     np.tile([2.0, 1.0, 0.0], (12, 4, 1)).reshape(12, 12),
@@ -212,7 +213,7 @@ def test_load_has_a_gradient_at_both_levels():
 
 
 def test_bfloat16_is_computed_in_float32():
-  # Catches: a softmax in the model's dtype at either level.
+  # Catches a softmax in the model's dtype at either level.
   logits, contexts = _context(0, 1, 6, 8, 4)
   half = jax.tree.map(
     lambda leaf: leaf[0].astype(jnp.bfloat16) if leaf.dtype == jnp.float32 else leaf[0], contexts
@@ -235,7 +236,7 @@ def test_bfloat16_is_computed_in_float32():
   ],
 )
 def test_bad_options_are_named(options, field):
-  # Catches: an error inside reshape or lax.top_k, a KeyError.
+  # Catches an error inside reshape or lax.top_k, and a KeyError.
   with pytest.raises(ConfigError, match=field):
     hierarchical(LOGITS, RoutingContext(primary=PRIMARY), **options)
 
@@ -253,20 +254,21 @@ def test_bad_options_are_named(options, field):
   ],
 )
 def test_missing_inputs_are_named(context, field):
-  # Catches: None in arithmetic; groups beyond the last, which a gather fills with nan.
+  # Catches arithmetic with None, and indices of groups that are out of bounds, for which a gather
+  # returns NaN.
   with pytest.raises(ValueError, match=f"RoutingContext.{field}"):
     hierarchical(LOGITS, context, groups=2)
 
 
 def test_load_needs_deviations():
-  # Catches: a division by None in evaluation, where the router itself draws nothing.
+  # Catches a division by None in evaluation, where the router itself draws no noise.
   with pytest.raises(ValueError, match="RoutingContext.primary_noise_std"):
     load(LOGITS, RoutingContext(primary=PRIMARY), groups=2, primary_k=1, k=1)
 
 
 def test_looks_ahead_default_is_the_routers_default():
-  # A later token's first choice is served before an earlier one's second. Catches: a changed
-  # default of either.
+  # A later token's first choice is served before an earlier token's second choice. Catches a
+  # changed default of the router or of `looks_ahead`.
   assert ROUTER.leak() == "overflow" and ROUTER.leak(priority="gate") == "yes"
   assert ROUTER.leak(primary_k=1, k=1) == "no" and ROUTER.leak(primary_k=2, k=1) == "overflow"
   plan = _route(jnp.zeros((2, 8)), RoutingContext(primary=jnp.zeros((2, 4))))

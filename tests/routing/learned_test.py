@@ -1,4 +1,4 @@
-"""Fields of RoutingContext that a router needs."""
+"""Tests the access to fields of RoutingContext that a router requires."""
 
 import jax.numpy as jnp
 import pytest
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.unit
 
 
 def test_missing_and_present():
-  # Catches: arithmetic with None, noise in the model's dtype.
+  # Catches arithmetic with None, and noise in the model's dtype.
   with pytest.raises(ValueError, match="router r needs RoutingContext.primary"):
     learned("r", RoutingContext(), "primary")
   value = learned("r", RoutingContext(threshold=jnp.ones(3, jnp.bfloat16)), "threshold")

@@ -1,4 +1,4 @@
-"""Router metrics, by hand."""
+"""Tests the metrics of routers by hand."""
 
 import math
 
@@ -12,7 +12,8 @@ from moe_jax.routing.top_k import top_k
 
 pytestmark = pytest.mark.unit
 
-# Three tokens, the last is padding; experts 0, 1, 2; token 0 -> 0 and 1, token 1 -> 0.
+# There are three tokens, the last of which is padding, and three experts. Token 0 visits experts 0
+# and 1, and token 1 visits expert 0.
 PLAN = RoutingPlan(
   token=jnp.array([0, 1, 2, 0]),
   expert=jnp.array([0, 0, 3, 1]),
@@ -29,7 +30,8 @@ def stack(a, b):
 
 
 def test_load_and_violation():
-  # Catches: the sentinel counted (as the last expert, or in the sum), load not normalised.
+  # Catches index E that is counted (as the last expert, or in the sum), and a load that is not
+  # normalised.
   load = metrics.load(PLAN)
   np.testing.assert_allclose(load, [2 / 3, 1 / 3, 0], rtol=1e-6)
   assert float(metrics.max_violation(load)) == pytest.approx(1.0)  # 2/3 * 3 - 1
@@ -37,8 +39,8 @@ def test_load_and_violation():
 
 
 def test_importance():
-  # Expert 0 gets gates .5 + .9, expert 1 gets .5, of 1.9 in all. Catches: assignments counted
-  # instead of gates, a total below 1 not divided out.
+  # Expert 0 gets gates of 0.5 + 0.9 and expert 1 gets 0.5, of a total of 1.9. Catches assignments
+  # that are counted instead of gates, and a total below 1 that is not divided by.
   np.testing.assert_allclose(metrics.importance(PLAN), [1.4 / 1.9, 0.5 / 1.9, 0], rtol=1e-6)
   small = PLAN.replace(gate=0.1 * PLAN.gate)
   np.testing.assert_allclose(metrics.importance(small), metrics.importance(PLAN), rtol=1e-6)
@@ -48,9 +50,9 @@ def test_importance():
 
 
 def test_capacity_used():
-  # Three experts of two slots hold 2, 1 and 0 tokens: 3 of 6. At one slot each, token 1 is dropped:
-  # 2 of 3. Catches: the sentinel counted as a filled slot, groups not counted among the slots, the
-  # plan before its drops.
+  # Three experts with two slots each hold 2, 1 and 0 tokens, which fills 3 of 6 slots. With one
+  # slot each, token 1 is dropped and 2 of 3 slots are filled. Catches index E that is counted as a
+  # filled slot, a number of slots that ignores groups, and the plan before overflow is dropped.
   kept = drop_overflow(PLAN, 1)
   assert float(metrics.capacity_used(PLAN, 2)) == pytest.approx(3 / 6)
   assert float(metrics.capacity_used(kept, 1)) == pytest.approx(2 / 3)
@@ -59,8 +61,8 @@ def test_capacity_used():
 
 
 def test_gate_norm():
-  # Token 0 has gates .5 + .5, token 1 has .9: a mean of .95; without token 1, which capacity 1
-  # drops: .5. Catches: padding among the tokens, a mean over assignments.
+  # Token 0 has gates of 0.5 + 0.5 and token 1 has 0.9, which gives a mean of 0.95. A capacity of 1
+  # drops token 1, which leaves 0.5. Catches padding among the tokens, and a mean over assignments.
   assert float(metrics.gate_norm(PLAN, VALID)) == pytest.approx(0.95)
   assert float(metrics.gate_norm(drop_overflow(PLAN, 1), VALID)) == pytest.approx(0.5)
   assert float(metrics.gate_norm(stack(PLAN, PLAN), jnp.stack([VALID, VALID]))) == pytest.approx(
@@ -73,7 +75,7 @@ def test_gate_norm():
 
 
 def test_gate_norm_of_a_single_token():
-  # Catches: a mean over at least two tokens.
+  # Catches a mean over at least two tokens.
   one = RoutingPlan(
     token=jnp.array([0]), expert=jnp.array([0]), gate=jnp.array([0.75]), num_experts=2
   )
@@ -81,16 +83,17 @@ def test_gate_norm_of_a_single_token():
 
 
 def test_coactivation():
-  # Expert 0 serves tokens 0 and 1, expert 1 token 0: of expert 0's tokens half visit 1, of expert
-  # 1's all visit 0. Catches: the transpose, a joint frequency for a conditional one, padding as a
-  # token that visits an expert.
+  # Expert 0 serves tokens 0 and 1, and expert 1 serves token 0. So half of expert 0's tokens visit
+  # expert 1, and all of expert 1's tokens visit expert 0. Catches the transpose, a joint frequency
+  # instead of a conditional one, and padding that is counted as a visit.
   np.testing.assert_allclose(metrics.coactivation(PLAN, 3), [[1, 0.5, 0], [1, 1, 0], [0, 0, 0]])
 
 
 def test_coactivation_over_groups_and_layouts():
-  # The second group, in an expert-choice layout with equal token numbers: expert 0 takes 1, expert
-  # 1 takes 1, expert 2 takes 0 and 1. Of expert 0's three tokens (two of the first group) two visit
-  # 1 and one visits 2. Catches: token 1 of one group taken for token 1 of another.
+  # The second group has the order of expert choice and the same token indices: experts 0 and 1 take
+  # token 1, and expert 2 takes tokens 0 and 1. Of expert 0's three tokens, two of which are in the
+  # first group, two visit expert 1 and one visits expert 2. Catches token 1 of one group that is
+  # mistaken for token 1 of another.
   other = RoutingPlan(
     token=jnp.array([1, 1, 0, 1]), expert=jnp.array([0, 1, 2, 2]), gate=jnp.ones(4), num_experts=3
   )
@@ -99,10 +102,10 @@ def test_coactivation_over_groups_and_layouts():
 
 
 def test_churn():
-  # PLAN has the pairs (0, 0), (1, 0), (0, 1); `moved` has (0, 0), (1, 2), (0, 1) in another order
-  # and a fourth, (1, 1). One of three is gone; the other way, two of four. Catches: order or gates
-  # that count, division by the new pairs, token and expert exchanged, padding that stays with
-  # nobody counted as a pair.
+  # PLAN has the pairs (0, 0), (1, 0) and (0, 1). `moved` has (0, 0), (1, 2) and (0, 1) in another
+  # order, and also (1, 1). One of three pairs is missing, or two of four in the opposite direction.
+  # Catches order or gates that matter, a division by the number of new pairs, token and expert
+  # swapped, and an assignment to no expert that is counted as a pair.
   moved = RoutingPlan(
     token=jnp.array([0, 1, 0, 1]), expert=jnp.array([1, 2, 0, 1]), gate=jnp.ones(4), num_experts=3
   )
@@ -112,14 +115,15 @@ def test_churn():
   assert float(metrics.churn(PLAN, moved, 3)) == pytest.approx(1 / 3)
   assert float(metrics.churn(moved, PLAN, 3)) == pytest.approx(2 / 4)
   assert float(metrics.churn(PLAN, PLAN, 3)) == 0.0 and float(metrics.churn(PLAN, away, 3)) == 1.0
-  # Two groups that change places lose (1, 0) here and (1, 1), (1, 2) there: 3 of 7. Catches: groups
-  # confused.
+  # If two groups change places, the first loses (1, 0) and the second loses (1, 1) and (1, 2),
+  # which are 3 of 7 pairs. Catches groups that are confused.
   assert float(metrics.churn(stack(PLAN, moved), stack(moved, PLAN), 3)) == pytest.approx(3 / 7)
 
 
 def test_drops():
-  # At capacity 1, expert 0 keeps token 0 and drops token 1, which had nothing else: 1 of 3
-  # assignments, 1 of 2 tokens. Catches: padding counted as dropped, a rate over all A.
+  # With a capacity of 1, expert 0 keeps token 0 and drops token 1, which has no other expert. This
+  # drops 1 of 3 assignments and 1 of 2 tokens. Catches padding that is counted as dropped, and a
+  # rate over all A.
   kept = drop_overflow(PLAN, 1)
   assert float(metrics.drop_rate(PLAN, kept)) == pytest.approx(1 / 3)
   assert float(metrics.dropped_tokens(kept, VALID)) == pytest.approx(1 / 2)
@@ -130,8 +134,8 @@ def test_drops():
 
 
 def test_over_several_groups():
-  # The same group twice, once with and once without drops. Catches: tokens of different groups
-  # confused.
+  # There are two copies of a group, one with and one without overflow. Catches tokens of different
+  # groups that are confused.
   kept = drop_overflow(PLAN, 1)
   assert float(metrics.drop_rate(stack(PLAN, PLAN), stack(kept, PLAN))) == pytest.approx(1 / 6)
   assert float(
@@ -141,7 +145,8 @@ def test_over_several_groups():
 
 
 def test_entropy_probability_logit():
-  # Catches: entropy in bits, padding in a mean or a maximum, a maximum without sign.
+  # Catches an entropy in bits, padding in a mean or a maximum, and a maximum that ignores negative
+  # logits.
   logits = jnp.array([[0.0, 0.0, 0.0, 0.0], [-9.0, 0.0, 0.0, 0.0], [50.0, 0.0, 0.0, 0.0]])
   one = jnp.array([True, False, False])
   assert float(metrics.entropy(logits, one)) == pytest.approx(math.log(4))
@@ -153,7 +158,7 @@ def test_entropy_probability_logit():
 
 
 def test_nobody_is_zero_not_nan():
-  # Catches: 0/0 in a batch of padding.
+  # Catches 0/0 in a batch of padding.
   logits, nobody = jnp.ones((3, 4)), jnp.zeros(3, bool)
   plan = top_k(logits, RoutingContext(valid=nobody), k=2)
   values = [
@@ -172,9 +177,9 @@ def test_nobody_is_zero_not_nan():
 
 
 def test_sums_of_parts_make_the_metrics_of_the_whole():
-  # Parts of unlike padding and load: PLAN, of which capacity 1 drops a token, and one real token
-  # for expert 2. Catches: metrics averaged over parts, a maximum that is added up, a count that
-  # rounds, a metric of other sums.
+  # The parts differ in padding and load: one is PLAN, of which a capacity of 1 drops a token, and
+  # the other has one real token, which visits expert 2. Catches metrics that are averaged over
+  # parts, a maximum that is added up, a count that is rounded, and a metric of the wrong sums.
   other = RoutingPlan(
     token=jnp.array([0, 1, 2, 2]),
     expert=jnp.array([3, 3, 2, 3]),
@@ -205,7 +210,7 @@ def test_sums_of_parts_make_the_metrics_of_the_whole():
   for name, value in expected.items():
     np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
   np.testing.assert_allclose(found["load"], [2 / 4, 1 / 4, 1 / 4])
-  # Of layers, with a leading axis. Catches: a maximum over layers.
+  # Sums of several layers have a leading axis. Catches a maximum over layers.
   layers = metrics.finish({name: jnp.stack([part[name] for part in parts]) for name in parts[0]})
   np.testing.assert_allclose(layers["max_violation"], [1.0, 2.0], rtol=1e-6)
   assert metrics.finish({}) == {}

@@ -1,4 +1,4 @@
-"""Errors of a mixture: values, the paper's gradients in NumPy, and cases far from every expert."""
+"""Tests the values, gradients and numerical range of the errors of a mixture."""
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,10 @@ def _h(gate, outputs, target):
 
 
 def test_by_hand():
-  # p = (1/4, 3/4), o = 0 and 2, d = 1, one case without a batch axis: blend 1.5, error 0.25; both
-  # distances are 1, so the mean is 1, -log exp(-1/2) = 0.5, and the posterior is the prior.
-  # Catches: 1.1 for 1.2, a factor 2 or a missing 1/2 in the exponent.
+  # One case without a batch axis has p = (1/4, 3/4), o = (0, 2) and d = 1. The blend is 1.5 and its
+  # error is 0.25. Both distances are 1, so the expected error is 1, the competitive error is -log
+  # exp(-1/2) = 0.5, and the posterior equals the prior. Catches Eq. 1.1 mistaken for Eq. 1.2, and a
+  # factor of 2 or a missing 1/2 in the exponent.
   case = ([0.25, 0.75], [[0.0], [2.0]], [1.0])
   assert float(_call("cooperative", *case)) == pytest.approx(0.25)
   assert float(_call("expected", *case)) == pytest.approx(1.0)
@@ -54,7 +55,7 @@ GRADIENTS = {
 
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_are_the_papers(name):
-  # Catches: the prior in place of the posterior, means over cases or width, a stopped gradient.
+  # Catches the prior instead of the posterior, means over cases or width, and a stopped gradient.
   gate, outputs, target = _case()
   gradient = jax.jit(jax.grad(lambda o: jnp.sum(_call(name, gate, o, target))))(
     jnp.asarray(outputs, jnp.float32)
@@ -63,14 +64,14 @@ def test_gradients_are_the_papers(name):
 
 
 def test_posterior():
-  # Catches: a posterior without the prior, or with the sign of the distance turned.
+  # Catches a posterior without the prior, or with the wrong sign of the distance.
   case = _case()
   np.testing.assert_allclose(_call("posterior", *case), _h(*case), rtol=1e-5)
 
 
 def test_competitive_is_the_likelihood_of_a_gaussian_mixture():
-  # -log of the density of sum_i p_i N(o_i, I), but for D/2 log(2 pi). Catches: another variance, a
-  # sum of logs.
+  # The error is -log of the density of sum_i p_i N(o_i, I) without D/2 log(2 pi). Catches a
+  # different variance, and a sum of logarithms.
   gate, outputs, target = _case()
   density = [
     sum(p * multivariate_normal.pdf(d, mean=o) for p, o in zip(ps, os, strict=True))
@@ -81,8 +82,8 @@ def test_competitive_is_the_likelihood_of_a_gaussian_mixture():
 
 
 def test_best_expert_learns_fastest_only_under_the_competitive_error():
-  # Expert 0 answers 0.1, expert 1 answers 5, the target is 0, equal gates: the paper's argument for
-  # Eq. 1.3. Catches: 1.3 with the gradient of 1.2.
+  # Experts 0 and 1 return 0.1 and 5, the target is 0, and the gates are equal. This is the paper's
+  # argument for Eq. 1.3. Catches Eq. 1.3 with the gradient of Eq. 1.2.
   def size(name):
     return np.abs(jax.grad(lambda o: _call(name, [0.5, 0.5], o, [0.0]))(jnp.array([[0.1], [5.0]])))[
       :, 0
@@ -96,8 +97,9 @@ def test_best_expert_learns_fastest_only_under_the_competitive_error():
 
 @pytest.mark.parametrize("gate", [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]])
 def test_finite_far_from_every_expert(gate):
-  # exp(-1/2 1000^2) is 0 in any float: the error is 1000^2 / 2 - log p of the nearer expert that
-  # has a gate at all. Catches: the log of an underflowed sum (inf), log 0 of a gate (nan gradient).
+  # exp(-1/2 1000^2) is 0 in floating point. The error is 1000^2 / 2 - log p for the nearer of the
+  # experts whose gate is not 0. Catches the logarithm of a sum that underflows (which is infinite),
+  # and log 0 of a gate (whose gradient is NaN).
   outputs = jnp.array([[1000.0], [-2000.0]])
   nearer = 0 if gate[0] else 1
   expected = np.float32(outputs[nearer, 0]) ** 2 / 2 - np.log(gate[nearer])
@@ -111,7 +113,7 @@ def test_finite_far_from_every_expert(gate):
 
 
 def test_errors_are_float32():
-  # Catches: squares summed in the model's bfloat16.
+  # Catches squares that are summed in the model's bfloat16.
   case = [jnp.ones(shape, jnp.bfloat16) for shape in ((EXPERTS,), (EXPERTS, WIDTH), (WIDTH,))]
   assert {getattr(mixture_errors, name)(*case).dtype for name in (*GRADIENTS, "posterior")} == {
     jnp.dtype("float32")

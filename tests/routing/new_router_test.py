@@ -1,7 +1,7 @@
-"""A new router takes its file, one line of `ROUTERS`, an oracle, a test, a preset and a line of the
-conformance table.
+"""Tests that the checklist in CONTRIBUTING for a new router is complete.
 
-The test does what CONTRIBUTING's checklist says, in a copy of the repository, and nothing else.
+A new router needs a file, one line in `ROUTERS`, an oracle, a test, a preset and one line in the
+conformance table. The test makes these changes, and no others, in a copy of the repository.
 """
 
 import os
@@ -71,7 +71,7 @@ def test_the_largest_logit():
 
 
 def add(file: pathlib.Path, before: str, line: str) -> None:
-  """Puts a line before the one place where `before` stands."""
+  """Inserts a line before the only occurrence of `before`."""
   text = file.read_text()
   assert text.count(before) == 1
   file.write_text(text.replace(before, line + before))
@@ -79,20 +79,20 @@ def add(file: pathlib.Path, before: str, line: str) -> None:
 
 @pytest.mark.every_variant
 def test_a_router_is_added_by_the_checklist(tmp_path):
-  # Catches: one more table that a router must be put into, or a part of the suite that does not
-  # take it in.
+  # Catches another table that a new router must be added to, and a part of the test suite that does
+  # not include it.
   for name in ("moe_jax", "tests", "configs", "experiments", "docs"):
     shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
   for name in ("pyproject.toml", "README.md", "setup.py"):
     shutil.copy(ROOT / name, tmp_path / name)
   (tmp_path / "moe_jax/routing/toy.py").write_text(ROUTER)
-  add(tmp_path / "moe_jax/routing/__init__.py", '    "top_k",\n', '    "toy",\n')
+  add(tmp_path / "moe_jax/routing/__init__.py", '  "top_k",\n', '  "toy",\n')
   (tmp_path / "tests/oracles/toy.py").write_text(ORACLE)
   (tmp_path / "tests/routing/toy_test.py").write_text(TEST)
   add(
     tmp_path / "moe_jax/assembly/presets.py",
-    '    "gshard": ("gshard"',
-    '    "toy": ("toy", {"scale": 2.0}, {}),\n',
+    '  "gshard": ("gshard"',
+    '  "toy": ("toy", {"scale": 2.0}, {}),\n',
   )
   add(
     tmp_path / "tests/dispatch/conformance_test.py",

@@ -1,4 +1,4 @@
-"""Router noise."""
+"""Tests the noise of routers."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_jitter():
-  # Catches: additive noise, noise in bfloat16 (steps of 2^-8 near 1), a range of [1, 1 + 2 eps],
-  # one factor for all.
+  # Catches additive noise, noise in bfloat16 (with steps of 2^-8 near 1), a range of [1, 1 + 2
+  # eps], and one factor for all elements.
   x = 8.0 * jnp.ones((64, 32), jnp.bfloat16)
   ratio = np.asarray(noise.jitter(jax.random.key(0), x, 0.01)) / 8.0
   assert ratio.dtype == np.float32 and len(np.unique(ratio)) > 1000
@@ -21,9 +21,9 @@ def test_jitter():
 
 
 def test_microbatches_draw_their_own_part():
-  # Four rows of two groups in two microbatches: rows 0 and 2, then 1 and 3. Catches: the first
-  # groups for all; those of a row dealt out to different microbatches; another draw where nothing
-  # is cut.
+  # Four rows of two groups are split into two microbatches, with rows 0 and 2, and rows 1 and 3.
+  # Catches the first groups for all microbatches, groups of one row in different microbatches, and
+  # different values if the batch is not split.
   def draw(groups):
     return jnp.arange(10 * groups).reshape(groups, 10)
 
@@ -36,8 +36,8 @@ def test_microbatches_draw_their_own_part():
 
 
 def test_jitter_of_microbatches():
-  # Catches: jitter that ignores which groups it is given, or draws other factors for the first
-  # microbatch.
+  # Catches jitter that ignores the position of the microbatch or draws different factors for the
+  # first microbatch.
   x, key = jnp.ones((6, 5, 3)), jax.random.key(1)
   whole = noise.jitter(key, x, 0.5)
   for m in range(3):

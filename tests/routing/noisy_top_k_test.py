@@ -1,4 +1,4 @@
-"""Noisy top-K gating, by hand and against the oracle."""
+"""Tests noisy top-K gating by hand and against the oracle."""
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +28,9 @@ def _rounded(plan):
 
 
 def test_by_hand_without_noise():
-  # 0.5/(0.5+0.3) = 0.625, 0.6/0.9 = 0.6667, 0.8/0.95 = 0.8421, 0.7/0.9 = 0.7778, then what is left
-  # of 1. Catches: a softmax over all experts, token-major order as the default, a noise_std that is
-  # needed without noise.
+  # The first gates are 0.5/(0.5+0.3) = 0.625, 0.6/0.9 = 0.6667, 0.8/0.95 = 0.8421 and 0.7/0.9 =
+  # 0.7778, and the second gates are the differences to 1. Catches a softmax over all experts,
+  # token-major order as the default, and a noise_std that is required without noise.
   assert _rounded(_route(LOGITS, RoutingContext(), k=2)) == [
     (0, 0, 0.625),
     (1, 2, 0.6667),
@@ -44,9 +44,9 @@ def test_by_hand_without_noise():
 
 
 def test_noise_is_in_choice_and_gate():
-  # Zero logits and sigma = 1 + 1: H = 2 eps; one token's two largest eps, a and b: gates 1/(1 +
-  # exp(2(b - a))). Catches: gates of the clean logits, a noise_floor that replaces the deviation or
-  # is left out.
+  # With zero logits and sigma = 1 + 1, H is 2 eps. If a and b are the two largest eps of the token,
+  # the first gate is 1/(1 + exp(2(b - a))). Catches gates of the clean logits, and a noise_floor
+  # that replaces the deviation or is ignored.
   context = RoutingContext(key=jax.random.key(3), noise_std=jnp.ones((1, 4)), train=True)
   eps = draws.normal(context.key, (1, 4))[0]
   first, second = np.argsort(-eps)[:2]
@@ -58,7 +58,7 @@ def test_noise_is_in_choice_and_gate():
 
 @pytest.mark.parametrize("context", [NOISY.replace(key=None), NOISY.replace(train=False)])
 def test_no_noise_without_key_or_training(context):
-  # Catches: noise in evaluation.
+  # Catches noise in evaluation.
   assert _rounded(_route(LOGITS, context, k=2)) == _rounded(_route(LOGITS, RoutingContext(), k=2))
 
 
@@ -75,7 +75,7 @@ def test_no_noise_without_key_or_training(context):
   ],
 )
 def test_equals_the_oracle(tokens, experts, train, options):
-  # Without training the draws have ties. Catches: another order, tie rule, stream of noise or
+  # Outside training the draws have ties. Catches a different order, tie rule, stream of noise or
   # softmax.
   rng = np.random.default_rng(experts)
   context = RoutingContext(
@@ -91,7 +91,7 @@ def test_equals_the_oracle(tokens, experts, train, options):
 
 
 def test_padding_changes_nothing_for_others():
-  # Catches: noise that depends on the number of rows, padding that is served or ranked.
+  # Catches noise that depends on the number of rows, and padding that is served or ranked.
   key = jax.random.key(0)
   logits, std = jax.random.normal(key, (9, 5)), jnp.ones((9, 5))
   context = RoutingContext(key=key, noise_std=std, valid=jnp.arange(9) < 6, train=True)
@@ -105,8 +105,8 @@ def test_padding_changes_nothing_for_others():
 
 
 def test_bias_selects_but_does_not_weigh():
-  # Token 0: log 0.2 + 0.5 beats log 0.3; gates 0.5/0.7 and 0.2/0.7. Catches: a biased gate, a bias
-  # that is trained.
+  # For token 0, log 0.2 + 0.5 exceeds log 0.3, and the gates are 0.5/0.7 and 0.2/0.7. Catches a
+  # biased gate, and a bias that gets gradient.
   def plan(bias):
     return _route(LOGITS[:1], RoutingContext(bias=bias), k=2)
 
@@ -117,8 +117,8 @@ def test_bias_selects_but_does_not_weigh():
 
 
 def test_gradient_flows_into_logits_and_noise():
-  # H = l + eps sigma: dL/dsigma = eps dL/dl. Catches: a stop_gradient on either, gates of the clean
-  # logits.
+  # H is l + eps sigma, so dL/dsigma is eps dL/dl. Catches a stop_gradient on either, and gates of
+  # the clean logits.
   def loss(l, std):
     return jnp.sum(jnp.square(_route(l, NOISY.replace(noise_std=std), k=2).gate))
 
@@ -130,7 +130,8 @@ def test_gradient_flows_into_logits_and_noise():
 
 
 def test_gate_is_constant_at_one_expert_a_token():
-  # What the docstring warns of. Catches: a silent cure that the docstring does not tell of.
+  # The docstring warns of this case. Catches a change of the gate that the docstring does not
+  # mention.
   def loss(l):
     return jnp.sum(jnp.square(_route(l, RoutingContext(), k=1).gate))
 
@@ -139,7 +140,7 @@ def test_gate_is_constant_at_one_expert_a_token():
 
 
 def test_noisy_logits_are_those_of_the_router():
-  # Catches: a second draw, another floor, noise in evaluation.
+  # Catches noise that is drawn a second time, a different floor, and noise in evaluation.
   noisy = noisy_logits(LOGITS, NOISY, 0.5)
   np.testing.assert_allclose(
     noisy, np.asarray(LOGITS) + draws.normal(NOISY.key, (4, 3)), rtol=1e-5, atol=1e-6
@@ -150,8 +151,8 @@ def test_noisy_logits_are_those_of_the_router():
 
 
 def test_load_is_about_the_routers_noise():
-  # H = logits + eps (0.5 + 0.5), sigma = 1. Catches: a sigma without the floor, another draw,
-  # padding that counts.
+  # H is logits + eps (0.5 + 0.5), so sigma is 1. Catches a sigma without the floor, different
+  # noise, and padding that counts.
   valid = jnp.array([True, True, True, False])
   noisy = LOGITS + draws.normal(NOISY.key, (4, 3)).astype(np.float32)
   actual = jax.jit(lambda l, c: load(l, c, k=2, noise_floor=0.5, priority="gate"))(
@@ -162,7 +163,7 @@ def test_load_is_about_the_routers_noise():
 
 
 def test_bfloat16_is_computed_in_float32():
-  # Catches: noise or a softmax in the model's dtype.
+  # Catches noise or a softmax in the model's dtype.
   context = NOISY.replace(noise_std=NOISY.noise_std.astype(jnp.bfloat16))
   plan = _route(LOGITS.astype(jnp.bfloat16), context, k=2)
   assert plan.gate.dtype == jnp.float32
@@ -179,13 +180,13 @@ def test_bfloat16_is_computed_in_float32():
   ],
 )
 def test_bad_options_are_named(options, field):
-  # Catches: K > E failing inside lax.top_k, noise of negative deviation, a KeyError.
+  # Catches K > E that fails inside lax.top_k, noise with a negative deviation, and a KeyError.
   with pytest.raises(ConfigError, match=field):
     noisy_top_k(LOGITS, NOISY, **options)
 
 
 def test_missing_deviation_is_named():
-  # Catches: None in arithmetic.
+  # Catches arithmetic with None.
   with pytest.raises(ValueError, match="RoutingContext.noise_std"):
     noisy_top_k(LOGITS, NOISY.replace(noise_std=None), k=1)
   with pytest.raises(ValueError, match="RoutingContext.noise_std"):
@@ -193,8 +194,8 @@ def test_missing_deviation_is_named():
 
 
 def test_looks_ahead_default_is_the_routers_default():
-  # A later token's first choice is served before an earlier one's second. Catches: a changed
-  # default of either.
+  # A later token's first choice is served before an earlier token's second choice. Catches a
+  # changed default of the router or of `looks_ahead`.
   assert (
     ROUTER.leak() == "overflow"
     and ROUTER.leak(priority="gate") == "yes"

@@ -1,4 +1,4 @@
-"""Routers' checks of their options."""
+"""Tests the checks of the options of routers."""
 
 import pytest
 
@@ -9,7 +9,7 @@ pytestmark = pytest.mark.unit
 
 
 def test_messages_name_field_value_and_remedy():
-  # Catches: a field without its router, an off-by-one at K = E or K = 0.
+  # Catches a field without its router, and a bound that is off by one at K = E or K = 0.
   with pytest.raises(ConfigError, match=r"model.moe.router.r.k=5: .* num_experts=4"):
     check_k("r", 5, 4)
   with pytest.raises(ConfigError, match="model.moe.router.r.primary_k=0"):

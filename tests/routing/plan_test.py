@@ -1,4 +1,4 @@
-"""The data type between routers and dispatchers, as JAX carries it."""
+"""Tests how JAX transforms plans and contexts."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.unit
 
 
 def test_number_of_experts_is_static():
-  # Catches: num_experts as a leaf, which would be a tracer where shapes need it.
+  # Catches num_experts as a leaf, which would be a tracer although shapes depend on it.
   plan = RoutingPlan(
     token=jnp.array([0, 1]), expert=jnp.array([1, 3]), gate=jnp.array([0.5, 0.0]), num_experts=3
   )
@@ -21,8 +21,8 @@ def test_number_of_experts_is_static():
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_group_axes(masked):
-  # Catches: a bias or salt that vmap splits over groups, a mask, key or index that it shares, a
-  # None that it tries to map.
+  # Catches a bias or salt that vmap splits over groups, a mask, key or index that groups share, and
+  # a None that vmap tries to map.
   context = RoutingContext(
     key=jax.random.split(jax.random.key(0), 2),
     bias=jnp.array([1.0, 2.0, 3.0]),

@@ -1,4 +1,4 @@
-"""Which choices after the first a token keeps."""
+"""Tests the policies for keeping a token's choices after the first."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ GATE = jnp.array([0.0, 0.1, 0.2, 0.3])
 
 
 def test_policies():
-  # Catches: >= in place of >, a policy under another's name.
+  # Catches >= instead of >, and a policy with the name of another.
   def keep(name, context=RoutingContext()):
     return POLICIES[name](GATE, 0.2, context).tolist()
 
@@ -24,7 +24,8 @@ def test_policies():
 
 
 def test_random_keeps_in_proportion():
-  # Probabilities min(1, gate / 0.2) = 0, 0.5, 1, 1. Catches: r < gate, one number for all.
+  # The probabilities min(1, gate / 0.2) are 0, 0.5, 1 and 1. Catches r < gate, and one random
+  # number for all choices.
   gate, context = jnp.tile(GATE, (4000, 1)), RoutingContext(key=jax.random.key(0), train=True)
   np.testing.assert_allclose(
     jnp.mean(POLICIES["random"](gate, 0.2, context), axis=0), [0, 0.5, 1, 1], atol=0.03

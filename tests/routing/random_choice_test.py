@@ -1,4 +1,4 @@
-"""Random experts: uniform, different, and the same again where they must be."""
+"""Tests that random experts are uniform, distinct, and reproducible where they must be."""
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,8 @@ def _experts(context, tokens=4, **options):
 
 
 def test_by_hand(monkeypatch):
-  # Two of three experts for each of four tokens, with these numbers drawn. Catches: the lowest
-  # numbers, gates other than 1/2, the same expert twice, second choices before first ones.
+  # Each of four tokens gets two of three experts according to the numbers below. Catches the lowest
+  # numbers, gates other than 1/2, the same expert twice, and second choices before first choices.
   drawn = jnp.array([[0.1, 0.9, 0.5], [0.7, 0.2, 0.7], [0.0, 0.0, 0.0], [0.3, 0.4, 0.8]])
   monkeypatch.setattr(jax.random, "uniform", lambda key, shape: drawn)
   plan = random_choice(LOGITS, RoutingContext(), k=2)
@@ -42,8 +42,8 @@ def test_by_hand(monkeypatch):
 
 @pytest.mark.parametrize(("train", "options"), [(True, {"k": 8}), (False, {"k": 3, "seed": 5})])
 def test_equals_the_oracle(train, options):
-  # Catches: other numbers than of the group's key in training, or of seed, salt and group outside
-  # it; padding with an expert.
+  # Catches numbers that are not drawn from the group's key in training, or from seed, salt and
+  # group otherwise, and padding with an expert.
   context = compare.draw_context(
     1, train=train, key=jax.random.split(KEY, 60), group=np.arange(60), salt=np.uint32(0xF0000001)
   )
@@ -52,13 +52,13 @@ def test_equals_the_oracle(train, options):
 
 @pytest.mark.parametrize(("tokens", "experts"), [(1, 1), (1, 6)])
 def test_corners(tokens, experts):
-  # Catches: E = 1, S = 1.
+  # Catches errors at E = 1 and S = 1.
   context = compare.draw_context(3, 5, tokens, key=jax.random.split(KEY, 5))
   compare.check_oracle(random_choice, oracle, compare.draw_logits(3, 5, tokens, experts), context)
 
 
 def test_which_numbers_are_drawn():
-  # Catches: evaluation that depends on a key, training that does not, a seed that is not used.
+  # Catches evaluation that depends on the key, training that does not, and a seed that is not used.
   evaluation = _experts(RoutingContext(key=KEY), tokens=64)
   np.testing.assert_array_equal(evaluation, _experts(RoutingContext(), tokens=64))
   np.testing.assert_array_equal(evaluation, _experts(RoutingContext(train=True), tokens=64))
@@ -70,9 +70,9 @@ def test_which_numbers_are_drawn():
 
 
 def test_evaluation_differs_by_layer_and_by_group():
-  # 64 tokens over 3 experts: two independent draws agree on 21, standard deviation 3.8. Catches:
-  # the same numbers in every layer, in every group or for every seed of a run; a salt and a group
-  # that only swap places.
+  # With 64 tokens and 3 experts, two independent draws agree on 21 tokens with a standard deviation
+  # of 3.8. Catches the same numbers in every layer, in every group or for every seed of a run, and
+  # a salt and a group that can be swapped.
   def drawn(salt, group):
     return _experts(RoutingContext(salt=jnp.uint32(salt), group=jnp.int32(group)), tokens=64)
 
@@ -82,8 +82,8 @@ def test_evaluation_differs_by_layer_and_by_group():
 
 
 def test_uniform():
-  # 9000 tokens over 3 experts: 3000 each, standard deviation 45. Catches: an expert that is left
-  # out or preferred.
+  # With 9000 tokens and 3 experts, each expert gets 3000 with a standard deviation of 45. Catches
+  # an expert that is left out or preferred.
   first, second = np.split(_experts(RoutingContext(key=KEY, train=True), tokens=9000, k=2), 2)
   for chosen in (first, second):
     assert np.all(np.abs(np.bincount(chosen, minlength=3) - 3000) < 5 * 45)
@@ -91,27 +91,27 @@ def test_uniform():
 
 
 def test_appended_padding_changes_nothing():
-  # Catches: numbers of the first tokens that depend on how many follow.
+  # Catches numbers of the first tokens that depend on the number of tokens that follow.
   compare.check_appended_padding(random_choice, k=2)
 
 
 def test_no_gradient():
-  # Catches: a gate that depends on the logits.
+  # Catches a gate that depends on the logits.
   assert not np.any(jax.grad(lambda x: jnp.sum(random_choice(x, RoutingContext()).gate))(LOGITS))
 
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_bad_k_is_named(k):
-  # Catches: K > E failing inside lax.top_k, a division by 0.
+  # Catches K > E that fails inside lax.top_k, and a division by 0.
   with pytest.raises(ConfigError, match="random_choice.k"):
     random_choice(LOGITS, RoutingContext(), k=k)
 
 
 def test_bfloat16_logits_give_float32_gates():
-  # Catches: gates in the model's dtype.
+  # Catches gates in the model's dtype.
   assert random_choice(LOGITS.astype(jnp.bfloat16), RoutingContext()).gate.dtype == jnp.float32
 
 
 def test_looks_ahead_default_is_the_routers_default():
-  # Catches: other defaults than the router's.
+  # Catches defaults that differ from those of the router.
   assert ROUTER.leak() == "no" == ROUTER.leak(k=2)

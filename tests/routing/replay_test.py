@@ -1,4 +1,4 @@
-"""Forced routing: replayed plans, with old gates and new ones."""
+"""Tests forced routing, which replays plans with their own gates or with new ones."""
 
 import functools
 
@@ -20,7 +20,7 @@ from moe_jax.routing.top_k import top_k
 pytestmark = pytest.mark.unit
 
 MODES = ["stored", "softmax", "softmax_kept", "sigmoid", "sigmoid_kept"]
-# Token 1 is named three times, not in a row; token 0 once; token 2 by nobody.
+# Token 1 has three assignments, which are not consecutive, token 0 has one, and token 2 has none.
 STORED = RoutingPlan(
   token=jnp.array([1, 0, 2, 1, 1]),
   expert=jnp.array([2, 0, 3, 0, 1]),
@@ -45,15 +45,15 @@ def _triples(plan):
     ("stored", [0.4, 0.3, 0.2, 0.1]),
     ("softmax", [0.6, 0.5, 0.3, 0.1]),
     ("softmax_kept", [0.6, 1.0, 0.3, 0.1]),
-    # Of the logarithm of p, the sigmoid is p/(1 + p): 0.6/1.6, 0.5/1.5, 0.3/1.3, 0.1/1.1; token 1's
-    # sum is 0.6967.
+    # The sigmoid of log p is p/(1 + p), which gives 0.6/1.6, 0.5/1.5, 0.3/1.3 and 0.1/1.1. Token
+    # 1's sum is 0.6967.
     ("sigmoid", [0.375, 0.3333, 0.2308, 0.0909]),
     ("sigmoid_kept", [0.5383, 1.0, 0.3312, 0.1305]),
   ],
 )
 def test_by_hand(gate, gates):
-  # Catches: a sum over neighbours instead of tokens, over all experts, or with what names nobody;
-  # another order.
+  # Catches a sum over consecutive assignments instead of tokens, over all experts, or with
+  # assignments to no expert, and a different order.
   plan = _replay(STORED, LOGITS, RoutingContext(), gate)
   pairs = [(1, 2), (0, 0), (1, 0), (1, 1)]
   assert _triples(plan) == [(*pair, g) for pair, g in zip(pairs, gates, strict=True)]
@@ -62,7 +62,7 @@ def test_by_hand(gate, gates):
 
 @pytest.mark.parametrize("gate", MODES)
 def test_padding_names_nobody(gate):
-  # Token 1 is padding now. Catches: a stored plan that lets padding in.
+  # Token 1 is now padding. Catches a stored plan that still routes padding.
   plan = _replay(STORED, LOGITS, RoutingContext(valid=jnp.array([True, False, True])), gate)
   assert [a[:2] for a in _triples(plan)] == [(0, 0)]
   assert plan.expert.tolist() == [3, 0, 3, 3, 3] and np.flatnonzero(plan.gate).tolist() == [1]
@@ -80,7 +80,8 @@ def test_padding_names_nobody(gate):
   ],
 )
 def test_unchanged_logits_give_the_routers_gates(router, options, gate):
-  # Catches: another mode's formula, a plan layout that is taken for granted, a reordering.
+  # Catches the formula of another mode, an assumption about the order of assignments, and a changed
+  # order.
   logits = jnp.asarray(compare.draw_logits(1, 1)[0])
   context = RoutingContext(valid=jnp.arange(12) % 4 > 0)
   plan = jax.jit(functools.partial(router, **options))(logits, context)
@@ -91,8 +92,8 @@ def test_unchanged_logits_give_the_routers_gates(router, options, gate):
 
 
 def test_kept_gates_of_an_expert_choice_plan():
-  # Tokens with 0, 1 and more experts. Catches: a renormalisation that needs the same number of
-  # experts for all.
+  # Tokens have 0, 1 or more experts. Catches a renormalisation that assumes the same number of
+  # experts for all tokens.
   logits = compare.draw_logits(2, 1)[0]
   plan = expert_choice(jnp.asarray(logits), RoutingContext())
   probs, total = softmax(logits), np.zeros(12)
@@ -107,7 +108,7 @@ def test_kept_gates_of_an_expert_choice_plan():
 
 
 def test_new_logits_change_gates_but_no_choice():
-  # Catches: a choice that follows the logits, gates that do not.
+  # Catches a choice that depends on the logits, and gates that do not.
   plan = jax.jit(top_k)(LOGITS, RoutingContext())
   again = _replay(plan, -LOGITS, RoutingContext(), "softmax")
   np.testing.assert_array_equal(again.expert, plan.expert)
@@ -117,8 +118,9 @@ def test_new_logits_change_gates_but_no_choice():
 
 @pytest.mark.parametrize("gate", MODES)
 def test_gradient(gate):
-  # Token 0's only expert has a probability that underflows; one entry names nobody.
-  # Catches: a router that stops learning while its choice is frozen; NaN; a gradient of "stored".
+  # Token 0's only expert has a probability that underflows, and one assignment names no expert.
+  # Catches a router that stops learning while its choice is frozen, NaN, and a gradient of
+  # "stored".
   logits = LOGITS.at[0].set(jnp.array([-200.0, 0.0, 0.0]))
 
   def loss(x):
@@ -130,7 +132,7 @@ def test_gradient(gate):
 
 
 def test_underflow():
-  # Both probabilities are 0 in float32. Catches: 0/0.
+  # Both probabilities are 0 in float32. Catches 0/0.
   plan = RoutingPlan(
     token=jnp.array([0, 0]), expert=jnp.array([0, 1]), gate=jnp.zeros(2), num_experts=3
   )
@@ -143,7 +145,7 @@ def test_underflow():
 
 
 def test_bad_input_is_named():
-  # Catches: a KeyError; experts out of range read as "nobody".
+  # Catches a KeyError, and experts out of range that are treated as no expert.
   with pytest.raises(ConfigError, match="model.moe.replay_gate.*softmax_kept"):
     replay(STORED, LOGITS, RoutingContext(), gate="softmax_keep")
   with pytest.raises(ValueError, match="3 experts.* 4"):
@@ -151,7 +153,7 @@ def test_bad_input_is_named():
 
 
 def test_bfloat16_logits_give_float32_gates():
-  # Catches: a softmax in the model's dtype.
+  # Catches a softmax in the model's dtype.
   plan = _replay(STORED, LOGITS.astype(jnp.bfloat16), RoutingContext(), "softmax_kept")
   assert plan.gate.dtype == jnp.float32
   np.testing.assert_allclose(float(plan.gate[0] + plan.gate[3] + plan.gate[4]), 1.0, rtol=1e-6)

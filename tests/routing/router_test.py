@@ -1,4 +1,4 @@
-"""What a `Router` says of itself."""
+"""Tests the facts that each `Router` declares."""
 
 import pytest
 
@@ -13,13 +13,13 @@ def route(logits, context, *, k=2, priority="choice", other=0.5):
 
 
 def test_options_are_the_keyword_only_arguments():
-  # Catches: positional arguments among the options, a default that is lost.
+  # Catches positional parameters among the options, and a missing default.
   assert Router(route, "no").options == {"k": 2, "priority": "choice", "other": 0.5}
 
 
 def test_a_leak_reads_the_options_that_it_names():
-  # Catches: defaults of the statement in place of the router's; an option that is not passed on, or
-  # one too many.
+  # Catches defaults of the `looks_ahead` function instead of those of the router, an option that is
+  # not passed on, and an option that should not be.
   router = Router(route, lambda k: "overflow" if k > 1 else "no")
   assert (router.leak(), router.leak(k=1), router.leak(k=2, other=3.0)) == (
     "overflow",
@@ -30,7 +30,7 @@ def test_a_leak_reads_the_options_that_it_names():
 
 
 def test_what_each_router_declares():
-  # Catches: a router that learns or reads what it did not before.
+  # Catches a router that learns or reads a field that it did not before.
   assert {name: router.learned for name, router in ROUTERS.items() if router.learned} == {
     "noisy_top_k": ("noise_std",),
     "hierarchical": ("noise_std", "primary", "primary_noise_std"),
@@ -49,7 +49,7 @@ def test_what_each_router_declares():
   assert ROUTERS["noisy_top_k"].smooth_load is load
 
 
-# Each value is of the paper or the implementation that the router's docstring names.
+# Each value is that of the paper or implementation that the docstring of the router names.
 DEFAULTS = {
   "adaptive_mixture": {},
   "noisy_top_k": {"k": 4, "noise_floor": 0.0, "priority": "choice"},
@@ -89,5 +89,5 @@ DEFAULTS = {
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_defaults(name):
-  # Catches: a default that moves, with every run that does not set the option.
+  # Catches a changed default, which would change every run that does not set the option.
   assert ROUTERS[name].options == DEFAULTS[name]

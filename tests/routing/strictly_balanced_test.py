@@ -1,4 +1,4 @@
-"""Strictly balanced gating and the training of its thresholds, by hand and against the oracle."""
+"""Tests strictly balanced gating and its threshold loss by hand and against the oracle."""
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,15 @@ def _rounded(plan):
 
 
 def test_by_hand_in_training():
-  # k = 1: m = round(4/3) = 1. Expert 0 keeps token 2 (0.8), expert 1 token 3 (0.7), expert 2 token
-  # 1 (0.6); each alone.
+  # With k = 1, m is round(4/3) = 1. Expert 0 keeps token 2 (0.8), expert 1 keeps token 3 (0.7), and
+  # expert 2 keeps token 1 (0.6). Each of these tokens has one expert.
   assert _rounded(_route(LOGITS, TRAIN, k=1)) == [(2, 0, 1.0), (3, 1, 1.0), (1, 2, 1.0)]
-  # k = 2: m = round(8/3) = 3. Expert 0: 2 (.8) 0 (.5) 1 (.3); 1: 3 (.7) 0 (.3) 2 (.15); 2: 1 (.6),
-  # then 0 and 3, both .2. Token 0 has all experts, token 1 0.3 and 0.6, token 2 0.8 and 0.15, token
-  # 3 0.7 and 0.2. Catches: a softmax over tokens, gates that are not renormalised, or over the
-  # wrong axis; m not rounded.
+  # With k = 2, m is round(8/3) = 3. Expert 0 keeps tokens 2 (0.8), 0 (0.5) and 1 (0.3), expert 1
+  # keeps tokens 3 (0.7), 0 (0.3) and 2 (0.15), and expert 2 keeps tokens 1 (0.6), 0 and 3 (both
+  # 0.2). Token 0 has all experts, and the probabilities of the others' experts are 0.3 and 0.6 for
+  # token 1, 0.8 and 0.15 for token 2, and 0.7 and 0.2 for token 3. Catches a softmax over tokens,
+  # gates that are not renormalised or renormalised over the wrong axis, and an m that is not
+  # rounded.
   triples = _rounded(_route(LOGITS, TRAIN, k=2))
   assert triples[:7] == [
     (2, 0, 0.8421),
@@ -48,9 +50,9 @@ def test_by_hand_in_training():
 
 
 def test_by_hand_outside_training():
-  # T = (0.25, 0.25, 0.65): expert 0 passes tokens 0, 1, 2; expert 1 tokens 0 and 3; expert 2 none.
-  # Token 0 has 0.5 and 0.3. Catches: a threshold in training only, one threshold for all, best
-  # first in place of position.
+  # With T = (0.25, 0.25, 0.65), expert 0 keeps tokens 0, 1 and 2, expert 1 keeps tokens 0 and 3,
+  # and expert 2 keeps none. Token 0 has the probabilities 0.5 and 0.3. Catches a threshold in
+  # training only, one threshold for all experts, and an order by score instead of position.
   context = RoutingContext(threshold=jnp.array([0.25, 0.25, 0.65]))
   plan = _route(LOGITS, context, k=1)
   assert _rounded(plan) == [(0, 0, 0.625), (1, 0, 1.0), (2, 0, 1.0), (0, 1, 0.375), (3, 1, 1.0)]
@@ -58,7 +60,7 @@ def test_by_hand_outside_training():
 
 
 def test_threshold_is_strict():
-  # Zero logits of 4 experts have exactly 0.25. Catches: >= in place of >.
+  # Zero logits of 4 experts give exactly 0.25. Catches >= instead of >.
   def passed(t):
     return len(reference.assignments(_route(jnp.zeros((3, 4)), RoutingContext(threshold=t), k=1)))
 
@@ -66,7 +68,7 @@ def test_threshold_is_strict():
 
 
 def test_ties_go_to_the_earlier_token():
-  # Catches: an unstable sort.
+  # Catches an unstable sort.
   assert [a[:2] for a in _rounded(_route(jnp.zeros((4, 2)), TRAIN, k=1))] == [
     (0, 0),
     (1, 0),
@@ -88,7 +90,8 @@ def test_ties_go_to_the_earlier_token():
   ],
 )
 def test_equals_the_oracle(tokens, experts, k, padded, train):
-  # Catches: padding that is kept or counted in a sum, another tie rule or order, m = 0 at S = 1.
+  # Catches padding that is kept or counted in a sum, a different tie rule or order, and m = 0 at
+  # S = 1.
   rng = np.random.default_rng(experts)
   context = RoutingContext(
     valid=draw_valid(rng, 50, tokens) if padded else None,
@@ -105,8 +108,9 @@ def test_equals_the_oracle(tokens, experts, k, padded, train):
 
 
 def test_padding_changes_nothing_for_others():
-  # Outside training however many rows follow; in training whatever they hold, m being of all rows
-  # (2 * 6 / 3 = 4). Catches: padding above a threshold, or among the best.
+  # Outside training, the number of rows of padding must not matter. In training, their content must
+  # not matter, whereas their number changes m (2 * 6 / 3 = 4). Catches padding above a threshold or
+  # among the best tokens.
   context = RoutingContext(threshold=0.25 * jnp.ones(3), valid=jnp.arange(6) < 4)
 
   def padded(value):
@@ -123,8 +127,8 @@ def test_padding_changes_nothing_for_others():
 
 @pytest.mark.parametrize("train", [True, False])
 def test_router_learns(train):
-  # Token 0 has experts 0 and 1 at least; under the threshold token 3 has none.
-  # Catches: a stop_gradient on the gates; the quotient 0/0 where a token has no expert.
+  # Token 0 has at least experts 0 and 1, and token 3 has none with these thresholds. Catches a
+  # stop_gradient on the gates, and the quotient 0/0 for a token without experts.
   context = RoutingContext(train=train, threshold=jnp.array([0.25, 0.25, 1.0]))
   logits = jnp.concatenate([LOGITS[:3], jnp.array([[-200.0, -300.0, 0.0]])])
   gradient = jax.grad(lambda l: jnp.sum(jnp.square(_route(l, context, k=2).gate)))(logits)
@@ -134,24 +138,26 @@ def test_router_learns(train):
 
 
 def test_gates_survive_underflow():
-  # Experts 0 and 1 alone keep the token, whose probabilities underflow there. Catches: 0/0.
+  # Only experts 0 and 1 keep the token, and its probabilities for them underflow. Catches 0/0.
   context = RoutingContext(threshold=jnp.array([-1.0, -1.0, 2.0]))
   gate = _route(jnp.array([[-200.0, -201.0, 0.0]]), context, k=1).gate
   np.testing.assert_allclose(gate, [1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1)), 0.0], rtol=1e-6)
 
 
 def test_bfloat16_logits_are_softmaxed_in_float32():
-  # Catches: a softmax in the model's dtype.
+  # Catches a softmax in the model's dtype.
   plan = _route(LOGITS.astype(jnp.bfloat16), TRAIN, k=3)
   assert plan.gate.dtype == jnp.float32
   np.testing.assert_allclose(float(jnp.sum(plan.gate)), 4.0, rtol=1e-6)
 
 
 def test_threshold_loss_by_hand():
-  # k = 1, m = 1. T = (0.4, 0.75, 0.5). Expert 0 passes 0 (.5) and 2 (.8), keeps 2: excess +1 at 0:
-  # 0.5 - 0.4 = 0.1. Expert 1 passes none, keeps 3: -1 * (0.7 - 0.75) = 0.05. Expert 2 passes and
-  # keeps 1: 0. Mean: 0.15/4. Gradient of T: (m - passed)/4 = (-1, 1, 0)/4. Catches: the sign of
-  # either, a sum, a gradient through the masks.
+  # With k = 1, m is 1, and T is (0.4, 0.75, 0.5). For expert 0, tokens 0 (0.5) and 2 (0.8) exceed
+  # the threshold and token 2 is in the batch-wise mask, which gives +1 * (0.5 - 0.4) = 0.1. For
+  # expert 1, no token exceeds the threshold and token 3 is in the mask, which gives -1 * (0.7 -
+  # 0.75) = 0.05. For expert 2, token 1 is in both masks, which gives 0. The mean is 0.15/4, and the
+  # gradient of T is (m - tokens above T)/4 = (-1, 1, 0)/4. Catches a wrong sign of either, a sum
+  # instead of a mean, and a gradient through the masks.
   def loss(l, t):
     return threshold_loss(l, t, None, 1)
 
@@ -163,8 +169,9 @@ def test_threshold_loss_by_hand():
 
 
 def test_padding_counts_in_no_threshold():
-  # Three tokens, and one row of padding: m = round(1 * 3 / 3) = 1 = round(1 * 4 / 3).
-  # Catches: padding that passes, is kept or counts in the mean (over 4); 0/0 without a real token.
+  # There are three tokens and one row of padding, and m is round(1 * 3 / 3) = 1 = round(1 * 4 / 3).
+  # Catches padding that exceeds a threshold, is kept or counts in the mean, and 0/0 without a real
+  # token.
   loss = jax.jit(lambda l, valid: threshold_loss(l, jnp.array([0.4, 0.75, 0.5]), valid, 1))
   padded = jnp.concatenate([LOGITS[1:], jnp.array([[9.0, 0.0, 0.0]])])
   assert (
@@ -176,13 +183,14 @@ def test_padding_counts_in_no_threshold():
 
 
 def test_the_threshold_loss_of_a_single_token():
-  # One token, one expert, m = 1, which the threshold stops: -1 * (1 - 2) / 1 = 1. Catches: a mean
-  # over at least two.
+  # The threshold excludes the only token of the only expert, and m is 1, which gives -1 * (1 - 2) /
+  # 1 = 1. Catches a mean over at least two tokens.
   assert float(threshold_loss(jnp.zeros((1, 1)), jnp.array([2.0]), None, 1)) == pytest.approx(1.0)
 
 
 def test_descent_finds_the_batchwise_mask():
-  # From thresholds that all tokens pass, and that none does. Catches: descent away from m tokens.
+  # Descent starts from thresholds that all tokens exceed, and from thresholds that none exceeds.
+  # Catches a gradient that leads away from m tokens.
   logits = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4)), jnp.float32)
 
   def loss(t):
@@ -200,19 +208,19 @@ def test_descent_finds_the_batchwise_mask():
 
 @pytest.mark.parametrize("k", [0, 4])
 def test_bad_k_is_named(k):
-  # Catches: m = 0, or m clipped silently.
+  # Catches m = 0, and an m that is silently clipped.
   with pytest.raises(ConfigError, match="strictly_balanced.k="):
     strictly_balanced(LOGITS, TRAIN, k=k)
 
 
 def test_missing_threshold_is_named():
-  # Catches: None in a comparison; a threshold that training needs.
+  # Catches a comparison with None.
   with pytest.raises(ValueError, match="RoutingContext.threshold"):
     strictly_balanced(LOGITS, RoutingContext(), k=1)
 
 
 def test_looks_ahead():
-  # A later token takes an earlier one's place. Catches: a statement of "no" or "overflow".
+  # A later token takes the place of an earlier one. Catches a declared leak of "no" or "overflow".
   assert ROUTER.leak() == "yes"
 
   def first(logits):

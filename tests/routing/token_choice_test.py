@@ -1,4 +1,4 @@
-"""The plan of token choice: order of service, padding, nobody."""
+"""Tests the priority of assignments and the padding in plans of token choice."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,7 @@ from moe_jax.routing.token_choice import PRIORITIES, leak, token_choice
 
 pytestmark = pytest.mark.unit
 
-# Three tokens, two choices of four experts; token 1's second choice names nobody.
+# Three tokens have two choices each among four experts. Token 1's second choice names no expert.
 EXPERT = jnp.array([[0, 1], [2, 4], [3, 0]])
 GATE = jnp.array([[0.6, 0.4], [0.9, 0.1], [0.7, 0.3]])
 SCORE = jnp.array([0.1, 0.3, 0.2])
@@ -25,7 +25,7 @@ def _plan(priority, valid=None):
 
 
 def test_orders():
-  # Catches: orders mixed up, a gate that survives where nobody is named.
+  # Catches orders that are mixed up, and an assignment to no expert with a nonzero gate.
   assert _plan("choice") == [
     (0, 0, 0.6),
     (1, 2, 0.9),
@@ -54,8 +54,7 @@ def test_orders():
 
 @pytest.mark.parametrize("priority", PRIORITIES)
 def test_padding(priority):
-  # Catches: padding that names an expert, or goes before real tokens under "gate" whatever its
-  # score.
+  # Catches padding that names an expert, or that comes before real tokens with priority "gate".
   plan = _plan(priority, jnp.array([True, False, True]))
   assert [(e, g) for t, e, g in plan if t == 1] == [(4, 0.0)] * 2
   assert [row for row in plan if row[0] != 1] == [row for row in _plan(priority) if row[0] != 1]
@@ -64,7 +63,7 @@ def test_padding(priority):
 
 
 def test_leak():
-  # Catches: a first choice that is said to be safe under batch priority; K = 1 that is said to
+  # Catches first choices that are declared safe with batch priority, and K = 1 that is declared to
   # leak.
   assert [leak(k, p) for k, p in ((1, "choice"), (2, "choice"), (2, "token"), (1, "gate"))] == [
     "no",
@@ -75,6 +74,6 @@ def test_leak():
 
 
 def test_without_a_score():
-  # Catches: "choice" and "token" that need what only "gate" reads.
+  # Catches a score that is required for priorities other than "gate".
   plan = token_choice(EXPERT, GATE, RoutingContext(valid=jnp.array([True, True, False])), 4)
   np.testing.assert_array_equal(plan.expert, [0, 2, 4, 1, 4, 4])

@@ -1,4 +1,4 @@
-"""Token choice, by hand and against the oracle."""
+"""Tests top-K token choice by hand and against the oracle."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ from moe_jax.routing.top_k import ROUTER, top_k
 
 pytestmark = pytest.mark.unit
 
-# Softmax of the logs of probabilities is the probabilities: token 0 prefers 0 then 1, token 1
-# prefers 2 then 0, ...
+# The softmax of the logarithms of probabilities gives the probabilities. Token 0 prefers experts 0
+# and then 1, token 1 prefers experts 2 and then 0, and so on.
 PROBS = np.array([[0.5, 0.3, 0.2], [0.3, 0.1, 0.6], [0.8, 0.15, 0.05], [0.1, 0.7, 0.2]])
 LOGITS = jnp.log(jnp.asarray(PROBS, jnp.float32))
 
@@ -24,15 +24,15 @@ def _triples(plan):
 
 
 def test_switch_keeps_the_raw_probability():
-  # Catches: renormalising at K = 1 (all gates 1), argmin, a wrong axis.
+  # Catches renormalising at K = 1 (with which all gates are 1), argmin, and a wrong axis.
   plan = top_k(LOGITS, RoutingContext(), k=1, gate_norm="none")
   assert _triples(plan) == [(0, 0, 0.5), (1, 2, 0.6), (2, 0, 0.8), (3, 1, 0.7)]
 
 
 def test_renormalised_gates():
-  # 0.5/(0.5+0.3) = 0.625, 0.6/0.9 = 0.6667, 0.8/0.95 = 0.8421, 0.7/0.9 = 0.7778, and what is left
-  # of 1. Catches: a softmax over all logits, a sum over the wrong axis, token-major order as the
-  # default.
+  # The first gates are 0.5/(0.5+0.3) = 0.625, 0.6/0.9 = 0.6667, 0.8/0.95 = 0.8421 and 0.7/0.9 =
+  # 0.7778, and the second gates are the differences to 1. Catches a softmax over all logits, a sum
+  # over the wrong axis, and token-major order as the default.
   plan = top_k(LOGITS, RoutingContext(), k=2, gate_norm="top_k")
   assert _triples(plan) == [
     (0, 0, 0.625),
@@ -47,25 +47,25 @@ def test_renormalised_gates():
 
 
 def test_order_is_priority():
-  # Catches: mixed up priorities; "gate" that orders only the first choices, or each choice by its
-  # own gate.
+  # Catches priorities that are mixed up, and "gate" that orders only the first choices, or each
+  # choice by its own gate.
   def order(priority):
     return [(t, e) for t, e, _ in _triples(top_k(LOGITS, RoutingContext(), k=2, priority=priority))]
 
   assert order("token") == [(0, 0), (0, 1), (1, 2), (1, 0), (2, 0), (2, 1), (3, 1), (3, 2)]
-  # First choices have 0.5, 0.6, 0.8, 0.7: tokens 2, 3, 1, 0.
+  # First choices have gates of 0.5, 0.6, 0.8 and 0.7, so the order is tokens 2, 3, 1 and 0.
   assert order("gate") == [(2, 0), (3, 1), (1, 2), (0, 0), (2, 1), (3, 2), (1, 0), (0, 1)]
 
 
 def test_bias_selects_but_does_not_weigh():
-  # Biased scores of token 0: 0.5, 0.3 + 0.25, 0.2: expert 1, whose gate stays 0.3. Catches: a
-  # biased gate.
+  # The biased scores of token 0 are 0.5, 0.3 + 0.25 and 0.2, so it takes expert 1, whose gate stays
+  # 0.3. Catches a biased gate.
   plan = top_k(LOGITS, RoutingContext(bias=jnp.array([0.0, 0.25, 0.0])), k=1, gate_norm="none")
   assert _triples(plan) == [(0, 1, 0.3), (1, 2, 0.6), (2, 0, 0.8), (3, 1, 0.7)]
 
 
 def test_bias_has_no_gradient():
-  # Catches: a balancing bias that the task's loss trains.
+  # Catches a balancing bias that the loss of the task trains.
   def loss(bias):
     return jnp.sum(jnp.square(top_k(LOGITS, RoutingContext(bias=bias), k=2, gate_norm="none").gate))
 
@@ -74,7 +74,7 @@ def test_bias_has_no_gradient():
 
 @pytest.mark.parametrize("priority", ["choice", "token", "gate"])
 def test_padding_names_nobody(priority):
-  # Catches: padding that takes an expert, or shifts the others' choices.
+  # Catches padding that takes an expert, or that shifts the choices of other tokens.
   valid = jnp.array([True, False, True, False])
   plan = top_k(LOGITS, RoutingContext(valid=valid), k=2, priority=priority)
   expected = reference.top_k(LOGITS, 2, "top_k", priority, valid=np.asarray(valid))
@@ -84,7 +84,8 @@ def test_padding_names_nobody(priority):
 
 
 def test_ties_go_to_the_lower_expert():
-  # Catches: an unstable or reversed sort; zero logits (a fresh router, a padded row) are all ties.
+  # Zero logits, as those of a new router or of a row of padding, are all ties. Catches an unstable
+  # or reversed sort.
   plan = top_k(jnp.zeros((3, 4)), RoutingContext(), k=2)
   assert _triples(plan) == [
     (0, 0, 0.5),
@@ -98,15 +99,15 @@ def test_ties_go_to_the_lower_expert():
 
 @pytest.mark.parametrize("gate_norm", ["none", "top_k"])
 def test_gates_survive_underflow(gate_norm):
-  # The probabilities of experts 1 and 2 underflow to 0 in float32; they must still be named, with
-  # finite gates. Catches: 0/0 in the renormalisation under a bias that selects hopeless experts.
+  # The probabilities of experts 1 and 2 underflow to 0 in float32, but they must still be chosen,
+  # with finite gates. Catches 0/0 in the renormalisation if a bias selects very improbable experts.
   logits = jnp.array([[0.0, -200.0, -300.0]])
   plan = top_k(logits, RoutingContext(bias=jnp.array([-2.0, 0.0, 0.0])), k=2, gate_norm=gate_norm)
   assert np.all(np.isfinite(plan.gate)) and sorted(np.asarray(plan.expert)) == [1, 2]
 
 
 def test_bfloat16_logits_are_softmaxed_in_float32():
-  # Catches: a softmax in the model's dtype.
+  # Catches a softmax in the model's dtype.
   plan = top_k(LOGITS.astype(jnp.bfloat16), RoutingContext(), k=2)
   assert plan.gate.dtype == jnp.float32
   np.testing.assert_allclose(np.asarray(plan.gate[:4] + plan.gate[4:]), 1.0, rtol=1e-6)
@@ -156,25 +157,25 @@ def _oracle(logits, context, **options):
   ids=str,
 )
 def test_equals_the_oracle_on_50_draws(options):
-  # Half of the groups have tied experts and tied tokens. Catches: what one draw happens to hide.
+  # Half of the groups have tied experts and tied tokens. Catches faults that a single draw hides.
   check_oracle(top_k, _oracle, *draw(1), **options)
 
 
 @pytest.mark.parametrize(("tokens", "experts", "k"), [(1, 5, 2), (4, 1, 1), (4, 3, 3)])
 def test_equals_the_oracle_at_the_corners(tokens, experts, k):
-  # S = 1, E = 1, K = E. Catches: a division by E - 1, K clipped to E - 1.
+  # The corners are S = 1, E = 1 and K = E. Catches a division by E - 1, and K clipped to E - 1.
   check_oracle(top_k, _oracle, *draw(3, 5, tokens, experts), k=k)
 
 
 def test_appended_padding_changes_nothing():
-  # Catches: padding that goes before real tokens under "gate".
+  # Catches padding that comes before real tokens with priority "gate".
   check_appended_padding(top_k, k=2, priority="gate")
 
 
 @pytest.mark.parametrize(("gate_norm", "trains"), [("none", True), ("top_k", False)])
 def test_router_gradient_at_one_expert_a_token(gate_norm, trains):
-  # Catches: the renormalisation trap (a gate that is the constant 1) in Switch, and any silent cure
-  # of "top_k".
+  # Catches renormalisation in Switch, which makes the gate the constant 1, and a change of "top_k"
+  # that gives it a gradient.
   gradient = jax.grad(
     lambda l: jnp.sum(jnp.sin(top_k(l, RoutingContext(), k=1, gate_norm=gate_norm).gate))
   )(LOGITS)
@@ -191,13 +192,13 @@ def test_router_gradient_at_one_expert_a_token(gate_norm, trains):
   ],
 )
 def test_bad_options_are_named(options, field):
-  # Catches: K > E failing inside lax.top_k, or a KeyError.
+  # Catches K > E that fails inside lax.top_k, and a KeyError.
   with pytest.raises(ConfigError, match=field):
     top_k(LOGITS, RoutingContext(), **options)
 
 
 def test_looks_ahead():
-  # Catches: a first choice that is said to be safe under batch priority; Switch that is said to
+  # Catches first choices that are declared safe with batch priority, and Switch that is declared to
   # leak.
   said = [
     ROUTER.leak(**o) for o in ({}, {"k": 1}, {"priority": "token"}, {"k": 1, "priority": "gate"})
