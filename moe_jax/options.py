@@ -20,9 +20,13 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from moe_jax.errors import ConfigError, choose
+
+# A ConfigDict or a section of one. `moe_jax/assembly/sections.py` has checked the types of its
+# values, which a static type could not describe.
+Config: TypeAlias = Any
 
 # Float32 ends at 3.4e38. A larger number than this leaves no room for a product with anything.
 LARGEST = 1e20

@@ -7,11 +7,11 @@ import math
 
 import jax
 from flax import linen as nn
-from ml_collections import ConfigDict
 
 from moe_jax.assembly.experts import encoder_layers, experts_a_token, option, router_of
 from moe_jax.assembly.models import abstract_variables
 from moe_jax.assembly.sublayers import kind, layout, own_models, sublayer_at
+from moe_jax.options import Config
 
 KINDS = (
   "embedding",
@@ -66,7 +66,7 @@ class Parameter:
     return self.kind not in ("norms", "relative bias") and not self.path[-1].endswith("_bias")
 
 
-def parameter_counts(config: ConfigDict, vocab_size: int) -> tuple[int, int]:
+def parameter_counts(config: Config, vocab_size: int) -> tuple[int, int]:
   """(total, activated) parameters, by `jax.eval_shape` of the real model; activated: those that one
   token meets.
 
@@ -83,7 +83,7 @@ def parameter_counts(config: ConfigDict, vocab_size: int) -> tuple[int, int]:
   return total, round(activated)
 
 
-def parameters_by_kind(config: ConfigDict, vocab_size: int) -> dict[str, int]:
+def parameters_by_kind(config: Config, vocab_size: int) -> dict[str, int]:
   """Parameters of each of `KINDS`; they add up to the total of `parameter_counts`."""
   counts = dict.fromkeys(KINDS, 0)
   for leaf in parameters(config, vocab_size):
@@ -91,7 +91,7 @@ def parameters_by_kind(config: ConfigDict, vocab_size: int) -> dict[str, int]:
   return counts
 
 
-def flops_per_token(config: ConfigDict, vocab_size: int) -> float:
+def flops_per_token(config: Config, vocab_size: int) -> float:
   """FLOPs of the forward pass's matmuls a token: 2 a weight that the token meets, and attention.
 
   A token is one of the data.seq_len positions of a row. In an encoder-decoder these are the
@@ -122,7 +122,7 @@ def flops_per_token(config: ConfigDict, vocab_size: int) -> float:
   return flops + _attention_flops(config)
 
 
-def operations_per_step(config: ConfigDict, vocab_size: int) -> float:
+def operations_per_step(config: Config, vocab_size: int) -> float:
   """Multiply-adds a time step as Shazeer et al. 2017 count them (Tables 7 and 8): of LSTMs, experts
   and their gates.
 
@@ -140,7 +140,7 @@ def operations_per_step(config: ConfigDict, vocab_size: int) -> float:
   return operations
 
 
-def _attention_flops(config: ConfigDict) -> float:
+def _attention_flops(config: Config) -> float:
   m, length = config.model, config.data.seq_len
   if m.family == "lstm":
     return 0.0
@@ -159,7 +159,7 @@ def _attention_flops(config: ConfigDict) -> float:
   return 2.0 * m.num_heads * features * keys
 
 
-def _expert_shares(config: ConfigDict) -> dict[str, float]:
+def _expert_shares(config: Config) -> dict[str, float]:
   """The share of all experts that one token meets, for each of `own_models`."""
   experts = config.model.moe.num_experts
   return {
@@ -168,7 +168,7 @@ def _expert_shares(config: ConfigDict) -> dict[str, float]:
   }
 
 
-def parameters(config: ConfigDict, vocab_size: int) -> list[Parameter]:
+def parameters(config: Config, vocab_size: int) -> list[Parameter]:
   """The parameters of a config's model; `vocab_size` is the tokenizer's, used where
   model.vocab_size is 0."""
   boxed = jax.tree_util.tree_leaves_with_path(

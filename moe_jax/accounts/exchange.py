@@ -4,7 +4,6 @@ compared with."""
 from __future__ import annotations
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from moe_jax.assembly.experts import (
   capacity_options,
@@ -16,9 +15,10 @@ from moe_jax.assembly.experts import (
   trace_router,
 )
 from moe_jax.assembly.models import DTYPES
+from moe_jax.options import Config
 
 
-def exchange_bytes(config: ConfigDict) -> float:
+def exchange_bytes(config: Config) -> float:
   """Bytes a row of the batch that go to experts and back in one training step, in all layers, if
   none stays at home.
 
@@ -37,7 +37,7 @@ def exchange_bytes(config: ConfigDict) -> float:
   return (4 if m.remat == "none" else 6) * values * jnp.dtype(DTYPES[m.dtype]).itemsize
 
 
-def rows_a_token(m: ConfigDict, seq_len: int) -> float:
+def rows_a_token(m: Config, seq_len: int) -> float:
   """Rows that travel for each token in training: E*C/S slots, or A/S assignments where nothing is
   dropped.
 

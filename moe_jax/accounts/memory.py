@@ -7,13 +7,13 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import ConfigDict
 
 from moe_jax.assembly.experts import group_tokens
 from moe_jax.assembly.models import FAMILIES, abstract_variables
+from moe_jax.options import Config
 
 
-def activation_bytes(config: ConfigDict, vocab_size: int, vocab_shards: int = 1) -> float:
+def activation_bytes(config: Config, vocab_size: int, vocab_shards: int = 1) -> float:
   """Bytes a row (data.seq_len tokens, and their source) that `jax.vjp` of the loss saves, given
   model.remat.
 
@@ -30,7 +30,7 @@ def activation_bytes(config: ConfigDict, vocab_size: int, vocab_shards: int = 1)
   ) / rows
 
 
-def _saved(config: ConfigDict, vocab_size: int, rows: int, vocab_shards: int) -> float:
+def _saved(config: Config, vocab_size: int, rows: int, vocab_shards: int) -> float:
   vocab_size = config.model.vocab_size or vocab_size
   model = FAMILIES[config.model.family](config.model, vocab_size, "gpu")
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import functools
 
-from ml_collections import ConfigDict
-
 from moe_jax.assembly.experts import (
   capacity_options,
   encoder_layers,
@@ -20,9 +18,10 @@ from moe_jax.assembly.experts import (
   router_of,
   trace_router,
 )
+from moe_jax.options import Config
 
 
-def model_summary(config: ConfigDict) -> str:
+def model_summary(config: Config) -> str:
   """The architecture in words, one line a question."""
   m = config.model
   encoder, layers = encoder_layers(m), has_experts(m)
@@ -69,7 +68,7 @@ def model_summary(config: ConfigDict) -> str:
   return "\n".join(f"{name:>9}: {words}" for name, words in lines.items() if words)
 
 
-def _recurrence_words(m: ConfigDict) -> dict[str, str]:
+def _recurrence_words(m: Config) -> dict[str, str]:
   units = m.lstm_units or m.d_model
   projected = f", projected to {m.d_model}" if units != m.d_model else ""
   lines = {"lstm": f"{units} units{projected}, zero state at the start of each document"}
@@ -80,7 +79,7 @@ def _recurrence_words(m: ConfigDict) -> dict[str, str]:
   )
 
 
-def _attention_words(m: ConfigDict) -> str:
+def _attention_words(m: Config) -> str:
   if m.attention == "latent":
     queries = f"queries from {m.latent.query_rank}" if m.latent.query_rank else "full queries"
     return (
@@ -101,7 +100,7 @@ def _attention_words(m: ConfigDict) -> str:
   )
 
 
-def routing_summary(config: ConfigDict) -> str:
+def routing_summary(config: Config) -> str:
   """The resolved routing semantics in words, one line a question; "" for a dense model.
 
   A Brainformer's sublayers that route differently have such lines each.
@@ -111,7 +110,7 @@ def routing_summary(config: ConfigDict) -> str:
   )
 
 
-def _routing_words(m: ConfigDict, seq_len: int) -> str:
+def _routing_words(m: Config, seq_len: int) -> str:
   e = m.moe
   size = group_tokens(e, seq_len)
   if e.soft_slots:
@@ -148,18 +147,18 @@ def _norm_words(gate_norm: str | None) -> str:
   return f"gate_norm={gate_norm}" if gate_norm else "normalised as the router defines"
 
 
-def _dropless(e: ConfigDict, router: functools.partial) -> bool:
+def _dropless(e: Config, router: functools.partial) -> bool:
   capacity = capacity_options(e, router)
   return capacity.capacity_factor is None and capacity.eval_capacity_factor is None
 
 
-def _shared_words(e: ConfigDict) -> str:
+def _shared_words(e: Config) -> str:
   if not e.num_shared_experts:
     return "none shared"
   return f"{e.num_shared_experts} shared" + (" behind a sigmoid gate" if e.shared_gate else "")
 
 
-def _capacity_words(e: ConfigDict, router: functools.partial, size: int) -> str:
+def _capacity_words(e: Config, router: functools.partial, size: int) -> str:
   capacity = capacity_options(e, router)
   words, basis = [], {"tokens": "S/E", "assignments": "S*K/E"}[capacity.capacity_basis]
   assignments = trace_router(e, size).expert.shape[-1]
@@ -173,7 +172,7 @@ def _capacity_words(e: ConfigDict, router: functools.partial, size: int) -> str:
   return "; ".join(words)
 
 
-def _loss_words(m: ConfigDict) -> str:
+def _loss_words(m: Config) -> str:
   weights = moe_loss_weights(m)
   words = [f"{name} {weight:g}" for name, weight in weights.items()]
   if {"balance", "device", "communication"} & set(weights):

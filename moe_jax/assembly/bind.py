@@ -7,14 +7,12 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict, FrozenConfigDict
-
 from moe_jax.errors import ConfigError, choose
-from moe_jax.options import arguments
+from moe_jax.options import Config, arguments
 
 
 def bind(
-  table: Mapping[str, Callable], options: Mapping[str, Any] | ConfigDict, field: str
+  table: Mapping[str, Callable], options: Mapping[str, Any] | Config, field: str
 ) -> functools.partial:
   """The function of `table` that `options` names, with its options bound.
 
@@ -41,7 +39,7 @@ def bind(
 def _check_options(function: Callable, options: Any, field: str) -> None:
   """Raises ConfigError unless `options` maps options of this function to allowed values."""
   keys = arguments(function)
-  if not isinstance(options, (Mapping, ConfigDict, FrozenConfigDict)):
+  if not isinstance(options, (Mapping, Config, Config)):
     raise ConfigError(
       field,
       options,

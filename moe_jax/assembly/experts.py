@@ -24,10 +24,11 @@ from moe_jax.layers import (
   load_without_noise,
 )
 from moe_jax.models import moe_layers
+from moe_jax.options import Config
 from moe_jax.routing import ROUTERS, Leak, RoutingContext, RoutingPlan
 
 
-def moe_layer(m: ConfigDict, dense: functools.partial, platform: str) -> functools.partial:
+def moe_layer(m: Config, dense: functools.partial, platform: str) -> functools.partial:
   """What makes a layer with experts, where `dense` makes one without.
 
   Args:
@@ -67,7 +68,7 @@ def moe_layer(m: ConfigDict, dense: functools.partial, platform: str) -> functoo
   )
 
 
-def encoder_model(m: ConfigDict) -> ConfigDict:
+def encoder_model(m: Config) -> Config:
   """config.model as an encoder's layers read it: their router serves in the order that
   encoder_priority says."""
   if not m.moe.encoder_priority:
@@ -77,7 +78,7 @@ def encoder_model(m: ConfigDict) -> ConfigDict:
   return own
 
 
-def router_of(e: ConfigDict) -> functools.partial:
+def router_of(e: Config) -> functools.partial:
   """The function of the router that `config.model.moe` names, with its options bound."""
   return bind(
     {name: router.route for name, router in ROUTERS.items()}, e.router, "model.moe.router"
@@ -90,7 +91,7 @@ def option(router: functools.partial, name: str, default=None):
   return default if parameter is None else parameter.default
 
 
-def capacity_options(e: ConfigDict, router: functools.partial) -> CapacityOptions:
+def capacity_options(e: Config, router: functools.partial) -> CapacityOptions:
   """Returns the capacity of a layer's experts.
 
   A router with a capacity factor of its own fills its slots exactly, so that nothing is dropped.
@@ -99,7 +100,7 @@ def capacity_options(e: ConfigDict, router: functools.partial) -> CapacityOption
   return CapacityOptions.of(e) if factor is None else CapacityOptions(float(factor))
 
 
-def _facts(e: ConfigDict, router: functools.partial) -> RouterFacts:
+def _facts(e: Config, router: functools.partial) -> RouterFacts:
   """Returns what auxiliary losses must know about the router of config.model.moe."""
   size = 64 * e.num_experts  # Any size will do that leaves K whole.
   k = max(round(trace_router(e, size).expert.shape[-1] / size), 1)
@@ -114,7 +115,7 @@ def _facts(e: ConfigDict, router: functools.partial) -> RouterFacts:
   )
 
 
-def trace_router(e: ConfigDict, size: int) -> RoutingPlan:
+def trace_router(e: Config, size: int) -> RoutingPlan:
   """The abstract plan of one group in training; raises what the router raises of its options."""
   router = router_of(e)
   learned = ROUTERS[e.router["name"]].learned
@@ -145,7 +146,7 @@ def _traced(
   return jax.eval_shape(router, shape(size, num_experts), context)
 
 
-def has_experts(m: ConfigDict) -> tuple[bool, ...]:
+def has_experts(m: Config) -> tuple[bool, ...]:
   """For each layer of config.model, whether it has experts; those of an encoder come first.
 
   A Brainformer's layers are its sublayers.
@@ -161,7 +162,7 @@ def has_experts(m: ConfigDict) -> tuple[bool, ...]:
   )
 
 
-def names_of_layers_with_experts(config: ConfigDict) -> list[str]:
+def names_of_layers_with_experts(config: Config) -> list[str]:
   """A name for each layer with experts, in their order: its number, counted in the encoder and the
   decoder anew."""
   layers, encoder = has_experts(config.model), encoder_layers(config.model)
@@ -178,7 +179,7 @@ def names_of_layers_with_experts(config: ConfigDict) -> list[str]:
   return [name(i) for i, experts in enumerate(layers) if experts]
 
 
-def layers_with_experts(m: ConfigDict) -> tuple[ConfigDict, ...]:
+def layers_with_experts(m: Config) -> tuple[Config, ...]:
   """For each layer with experts, config.model as it reads it; those of an encoder come first."""
   models = own_models(m)
   read = [models[entry] for entry in layout(m)] or [encoder_model(m)] * encoder_layers(m) + [
@@ -187,23 +188,23 @@ def layers_with_experts(m: ConfigDict) -> tuple[ConfigDict, ...]:
   return tuple(own for own, experts in zip(read, has_experts(m), strict=True) if experts)
 
 
-def encoder_layers(m: ConfigDict) -> int:
+def encoder_layers(m: Config) -> int:
   """The number of layers of config.model's encoder; 0 = it has none."""
   return (m.num_encoder_layers or m.num_layers) if m.family == "encoder_decoder" else 0
 
 
-def looks_ahead(e: ConfigDict) -> Leak:
+def looks_ahead(e: Config) -> Leak:
   """Returns whether the routing of config.model.moe looks ahead. Soft MoE mixes all tokens of a
   group, so it does."""
   return "yes" if e.soft_slots else ROUTERS[e.router["name"]].leak(**router_of(e).keywords)
 
 
-def group_tokens(e: ConfigDict, seq_len: int) -> int:
+def group_tokens(e: Config, seq_len: int) -> int:
   """S, tokens that are routed together in rows of this length."""
   return e.group_size or e.group_rows * seq_len
 
 
-def experts_a_token(m: ConfigDict, seq_len: int) -> float:
+def experts_a_token(m: Config, seq_len: int) -> float:
   """A/S: K for token choice, on average the capacity factor for expert choice; E*p/S for Soft MoE's
   p slots."""
   size = group_tokens(m.moe, seq_len)
@@ -212,18 +213,18 @@ def experts_a_token(m: ConfigDict, seq_len: int) -> float:
   return trace_router(m.moe, size).expert.shape[-1] / size
 
 
-def loss_weights(config: ConfigDict) -> dict[str, float]:
+def loss_weights(config: Config) -> dict[str, float]:
   """What each of `Aux.losses` is multiplied by in the training loss; those of weight 0 are not
   there."""
   return moe_loss_weights(config.model)
 
 
-def moe_loss_weights(m: ConfigDict) -> dict[str, float]:
+def moe_loss_weights(m: Config) -> dict[str, float]:
   """Returns what `loss_weights` does, from config.model alone."""
   routed = any(has_experts(m)) and not m.moe.soft_slots
   return LossOptions.of(m.moe).weights if routed else {}
 
 
-def bias_update_rate(config: ConfigDict) -> float:
+def bias_update_rate(config: Config) -> float:
   """Step of the loss-free balancing bias; 0 = there is none."""
   return config.model.moe.bias_update_rate if any(has_experts(config.model)) else 0.0

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
 from moe_jax import sharding
 from moe_jax.assembly.experts import (
@@ -40,11 +40,12 @@ from moe_jax.models import (
   sublayer_block,
   transformer_block,
 )
+from moe_jax.options import Config
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def model(config: ConfigDict, vocab_size: int, mesh: jax.sharding.Mesh) -> nn.Module:
+def model(config: Config, vocab_size: int, mesh: jax.sharding.Mesh) -> nn.Module:
   """The model of a config that `validate` accepts.
 
   Args:
@@ -67,7 +68,7 @@ def model(config: ConfigDict, vocab_size: int, mesh: jax.sharding.Mesh) -> nn.Mo
   return family(config.model, wanted or vocab_size, sharding.platform(mesh)).clone(seed=config.seed)
 
 
-def abstract_variables(config: ConfigDict, vocab_size: int) -> Any:
+def abstract_variables(config: Config, vocab_size: int) -> Any:
   """The shapes of a config's model's variables, in Flax's boxes; traced once, and nothing is
   allocated.
 
@@ -80,7 +81,7 @@ def abstract_variables(config: ConfigDict, vocab_size: int) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def _abstract_variables(m: FrozenConfigDict, vocab_size: int, tokens: int) -> Any:
+def _abstract_variables(m: Config, vocab_size: int, tokens: int) -> Any:
   built, ids = (
     FAMILIES[m.family](m, vocab_size, "cpu"),
     jax.ShapeDtypeStruct((1, tokens), jnp.int32),
@@ -92,17 +93,17 @@ def _abstract_variables(m: FrozenConfigDict, vocab_size: int, tokens: int) -> An
   return jax.eval_shape(init, jax.random.key(0), ids, ids, ids)
 
 
-def fixed_vocab_size(config: ConfigDict) -> int:
+def fixed_vocab_size(config: Config) -> int:
   """The vocabulary's size where the config fixes it; 0 = it is the tokenizer's."""
   return config.model.vocab_size
 
 
-def grouped_query(m: ConfigDict, **common) -> functools.partial:
+def grouped_query(m: Config, **common) -> functools.partial:
   """Returns a factory for `Attention`; `common` supplies the fields that the config does not."""
   return functools.partial(Attention, options=AttentionOptions.of(m), norm_eps=m.norm_eps, **common)
 
 
-def latent(m: ConfigDict, **common) -> functools.partial:
+def latent(m: Config, **common) -> functools.partial:
   """Returns a factory for `LatentAttention`; `common` supplies what the config does not."""
   return functools.partial(
     LatentAttention,
@@ -113,12 +114,12 @@ def latent(m: ConfigDict, **common) -> functools.partial:
   )
 
 
-def norm(m: ConfigDict) -> functools.partial:
+def norm(m: Config) -> functools.partial:
   """What makes a norm of config.model."""
   return functools.partial(NORMS[m.norm], epsilon=m.norm_eps)
 
 
-def shared_table(m: ConfigDict) -> functools.partial | None:
+def shared_table(m: Config) -> functools.partial | None:
   """What makes the table of relative biases that a stack's layers share; None where each has its
   own, or none."""
   if not m.relative_shared:
@@ -129,7 +130,7 @@ def shared_table(m: ConfigDict) -> functools.partial | None:
 ATTENTIONS = {"grouped_query": grouped_query, "latent": latent}
 
 
-def _dense_ffn(m: ConfigDict, output_scale: float) -> functools.partial:
+def _dense_ffn(m: Config, output_scale: float) -> functools.partial:
   """Returns a factory for the dense FFN of config.model."""
   return functools.partial(
     DenseFfn,
@@ -141,7 +142,7 @@ def _dense_ffn(m: ConfigDict, output_scale: float) -> functools.partial:
   )
 
 
-def _of_every_family(m: ConfigDict) -> dict[str, Any]:
+def _of_every_family(m: Config) -> dict[str, Any]:
   """Returns the fields that all model classes have."""
   biased = any(has_experts(m)) and m.moe.bias_update_rate
   return dict(
@@ -155,7 +156,7 @@ def _of_every_family(m: ConfigDict) -> dict[str, Any]:
 
 
 def _transformer_block(
-  m: ConfigDict, layers: Sequence[bool], scale: float, platform: str, **parts: Any
+  m: Config, layers: Sequence[bool], scale: float, platform: str, **parts: Any
 ) -> functools.partial:
   """Returns what makes the layers of a Transformer, `layers` of which have experts.
 
@@ -174,7 +175,7 @@ def _transformer_block(
   )
 
 
-def _decoder(m: ConfigDict, vocab_size: int, platform: str) -> LanguageModel:
+def _decoder(m: Config, vocab_size: int, platform: str) -> LanguageModel:
   layers = has_experts(m)
   # Each addition to the residual stream starts with variance 1 / additions; their sum then has 1.
   additions = 2 * m.num_layers + m.moe.extra_ffn * sum(layers)
@@ -192,7 +193,7 @@ def _decoder(m: ConfigDict, vocab_size: int, platform: str) -> LanguageModel:
   )
 
 
-def _encoder_decoder(m: ConfigDict, vocab_size: int, platform: str) -> EncoderDecoder:
+def _encoder_decoder(m: Config, vocab_size: int, platform: str) -> EncoderDecoder:
   layers, split = has_experts(m), encoder_layers(m)
   return EncoderDecoder(
     vocab_size=vocab_size,
@@ -205,9 +206,7 @@ def _encoder_decoder(m: ConfigDict, vocab_size: int, platform: str) -> EncoderDe
   )
 
 
-def _tower(
-  m: ConfigDict, layers: tuple[bool, ...], platform: str, encoder: bool
-) -> functools.partial:
+def _tower(m: Config, layers: tuple[bool, ...], platform: str, encoder: bool) -> functools.partial:
   """Returns a factory for an encoder or a decoder of these layers.
 
   As in T5 and GShard, attention weights have dropout, too.
@@ -229,7 +228,7 @@ def _tower(
   )
 
 
-def _lstm(m: ConfigDict, vocab_size: int, platform: str) -> LanguageModel:
+def _lstm(m: Config, vocab_size: int, platform: str) -> LanguageModel:
   layers, dtype = has_experts(m), DTYPES[m.dtype]
   # The experts' output passes a sigmoid, which no factor on it keeps small; shared experts are such
   # FFNs, too.
@@ -249,11 +248,11 @@ def _lstm(m: ConfigDict, vocab_size: int, platform: str) -> LanguageModel:
   )
 
 
-def _brainformer(m: ConfigDict, vocab_size: int, platform: str) -> LanguageModel:
+def _brainformer(m: Config, vocab_size: int, platform: str) -> LanguageModel:
   entries, dtype = layout(m), DTYPES[m.dtype]
   scale = len(entries) ** -0.5
 
-  def sublayer(entry: str, own: ConfigDict) -> dict[str, Any]:
+  def sublayer(entry: str, own: Config) -> dict[str, Any]:
     dense = _dense_ffn(own, scale)
     make = {
       "attention": lambda: grouped_query(own, output_scale=scale, dtype=dtype),

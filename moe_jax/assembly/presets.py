@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from moe_jax.assembly.experts import experts_a_token
 from moe_jax.assembly.sections import NEUTRAL, check_config
 from moe_jax.errors import ConfigError, choose
+from moe_jax.options import Config
 from moe_jax.routing import ROUTERS
 
 _SHAZEER = {
@@ -182,7 +183,7 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
 }
 
 
-def use_preset(config: ConfigDict, name: str) -> None:
+def use_preset(config: Config, name: str) -> None:
   """Writes a preset into `config.model.moe`.
 
   Args:

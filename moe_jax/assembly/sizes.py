@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ml_collections import ConfigDict
-
 from moe_jax.assembly.experts import encoder_layers, group_tokens, has_experts
 from moe_jax.assembly.sublayers import kind, layout, own_models
 from moe_jax.errors import ConfigError
 from moe_jax.models import find_pattern
 from moe_jax.models.options import LAYERS
+from moe_jax.options import Config
 
 # 1.1 PB: 170 times the 6.4 TB of Switch-C's 1.6 trillion float32 weights, and the memory of 14,000
 # H100s.
@@ -24,7 +23,7 @@ MOST_COMPILED = 96
 DEEPEST = LAYERS.high
 
 
-def check_sizes(config: ConfigDict) -> None:
+def check_sizes(config: Config) -> None:
   """Refuses a model or a batch of more than `MOST_BYTES`. All its numbers are within their bounds.
 
   Raises:
@@ -53,7 +52,7 @@ def check_sizes(config: ConfigDict) -> None:
       )
 
 
-def _check_compiled(m: ConfigDict) -> None:
+def _check_compiled(m: Config) -> None:
   layers, split = layout(m) or has_experts(m), encoder_layers(m)
   for tower in (layers[:split], layers[split:]):
     pattern = find_pattern(tower)
@@ -70,7 +69,7 @@ def _check_compiled(m: ConfigDict) -> None:
       )
 
 
-def weights(m: ConfigDict) -> Iterator[tuple[str, int]]:
+def weights(m: Config) -> Iterator[tuple[str, int]]:
   """`(key, number of weights that it multiplies)`, at least: two matrices an FFN or expert, no
   biases or norms."""
   yield "model.vocab_size", (m.vocab_size + m.target_vocab_size) * m.d_model
@@ -103,7 +102,7 @@ def weights(m: ConfigDict) -> Iterator[tuple[str, int]]:
       )
 
 
-def activations(config: ConfigDict) -> Iterator[tuple[str, int]]:
+def activations(config: Config) -> Iterator[tuple[str, int]]:
   """`(key, number of values)` of the largest arrays of one layer for a microbatch and for a group
   of tokens."""
   m, d, t = config.model, config.data, config.train

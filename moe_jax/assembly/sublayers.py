@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from moe_jax.errors import ConfigError, choose
 from moe_jax.experts import ACTIVATIONS
 from moe_jax.models import SEARCH_SPACE, find_pattern
+from moe_jax.options import Config
 from moe_jax.routing import ROUTERS
 
 # What an option of a sublayer takes the place of, in config.model; `gate` and `capacity` are the
@@ -76,7 +77,7 @@ def write(kind: str, options: Mapping[str, Any]) -> str:
   )
 
 
-def read(m: ConfigDict, entry: str) -> ConfigDict:
+def read(m: Config, entry: str) -> Config:
   """config.model as this sublayer reads it: with what it says of itself in place of the keys that
   all share.
 
@@ -100,18 +101,18 @@ def read(m: ConfigDict, entry: str) -> ConfigDict:
   return own
 
 
-def layout(m: ConfigDict) -> tuple[str, ...]:
+def layout(m: Config) -> tuple[str, ...]:
   """The sublayers of all blocks, in order; () in another family than Brainformer's."""
   return tuple(m.block) * m.num_layers if m.family == "brainformer" else ()
 
 
-def own_models(m: ConfigDict) -> dict[str, ConfigDict]:
+def own_models(m: Config) -> dict[str, Config]:
   """entry of the block -> config.model as it reads it; {"": m} in other families, whose layers all
   read the same."""
   return {entry: read(m, entry) for entry in m.block} if m.family == "brainformer" else {"": m}
 
 
-def sublayer_at(m: ConfigDict, path: Sequence[str]) -> str:
+def sublayer_at(m: Config, path: Sequence[str]) -> str:
   """The entry of the block, a key of `own_models`, that a parameter belongs to; any where it
   belongs to none."""
   entries = layout(m)

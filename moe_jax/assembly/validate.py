@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flax import linen as nn
-from ml_collections import ConfigDict
 
 from moe_jax import sharding
 from moe_jax.assembly.bind import bind
@@ -31,7 +30,7 @@ from moe_jax.data.span_corruption import raw_length
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.errors import ConfigError, choose
 from moe_jax.experts import ACTIVATIONS
-from moe_jax.options import Bounds
+from moe_jax.options import Bounds, Config
 from moe_jax.routing import ROUTERS
 from moe_jax.routing.token_choice import PRIORITIES
 from moe_jax.sharding.mesh import MOST_DEVICES
@@ -44,7 +43,7 @@ from moe_jax.training.optimizers import OptimizerOptions
 _REACH_THEIR_PEAK = ("cosine", "wsd", "steps", "constant")
 
 
-def validate(config: ConfigDict, num_devices: int | None = None) -> None:
+def validate(config: Config, num_devices: int | None = None) -> None:
   """Raises ConfigError for what is wrong with a config, before anything is compiled.
 
   Args:
@@ -69,7 +68,7 @@ def validate(config: ConfigDict, num_devices: int | None = None) -> None:
   _validate_mesh(config, num_devices)
 
 
-def _validate_warmup(config: ConfigDict) -> None:
+def _validate_warmup(config: Config) -> None:
   """The learning rate gets to its peak within the run, where it rises to it in a line."""
   o, steps = config.optimizer, config.train.steps
   if o.schedule in _REACH_THEIR_PEAK and o.warmup_steps > steps:
@@ -82,7 +81,7 @@ def _validate_warmup(config: ConfigDict) -> None:
     )
 
 
-def _validate_objective(config: ConfigDict) -> None:
+def _validate_objective(config: Config) -> None:
   """An encoder has something to read, and nobody makes what is not read."""
   family, d = config.model.family, config.data
   needed = "span_corruption" if family == "encoder_decoder" else "next_token"
@@ -96,7 +95,7 @@ def _validate_objective(config: ConfigDict) -> None:
     raw_length(d.encoder_len, d.seq_len, d.noise_density, d.mean_span)
 
 
-def _validate_block(m: ConfigDict) -> None:
+def _validate_block(m: Config) -> None:
   """A Brainformer has sublayers, no other family has, and experts are there if and only if one of
   them needs some."""
   if (m.family == "brainformer") != bool(m.block):
@@ -153,7 +152,7 @@ def _blamed(entry: str) -> Iterator[None]:
     ) from error
 
 
-def _validate_attention(m: ConfigDict) -> None:
+def _validate_attention(m: Config) -> None:
   if m.relative_shared and (
     m.position != "relative" or m.family not in ("decoder", "encoder_decoder")
   ):
@@ -214,7 +213,7 @@ _NOT_LSTM: Mapping[str, Any] = {
 }
 
 
-def _refuse(m: ConfigDict, absent: Mapping[str, Any], who: str, instead: str) -> None:
+def _refuse(m: Config, absent: Mapping[str, Any], who: str, instead: str) -> None:
   for key, value in absent.items():
     if _get(m, key) != value:
       raise ConfigError(
@@ -222,7 +221,7 @@ def _refuse(m: ConfigDict, absent: Mapping[str, Any], who: str, instead: str) ->
       )
 
 
-def _validate_latent(m: ConfigDict) -> None:
+def _validate_latent(m: Config) -> None:
   _refuse(m, _NOT_LATENT, "attention='latent'", "attention='grouped_query'")
   if m.latent.rope_dim % 2:
     raise ConfigError(
@@ -230,7 +229,7 @@ def _validate_latent(m: ConfigDict) -> None:
     )
 
 
-def _validate_experts(config: ConfigDict, m: ConfigDict) -> None:
+def _validate_experts(config: Config, m: Config) -> None:
   """Of the layers with experts that read `m`, which is config.model or what a sublayer makes of
   it."""
   e = m.moe
@@ -283,7 +282,7 @@ def _validate_experts(config: ConfigDict, m: ConfigDict) -> None:
     )
 
 
-def _validate_encoder_priority(m: ConfigDict, router: functools.partial) -> None:
+def _validate_encoder_priority(m: Config, router: functools.partial) -> None:
   """There is an encoder, and its router has an order of service that can be another than the
   decoder's."""
   value = m.moe.encoder_priority
@@ -321,7 +320,7 @@ def _validate_gates(router: functools.partial, name: str) -> None:
     )
 
 
-def _validate_balancing(m: ConfigDict, name: str) -> None:
+def _validate_balancing(m: Config, name: str) -> None:
   e, weights = m.moe, moe_loss_weights(m)
   if e.num_experts % e.devices:
     raise ConfigError("model.moe.devices", e.devices, f"must divide num_experts={e.num_experts}")
@@ -353,7 +352,7 @@ def _validate_balancing(m: ConfigDict, name: str) -> None:
     )
 
 
-def _validate_batch(config: ConfigDict) -> None:
+def _validate_batch(config: Config) -> None:
   t, e = config.train, config.model.moe
   if t.batch_size % t.accumulate_steps:
     raise ConfigError(
@@ -377,7 +376,7 @@ def _validate_batch(config: ConfigDict) -> None:
       )
 
 
-def _lengths(config: ConfigDict) -> dict[str, int]:
+def _lengths(config: Config) -> dict[str, int]:
   """Of the rows whose tokens are routed."""
   d = config.data
   return {"seq_len": d.seq_len} | (
@@ -385,7 +384,7 @@ def _lengths(config: ConfigDict) -> dict[str, int]:
   )
 
 
-def _validate_mesh(config: ConfigDict, num_devices: int | None) -> None:
+def _validate_mesh(config: Config, num_devices: int | None) -> None:
   sharding.check_rules(dict(config.sharding))
   asked = dict(config.mesh)
   if num_devices is None:
@@ -404,7 +403,7 @@ def _validate_mesh(config: ConfigDict, num_devices: int | None) -> None:
     raise ConfigError(field, value, remedy + (f"; nearest meshes that fit: {fits}" if fits else ""))
 
 
-def _misfit(config: ConfigDict, sizes: Mapping[str, int]) -> tuple[str, Any, str] | None:
+def _misfit(config: Config, sizes: Mapping[str, int]) -> tuple[str, Any, str] | None:
   """The first (field, value, remedy) of what a mesh of these sizes does not divide; None if it
   fits."""
   m, t = config.model, config.train
@@ -443,5 +442,5 @@ def _misfit(config: ConfigDict, sizes: Mapping[str, int]) -> tuple[str, Any, str
   return None
 
 
-def _get(config: ConfigDict, field: str) -> Any:
+def _get(config: Config, field: str) -> Any:
   return functools.reduce(lambda node, key: node[key], field.split("."), config)
