@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from moe_jax import train
+from moe_jax.commands import Flag, guarded, parse, take_flags
 from moe_jax.errors import whole
 
 MOST = 1024  # processes, and devices of each, on one machine
@@ -35,20 +35,17 @@ def run() -> None:
 
 def main(argv: Sequence[str]) -> int:
   """Does what the command line says; returns the exit code."""
-  return train.guarded(argv, __doc__, lambda rest: _launch(rest[1:]))
+  return guarded(argv, __doc__, lambda rest: _launch(rest[1:]))
 
 
 def _launch(args: Sequence[str]) -> int:
-  numbers = {"processes": 2, "devices": 1}
-  passed = []
-  for arg in args:
-    flag, _, value = arg.removeprefix("--").partition("=")
-    if flag in numbers:
-      numbers[flag] = whole(flag, value, 1, MOST)
-    else:
-      passed.append(arg)
-  train.parse(["train", *passed])  # a mistake is told once, and not by each of them
-  return supervise(start(numbers["processes"], numbers["devices"], passed))
+  values, passed = take_flags(args, (Flag("processes"), Flag("devices")), passes=True)
+  processes, devices = (
+    whole(name, values.get(name, default), 1, MOST)
+    for name, default in (("processes", "2"), ("devices", "1"))
+  )
+  parse(["train", *passed])  # so that a mistake is told once, and not by each process
+  return supervise(start(processes, devices, passed))
 
 
 def start(processes: int, devices: int, args: Sequence[str]) -> list[subprocess.Popen]:

@@ -47,7 +47,7 @@ pytestmark = pytest.mark.unit
 
 
 def resolved(name: str) -> str:
-  from moe_jax.train import load_config  # not at the top: jaxtyping's import hook comes first
+  from moe_jax.commands import load_config  # not at the top: jaxtyping's import hook comes first
 
   return json.dumps(load_config(f"configs/{name}").to_dict(), indent=1) + "\n"
 
@@ -90,7 +90,7 @@ def test_every_config_has_a_snapshot():
 def test_every_config_is_valid(name):
   # Catches: a config that is only found to be wrong by whoever runs it.
   from moe_jax import accounts, assembly
-  from moe_jax.train import load_config
+  from moe_jax.commands import load_config
 
   config = load_config(f"configs/{name}")
   assembly.validate(config, 1)

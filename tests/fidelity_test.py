@@ -151,7 +151,7 @@ TABLE = {
 @functools.cache
 def flat(name):
   """The config's keys, dotted."""
-  from moe_jax.train import load_config  # not at the top: jaxtyping's import hook comes first
+  from moe_jax.commands import load_config  # not at the top: jaxtyping's import hook comes first
 
   found, rest = {}, [("", load_config(f"configs/{name.replace(':', '.py:')}").to_dict())]
   for prefix, part in rest:

@@ -29,7 +29,7 @@ ROOMS = (
   "dryrun",
   "commands",
 )
-COMMANDS = ("train", "launch", "describe", "routers", "inspect")  # and each __main__.py
+COMMANDS = ("train", "launch", "describe", "routers", "inspect", "commands")  # and each __main__.py
 ALONE = ("errors", "options", "hlo", "distributed", "sharding", "data")
 
 

@@ -123,7 +123,7 @@ OFTEN = {
 
 
 def load(name):
-  from moe_jax.train import load_config  # not at the top: jaxtyping's import hook comes first
+  from moe_jax.commands import load_config  # not at the top: jaxtyping's import hook comes first
 
   return load_config(f"configs/{name.replace(':', '.py:')}")
 

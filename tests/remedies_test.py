@@ -30,7 +30,7 @@ def said(pattern):
 
 def test_keys_exist():
   # Catches: a renamed key that a sentence still recommends.
-  from moe_jax.train import _keys
+  from moe_jax.commands.command_line import _keys
 
   known = set(_keys(config()))
   found = said(r"--config\.([a-z_][\w.]*\w)")

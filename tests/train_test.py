@@ -1,7 +1,6 @@
 """The command: mistakes end in one sentence, and a run that is killed ends like one that was
 not."""
 
-import errno
 import json
 import os
 import pathlib
@@ -11,12 +10,10 @@ import sys
 
 import pytest
 import tiny
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from moe_jax import data, train
 from moe_jax import inspect as inspection
-from moe_jax.errors import EXIT_DIVERGED, ConfigError, Diverged
+from moe_jax.errors import EXIT_DIVERGED, Diverged
 from moe_jax.run import loop
 from moe_jax.training import metrics, workdir
 
@@ -174,7 +171,7 @@ def test_mistakes_in_files(tmp_path, capfd):
 def test_a_workdir_that_is_not_this_runs(tmp_path, capfd):
   # Catches: another run's files overwritten; a damaged checkpoint that silently starts a new run.
   place = tmp_path / "run"
-  config = train.parse(arguments(tmp_path)).config
+  config = commands.parse(arguments(tmp_path)).config
   workdir.claim(place, config)
   source = config.data.sources[0]
   workdir.note_start(
@@ -227,171 +224,6 @@ def test_determinism_is_checked_and_nothing_is_written(
   monkeypatch.setattr(loop, "determinism", lambda config: different)
   assert train.main(arguments(tmp_path, "--check_determinism")) == code
   assert words in "".join(capfd.readouterr()) and not (tmp_path / "run").exists()
-
-
-def test_routing_presets_on_the_command_line(tmp_path, capfd):
-  # Catches: a preset that undoes what else the command line says, or comes after it; an unknown one
-  # with a traceback.
-  def parse(*extra):
-    return train.parse(arguments(tmp_path) + list(extra)).config.model.moe
-
-  e = parse(
-    "--config.model.moe=st_moe",
-    "--config.model.moe.z_loss=0.5",
-    "--config.model.moe.router.st_moe.k=3",
-  )
-  assert (
-    e.router["name"] == "st_moe"
-    and e.router.st_moe.k == 3
-    and e.z_loss == 0.5
-    and e.capacity_factor == 1.25
-  )
-  assert parse("--config.model.moe.z_loss=0.5", "--config.model.moe=st_moe").z_loss == 0.5
-  assert train.main([*arguments(tmp_path), "--config.model.moe=gshrad"]) == 2
-  assert "did you mean 'gshard'" in capfd.readouterr().err
-  assert train.main([*arguments(tmp_path), "--config.model.moe", "gshard"]) == 2  # without the =
-  assert "model.moe='': known: " in capfd.readouterr().err
-
-
-def test_none_on_the_command_line(tmp_path):
-  # Catches: a placeholder that has no way back to None; a None that wins against what is said after
-  # it.
-  def parse(*extra):
-    return train.parse(arguments(tmp_path) + list(extra)).config.model.moe
-
-  flag = "--config.model.moe.capacity_factor"
-  switch = "--config.model.moe=switch"
-  for said in (
-    [switch, f"{flag}=None"],
-    [f"{flag}=2.0", f"{flag}=none"],
-    [flag, "2", flag, "None"],
-  ):
-    assert parse(*said).capacity_factor is None
-  assert parse(f"{flag}=None", f"{flag}=2").capacity_factor == 2.0
-  assert (
-    parse(
-      "--config.model.moe=switch", "--config.model.moe.eval_capacity_factor=None"
-    ).capacity_factor
-    == 1.25
-  )
-
-
-ALL = sorted(train._keys(train.load_config("configs/base.py")))
-
-
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
-@given(
-  st.lists(
-    st.tuples(
-      st.sampled_from(["--config.", "-config.", "--noconfig.", "--", ""]),
-      st.one_of(st.sampled_from(ALL), st.text(max_size=6)),
-      st.sampled_from(["=", " ", ""]),
-      st.one_of(
-        st.text(max_size=6),
-        st.integers().map(str),
-        st.floats().map(str),
-        st.sampled_from(
-          ["None", "True", "1e400", "(1,", "('a',)", "[]", "{}", "switch", "9" * 5000]
-        ),
-      ),
-    ),
-    min_size=1,
-    max_size=3,
-  )
-)
-def test_any_command_line_is_read_or_told_in_a_sentence(words):
-  # Catches: what absl, ml_collections or ast raise of an odd argument, passed on as a traceback.
-  args = ["train", "--config=configs/base.py", "--workdir=x"]
-  for dashes, key, equals, value in words:
-    args += (
-      [f"{dashes}{key}={value}"]
-      if equals == "="
-      else [f"{dashes}{key}", *[value] * (equals == " ")]
-    )
-  try:
-    train.parse(args)
-  except ConfigError as error:
-    assert len(str(error)) < 4000
-
-
-@pytest.mark.parametrize(
-  "error, code, words",
-  [
-    (
-      OSError(errno.ENOSPC, "No space left on device", "x/y"),
-      1,
-      ["x/y: No space left", "saved before is kept"],
-    ),
-    (PermissionError(errno.EACCES, "Permission denied", "z"), 1, ["z: Permission denied"]),
-    (MemoryError(), 1, ["not enough memory", "kept"]),
-    (KeyboardInterrupt(), 130, ["interrupted"]),
-    (ConfigError("a", 1, "must be 2"), 2, ["a=1: must be 2"]),
-  ],
-)
-def test_what_is_no_bug_is_told_in_one_sentence(capsys, error, code, words):
-  # Catches: 459 lines of traceback for a disk that is full.
-  def action(rest):
-    raise error
-
-  assert train.guarded(["x"], "", action) == code
-  said = capsys.readouterr().err
-  assert (
-    said.startswith("error: ") and said.count("\n") == 1 and all(word in said for word in words)
-  )
-
-
-def test_a_bug_is_told_with_its_traceback(capsys):
-  # Catches: a fault of the program that looks like a mistake of the user, or leaves no trace.
-  def action(rest):
-    raise KeyError("surprise")
-
-  assert train.guarded(["x"], "", action) == 1
-  said = capsys.readouterr().err
-  assert "Traceback" in said and "in action" in said
-  assert (
-    said.splitlines()[-1].startswith("error: KeyError: 'surprise'")
-    and "is a bug" in said
-    and "kept" in said
-  )
-
-
-def test_nobody_reads_the_output(tmp_path):
-  # Catches: a traceback of BrokenPipeError under `| head`, also of Python's own flush at its end.
-  code = (
-    "import sys; from moe_jax import train; "
-    "sys.exit(train.guarded(['x'], '', lambda _: print('x' * 9**6) or 0))"
-  )
-  done = subprocess.run(
-    ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -c 1', sys.executable, code],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
-  assert (done.returncode, done.stdout, done.stderr) == (0, "x", "")
-
-
-def test_another_pipe_that_breaks_is_a_bug(capsys):
-  # Catches: a process that died unseen, taken for a reader of the output that has enough.
-  def action(rest):
-    raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-
-  assert train.guarded(["x"], "", action) == 1
-  assert "is a bug" in capsys.readouterr().err
-
-
-def test_configs_are_found_from_anywhere(tmp_path, monkeypatch):
-  # Catches: a path that works only in the clone; a file in the working directory that loses against
-  # the clone's.
-  monkeypatch.chdir(tmp_path)
-  for name in ("configs/quickstart.py", "quickstart.py"):
-    assert train.load_config(name).model.family == "decoder"
-  (tmp_path / "mine.py").write_text(
-    "from configs import base\ndef get_config(steps):\n  c = base.get_config()\n"
-    "  c.train.steps = int(steps)\n  return c\n"
-  )
-  command = train.parse(["train", "--config", "mine.py:77", "--workdir", "w", "--config.seed", "3"])
-  assert (command.config.train.steps, command.config.seed, command.path) == (77, 3, "mine.py:77")
 
 
 def execute(argv, **environment):
