@@ -26,8 +26,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments import sweep
 from experiments.brainformer_search import figures, search, table, trial
+from experiments.common import sweep
 from moe_jax.errors import ConfigError
 from moe_jax.train import guarded
 from moe_jax.training import workdir

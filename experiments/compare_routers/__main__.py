@@ -8,7 +8,7 @@ and outcome.
   python -m experiments.compare_routers --write         renews tables and figures of both from
                                                         results.jsonl alone
 
-The flags of experiments/sweep.py hold: --print, --only, --processes, --devices, --workdir.
+The flags of experiments/common/sweep.py hold: --print, --only, --processes, --devices, --workdir.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from experiments import sweep
+from experiments.common import sweep
 from experiments.compare_routers import study, table
 from moe_jax.train import guarded
 

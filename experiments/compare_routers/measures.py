@@ -15,7 +15,7 @@ from experiments.compare_routers import study
 
 Lines = Mapping[
   str, Mapping[str, Any]
-]  # row -> its line of results.jsonl, see experiments/seeds.py
+]  # row -> its line of results.jsonl, see experiments/common/seeds.py
 
 LAST = 0.2  # of the logged steps: where routing is averaged over
 ERRORS = 2.0  # standard errors that a difference exceeds

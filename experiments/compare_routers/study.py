@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from experiments.common.sweep import Row
 from experiments.compare_routers import backbone
-from experiments.sweep import Row
 
 SEEDS = 3
 DENSE = "dense"

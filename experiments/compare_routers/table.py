@@ -8,7 +8,7 @@ import json
 import pathlib
 from typing import Any
 
-from experiments import sweep
+from experiments.common import sweep
 from experiments.compare_routers import figures, measures, study
 from moe_jax.routers import replace
 

@@ -1,7 +1,7 @@
 """Each family's desk model and its dense twin; README.md beside this file has the question and the
 outcome.
 
-python -m experiments.desk_twins           trains what is not finished (experiments/sweep.py has the
+python -m experiments.desk_twins           trains what is not finished (experiments/common/sweep.py has the
 flags) python -m experiments.desk_twins --write   puts the table into this README and the main one
 """
 
@@ -10,7 +10,7 @@ import statistics
 import sys
 
 from configs.dense_baseline import FAMILIES
-from experiments import sweep
+from experiments.common import sweep
 from moe_jax.routers import replace
 from moe_jax.train import guarded
 

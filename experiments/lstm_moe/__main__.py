@@ -2,7 +2,7 @@
 
 python -m experiments.lstm_moe --desk    trains what is not finished, measures its balance, renews
 tables and figure python -m experiments.lstm_moe --print   prints the commands of the paper's size
-(experiments/sweep.py has the flags) python -m experiments.lstm_moe --write   renews tables and
+(experiments/common/sweep.py has the flags) python -m experiments.lstm_moe --write   renews tables and
 figure from results.jsonl and balance.jsonl alone
 """
 
@@ -17,7 +17,7 @@ import sys
 from absl import logging
 from tqdm import tqdm
 
-from experiments import sweep
+from experiments.common import sweep
 from experiments.lstm_moe import study, table
 from moe_jax.errors import ConfigError
 from moe_jax.train import guarded

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import sweep
+from experiments.common import sweep
 from moe_jax import assembly, data, sharding, train
 from moe_jax.training import checkpoints, metrics
 

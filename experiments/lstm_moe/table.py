@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import sweep
+from experiments.common import sweep
 from experiments.lstm_moe import study
 from moe_jax.report.charts import Line, line_file
 from moe_jax.routers import replace

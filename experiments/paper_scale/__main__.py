@@ -29,7 +29,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments import sweep
+from experiments.common import sweep
 from experiments.paper_scale import page
 from experiments.paper_scale.rows import ROWS, Row
 from moe_jax.errors import ConfigError

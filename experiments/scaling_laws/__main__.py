@@ -10,7 +10,7 @@ points
     --flops=1e21           the N and D of least loss for that training budget
     --out=DIR              writes fit.json and fit.png
 python -m experiments.scaling_laws --scale=desk  trains the grid, then fits; the flags of
-experiments/sweep.py hold python -m experiments.scaling_laws --scale=paper --print    the commands
+experiments/common/sweep.py hold python -m experiments.scaling_laws --scale=paper --print    the commands
 of a grid at the papers' sizes, for a pod python -m experiments.scaling_laws --recover     do fits
 find the constants that made the points? renews recovery.json python -m experiments.scaling_laws
 --write       renews the README's tables
@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments import sweep
+from experiments.common import sweep
 from experiments.scaling_laws import figures, grid, points, recovery
 from experiments.scaling_laws import fit as fitting
 from experiments.scaling_laws.laws import LAWS, SIZES, Points

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.sweep import Row
+from experiments.common.sweep import Row
 from moe_jax import accounts, assembly, data
 from moe_jax.train import parse
 

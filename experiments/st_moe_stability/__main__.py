@@ -11,7 +11,7 @@
   python -m experiments.st_moe_stability --write                 renews tables and figures from the
     .jsonl files alone
 
-The flags of experiments/sweep.py hold after --scale and --search, as --processes=2.
+The flags of experiments/common/sweep.py hold after --scale and --search, as --processes=2.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from experiments import sweep
+from experiments.common import sweep
 from experiments.scaling_laws.figures import need_pyplot
 from experiments.st_moe_stability import figures, rows, table
 from experiments.st_moe_stability.outcome import CURVES, outcome

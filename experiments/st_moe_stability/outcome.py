@@ -79,7 +79,7 @@ def outcome(line: Mapping[str, Any]) -> Outcome:
   """What a finished row came to.
 
   Args:
-    line: of results.jsonl, of a run of `experiments.seeds` with train.log_every=1. A seed is
+    line: of results.jsonl, of a run of `experiments.common.seeds` with train.log_every=1. A seed is
       unstable if it is in `diverged` or its cross-entropy is unstable (`is_unstable`); the loss
       itself contains what rows weigh otherwise.
   """

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.sweep import Row
+from experiments.common.sweep import Row
 
 Changes = Mapping[str, Any]
 BASELINE, REFERENCE = "baseline", "top_2_1.25_2"
@@ -30,7 +30,7 @@ class Scale:
     reference: what the reference of the rows of design changes of the baseline.
     d_ff: hidden width of its dense FFNs.
     expert_d_ff: of its experts.
-    together: whether a row's seeds are trained in one program, by `experiments.seeds`; otherwise
+    together: whether a row's seeds are trained in one program, by `experiments.common.seeds`; otherwise
       each is a run.
     grown: what the baseline changes to be stable with large router logits, for two rows more; {}:
       without them.

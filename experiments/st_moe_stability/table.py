@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import sweep
+from experiments.common import sweep
 from experiments.st_moe_stability import findings, paper, rows, stability
 from experiments.st_moe_stability.outcome import Outcome, outcome
 from moe_jax import routers

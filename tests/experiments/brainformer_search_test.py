@@ -10,9 +10,9 @@ import pytest
 import tiny
 from tqdm import tqdm
 
-from experiments import sweep
 from experiments.brainformer_search import __main__ as study
 from experiments.brainformer_search import figures, search, table, trial
+from experiments.common import sweep
 from moe_jax import assembly
 from moe_jax.assembly.sublayers import kind, options
 from moe_jax.errors import ConfigError

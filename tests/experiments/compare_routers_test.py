@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import sweep
+from experiments.common import sweep
 from experiments.compare_routers import __main__ as command
 from experiments.compare_routers import figures, measures, study, table
 from moe_jax import accounts, assembly
@@ -337,7 +337,7 @@ def test_the_command_line(capsys):
   # Catches: flags of the sweep that do not arrive; rows of both scales in one workdir.
   assert command.main(["--scale=desk", "--print", "--only=hash"]) == 0
   said = capsys.readouterr().out
-  assert said.count("python -m experiments.seeds") == 1 and "runs/compare_routers/desk/hash" in said
+  assert said.count("python -m experiments.common.seeds") == 1 and "runs/compare_routers/desk/hash" in said
   assert "--config.model.moe=hash" in said and "--seeds=3 --apart" in said
   assert command.main(["--scale=gpu", "--print", "--only=dense", "--workdir=elsewhere"]) == 0
   assert "--workdir=elsewhere/dense" in capsys.readouterr().out

@@ -4,7 +4,7 @@ README says."""
 import numpy as np
 import pytest
 
-from experiments import sweep
+from experiments.common import sweep
 from experiments.lstm_moe import study, table
 
 pytestmark = pytest.mark.unit

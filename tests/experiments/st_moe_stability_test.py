@@ -326,7 +326,7 @@ def test_figures_are_drawn(tmp_path):
 def test_the_readme_shows_the_results():
   # Catches: a table typed by hand; results replaced without `python -m experiments.st_moe_stability
   # --write`.
-  from experiments import sweep
+  from experiments.common import sweep
 
   text = table.README.read_text()
   assert (

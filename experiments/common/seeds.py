@@ -1,7 +1,7 @@
 """Several seeds of one config in one program: `moe_jax.train`'s update, with an axis of seeds on
 all of its state.
 
-  python -m experiments.seeds --config=configs/X.py --workdir=DIR --seeds=N [--apart]
+  python -m experiments.common.seeds --config=configs/X.py --workdir=DIR --seeds=N [--apart]
     [--config.KEY=VALUE ...]
 
 trains seeds 0 to N-1 on the same batches, on one device: by `jax.vmap` over the whole training
@@ -426,7 +426,7 @@ def _main(rest: Sequence[str], argv: Sequence[str]) -> int:
     command.workdir,
     seeds,
     "--apart" not in rest,
-    {"config": command.path, "command": "python -m experiments.seeds " + shlex.join(argv[1:])},
+    {"config": command.path, "command": "python -m experiments.common.seeds " + shlex.join(argv[1:])},
   )
   if found is None:
     print(

@@ -48,7 +48,7 @@ class Row:
   Attributes:
     config: "configs/FILE.py" or "configs/FILE.py:VARIANT".
     overrides: dotted key -> value, as after `--config.` on the command line.
-    seeds: how many are trained together by `experiments.seeds`; 0: the config's, by
+    seeds: how many are trained together by `experiments.common.seeds`; 0: the config's, by
       `moe_jax.train`.
     apart: the seeds take turns in each step, with --apart.
   """
@@ -70,7 +70,7 @@ class Row:
   @property
   def program(self) -> tuple[str, ...]:
     """What trains it: a Python's arguments."""
-    return ("-m", "experiments.seeds" if self.seeds else "moe_jax.train")
+    return ("-m", "experiments.common.seeds" if self.seeds else "moe_jax.train")
 
 
 def load(results: pathlib.Path) -> dict[str, dict[str, Any]]:

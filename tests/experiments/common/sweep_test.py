@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from experiments import sweep
+from experiments.common import sweep
 from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 # Does what --config says: ok, diverge, crash, wrong, slow (until it is told to stop; its second
 # start is ok). It also counts its starts.
@@ -117,7 +117,7 @@ def test_a_line_that_a_kill_cut_short(tmp_path):
 def test_a_study_that_is_stopped_lets_its_runs_save(tmp_path):
   # Catches: runs that outlive the study or die without saving; a study that cannot go on.
   code = (
-    f"import pathlib, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom experiments import sweep\n"
+    f"import pathlib, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom experiments.common import sweep\n"
     f"here = pathlib.Path({str(tmp_path)!r})\n"
     "sweep.run({'a': sweep.Row('slow'), 'b': sweep.Row('ok')}, here / 'results.jsonl', here / "
     "'runs', 1, "
