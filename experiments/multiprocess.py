@@ -20,10 +20,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 
+from experiments.common.study import Study, Verb
 from moe_jax import launch
-from moe_jax.train import guarded
 from moe_jax.training import checkpoints, metrics
 
 STEPS = (30, 40)
@@ -128,10 +127,14 @@ def start(commands: list[list[str]], workdir: pathlib.Path) -> list[subprocess.P
   return started
 
 
-def main(argv: Sequence[str]) -> int:
-  parser = argparse.ArgumentParser(prog="python -m experiments.multiprocess")
+def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the verb."""
   parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/multiprocess"))
-  home = parser.parse_args(argv).workdir
+
+
+def action(given: argparse.Namespace) -> int:
+  """Does what the command line says and returns the exit code."""
+  home = given.workdir
   shutil.rmtree(home, ignore_errors=True)
   home.mkdir(parents=True)
   curves = {f"{n}": train(home / f"{n}", n, mesh, STEPS[0]) for n, mesh in MESHES.items()}
@@ -166,5 +169,8 @@ def table(curves: dict[str, dict[int, float]]) -> str:
   return "\n".join(lines)
 
 
-if __name__ == "__main__":
-  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))
+STUDY = Study(
+  name="multiprocess",
+  about="Does the quickstart train on 2 and 4 processes as on one, also when one is killed?",
+  verbs={"run": Verb("Trains all runs and compares their curves: some minutes.", flags, action)},
+)

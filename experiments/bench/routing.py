@@ -13,19 +13,16 @@ import argparse
 import functools
 import json
 import pathlib
-import sys
 import time
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from experiments.bench.run import SHAPES, Progress, dense, environment, random, workload
+from experiments.bench.dispatchers import SHAPES, Progress, dense, environment, random, workload
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.routing import ROUTERS, RoutingContext
-from moe_jax.train import guarded
 
 # As many experts a token as the shape has, for all of them.
 OPTIONS = {
@@ -116,9 +113,8 @@ def measure(names, shape, repeats, progress):
   }
 
 
-def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code."""
-  parser = argparse.ArgumentParser(prog="python -m experiments.bench.routing", description=__doc__)
+def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the verb."""
   parser.add_argument(
     "--routers", default=",".join(OPTIONS), help=f"comma-separated, of {', '.join(OPTIONS)}"
   )
@@ -127,18 +123,21 @@ def main(argv: Sequence[str]) -> int:
     "--repeats", type=int, default=11, help="timed rounds; medians are shown (%(default)s)"
   )
   parser.add_argument("--out", default="", help="JSON file for the results")
-  flags = parser.parse_args(argv)
-  names = flags.routers.split(",")
+
+
+def action(given: argparse.Namespace) -> int:
+  """Does what the command line says and returns the exit code."""
+  names = given.routers.split(",")
   if unknown := [name for name in names if name not in OPTIONS]:
     parser.error(f"--routers={unknown[0]}: must be among {', '.join(OPTIONS)}")
-  if flags.repeats < 1:
-    parser.error(f"--repeats={flags.repeats}: must be at least 1")
-  progress = Progress(2 * len(names) + (2 * len(names) + 1) * (flags.repeats + 1))
+  if given.repeats < 1:
+    parser.error(f"--repeats={given.repeats}: must be at least 1")
+  progress = Progress(2 * len(names) + (2 * len(names) + 1) * (given.repeats + 1))
   before = environment()
-  results = measure(names, SHAPES[flags.shape], flags.repeats, progress)
+  results = measure(names, SHAPES[given.shape], given.repeats, progress)
   progress.clear()
   print(
-    f"{flags.shape}, forward: router, plan, sorting, gathering and combining, as a share of the "
+    f"{given.shape}, forward: router, plan, sorting, gathering and combining, as a share of the "
     "layer's time; the layer's time over a dense FFN's\n"
   )
   print(f"{'':24}{'layer':>11}{'bookkeeping':>13}{'share':>8}{'layer/dense':>13}")
@@ -147,16 +146,12 @@ def main(argv: Sequence[str]) -> int:
       f"{name:24}{r['layer_ms']:8.1f} ms{r['bookkeeping_ms']:10.1f} ms{100 * r['share']:6.1f} "
       f"%{r['ratio']:13.2f}"
     )
-  if flags.out:
+  if given.out:
     report = {
       "environment": before,
-      "shape": flags.shape,
-      "repeats": flags.repeats,
+      "shape": given.shape,
+      "repeats": given.repeats,
       "routers": results,
     }
-    pathlib.Path(flags.out).write_text(json.dumps(report, indent=1) + "\n")
+    pathlib.Path(given.out).write_text(json.dumps(report, indent=1) + "\n")
   return 0
-
-
-if __name__ == "__main__":
-  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import pathlib
 import statistics
 from collections import Counter
 from typing import Any
 
 from experiments.brainformer_search import search
+from experiments.common import tables
 from moe_jax.assembly.sublayers import kind
-from moe_jax.routers import replace
 
 
 def table(journal: Any) -> str:
@@ -22,11 +21,16 @@ def table(journal: Any) -> str:
   }
   if not trials or min(map(len, finals.values())) < 2:
     return f"{len(trials)} trials are finished; the same command goes on from there."
-  lines = [
-    "| block | bits per byte, each seed | mean | standard deviation | steps | time of a step | "
-    "parameters, activated |",
-    "|---|---|---:|---:|---:|---:|---:|",
-  ]
+  head = (
+    "block",
+    "bits per byte, each seed",
+    "mean",
+    "standard deviation",
+    "steps",
+    "time of a step",
+    "parameters, activated",
+  )
+  cells = []
   for name, words in (("best", "best found"), ("glam", "GLaM's")):
     runs = finals[name]
     bits = _bits(runs)
@@ -34,12 +38,19 @@ def table(journal: Any) -> str:
     def mean(key, runs=runs):
       return statistics.fmean(run[key] for run in runs)
 
-    lines.append(
-      f"| {words} | {', '.join(f'{b:.3f}' for b in bits)} | {statistics.fmean(bits):.3f} | "
-      f"{_deviation(bits)} | {mean('steps'):.0f} | {mean('relative_step'):.2f} of GLaM's | "
-      f"{runs[0]['parameters'] / 1e6:.2f}M, {runs[0]['activated'] / 1e6:.2f}M |"
+    cells.append(
+      [
+        words,
+        ", ".join(f"{b:.3f}" for b in bits),
+        f"{statistics.fmean(bits):.3f}",
+        _deviation(bits),
+        f"{mean('steps'):.0f}",
+        f"{mean('relative_step'):.2f} of GLaM's",
+        f"{runs[0]['parameters'] / 1e6:.2f}M, {runs[0]['activated'] / 1e6:.2f}M",
+      ]
     )
-  return "\n".join([*lines, "", verdict(finals), "", _search_words(journal), "", _facts(head)])
+  made = tables.markdown(head, cells, "|---|---|---:|---:|---:|---:|---:|")
+  return "\n".join([made, "", verdict(finals), "", _search_words(journal), "", _facts(head)])
 
 
 def verdict(finals: dict[str, list[dict[str, Any]]]) -> str:
@@ -85,11 +96,5 @@ def _search_words(journal: Any) -> str:
 
 
 def _facts(head: dict[str, Any]) -> str:
-  versions = ", ".join(f"{name} {head['versions'][name]}" for name in ("jax", "flax"))
-  machine = f"{head['cores']} CPU cores; Python {head['python']}, {versions}"
+  machine = f"{head['cores']} CPU cores; Python {head['python']}, {tables.versions(head)}"
   return f"`{head['command']}`, {head['date']}, {machine}."
-
-
-def write(journal: Any, readme: pathlib.Path) -> None:
-  """Puts the table between the README's markers."""
-  readme.write_text(replace(readme.read_text(), "brainformer_search", table(journal)))

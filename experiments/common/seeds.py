@@ -33,10 +33,11 @@ import numpy as np
 from flax import linen as nn
 from tqdm import tqdm
 
+from experiments.common.entry import guarded
 from moe_jax import accounts, assembly, data, sharding
 from moe_jax.errors import ConfigError
 from moe_jax.run import update
-from moe_jax.train import guarded, parse
+from moe_jax.train import parse
 from moe_jax.training import evaluate, optimizers, workdir
 from moe_jax.training.checkpoints import Checkpoints
 from moe_jax.training.interrupt import Interrupt
@@ -426,7 +427,10 @@ def _main(rest: Sequence[str], argv: Sequence[str]) -> int:
     command.workdir,
     seeds,
     "--apart" not in rest,
-    {"config": command.path, "command": "python -m experiments.common.seeds " + shlex.join(argv[1:])},
+    {
+      "config": command.path,
+      "command": "python -m experiments.common.seeds " + shlex.join(argv[1:]),
+    },
   )
   if found is None:
     print(

@@ -1,20 +1,10 @@
-"""The runner of studies: rows of configs, each trained by a command of its own, with one
-results.jsonl.
+"""Runs the rows of a study, each in a process of its own, and keeps one line of results for each.
 
-A study's own module says its rows and calls `main`:
-
-  python -m experiments.STUDY                   trains what is not finished; the same command goes
-                                                on after a kill
-  python -m experiments.STUDY --print           prints each row's command, for a pod or a queue
-  python -m experiments.STUDY --only=A,B        only the rows whose names contain A or B
-  python -m experiments.STUDY --processes=N     N rows at a time (default 1)
-  python -m experiments.STUDY --devices=0,1,2   a row at a time on each of these GPUs
-  python -m experiments.STUDY --workdir=DIR     where the runs live (default runs/STUDY)
+A row is a config and the keys that it changes. `python -m experiments STUDY run` calls `run`.
 """
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import dataclasses
 import json
@@ -26,31 +16,31 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
+from experiments.common import journal
 from moe_jax.errors import EXIT_DIVERGED, ConfigError
+from moe_jax.train import parse
 
-DROPPED = (
-  "sample",
-  "command",
-  "compare",
-  "ladder",
-)  # of results.json: long, or said elsewhere in the line
+# Fields of a run's results.json that a line of results leaves out, because they are long or because
+# the line has them elsewhere.
+DROPPED = ("sample", "command", "compare", "ladder")
+Report = Callable[[str, journal.Line], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One run: a config and what it changes.
+  """One run: a config and the keys that the run changes.
 
   Attributes:
     config: "configs/FILE.py" or "configs/FILE.py:VARIANT".
-    overrides: dotted key -> value, as after `--config.` on the command line.
-    seeds: how many are trained together by `experiments.common.seeds`; 0: the config's, by
-      `moe_jax.train`.
-    apart: the seeds take turns in each step, with --apart.
+    overrides: Dotted config key -> value, as after `--config.` on the command line.
+    seeds: The number of seeds that `experiments.common.seeds` trains together. 0 means one run of
+      `moe_jax.train` with the seed of the config.
+    apart: Whether the seeds take turns within each step (--apart) instead of being vmapped.
   """
 
   config: str
@@ -59,7 +49,7 @@ class Row:
   apart: bool = False
 
   def arguments(self) -> list[str]:
-    """Of the program, without the workdir: what makes two runs the same."""
+    """Returns the flags of the program without --workdir. Equal flags mean the same run."""
     seeds = [f"--seeds={self.seeds}"] * bool(self.seeds) + ["--apart"] * self.apart
     return [
       f"--config={self.config}",
@@ -69,43 +59,67 @@ class Row:
 
   @property
   def program(self) -> tuple[str, ...]:
-    """What trains it: a Python's arguments."""
+    """The arguments of Python that select the training program."""
     return ("-m", "experiments.common.seeds" if self.seeds else "moe_jax.train")
 
+  def command(self, directory: pathlib.Path) -> list[str]:
+    """Returns the whole command that trains the row in `directory`."""
+    return ["python", *self.program, f"--workdir={directory}", *self.arguments()]
 
-def load(results: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """row -> its line of results.jsonl; a last line that a kill cut short is left out."""
-  lines = results.read_text().splitlines() if results.exists() else []
-  found = {}
-  for number, line in enumerate(lines, 1):
-    try:
-      entry = json.loads(line)
-    except json.JSONDecodeError as error:
-      if number == len(lines):
-        break
+  def changed(self, values: Mapping[str, str], seeds: int | None) -> Row:
+    """Returns the row with other values of config keys and another number of seeds.
+
+    Args:
+      values: Dotted config key -> value.
+      seeds: The number of seeds. None leaves the row's own.
+
+    Raises:
+      ConfigError: The row fixes its seed, so that a number of seeds has no meaning for it.
+    """
+    if seeds is not None and "seed" in self.overrides:
       raise ConfigError(
-        "results", f"{results}:{number}", "is no line of JSON; remove it, and its row runs again"
-      ) from error
-    found[entry["row"]] = entry
-  return found
+        "seeds",
+        seeds,
+        "each row of this study has one seed; choose rows with --only, or a seed with --set seed=N",
+      )
+    return dataclasses.replace(
+      self, overrides={**self.overrides, **values}, seeds=self.seeds if seeds is None else seeds
+    )
+
+  def check(self) -> None:
+    """Reads the row's config with all of its overrides.
+
+    Raises:
+      ConfigError: A key does not exist or a value has the wrong type.
+    """
+    flags = [argument for argument in self.arguments() if argument.startswith("--config")]
+    parse(["", *flags], workdir=False)
 
 
 def unfinished(rows: Mapping[str, Row], results: pathlib.Path) -> dict[str, Row]:
-  """The rows that have no line yet.
+  """Returns the rows that have no line in `results` yet.
 
   Raises:
-    ConfigError: a row has a line of other arguments.
+    ConfigError: A row has a line that was made with other arguments.
   """
-  done = load(results)
+  done = journal.load(results)
   for name in rows.keys() & done.keys():
-    if done[name]["arguments"] != rows[name].arguments():
+    before, now = done[name]["arguments"], rows[name].arguments()
+    if before != now:
       raise ConfigError(
         "results",
         str(results),
-        f"its row {name!r} was run with {shlex.join(done[name]['arguments'])}"
-        f", and is now {shlex.join(rows[name].arguments())}; remove the line to run it again",
+        f"its row {name!r} was run with {_difference(before, now)}, and is now "
+        f"{_difference(now, before)}; try changes with --set KEY=VALUE and a --workdir of their "
+        "own, or remove the line to run the row again",
       )
   return {name: row for name, row in rows.items() if name not in done}
+
+
+def _difference(arguments: Sequence[str], others: Sequence[str]) -> str:
+  """Returns the arguments that the others lack, in words."""
+  only_here = [argument for argument in arguments if argument not in others]
+  return shlex.join(only_here) or "the rest of these flags"
 
 
 def run(
@@ -115,26 +129,29 @@ def run(
   processes: int = 1,
   program: Sequence[str] = (),
   devices: Sequence[str] = (),
+  report: Report = lambda name, line: None,
 ) -> None:
-  """Trains the unfinished rows, `processes` at a time; each that ends adds a line to `results`.
+  """Trains the unfinished rows, `processes` at a time, and adds a line to `results` for each.
 
-  A line has the row's name, its arguments and what its results.json says, or `diverged` where the
-  loss was no longer finite. SIGTERM and Ctrl-C let the runs save before they end; a workdir that is
-  there goes on where it stopped.
+  A line has the row's name, its arguments and the fields of its results.json, or `diverged` if the
+  loss was no longer finite. SIGTERM and Ctrl-C let the runs save before they end. A run whose
+  folder exists goes on where it stopped.
 
   Args:
-    rows: name -> row; a name is also that of the run's folder.
-    results: the file of lines, created where there is none.
-    workdir: where the folders and logs of the runs are.
-    processes: rows at a time.
-    program: takes the flags of `moe_jax.train` and leaves its files and exit codes; () = each row's
-      own.
-    devices: as in CUDA_VISIBLE_DEVICES; each trains a row at a time and sees no other, whatever
-      `processes` says. () = every run sees all.
+    rows: Name -> row. A row's name is also the name of its run's folder.
+    results: The file of lines, which is created if it does not exist.
+    workdir: The folder that holds the folders and the logs of the runs.
+    processes: The number of rows that are trained at a time.
+    program: A command that takes the flags of `moe_jax.train` and leaves the same files and exit
+      codes. () means each row's own program.
+    devices: Values of CUDA_VISIBLE_DEVICES. Each device trains one row at a time, and its run sees
+      no other device; `processes` is then ignored. () means that every run sees all devices.
+    report: Called with the name and the line of each row that ends.
 
   Raises:
-    ConfigError: a row ended otherwise: its command is wrong, in the words of `moe_jax.train`, or it
-      crashed or was killed. It has no line, and runs again with the next command.
+    ConfigError: A row ended in another way: its command is wrong, or it crashed or was killed. The
+      message ends with the last line of the row's log. The row has no line in `results` and runs
+      again with the next command.
   """
   todo = unfinished(rows, results)
   workdir.mkdir(parents=True, exist_ok=True)
@@ -145,39 +162,49 @@ def run(
   for device in devices:
     free.put(device)
 
-  def one(name: str) -> dict[str, Any]:
-    device = free.get() if devices else None
+  def on_a_device(name: str) -> dict[str, Any]:
+    if not devices:
+      return train(name, {})
+    device = free.get()
     try:
-      return train(name, {} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+      return train(name, {"CUDA_VISIBLE_DEVICES": device})
     finally:
-      if device is not None:
-        free.put(device)
+      free.put(device)
 
   def train(name: str, variables: Mapping[str, str]) -> dict[str, Any]:
-    directory = workdir / name
+    directory, log_file = workdir / name, workdir / f"{name}.log"
     command = [
       *(program or (sys.executable, *rows[name].program)),
       f"--workdir={directory}",
       *rows[name].arguments(),
     ]
-    with open(workdir / f"{name}.log", "a") as log:
+    with open(log_file, "a") as log:
       process = subprocess.Popen(
-        command, stdout=log, stderr=log, start_new_session=True, env=os.environ | variables
+        # A session of its own keeps a Ctrl-C in the terminal away from the run; it is told to stop
+        # by SIGTERM below.
+        command,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        env=os.environ | variables,
       )
       running.add(process)
+      # The study may have been stopped between the test of the pool and the start of the process.
       if stopping.is_set():
         process.terminate()
       code = process.wait()
       running.discard(process)
-    return _line(name, rows[name], code, directory, workdir / f"{name}.log")
+    return _line(name, rows[name], code, directory, log_file)
 
-  previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+  previous_handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   pool = concurrent.futures.ThreadPoolExecutor(len(devices) or processes)
   try:
-    futures = [pool.submit(one, name) for name in todo]
+    futures = {pool.submit(on_a_device, name): name for name in todo}
     done = concurrent.futures.as_completed(futures)
     for future in tqdm(done, total=len(rows), initial=len(rows) - len(todo), unit="run"):
-      append(results, future.result())
+      line = future.result()
+      journal.append(results, line)
+      report(futures[future], line)
   except BaseException:
     stopping.set()
     pool.shutdown(wait=False, cancel_futures=True)
@@ -186,77 +213,20 @@ def run(
     raise
   finally:
     pool.shutdown(wait=True)
-    signal.signal(signal.SIGTERM, previous)
+    signal.signal(signal.SIGTERM, previous_handler)
 
 
 def _line(
   name: str, row: Row, code: int, directory: pathlib.Path, log: pathlib.Path
 ) -> dict[str, Any]:
-  """What results.jsonl says of a run that ended with this exit code."""
-  said = (log.read_text().strip().splitlines() or [""])[-1]
+  """Returns the line of results of a run that ended with this exit code."""
+  last_words = (log.read_text().strip().splitlines() or [""])[-1]
   line = {"row": name, "arguments": row.arguments()}
   if code == EXIT_DIVERGED:
-    return line | {"diverged": said.removeprefix("error: ")}
-  found = directory / "results.json"
-  if code or not found.exists():
-    raise ConfigError("row", name, f"ended with exit code {code}: {said}; its log is {log}")
+    return line | {"diverged": last_words.removeprefix("error: ")}
+  results = directory / "results.json"
+  if code or not results.exists():
+    raise ConfigError("row", name, f"ended with exit code {code}: {last_words}; its log is {log}")
   return line | {
-    key: value for key, value in json.loads(found.read_text()).items() if key not in DROPPED
+    key: value for key, value in json.loads(results.read_text()).items() if key not in DROPPED
   }
-
-
-def append(results: pathlib.Path, line: Mapping[str, Any]) -> None:
-  """Adds a line, whole or not at all as far as a reader can tell."""
-  text = results.read_text() if results.exists() else ""
-  whole = text[: text.rfind("\n") + 1]  # a line that a kill cut short goes
-  partial = results.with_suffix(".partial")
-  partial.write_text(whole + json.dumps(line) + "\n")
-  os.replace(partial, results)
-
-
-def main(
-  argv: Sequence[str], rows: Mapping[str, Row], folder: pathlib.Path, file: str = "results.jsonl"
-) -> int:
-  """The command line of a study whose lines of results are in `file` of `folder`; returns the exit
-  code."""
-  parser = argparse.ArgumentParser(prog=f"python -m experiments.{folder.name}")
-  parser.add_argument(
-    "--print", action="store_true", help="print each row's command and run nothing"
-  )
-  parser.add_argument("--only", default="", help="comma-separated parts of rows' names")
-  parser.add_argument("--processes", type=int, default=1, help="rows at a time")
-  parser.add_argument(
-    "--devices", default="", help="comma-separated GPUs, each of which trains a row at a time"
-  )
-  parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs") / folder.name)
-  given = parser.parse_args(argv)
-  chosen = {
-    name: row for name, row in rows.items() if any(part in name for part in given.only.split(","))
-  }
-  try:
-    if not chosen:
-      raise ConfigError("only", given.only, f"is in no row's name; rows: {', '.join(rows)}")
-    if given.print:
-      print(
-        "\n".join(
-          shlex.join(
-            ["python", *row.program, f"--workdir={given.workdir / name}", *row.arguments()]
-          )
-          for name, row in chosen.items()
-        )
-      )
-    else:
-      run(
-        chosen,
-        folder / file,
-        given.workdir,
-        given.processes,
-        devices=[device for device in given.devices.split(",") if device],
-      )
-  except ConfigError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("stopped; the runs have saved, and the same command goes on from there", file=sys.stderr)
-    return 130
-  return 0

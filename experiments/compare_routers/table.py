@@ -8,9 +8,9 @@ import json
 import pathlib
 from typing import Any
 
-from experiments.common import sweep
+from experiments.common import journal
+from experiments.common import tables as common
 from experiments.compare_routers import figures, measures, study
-from moe_jax.routers import replace
 
 HERE = pathlib.Path(__file__).resolve().parent
 FOLDERS = {"desk": HERE, "gpu": HERE / "gpu"}  # of each scale's results, tables and figures
@@ -20,21 +20,23 @@ NONE = "The study has not been run to its end yet: there is no line of results."
 Summary = dict[str, dict[str, Any]]
 
 
-def write(scale: str) -> None:
-  """Renews the README's tables, table.csv, table.json and the figures of a scale."""
-  folder = FOLDERS[scale]
-  lines = ordered(sweep.load(folder / RESULTS), scale)
-  readme = folder / "README.md"
-  readme.write_text(replace(readme.read_text(), HERE.name, text(lines, scale)))
-  if lines:
-    found = measures.summary(lines)
-    (folder / "table.csv").write_text(as_csv(found))
-    (folder / "table.json").write_text(as_json(lines, found))
-    figures.write(lines, folder)
+def tables(scale: str) -> dict[str, str]:
+  """Returns the tables of a scale's README, by marker."""
+  return {HERE.name: text(load(scale), scale)}
 
 
-def ordered(lines: measures.Lines, scale: str) -> measures.Lines:
-  """The lines in the order of the study's rows."""
+def write_files(scale: str) -> None:
+  """Writes table.csv, table.json and the figures of a scale that has results."""
+  folder, lines = FOLDERS[scale], load(scale)
+  summary = measures.summary(lines)
+  (folder / "table.csv").write_text(as_csv(summary))
+  (folder / "table.json").write_text(as_json(lines, summary))
+  figures.write(lines, folder)
+
+
+def load(scale: str) -> measures.Lines:
+  """Returns the lines of results of a scale in the order of the study's rows."""
+  lines = journal.load(FOLDERS[scale] / RESULTS)
   return {name: lines[name] for name in study.rows(scale) if name in lines}
 
 
@@ -128,7 +130,7 @@ def quality(found: Summary) -> str:
       ]
     )
   marks = "; ".join(f"{mark} {words}" for mark, words in study.MARKS.items())
-  return _markdown(head, rows) + f"\n\n{marks}."
+  return common.markdown(head, rows) + f"\n\n{marks}."
 
 
 def routing(found: Summary) -> str:
@@ -155,7 +157,7 @@ def routing(found: Summary) -> str:
           _number(row["ln_experts"], ".2f"),
         ]
       )
-  return _markdown(head, rows)
+  return common.markdown(head, rows)
 
 
 def cost(found: Summary) -> str:
@@ -180,7 +182,7 @@ def cost(found: Summary) -> str:
     ]
     for name, row in found.items()
   ]
-  return _markdown(head, rows)
+  return common.markdown(head, rows)
 
 
 def against_dense(found: Summary) -> str:
@@ -219,7 +221,7 @@ def matrix(lines: measures.Lines) -> str:
     f"the seeds' spread: {len(exceed)} of {len(found)} pairs, {strict} of them also by "
     f"{measures.T_5_PERCENT} standard errors."
   )
-  return _markdown(("", *(f"`{name}`" for name in names[:-1])), rows) + "\n\n" + said
+  return common.markdown(("", *(f"`{name}`" for name in names[:-1])), rows) + "\n\n" + said
 
 
 def about(lines: measures.Lines) -> str:
@@ -228,11 +230,10 @@ def about(lines: measures.Lines) -> str:
   if not ran:
     return "Every seed of every row diverged."
   first, last = ran[0], max(line["date"] for line in ran)
-  versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax"))
   return (
     f"{first['seeds']} seeds; {first['steps']} steps of {first['tokens'] // first['steps']} "
     f"tokens. {sum(line['wall_seconds'] for line in ran) / 60:.0f} minutes in all. {last}, Python "
-    f"{first['python']}, {versions}, {first['hardware']}."
+    f"{first['python']}, {common.versions(first)}, {first['hardware']}."
   )
 
 
@@ -258,8 +259,3 @@ def _number(value: float | None, form: str) -> str:
 def _short(value):
   """Six significant digits."""
   return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def _markdown(head, rows: list[list[str]]) -> str:
-  lines = [list(head), ["---"] + ["---:"] * (len(head) - 1), *rows]
-  return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,4 +1,4 @@
-"""docs/paper_scale.md, from the lines of results.jsonl."""
+"""Makes the tables of docs/paper_scale.md from the lines of results.jsonl."""
 
 from __future__ import annotations
 
@@ -7,43 +7,12 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.common import tables
 from experiments.paper_scale.rows import COMPARED, MODELS, ROWS
 from moe_jax.dryrun.machine.chips import GIB
 from moe_jax.dryrun.page import text
 
 FILE = pathlib.Path(__file__).resolve().parents[2] / "docs" / "paper_scale.md"
-HEAD = """# The papers' models on machines of the papers' size
-
-Each row is a config's real training step (forward, backward, optimizer), compiled by the machine's
-  own compiler from
-shapes alone by `python -m moe_jax.dryrun`, on a host without accelerators. **All of it is a
-  compiler estimate, not
-measured**: no step was run. `make paper-scale` makes this page; `moe_jax/dryrun/machine/meshes.py`
-  has the meshes, and
-a dry run takes its mesh from there where the command says none.
-
-- *GiB*: peak of a device, of what the compiler says there is, and what arithmetic on shapes expects
-  of weights,
-  gradients, optimizer state and saved activations. Fast compiles come out some 10% lower than full
-    ones; a row counts
-  as fitting with room where it is at most 80% full.
-- *sent*: bytes that a device puts on the wire a step, all collectives, loops multiplied out.
-- *roofline*: seconds that each resource needs alone; the largest binds, and nothing overlaps worse
-  than that.
-- *MFU*: FLOPs that the model needs, of what the chips could do in the time of what binds.
-- *days*: for all steps of the config.
-- *dry run*: wall clock and CPU seconds of the whole command, and its memory; rows shared two cores
-  with other work.
-- Programs with dropless experts (Mixtral, DBRX, DeepSeekMoE) have static shapes, and so room for
-  the worst case, in
-  which all tokens visit the same device: their FLOPs, memory traffic, bytes and days are upper
-    bounds. With one row of
-  32,768 tokens a device such buffers need 245 GiB (Mixtral on v5p) to 293 GiB (on H100s): Mixtral
-    and DBRX have the
-  same 4M tokens a step in rows of 4,096 here, in four microbatches. Their balance loss is over the
-    whole batch,
-  which takes another forward pass over the microbatches (`training/accumulate.py`).
-"""
 TABLE = (
   "model",
   "machine, mesh",
@@ -59,39 +28,27 @@ TABLE = (
 )
 
 
-def write(lines: Mapping[str, Mapping[str, Any]]) -> None:
-  """Writes the page of these lines, row -> line."""
-  FILE.write_text(
-    "\n".join(
-      [
-        HEAD,
-        *_table(TABLE, [_model(lines[name]) for name in MODELS if name in lines]),
-        *_reasons(lines),
-        "",
-        "## What the dispatchers send",
-        "",
-        EXCHANGES,
-        *_table(COLUMNS, _exchanges(lines)),
-        "",
-        "## Commands",
-        "",
-        "```",
-        *(
-          shlex.join(["python", "-m", "moe_jax.dryrun", *lines[name]["arguments"]])
-          for name in ROWS
-          if name in lines
-        ),
-        "```",
-        "",
-        _versions(lines),
-      ]
-    )
-    + "\n"
-  )
+def make_tables(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+  """Returns the page's tables by marker.
+
+  Args:
+    lines: Row -> its line of results, in the order of the rows.
+  """
+  commands = [
+    shlex.join(["python", "-m", "moe_jax.dryrun", *lines[name]["arguments"]])
+    for name in ROWS
+    if name in lines
+  ]
+  models = [_model(lines[name]) for name in MODELS if name in lines]
+  return {
+    "models": "\n".join([_table(TABLE, models), *_reasons(lines)]),
+    "exchanges": _table(COLUMNS, _exchanges(lines)),
+    "commands": "\n".join(["```", *commands, "```", "", _versions(lines)]),
+  }
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-  return ["| " + " | ".join(cells) + " |" for cells in (head, ("---",) * len(head), *rows)]
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+  return tables.markdown(head, rows, tables.line(["---"] * len(head)))
 
 
 def _model(line: Mapping[str, Any]) -> tuple[str, ...]:
@@ -145,14 +102,6 @@ def _reasons(lines: Mapping[str, Mapping[str, Any]]) -> list[str]:
   return ["", "Why not:", "", *found] if found else []
 
 
-EXCHANGES = """The same models, mesh and batch with each kind of expert parallelism: bytes of
-  all-to-alls on the wire, a
-device and step, beside the formula (`accounts.exchange_bytes`: rows out and back, forward, backward
-  and recomputed),
-and everything that is sent. `einsum` leaves the exchange to GSPMD, `all_to_all` writes it down,
-  `ragged_all_to_all`
-sends only filled rows, of which a program shows the static bound.
-"""
 COLUMNS = (
   "model",
   "dispatcher",

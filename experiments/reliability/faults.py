@@ -18,17 +18,15 @@ import json
 import pathlib
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
+from experiments.common.tables import replace
 from experiments.reliability import breakage, small
-from moe_jax import train
 from moe_jax.errors import ConfigError
-from moe_jax.routers import replace
 from moe_jax.training import metrics
 
 PAGE = small.ROOT / "docs" / "reliability.md"
@@ -405,16 +403,14 @@ def _shortened(text: str, most: int = 420) -> str:
   return text if len(text) <= most else text[:most] + " …"
 
 
-def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code."""
-  parser = argparse.ArgumentParser(
-    prog="python -m experiments.reliability.faults",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the verb."""
   parser.add_argument("--only", default="", help="a part of the rows' names")
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
-  given = parser.parse_args(argv)
+
+
+def action(given: argparse.Namespace) -> int:
+  """Does what the command line says and returns the exit code."""
   if given.only and given.write:
     raise ConfigError(
       "write", True, "would put a part of the rows into the table; leave out --only"
@@ -445,7 +441,3 @@ def main(argv: Sequence[str]) -> int:
   if given.write:
     PAGE.write_text(replace(PAGE.read_text(), "faults", text))
   return int(not all(one["good"] for one in rows))
-
-
-if __name__ == "__main__":
-  sys.exit(train.guarded(sys.argv, None, lambda argv: main(argv[1:])))

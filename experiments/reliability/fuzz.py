@@ -20,7 +20,6 @@ import json
 import os
 import pathlib
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -28,10 +27,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments.reliability import cases, small, workers
-from moe_jax import train
+from experiments.common.command_line import check_counts, check_folder
+from experiments.common.tables import replace
+from experiments.reliability import cases, workers
 from moe_jax.errors import ConfigError
-from moe_jax.routers import replace
 
 LIMITS = {
   "config": 30.0,
@@ -43,13 +42,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 KINDS = {"config": "configs", "command": "command lines", "file": "files of a run"}
 
 
-def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code."""
-  parser = argparse.ArgumentParser(
-    prog="python -m experiments.reliability.fuzz",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the verb."""
   parser.add_argument(
     "--configs", type=int, default=2000, help="mutated configs and command lines (%(default)s)"
   )
@@ -60,9 +54,12 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("--case", help="KIND:NUMBER of one case, with its --seed")
   parser.add_argument("--out", type=pathlib.Path, help="a JSONL file for all cases")
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
-  given = parser.parse_args(argv)
-  small.check_counts(given, configs=0, files=0)
-  small.check_folder("out", given.out)
+
+
+def action(given: argparse.Namespace) -> int:
+  """Does what the command line says and returns the exit code."""
+  check_counts(given, configs=0, files=0)
+  check_folder("out", given.out)
   kind, _, number = (given.case or "config:0").partition(":")
   if kind not in KINDS or not number.isdecimal():
     raise ConfigError(
@@ -156,11 +153,7 @@ def findings(found: Sequence[Mapping[str, Any]], seed: int) -> list[str]:
   return [
     f"{one['outcome']}: {one['what']}\n"
     f"  {(one['said'].strip().splitlines() or [''])[-1][:300]}\n"
-    f"  python -m experiments.reliability.fuzz --seed={seed} --case={one['kind']}:{one['number']}"
+    f"  python -m experiments reliability fuzz --seed={seed} --case={one['kind']}:{one['number']}"
     for one in found
     if one["outcome"] in cases.FINDINGS
   ]
-
-
-if __name__ == "__main__":
-  sys.exit(train.guarded(sys.argv, None, lambda argv: main(argv[1:])))

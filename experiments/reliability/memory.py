@@ -13,18 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
 
+from experiments.common.command_line import check_counts
+from experiments.common.tables import replace
 from experiments.reliability import small
-from moe_jax import train
 from moe_jax.report.charts import Line, line_file
-from moe_jax.routers import replace
 
 PAGE = small.ROOT / "docs" / "reliability.md"
 FIGURE = small.ROOT / "docs" / "memory.svg"
@@ -37,17 +35,15 @@ CHANGES = {
 }
 
 
-def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code."""
-  parser = argparse.ArgumentParser(
-    prog="python -m experiments.reliability.memory",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the verb."""
   parser.add_argument("--steps", type=int, default=20_000)
   parser.add_argument("--write", action="store_true", help="put numbers and figure into docs/")
-  given = parser.parse_args(argv)
-  small.check_counts(given, steps=2000)  # fewer are over before enough readings are taken
+
+
+def action(given: argparse.Namespace) -> int:
+  """Does what the command line says and returns the exit code."""
+  check_counts(given, steps=2000)  # fewer are over before enough readings are taken
   begun = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
     steps, megabytes = measure(pathlib.Path(folder), given.steps)
@@ -116,7 +112,3 @@ def _last_step(file: pathlib.Path) -> int:
   except OSError:
     return 0
   return next((json.loads(line)["step"] for line in reversed(found) if b'"train"' in line), 0)
-
-
-if __name__ == "__main__":
-  sys.exit(train.guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -3,7 +3,6 @@ text, no download."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.metadata
 import multiprocessing
@@ -13,8 +12,6 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-
-from moe_jax.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Programs that run for a moment: optimising their machine code would take longer. XLA ends a
@@ -76,31 +73,6 @@ def flags(home: pathlib.Path, **changes: Any) -> list[str]:
   }
   keys |= {key.replace("__", "."): value for key, value in changes.items()}
   return ["--config=configs/base.py", *(f"--config.{key}={value}" for key, value in keys.items())]
-
-
-def check_counts(given: argparse.Namespace, **lowest: int) -> None:
-  """Refuses numbers of a command line that are too small.
-
-  Raises:
-    ConfigError: the flag of that name is below its lowest value.
-  """
-  for flag, low in lowest.items():
-    if not getattr(given, flag) >= low:  # which holds for NaN, too
-      raise ConfigError(flag, getattr(given, flag), f"must be at least {low}")
-
-
-def check_folder(flag: str, path: pathlib.Path | None) -> None:
-  """Refuses a file that could not be written at the end, before the work begins.
-
-  Raises:
-    ConfigError: the path is a folder, or the folder that it lies in does not exist.
-  """
-  if path is not None and (path.is_dir() or not path.parent.is_dir()):
-    raise ConfigError(
-      flag,
-      str(path),
-      "must be a file in a folder that exists; create the folder, or name another one",
-    )
 
 
 def config(home: pathlib.Path, **changes: Any):

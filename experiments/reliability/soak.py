@@ -19,7 +19,6 @@ import os
 import pathlib
 import random
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -28,9 +27,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from experiments.common.command_line import check_counts
+from experiments.common.tables import replace
 from experiments.reliability import small
-from moe_jax import train
-from moe_jax.routers import replace
 from moe_jax.training import metrics
 
 PAGE = small.ROOT / "docs" / "reliability.md"
@@ -42,20 +41,18 @@ CHANGES = {
 }
 
 
-def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code: 1 if a run differs."""
-  parser = argparse.ArgumentParser(
-    prog="python -m experiments.reliability.soak",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the verb."""
   parser.add_argument("--runs", type=int, default=100)
   parser.add_argument("--kills", type=int, default=5, help="of a run, at most")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
-  given = parser.parse_args(argv)
-  small.check_counts(given, runs=1, kills=1, processes=1)
+
+
+def action(given: argparse.Namespace) -> int:
+  """Does what the command line says and returns the exit code."""
+  check_counts(given, runs=1, kills=1, processes=1)
   begun = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
     found = soak(pathlib.Path(folder), given.runs, given.kills, given.seed, given.processes)
@@ -200,7 +197,3 @@ def _wait_for_a_save(process, workdir: pathlib.Path, count: int, seconds: float)
       if path.name not in before
     }
     time.sleep(0.002)
-
-
-if __name__ == "__main__":
-  sys.exit(train.guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import scipy
 
+from experiments.common import tables as markers
 from experiments.scaling_laws import fit as fitting
 from experiments.scaling_laws.laws import LAWS, Points
-from moe_jax import routers
 
 NOISE = 0.003  # standard deviation of ln L about the law: 0.01 nats at a loss of 3
 SEEDS = 10
@@ -29,7 +29,6 @@ ALL_STARTS, COMPARED = (
   80,
 )  # the law and how many points of seed 0 that are fitted from all starts, too
 BUDGET = 5.76e23  # FLOPs: Gopher's and Chinchilla's
-MARKS = ("recovery", "budget", "desk")
 
 
 def _every(n, d, experts, granularity) -> Points:
@@ -249,19 +248,15 @@ def desk_table(folder: pathlib.Path) -> str:
   return "\n".join(lines)
 
 
-def replace(text: str, folder: pathlib.Path) -> str:
-  """A README's text with what lies between its markers made anew."""
-  made = (
-    table(json.loads((folder / "recovery.json").read_text())),
-    budget_table(),
-    desk_table(folder),
-  )
-  for mark, new in zip(MARKS, made, strict=True):
-    text = routers.replace(text, mark, new)
-  return text
+def tables(folder: pathlib.Path) -> dict[str, str]:
+  """Returns the README's tables by marker."""
+  return {
+    "recovery": table(json.loads((folder / "recovery.json").read_text())),
+    "budget": budget_table(),
+    "desk": desk_table(folder),
+  }
 
 
 def write(folder: pathlib.Path) -> None:
   """Renews the README's tables."""
-  readme = folder / "README.md"
-  readme.write_text(replace(readme.read_text(), folder))
+  markers.write(folder / "README.md", tables(folder))

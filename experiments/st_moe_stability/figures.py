@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from experiments.scaling_laws.figures import need_pyplot
+from experiments.common import plots
 from experiments.st_moe_stability import rows
 from experiments.st_moe_stability.outcome import Outcome
 from experiments.st_moe_stability.stability import WINDOW, running_median
@@ -19,9 +19,9 @@ Z_LOSSES = ("z_loss_1e-4", "z_loss_1e-3", "z_loss_1e-2", "z_loss_1e-1")
 
 def draw(found: Mapping[str, Outcome], directory: pathlib.Path) -> None:
   """Writes losses.png and logits.png, of the rows that are there."""
-  plt = need_pyplot()
+  plt = plots.pyplot()
   colours = plt.get_cmap("tab10").colors
-  figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
+  figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
   if rows.BASELINE in found:
     for seed in range(len(found[rows.BASELINE].stable)):
       _loss(left, found[rows.BASELINE], seed, colours[seed], f"seed {seed}")
@@ -35,11 +35,11 @@ def draw(found: Mapping[str, Outcome], directory: pathlib.Path) -> None:
     yscale="log",
   )
   right.set(title="with router z-losses, three seeds each")
-  _finish(plt, figure, (left, right), directory / "losses.png")
+  _finish(figure, (left, right), directory / "losses.png")
 
   known = rows.ablations(rows.DESK)
   names = [name for name in known if not rows.is_design(name, known) and name in found]
-  figure, axis = plt.subplots(figsize=(9, 4.8), layout="constrained")
+  figure, axis = plt.subplots(figsize=(9, 4.8))
   for i, name in enumerate(names):
     largest = _largest(found[name].logit_curves)
     style = "solid" if i < len(colours) else "dashed"
@@ -56,7 +56,7 @@ def draw(found: Mapping[str, Outcome], directory: pathlib.Path) -> None:
     ylabel="largest |logit| of a layer",
     yscale="log",
   )
-  _finish(plt, figure, (axis,), directory / "logits.png")
+  _finish(figure, (axis,), directory / "logits.png")
 
 
 def _loss(axis, outcome: Outcome, seed: int, colour, label: str | None) -> None:
@@ -82,10 +82,9 @@ def _largest(curves: Sequence[Sequence[float | None]]) -> Float[np.ndarray, "T"]
   return np.where(largest > 0, largest, np.nan)
 
 
-def _finish(plt, figure, axes, path: pathlib.Path) -> None:
+def _finish(figure, axes, path: pathlib.Path) -> None:
   for axis in axes:
     axis.set_xlabel("step")
-    axis.grid(color="#e6e6e6")
-    axis.legend(fontsize=8, ncols=2)
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
+    axis.grid(True)
+    axis.legend(ncols=2)
+  plots.save(figure, path)

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.common import journal, outcomes
 from experiments.st_moe_stability.stability import is_unstable
 
 CURVES = ("step", "cross_entropy", "logit_max")  # of `train` in a line, those that the study reads
@@ -103,3 +104,31 @@ def outcome(line: Mapping[str, Any]) -> Outcome:
     train["logit_max"],
     train["step"],
   )
+
+
+def describe(line: journal.Line, others: dict[str, journal.Line]) -> str:
+  """Returns in words how many seeds were stable, their measure, and the largest router logit.
+
+  Args:
+    line: A line of results of any scale.
+    others: Words for another row -> its line, with which the row is compared.
+  """
+  if "train" not in line:  # a run of moe_jax.train, or one that diverged in all seeds
+    return outcomes.describe(line, others)
+  result = outcome(line)
+  largest = max((value for value in result.logits if not math.isnan(value)), default=math.nan)
+  return (
+    f"stable {result.count}; {outcomes.describe(line, others, values=_stable_values)}; "
+    f"largest router logit {largest:.3g}"
+  )
+
+
+def _stable_values(line: journal.Line) -> list[float | None]:
+  """Returns the measure of each stable seed, and None for the others."""
+  if "train" not in line:
+    return outcomes.values(line)
+  result = outcome(line)
+  return [
+    -value if stable and value is not None else None
+    for value, stable in zip(result.quality, result.stable, strict=True)
+  ]

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import sweep
+from experiments.common import tables as common
 from experiments.st_moe_stability import findings, paper, rows, stability
 from experiments.st_moe_stability.outcome import Outcome, outcome
-from moe_jax import routers
 from moe_jax.training.evaluate import MEASURES
 
 README = pathlib.Path(__file__).resolve().parent / "README.md"
@@ -189,30 +188,16 @@ def _rise(losses: Sequence[float | None]) -> str:
 def _ran(lines: Sequence[Mapping[str, Any]]) -> str:
   """What the rows of a table took, of which the first stands for all."""
   first = lines[0]
-  versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax"))
   seconds = sum(line["wall_seconds"] for line in lines)
   seeds = sum(line["seeds"] for line in lines)
   return (
     f"`{first['row']}` has {first['parameters']['total'] / 1e6:.2f}M parameters, "
     f"{first['parameters']['activated'] / 1e6:.2f}M activated; {first['steps']} steps of "
     f"{first['tokens']:,} target tokens in all. {seeds} runs, {seconds / 60:.0f} minutes summed "
-    f"over rows. {first['date']}, Python {first['python']}, {versions}, {first['hardware']}."
+    f"over rows. {first['date']}, Python {first['python']}, {common.versions(first)}, {first['hardware']}."
   )
 
 
 def markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-  """A table whose first two columns are words."""
-  lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *cells]
-  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def replace(text: str, made: Mapping[str, str]) -> str:
-  """`text` with what lies between the markers of each part made anew."""
-  for name in PARTS:
-    text = routers.replace(text, name, made[name])
-  return text
-
-
-def write() -> None:
-  """Renews the README's tables."""
-  README.write_text(replace(README.read_text(), tables(sweep.load(RESULTS), sweep.load(SEARCH))))
+  """Returns a Markdown table whose first two columns are words."""
+  return common.markdown(head, cells, common.line(["---"] * 2 + ["---:"] * (len(head) - 2)))

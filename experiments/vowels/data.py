@@ -1,18 +1,16 @@
 """Peterson and Barney's vowels (1952): formants of four vowels by 75 speakers, in the paper's two
 halves.
 
-The table is made by Praat at run time, through the extra `vowels`; none of it is kept here.
+The table is made by Praat at run time, through the extra `studies`; none of it is kept here.
 """
 
 from __future__ import annotations
 
-import importlib
-import types
 from typing import NamedTuple
 
 import numpy as np
 
-from moe_jax.errors import ConfigError
+from experiments.common import plots
 
 VOWELS = ("iy", "ih", "aa", "ah")  # the paper's [i], [I], [a] and [Λ], as in heed, hid, hod and hud
 SYMBOLS = ("[i]", "[I]", "[a]", "[Λ]")
@@ -42,20 +40,6 @@ class Cases(NamedTuple):
     return Cases(*(field[kept] for field in self))
 
 
-def need(module: str) -> types.ModuleType:
-  """Imports a module of the extra.
-
-  Raises:
-    ConfigError: it is not installed.
-  """
-  try:
-    return importlib.import_module(module)
-  except ImportError as error:
-    raise ConfigError(
-      "experiments.vowels", module, "is not installed; pip install -e '.[vowels]'"
-    ) from error
-
-
 def load() -> Cases:
   """Both repetitions of the four vowels by speakers 1 to 75; men are 1 to 33, women 34 to 61,
   children 62 to 75.
@@ -63,7 +47,7 @@ def load() -> Cases:
   Raises:
     ConfigError: the extra is not installed.
   """
-  call = need("parselmouth.praat").call
+  call = plots.need("parselmouth.praat").call
   table = call("Create formant table (Peterson & Barney 1952)")
   rows = range(1, int(call(table, "Get number of rows")) + 1)
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from experiments.bench import routing, run
+from experiments.bench import dispatchers as run
+from experiments.bench import routing
 from moe_jax.routing import ROUTERS
 
 pytestmark = pytest.mark.unit

@@ -10,9 +10,9 @@ import pytest
 import tiny
 from tqdm import tqdm
 
-from experiments.brainformer_search import __main__ as study
 from experiments.brainformer_search import figures, search, table, trial
-from experiments.common import sweep
+from experiments.brainformer_search import runner as study
+from experiments.common.journal import load
 from moe_jax import assembly
 from moe_jax.assembly.sublayers import kind, options
 from moe_jax.errors import ConfigError
@@ -144,7 +144,7 @@ def test_a_resumed_search_is_the_uninterrupted_one(tmp_path):
   # twice.
   whole = searched(tmp_path / "whole.jsonl")
   parts = searched(tmp_path / "parts.jsonl", (1, 4, 3, 13, 10**6))
-  assert parts.lines == whole.lines and parts.lines == sweep.load(tmp_path / "parts.jsonl")
+  assert parts.lines == whole.lines and parts.lines == load(tmp_path / "parts.jsonl")
   trials = len(whole.trials)
   assert trials > 16 and 480 < whole.spent < 520  # the finals' time was kept for them
   assert any(line["parent"] is not None and line["parent"] >= 4 for line in whole.trials)
@@ -166,8 +166,10 @@ def test_another_search_in_the_same_journal_is_refused(tmp_path):
 def test_the_command_line(tmp_path, capsys):
   # Catches: a search that begins without being asked; a table of a search that has hardly begun
   # that crashes.
-  assert study.main(["--results", str(tmp_path / "none.jsonl")]) == 2
-  assert "give --desk" in capsys.readouterr().err and not (tmp_path / "none.jsonl").exists()
+  results = tmp_path / "none.jsonl"
+  command = ["experiments", "brainformer_search", f"--results={results}"]
+  assert command_line.main(command) == 2
+  assert "known: run, write" in capsys.readouterr().err and not results.exists()
   journal = searched(tmp_path / "r.jsonl", (5,))
   assert "goes on from there" in table.table(journal)
 

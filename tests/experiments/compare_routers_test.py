@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common import sweep
-from experiments.compare_routers import __main__ as command
+from experiments.common import command_line, tables
 from experiments.compare_routers import figures, measures, study, table
 from moe_jax import accounts, assembly
 from moe_jax.assembly.experts import experts_a_token, looks_ahead
@@ -312,7 +311,8 @@ def test_files(tmp_path, monkeypatch):
   (tmp_path / table.RESULTS).write_text(
     "".join(json.dumps({"row": name} | one) + "\n" for name, one in lines().items())
   )
-  table.write("desk")
+  table.write_files("desk")
+  tables.write(tmp_path / "README.md", table.tables("desk"))
   readme = (tmp_path / "README.md").read_text()
   assert (
     readme.startswith("before\n") and readme.endswith("\nafter") and "the last one" not in readme
@@ -335,22 +335,28 @@ def test_files(tmp_path, monkeypatch):
 
 def test_the_command_line(capsys):
   # Catches: flags of the sweep that do not arrive; rows of both scales in one workdir.
-  assert command.main(["--scale=desk", "--print", "--only=hash"]) == 0
+  def printed(*arguments):
+    return command_line.main(["experiments", "compare_routers", "print", *arguments])
+
+  assert printed("--scale=desk", "--only=hash") == 0
   said = capsys.readouterr().out
-  assert said.count("python -m experiments.common.seeds") == 1 and "runs/compare_routers/desk/hash" in said
+  assert (
+    said.count("python -m experiments.common.seeds") == 1
+    and "runs/compare_routers/desk/hash" in said
+  )
   assert "--config.model.moe=hash" in said and "--seeds=3 --apart" in said
-  assert command.main(["--scale=gpu", "--print", "--only=dense", "--workdir=elsewhere"]) == 0
+  assert printed("--scale=gpu", "--only=dense", "--workdir=elsewhere") == 0
   assert "--workdir=elsewhere/dense" in capsys.readouterr().out
-  assert command.main(["--scale=desk", "--print", "--only=nobody"]) == 2
+  assert printed("--scale=desk", "--only=nobody") == 2
 
 
 def test_the_readmes_show_the_results():
-  # Catches: a table typed by hand; results replaced without `python -m experiments.compare_routers
-  # --write`.
+  # Catches: a table typed by hand; results replaced without `python -m experiments compare_routers
+  # write`.
   for scale, folder in table.FOLDERS.items():
-    found = table.ordered(sweep.load(folder / table.RESULTS), scale)
+    found = table.load(scale)
     readme = (folder / "README.md").read_text()
-    assert table.replace(readme, table.HERE.name, table.text(found, scale)) == readme
+    assert tables.replace_all(readme, table.tables(scale)) == readme
     if found:
       summary = measures.summary(found)
       assert (folder / "table.csv").read_text() == table.as_csv(summary)

@@ -4,7 +4,7 @@ README says."""
 import numpy as np
 import pytest
 
-from experiments.common import sweep
+from experiments.common import sweep, tables
 from experiments.lstm_moe import study, table
 
 pytestmark = pytest.mark.unit
@@ -55,13 +55,12 @@ def test_a_table_by_hand():
 
 
 def test_the_readme_shows_the_results():
-  # Catches: a table typed by hand; results replaced without `python -m experiments.lstm_moe
-  # --write`.
+  # Catches: a table typed by hand; results replaced without `python -m experiments lstm_moe
+  # write`.
   text, found = table.README.read_text(), table.runs()
   assert [len(seeds) for seeds in found.values()] == [study.SEEDS] * len(study.PAPER)
-  assert table.replace(
-    text, "lstm_moe", table.table(found)
-  ) == text and table.FIGURE.read_text() == table.figure(found)
+  made = tables.replace(text, "lstm_moe", table.table(found))
+  assert made == text and table.FIGURE.read_text() == table.figure(found)
   assert not sweep.unfinished(study.DESK, table.RESULTS)
 
 

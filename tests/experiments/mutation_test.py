@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from experiments.mutation import __main__ as command
 from experiments.mutation import judge
+from experiments.mutation import sample as command
 from experiments.mutation.operators import Mutant, mutants, source
 
 pytestmark = pytest.mark.unit

@@ -2,21 +2,25 @@
 of points."""
 
 import json
-import pathlib
 
 import numpy as np
 import pytest
 import tiny
 
-from experiments.scaling_laws import __main__ as command
-from experiments.scaling_laws import figures, fit, grid, points, recovery
+from experiments import scaling_laws
+from experiments.common import command_line, plots, tables
+from experiments.scaling_laws import fit, grid, points, recovery
 from experiments.scaling_laws.laws import LAWS, Points
 from moe_jax import assembly
 from moe_jax.errors import ConfigError
 from moe_jax.train import parse
 
 pytestmark = pytest.mark.unit
-HERE = pathlib.Path(command.__file__).resolve().parent
+HERE = scaling_laws.HERE
+
+
+def call(*arguments):
+  return command_line.main(["experiments", "scaling_laws", *arguments])
 
 
 @pytest.fixture(autouse=True)
@@ -228,8 +232,8 @@ def test_the_command_line(tmp_path, capsys):
   file.write_text(
     "n,d,loss\n" + "".join(f"{n},{d},{loss}\n" for n, d, _, _, loss in zip(*sample, strict=True))
   )
-  fitted = [f"--fit={file}", "--bootstrap=2", "--predict=n=1e9 d=2e10", "--flops=1e21"]
-  assert command.main(fitted) == 0
+  fitted = ["fit", str(file), "--bootstrap=2", "--predict=n=1e9 d=2e10", "--flops=1e21"]
+  assert call(*fitted) == 0
   said = capsys.readouterr().out
   assert "clark: left out; there is no column experts" in said and "published 6.4e+13" in said
   assert (
@@ -243,9 +247,9 @@ def test_the_command_line(tmp_path, capsys):
     ("--predict=m=1", "known: n, d, experts"),
     ("--bootstrap=-1", "must be 0 or more"),
   ):
-    assert command.main([f"--fit={file}", wrong]) == 2
+    assert call("fit", str(file), wrong) == 2
     assert words in capsys.readouterr().err
-  assert command.main(["--scale=desk", "--print", "--only=d32_l2_s100_e1_g1"]) == 0
+  assert call("print", "--scale=desk", "--only=d32_l2_s100_e1_g1") == 0
   assert capsys.readouterr().out.count("python -m moe_jax.train") == 1
 
 
@@ -260,12 +264,12 @@ def test_the_files_of_a_fit(tmp_path, monkeypatch):
       for row in zip(*(field.tolist() for field in sample), strict=True)
     )
   )
-  arguments = [f"--fit={file}", "--law=krajewski", "--bootstrap=2", f"--out={tmp_path / 'out'}"]
+  arguments = ["fit", str(file), "--law=krajewski", "--bootstrap=2", f"--out={tmp_path / 'out'}"]
   with monkeypatch.context() as patch:
-    patch.setattr(figures.importlib, "import_module", lambda name: __import__("no_such_module"))
-    assert command.main(arguments) == 2 and not (tmp_path / "out").exists()
+    patch.setattr(plots.importlib, "import_module", lambda name: __import__("no_such_module"))
+    assert call(*arguments) == 2 and not (tmp_path / "out").exists()
   pytest.importorskip("matplotlib")
-  assert command.main(arguments) == 0
+  assert call(*arguments) == 0
   assert json.loads((tmp_path / "out" / "fit.json").read_text())["laws"]["krajewski"][
     "constants"
   ].keys() == set(LAWS["krajewski"].constants)
@@ -275,4 +279,4 @@ def test_the_files_of_a_fit(tmp_path, monkeypatch):
 def test_the_readme_shows_the_results():
   # Catches: a table typed by hand; results replaced without the README.
   text = (HERE / "README.md").read_text()
-  assert recovery.replace(text, HERE) == text
+  assert tables.replace_all(text, recovery.tables(HERE)) == text

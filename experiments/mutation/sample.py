@@ -19,16 +19,14 @@ import argparse
 import os
 import pathlib
 import random
-import sys
 import time
 from collections.abc import Mapping, Sequence
 
+from experiments.common.command_line import check_counts, check_folder
+from experiments.common.tables import replace
 from experiments.mutation.judge import ROOT, run
 from experiments.mutation.operators import Mutant, mutants
-from experiments.reliability.small import check_counts, check_folder
-from moe_jax import train
 from moe_jax.errors import ConfigError
-from moe_jax.routers import replace
 
 PAGE = ROOT / "docs" / "reliability.md"
 PARTS = {
@@ -52,13 +50,8 @@ JUDGES = (
 )
 
 
-def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code: 1 if a mutant survives."""
-  parser = argparse.ArgumentParser(
-    prog="python -m experiments.mutation",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the verb."""
   parser.add_argument("--count", type=int, default=200)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--only", default="")
@@ -69,7 +62,10 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
   parser.add_argument("--out", type=pathlib.Path, help="a file for a line of JSON a mutant")
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
-  given = parser.parse_args(argv)
+
+
+def action(given: argparse.Namespace) -> int:
+  """Does what the command line says and returns the exit code."""
   check_counts(given, count=1, processes=1, seconds=0)
   check_folder("out", given.out)
   if given.write and (given.only or given.judges):
@@ -150,7 +146,3 @@ def table(
   return "\n".join(
     [*lines, "", f"Seed {seed}; {seconds / 60:.0f} minutes on {os.cpu_count()} cores."]
   )
-
-
-if __name__ == "__main__":
-  sys.exit(train.guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -11,7 +11,6 @@ import pathlib
 import platform
 import sys
 import time
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,7 +24,6 @@ from moe_jax.experts import Experts, activate, is_gated
 from moe_jax.hlo.flops import hlo_matmul_flops
 from moe_jax.routing.plan import RoutingContext
 from moe_jax.routing.top_k import top_k
-from moe_jax.train import guarded
 
 
 class Shape(NamedTuple):
@@ -224,9 +222,8 @@ class Progress:
       print("\r" + " " * 94 + "\r", end="", file=sys.stderr, flush=True)
 
 
-def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code."""
-  parser = argparse.ArgumentParser(prog="python -m experiments.bench.run", description=__doc__)
+def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the verb."""
   parser.add_argument(
     "--shapes", default=",".join(SHAPES), help=f"comma-separated, of {', '.join(SHAPES)}"
   )
@@ -237,29 +234,28 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     "--slow", action="store_true", help="also XLA's ragged_dot, which is E times the FLOPs on a CPU"
   )
-  flags = parser.parse_args(argv)
-  names = flags.shapes.split(",")
+
+
+def action(given: argparse.Namespace) -> int:
+  """Does what the command line says and returns the exit code."""
+  names = given.shapes.split(",")
   if unknown := [name for name in names if name not in SHAPES]:
     parser.error(f"--shapes={unknown[0]}: must be among {', '.join(SHAPES)}")
-  if flags.repeats < 1:
-    parser.error(f"--repeats={flags.repeats}: must be at least 1")
-  rows = ROWS | (SLOW if flags.slow else {})
-  progress = Progress(len(names) * (len(rows) + 1) * (1 + 2 * (flags.repeats + 1)))
-  report = {"environment": environment(), "repeats": flags.repeats, "shapes": {}}
+  if given.repeats < 1:
+    parser.error(f"--repeats={given.repeats}: must be at least 1")
+  rows = ROWS | (SLOW if given.slow else {})
+  progress = Progress(len(names) * (len(rows) + 1) * (1 + 2 * (given.repeats + 1)))
+  report = {"environment": environment(), "repeats": given.repeats, "shapes": {}}
   print(
     "Ratios are to the dense FFN's time, and to the ideal FLOPs: those of the matmuls of tokens * "
     "k rows.\n"
   )
   for name in names:
-    results = measure(name, SHAPES[name], rows, flags.repeats, progress)
+    results = measure(name, SHAPES[name], rows, given.repeats, progress)
     progress.clear()
     print(table(name, SHAPES[name], results) + "\n", flush=True)
     report["shapes"][name] = {"shape": SHAPES[name]._asdict(), "rows": results}
   report["environment"]["load_average_after"] = os.getloadavg()
-  if flags.out:
-    pathlib.Path(flags.out).write_text(json.dumps(report, indent=1) + "\n")
+  if given.out:
+    pathlib.Path(given.out).write_text(json.dumps(report, indent=1) + "\n")
   return 0
-
-
-if __name__ == "__main__":
-  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -1,49 +1,27 @@
-"""Table 1 of "Adaptive Mixtures of Local Experts" on Peterson and Barney's vowels; README.md has
-question and outcome.
+"""Trains all models under all conditions, and writes results.json and the figures."""
 
-python -m experiments.vowels           trains all, and renews results.json, the figures and the
-README's tables python -m experiments.vowels --write   renews the README's tables from results.json
-alone
-"""
+from __future__ import annotations
 
 import concurrent.futures
 import json
 import os
 import platform
-import sys
 import time
 
 import jax
 from tqdm import tqdm
 
+from experiments.common import plots
 from experiments.vowels import data, figures, study, table
-from moe_jax.errors import ConfigError
-from moe_jax.routers import replace
-from moe_jax.train import guarded
 
 HERE = table.README.parent
 
 
-def main(argv: list[str]) -> int:
-  """Does what the command line says; returns the exit code."""
-  try:
-    if argv not in ([], ["--write"]):
-      raise ConfigError("experiments.vowels", " ".join(argv), "the only flag is --write")
-    if not argv:
-      train()
-  except ConfigError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  results = json.loads((HERE / "results.json").read_text())
-  table.README.write_text(replace(table.README.read_text(), "vowels", table.table(results)))
-  return 0
-
-
 def train() -> None:
-  """Runs the study; writes results.json and the figures."""
+  """Runs the whole study and writes results.json and the figures."""
   start = time.perf_counter()
   cases = data.load()
-  data.need("matplotlib")  # said now, not after the training
+  plots.pyplot()  # a missing library is told now, not after the training
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # a row keeps one core busy
     asked = {
       name: {
@@ -88,7 +66,3 @@ def train() -> None:
     + ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in results.items())
     + "\n}\n"
   )
-
-
-if __name__ == "__main__":
-  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

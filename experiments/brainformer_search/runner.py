@@ -1,0 +1,145 @@
+"""Runs the search: proposes blocks, trains them, and trains the best one for longer."""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import datetime
+import multiprocessing
+import os
+import shlex
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from experiments.brainformer_search import search, trial
+from experiments.brainformer_search.journal import Journal
+from moe_jax.training import workdir
+
+TRIAL_STEPS, FINAL_STEPS = 100, 400  # times to train, in steps of GLaM's block
+FINAL_SEEDS = (1, 2, 3)  # trials have seed 0
+BAR = "{percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} CPU seconds, {elapsed} elapsed{postfix}"
+
+
+def run(
+  journal: Journal,
+  evolution: search.Evolution,
+  seconds: float,
+  pool: concurrent.futures.Executor,
+  bar: tqdm,
+  measure=trial.measure,
+) -> None:
+  """Searches until `seconds` of CPU time are spent but for what the finals will take, and then
+  trains these.
+
+  Args:
+    journal: with a head.
+    evolution: what proposes.
+    seconds: of all processes together; those that the journal tells of count.
+    pool: where candidates are trained.
+    bar: counts these seconds.
+    measure: trains one; takes a `trial.Task`.
+  """
+  glam = search.glam_block(evolution.space)
+
+  def train(tasks: dict[str, trial.Task], add=lambda row, line: line) -> None:
+    futures = {
+      pool.submit(measure, task): row for row, task in tasks.items() if row not in journal.lines
+    }
+    for future in concurrent.futures.as_completed(futures):
+      line = future.result()
+      journal.add(futures[future], add(futures[future], line))
+      bar.update(line["cpu_seconds"])
+
+  train({"glam": trial.Task(glam, glam, 0, TRIAL_STEPS)})
+  base = journal.lines["glam"]
+
+  def rewarded(row: str, line: dict[str, Any]) -> dict[str, Any]:
+    bits = line["bits_per_byte"]
+    value = search.reward(
+      float("nan") if bits is None else bits,
+      line["relative_step"],
+      line["quarter"],
+      base["bits_per_byte"],
+      base["quarter"],
+    )
+    return {"parent": parents[row], "reward": value} | line
+
+  while journal.spent + _reserve(journal) < seconds and not any(
+    row.startswith("final") for row in journal.lines
+  ):
+    first = len(journal.trials) // evolution.round * evolution.round
+    proposed = {
+      f"trial_{n:03}": evolution.propose(n, journal.done)
+      for n in range(first, first + evolution.round)
+    }
+    parents = {row: parent for row, (_, parent) in proposed.items()}
+    train(
+      {
+        row: trial.Task(block, glam, 0, TRIAL_STEPS, base["quarter"])
+        for row, (block, _) in proposed.items()
+      },
+      rewarded,
+    )
+    bar.set_postfix(
+      trials=len(journal.trials), best=f"{max(reward for _, reward in journal.done):+.3f}"
+    )
+  chosen = search.best(journal.done, [line["relative_step"] for line in journal.trials])
+  found = glam if chosen is None else journal.done[chosen][0]
+  for seed in FINAL_SEEDS:  # side by side, so that other work on the machine slows both
+    train(
+      {
+        f"final_{name}_{seed}": trial.Task(block, glam, seed, FINAL_STEPS)
+        for name, block in (("best", found), ("glam", glam))
+      }
+    )
+
+
+def _reserve(journal: Journal) -> float:
+  """CPU seconds that the finals will take, by what GLaM's block took."""
+  line = journal.lines["glam"]
+  idle = line["cpu_seconds"] - line["train_seconds"]
+  return 2 * len(FINAL_SEEDS) * (idle + line["train_seconds"] * FINAL_STEPS / TRIAL_STEPS)
+
+
+def search_at_a_desk(given: argparse.Namespace, journal: Journal) -> None:
+  """Searches, or goes on with the search of a journal, and trains the finals.
+
+  Args:
+    given: The flags `minutes`, `processes`, `seed` and `expert_choice` of the command line.
+    journal: The journal, which may be empty.
+
+  Raises:
+    ConfigError: The journal is that of a search with other settings.
+  """
+  gates = ("top_2", "expert_choice") if given.expert_choice else ("top_2",)
+  evolution = search.Evolution(search.desk_space(gates), given.seed)
+  settings = dataclasses.asdict(evolution) | {
+    "trial_steps": TRIAL_STEPS,
+    "final_steps": FINAL_STEPS,
+    "experts": trial.EXPERTS,
+    "blocks": trial.BLOCKS,
+  }
+  versions = workdir.versions()
+  facts = {
+    "command": "python -m experiments " + shlex.join(sys.argv[1:]),
+    "cores": os.cpu_count(),
+    "date": datetime.date.today().isoformat(),
+    "python": versions["python"],
+    "versions": versions["packages"],
+    "commit": versions["commit"],
+    "data": trial.fingerprints(),
+  }
+  journal.head(settings, facts)
+  seconds = 60 * given.minutes * given.processes
+  trial.one_thread()
+  context = multiprocessing.get_context("spawn")
+  with (
+    concurrent.futures.ProcessPoolExecutor(
+      given.processes, context, trial.prepare, (os.getpid(),)
+    ) as pool,
+    tqdm(total=round(seconds), initial=round(journal.spent), unit="s", bar_format=BAR) as bar,
+  ):
+    run(journal, evolution, seconds, pool, bar)
