@@ -17,9 +17,11 @@ import jax
 import jaxlib
 import numpy as np
 
+from experiments.common.command_line import check_counts, check_folder
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.dispatch.capacity import expert_capacity
 from moe_jax.dispatch.grouped import plan_layout
+from moe_jax.errors import choose
 from moe_jax.experts import Experts, activate, is_gated
 from moe_jax.hlo.flops import hlo_matmul_flops
 from moe_jax.routing.plan import RoutingContext
@@ -230,7 +232,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--repeats", type=int, default=11, help="timed rounds; medians are shown (%(default)s)"
   )
-  parser.add_argument("--out", default="", help="JSON file for the results")
+  parser.add_argument("--out", type=pathlib.Path, help="JSON file for the results")
   parser.add_argument(
     "--slow", action="store_true", help="also XLA's ragged_dot, which is E times the FLOPs on a CPU"
   )
@@ -239,10 +241,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def action(given: argparse.Namespace) -> int:
   """Does what the command line says and returns the exit code."""
   names = given.shapes.split(",")
-  if unknown := [name for name in names if name not in SHAPES]:
-    parser.error(f"--shapes={unknown[0]}: must be among {', '.join(SHAPES)}")
-  if given.repeats < 1:
-    parser.error(f"--repeats={given.repeats}: must be at least 1")
+  for name in names:
+    choose("shapes", name, SHAPES)
+  check_counts(given, repeats=1)
+  check_folder("out", given.out)
   rows = ROWS | (SLOW if given.slow else {})
   progress = Progress(len(names) * (len(rows) + 1) * (1 + 2 * (given.repeats + 1)))
   report = {"environment": environment(), "repeats": given.repeats, "shapes": {}}
@@ -257,5 +259,5 @@ def action(given: argparse.Namespace) -> int:
     report["shapes"][name] = {"shape": SHAPES[name]._asdict(), "rows": results}
   report["environment"]["load_average_after"] = os.getloadavg()
   if given.out:
-    pathlib.Path(given.out).write_text(json.dumps(report, indent=1) + "\n")
+    given.out.write_text(json.dumps(report, indent=1) + "\n")
   return 0

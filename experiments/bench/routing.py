@@ -21,7 +21,9 @@ import numpy as np
 from flax import struct
 
 from experiments.bench.dispatchers import SHAPES, Progress, dense, environment, random, workload
+from experiments.common.command_line import check_counts, check_folder
 from moe_jax.dispatch import DISPATCHERS
+from moe_jax.errors import choose
 from moe_jax.routing import ROUTERS, RoutingContext
 
 # As many experts a token as the shape has, for all of them.
@@ -122,16 +124,16 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--repeats", type=int, default=11, help="timed rounds; medians are shown (%(default)s)"
   )
-  parser.add_argument("--out", default="", help="JSON file for the results")
+  parser.add_argument("--out", type=pathlib.Path, help="JSON file for the results")
 
 
 def action(given: argparse.Namespace) -> int:
   """Does what the command line says and returns the exit code."""
   names = given.routers.split(",")
-  if unknown := [name for name in names if name not in OPTIONS]:
-    parser.error(f"--routers={unknown[0]}: must be among {', '.join(OPTIONS)}")
-  if given.repeats < 1:
-    parser.error(f"--repeats={given.repeats}: must be at least 1")
+  for name in names:
+    choose("routers", name, OPTIONS)
+  check_counts(given, repeats=1)
+  check_folder("out", given.out)
   progress = Progress(2 * len(names) + (2 * len(names) + 1) * (given.repeats + 1))
   before = environment()
   results = measure(names, SHAPES[given.shape], given.repeats, progress)
@@ -153,5 +155,5 @@ def action(given: argparse.Namespace) -> int:
       "repeats": given.repeats,
       "routers": results,
     }
-    pathlib.Path(given.out).write_text(json.dumps(report, indent=1) + "\n")
+    given.out.write_text(json.dumps(report, indent=1) + "\n")
   return 0

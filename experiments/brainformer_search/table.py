@@ -21,7 +21,7 @@ def table(journal: Any) -> str:
   }
   if not trials or min(map(len, finals.values())) < 2:
     return f"{len(trials)} trials are finished; the same command goes on from there."
-  head = (
+  columns = (
     "block",
     "bits per byte, each seed",
     "mean",
@@ -49,7 +49,7 @@ def table(journal: Any) -> str:
         f"{runs[0]['parameters'] / 1e6:.2f}M, {runs[0]['activated'] / 1e6:.2f}M",
       ]
     )
-  made = tables.markdown(head, cells, "|---|---|---:|---:|---:|---:|---:|")
+  made = tables.markdown(columns, cells, "|---|---|---:|---:|---:|---:|---:|")
   return "\n".join([made, "", verdict(finals), "", _search_words(journal), "", _facts(head)])
 
 
@@ -97,4 +97,4 @@ def _search_words(journal: Any) -> str:
 
 def _facts(head: dict[str, Any]) -> str:
   machine = f"{head['cores']} CPU cores; Python {head['python']}, {tables.versions(head)}"
-  return f"`{head['command']}`, {head['date']}, {machine}."
+  return f"{head['date']}, {machine}."

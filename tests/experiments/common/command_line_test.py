@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from experiments.common import command_line, journal, sweep
 from experiments.common.study import Scale, Study
 
 pytestmark = pytest.mark.unit
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 # Leaves a held-out measure that is the value of --config.bits, or of the config's name; "bad" ends
 # with exit code 2.
@@ -197,6 +199,29 @@ def test_a_row_that_fixes_its_seed_takes_no_number_of_seeds():
   # Catches: a row of seed 2 that is trained with seeds 0 to N-1 under its old name.
   with pytest.raises(command_line.ConfigError, match="each row of this study has one seed"):
     sweep.Row("a", {"seed": 2}).changed({}, 3)
+
+
+def commands_of_the_tree():
+  """Returns (file, study, verb) of each command that a document, a target or a docstring names."""
+  files = [
+    path
+    for folder in ("docs", "experiments", "moe_jax", "configs")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in (".md", ".py")
+  ]
+  for path in (*files, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile"):
+    for name, verb in re.findall(r"-m experiments ([a-z]\w*)(?: ([a-z]+))?", path.read_text()):
+      yield str(path.relative_to(ROOT)), name, verb
+
+
+def test_the_commands_that_the_tree_names_exist():
+  # Catches: a study or a verb that was renamed, in a README or a target that still has its old
+  # name.
+  found = set(commands_of_the_tree())
+  assert len(found) > 25
+  for path, name, verb in found:
+    assert name in (*command_line.STUDIES, *command_line.TOOLS), (path, name)
+    assert not verb or verb in command_line.verbs_of(command_line.load_study(name)), (path, verb)
 
 
 @pytest.mark.smoke
