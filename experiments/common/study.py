@@ -9,7 +9,9 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.common import journal, outcomes, sweep
+from experiments.common import journal
+
+Report = Callable[[str, journal.Line], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +52,15 @@ class Job:
   workdir: pathlib.Path
   processes: int = 1
   devices: Sequence[str] = ()
-  report: sweep.Report = lambda name, line: None
+  report: Report = lambda name, line: None
   tracked: bool = True
 
 
 def train(job: Job) -> None:
   """Trains the unfinished rows of a job, each in a process of its own."""
+  # Imported here, so that a process which only needs the tools' packages does not import JAX.
+  from experiments.common import sweep
+
   sweep.run(
     job.rows, job.results, job.workdir, job.processes, devices=job.devices, report=job.report
   )
@@ -95,6 +100,8 @@ def _no_baseline(scale: str, row: str) -> str:
 
 
 def _describe(line: journal.Line, others: dict[str, journal.Line]) -> str:
+  from experiments.common import outcomes
+
   return outcomes.describe(line, others)
 
 

@@ -28,7 +28,7 @@ from moe_jax.train import parse
 # Fields of a run's results.json that a line of results leaves out, because they are long or because
 # the line has them elsewhere.
 DROPPED = ("sample", "command", "compare", "ladder")
-Report = Callable[[str, journal.Line], None]
+Report = Callable[[str, journal.Line], None]  # takes a row's name and its line
 
 
 @dataclasses.dataclass(frozen=True)

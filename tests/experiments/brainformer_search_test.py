@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from experiments.brainformer_search import figures, search, table, trial
 from experiments.brainformer_search import runner as study
+from experiments.common import command_line
 from experiments.common.journal import load
 from moe_jax import assembly
 from moe_jax.assembly.sublayers import kind, options
