@@ -1,4 +1,4 @@
-"""The study's two pictures: rewards over trials, and the best block beside GLaM's."""
+"""Draws the rewards over trials, and the best block beside GLaM's."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ COLOURS = {"attention": "#cc79a7", "ffn": "#0072b2", "moe": "#d55e00"}  # Okabe 
 
 
 def write(journal: Any, directory: pathlib.Path) -> None:
-  """rewards.png and blocks.png."""
+  """Writes rewards.png and blocks.png into a folder."""
   plt = plots.pyplot()
   rewards(plt, journal, directory / "rewards.png")
   blocks(plt, journal, directory / "blocks.png")
 
 
 def rewards(plt: Any, journal: Any, path: pathlib.Path) -> None:
-  """Each trial's reward, those that were stopped at the foot, and the best so far among those fast
-  enough."""
+  """Draws each trial's reward, and the best reward so far among the trials that are fast enough.
+
+  Trials that were stopped stand at the foot of the figure.
+  """
   trials, lost = journal.trials, search.LOST
   scores = np.array([line["reward"] for line in trials])
   steps = np.array([line["relative_step"] for line in trials])
@@ -68,8 +70,10 @@ def rewards(plt: Any, journal: Any, path: pathlib.Path) -> None:
 
 
 def blocks(plt: Any, journal: Any, path: pathlib.Path) -> None:
-  """The sublayers of both blocks from left to right; a bar is as high as the sublayer's weights
-  that a token meets."""
+  """Draws the sublayers of both blocks from left to right.
+
+  A bar is as high as the number of the sublayer's weights that a token meets.
+  """
   pairs = [
     (name, journal.lines[f"final_{row}_1"]["block"])
     for name, row in (("best found", "best"), ("GLaM's", "glam"))
@@ -101,9 +105,9 @@ def blocks(plt: Any, journal: Any, path: pathlib.Path) -> None:
 
 
 def met(entry: str) -> int:
-  """Weights of the sublayer that a token meets: of attention, of an FFN, or of two experts."""
-  said = options(entry)
+  """Returns the number of a sublayer's weights that a token meets; of experts it meets two."""
+  chosen = options(entry)
   if kind(entry) == "attention":
-    return 4 * said["width"] * said["heads"] * search.HEAD_DIM
-  matrices = 3 if said["activation"] in ("reglu", "geglu") else 2
-  return matrices * said["width"] * said["hidden"] * (2 if kind(entry) == "moe" else 1)
+    return 4 * chosen["width"] * chosen["heads"] * search.HEAD_DIM
+  matrices = 3 if chosen["activation"] in ("reglu", "geglu") else 2
+  return matrices * chosen["width"] * chosen["hidden"] * (2 if kind(entry) == "moe" else 1)

@@ -14,8 +14,12 @@ from moe_jax.errors import ConfigError
 
 @dataclasses.dataclass
 class Journal:
-  """results.jsonl: a head, GLaM's block, the trials, the finals, one line each; all that a resumed
-  search knows."""
+  """The journal of a search: one line for the settings, GLaM's block, each trial and each final.
+
+  Attributes:
+    path: The file.
+    lines: Row -> its line.
+  """
 
   path: pathlib.Path
 
@@ -23,14 +27,19 @@ class Journal:
     self.lines = journal.load(self.path)
 
   def add(self, row: str, line: dict[str, Any]) -> None:
+    """Adds a line to the journal and to its file."""
     self.lines[row] = {"row": row} | line
     journal.append(self.path, self.lines[row])
 
   def head(self, settings: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Writes the first line, or holds it against these settings.
+    """Writes the settings as the first line, or compares them with those that are there.
+
+    Args:
+      settings: The settings, which decide what is proposed and how it is trained.
+      facts: What else the line records, such as versions.
 
     Raises:
-      ConfigError: the search in this file has others.
+      ConfigError: The search in this file has other settings.
     """
     if "search" not in self.lines:
       return self.add("search", {"settings": settings} | facts)
@@ -46,17 +55,18 @@ class Journal:
 
   @property
   def trials(self) -> list[dict[str, Any]]:
-    """Trials 0, 1, ..., up to the first that is missing."""
-    found = []
-    while (name := f"trial_{len(found):03}") in self.lines:
-      found.append(self.lines[name])
-    return found
+    """The trials 0, 1, ... up to the first that is missing."""
+    trials = []
+    while (name := f"trial_{len(trials):03}") in self.lines:
+      trials.append(self.lines[name])
+    return trials
 
   @property
   def done(self) -> list[tuple[search.Block, float]]:
+    """The block and the reward of each trial."""
     return [(tuple(line["block"]), line["reward"]) for line in self.trials]
 
   @property
   def spent(self) -> float:
-    """CPU seconds of all processes, compiling and evaluating included."""
+    """The CPU seconds of all processes, including compiling and evaluating."""
     return sum(line.get("cpu_seconds", 0.0) for line in self.lines.values())

@@ -18,7 +18,7 @@ from experiments.brainformer_search import search, trial
 from experiments.brainformer_search.journal import Journal
 from moe_jax.training import workdir
 
-TRIAL_STEPS, FINAL_STEPS = 100, 400  # times to train, in steps of GLaM's block
+TRIAL_STEPS, FINAL_STEPS = 100, 400  # the times to train, in steps of GLaM's block
 FINAL_SEEDS = (1, 2, 3)  # trials have seed 0
 BAR = "{percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} CPU seconds, {elapsed} elapsed{postfix}"
 
@@ -31,16 +31,15 @@ def run(
   bar: tqdm,
   measure=trial.measure,
 ) -> None:
-  """Searches until `seconds` of CPU time are spent but for what the finals will take, and then
-  trains these.
+  """Searches until only the time for the finals is left of the budget, and trains the finals.
 
   Args:
-    journal: with a head.
-    evolution: what proposes.
-    seconds: of all processes together; those that the journal tells of count.
-    pool: where candidates are trained.
-    bar: counts these seconds.
-    measure: trains one; takes a `trial.Task`.
+    journal: The journal, which already has its settings.
+    evolution: Proposes the candidates.
+    seconds: The budget of CPU seconds of all processes together, including those in the journal.
+    pool: Trains the candidates.
+    bar: Counts the seconds.
+    measure: Trains a `trial.Task` and returns its line.
   """
   glam = search.glam_block(evolution.space)
 
@@ -87,18 +86,19 @@ def run(
       trials=len(journal.trials), best=f"{max(reward for _, reward in journal.done):+.3f}"
     )
   chosen = search.best(journal.done, [line["relative_step"] for line in journal.trials])
-  found = glam if chosen is None else journal.done[chosen][0]
-  for seed in FINAL_SEEDS:  # side by side, so that other work on the machine slows both
+  best = glam if chosen is None else journal.done[chosen][0]
+  # Both blocks are trained side by side, so that other work on the machine slows both.
+  for seed in FINAL_SEEDS:
     train(
       {
         f"final_{name}_{seed}": trial.Task(block, glam, seed, FINAL_STEPS)
-        for name, block in (("best", found), ("glam", glam))
+        for name, block in (("best", best), ("glam", glam))
       }
     )
 
 
 def _reserve(journal: Journal) -> float:
-  """CPU seconds that the finals will take, by what GLaM's block took."""
+  """Estimates the CPU seconds of the finals from those of GLaM's block."""
   line = journal.lines["glam"]
   idle = line["cpu_seconds"] - line["train_seconds"]
   return 2 * len(FINAL_SEEDS) * (idle + line["train_seconds"] * FINAL_STEPS / TRIAL_STEPS)

@@ -1,4 +1,4 @@
-"""What the search found, in Markdown, made from its journal."""
+"""Makes the README's table from the journal of a search."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moe_jax.assembly.sublayers import kind
 
 
 def table(journal: Any) -> str:
-  """The finals of the best block and of GLaM's, and what the search was."""
+  """Returns the finals of the best block and of GLaM's, the verdict, and how the search went."""
   head, trials = journal.lines["search"], journal.trials
   finals = {
     name: [line for row, line in sorted(journal.lines.items()) if row.startswith(f"final_{name}_")]
@@ -54,7 +54,7 @@ def table(journal: Any) -> str:
 
 
 def verdict(finals: dict[str, list[dict[str, Any]]]) -> str:
-  """Whether the best block is ahead of GLaM's by more than the seeds' spread."""
+  """Returns in words whether the best block is ahead of GLaM's by more than the seeds' spread."""
   bits = {name: _bits(runs) for name, runs in finals.items()}
   ahead = statistics.fmean(bits["glam"]) - statistics.fmean(bits["best"])
   if max(bits["best"]) < min(bits["glam"]):
@@ -68,7 +68,7 @@ def verdict(finals: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _bits(runs: list[dict[str, Any]]) -> list[float]:
-  """Held-out bits per byte of each run; infinite where it diverged."""
+  """Returns the held-out bits per byte of each run, infinite if it diverged."""
   return [math.inf if run["bits_per_byte"] is None else run["bits_per_byte"] for run in runs]
 
 
@@ -79,8 +79,8 @@ def _deviation(bits: list[float]) -> str:
 def _search_words(journal: Any) -> str:
   trials = journal.trials
   chosen = search.best(journal.done, [line["relative_step"] for line in trials])
-  found = tuple(journal.lines["final_best_1"]["block"])
-  counts = Counter(map(kind, found))
+  block = tuple(journal.lines["final_best_1"]["block"])
+  counts = Counter(map(kind, block))
   ahead = sum(line["reward"] > 0 for line in trials)
   where = (
     "none was as fast as GLaM's and not stopped, so that GLaM's stands for it"
@@ -91,7 +91,7 @@ def _search_words(journal: Any) -> str:
   return (
     f"{len(trials)} trials, {stopped} of them stopped at a quarter, {ahead} above GLaM's in their "
     f"one seed; {where}. It has {counts['attention']} attention, {counts['ffn']} dense FFN and "
-    f"{counts['moe']} MoE sublayers:\n\n" + "\n".join(f"    {entry}" for entry in found)
+    f"{counts['moe']} MoE sublayers:\n\n" + "\n".join(f"    {entry}" for entry in block)
   )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from moe_jax.errors import ConfigError
 
 Line = Mapping[str, Any]
+Report = Callable[[str, Line], None]  # takes a row's name and its line
 
 
 def load(results: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -11,8 +11,6 @@ from typing import Any
 
 from experiments.common import journal
 
-Report = Callable[[str, journal.Line], None]
-
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
@@ -52,7 +50,7 @@ class Job:
   workdir: pathlib.Path
   processes: int = 1
   devices: Sequence[str] = ()
-  report: Report = lambda name, line: None
+  report: journal.Report = lambda name, line: None
   tracked: bool = True
 
 

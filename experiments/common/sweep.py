@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -28,7 +28,6 @@ from moe_jax.train import parse
 # Fields of a run's results.json that a line of results leaves out, because they are long or because
 # the line has them elsewhere.
 DROPPED = ("sample", "command", "compare", "ladder")
-Report = Callable[[str, journal.Line], None]  # takes a row's name and its line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +128,7 @@ def run(
   processes: int = 1,
   program: Sequence[str] = (),
   devices: Sequence[str] = (),
-  report: Report = lambda name, line: None,
+  report: journal.Report = lambda name, line: None,
 ) -> None:
   """Trains the unfinished rows, `processes` at a time, and adds a line to `results` for each.
 

@@ -1,4 +1,4 @@
-"""The README's table and figure, made from results.jsonl and balance.jsonl."""
+"""Makes the README's table and figure from results.jsonl and balance.jsonl."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ README = pathlib.Path(__file__).resolve().parent / "README.md"
 RESULTS, BALANCE, FIGURE = (
   README.parent / name for name in ("results.jsonl", "balance.jsonl", "balance.svg")
 )
-MEASURES = {"perplexity": 2, "cv_importance": 2, "cv_load": 2, "max_over_mean": 2}  # digits
+# The columns of the table -> their decimals.
+MEASURES = {"perplexity": 2, "cv_importance": 2, "cv_load": 2, "max_over_mean": 2}
 HEAD = (
   "w_importance",
   "w_load",
@@ -31,40 +32,40 @@ HEAD = (
 
 
 def runs() -> dict[tuple[float, float], list[dict[str, Any]]]:
-  """(w_importance, w_load) -> what is known of each finished seed."""
+  """Returns (w_importance, w_load) -> the results of each finished seed and its balance."""
   results, balance = journal.load(RESULTS), journal.load(BALANCE)
-  found = {}
+  by_weights = {}
   for weights in study.PAPER:
     names = [study.name(*weights, seed) for seed in range(study.SEEDS)]
-    found[weights] = [
+    by_weights[weights] = [
       results[name] | balance[name] | {"perplexity": study.perplexity(results[name])}
       for name in names
       if name in balance
     ]
-  return {weights: seeds for weights, seeds in found.items() if seeds}
+  return {weights: seeds for weights, seeds in by_weights.items() if seeds}
 
 
-def table(found: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
-  """Markdown: ours, mean and standard deviation over seeds, then the paper's."""
-  if not found:
+def table(finished: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
+  """Returns our table, with mean and standard deviation over seeds, and that of the paper."""
+  if not finished:
     return "No run is finished."
   ours = [
     [f"{weight:g}" for weight in weights]
     + [_mean(seeds, key, digits) for key, digits in MEASURES.items()]
     + [_mean(seeds, "evaluated_max_over_mean", 2)]
-    for weights, seeds in found.items()
+    for weights, seeds in finished.items()
   ]
   paper = [
     [f"{weight:g}" for weight in weights]
     + [f"{row[0]:.1f}", *(f"{value:.2f}" for value in row[1:])]
     for weights, row in study.PAPER.items()
   ]
-  every = [seed for seeds in found.values() for seed in seeds]
+  every = [seed for seeds in finished.values() for seed in seeds]
   first = every[0]
   seconds = [run["wall_seconds"] for run in every]
   about = (
-    f"Mean ± standard deviation of {min(map(len, found.values()))} seeds. Perplexity of a held-out "
-    f"byte; {study.EXPERTS} experts, 4 a token; {first['steps']} steps, "
+    f"Mean ± standard deviation of {min(map(len, finished.values()))} seeds. "
+    f"Perplexity of a held-out byte; {study.EXPERTS} experts, 4 a token; {first['steps']} steps, "
     f"{first['tokens'] / 1e6:.1f}M tokens, {first['parameters']['total'] / 1e6:.2f}M parameters, "
     f"{first['parameters']['activated'] / 1e6:.2f}M activated. {sum(seconds) / 60:.0f} minutes of "
     f"training in all, {min(seconds):.0f} to {max(seconds):.0f} s a run. {first['date']}, Python "
@@ -74,10 +75,10 @@ def table(found: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
   return "\n\n".join([_markdown(HEAD, ours), about, theirs, _markdown(HEAD[:-1], paper)])
 
 
-def figure(found: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
-  """max/mean load of each logged training batch, mean over seeds, as SVG."""
+def figure(finished: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
+  """Returns an SVG of max/mean load of each logged training batch, averaged over seeds."""
   lines = []
-  for colour, (weights, seeds) in zip(_colours(), found.items(), strict=False):
+  for colour, (weights, seeds) in zip(_colours(), finished.items(), strict=False):
     curves = np.array([seed["curve"] for seed in seeds])  # [seeds, T, 2]
     label = "({:g}, {:g})".format(*weights)
     lines.append(Line(label, curves[0, :, 0], curves[..., 1].mean(axis=0), colour))

@@ -1,5 +1,4 @@
-"""The picture of a fit: a row a law, loss against N with the fitted curves, and what the law leaves
-over."""
+"""Draws fits: for each law the loss over N with the fitted curves, and the residuals."""
 
 from __future__ import annotations
 
@@ -14,13 +13,16 @@ from experiments.scaling_laws.fit import Fit
 from experiments.scaling_laws.laws import SIZES, Points
 
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
-CURVES = 6  # at most, in a panel
+CURVES = 6  # the largest number of curves in a panel
 LETTERS = {"d": "D", "experts": "E"}
 
 
 def draw(fits: Sequence[Fit], path: pathlib.Path) -> None:
-  """Writes the PNG: colours are tokens (or experts, where the law reads no tokens), markers
-  granularities."""
+  """Draws a row of panels for each fit.
+
+  Colours stand for tokens, or for experts if the law does not read tokens. Markers stand for
+  granularities.
+  """
   plt = plots.pyplot()
   figure, axes = plt.subplots(len(fits), 2, figsize=(11, 4.2 * len(fits)), squeeze=False)
   for (left, right), fit in zip(axes, fits, strict=True):
@@ -92,7 +94,7 @@ def _panels(plt, left, right, fit: Fit) -> None:
 
 
 def _levels(values: np.ndarray) -> np.ndarray:
-  """Which of them have a curve: all, or as many as `CURVES` from the smallest to the largest."""
+  """Returns the values that get a curve: all, or `CURVES` of them from smallest to largest."""
   different = np.unique(values)
   return different[np.unique(np.linspace(0, len(different) - 1, CURVES).round().astype(int))]
 

@@ -101,22 +101,22 @@ def fit_file(
 
 
 def _target(text: str) -> dict[str, float]:
-  """`--predict` as column -> value."""
-  found = {}
+  """Returns `--predict` as column -> value."""
+  point = {}
   for part in text.split():
     name, equals, value = part.partition("=")
     choose("predict", name, PREDICTED, shown=part)
     try:
-      found[name] = float(value)
+      point[name] = float(value)
     except ValueError as error:
       raise ConfigError("predict", part, f"must be {name}=NUMBER") from error
-    if not found[name] > 0:
+    if not point[name] > 0:
       raise ConfigError("predict", part, "must be above 0")
-  return found
+  return point
 
 
 def _report(fitted: fitting.Fit, note: str, target: dict[str, float], flops: float | None) -> dict:
-  """Prints a fit, and returns it as JSON."""
+  """Prints a fit and returns it as JSON."""
   law, constants = fitted.law, fitted.constants()
   published = dict(zip(law.constants, next(iter(law.published.values())), strict=True))
   print(
@@ -150,8 +150,11 @@ def _report(fitted: fitting.Fit, note: str, target: dict[str, float], flops: flo
 
 
 def _divide(fitted: fitting.Fit, flops: float, target: dict[str, float]) -> dict | None:
-  """Prints and returns the best division of a budget, at the granularity asked for or the best that
-  was trained."""
+  """Prints and returns the best division of a budget.
+
+  It is at the granularity of `target`, or else at the best granularity that was trained. None means
+  that the law has no division.
+  """
   if fitted.law.flops_a_token is None:
     print(f"  no division of {flops:g} FLOPs: the paper has none for this law")
     return None
@@ -180,7 +183,7 @@ def _divide(fitted: fitting.Fit, flops: float, target: dict[str, float]) -> dict
 
 
 def _beyond(fitted: fitting.Fit, at: Points) -> str:
-  """Says which columns are extrapolated."""
+  """Returns words that name the columns in which `at` lies beyond the points, or ""."""
 
   def inside(values, value):
     return values.min() <= value <= values.max()

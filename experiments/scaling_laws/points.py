@@ -1,8 +1,8 @@
-"""Tables of trained models: a CSV or JSONL file, or a sweep's results.jsonl, and the points of it
-that a law is for.
+"""Reads tables of trained models, and selects the points that a law is about.
 
-Columns: `n` (parameters, counted as the law's paper counts) or any of `SIZES`; `d` (tokens);
-`experts`; `granularity`; `loss` (nats a token). `Points` says what they mean; others are not read.
+A table is a CSV or JSONL file, or the results.jsonl of a sweep. Its columns are `n` (parameters,
+counted as the law's paper counts them) or any of `SIZES`; `d` (tokens); `experts`; `granularity`;
+and `loss` (nats per token). `Points` explains them. Other columns are not read.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ COLUMNS = ("n", *SIZES, "d", "experts", "granularity", "loss")
 
 
 def read(file: pathlib.Path) -> dict[str, np.ndarray]:
-  """Column -> values, of those of `COLUMNS` that the first line has; a sweep's diverged runs are
-  left out.
+  """Returns column -> values, for those of `COLUMNS` that the first line has.
+
+  Diverged runs of a sweep are left out.
 
   Raises:
-    ConfigError: there is no such file, it is of another kind, a column is missing, a line is
-      malformed or no value is left; the line is named by its number.
+    ConfigError: The file does not exist or is of another kind, a column is missing, a line is
+      malformed, or no line is left. A malformed line is named by its number.
   """
   if file.suffix not in (".csv", ".jsonl"):
     raise ConfigError("fit", str(file), "is no .csv or .jsonl file")
@@ -50,14 +51,16 @@ def read(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def select(table: dict[str, np.ndarray], name: str) -> tuple[Points, str]:
-  """(the points that a law is for, in words which these are): see `Law.held`.
+  """Returns the points that a law is about, and words that say which these are.
+
+  `Law.held` decides which points these are.
 
   Args:
-    table: of `read`.
-    name: a key of `LAWS`.
+    table: Column -> values, as `read` returns them.
+    name: A key of `LAWS`.
 
   Raises:
-    ConfigError: a column that the law reads is missing.
+    ConfigError: A column that the law reads is missing.
   """
   law, count = LAWS[name], len(table["loss"])
   size = law.size if law.size in table else "n"
@@ -68,18 +71,20 @@ def select(table: dict[str, np.ndarray], name: str) -> tuple[Points, str]:
         name,
         f"there is no column {column}, which it reads; the columns are {', '.join(table)}",
       )
-  kept, said = np.ones(count, bool), []
+  kept, conditions = np.ones(count, bool), []
   for column, pick in law.held.items():
     if column in table and len(np.unique(table[column][kept])) > 1:
       value = pick(table[column][kept].tolist())
       kept &= table[column] == value
-      said.append(f"{column} {value:g}")
+      conditions.append(f"{column} {value:g}")
 
   def of(column):
     return table[column][kept] if column in table else np.ones(kept.sum())
 
   note = (
-    f"{kept.sum()} of {count} points, those of {' and '.join(said)}" if said else f"{count} points"
+    f"{kept.sum()} of {count} points, those of {' and '.join(conditions)}"
+    if conditions
+    else f"{count} points"
   )
   return Points(of(size), *(of(column) for column in ("d", "experts", "granularity", "loss"))), note
 

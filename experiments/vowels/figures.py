@@ -1,5 +1,4 @@
-"""The study's two pictures: decision lines under the three errors; learning curves and the search
-for step sizes."""
+"""Draws decision lines under the three errors, learning curves, and the search for step sizes."""
 
 from __future__ import annotations
 
@@ -23,13 +22,14 @@ MEANT = {
 
 
 def lines(cases: Cases, trained: dict[str, study.Trained], path: pathlib.Path) -> None:
-  """What each expert in use decides, and where the gate hands over, in F1 and F2, at the end of the
-  run of seed 0.
+  """Draws the decision line of each expert in use, and where the gate hands over.
+
+  The networks are those at the end of the run of seed 0, over F1 and F2.
 
   Args:
-    cases: training cases.
-    trained: by error, with one output ("pairs").
-    path: of the PNG.
+    cases: The training cases.
+    trained: Error -> trained network with one output ("pairs").
+    path: The PNG to write.
   """
   plt = plots.pyplot()
   figure, axes = plt.subplots(1, len(trained), figsize=(4.4 * len(trained), 4.9), sharey=True)
@@ -84,12 +84,14 @@ def lines(cases: Cases, trained: dict[str, study.Trained], path: pathlib.Path) -
 
 
 def curves(trained: dict[str, dict[str, study.Trained]], path: pathlib.Path) -> None:
-  """A row a condition: squared error by epoch over seeds; epochs to the criterion by step size,
-  from one seed.
+  """Draws for each condition the squared error by epoch, and the search for step sizes.
+
+  The left panel shows the median and the quartiles over seeds. The right panel shows the mean
+  epochs to the criterion by step size, where all seeds of the search arrive.
 
   Args:
-    trained: by condition, by model.
-    path: of the PNG.
+    trained: Condition -> model -> trained networks.
+    path: The PNG to write.
   """
   plt = plots.pyplot()
   figure, axes = plt.subplots(len(trained), 2, figsize=(11, 3.9 * len(trained)), squeeze=False)

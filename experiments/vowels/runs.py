@@ -35,17 +35,17 @@ def train() -> None:
       for error in study.ERRORS
       if error != "competitive"
     }
-    found = {name: {} for name in asked}
+    trained = {name: {} for name in asked}
     for name, model in tqdm(
       [(name, model) for name, models in asked.items() for model in models], unit="row"
     ):
-      found[name][model] = asked[name][model].result()
+      trained[name][model] = asked[name][model].result()
     errors = {
-      error: others[error].result() if error in others else found["pairs"]["4 experts"]
+      error: others[error].result() if error in others else trained["pairs"]["4 experts"]
       for error in study.ERRORS
     }
   figures.lines(data.split(cases, "file")[0], errors, HERE / "lines.png")
-  figures.curves({name: found[name] for name in study.DRAWN}, HERE / "curves.png")
+  figures.curves({name: trained[name] for name in study.DRAWN}, HERE / "curves.png")
   results = {
     "criterion": study.CRITERION,
     "step_sizes": study.STEP_SIZES,
@@ -54,7 +54,7 @@ def train() -> None:
     "dropped_speaker": data.DROPPED,
     "errors": {error: one.row for error, one in errors.items()},
     "conditions": {
-      name: {model: one.row for model, one in models.items()} for name, models in found.items()
+      name: {model: one.row for model, one in models.items()} for name, models in trained.items()
     },
     "seconds": time.perf_counter() - start,
     "cpu_seconds": time.process_time(),
