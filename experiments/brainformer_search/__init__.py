@@ -38,14 +38,14 @@ def flags(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def run(given: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
   """Searches, and writes tables and figures if the journal is that of the repository."""
-  check_counts(given, minutes=0, processes=1)
-  tracked = given.results.resolve() == RESULTS
+  check_counts(options, minutes=0, processes=1)
+  tracked = options.results.resolve() == RESULTS
   if tracked:
     plots.pyplot()  # a missing library is told now, not after the search
-  journal = Journal(given.results)
-  runner.search_at_a_desk(given, journal)
+  journal = Journal(options.results)
+  runner.search_at_a_desk(options, journal)
   print(table.table(journal))
   if tracked:
     figures.write(journal, HERE)

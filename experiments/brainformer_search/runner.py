@@ -104,18 +104,18 @@ def _reserve(journal: Journal) -> float:
   return 2 * len(FINAL_SEEDS) * (idle + line["train_seconds"] * FINAL_STEPS / TRIAL_STEPS)
 
 
-def search_at_a_desk(given: argparse.Namespace, journal: Journal) -> None:
+def search_at_a_desk(options: argparse.Namespace, journal: Journal) -> None:
   """Searches, or goes on with the search of a journal, and trains the finals.
 
   Args:
-    given: The flags `minutes`, `processes`, `seed` and `expert_choice` of the command line.
+    options: The flags `minutes`, `processes`, `seed` and `expert_choice` of the command line.
     journal: The journal, which may be empty.
 
   Raises:
     ConfigError: The journal is that of a search with other settings.
   """
-  gates = ("top_2", "expert_choice") if given.expert_choice else ("top_2",)
-  evolution = search.Evolution(search.desk_space(gates), given.seed)
+  gates = ("top_2", "expert_choice") if options.expert_choice else ("top_2",)
+  evolution = search.Evolution(search.desk_space(gates), options.seed)
   settings = dataclasses.asdict(evolution) | {
     "trial_steps": TRIAL_STEPS,
     "final_steps": FINAL_STEPS,
@@ -133,12 +133,12 @@ def search_at_a_desk(given: argparse.Namespace, journal: Journal) -> None:
     "data": trial.fingerprints(),
   }
   journal.head(settings, facts)
-  seconds = 60 * given.minutes * given.processes
+  seconds = 60 * options.minutes * options.processes
   trial.one_thread()
   context = multiprocessing.get_context("spawn")
   with (
     concurrent.futures.ProcessPoolExecutor(
-      given.processes, context, trial.prepare, (os.getpid(),)
+      options.processes, context, trial.prepare, (os.getpid(),)
     ) as pool,
     tqdm(total=round(seconds), initial=round(journal.spent), unit="s", bar_format=BAR) as bar,
   ):

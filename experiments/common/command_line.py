@@ -112,19 +112,19 @@ def verbs_of(study: Study) -> dict[str, Verb]:
     verbs["run"] = Verb(
       "Trains the rows that are not finished, then writes tables and figures.",
       lambda parser: _add_row_flags(parser, study, runs=True),
-      lambda given: _run(study, given),
+      lambda options: _run(study, options),
     )
   if study.table is not None or study.figures is not None:
     verbs["write"] = Verb(
       "Renews tables and figures from the results that are there.",
       lambda parser: _add_scale(parser, study, "all that have tables"),
-      lambda given: _write(study, given),
+      lambda options: _write(study, options),
     )
   if study.rows is not None:
     verbs["print"] = Verb(
       "Prints the command of each row and runs nothing.",
       lambda parser: _add_row_flags(parser, study, runs=False),
-      lambda given: _print(study, given),
+      lambda options: _print(study, options),
     )
   verbs |= study.verbs
   first = [name for name in ("run", "write", "print") if name in verbs]
@@ -199,16 +199,16 @@ def _add_row_flags(parser: argparse.ArgumentParser, study: Study, runs: bool) ->
     )
 
 
-def _job(study: Study, given: argparse.Namespace) -> Job:
+def _job(study: Study, options: argparse.Namespace) -> Job:
   """Returns the rows that a command line asks for, and where their results go.
 
   Raises:
     ConfigError: There is no such scale, row or key.
   """
-  name, scale = _scale_of(study, given)
-  chosen = choose_rows(study.rows(name), given.only)
-  values = _settings(given.set)
-  seeds = None if given.seeds is None else whole("seeds", given.seeds, high=1000)
+  name, scale = _scale_of(study, options)
+  chosen = choose_rows(study.rows(name), options.only)
+  values = _settings(options.set)
+  seeds = None if options.seeds is None else whole("seeds", options.seeds, high=1000)
   if seeds is not None and all(row.seeds == seeds for row in chosen.values()):
     seeds = None
   tracked = not values and seeds is None
@@ -216,14 +216,14 @@ def _job(study: Study, given: argparse.Namespace) -> Job:
     chosen = {row: before.changed(values, seeds) for row, before in chosen.items()}
     for row in chosen.values():
       row.check()
-  workdir = given.workdir or pathlib.Path("runs") / study.name / (name if tracked else "changed")
+  workdir = options.workdir or pathlib.Path("runs") / study.name / (name if tracked else "changed")
   return Job(
     name, chosen, scale.results if tracked else workdir / "results.jsonl", workdir, tracked=tracked
   )
 
 
-def _scale_of(study: Study, given: argparse.Namespace) -> tuple[str, Scale]:
-  name = getattr(given, "scale", None) or next(iter(study.scales))
+def _scale_of(study: Study, options: argparse.Namespace) -> tuple[str, Scale]:
+  name = getattr(options, "scale", None) or next(iter(study.scales))
   return name, choose("scale", name, study.scales)
 
 
@@ -265,8 +265,8 @@ def _settings(texts: Sequence[str]) -> dict[str, str]:
   return values
 
 
-def _run(study: Study, given: argparse.Namespace) -> int:
-  job = _job(study, given)
+def _run(study: Study, options: argparse.Namespace) -> int:
+  job = _job(study, options)
   tracked_file = study.scales[job.scale].results
 
   def report(name: str, line: journal.Line) -> None:
@@ -278,8 +278,8 @@ def _run(study: Study, given: argparse.Namespace) -> int:
     job.rows,
     job.results,
     job.workdir,
-    whole("processes", given.processes, high=1000),
-    [device for device in given.devices.split(",") if device],
+    whole("processes", options.processes, high=1000),
+    [device for device in options.devices.split(",") if device],
     report,
     job.tracked,
   )
@@ -333,9 +333,9 @@ def _write_curves(job: Job) -> None:
     print(f"loss curves: {file}")
 
 
-def _write(study: Study, given: argparse.Namespace) -> int:
-  if getattr(given, "scale", None):
-    scales = [_scale_of(study, given)[0]]
+def _write(study: Study, options: argparse.Namespace) -> int:
+  if getattr(options, "scale", None):
+    scales = [_scale_of(study, options)[0]]
   else:
     scales = [name for name, scale in study.scales.items() if scale.readmes or not study.table]
   for scale in scales:
@@ -354,18 +354,18 @@ def _write_scale(study: Study, name: str) -> None:
       tables.write(readme, made)
 
 
-def _print(study: Study, given: argparse.Namespace) -> int:
-  job = _job(study, given)
+def _print(study: Study, options: argparse.Namespace) -> int:
+  job = _job(study, options)
   for name, row in job.rows.items():
     print(shlex.join(row.command(job.workdir / name)))
   return 0
 
 
-def check_counts(given: argparse.Namespace, **lowest: float) -> None:
+def check_counts(options: argparse.Namespace, **lowest: float) -> None:
   """Refuses numbers of a command line that are too small.
 
   Args:
-    given: The flags.
+    options: The flags.
     **lowest: Name of a flag -> the least value that it may have.
 
   Raises:
@@ -373,8 +373,8 @@ def check_counts(given: argparse.Namespace, **lowest: float) -> None:
   """
   for flag, low in lowest.items():
     # The comparison is false for NaN, which is refused, too.
-    if not getattr(given, flag) >= low:
-      raise ConfigError(flag, getattr(given, flag), f"must be at least {low}")
+    if not getattr(options, flag) >= low:
+      raise ConfigError(flag, getattr(options, flag), f"must be at least {low}")
 
 
 def check_folder(flag: str, path: pathlib.Path | None) -> None:

@@ -89,7 +89,7 @@ def lazy_verb(about: str, module: str) -> Verb:
   return Verb(
     about,
     lambda parser: importlib.import_module(module).flags(parser),
-    lambda given: importlib.import_module(module).action(given),
+    lambda options: importlib.import_module(module).action(options),
   )
 
 

@@ -23,7 +23,7 @@ def fit_grid(scale: str) -> None:
   fit_command.fit_file(results, out=HERE / scale)
 
 
-def recover(given: argparse.Namespace) -> int:
+def recover(options: argparse.Namespace) -> int:
   """Renews recovery.json and the tables."""
   recovery.run(HERE / "recovery.json")
   recovery.write(HERE)

@@ -40,10 +40,16 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--out", type=pathlib.Path, help="a folder for fit.json and fit.png")
 
 
-def action(given: argparse.Namespace) -> int:
+def action(options: argparse.Namespace) -> int:
   """Does what the command line says and returns the exit code."""
   fit_file(
-    given.file, given.law, given.bootstrap, given.seed, given.predict, given.flops, given.out
+    options.file,
+    options.law,
+    options.bootstrap,
+    options.seed,
+    options.predict,
+    options.flops,
+    options.out,
   )
   return 0
 

@@ -1,7 +1,7 @@
 """Published scaling laws: the held-out loss from size, tokens, experts and granularity.
 
 Every law is an entry of `LAWS`. A fit varies coordinates that may be any real number: the logarithm
-of a constant that must be positive, or the constant itself. `_clark_there` explains how the two
+of a constant that must be positive, or the constant itself. `_clark_coordinates` explains how the two
 bounds of Ê are kept in order.
 """
 
@@ -167,16 +167,16 @@ def _coordinates(positive: str) -> tuple[Callable, Callable]:
       that is the coordinate itself.
   """
 
-  def there(constants):
+  def to_coordinates(constants):
     return [np.log(x) if sign == "+" else x for x, sign in zip(constants, positive, strict=True)]
 
-  def back(values):
+  def to_constants(values):
     return [np.exp(x) if sign == "+" else x for x, sign in zip(values, positive, strict=True)]
 
-  return there, back
+  return to_coordinates, to_constants
 
 
-def _clark_there(constants):
+def _clark_coordinates(constants):
   """Returns Clark's coordinates.
 
   The last two are the logarithms of E_start E_max / (E_max - E_start) and of E_max, so that any two
@@ -186,7 +186,7 @@ def _clark_there(constants):
   return [*line, -np.log(1 / start - 1 / most), np.log(most)]
 
 
-def _clark_back(values):
+def _clark_constants(values):
   """Returns the constants of Clark's coordinates."""
   *line, x, y = values
   return [*line, 1 / (np.exp(-x) + np.exp(-y)), np.exp(y)]
@@ -250,8 +250,8 @@ LAWS = {
       (0.5, 2.0),
       (3.0, 5.0, 7.0),
     ),
-    _clark_there,
-    _clark_back,
+    _clark_coordinates,
+    _clark_constants,
   ),
   "krajewski": Law(
     "Krajewski et al. 2024, with granularity",

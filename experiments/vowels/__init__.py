@@ -18,7 +18,7 @@ def make_tables(scale: str) -> dict[str, str]:
   return {"vowels": table.table(json.loads(RESULTS.read_text()))}
 
 
-def run(given: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
   """Trains all models, and renews results, figures and tables."""
   runs.train()
   made = make_tables("desk")
