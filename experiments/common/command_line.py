@@ -217,12 +217,16 @@ def _job(study: Study, options: argparse.Namespace) -> Job:
     for row in chosen.values():
       row.check()
   workdir = options.workdir or pathlib.Path("runs") / study.name / (name if tracked else "changed")
-  return Job(
-    name, chosen, scale.results if tracked else workdir / "results.jsonl", workdir, tracked=tracked
-  )
+  results = scale.results if tracked else workdir / "results.jsonl"
+  if not tracked and results.resolve() in {each.results for each in study.scales.values()}:
+    raise ConfigError(
+      "workdir", str(workdir), "has the tracked results of the study; name another folder"
+    )
+  return Job(name, chosen, results, workdir, tracked=tracked)
 
 
 def _scale_of(study: Study, options: argparse.Namespace) -> tuple[str, Scale]:
+  """Returns the name and the scale that --scale asks for, or else the first one."""
   name = getattr(options, "scale", None) or next(iter(study.scales))
   return name, choose("scale", name, study.scales)
 
@@ -239,7 +243,7 @@ def choose_rows(rows: Mapping[str, Any], only: str) -> dict[str, Any]:
     ConfigError: A part is in no row's name. The message proposes the nearest name.
   """
   chosen = set()
-  for part in only.split(","):
+  for part in [part for part in only.split(",") if part] or [""]:
     matches = [part] if part in rows else [name for name in rows if part in name]
     if not matches:
       near = difflib.get_close_matches(part, rows, n=1, cutoff=0.5)
@@ -301,6 +305,7 @@ def _run(study: Study, options: argparse.Namespace) -> int:
 
 
 def _results(study: Study, job: Job) -> dict[str, dict[str, Any]]:
+  """Returns row -> its line, of the file that the job writes to."""
   return study.load(job.results) if job.tracked else journal.load(job.results)
 
 

@@ -178,17 +178,13 @@ def run(
       *rows[name].arguments(),
     ]
     with open(log_file, "a") as log:
+      # A session of its own keeps a Ctrl-C in the terminal away from the run, which is told to stop
+      # by SIGTERM below.
       process = subprocess.Popen(
-        # A session of its own keeps a Ctrl-C in the terminal away from the run; it is told to stop
-        # by SIGTERM below.
-        command,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-        env=os.environ | variables,
+        command, stdout=log, stderr=log, start_new_session=True, env=os.environ | variables
       )
       running.add(process)
-      # The study may have been stopped between the test of the pool and the start of the process.
+      # The study may have been stopped while the process started, too late to be in `running`.
       if stopping.is_set():
         process.terminate()
       code = process.wait()

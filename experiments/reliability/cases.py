@@ -127,6 +127,7 @@ def prepare(home: pathlib.Path) -> None:
 
 
 def _tokenizer(path: pathlib.Path) -> None:
+  """Writes a small BPE tokenizer."""
   import tokenizers
   from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -148,6 +149,11 @@ def _tokenizer(path: pathlib.Path) -> None:
 
 
 def _config(draw: random.Random, tell: Callable[[str], Any]) -> tuple[str, str, str]:
+  """Mutates a config, validates it and traces its model.
+
+  Returns:
+    What was mutated, the outcome, and what was said.
+  """
   from moe_jax import assembly
   from moe_jax.errors import ConfigError
   from moe_jax.train import load_config
@@ -178,6 +184,11 @@ def _built(c) -> int:
 def _command(
   draw: random.Random, tell: Callable[[str], Any], home: pathlib.Path
 ) -> tuple[str, str, str]:
+  """Mutates a command line, validates its config, and trains some of the small ones.
+
+  Returns:
+    The arguments, the outcome, and what was said.
+  """
   from moe_jax import assembly, train
   from moe_jax.errors import ConfigError
 
@@ -227,6 +238,7 @@ def _train(steps: int, *args: str, workdir: str = "run") -> tuple[int, str]:
 
 
 def _outcome(code: int, output: str) -> tuple[str, str]:
+  """Returns the outcome that an exit code and a text on standard error mean, and the text."""
   if "Traceback" in output or "is a bug of the program" in output:
     return "traceback", output
   lines = [line for line in output.splitlines() if line.startswith("error: ")]
@@ -238,6 +250,11 @@ def _outcome(code: int, output: str) -> tuple[str, str]:
 def _file(
   draw: random.Random, tell: Callable[[str], Any], home: pathlib.Path
 ) -> tuple[str, str, str]:
+  """Mutates a file of the run, lets the run go on, and compares what is left.
+
+  Returns:
+    What was mutated, the outcome, and what was said.
+  """
   with _copy(home):
     kinds, names = _files(), sorted(mutate.FILES)
     path = draw.choice(kinds[draw.choice(sorted(kinds))])

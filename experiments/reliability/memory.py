@@ -51,10 +51,12 @@ def action(options: argparse.Namespace) -> int:
   finish = megabytes[~training].max(initial=0.0)
   steps, megabytes = steps[training], megabytes[training]
   early, late = (at(steps, megabytes, step) for step in (options.steps // 10, options.steps))
+  minutes = (time.monotonic() - begun) / 60
   text = (
-    f"Resident memory after {options.steps // 10:,} steps: {early:.0f} MB, after {options.steps:,}: "
-    f"{late:.0f} MB ({late / early - 1:+.1%}); at most {finish:.0f} MB during the final evaluation "
-    f"and the report; {len(steps):,} readings, {(time.monotonic() - begun) / 60:.0f} minutes."
+    f"Resident memory after {options.steps // 10:,} steps: {early:.0f} MB, "
+    f"after {options.steps:,}: {late:.0f} MB ({late / early - 1:+.1%}); "
+    f"at most {finish:.0f} MB during the final evaluation and the report; "
+    f"{len(steps):,} readings, {minutes:.0f} minutes."
   )
   print(text)
   if options.write:

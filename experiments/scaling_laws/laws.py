@@ -1,8 +1,8 @@
 """Published scaling laws: the held-out loss from size, tokens, experts and granularity.
 
 Every law is an entry of `LAWS`. A fit varies coordinates that may be any real number: the logarithm
-of a constant that must be positive, or the constant itself. `_clark_coordinates` explains how the two
-bounds of Ê are kept in order.
+of a constant that must be positive, or the constant itself. `_clark_coordinates` explains how the
+two bounds of Ê are kept in order.
 """
 
 from __future__ import annotations

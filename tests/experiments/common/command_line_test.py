@@ -163,6 +163,16 @@ def test_other_changes_in_the_same_folder_are_refused(study, capsys):
   assert "was run with --config.bits=2.5, and is now --config.bits=2.6" in said
 
 
+def test_changed_rows_may_not_have_the_folder_of_the_study(study, capsys):
+  # Catches: a --workdir in which results.jsonl is the tracked file.
+  (study / "results.jsonl").write_text("")
+  made = command_line.load_study("mine")
+  made.scales["desk"] = dataclasses.replace(made.scales["desk"], results=study / "results.jsonl")
+  assert call("mine", "run", "--only=hot", "--set", "bits=1", f"--workdir={study}") == 2
+  assert "has the tracked results" in capsys.readouterr().err
+  assert (study / "results.jsonl").read_text() == ""
+
+
 @pytest.mark.parametrize(
   "arguments, words",
   [
@@ -193,6 +203,7 @@ def test_an_exact_name_is_one_row():
   assert list(command_line.choose_rows(ROWS, "hot")) == ["hot"]
   assert list(command_line.choose_rows(ROWS, "hott,base")) == ["base", "hotter"]
   assert list(command_line.choose_rows(ROWS, "")) == list(ROWS)
+  assert list(command_line.choose_rows(ROWS, "base,")) == ["base"]
 
 
 def test_a_row_that_fixes_its_seed_takes_no_number_of_seeds():
