@@ -45,14 +45,18 @@ def mean_and_error(numbers: Sequence[float]) -> tuple[float, float]:
 
 
 def describe(
-  line: journal.Line, others: dict[str, journal.Line], values: Values = values, paired: bool = False
+  line: journal.Line,
+  others: dict[str, journal.Line],
+  counted: Values = values,
+  paired: bool = False,
 ) -> str:
   """Returns what a row came to: its quality, and its difference to other rows.
 
   Args:
     line: The row's line of results.
     others: Words for another row -> that row's line. The row is compared with each of them.
-    values: Returns the measure of each seed of a line, and None for seeds that do not count.
+    counted: Returns the measure of each seed of a line, and None for seeds that do not count
+      because they diverged or are unstable.
     paired: Whether seed i of two rows is compared with seed i. Otherwise the difference of the
       means has the root of the sum of both squared standard errors.
   """
@@ -63,16 +67,17 @@ def describe(
   name_and_unit = measure(line)
   if name_and_unit is None:
     return "finished"
-  mine = values(line)
+  unit, mine = name_and_unit[1], counted(line)
   finite = [value for value in mine if value is not None]
   if not finite:
-    return f"none of {len(mine)} seeds counts: each of them diverged or is unstable"
-  words = [f"{_number(*mean_and_error(finite))} {name_and_unit[1]}"]
+    unstable = ", ".join(f"{value:.3f}" for value in values(line) if value is not None)
+    return f"no seed is stable, {unstable} {unit}" if unstable else "all seeds diverged"
+  words = [f"{_number(*mean_and_error(finite))} {unit}"]
   if len(mine) > 1:
     words[0] += f" over {len(finite)} of {len(mine)} seeds"
   for name, other in others.items():
     if measure(other) == name_and_unit:
-      difference = _difference(mine, values(other), paired)
+      difference = _difference(mine, counted(other), paired)
       if difference is not None:
         words.append(f"{_number(*difference, signed=True)} compared with {name}")
   return "; ".join(words)

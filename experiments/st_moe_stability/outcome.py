@@ -123,7 +123,7 @@ def describe(line: journal.Line, others: dict[str, journal.Line]) -> str:
   result = outcome(line)
   largest = max((value for value in result.logits if not math.isnan(value)), default=math.nan)
   return (
-    f"stable {result.count}; {outcomes.describe(line, others, values=_stable_values)}; "
+    f"stable {result.count}; {outcomes.describe(line, others, counted=_stable_values)}; "
     f"largest router logit {largest:.3g}"
   )
 

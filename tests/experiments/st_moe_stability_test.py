@@ -332,6 +332,8 @@ def test_what_a_finished_row_says():
     "stable 2/3; 2.200 ± 0.100 nats a target over 2 of 3 seeds; +0.100 ± 0.141 compared with "
     "baseline; largest router logit 8.02"
   )
+  unstable = line("dropout", [2.0, 2.5], [SPIKE, SPIKE])
+  assert "stable 0/2; no seed is stable, 2.000, 2.500 nats a target;" in describe(unstable, {})
   gone = {"row": "dropout", "arguments": [], "diverged": "training has diverged: at step 3"}
   assert describe(gone, {}) == "training has diverged: at step 3"
   assert study.baseline("desk", "dropout") == "baseline" and not study.baseline("desk", "baseline")
