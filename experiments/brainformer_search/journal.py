@@ -49,7 +49,7 @@ class Journal:
         raise ConfigError(
           name,
           value,
-          f"the search in {self.path} has {before!r}; give the same, or another --results",
+          f"the search in {self.path} has {before!r}; give the same value, or another --results",
         )
     return None
 

@@ -434,7 +434,7 @@ def action(options: argparse.Namespace) -> int:
   chosen = [job for name, job in jobs.items() if options.only in name]
   if not chosen:
     raise ConfigError(
-      "only", options.only, "is in the name of no row; docs/reliability.md has the names"
+      "only", options.only, "is in the name of no row; docs/reliability.md lists the names"
     )
   with tempfile.TemporaryDirectory() as folder:
     lab = Lab(pathlib.Path(folder))

@@ -142,7 +142,7 @@ def divide(
     raise ConfigError(
       "flops",
       flops,
-      f"{law.paper} has no division of FLOPs into N and D; laws that have: "
+      f"{law.paper} does not divide FLOPs into N and D; laws that do: "
       + ", ".join(name for name, other in LAWS.items() if other.flops_a_token),
     )
   if not flops > 0:

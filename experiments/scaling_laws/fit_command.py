@@ -97,7 +97,7 @@ def fit_file(
     fits.append(fitted)
     reports[name] = _report(fitted, note, target, flops)
   if not fits:
-    raise ConfigError("fit", str(file), "allows none of the laws")
+    raise ConfigError("file", str(file), "allows none of the laws, for the reasons above")
   if out:
     out.mkdir(parents=True, exist_ok=True)
     about = {"points": file.name, "bootstrap": bootstrap, "seed": seed, "level": fitting.LEVEL}

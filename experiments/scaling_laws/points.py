@@ -32,16 +32,16 @@ def read(file: pathlib.Path) -> dict[str, np.ndarray]:
       malformed, or no line is left. A malformed line is named by its number.
   """
   if file.suffix not in (".csv", ".jsonl"):
-    raise ConfigError("fit", str(file), "is no .csv or .jsonl file")
+    raise ConfigError("file", str(file), "is not a .csv or .jsonl file")
   if not file.is_file():
-    raise ConfigError("fit", str(file), "there is no such file")
+    raise ConfigError("file", str(file), "does not exist")
   lines = list(_csv(file) if file.suffix == ".csv" else _jsonl(file))
   if not lines:
-    raise ConfigError("fit", str(file), "has no points")
+    raise ConfigError("file", str(file), "has no points; it needs a line for each trained model")
   columns = [column for column in COLUMNS if column in lines[0][1]]
   if "loss" not in columns or not {"n", *SIZES} & set(columns):
     raise ConfigError(
-      "fit",
+      "file",
       str(file),
       f"has the columns {', '.join(columns) or 'of no law'}; a law needs loss and n "
       f"(or {', '.join(SIZES)})",
@@ -95,9 +95,9 @@ def _csv(file: pathlib.Path) -> Iterator[tuple[int, dict]]:
     for line in reader:
       if None in line or None in line.values():
         raise ConfigError(
-          "fit",
+          "file",
           f"{file}:{reader.line_num}",
-          f"has not the {len(reader.fieldnames)} values that the header names",
+          f"does not have the {len(reader.fieldnames)} values that the header names",
         )
       yield reader.line_num, {column.strip(): value for column, value in line.items()}
 
@@ -107,9 +107,9 @@ def _jsonl(file: pathlib.Path) -> Iterator[tuple[int, dict]]:
     try:
       line = json.loads(text)
     except json.JSONDecodeError as error:
-      raise ConfigError("fit", f"{file}:{number}", f"is no line of JSON: {error}") from error
+      raise ConfigError("file", f"{file}:{number}", f"is not a line of JSON: {error}") from error
     if not isinstance(line, dict):
-      raise ConfigError("fit", f"{file}:{number}", "is no JSON object")
+      raise ConfigError("file", f"{file}:{number}", "is not a JSON object")
     if "diverged" not in line:
       yield number, grid.point(line) if "arguments" in line else line
 
@@ -119,10 +119,10 @@ def _value(file: pathlib.Path, number: int, line: dict, column: str) -> float:
     value = float(line[column])
   except (KeyError, TypeError, ValueError) as error:
     raise ConfigError(
-      "fit", f"{file}:{number}", f"its {column} is {line.get(column)!r}, which is no number"
+      "file", f"{file}:{number}", f"its {column} is {line.get(column)!r}, which is not a number"
     ) from error
   if not (math.isfinite(value) and value > 0):
     raise ConfigError(
-      "fit", f"{file}:{number}", f"its {column} is {value:g}; it must be above 0 and finite"
+      "file", f"{file}:{number}", f"its {column} is {value:g}; it must be above 0 and finite"
     )
   return value

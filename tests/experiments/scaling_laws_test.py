@@ -106,7 +106,7 @@ def test_a_budget_is_divided_as_in_closed_form():
     g = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
     n, d = g * (flops / 6) ** (beta / (alpha + beta)), (flops / 6) ** (alpha / (alpha + beta)) / g
     assert (best["n"][0], best["d"][0]) == pytest.approx((n, d), rel=1e-3)
-  with pytest.raises(ConfigError, match="laws that have: chinchilla, krajewski"):
+  with pytest.raises(ConfigError, match="laws that do: chinchilla, krajewski"):
     fit.divide(fit.fit(recovery.sample("kaplan", 0.0, 0), "kaplan", 0, descents=2), 1e20, 1.0, 1.0)
 
 
@@ -139,15 +139,15 @@ def test_too_few_points_are_refused():
 @pytest.mark.parametrize(
   "name, text, said",
   [
-    ("a.csv", "n,d,loss\n1e6,1e9,3\n1e6,x,3\n", r"a.csv:3'.*its d is 'x', which is no number"),
-    ("a.csv", "n,d,loss\n1e6,1e9,3\n1e6,1e9\n", r"a.csv:3'.*has not the 3 values"),
+    ("a.csv", "n,d,loss\n1e6,1e9,3\n1e6,x,3\n", r"a.csv:3'.*its d is 'x', which is not a number"),
+    ("a.csv", "n,d,loss\n1e6,1e9,3\n1e6,1e9\n", r"a.csv:3'.*does not have the 3 values"),
     ("a.csv", "n,d,loss\n1e6,1e9,-3\n", r"a.csv:2'.*its loss is -3; it must be above 0"),
     ("a.csv", "n,d,loss\n1e6,1e9,nan\n", "its loss is nan"),
     ("a.csv", "n,d\n1e6,1e9\n", "has the columns n, d; a law needs loss and n"),
     ("a.csv", "n,d,loss\n", "has no points"),
-    ("a.jsonl", '{"n": 1, "d": 2, "loss": 3}\n{"n": 1,\n', r"a.jsonl:2'.*is no line of JSON"),
+    ("a.jsonl", '{"n": 1, "d": 2, "loss": 3}\n{"n": 1,\n', r"a.jsonl:2'.*is not a line of JSON"),
     ("a.jsonl", '{"n": 1, "d": 2, "loss": 3}\n{"n": 1, "loss": 3}\n', r"a.jsonl:2'.*its d is None"),
-    ("a.txt", "", "is no .csv or .jsonl file"),
+    ("a.txt", "", "is not a .csv or .jsonl file"),
   ],
 )
 def test_a_malformed_table_is_one_sentence(tmp_path, name, text, said):
