@@ -1,4 +1,4 @@
-"""The search for a block: what is proposed, what a kill leaves, what a candidate is measured by."""
+"""Checks what the search proposes, what a kill leaves of it, and how a candidate is measured."""
 
 import concurrent.futures
 import dataclasses
@@ -91,7 +91,7 @@ def test_reward_and_early_stop():
 
 
 class Now(concurrent.futures.Executor):
-  """Runs what it is given at once, and nothing more after `limit` tasks."""
+  """An executor that runs each task at once, and refuses to run more than `limit` tasks."""
 
   def __init__(self, limit=10**6):
     self.limit = limit
@@ -106,7 +106,7 @@ class Now(concurrent.futures.Executor):
 
 
 def fake(task):
-  """Deterministic figures of a block, of which some lose."""
+  """Returns a line for a block without training it, which is the same for each call."""
   draw = random.Random(repr((task.block, task.seed)))
   line = {
     "block": list(task.block),

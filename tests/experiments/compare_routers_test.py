@@ -1,5 +1,4 @@
-"""The comparison of routers: its rows, what its lines of results come to, and that the README says
-it."""
+"""Checks the rows of the comparison, the arithmetic on their results, and the README's tables."""
 
 import json
 import math
@@ -113,8 +112,10 @@ def test_who_sees_later_tokens(configs):
 
 
 def line(bits, *, curve=((20, 3.0),), seconds=0.1, **more):
-  """A line of results.jsonl; the curve of every seed is the same, shifted so that it ends at the
-  seed's bits."""
+  """Returns a line of results.jsonl.
+
+  All seeds have the same curve, shifted so that it ends at the bits of the seed.
+  """
   last = curve[-1][1]
   shifted = [[None if b is None else y - last + b for _, y in curve] for b in bits]
   return {
@@ -216,8 +217,10 @@ def test_steps_to_a_loss_are_interpolated():
 
 
 def lines():
-  """Dense; Mixtral, 0.1, 0.1 and 0.25 below; hash, of which a seed diverged; random, of which all
-  did."""
+  """Returns lines of four rows.
+
+  Mixtral is 0.1, 0.1 and 0.25 below dense, one seed of hash diverged, and so did all of random.
+  """
   return {
     "dense": DENSE,
     "random": line((None, None, None), step_seconds=None, step_cpu_seconds=None),

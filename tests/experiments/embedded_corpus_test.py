@@ -1,4 +1,4 @@
-"""The README's tables are what the runs' results say."""
+"""Checks that the README's tables say what the results of the runs say."""
 
 import json
 

@@ -1,5 +1,4 @@
-"""The study of the balance losses: its rows, its table, and that the committed results say what the
-README says."""
+"""Checks the rows of the balance losses, their table, and that the README shows the results."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The mutation run: what it changes, what it leaves alone, and that its table counts."""
+"""Checks what the mutation run changes, what it leaves alone, and what its table counts."""
 
 import ast
 import pathlib

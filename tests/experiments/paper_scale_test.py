@@ -1,5 +1,4 @@
-"""Dry runs at the papers' scale: their rows suit their machines, and the page says what the lines
-say."""
+"""Checks that the rows of the dry runs suit their machines, and what their page says."""
 
 import math
 import sys

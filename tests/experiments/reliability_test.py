@@ -1,4 +1,4 @@
-"""The fuzzer: that it sees what it looks for, and that a few cases find nothing."""
+"""Checks that the fuzzer notices what it looks for, and that a few cases find nothing."""
 
 import pathlib
 import random

@@ -1,5 +1,4 @@
-"""Scaling laws: at points worked by hand, fits against the constants that made the points, tables
-of points."""
+"""Checks laws at points worked by hand, and fits against the constants that made the points."""
 
 import json
 

@@ -1,5 +1,4 @@
-"""ST-MoE's ablations: rows that say what they change, instability by hand, tables of lines made up
-by hand."""
+"""Checks ST-MoE's ablations, the definition of instability, and tables of lines made by hand."""
 
 import json
 import math
@@ -188,7 +187,7 @@ def test_the_rows_of_the_search(capsys):
 
 
 def line(name, nats, curves, diverged=None, logit=1.0):
-  """A line of results.jsonl: `nats` and a loss curve for each seed."""
+  """Returns a line of results.jsonl with the nats and the loss curve of each seed."""
   row = rows.rows(rows.DESK)[name]
   return {
     "row": name,

@@ -1,5 +1,4 @@
-"""The vowel study: data, the stop at the criterion, runs side by side, t-tests, and the README's
-tables."""
+"""Checks the data of the vowels, runs side by side, the t-test, and the README's tables."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ pytestmark = pytest.mark.unit
 
 
 def synthetic() -> data.Cases:
-  """Four clusters about where the men's vowels lie, two cases of each by 75 speakers."""
+  """Returns clusters near the men's four vowels, with two cases of each by 75 speakers."""
   means = np.array([[0.27, 2.29], [0.39, 1.99], [0.72, 1.09], [0.63, 1.19]])
   vowel, speaker = np.tile(np.arange(4), 150), np.repeat(np.arange(1, 76), 8)
   noise = np.random.default_rng(0).normal(scale=0.03, size=(600, 2))
@@ -47,7 +46,7 @@ def test_split(order):
 
 
 class Constant(nn.Module):
-  """Answers its only weight, whatever the input."""
+  """A network that answers its only weight, whatever the input is."""
 
   @nn.compact
   def __call__(self, x):

@@ -1,4 +1,4 @@
-"""The one command line of the studies, on a study whose program pretends to train."""
+"""Checks the one command line of the studies on a study whose program pretends to train."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What a finished row says on the terminal, by hand."""
+"""Checks what a finished row says on the terminal, and what the studies share with it."""
 
 import json
 

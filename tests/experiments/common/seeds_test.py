@@ -1,4 +1,4 @@
-"""Seeds that are trained together are those that are trained alone."""
+"""Checks that seeds which are trained together end like seeds which are trained alone."""
 
 import functools
 import json

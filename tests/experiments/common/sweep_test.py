@@ -1,4 +1,4 @@
-"""The runner of studies, on a program that pretends to train."""
+"""Checks the runner of studies on a program that pretends to train."""
 
 import os
 import pathlib
