@@ -101,7 +101,7 @@ def killed(workdir: pathlib.Path) -> dict[int, float]:
       "did"
     )
   took = time.monotonic() - since
-  time.sleep(1)  # until its last words are written
+  time.sleep(1)  # its last words may not be written yet
   print(
     f"process 1 was killed (SIGKILL) after the checkpoint of step {saved[-1]}; process 0 ended "
     f"{took:.1f} s later with exit code {code} and said last:\n"

@@ -25,7 +25,7 @@ from moe_jax.dispatch import DISPATCHERS
 from moe_jax.errors import choose
 from moe_jax.routing import ROUTERS, RoutingContext
 
-# The options with which each router gives a token as many experts as the shape says.
+# The options of each router: two experts a token, as in shape S1, if the router has such an option.
 OPTIONS = {
   "top_k": {"k": 2},
   "expert_choice": {"capacity_factor": 2.0},

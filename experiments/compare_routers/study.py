@@ -34,9 +34,9 @@ class Group(NamedTuple):
 
 
 _AHEAD = {"model.moe.allow_noncausal_routing": True}
-# DeepSeek's: a quarter of what a token visits is shared, as in DeepSeekMoE's 2 of 8; half of the
-# groups are kept, as in DeepSeek-V3. Twice as many experts as elsewhere, so that they hold as much
-# as those of "2 of 16".
+# DeepSeek's rows: a quarter of the experts that a token visits is shared, as in DeepSeekMoE's 2 of
+# 8, and half of the groups are kept, as in DeepSeek-V3. There are twice as many experts as in the
+# other groups, so that they have as many parameters as those of "2 of 16".
 _FINE = {"model.moe.num_experts": 2 * backbone.EXPERTS, "model.moe.num_shared_experts": 1}
 
 GROUPS = (

@@ -43,12 +43,12 @@ def load(scale: str) -> measures.Lines:
 
 def as_csv(summary: Summary) -> str:
   """Returns CSV with a line for each row; a cell is empty if the row does not have the figure."""
-  text = io.StringIO()
-  writer = csv.DictWriter(text, ["row", *next(iter(summary.values()))], lineterminator="\n")
+  buffer = io.StringIO()
+  writer = csv.DictWriter(buffer, ["row", *next(iter(summary.values()))], lineterminator="\n")
   writer.writeheader()
   for name, row in summary.items():
     writer.writerow({"row": name} | {key: _short(value) for key, value in row.items()})
-  return text.getvalue()
+  return buffer.getvalue()
 
 
 def as_json(lines: measures.Lines, summary: Summary) -> str:

@@ -1,4 +1,4 @@
-"""Which models on which machines, each on its mesh of `moe_jax/dryrun/machine/meshes.py`."""
+"""The models and their machines, each on its mesh of `moe_jax/dryrun/machine/meshes.py`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from moe_jax.dryrun.machine import meshes, topology
 from moe_jax.errors import ConfigError
 from moe_jax.train import parse
 
-# Mixtral's and DBRX's batch of 4M tokens in shorter rows: with one of 32,768 tokens a device, the
-# buffers in which dropless experts receive the worst case need 245 to 293 GiB.
+# Mixtral and DBRX have their batch of 4M tokens in shorter sequences. With one sequence of 32,768
+# tokens on each device, the buffers in which dropless experts receive the worst case would need 245
+# to 293 GiB.
 SHORT = ("data.seq_len=4096", "train.batch_size=1024", "train.accumulate_steps=4")
 
 
@@ -34,7 +35,7 @@ class Row:
 
   @property
   def mesh(self) -> str:
-    """As after `--mesh=`: what a dry run of this config and machine takes by itself."""
+    """The mesh that a dry run of this config and machine takes by itself, as after `--mesh=`."""
     return meshes.find(self.config, topology.parse(self.topology))
 
   def arguments(self) -> list[str]:
@@ -94,7 +95,7 @@ MODELS = {
     "configs/deepseek_moe.py:145b", "v5p:8x8x8", ("train.accumulate_steps=9",)
   ),
 }
-# Name of a model above, which has "all_to_all" -> its rows by dispatcher.
+# Name of a model above, whose dispatcher is "all_to_all" -> its rows by dispatcher.
 COMPARED = {
   name: {
     dispatcher: name if dispatcher == "all_to_all" else f"{name}_{dispatcher}"
