@@ -336,6 +336,9 @@ def _write_curves(job: Job) -> None:
     file = job.workdir / "curves.svg"
     file.write_text(picture)
     print(f"loss curves: {file}")
+  for name in lines:
+    if (page := job.workdir / name / "report.html").exists():
+      print(f"report of {name}: {page}")
 
 
 def _write(study: Study, options: argparse.Namespace) -> int:

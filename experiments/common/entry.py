@@ -1,5 +1,8 @@
-"""The guarded entry point of moe_jax's commands: the only module here that knows where it lives."""
+"""The guarded entry point and the reader of command lines of moe_jax.
 
-from moe_jax.train import guarded
+Only this module knows where in moe_jax they live.
+"""
 
-__all__ = ["guarded"]
+from moe_jax.train import guarded, parse
+
+__all__ = ["guarded", "parse"]

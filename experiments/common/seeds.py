@@ -33,11 +33,10 @@ import numpy as np
 from flax import linen as nn
 from tqdm import tqdm
 
-from experiments.common.entry import guarded
+from experiments.common.entry import guarded, parse
 from moe_jax import accounts, assembly, data, sharding
 from moe_jax.errors import ConfigError
 from moe_jax.run import update
-from moe_jax.train import parse
 from moe_jax.training import evaluate, optimizers, workdir
 from moe_jax.training.checkpoints import Checkpoints
 from moe_jax.training.interrupt import Interrupt

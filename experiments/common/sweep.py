@@ -22,8 +22,8 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments.common import journal
+from experiments.common.entry import parse
 from moe_jax.errors import EXIT_DIVERGED, ConfigError
-from moe_jax.train import parse
 
 # Fields of a run's results.json that a line of results leaves out, because they are long or because
 # the line has them elsewhere.

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from experiments.common import sweep
-from moe_jax import assembly, data, sharding, train
+from experiments.common.entry import parse
+from moe_jax import assembly, data, sharding
 from moe_jax.training import checkpoints, metrics
 
 # (w_importance, w_load) -> the paper's test perplexity, CV(Importance), CV(Load), and max(Load) /
@@ -76,7 +77,7 @@ def balance(row: sweep.Row, directory: pathlib.Path) -> dict[str, Any]:
     "cv_importance", "cv_load", "max_over_mean" and, without noise, "evaluated_max_over_mean", each
     the mean over `BATCHES`; and "curve", the pairs [step, max/mean of its batch] of training.
   """
-  config = train.parse(["", *row.arguments()], workdir=False).config
+  config = parse(["", *row.arguments()], workdir=False).config
   with config.unlocked():
     # The model reports only losses whose weight is not 0.
     config.model.moe.importance_loss = config.model.moe.load_loss = 1.0

@@ -6,9 +6,9 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 
+from experiments.common.entry import parse
 from moe_jax.dryrun.machine import meshes, topology
 from moe_jax.errors import ConfigError
-from moe_jax.train import parse
 
 # Mixtral and DBRX have their batch of 4M tokens in shorter sequences. With one sequence of 32,768
 # tokens on each device, the buffers in which dropless experts receive the worst case would need 245

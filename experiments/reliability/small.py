@@ -80,7 +80,7 @@ def flags(home: pathlib.Path, **changes: Any) -> list[str]:
 
 def config(home: pathlib.Path, **changes: Any):
   """Returns the config of these flags, for a run in this process."""
-  from moe_jax.train import parse
+  from experiments.common.entry import parse
 
   return parse(["train", *flags(home, **changes)], workdir=False).config
 

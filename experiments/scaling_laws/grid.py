@@ -12,9 +12,9 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.common.entry import parse
 from experiments.common.sweep import Row
 from moe_jax import accounts, assembly, data
-from moe_jax.train import parse
 
 # "sizes" are the width and layers of the dense models, each trained for each number of "steps".
 # "routed" are the sizes at which the number of experts varies, with the most steps. At these sizes,
