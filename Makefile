@@ -31,21 +31,21 @@ coverage: venv $(LIBTPU)/asked  ## which lines of moe_jax/ the tests execute
 	$(BIN)/python -m coverage report --sort=cover
 
 mutation: venv  ## 200 small changes of routing, dispatch, step and checkpoints, which tests must notice
-	$(BIN)/python -m experiments.mutation --write
+	$(BIN)/python -m experiments mutation run --write
 
 demo-multiprocess: venv  ## the quickstart's first steps on 1, 2 and 4 processes of this machine, a checkpoint that changes hands, a process that is killed
-	$(BIN)/python -m experiments.multiprocess
+	$(BIN)/python -m experiments multiprocess run
 
 paper-scale: .venv-dryrun/installed  ## docs/paper_scale.md: the papers' models compiled for machines of the papers' size
-	.venv-dryrun/bin/python -m experiments.paper_scale
+	.venv-dryrun/bin/python -m experiments paper_scale run
 
 check: venv  ## lint and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 bench: venv  ## each dispatcher beside a dense FFN of the same activated FLOPs, and what each router costs
-	$(BIN)/python -m experiments.bench.run
-	$(BIN)/python -m experiments.bench.routing
+	$(BIN)/python -m experiments bench dispatchers
+	$(BIN)/python -m experiments bench routing
 
 venv: .venv/installed  ## .venv with the package and its test extra, and nothing else
 
@@ -83,16 +83,16 @@ define install
 endef
 
 fuzz: venv  ## 2,000 mutated configs and command lines and 500 mutated files of a run: about 20 minutes on two CPU cores
-	$(BIN)/python -m experiments.reliability.fuzz --write
+	$(BIN)/python -m experiments reliability fuzz --write
 
 soak: venv  ## 100 small runs, each killed up to five times: about half an hour on two CPU cores
-	$(BIN)/python -m experiments.reliability.soak --write
+	$(BIN)/python -m experiments reliability soak --write
 
 faults: venv  ## faults of disks, files, numbers and commands injected into a small run: a few minutes
-	$(BIN)/python -m experiments.reliability.faults --write
+	$(BIN)/python -m experiments reliability faults --write
 
 memory: venv  ## 20,000 steps of a small run, whose memory must not grow: some minutes
-	$(BIN)/python -m experiments.reliability.memory --write
+	$(BIN)/python -m experiments reliability memory --write
 
 clean:  ## everything that the other targets made, except runs/
 	rm -rf .venv .venv-dryrun .venv-reference *.egg-info .pytest_cache .ruff_cache

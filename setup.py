@@ -38,8 +38,8 @@ setup(
     "dryrun": ["jax[tpu]>=0.10,<0.13"],  # the TPU's compiler, which needs no TPU
     "hf": ["safetensors>=0.5"],
     "eval": ["lm-eval>=0.4.9"],
-    "vowels": ["praat-parselmouth>=0.4.5", "matplotlib>=3.8"],  # experiments/vowels
-    "laws": ["matplotlib>=3.8"],  # the figures of experiments/scaling_laws
+    # The figures of experiments/, and the data of experiments/vowels.
+    "studies": ["matplotlib>=3.8", "praat-parselmouth>=0.4.5"],
     "reference": ["torch==2.13.0", "transformers>=5.23", "st-moe-pytorch>=0.1.8"],
   },
   entry_points={

@@ -1,15 +1,15 @@
-"""Does the quickstart train on 2 and 4 processes as on one, also when its processes change in
-number or are killed?
+"""Checks that the quickstart trains on 2 and 4 processes as on one, also when processes are killed.
 
-  make demo-multiprocess      (= python -m experiments.multiprocess [--workdir=runs/multiprocess])
+  make demo-multiprocess      (= python -m experiments multiprocess run [--workdir=DIR])
 
-Trains `STEPS[0]` steps of configs/quickstart.py with 1, 2 and 4 processes of this machine, goes on
-from a checkpoint of the 4 with 1, 2 and 4 on other meshes to `STEPS[1]`, and prints all curves. In
-between it starts two processes as a cluster would, with nobody who ends one when the other dies,
-kills one with SIGKILL after a checkpoint, says how long the other lives on and what it says last,
-and starts both again. Exit code 1: curves differ by more than `TOLERANCE`, or the survivor needs
-more than `SURVIVES` seconds to end. Sums over more devices are rounded otherwise, and training
-magnifies that from step to step.
+It trains `STEPS[0]` steps of configs/quickstart.py with 1, 2 and 4 processes of this machine, goes
+on from a checkpoint of the 4 with 1, 2 and 4 processes on other meshes to `STEPS[1]`, and prints
+all curves. In between it starts two processes as a cluster would, so that nobody ends one when the
+other dies. It kills one with SIGKILL after a checkpoint, says how long the other one lives on and
+what it says last, and starts both again. The exit code is 1 if the curves differ by more than
+`TOLERANCE`, or if the survivor needs more than `SURVIVES` seconds to end. The curves differ a
+little, because sums over more devices are rounded differently and training magnifies that from step
+to step.
 """
 
 from __future__ import annotations
@@ -20,22 +20,21 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 
+from experiments.common.study import Study, Verb
 from moe_jax import launch
-from moe_jax.train import guarded
 from moe_jax.training import checkpoints, metrics
 
 STEPS = (30, 40)
 EVERY = 5  # steps between two points of a curve
-TOLERANCE = 1e-3  # relative
-SURVIVES = 60  # seconds
+TOLERANCE = 1e-3  # of a loss, relatively
+SURVIVES = 60  # seconds that a process may live on without the other one
 MESHES = {1: "data=1", 2: "data=2", 4: "data=4"}
 OTHER_MESHES = {1: "data=1", 2: "expert=2", 4: "fsdp=2,expert=2"}
 
 
 def train(workdir: pathlib.Path, processes: int, mesh: str, steps: int) -> dict[int, float]:
-  """The loss curve of a run, step -> loss."""
+  """Trains a run and returns its loss curve, step -> loss."""
   command = [
     sys.executable,
     "-m",
@@ -53,7 +52,7 @@ def train(workdir: pathlib.Path, processes: int, mesh: str, steps: int) -> dict[
 def arguments(
   workdir: pathlib.Path, mesh: str, steps: int, checkpoint_every: int = 1000
 ) -> list[str]:
-  """Of `python -m moe_jax.train`."""
+  """Returns the flags of `python -m moe_jax.train`."""
   axes = dict(axis.split("=") for axis in mesh.split(","))
   sizes = {name: axes.get(name, "1") for name in ("data", "fsdp", "expert", "tensor")}
   return [
@@ -70,7 +69,7 @@ def arguments(
 
 
 def curve(workdir: pathlib.Path) -> dict[int, float]:
-  """Step -> loss."""
+  """Returns the loss curve of a run, step -> loss."""
   return {
     line["step"]: line["loss"]
     for line in metrics.read(workdir / "metrics.jsonl")
@@ -79,8 +78,7 @@ def curve(workdir: pathlib.Path) -> dict[int, float]:
 
 
 def killed(workdir: pathlib.Path) -> dict[int, float]:
-  """The loss curve of two processes of which one is killed, and of the two that the same commands
-  start after that."""
+  """Returns the loss curve of two processes of which one is killed and then started again."""
   commands = launch.commands(2, arguments(workdir, MESHES[2], STEPS[0], EVERY))
   print(
     f"2 processes, {MESHES[2]}, to step {STEPS[0]}, each by itself: python -m moe_jax.train ... "
@@ -103,7 +101,7 @@ def killed(workdir: pathlib.Path) -> dict[int, float]:
       "did"
     )
   took = time.monotonic() - since
-  time.sleep(1)  # until its last words are written
+  time.sleep(1)  # its last words may not be written yet
   print(
     f"process 1 was killed (SIGKILL) after the checkpoint of step {saved[-1]}; process 0 ended "
     f"{took:.1f} s later with exit code {code} and said last:\n"
@@ -120,7 +118,7 @@ def killed(workdir: pathlib.Path) -> dict[int, float]:
 
 
 def start(commands: list[list[str]], workdir: pathlib.Path) -> list[subprocess.Popen]:
-  """A process a command, which writes to WORKDIR.INDEX.log."""
+  """Starts a process for each command, which writes to WORKDIR.INDEX.log."""
   started = []
   for i, command in enumerate(commands):
     with open(f"{workdir}.{i}.log", "a") as log:
@@ -128,10 +126,14 @@ def start(commands: list[list[str]], workdir: pathlib.Path) -> list[subprocess.P
   return started
 
 
-def main(argv: Sequence[str]) -> int:
-  parser = argparse.ArgumentParser(prog="python -m experiments.multiprocess")
+def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the verb."""
   parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/multiprocess"))
-  home = parser.parse_args(argv).workdir
+
+
+def action(options: argparse.Namespace) -> int:
+  """Does what the command line says and returns the exit code."""
+  home = options.workdir
   shutil.rmtree(home, ignore_errors=True)
   home.mkdir(parents=True)
   curves = {f"{n}": train(home / f"{n}", n, mesh, STEPS[0]) for n, mesh in MESHES.items()}
@@ -154,7 +156,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def table(curves: dict[str, dict[int, float]]) -> str:
-  """The curves side by side."""
+  """Returns the curves side by side."""
   width = max(map(len, curves))
   steps = sorted({step for curve in curves.values() for step in curve})
   lines = [f"{'processes':<{width}}" + "".join(f"{f'step {step}':>10}" for step in steps)]
@@ -166,5 +168,8 @@ def table(curves: dict[str, dict[int, float]]) -> str:
   return "\n".join(lines)
 
 
-if __name__ == "__main__":
-  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))
+STUDY = Study(
+  name="multiprocess",
+  about="Does the quickstart train on 2 and 4 processes as on one, also when one is killed?",
+  verbs={"run": Verb("Trains all runs and compares their curves: some minutes.", flags, action)},
+)

@@ -52,7 +52,7 @@ LONG = (
   "sharding/parallel_test.py",
   "models/decoder_test.py",
   "dispatch/conformance_test.py",
-  "experiments/seeds_test.py",
+  "experiments/common/seeds_test.py",
   "training/step_test.py",
   "experiments/reliability_test.py",
   "layers/moe_test.py",

@@ -1,10 +1,9 @@
-"""What routing costs: everything in a MoE layer's forward pass that is no expert's matmul, as a
-share of the whole.
+"""Times what routing costs: all of a MoE layer's forward pass except the experts' matmuls.
 
-`python -m experiments.bench.routing` times, for each router at shape S1, the layer from x to y
-(router logits, plan, sorting, gathering, experts, combining; dispatcher `grouped`, dropless), and
-the same with experts that hand their rows on as they are. The ratio is that share. Slicing an
-expert's weights out of the stack counts as part of its matmuls.
+For each router at shape S1, the layer is timed from x to y: router logits, plan, sorting,
+gathering, experts and combining, with the dispatcher `grouped` and without drops. It is timed again
+with experts that hand their rows on unchanged, and the ratio of the two is the share of routing.
+Slicing an expert's weights out of the stack counts as a part of its matmuls.
 """
 
 from __future__ import annotations
@@ -13,21 +12,20 @@ import argparse
 import functools
 import json
 import pathlib
-import sys
 import time
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from experiments.bench.run import SHAPES, Progress, dense, environment, random, workload
+from experiments.bench.dispatchers import SHAPES, Progress, dense, environment, random, workload
+from experiments.common.command_line import check_counts, check_folder
 from moe_jax.dispatch import DISPATCHERS
+from moe_jax.errors import choose
 from moe_jax.routing import ROUTERS, RoutingContext
-from moe_jax.train import guarded
 
-# As many experts a token as the shape has, for all of them.
+# The options of each router: two experts a token, as in shape S1, if the router has such an option.
 OPTIONS = {
   "top_k": {"k": 2},
   "expert_choice": {"capacity_factor": 2.0},
@@ -44,33 +42,39 @@ OPTIONS = {
 
 @struct.dataclass
 class Copies:
-  """Experts that hand on their rows: what is left of a layer is routing and bookkeeping."""
+  """Experts that hand their rows on, so that only routing and bookkeeping remain of a layer."""
 
   weights: jax.Array  # [E, 1]
 
   @property
   def num_experts(self):
+    """E."""
     return self.weights.shape[0]
 
   @property
   def axes(self):
+    """The logical axes of the weights."""
     return ("expert", None)
 
   def buffers(self, x):
+    """Returns the rows of dispatchers with slots, unchanged."""
     return x
 
   def hidden(self, w, rows):
+    """Returns the rows in place of hidden units."""
     return rows
 
   def output(self, w, pre):
+    """Returns the rows in place of outputs."""
     return pre
 
   def ragged(self, rows, group_sizes):
+    """Returns the rows of dropless dispatchers, unchanged."""
     return rows
 
 
 def layer(router, x, weight, experts, platform):
-  """y [1, T, D] and the logits' share of the work: one group of all tokens."""
+  """Returns y [1, T, D] of a layer, with all tokens in one group."""
   logits = jnp.einsum("sd,de->se", x, weight, precision=jax.lax.Precision.HIGHEST)
   plan = router(logits, RoutingContext(train=True))
   return DISPATCHERS["grouped"](
@@ -79,7 +83,11 @@ def layer(router, x, weight, experts, platform):
 
 
 def measure(names, shape, repeats, progress):
-  """{router: {layer_ms, bookkeeping_ms, share, ratio}}: medians over interleaved rounds."""
+  """Times all routers in interleaved rounds and returns their medians.
+
+  Returns:
+    Router -> {"layer_ms", "bookkeeping_ms", "share", "ratio"}.
+  """
   x, logits, experts = workload(shape)
   weight = random(jax.random.key(9), shape.d_model, shape.experts)
   platform = next(iter(x.devices())).platform
@@ -98,7 +106,7 @@ def measure(names, shape, repeats, progress):
       progress(f"timing {key}")
       start = time.perf_counter()
       jax.block_until_ready(program())
-      if round_number:  # The first round warms up.
+      if round_number:  # the first round warms up
         times[key].append(1e3 * (time.perf_counter() - start))
   times = {key: np.array(values) for key, values in times.items()}
 
@@ -116,9 +124,8 @@ def measure(names, shape, repeats, progress):
   }
 
 
-def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code."""
-  parser = argparse.ArgumentParser(prog="python -m experiments.bench.routing", description=__doc__)
+def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the verb."""
   parser.add_argument(
     "--routers", default=",".join(OPTIONS), help=f"comma-separated, of {', '.join(OPTIONS)}"
   )
@@ -126,19 +133,22 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument(
     "--repeats", type=int, default=11, help="timed rounds; medians are shown (%(default)s)"
   )
-  parser.add_argument("--out", default="", help="JSON file for the results")
-  flags = parser.parse_args(argv)
-  names = flags.routers.split(",")
-  if unknown := [name for name in names if name not in OPTIONS]:
-    parser.error(f"--routers={unknown[0]}: must be among {', '.join(OPTIONS)}")
-  if flags.repeats < 1:
-    parser.error(f"--repeats={flags.repeats}: must be at least 1")
-  progress = Progress(2 * len(names) + (2 * len(names) + 1) * (flags.repeats + 1))
+  parser.add_argument("--out", type=pathlib.Path, help="JSON file for the results")
+
+
+def action(options: argparse.Namespace) -> int:
+  """Does what the command line says and returns the exit code."""
+  names = options.routers.split(",")
+  for name in names:
+    choose("routers", name, OPTIONS)
+  check_counts(options, repeats=1)
+  check_folder("out", options.out)
+  progress = Progress(2 * len(names) + (2 * len(names) + 1) * (options.repeats + 1))
   before = environment()
-  results = measure(names, SHAPES[flags.shape], flags.repeats, progress)
+  results = measure(names, SHAPES[options.shape], options.repeats, progress)
   progress.clear()
   print(
-    f"{flags.shape}, forward: router, plan, sorting, gathering and combining, as a share of the "
+    f"{options.shape}, forward: router, plan, sorting, gathering and combining, as a share of the "
     "layer's time; the layer's time over a dense FFN's\n"
   )
   print(f"{'':24}{'layer':>11}{'bookkeeping':>13}{'share':>8}{'layer/dense':>13}")
@@ -147,16 +157,12 @@ def main(argv: Sequence[str]) -> int:
       f"{name:24}{r['layer_ms']:8.1f} ms{r['bookkeeping_ms']:10.1f} ms{100 * r['share']:6.1f} "
       f"%{r['ratio']:13.2f}"
     )
-  if flags.out:
+  if options.out:
     report = {
       "environment": before,
-      "shape": flags.shape,
-      "repeats": flags.repeats,
+      "shape": options.shape,
+      "repeats": options.repeats,
       "routers": results,
     }
-    pathlib.Path(flags.out).write_text(json.dumps(report, indent=1) + "\n")
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
   return 0
-
-
-if __name__ == "__main__":
-  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

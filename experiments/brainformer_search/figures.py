@@ -1,36 +1,37 @@
-"""The study's two pictures: rewards over trials, and the best block beside GLaM's."""
+"""Draws the rewards over trials, and the best block beside GLaM's."""
 
 from __future__ import annotations
 
-import importlib
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from experiments.brainformer_search import search
+from experiments.common import plots
 from moe_jax.assembly.sublayers import kind, options
-from moe_jax.errors import ConfigError
 
 COLOURS = {"attention": "#cc79a7", "ffn": "#0072b2", "moe": "#d55e00"}  # Okabe and Ito
 
 
 def write(journal: Any, directory: pathlib.Path) -> None:
-  """rewards.png and blocks.png."""
-  plt = _pyplot()
+  """Writes rewards.png and blocks.png into a folder."""
+  plt = plots.pyplot()
   rewards(plt, journal, directory / "rewards.png")
   blocks(plt, journal, directory / "blocks.png")
 
 
 def rewards(plt: Any, journal: Any, path: pathlib.Path) -> None:
-  """Each trial's reward, those that were stopped at the foot, and the best so far among those fast
-  enough."""
+  """Draws each trial's reward, and the best reward so far among the trials that are fast enough.
+
+  Trials that were stopped stand at the foot of the figure.
+  """
   trials, lost = journal.trials, search.LOST
   scores = np.array([line["reward"] for line in trials])
   steps = np.array([line["relative_step"] for line in trials])
   kept = scores > lost
   floor = min(scores[kept].min(initial=0.0), 0.0) - 0.1
-  figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
+  figure, axis = plt.subplots(figsize=(8, 4.2))
   number = np.arange(len(trials))
   for mask, colour, words in (
     (kept & (steps <= 1), "#0072b2", "steps as fast as GLaM's"),
@@ -63,21 +64,21 @@ def rewards(plt: Any, journal: Any, path: pathlib.Path) -> None:
     ylabel="reward: bits per byte below GLaM's",
     xlim=(-1, len(trials)),
   )
-  axis.grid(color="#e6e6e6")
-  axis.set_axisbelow(True)
-  axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
+  axis.grid(True)
+  axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+  plots.save(figure, path)
 
 
 def blocks(plt: Any, journal: Any, path: pathlib.Path) -> None:
-  """The sublayers of both blocks from left to right; a bar is as high as the sublayer's weights
-  that a token meets."""
+  """Draws the sublayers of both blocks from left to right.
+
+  A bar is as high as the number of the sublayer's weights that a token meets.
+  """
   pairs = [
     (name, journal.lines[f"final_{row}_1"]["block"])
     for name, row in (("best found", "best"), ("GLaM's", "glam"))
   ]
-  figure, axes = plt.subplots(len(pairs), 1, figsize=(9, 6.4), sharey=True, layout="constrained")
+  figure, axes = plt.subplots(len(pairs), 1, figsize=(9, 6.4), sharey=True)
   for axis, (name, block) in zip(axes, pairs, strict=True):
     for place, entry in enumerate(block):
       axis.bar(place, met(entry) / 1e3, color=COLOURS[kind(entry)], width=0.8)
@@ -100,22 +101,13 @@ def blocks(plt: Any, journal: Any, path: pathlib.Path) -> None:
   axes[-1].set_xlabel(
     "sublayer; above each: kind, width, heads, or hidden width, activation, gate and capacity"
   )
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
+  plots.save(figure, path)
 
 
 def met(entry: str) -> int:
-  """Weights of the sublayer that a token meets: of attention, of an FFN, or of two experts."""
-  said = options(entry)
+  """Returns the number of a sublayer's weights that a token meets; of experts it meets two."""
+  chosen = options(entry)
   if kind(entry) == "attention":
-    return 4 * said["width"] * said["heads"] * search.HEAD_DIM
-  matrices = 3 if said["activation"] in ("reglu", "geglu") else 2
-  return matrices * said["width"] * said["hidden"] * (2 if kind(entry) == "moe" else 1)
-
-
-def _pyplot() -> Any:
-  try:
-    importlib.import_module("matplotlib").use("Agg")
-    return importlib.import_module("matplotlib.pyplot")
-  except ImportError as error:
-    raise ConfigError("write", True, "needs matplotlib; pip install -e '.[vowels]'") from error
+    return 4 * chosen["width"] * chosen["heads"] * search.HEAD_DIM
+  matrices = 3 if chosen["activation"] in ("reglu", "geglu") else 2
+  return matrices * chosen["width"] * chosen["hidden"] * (2 if kind(entry) == "moe" else 1)

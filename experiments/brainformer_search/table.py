@@ -1,20 +1,19 @@
-"""What the search found, in Markdown, made from its journal."""
+"""Makes the README's table from the journal of a search."""
 
 from __future__ import annotations
 
 import math
-import pathlib
 import statistics
 from collections import Counter
 from typing import Any
 
 from experiments.brainformer_search import search
+from experiments.common import tables
 from moe_jax.assembly.sublayers import kind
-from moe_jax.routers import replace
 
 
 def table(journal: Any) -> str:
-  """The finals of the best block and of GLaM's, and what the search was."""
+  """Returns the finals of the best block and of GLaM's, the verdict, and how the search went."""
   head, trials = journal.lines["search"], journal.trials
   finals = {
     name: [line for row, line in sorted(journal.lines.items()) if row.startswith(f"final_{name}_")]
@@ -22,11 +21,16 @@ def table(journal: Any) -> str:
   }
   if not trials or min(map(len, finals.values())) < 2:
     return f"{len(trials)} trials are finished; the same command goes on from there."
-  lines = [
-    "| block | bits per byte, each seed | mean | standard deviation | steps | time of a step | "
-    "parameters, activated |",
-    "|---|---|---:|---:|---:|---:|---:|",
-  ]
+  columns = (
+    "block",
+    "bits per byte, each seed",
+    "mean",
+    "standard deviation",
+    "steps",
+    "time of a step",
+    "parameters, activated",
+  )
+  cells = []
   for name, words in (("best", "best found"), ("glam", "GLaM's")):
     runs = finals[name]
     bits = _bits(runs)
@@ -34,16 +38,23 @@ def table(journal: Any) -> str:
     def mean(key, runs=runs):
       return statistics.fmean(run[key] for run in runs)
 
-    lines.append(
-      f"| {words} | {', '.join(f'{b:.3f}' for b in bits)} | {statistics.fmean(bits):.3f} | "
-      f"{_deviation(bits)} | {mean('steps'):.0f} | {mean('relative_step'):.2f} of GLaM's | "
-      f"{runs[0]['parameters'] / 1e6:.2f}M, {runs[0]['activated'] / 1e6:.2f}M |"
+    cells.append(
+      [
+        words,
+        ", ".join(f"{b:.3f}" for b in bits),
+        f"{statistics.fmean(bits):.3f}",
+        _deviation(bits),
+        f"{mean('steps'):.0f}",
+        f"{mean('relative_step'):.2f} of GLaM's",
+        f"{runs[0]['parameters'] / 1e6:.2f}M, {runs[0]['activated'] / 1e6:.2f}M",
+      ]
     )
-  return "\n".join([*lines, "", verdict(finals), "", _search_words(journal), "", _facts(head)])
+  made = tables.markdown(columns, cells, "|---|---|---:|---:|---:|---:|---:|")
+  return "\n".join([made, "", verdict(finals), "", _search_words(journal), "", _facts(head)])
 
 
 def verdict(finals: dict[str, list[dict[str, Any]]]) -> str:
-  """Whether the best block is ahead of GLaM's by more than the seeds' spread."""
+  """Returns in words whether the best block is ahead of GLaM's by more than the seeds' spread."""
   bits = {name: _bits(runs) for name, runs in finals.items()}
   ahead = statistics.fmean(bits["glam"]) - statistics.fmean(bits["best"])
   if max(bits["best"]) < min(bits["glam"]):
@@ -57,7 +68,7 @@ def verdict(finals: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _bits(runs: list[dict[str, Any]]) -> list[float]:
-  """Held-out bits per byte of each run; infinite where it diverged."""
+  """Returns the held-out bits per byte of each run, infinite if it diverged."""
   return [math.inf if run["bits_per_byte"] is None else run["bits_per_byte"] for run in runs]
 
 
@@ -68,8 +79,8 @@ def _deviation(bits: list[float]) -> str:
 def _search_words(journal: Any) -> str:
   trials = journal.trials
   chosen = search.best(journal.done, [line["relative_step"] for line in trials])
-  found = tuple(journal.lines["final_best_1"]["block"])
-  counts = Counter(map(kind, found))
+  block = tuple(journal.lines["final_best_1"]["block"])
+  counts = Counter(map(kind, block))
   ahead = sum(line["reward"] > 0 for line in trials)
   where = (
     "none was as fast as GLaM's and not stopped, so that GLaM's stands for it"
@@ -80,16 +91,10 @@ def _search_words(journal: Any) -> str:
   return (
     f"{len(trials)} trials, {stopped} of them stopped at a quarter, {ahead} above GLaM's in their "
     f"one seed; {where}. It has {counts['attention']} attention, {counts['ffn']} dense FFN and "
-    f"{counts['moe']} MoE sublayers:\n\n" + "\n".join(f"    {entry}" for entry in found)
+    f"{counts['moe']} MoE sublayers:\n\n" + "\n".join(f"    {entry}" for entry in block)
   )
 
 
 def _facts(head: dict[str, Any]) -> str:
-  versions = ", ".join(f"{name} {head['versions'][name]}" for name in ("jax", "flax"))
-  machine = f"{head['cores']} CPU cores; Python {head['python']}, {versions}"
-  return f"`{head['command']}`, {head['date']}, {machine}."
-
-
-def write(journal: Any, readme: pathlib.Path) -> None:
-  """Puts the table between the README's markers."""
-  readme.write_text(replace(readme.read_text(), "brainformer_search", table(journal)))
+  machine = f"{head['cores']} CPU cores; Python {head['python']}, {tables.versions(head)}"
+  return f"{head['date']}, {machine}."

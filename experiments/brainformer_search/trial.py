@@ -1,4 +1,4 @@
-"""One candidate, trained for a fixed time in a worker process of one thread."""
+"""Trains one candidate for a fixed time, in a worker process with one thread."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from moe_jax.training import evaluate, optimizers
 from moe_jax.training import state as states
 
 EXPERTS, BLOCKS, SEQ_LEN, ROWS = 8, 1, 128, 8
-QUARTER = 0.25  # of the time, after which a candidate may be stopped
+QUARTER = 0.25  # the share of the time after which a candidate may be stopped
 EVAL_BATCHES, EVAL_ROWS = 6, 16  # of each source
-BATCHES = 1500  # that are kept in memory; whoever needs more begins again
-CLOCK_STEPS = 15  # of GLaM's block, whose median is the unit of time
+BATCHES = 1500  # batches kept in memory; a candidate that needs more starts again with the first
+CLOCK_STEPS = 15  # steps of GLaM's block, whose median is the unit of time
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What a worker is asked.
+  """A candidate to train.
 
   Attributes:
-    block: the candidate.
-    glam: GLaM's block, the unit of time.
-    seed: of the initialisation; the order of the text is the same for all.
-    steps: the time to train, in GLaM's steps.
-    glam_quarter: GLaM's bits per byte after a quarter of it; None: nobody is stopped.
+    block: The block of the candidate.
+    glam: GLaM's block, whose step is the unit of time.
+    seed: Seeds the initial weights. The order of the text is the same for all seeds.
+    steps: The time to train, in steps of GLaM's block.
+    glam_quarter: The bits per byte of GLaM's block after a quarter of the time. None means that no
+      candidate is stopped early.
   """
 
   block: search.Block
@@ -50,10 +51,10 @@ class Task:
 
 
 def config(block: search.Block, seed: int = 0):
-  """The desk's model with this block; its residual stream is as wide as the widest sublayer.
+  """Returns the config of a block. Its residual stream is as wide as its widest sublayer.
 
-  At evaluation an expert has a slot for every token, so that no later token changes what an earlier
-  one gets and held out bits are those of a causal model.
+  At evaluation each expert has a slot for every token. No later token then changes what an earlier
+  one gets, so that the held-out bits are those of a causal model.
   """
   c = base.get_config()
   m = c.model
@@ -74,14 +75,14 @@ def config(block: search.Block, seed: int = 0):
 
 
 def measure(task: Task) -> dict[str, Any]:
-  """What one candidate reaches, as a line of results.jsonl has it.
+  """Trains a candidate and returns its line of results.jsonl.
 
-  The clock is the CPU time of this process, which has one thread: on a core of its own that is the
-  wall clock, and on a machine with other work it stays so nearly. What slows both is taken out: the
-  unit is the median step of GLaM's block, timed in this process right before. Compiling and
-  evaluating do not count.
+  The clock is the CPU time of this process, which has one thread. On a core of its own that is the
+  wall clock, and with other work on the machine it is still close to it. The unit of time is the
+  median step of GLaM's block, timed in this process right before, so that a slow machine slows
+  both. Compiling and evaluating do not count.
   """
-  begun = time.process_time()
+  start = time.process_time()
   model, state, step = _compiled(task.block, task.seed)
   unit = _unit(task.glam)
   budget, seconds, times, quarter = task.steps * unit, 0.0, [], None
@@ -110,14 +111,14 @@ def measure(task: Task) -> dict[str, Any]:
     "relative_step": statistics.median(times) / unit,
     "unit_seconds": unit,
     "train_seconds": seconds,
-    "cpu_seconds": time.process_time() - begun,
+    "cpu_seconds": time.process_time() - start,
     "parameters": total,
     "activated": activated,
   }
 
 
 def prepare(parent: int) -> None:
-  """A worker's first act: it ends when its parent is gone, however that ended."""
+  """Prepares a worker: it ends itself when its parent process is gone for whatever reason."""
 
   def watch():
     while os.getppid() == parent:
@@ -128,8 +129,9 @@ def prepare(parent: int) -> None:
 
 
 def one_thread() -> None:
-  """Worker processes that are started from here on compute on one thread each."""
+  """Lets each worker process that starts from here on compute on one thread."""
   os.environ["JAX_PLATFORMS"] = "cpu"
+  # The last two flags let programs compile in two thirds of the time.
   os.environ["XLA_FLAGS"] = " ".join(
     [
       os.environ.get("XLA_FLAGS", ""),
@@ -137,15 +139,17 @@ def one_thread() -> None:
       "--xla_backend_optimization_level=1",
       "--xla_llvm_disable_expensive_passes=true",
     ]
-  )  # compile in two thirds
+  )
   for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
 
 
 @contextlib.contextmanager
 def _one_core():
-  """The CPU client that is made inside has threads for one core; the process may still run on
-  any."""
+  """Lets a CPU client that is made inside have threads for one core only.
+
+  The process may run on any core afterwards.
+  """
   if not hasattr(os, "sched_setaffinity"):
     yield
     return
@@ -165,8 +169,11 @@ def _mesh():
 
 @functools.cache
 def _text():
-  """(training batches, tokenizer, sources, vocabulary, fingerprints): the same for every
-  candidate."""
+  """Returns what all candidates share.
+
+  These are the training batches, the tokenizer, the sources, the size of the vocabulary, and the
+  fingerprints of the text.
+  """
   c = config(("attention:width=16,heads=1",))
   tokenizer, sources = data.tokenizer_of(c.data), data.make_sources(c.data)
   with contextlib.closing(data.train_iterator(c.data, tokenizer, sources, ROWS)) as stream:
@@ -175,12 +182,12 @@ def _text():
 
 
 def fingerprints(_: None = None) -> dict[str, str]:
-  """Of the text that the workers read."""
+  """Returns the fingerprints of the text that the workers read."""
   return _text()[4]
 
 
 def _compiled(block: search.Block, seed: int):
-  """(model, fresh state, compiled step)."""
+  """Returns the model, its initial state and its compiled training step."""
   c = config(block, seed)
   assembly.validate(c, 1)
   mesh = _mesh()
@@ -199,7 +206,7 @@ _GLAM: dict[search.Block, list] = {}  # block -> [state, compiled step]
 
 
 def _unit(block: search.Block) -> float:
-  """CPU seconds of a step of GLaM's block, now."""
+  """Measures the CPU seconds of a step of GLaM's block now."""
   if block not in _GLAM:
     _GLAM[block] = list(_compiled(block, 0)[1:])
   times = []
@@ -210,29 +217,32 @@ def _unit(block: search.Block) -> float:
 
 
 def _timed(step, state, batch):
-  begun = time.process_time()
+  """Returns the new state, the CPU seconds of the step, and its metrics."""
+  start = time.process_time()
   state, metrics = jax.block_until_ready(step(state, batch))
-  return state, time.process_time() - begun, metrics
+  return state, time.process_time() - start, metrics
 
 
 def _bits(block: search.Block, model, state) -> float:
-  """Held-out bits per byte, averaged over the sources."""
+  """Returns the held-out bits per byte, averaged over the sources."""
   return statistics.fmean(_evaluator(block, model)(state).values())
 
 
 @functools.lru_cache(maxsize=1)
 def _evaluator(block: search.Block, model):
+  """Returns a function from a state to the held-out bits per byte of each source."""
   c = config(block)
   c.train.batch_size = EVAL_ROWS
   _, tokenizer, sources, _, _ = _text()
-  made = evaluate.make_eval(c, model, _mesh(), tokenizer, sources)
+  evaluate_state = evaluate.make_eval(c, model, _mesh(), tokenizer, sources)
 
   def bits(state):
-    found = evaluate.summary(made(state, EVAL_BATCHES))
-    return {name: value for name, value in found.items() if name.startswith("bits_per_byte/")}
+    summary = evaluate.summary(evaluate_state(state, EVAL_BATCHES))
+    return {name: value for name, value in summary.items() if name.startswith("bits_per_byte/")}
 
   return bits
 
 
 def _plain(value: float | None) -> float | None:
+  """Returns a value that JSON has: None for what is not finite."""
   return value if value is not None and math.isfinite(value) else None

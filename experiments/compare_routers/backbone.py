@@ -1,10 +1,10 @@
-"""The models that the routers are put into: all that is the same in every row of the study.
+"""The models that the routers are put into, which are the same in every row of the study.
 
   python -m moe_jax.train --config=experiments/compare_routers/backbone.py:desk
     --config.model.moe=switch --workdir=DIR
 
-Every other layer has experts. Its dense twin is this with model.moe.num_experts=0: one FFN as wide
-as the experts that a token visits are together.
+Every other layer has experts. The dense twin is the same config with model.moe.num_experts=0: its
+one FFN is as wide as the experts that a token visits are together.
 """
 
 from configs import base, quickstart
@@ -14,8 +14,10 @@ EXPERTS = 16
 
 
 def desk():
-  """Half as wide as configs/quickstart.py, with its training: four layers of width 64, 400 steps of
-  2048 bytes."""
+  """Returns configs/quickstart.py at half its width: four layers of width 64.
+
+  It is trained for 400 steps of 2048 bytes.
+  """
   c = quickstart.get_config()
   c.model.update({"d_model": 64, "d_ff": 192, "head_dim": 16})
   c.train.update(
@@ -26,8 +28,10 @@ def desk():
 
 
 def gpu():
-  """About 100M activated parameters, 2.6 billion tokens (20 a parameter, after Hoffmann et al.
-  2022), for one GPU."""
+  """Returns a model of about 100M activated parameters for one GPU.
+
+  It is trained on 2.6 billion tokens, 20 for each parameter (Hoffmann et al. 2022).
+  """
   c = base.get_config()
   c.model.update(
     {
@@ -67,9 +71,9 @@ def gpu():
 
 
 def get_config(scale="desk"):
+  """Returns the config of a scale, "desk" or "gpu"."""
   c = choose("config", scale, {"desk": desk, "gpu": gpu})()
   c.model.moe.num_experts, c.model.moe.d_ff = EXPERTS, c.model.d_ff
-  c.model.moe.group_rows = (
-    c.train.batch_size // c.train.accumulate_steps
-  )  # all tokens of a step are routed together
+  # All tokens of a microbatch are routed together.
+  c.model.moe.group_rows = c.train.batch_size // c.train.accumulate_steps
   return c

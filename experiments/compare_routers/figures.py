@@ -1,5 +1,7 @@
-"""The study's pictures as SVG: validation curves of each group, quality against time, and the load
-of every expert."""
+"""Draws the study's figures as SVG.
+
+They are the validation curves of each group, quality against time, and the load of every expert.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from experiments.compare_routers import measures, study
 from moe_jax.report.charts import Line, line_file
 from moe_jax.report.colours import LOAD_LABELS, LOAD_SCALE, load_pixels, png, series_colour
 
-# file -> what it shows
+# File -> what it shows, as the README's alternative text.
 FILES = {
   f"curves_{i}.svg": f"validation curves, {group.title}" for i, group in enumerate(study.GROUPS, 1)
 } | {
@@ -22,26 +24,34 @@ FILES = {
   "load.svg": "load of each expert over training",
 }
 DENSE_COLOUR = "#000000"
-HEAD, PANEL, GAP, COLUMNS = 62, (196, 120), (44, 52), 3  # of load.svg; px, (wide, high)
+# The layout of load.svg in pixels: the height of its head, the size of a panel and the gap between
+# panels as (width, height), and the number of panels side by side.
+HEAD, PANEL, GAP, COLUMNS = 62, (196, 120), (44, 52), 3
 
 
 def write(lines: measures.Lines, folder: pathlib.Path) -> None:
-  """Writes `FILES`."""
-  made = [*(curves(lines, group) for group in study.GROUPS), quality_by_time(lines), loads(lines)]
-  for name, picture in zip(FILES, made, strict=True):
+  """Writes all of `FILES` into a folder."""
+  pictures = [
+    *(curves(lines, group) for group in study.GROUPS),
+    quality_by_time(lines),
+    loads(lines),
+  ]
+  for name, picture in zip(FILES, pictures, strict=True):
     (folder / name).write_text(picture)
 
 
 def curves(lines: measures.Lines, group: study.Group) -> str:
-  """Validation curves of a group and the dense twin: mean over the finite seeds, from the lowest to
-  the highest."""
+  """Returns an SVG of the validation curves of a group and of the dense twin.
+
+  A line is the mean over the finite seeds, and its band goes from the lowest to the highest seed.
+  """
   drawn = [
     _curve(name, lines[name], colour) for name, colour in _colours(group).items() if name in lines
   ]
   drawn = [line for line in drawn if line is not None]
-  third = [
-    line.y[np.searchsorted(line.x, line.x[-1] / 3)] for line in drawn
-  ]  # what is above would squeeze the rest
+  # The axis ends at the highest value after a third of the steps, because the fall before that
+  # would squeeze the rest of the curves.
+  third = [line.y[np.searchsorted(line.x, line.x[-1] / 3)] for line in drawn]
   return line_file(
     f"{group.title.capitalize()}: mean and range of the seeds",
     drawn,
@@ -61,18 +71,18 @@ def _curve(name: str, line: Mapping[str, Any], colour: str) -> Line | None:
 
 
 def quality_by_time(lines: measures.Lines) -> str:
-  """A point a row: bits per byte, ± standard error, over the time of a step."""
+  """Returns an SVG with a point for each row: bits per byte over the time of a step."""
   points = []
   for name, line in lines.items():
-    own, seconds, group = measures.bits(line), measures.seconds_a_step(line), study.group_of(name)
-    if own.mean is not None and seconds:
-      edges = tuple(np.array([own.mean + sign * (own.error or 0.0)]) for sign in (-1, 1))
+    bits, seconds, group = measures.bits(line), measures.seconds_a_step(line), study.group_of(name)
+    if bits.mean is not None and seconds:
+      edges = tuple(np.array([bits.mean + sign * (bits.error or 0.0)]) for sign in (-1, 1))
       colour = series_colour(study.GROUPS.index(group)) if group else DENSE_COLOUR
       points.append(
         Line(
           name + study.SEES.get(name, ""),
           np.array([1000 * seconds]),
-          np.array([own.mean]),
+          np.array([bits.mean]),
           colour,
           band=edges,
         )
@@ -89,7 +99,10 @@ def quality_by_time(lines: measures.Lines) -> str:
 
 
 def loads(lines: measures.Lines) -> str:
-  """A panel a row: load of each expert over training, of seed 0; one strip a layer with experts."""
+  """Returns an SVG with a panel for each row: the load of every expert over training, of seed 0.
+
+  A panel has one strip for each layer with experts.
+  """
   routed = [
     name for name in lines if study.group_of(name) and lines[name].get("load", {}).get("step")
   ]
@@ -121,7 +134,7 @@ def loads(lines: measures.Lines) -> str:
 
 
 def _panel(name: str, load: Mapping[str, Any]) -> str:
-  """A row's layers one below the other, experts downwards and steps to the right."""
+  """Returns the panel of a row: its layers one below the other, with steps to the right."""
   layers = np.array(load["layers"], float)  # [Lm, T, E]
   strip = PANEL[1] / len(layers)
   body = f'<text y="14">{html.escape(name)}</text>'
@@ -150,4 +163,5 @@ def _panel(name: str, load: Mapping[str, Any]) -> str:
 
 
 def _colours(group: study.Group) -> dict[str, str]:
+  """Returns row -> colour of a group and of the dense twin."""
   return {study.DENSE: DENSE_COLOUR} | {name: series_colour(i) for i, name in enumerate(group.rows)}

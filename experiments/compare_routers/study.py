@@ -1,8 +1,8 @@
-"""The rows: each router's preset put into one backbone, three seeds trained together.
+"""The rows of the study: each router's preset in one backbone, with three seeds each.
 
-Rows of a group have experts of one shape and as many of them, so that nothing differs between two
-of them but how tokens are routed. Between groups granularity differs, too. A token's experts
-together are as wide as the dense twin's FFN in every row.
+All rows of a group have the same number of experts of the same shape, so that two of them differ
+only in how tokens are routed. Groups differ in granularity, too. In every row, the experts that a
+token visits are together as wide as the dense twin's FFN.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from experiments.common.sweep import Row
 from experiments.compare_routers import backbone
-from experiments.sweep import Row
 
 SEEDS = 3
 DENSE = "dense"
 
 
 class Group(NamedTuple):
-  """Rows whose tokens visit as many experts of one shape.
+  """Rows whose tokens visit the same number of experts of the same shape.
 
   Attributes:
-    title: what a token visits.
-    experts: E, routed.
-    visited: K, plus the shared ones.
-    rows: name -> what the row changes, after `--config.`; the first of them is a preset's name.
+    title: The experts that a token visits, in words.
+    experts: E, the number of routed experts.
+    visited: The number of experts that a token visits: K routed ones and the shared ones.
+    rows: Name -> the config keys that the row changes. The first key of a row is its preset.
   """
 
   title: str
@@ -34,9 +34,9 @@ class Group(NamedTuple):
 
 
 _AHEAD = {"model.moe.allow_noncausal_routing": True}
-# DeepSeek's: a quarter of what a token visits is shared, as in DeepSeekMoE's 2 of 8; half of the
-# groups are kept, as in DeepSeek-V3. Twice as many experts as elsewhere, so that they hold as much
-# as those of "2 of 16".
+# DeepSeek's rows: a quarter of the experts that a token visits is shared, as in DeepSeekMoE's 2 of
+# 8, and half of the groups are kept, as in DeepSeek-V3. There are twice as many experts as in the
+# other groups, so that they have as many parameters as those of "2 of 16".
 _FINE = {"model.moe.num_experts": 2 * backbone.EXPERTS, "model.moe.num_shared_experts": 1}
 
 GROUPS = (
@@ -81,12 +81,9 @@ GROUPS = (
   ),
 )
 
-UNREAD = (
-  DENSE,
-  "random",
-  "hash",
-)  # no logit decides anything: their entropy and largest logit mean nothing
-# Who looks at later tokens, and when.
+# Rows in which no logit decides anything, so that entropy and largest logit mean nothing.
+UNREAD = (DENSE, "random", "hash")
+# Rows in which a token's routing depends on later tokens, each with its mark.
 SEES = {"expert_choice": "†", "base_layers": "‡", "s_base": "‡", "gshard": "§", "st_moe": "§"}
 MARKS = {
   "†": "sees later tokens, at evaluation too: its bits are not those of a causal model and do not "
@@ -98,22 +95,22 @@ MARKS = {
 
 
 def rows(scale: str) -> dict[str, Row]:
-  """name -> row, of "desk" or "gpu"."""
+  """Returns the rows of a scale, "desk" or "gpu", by name."""
   config, width = (
     f"experiments/compare_routers/backbone.py:{scale}",
     backbone.get_config(scale).model.d_ff,
   )
-  # Apart: loops of the grouped dispatcher are as long as an expert's load, and vmap would make them
-  # as long as any's.
-  found = {DENSE: Row(config, {"model.moe.num_experts": 0}, SEEDS, apart=True)}
+  # The seeds take turns (`apart`), because the loops of the grouped dispatcher are as long as an
+  # expert's load. Under vmap they would be as long as the largest load of any seed.
+  made = {DENSE: Row(config, {"model.moe.num_experts": 0}, SEEDS, apart=True)}
   for group in GROUPS:
     for name, changes in group.rows.items():
-      found[name] = Row(
+      made[name] = Row(
         config, changes | {"model.moe.d_ff": width // group.visited}, SEEDS, apart=True
       )
-  return found
+  return made
 
 
 def group_of(name: str) -> Group | None:
-  """The row's group; None: of the dense twin."""
+  """Returns the group of a row, or None for the dense twin."""
   return next((group for group in GROUPS if name in group.rows), None)

@@ -1,4 +1,4 @@
-"""README, table.csv and table.json of a scale, made from its results.jsonl."""
+"""Makes the README's tables, table.csv and table.json of a scale from its results.jsonl."""
 
 from __future__ import annotations
 
@@ -8,48 +8,55 @@ import json
 import pathlib
 from typing import Any
 
-from experiments import sweep
+from experiments.common import journal
+from experiments.common import tables as common
 from experiments.compare_routers import figures, measures, study
-from moe_jax.routers import replace
 
 HERE = pathlib.Path(__file__).resolve().parent
-FOLDERS = {"desk": HERE, "gpu": HERE / "gpu"}  # of each scale's results, tables and figures
+# The folder of each scale's results, tables and figures.
+FOLDERS = {"desk": HERE, "gpu": HERE / "gpu"}
 RESULTS = "results.jsonl"
 NONE = "The study has not been run to its end yet: there is no line of results."
 
 Summary = dict[str, dict[str, Any]]
 
 
-def write(scale: str) -> None:
-  """Renews the README's tables, table.csv, table.json and the figures of a scale."""
-  folder = FOLDERS[scale]
-  lines = ordered(sweep.load(folder / RESULTS), scale)
-  readme = folder / "README.md"
-  readme.write_text(replace(readme.read_text(), HERE.name, text(lines, scale)))
-  if lines:
-    found = measures.summary(lines)
-    (folder / "table.csv").write_text(as_csv(found))
-    (folder / "table.json").write_text(as_json(lines, found))
-    figures.write(lines, folder)
+def tables(scale: str) -> dict[str, str]:
+  """Returns the tables of a scale's README, by marker."""
+  return {HERE.name: text(load(scale), scale)}
 
 
-def ordered(lines: measures.Lines, scale: str) -> measures.Lines:
-  """The lines in the order of the study's rows."""
+def write_files(scale: str) -> None:
+  """Writes table.csv, table.json and the figures of a scale that has results."""
+  folder, lines = FOLDERS[scale], load(scale)
+  summary = measures.summary(lines)
+  (folder / "table.csv").write_text(as_csv(summary))
+  (folder / "table.json").write_text(as_json(lines, summary))
+  figures.write(lines, folder)
+
+
+def load(scale: str) -> measures.Lines:
+  """Returns the lines of results of a scale in the order of the study's rows."""
+  lines = journal.load(FOLDERS[scale] / RESULTS)
   return {name: lines[name] for name in study.rows(scale) if name in lines}
 
 
-def as_csv(found: Summary) -> str:
-  """A line a row; empty where there is no figure."""
-  made = io.StringIO()
-  writer = csv.DictWriter(made, ["row", *next(iter(found.values()))], lineterminator="\n")
+def as_csv(summary: Summary) -> str:
+  """Returns CSV with a line for each row; a cell is empty if the row does not have the figure."""
+  buffer = io.StringIO()
+  writer = csv.DictWriter(buffer, ["row", *next(iter(summary.values()))], lineterminator="\n")
   writer.writeheader()
-  for name, row in found.items():
+  for name, row in summary.items():
     writer.writerow({"row": name} | {key: _short(value) for key, value in row.items()})
-  return made.getvalue()
+  return buffer.getvalue()
 
 
-def as_json(lines: measures.Lines, found: Summary) -> str:
-  """{"rows": row -> figures, "pairs": [{"row", "minus", "mean", "se", "exceeds_seeds_spread"}]}."""
+def as_json(lines: measures.Lines, summary: Summary) -> str:
+  """Returns JSON of the figures of all rows, and of the differences of all pairs of rows.
+
+  Returns:
+    {"rows": row -> figures, "pairs": [{"row", "minus", "mean", "se", "exceeds_seeds_spread"}]}.
+  """
   pairs = [
     {
       "row": a,
@@ -60,7 +67,7 @@ def as_json(lines: measures.Lines, found: Summary) -> str:
     }
     for (a, b), d in measures.pairs(lines).items()
   ]
-  rows = {name: {key: _short(value) for key, value in row.items()} for name, row in found.items()}
+  rows = {name: {key: _short(value) for key, value in row.items()} for name, row in summary.items()}
   return (
     '{"rows": {\n'
     + ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
@@ -71,15 +78,16 @@ def as_json(lines: measures.Lines, found: Summary) -> str:
 
 
 def text(lines: measures.Lines, scale: str) -> str:
-  """The Markdown: quality, routing and cost of each row; who is told apart from whom; how it was
-  run."""
+  """Returns the README's Markdown.
+
+  It has the quality, routing and cost of each row, the differences between rows, and how the study
+  was run.
+  """
   if not lines:
     return NONE
-  found, missing = (
-    measures.summary(lines),
-    [name for name in study.rows(scale) if name not in lines],
-  )
-  said = (
+  summary = measures.summary(lines)
+  missing = [name for name in study.rows(scale) if name not in lines]
+  warning = (
     [
       f"**The study has not been run to its end yet: {', '.join(missing)} "
       f"{'is' if len(missing) == 1 else 'are'} missing.**"
@@ -90,11 +98,11 @@ def text(lines: measures.Lines, scale: str) -> str:
   pictures = "\n".join(f"![{shown}]({name})" for name, shown in figures.FILES.items())
   return "\n\n".join(
     [
-      *said,
-      quality(found),
-      routing(found),
-      cost(found),
-      against_dense(found),
+      *warning,
+      quality(summary),
+      routing(summary),
+      cost(summary),
+      against_dense(summary),
       matrix(lines),
       about(lines),
       pictures,
@@ -102,7 +110,8 @@ def text(lines: measures.Lines, scale: str) -> str:
   )
 
 
-def quality(found: Summary) -> str:
+def quality(summary: Summary) -> str:
+  """Returns the table of losses, and explains the marks at the rows' names."""
   head = (
     "",
     "bits per byte",
@@ -113,7 +122,7 @@ def quality(found: Summary) -> str:
     "largest logit",
   )
   rows = []
-  for name, row in found.items():
+  for name, row in summary.items():
     bold = "**" if row["exceeds_seeds_spread"] else ""
     minutes = row["seconds_to_dense"] and row["seconds_to_dense"] / 60
     rows.append(
@@ -128,10 +137,11 @@ def quality(found: Summary) -> str:
       ]
     )
   marks = "; ".join(f"{mark} {words}" for mark, words in study.MARKS.items())
-  return _markdown(head, rows) + f"\n\n{marks}."
+  return common.markdown(head, rows) + f"\n\n{marks}."
 
 
-def routing(found: Summary) -> str:
+def routing(summary: Summary) -> str:
+  """Returns the table of drops, load and entropy of the rows with experts."""
   head = (
     "",
     "a token visits",
@@ -142,7 +152,7 @@ def routing(found: Summary) -> str:
     "ln E",
   )
   rows = []
-  for name, row in found.items():
+  for name, row in summary.items():
     if group := study.group_of(name):
       rows.append(
         [
@@ -155,10 +165,11 @@ def routing(found: Summary) -> str:
           _number(row["ln_experts"], ".2f"),
         ]
       )
-  return _markdown(head, rows)
+  return common.markdown(head, rows)
 
 
-def cost(found: Summary) -> str:
+def cost(summary: Summary) -> str:
+  """Returns the table of times, parameters and FLOPs."""
   head = (
     "",
     "step, ms",
@@ -178,15 +189,14 @@ def cost(found: Summary) -> str:
       _number(row["activated_parameters"], ",d"),
       _number(row["flops_per_token"], ",.0f"),
     ]
-    for name, row in found.items()
+    for name, row in summary.items()
   ]
-  return _markdown(head, rows)
+  return common.markdown(head, rows)
 
 
-def against_dense(found: Summary) -> str:
-  """Three lists: who is ahead of the dense twin by more than the seeds' spread, who behind, who
-  neither."""
-  routed = {name: row for name, row in found.items() if row["minus_dense"] is not None}
+def against_dense(summary: Summary) -> str:
+  """Returns which rows are below the dense twin, above it, and not told apart from it."""
+  routed = {name: row for name, row in summary.items() if row["minus_dense"] is not None}
   told = {name: row for name, row in routed.items() if row["exceeds_seeds_spread"]}
   parts = {
     "Below the dense twin by more than the seeds' spread": [
@@ -204,35 +214,35 @@ def against_dense(found: Summary) -> str:
 
 
 def matrix(lines: measures.Lines) -> str:
-  """Row minus column in thousandths of a bit; bold where it exceeds the seeds' spread."""
-  found, names = measures.pairs(lines), list(lines)
+  """Returns the table of the differences between all pairs of rows, in thousandths of a bit."""
+  pairs, names = measures.pairs(lines), list(lines)
   rows = []
   for i, name in enumerate(names[1:], 1):
-    cells = [found[other, name] for other in names[:i]]
+    cells = [pairs[other, name] for other in names[:i]]
     rows.append(
       [f"`{name}`", *(_thousandths(cell) for cell in cells), *[""] * (len(names) - 1 - i)]
     )
-  exceed = [pair for pair in found.values() if pair.exceeds]
+  exceed = [pair for pair in pairs.values() if pair.exceeds]
   strict = sum(pair.errors > measures.T_5_PERCENT for pair in exceed)
-  said = (
+  legend = (
     "Row minus column, thousandths of a bit per byte, ± paired standard error; **bold** exceeds "
-    f"the seeds' spread: {len(exceed)} of {len(found)} pairs, {strict} of them also by "
+    f"the seeds' spread: {len(exceed)} of {len(pairs)} pairs, {strict} of them also by "
     f"{measures.T_5_PERCENT} standard errors."
   )
-  return _markdown(("", *(f"`{name}`" for name in names[:-1])), rows) + "\n\n" + said
+  return common.markdown(("", *(f"`{name}`" for name in names[:-1])), rows) + "\n\n" + legend
 
 
 def about(lines: measures.Lines) -> str:
-  """How it was run: what all lines share, and the time of all."""
-  ran = [line for line in lines.values() if "wall_seconds" in line]
-  if not ran:
+  """Returns how the study was run: what all lines share, and the time that they took together."""
+  finished = [line for line in lines.values() if "wall_seconds" in line]
+  if not finished:
     return "Every seed of every row diverged."
-  first, last = ran[0], max(line["date"] for line in ran)
-  versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax"))
+  first, last = finished[0], max(line["date"] for line in finished)
+  minutes = sum(line["wall_seconds"] for line in finished) / 60
   return (
     f"{first['seeds']} seeds; {first['steps']} steps of {first['tokens'] // first['steps']} "
-    f"tokens. {sum(line['wall_seconds'] for line in ran) / 60:.0f} minutes in all. {last}, Python "
-    f"{first['python']}, {versions}, {first['hardware']}."
+    f"tokens. {minutes:.0f} minutes in all. {last}, Python "
+    f"{first['python']}, {common.versions(first)}, {first['hardware']}."
   )
 
 
@@ -256,10 +266,5 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _short(value):
-  """Six significant digits."""
+  """Rounds a float to six significant digits."""
   return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
-def _markdown(head, rows: list[list[str]]) -> str:
-  lines = [list(head), ["---"] + ["---:"] * (len(head) - 1), *rows]
-  return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,22 +1,27 @@
-"""The README's result tables, made from the `results.json` files beside this script.
-
-python -m experiments.embedded_corpus.table             prints them python -m
-experiments.embedded_corpus.table --write     puts them between the README's markers python -m
-experiments.embedded_corpus.table --add DIR   keeps DIR/results.json here, for the two above
-"""
+"""The rows of the study and the tables of the main README, made from the .json files beside it."""
 
 from __future__ import annotations
 
 import json
 import pathlib
-import sys
+from typing import Any
 
-from moe_jax import routers
-from moe_jax.train import guarded
+from experiments.common import study as common
+from experiments.common import sweep, tables
+from experiments.common.sweep import Row
 
 HERE = pathlib.Path(__file__).resolve().parent
 README = HERE.parent.parent / "README.md"
 MODELS = ("quickstart", "desk")
+# A row is also the name of the file that keeps its result.
+ROWS = {
+  "quickstart": Row("configs/quickstart.py"),
+  "quickstart_seed1": Row("configs/quickstart.py", {"seed": 1}),
+  "dense_quickstart": Row("configs/dense_baseline.py:quickstart"),
+  "dense_quickstart_seed1": Row("configs/dense_baseline.py:quickstart", {"seed": 1}),
+  "desk": Row("configs/desk.py"),
+  "dense_desk": Row("configs/dense_baseline.py:desk"),
+}
 RUNGS = ("unigram", "bigram", "trigram", "4-gram", "5-gram", "lzma")
 KEPT = (
   "config",
@@ -37,16 +42,44 @@ KEPT = (
 )
 
 
-def add(workdir: pathlib.Path) -> None:
-  """Copies a run's results to `<name of the workdir>.json`, without its paths."""
+def train(job: common.Job) -> None:
+  """Trains the rows that have no file here, and keeps their results as files."""
+  if not job.tracked:
+    common.train(job)
+    return
+  missing = {name: row for name, row in job.rows.items() if not _file(name).exists()}
+  sweep.run(
+    missing,
+    job.workdir / "results.jsonl",
+    job.workdir,
+    job.processes,
+    devices=job.devices,
+    report=job.report,
+  )
+  for name in missing:
+    if (job.workdir / name / "results.json").exists():
+      keep(job.workdir / name)
+
+
+def keep(workdir: pathlib.Path) -> None:
+  """Copies a run's results to `<name of the workdir>.json`, without the paths in it."""
   results = json.loads((workdir / "results.json").read_text())
   text = json.dumps({key: results[key] for key in KEPT}, indent=2)
-  (HERE / f"{workdir.name}.json").write_text(text + "\n")
+  _file(workdir.name).write_text(text + "\n")
 
 
-def load(name: str) -> list[dict]:
-  """The results of `<name>.json` and `<name>_seed<n>.json`, as many as there are, in the order of
-  their seeds."""
+def load_rows(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Returns row -> its result, of the rows that have a file."""
+  files = {name: folder / f"{name}.json" for name in ROWS}
+  return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+
+
+def _file(name: str) -> pathlib.Path:
+  return HERE / f"{name}.json"
+
+
+def load(name: str) -> list[dict[str, Any]]:
+  """Returns the results of `<name>.json` and of each `<name>_seed<n>.json`, ordered by seed."""
   runs = [
     json.loads(path.read_text())
     for path in [*HERE.glob(f"{name}.json"), *HERE.glob(f"{name}_seed*.json")]
@@ -55,34 +88,35 @@ def load(name: str) -> list[dict]:
 
 
 def table(name: str) -> str:
-  """One Markdown table: rows are domains; columns the model's seeds, its dense twin, the ladder."""
+  """Returns the Markdown table of a model.
+
+  A row is a domain. The columns are the model's seeds, those of its dense twin, and the rungs of
+  the ladder of n-grams and LZMA.
+  """
   runs, twins = load(name), load(f"dense_{name}")
   columns = [f"{name}, seed {r['seed']}" for r in runs] + [
     f"dense twin, seed {r['seed']}" for r in twins
   ]
-  lines = [
-    _row(["domain", *columns, *RUNGS]),
-    _row(["---"] + ["---:"] * (len(columns) + len(RUNGS))),
-  ]
+  cells = []
   for domain, ladder in runs[0]["ladder"].items():
     values = [r["bits_per_byte"][domain] for r in runs + twins] + [ladder[rung] for rung in RUNGS]
-    lines.append(_row([domain.removeprefix("embedded:")] + [f"{v:.3f}" for v in values]))
+    cells.append([domain.removeprefix("embedded:")] + [f"{v:.3f}" for v in values])
   about = [
     f"{r['steps']} steps, {r['tokens'] / 1e6:.1f}M tokens, {r['wall_seconds'] / 60:.1f} min"
     for r in runs + twins
   ]
   notes = "; ".join(f"{column}: {text}" for column, text in zip(columns, about, strict=True))
   first = runs[0]
-  versions = ", ".join(f"{k} {first['versions'][k]}" for k in ("jax", "flax"))
   about = (
     f"Bits per byte on held-out documents, lower is better. {notes}. "
-    f"Python {first['python']}, {versions}, "
+    f"Python {first['python']}, {tables.versions(first)}, "
   )
   distances = (
     f" {name}, seed {first['seed']}, minus the 5-gram: {_minus(first, '5-gram')}; "
     f"minus LZMA: {_minus(first, 'lzma')}."
   )
-  return "\n".join([*lines, "", about + f"{first['hardware']}." + distances])
+  made = tables.markdown(["domain", *columns, *RUNGS], cells)
+  return "\n".join([made, "", about + f"{first['hardware']}." + distances])
 
 
 def _minus(run: dict, rung: str) -> str:
@@ -90,30 +124,3 @@ def _minus(run: dict, rung: str) -> str:
     f"{run['bits_per_byte'][domain] - ladder[rung]:+.3f} ({domain.removeprefix('embedded:')})"
     for domain, ladder in run["ladder"].items()
   )
-
-
-def _row(cells) -> str:
-  return "| " + " | ".join(cells) + " |"
-
-
-def replace(text: str) -> str:
-  """`text` with what lies between each pair of markers made anew."""
-  for name in MODELS:
-    text = routers.replace(text, name, table(name))
-  return text
-
-
-def main(argv: list[str]) -> int:
-  """Does what the command line says; returns the exit code."""
-  if argv[:1] == ["--add"]:
-    for directory in argv[1:]:
-      add(pathlib.Path(directory))
-  elif "--write" in argv:
-    README.write_text(replace(README.read_text()))
-  else:
-    print("\n\n".join(table(name) for name in MODELS))
-  return 0
-
-
-if __name__ == "__main__":
-  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -1,5 +1,4 @@
-"""Table 6 of Shazeer et al. 2017: its rows, in full and at a desk, and how evenly a trained model
-routes."""
+"""The rows of Table 6 of Shazeer et al. 2017, and how evenly a trained model routes."""
 
 from __future__ import annotations
 
@@ -11,11 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import sweep
-from moe_jax import assembly, data, sharding, train
+from experiments.common import sweep
+from experiments.common.entry import parse
+from moe_jax import assembly, data, sharding
 from moe_jax.training import checkpoints, metrics
 
-# (w_importance, w_load) -> the paper's test perplexity, CV(Importance), CV(Load), max(Load) /
+# (w_importance, w_load) -> the paper's test perplexity, CV(Importance), CV(Load), and max(Load) /
 # mean(Load).
 PAPER = {
   (0.0, 0.0): (39.8, 3.04, 3.01, 17.80),
@@ -27,10 +27,11 @@ PAPER = {
 }
 SEEDS = 3
 EXPERTS, STEPS, EVERY = 32, 400, 20
-BATCHES = 16  # that balance is averaged over
+BATCHES = 16  # the number of batches that balance is averaged over
 
 
 def name(importance: float, load: float, seed: int) -> str:
+  """Returns the name of a row."""
   return f"importance_{importance:g}_load_{load:g}_seed{seed}"
 
 
@@ -62,22 +63,24 @@ FULL = {
 
 
 def balance(row: sweep.Row, directory: pathlib.Path) -> dict[str, Any]:
-  """How evenly the last checkpoint of a desk run routes batches that it has not read, and did while
-  it was trained.
+  """Measures how evenly the last checkpoint of a desk run routes batches that it has not read.
 
-  As in the paper, batches are those of training, the router's noise is on, Load is the smooth
-  estimator (appendix A) and all figures are means over batches. max/mean is of the tokens that
-  experts got; "evaluated" is without noise.
+  As in the paper, the batches are those of training, the router's noise is on, Load is the smooth
+  estimator (appendix A), and all figures are means over batches. max/mean counts the tokens that
+  the experts got.
+
+  Args:
+    row: The row of the run.
+    directory: The folder of the run.
 
   Returns:
-    {"cv_importance", "cv_load", "max_over_mean", "evaluated_max_over_mean": mean over `BATCHES`,
-     "curve": [[step, max/mean of that step's batch]]}.
+    "cv_importance", "cv_load", "max_over_mean" and, without noise, "evaluated_max_over_mean", each
+    the mean over `BATCHES`; and "curve", the pairs [step, max/mean of its batch] of training.
   """
-  config = train.parse(["", *row.arguments()], workdir=False).config
+  config = parse(["", *row.arguments()], workdir=False).config
   with config.unlocked():
-    config.model.moe.importance_loss = config.model.moe.load_loss = (
-      1.0  # or the model would not report them
-    )
+    # The model reports only losses whose weight is not 0.
+    config.model.moe.importance_loss = config.model.moe.load_loss = 1.0
   tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
   model = assembly.model(
     config, data.vocab_size(config.data, tokenizer), sharding.make_mesh({"data": 1})
@@ -86,8 +89,8 @@ def balance(row: sweep.Row, directory: pathlib.Path) -> dict[str, Any]:
   params = checkpoints.load_params(saved, checkpoints.steps(saved)[-1])
 
   @jax.jit
-  def of(batch, key):
-    found = {}
+  def measure(batch, key):
+    balance = {}
     for noisy in (True, False):
       _, aux = model.apply(
         {"params": params},
@@ -97,23 +100,24 @@ def balance(row: sweep.Row, directory: pathlib.Path) -> dict[str, Any]:
         train=noisy,
         rngs={"router": key},
       )
-      found[noisy] = {**aux.losses, "max_over_mean": 1 + aux.metrics["max_violation"][0]}
-    cv = {f"cv_{loss}": found[True][loss] ** 0.5 for loss in ("importance", "load")}
+      balance[noisy] = {**aux.losses, "max_over_mean": 1 + aux.metrics["max_violation"][0]}
+    cv = {f"cv_{loss}": balance[True][loss] ** 0.5 for loss in ("importance", "load")}
     return cv | {
-      "max_over_mean": found[True]["max_over_mean"],
-      "evaluated_max_over_mean": found[False]["max_over_mean"],
+      "max_over_mean": balance[True]["max_over_mean"],
+      "evaluated_max_over_mean": balance[False]["max_over_mean"],
     }
 
   batches = data.train_iterator(config.data, tokenizer, sources, config.train.batch_size)
+  # The batches after the last one that was trained on.
   batches.set_state({"pipeline": config.data.pipeline, "batches": config.train.steps})
-  seen = [of(next(batches), jax.random.key(i)) for i in range(BATCHES)]
+  measured = [measure(next(batches), jax.random.key(i)) for i in range(BATCHES)]
   batches.close()
   lines = [line for line in metrics.read(directory / "metrics.jsonl") if line["kind"] == "train"]
-  return {key: float(np.mean([each[key] for each in seen])) for key in seen[0]} | {
+  return {key: float(np.mean([each[key] for each in measured])) for key in measured[0]} | {
     "curve": [[line["step"], 1 + line["moe/max_violation"][0]] for line in lines]
   }
 
 
 def perplexity(line: dict[str, Any]) -> float:
-  """Of a byte of held-out text: exp of the mean over sources of the nats a byte."""
+  """Returns the perplexity of a held-out byte: exp of the nats per byte, averaged over sources."""
   return float(np.exp(statistics.fmean(line["loss"].values())))

@@ -1,24 +1,25 @@
-"""The README's table and figure, made from results.jsonl and balance.jsonl."""
+"""Makes the README's table and figure from results.jsonl and balance.jsonl."""
 
 from __future__ import annotations
 
 import pathlib
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments import sweep
+from experiments.common import journal, plots
+from experiments.common import tables as common
 from experiments.lstm_moe import study
 from moe_jax.report.charts import Line, line_file
-from moe_jax.routers import replace
 
 README = pathlib.Path(__file__).resolve().parent / "README.md"
 RESULTS, BALANCE, FIGURE = (
   README.parent / name for name in ("results.jsonl", "balance.jsonl", "balance.svg")
 )
-COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
-MEASURES = {"perplexity": 2, "cv_importance": 2, "cv_load": 2, "max_over_mean": 2}  # digits
+# The columns of the table -> their decimals.
+MEASURES = {"perplexity": 2, "cv_importance": 2, "cv_load": 2, "max_over_mean": 2}
 HEAD = (
   "w_importance",
   "w_load",
@@ -31,54 +32,53 @@ HEAD = (
 
 
 def runs() -> dict[tuple[float, float], list[dict[str, Any]]]:
-  """(w_importance, w_load) -> what is known of each finished seed."""
-  results, balance = sweep.load(RESULTS), sweep.load(BALANCE)
-  found = {}
+  """Returns (w_importance, w_load) -> the results of each finished seed and its balance."""
+  results, balance = journal.load(RESULTS), journal.load(BALANCE)
+  by_weights = {}
   for weights in study.PAPER:
     names = [study.name(*weights, seed) for seed in range(study.SEEDS)]
-    found[weights] = [
+    by_weights[weights] = [
       results[name] | balance[name] | {"perplexity": study.perplexity(results[name])}
       for name in names
       if name in balance
     ]
-  return {weights: seeds for weights, seeds in found.items() if seeds}
+  return {weights: seeds for weights, seeds in by_weights.items() if seeds}
 
 
-def table(found: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
-  """Markdown: ours, mean and standard deviation over seeds, then the paper's."""
-  if not found:
+def table(finished: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
+  """Returns our table, with mean and standard deviation over seeds, and that of the paper."""
+  if not finished:
     return "No run is finished."
   ours = [
     [f"{weight:g}" for weight in weights]
     + [_mean(seeds, key, digits) for key, digits in MEASURES.items()]
     + [_mean(seeds, "evaluated_max_over_mean", 2)]
-    for weights, seeds in found.items()
+    for weights, seeds in finished.items()
   ]
   paper = [
     [f"{weight:g}" for weight in weights]
     + [f"{row[0]:.1f}", *(f"{value:.2f}" for value in row[1:])]
     for weights, row in study.PAPER.items()
   ]
-  every = [seed for seeds in found.values() for seed in seeds]
+  every = [seed for seeds in finished.values() for seed in seeds]
   first = every[0]
-  versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax"))
   seconds = [run["wall_seconds"] for run in every]
   about = (
-    f"Mean ± standard deviation of {min(map(len, found.values()))} seeds. Perplexity of a held-out "
-    f"byte; {study.EXPERTS} experts, 4 a token; {first['steps']} steps, "
+    f"Mean ± standard deviation of {min(map(len, finished.values()))} seeds. "
+    f"Perplexity of a held-out byte; {study.EXPERTS} experts, 4 a token; {first['steps']} steps, "
     f"{first['tokens'] / 1e6:.1f}M tokens, {first['parameters']['total'] / 1e6:.2f}M parameters, "
     f"{first['parameters']['activated'] / 1e6:.2f}M activated. {sum(seconds) / 60:.0f} minutes of "
     f"training in all, {min(seconds):.0f} to {max(seconds):.0f} s a run. {first['date']}, Python "
-    f"{first['python']}, {versions}, {first['hardware']}."
+    f"{first['python']}, {common.versions(first)}, {first['hardware']}."
   )
   theirs = "Table 6 of the paper: perplexity of a word, 256 experts, ten epochs of 829M words."
   return "\n\n".join([_markdown(HEAD, ours), about, theirs, _markdown(HEAD[:-1], paper)])
 
 
-def figure(found: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
-  """max/mean load of each logged training batch, mean over seeds, as SVG."""
+def figure(finished: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
+  """Returns an SVG of max/mean load of each logged training batch, averaged over seeds."""
   lines = []
-  for colour, (weights, seeds) in zip(COLOURS, found.items(), strict=False):
+  for colour, (weights, seeds) in zip(_colours(), finished.items(), strict=False):
     curves = np.array([seed["curve"] for seed in seeds])  # [seeds, T, 2]
     label = "({:g}, {:g})".format(*weights)
     lines.append(Line(label, curves[0, :, 0], curves[..., 1].mean(axis=0), colour))
@@ -87,20 +87,23 @@ def figure(found: dict[tuple[float, float], list[dict[str, Any]]]) -> str:
   )
 
 
+def _colours() -> tuple[str, ...]:
+  """Returns the studies' colours with the first two exchanged: no losses are drawn in vermilion."""
+  first, second, *rest = plots.COLOURS
+  return second, first, *rest
+
+
 def _mean(seeds: list[dict[str, Any]], key: str, digits: int) -> str:
   values = [seed[key] for seed in seeds]
   spread = statistics.stdev(values) if len(values) > 1 else float("nan")
   return f"{statistics.fmean(values):.{digits}f} ± {spread:.{digits}f}"
 
 
-def _markdown(head, rows: list[list[str]]) -> str:
-  lines = [list(head), ["---:"] * len(head), *rows]
-  return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  return common.markdown(head, rows, common.line(["---:"] * len(head)))
 
 
-def write() -> None:
-  """Renews the README's table and the figure."""
-  found = runs()
-  README.write_text(replace(README.read_text(), "lstm_moe", table(found)))
-  if found:
-    FIGURE.write_text(figure(found))
+def draw() -> None:
+  """Writes the figure, if a run is finished."""
+  if finished := runs():
+    FIGURE.write_text(figure(finished))

@@ -1,5 +1,7 @@
-"""Whether the tests notice a change: each is put into a copy of the repository, whose tests run in
-a fork."""
+"""Finds out whether the tests notice a change.
+
+Each change is put into a copy of the repository, whose tests run in a fork of this process.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ NEEDED = (
   "README.md",
   "setup.py",
 )
-# times as long as without the change, and a minute more: that is a hang, which a test notices
+# Tests that take this many times as long as without the change, and a minute more, hang. A hang
+# counts as noticed.
 SLOWER = 10.0
 ENVIRONMENT = {
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -46,7 +49,13 @@ ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-  """A test: how long it takes and which lines of which files of the package it executes."""
+  """A test that may notice a change.
+
+  Attributes:
+    name: The name of the test, as pytest has it.
+    seconds: The time that it takes.
+    lines: File of the package -> the lines that the test executes.
+  """
 
   name: str
   seconds: float
@@ -54,7 +63,7 @@ class Judge:
 
   @property
   def path(self) -> str:
-    """The file of the test."""
+    """The path of the file of the test."""
     return self.name.partition("::")[0]
 
 
@@ -68,11 +77,11 @@ def run(
   """Returns for each mutant the test that noticed it, or an empty string.
 
   Args:
-    chosen: the mutants.
-    files: of tests, all of which run on the unchanged package first.
-    processes: mutants at a time.
-    seconds: how long the tests of a mutant may take besides those of its module's own file.
-    out: a file for a line of JSON a mutant.
+    chosen: The mutants.
+    files: The files of tests, all of which run on the unchanged package first.
+    processes: The number of mutants at a time.
+    seconds: The time that the tests of a mutant may take besides those of its module's own file.
+    out: A file that gets a line of JSON for each mutant. None means that there is no such file.
   """
   with (
     tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home,
@@ -108,20 +117,24 @@ def run(
 def _order(
   mutant: Mutant, judges: Iterable[Judge], seconds: float
 ) -> tuple[list[Judge], list[Judge]]:
-  """Returns the tests that execute the changed line: those of the module's own file, and of others
-  the fastest."""
+  """Returns the tests that execute the changed line.
+
+  Returns:
+    The tests of the module's own file, and the fastest of the others.
+  """
   place = pathlib.PurePath(mutant.path)
   # A change of a multi-line statement is noted at its first line, which Python may not count as
-  # executed: 3 lines.
+  # executed. So a test of a line nearby counts, too.
   near = set(range(mutant.line - 1, mutant.line + 2))
   of_file = [judge for judge in judges if mutant.path in judge.lines]
-  # What runs as the module is imported, such as a default, is executed by no test, and concerns all
-  # of them.
-  there = [judge for judge in of_file if near & judge.lines[mutant.path]] or of_file
-  there = sorted(there, key=lambda judge: judge.seconds)
-  own = [judge for judge in there if pathlib.PurePath(judge.path).stem == f"{place.stem}_test"]
+  # No test executes what runs when the module is imported, such as a default, and it concerns all
+  # tests of the module.
+  candidates = [judge for judge in of_file if near & judge.lines[mutant.path]] or of_file
+  candidates = sorted(candidates, key=lambda judge: judge.seconds)
+  own_file = f"{place.stem}_test"
+  own = [judge for judge in candidates if pathlib.PurePath(judge.path).stem == own_file]
   others, left = [], seconds
-  for judge in there:
+  for judge in candidates:
     if judge not in own and judge.seconds <= left:
       others.append(judge)
       left -= judge.seconds
@@ -129,8 +142,7 @@ def _order(
 
 
 def _start(home: str) -> None:
-  """Prepares a process: its copy of the repository, and all that is imported before the package
-  itself."""
+  """Prepares a process: makes its copy of the repository, and imports the libraries."""
   global _tree
   _tree = pathlib.Path(home) / str(os.getpid())
   os.environ.update(ENVIRONMENT, JAX_COMPILATION_CACHE_DIR=f"{home}/compiled", JAX_PLATFORMS="cpu")
@@ -148,9 +160,9 @@ def _start(home: str) -> None:
 def _measured(path: str) -> list[Judge]:
   """Runs a file of tests on the unchanged package."""
   code = _forked([path], 1800.0, measure=True)
-  if code not in (0, 5):  # 5: none is chosen
+  if code not in (0, 5):  # 5 means that no test was selected
     raise RuntimeError(
-      f"{path} fails though nothing was changed: {(_tree / 'said').read_text()[-2000:]}"
+      f"{path} fails though nothing was changed: {(_tree / 'output').read_text()[-2000:]}"
     )
   return [
     Judge(name, seconds, {file: frozenset(numbers) for file, numbers in lines.items()})
@@ -167,25 +179,28 @@ def _judged(mutant: Mutant, own: Sequence[Judge], others: Sequence[Judge]) -> st
     for judges in filter(None, (own, others)):
       limit = 60.0 + SLOWER * sum(judge.seconds for judge in judges)
       if _forked([judge.name for judge in judges], limit):
-        said = (_tree / "failed").read_text() if (_tree / "failed").exists() else ""
-        return said or f"{judges[0].path} (no test ended)"
+        failed = (_tree / "failed").read_text() if (_tree / "failed").exists() else ""
+        return failed or f"{judges[0].path} (no test ended)"
     return ""
   finally:
     file.write_text(kept)
 
 
 def _forked(tests: Sequence[str], limit: float, measure: bool = False) -> int:
-  """Returns pytest's exit code from a child of this process, or -1 if it took longer than `limit`
-  seconds."""
+  """Runs tests in a child of this process.
+
+  Returns:
+    The exit code of pytest, or -1 if it took longer than `limit` seconds.
+  """
   (_tree / "failed").unlink(missing_ok=True)
   child = os.fork()
   if not child:
     code = 70
     try:
       os.setsid()
-      said = os.open(_tree / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-      os.dup2(said, 1)
-      os.dup2(said, 2)
+      output = os.open(_tree / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+      os.dup2(output, 1)
+      os.dup2(output, 2)
       code = _tests(tests, measure)
     except BaseException:
       traceback.print_exc()
@@ -253,8 +268,8 @@ class _Measure:
   def pytest_runtest_protocol(self, item, nextitem):
     import jax
 
-    # What an earlier test has traced is traced again: otherwise this one would not execute its
-    # lines.
+    # What an earlier test has traced must be traced again, because otherwise this test would not
+    # execute those lines.
     jax.clear_caches()
     self._coverage.switch_context(item.nodeid)
     begun = time.monotonic()
@@ -263,7 +278,7 @@ class _Measure:
     return done
 
   def judges(self) -> list[tuple[str, float, dict[str, list[int]]]]:
-    """`(test, seconds, lines by file)` of each test."""
+    """Returns the name, the seconds and the lines by file of each test."""
     self._coverage.stop()
     data, lines = self._coverage.get_data(), {name: {} for name in self._seconds}
     for file in data.measured_files():

@@ -1,4 +1,4 @@
-"""Small changes of a module's source, each of which a test should notice."""
+"""Makes small changes of a module's source, each of which a test should notice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ ARITHMETIC = {
   ast.BitAnd: ast.BitOr,
   ast.BitOr: ast.BitAnd,
 }
-# Functions of arrays that stand for each other: the same arguments, another result.
+# Functions of arrays that replace each other: they take the same arguments and return another
+# result. None means that the call is replaced by its argument.
 NAMES = {
   "max": "min",
   "min": "max",
@@ -57,7 +58,7 @@ NAMES = {
   "cumsum": "cumprod",
   "isfinite": "isnan",
   "stop_gradient": None,
-}  # None: the call gives its argument
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +66,11 @@ class Mutant:
   """A change of one place of one file.
 
   Attributes:
-    path: of the file, relative to the repository.
-    line: where the change is.
-    number: of the change among those of the file.
-    before, after: the changed expression or statement, as text.
+    path: The path of the file, relative to the repository.
+    line: The line of the change.
+    number: The number of the change among those of the file.
+    before: The expression or statement before the change, as text.
+    after: The expression or statement after the change, as text.
   """
 
   path: str
@@ -87,10 +89,10 @@ class Mutant:
 def mutants(root: pathlib.Path, path: str) -> list[Mutant]:
   """Returns all changes of a file, in the order of its syntax tree."""
   tree = ast.parse((root / path).read_text())
-  found = []
-  for number, (node, new) in enumerate(_changes(tree)):
-    found.append(Mutant(path, node.lineno, number, ast.unparse(node), ast.unparse(new)))
-  return found
+  return [
+    Mutant(path, node.lineno, number, ast.unparse(node), ast.unparse(new))
+    for number, (node, new) in enumerate(_changes(tree))
+  ]
 
 
 def source(root: pathlib.Path, mutant: Mutant) -> str:
@@ -108,8 +110,10 @@ def source(root: pathlib.Path, mutant: Mutant) -> str:
 
 
 def _changes(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST]]:
-  """`(node, what stands in its place)`; docstrings, annotations and the words of messages are left
-  alone."""
+  """Yields each node that can be changed, with the node that takes its place.
+
+  Docstrings, annotations and the words of messages are left alone.
+  """
   for node in _walk(tree):
     for new in _of_node(node):
       yield node, ast.copy_location(new, node)
@@ -119,7 +123,7 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
   for field, child in ast.iter_fields(node):
     if field in ("annotation", "returns", "type_comment") or isinstance(node, ast.Raise):
       continue
-    # A class's fields and its methods matter, its bases do not; nor do imports and decorators.
+    # The fields and methods of a class matter. Its bases, imports and decorators do not.
     if field in ("bases", "decorator_list", "names", "type_params"):
       continue
     for each in child if isinstance(child, list) else [child]:
@@ -145,7 +149,8 @@ def _of_node(node: ast.AST) -> Iterator[ast.AST]:
         lambda new: setattr(new, "op", ast.Or() if isinstance(op, ast.And) else ast.And())
       )
     case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value))) if value:
-      yield ast.Constant(0)  # of two axes, the last one is also number 1
+      # -1 becomes 0 and not 1, because of two axes the last one is also number 1.
+      yield ast.Constant(0)
     case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert(), operand=operand):
       yield copy.deepcopy(operand)
     case ast.Constant(value=bool(value)):
@@ -182,7 +187,7 @@ def _copied(node: ast.AST, change: Callable[[ast.AST], None]) -> ast.AST:
 
 
 def _is_text(node: ast.BinOp) -> bool:
-  """Whether it joins or formats strings."""
+  """Returns whether an operation joins or formats strings."""
   return any(
     isinstance(side, ast.JoinedStr)
     or isinstance(side, ast.Constant)

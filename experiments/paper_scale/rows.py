@@ -1,13 +1,18 @@
-"""Which models on which machines, each on its mesh of `moe_jax/dryrun/machine/meshes.py`."""
+"""The models and their machines, each on its mesh of `moe_jax/dryrun/machine/meshes.py`."""
 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+from collections.abc import Mapping
 
+from experiments.common.entry import parse
 from moe_jax.dryrun.machine import meshes, topology
+from moe_jax.errors import ConfigError
 
-# Mixtral's and DBRX's batch of 4M tokens in shorter rows: with one of 32,768 tokens a device, the
-# buffers in which dropless experts receive the worst case need 245 to 293 GiB.
+# Mixtral and DBRX have their batch of 4M tokens in shorter sequences. With one sequence of 32,768
+# tokens on each device, the buffers in which dropless experts receive the worst case would need 245
+# to 293 GiB.
 SHORT = ("data.seq_len=4096", "train.batch_size=1024", "train.accumulate_steps=4")
 
 
@@ -17,31 +22,59 @@ class Row:
 
   Attributes:
     config: "configs/FILE.py:VARIANT".
-    topology: as after `--topology=`.
-    changes: "KEY=VALUE" as after `--config.`.
+    topology: The machine, as after `--topology=`.
+    changes: "KEY=VALUE" of the config, as after `--config.`.
+    fast: Whether the compilers skip their most expensive optimisations.
   """
 
   config: str
   topology: str
   changes: tuple[str, ...] = ()
+  fast: bool = True
+  seeds = 0  # a dry run has no seeds
 
   @property
   def mesh(self) -> str:
-    """As after `--mesh=`: what a dry run of this config and machine takes by itself."""
+    """The mesh that a dry run of this config and machine takes by itself, as after `--mesh=`."""
     return meshes.find(self.config, topology.parse(self.topology))
 
-  def arguments(self, fast: bool = True) -> list[str]:
-    """Of `python -m moe_jax.dryrun`."""
+  def arguments(self) -> list[str]:
+    """Returns the flags of `python -m moe_jax.dryrun` without --workdir."""
     return [
       f"--config={self.config}",
       f"--topology={self.topology}",
       f"--mesh={self.mesh}",
-      *(["--fast"] if fast else []),
+      *(["--fast"] if self.fast else []),
       *(f"--config.{change}" for change in self.changes),
     ]
 
+  def command(self, directory: pathlib.Path) -> list[str]:
+    """Returns the whole command, which leaves its report in no folder."""
+    return ["python", "-m", "moe_jax.dryrun", *self.arguments()]
+
+  def changed(self, values: Mapping[str, str], seeds: int | None) -> Row:
+    """Returns the row with other values of config keys.
+
+    Raises:
+      ConfigError: A number of seeds is given, and a dry run has none.
+    """
+    if seeds is not None:
+      raise ConfigError("seeds", seeds, "a dry run has no seeds; leave the flag out")
+    return dataclasses.replace(
+      self, changes=(*self.changes, *(f"{key}={value}" for key, value in values.items()))
+    )
+
+  def check(self) -> None:
+    """Reads the row's config with all of its changes.
+
+    Raises:
+      ConfigError: A key does not exist or a value has the wrong type.
+    """
+    changes = [f"--config.{change}" for change in self.changes]
+    parse(["", f"--config={self.config}", *changes], workdir=False)
+
   def by(self, dispatcher: str) -> Row:
-    """The same with another dispatcher."""
+    """Returns the row with another dispatcher."""
     return dataclasses.replace(
       self, changes=(*self.changes, f"model.moe.dispatcher.name={dispatcher}")
     )
@@ -62,7 +95,7 @@ MODELS = {
     "configs/deepseek_moe.py:145b", "v5p:8x8x8", ("train.accumulate_steps=9",)
   ),
 }
-# Name of a model above, which has "all_to_all" -> its rows by dispatcher.
+# Name of a model above, whose dispatcher is "all_to_all" -> its rows by dispatcher.
 COMPARED = {
   name: {
     dispatcher: name if dispatcher == "all_to_all" else f"{name}_{dispatcher}"
@@ -76,3 +109,8 @@ ROWS = MODELS | {
   for dispatcher, row in rows.items()
   if row not in MODELS
 }
+
+
+def rows(scale: str) -> dict[str, Row]:
+  """Returns the rows, compiled with --fast or ("full") without."""
+  return {name: dataclasses.replace(row, fast=scale != "full") for name, row in ROWS.items()}

@@ -1,17 +1,16 @@
-"""Things that go wrong inside a training process: each function breaks one, in the process that
-calls it."""
+"""Breaks parts of a training process: each function breaks one, in the process that calls it."""
 
 from __future__ import annotations
 
 import math
 import pathlib
 
-AT = 12  # the step at which it happens, of a run of twenty
-LATE = 200  # and of one of three hundred
+AT = 12  # the step at which a run of twenty steps is broken
+LATE = 200  # the step at which a run of three hundred steps is broken
 
 
 def scores_are_nan() -> None:
-  """From step `AT` on, the validation score is NaN."""
+  """Makes the validation score NaN from step `AT` on."""
   from moe_jax.training import evaluate
 
   real, calls = evaluate.summary, []
@@ -25,7 +24,7 @@ def scores_are_nan() -> None:
 
 
 def gradient_is_nan(at: int = AT) -> None:
-  """In step `at` one number of the gradient of expert 1's matrix is NaN."""
+  """Makes one number of the gradient of expert 1's matrix NaN in step `at`."""
   import jax
   import jax.numpy as jnp
 
@@ -54,13 +53,15 @@ def gradient_is_nan(at: int = AT) -> None:
 
 
 def late_gradient_is_nan() -> None:
-  """As `gradient_is_nan`, in step `LATE`."""
+  """Makes a number of a gradient NaN in step `LATE`."""
   gradient_is_nan(LATE)
 
 
 def update_ruins_weights() -> None:
-  """The update of step 15, after which a checkpoint is due, is infinite, though loss and gradient
-  are not."""
+  """Makes the update of step 15 infinite, though loss and gradient are finite.
+
+  A checkpoint is due after that step.
+  """
   import jax
   import jax.numpy as jnp
   import optax
@@ -85,7 +86,7 @@ def update_ruins_weights() -> None:
 
 
 def batches_are_garbage() -> None:
-  """The targets of four batches from `LATE` on are random."""
+  """Makes the targets of four batches from `LATE` on random."""
   import numpy as np
 
   from moe_jax import data
@@ -93,7 +94,7 @@ def batches_are_garbage() -> None:
   real = data.train_iterator
 
   class Garbage:
-    """An iterator that passes everything on but those targets."""
+    """An iterator that passes on everything except those targets."""
 
     def __init__(self, iterator):
       self._iterator = iterator
@@ -115,14 +116,13 @@ def batches_are_garbage() -> None:
 
 
 def corpus_vanishes() -> None:
-  """The files of the first source, `text:FOLDER/*.txt`, are deleted after some batches have been
-  read."""
+  """Deletes the files of the first source, `text:FOLDER/*.txt`, after some batches were read."""
   from moe_jax import data
 
   real = data.train_iterator
 
   class Vanishing:
-    """An iterator that deletes what it reads from."""
+    """An iterator that deletes the files that it reads from."""
 
     def __init__(self, iterator, folder):
       self._iterator, self._folder = iterator, folder

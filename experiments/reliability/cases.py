@@ -1,16 +1,15 @@
-"""One case of the fuzzer: a mutated config, command line or file, what became of it, and in which
-words.
+"""One case of the fuzzer: a mutated config, command line or file, and what became of it.
 
-A case is drawn from its seed and its number alone. Outcomes:
+A case is drawn from its seed and its number alone. Its outcome is one of these:
 
-    runs           a config is valid and its model can be built; a run goes on and ends with the
-                   undamaged run's weights
-    one sentence   exit code 2, or 1 for what is the machine's; nothing on disk was lost
+    runs           the config is valid and its model can be built, or the run goes on and ends with
+                   the weights of the undamaged run
+    one sentence   exit code 2, or 1 for a fault of the machine, and nothing on disk was lost
     traceback      an exception that nobody expected
-    changed        a run ends with other weights than the undamaged one, without a word
-    lost           a checkpoint or a line of metrics.jsonl is gone that the mutation had left whole
-    user's file    corpus, tokenizer or config file are not as they were
-    hang           no answer in time (told by the parent)
+    changed        the run ends with other weights than the undamaged one, without a word
+    lost           a checkpoint or a line of metrics.jsonl that the mutation had left whole is gone
+    user's file    the corpus, the tokenizer or the config file has changed
+    hang           there was no answer in time; the parent process says so
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from experiments.reliability import mutate
 
 OUTCOMES = ("runs", "one sentence", "traceback", "hang", "changed", "lost", "user's file")
 FINDINGS = OUTCOMES[2:]
-SHARE_TRAINED = 0.15  # of the command lines that are valid and small
-SMALL = 2_000_000  # parameters, and values of a batch
-STEPS = (4, 6)  # of the run whose files are mutated, and where it goes on to
+SHARE_TRAINED = 0.15  # the share of valid and small command lines that are trained
+SMALL = 2_000_000  # the most parameters, and values of a batch, of a small one
+STEPS = (4, 6)  # the steps of the run whose files are mutated, and those that it goes on to
 CONFIGS = (
   "base.py",
   "quickstart.py",
@@ -44,7 +43,7 @@ CONFIGS = (
   "deepseek_v2.py:desk",
   "switch.py:desk",
 )
-# A model of some thousand weights, whose checkpoints are at steps 2 and 4.
+# The config file of a model with some thousand weights, whose checkpoints are at steps 2 and 4.
 MINE = """
 from configs import base
 
@@ -66,14 +65,16 @@ WORDS = (
 
 
 def run(kind: str, number: int, seed: int, home: pathlib.Path) -> dict[str, Any]:
-  """The case `number` of "config", "command" or "file": {"kind", "number", "what", "outcome",
-  "said"}.
+  """Tries a case and returns what became of it.
 
   Args:
-    kind: what is mutated.
-    number: of the case.
-    seed: of all cases.
-    home: where `prepare` put the run; the working directory of this process.
+    kind: What is mutated: "config", "command" or "file".
+    number: The number of the case.
+    seed: The seed of all cases.
+    home: The folder in which `prepare` put the run. This process works below it.
+
+  Returns:
+    {"kind", "number", "what", "outcome", "said"}.
   """
   draw = random.Random(f"{seed} {kind} {number}")
   os.chdir(home / "whole")
@@ -82,8 +83,8 @@ def run(kind: str, number: int, seed: int, home: pathlib.Path) -> dict[str, Any]
     "command": functools.partial(_command, home=home),
     "file": functools.partial(_file, home=home),
   }
-  # What is being tried, for whoever has to kill this process.
-  what, outcome, said = of_kind[kind](
+  # The case notes what it tries, so that the parent can say so if it has to kill this process.
+  what, outcome, output = of_kind[kind](
     draw, tell=lambda what: doing(home, kind, number).write_text(repr(what)[:300])
   )
   return {
@@ -91,18 +92,20 @@ def run(kind: str, number: int, seed: int, home: pathlib.Path) -> dict[str, Any]
     "number": number,
     "what": what[:300],
     "outcome": outcome,
-    "said": said[-4000:],
+    "said": output[-4000:],
   }
 
 
 def doing(home: pathlib.Path, kind: str, number: int) -> pathlib.Path:
-  """The file in which a case says what it is about to try."""
+  """Returns the file in which a case notes what it is about to try."""
   return home / f"doing_{kind}_{number}"
 
 
 def prepare(home: pathlib.Path) -> None:
-  """Trains the run whose files are mutated, and goes on with a copy of it: `home/whole` and
-  `home/sha256`."""
+  """Trains the run whose files are mutated, and notes how it ends.
+
+  The run is in `home/whole`. A copy of it goes on, and `home/sha256` gets its last weights' digest.
+  """
   whole = home / "whole"
   (whole / "user" / "corpus").mkdir(parents=True)
   draw = random.Random(0)
@@ -113,17 +116,18 @@ def prepare(home: pathlib.Path) -> None:
   (whole / "user" / "mine.py").write_text(MINE)
   _tokenizer(whole / "user" / "tokenizer.json")
   os.chdir(whole)
-  code, said = _train(STEPS[0])
+  code, output = _train(STEPS[0])
   if code:
-    raise RuntimeError(f"the run whose files are mutated does not even begin: {said}")
+    raise RuntimeError(f"the run whose files are mutated does not even begin: {output}")
   with _copy(home):
-    code, said = _train(STEPS[1])
+    code, output = _train(STEPS[1])
     if code:
-      raise RuntimeError(f"the undamaged run does not go on: {said}")
+      raise RuntimeError(f"the undamaged run does not go on: {output}")
     (home / "sha256").write_text(_sha256())
 
 
 def _tokenizer(path: pathlib.Path) -> None:
+  """Writes a small BPE tokenizer."""
   import tokenizers
   from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -145,9 +149,14 @@ def _tokenizer(path: pathlib.Path) -> None:
 
 
 def _config(draw: random.Random, tell: Callable[[str], Any]) -> tuple[str, str, str]:
+  """Mutates a config, validates it and traces its model.
+
+  Returns:
+    What was mutated, the outcome, and what was said.
+  """
   from moe_jax import assembly
+  from moe_jax.commands import load_config
   from moe_jax.errors import ConfigError
-  from moe_jax.train import load_config
 
   c = load_config(draw.choice(CONFIGS))
   what = str(mutate.config(draw, c))
@@ -163,7 +172,7 @@ def _config(draw: random.Random, tell: Callable[[str], Any]) -> tuple[str, str, 
 
 
 def _built(c) -> int:
-  """Traces the model; returns the number of its parameters."""
+  """Traces the model and returns the number of its parameters."""
   import jax
 
   from moe_jax import assembly
@@ -175,17 +184,22 @@ def _built(c) -> int:
 def _command(
   draw: random.Random, tell: Callable[[str], Any], home: pathlib.Path
 ) -> tuple[str, str, str]:
-  from moe_jax import assembly, train
+  """Mutates a command line, validates its config, and trains some of the small ones.
+
+  Returns:
+    The arguments, the outcome, and what was said.
+  """
+  from moe_jax import assembly, commands
   from moe_jax.errors import ConfigError
 
   path = "user/mine.py"
-  base = train.load_config(path)
+  base = commands.load_config(path)
   args = mutate.arguments(draw, mutate.dotted(base), base)
   what = " ".join(args)
   tell(what)
   trained = draw.random() < SHARE_TRAINED
   try:
-    command = train.parse(["train", f"--config={path}", "--workdir=fresh", *args])
+    command = commands.parse(["train", f"--config={path}", "--workdir=fresh", *args])
     assembly.validate(command.config, 1)
     tokens = command.config.train.batch_size * command.config.data.seq_len
     small = max(_built(command.config), tokens * command.config.model.num_layers) < SMALL
@@ -200,14 +214,17 @@ def _command(
 
 
 def _train(steps: int, *args: str, workdir: str = "run") -> tuple[int, str]:
-  """`(exit code, what it said on standard error)` of training in this process, without the report
-  at its end."""
+  """Trains in this process, without the report at the end.
+
+  Returns:
+    The exit code, and the text on standard error.
+  """
   from moe_jax import train
   from moe_jax.run import finish
 
-  said = io.StringIO()
+  output = io.StringIO()
   finish.finish = lambda *_, **__: None
-  with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+  with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(output):
     code = train.main(
       [
         "train",
@@ -217,21 +234,27 @@ def _train(steps: int, *args: str, workdir: str = "run") -> tuple[int, str]:
         f"--config.train.steps={steps}",
       ]
     )
-  return code, said.getvalue()
+  return code, output.getvalue()
 
 
-def _outcome(code: int, said: str) -> tuple[str, str]:
-  if "Traceback" in said or "is a bug of the program" in said:
-    return "traceback", said
-  lines = [line for line in said.splitlines() if line.startswith("error: ")]
+def _outcome(code: int, output: str) -> tuple[str, str]:
+  """Returns the outcome that an exit code and a text on standard error mean, and the text."""
+  if "Traceback" in output or "is a bug of the program" in output:
+    return "traceback", output
+  lines = [line for line in output.splitlines() if line.startswith("error: ")]
   if code and len(lines) != 1:
-    return "traceback", f"exit code {code} without its one sentence: {said}"
-  return ("one sentence" if code else "runs"), said
+    return "traceback", f"exit code {code} without its one sentence: {output}"
+  return ("one sentence" if code else "runs"), output
 
 
 def _file(
   draw: random.Random, tell: Callable[[str], Any], home: pathlib.Path
 ) -> tuple[str, str, str]:
+  """Mutates a file of the run, lets the run go on, and compares what is left.
+
+  Returns:
+    What was mutated, the outcome, and what was said.
+  """
   with _copy(home):
     kinds, names = _files(), sorted(mutate.FILES)
     path = draw.choice(kinds[draw.choice(sorted(kinds))])
@@ -242,28 +265,30 @@ def _file(
     lines = _metrics()
     what = f"{how}: {path}"
     try:
-      outcome, said = _outcome(*_train(STEPS[1]))
+      outcome, output = _outcome(*_train(STEPS[1]))
     except Exception:
       return what, "traceback", traceback.format_exc()
     if user != _digests("user"):
-      return what, "user's file", said
+      return what, "user's file", output
     # A run that goes on deletes old checkpoints by itself.
     kept = outcome == "runs" or set(whole.values()) <= set(_digests("run").values())
     if not kept or not lines <= _metrics():
-      return what, "lost", said
+      return what, "lost", output
     if outcome == "runs":
       try:
         if _sha256() != (home / "sha256").read_text():
-          return what, "changed", said
+          return what, "changed", output
       except Exception:
         return what, "traceback", traceback.format_exc()
-    return what, outcome, said
+    return what, outcome, output
 
 
 @contextlib.contextmanager
 def _copy(home: pathlib.Path):
-  """A copy of the run as it was after the first steps, as the working directory: its paths are
-  relative."""
+  """Makes a copy of the run after its first steps the working directory.
+
+  The paths in the run are relative, so that they mean files of the copy.
+  """
   place = home / f"copy_{os.getpid()}"
   mutate.remove(place)
   shutil.copytree(home / "whole", place, symlinks=True)
@@ -276,9 +301,11 @@ def _copy(home: pathlib.Path):
 
 
 def _files() -> dict[str, list[pathlib.Path]]:
-  """kind -> the files of the working directory that are of it, those with most of the arrays
-  several times."""
-  found: dict[str, list[pathlib.Path]] = {}
+  """Returns kind -> the files of that kind in the working directory.
+
+  Files with large arrays are in it several times, so that they are drawn more often.
+  """
+  files: dict[str, list[pathlib.Path]] = {}
   for path in sorted(p for p in pathlib.Path().rglob("*") if p.is_file()):
     parts = path.parts
     if "__pycache__" in parts:
@@ -286,13 +313,15 @@ def _files() -> dict[str, list[pathlib.Path]]:
     kind = parts[0] if parts[0] == "cache" else "/".join(parts[:2])
     if kind == "run/checkpoints":
       kind = "arrays" if "d" in parts else "/".join(parts[3:4])
-    found.setdefault(kind, []).extend(
+    files.setdefault(kind, []).extend(
       [path] * (1 + path.stat().st_size // 20_000 if kind == "arrays" else 1)
     )
-  return found
+  return files
 
 
 def _digests(folder: str) -> dict[str, str]:
+  """Returns path -> digest of each file below a folder."""
+
   def digest(p):
     return hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "no file"
 
@@ -304,15 +333,16 @@ def _digests(folder: str) -> dict[str, str]:
 
 
 def _metrics() -> set[tuple[int, str]]:
-  """Step and kind of each line of metrics that can be read, in whatever file of the run it is."""
-  found = set()
+  """Returns step and kind of each readable line of metrics, in whatever file of the run it is."""
+  lines = set()
   for path in pathlib.Path("run").glob("*metrics*"):
     for line in path.read_bytes().split(b"\n") if path.is_file() else ():
       with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        made = json.loads(line)
-        if isinstance(made["step"], int) and isinstance(made["kind"], str) and "loss" in str(line):
-          found.add((made["step"], made["kind"]))
-  return found
+        entry = json.loads(line)
+        named = isinstance(entry["step"], int) and isinstance(entry["kind"], str)
+        if named and "loss" in str(line):
+          lines.add((entry["step"], entry["kind"]))
+  return lines
 
 
 def _sha256() -> str:
@@ -323,7 +353,7 @@ def _sha256() -> str:
 
 
 def prepare_in(home: pathlib.Path) -> str:
-  """`prepare`, for a process whose answer is a text: "ready", or what went wrong."""
+  """Calls `prepare` and returns "ready", or the traceback of what went wrong."""
   try:
     prepare(home)
   except Exception:

@@ -1,12 +1,11 @@
-"""Faults injected into a small real run, one by one: what happened, what was lost, what the user
-was told.
+"""Injects faults into a small run one by one, and reports what happened and what was lost.
 
-  python -m experiments.reliability.faults [--only=PART] [--write]
+  python -m experiments reliability faults [--only=PART] [--write]
 
 A run of twenty steps is trained whole, and a copy of it stops after ten. Each fault is injected
-into a copy of the latter, which then goes on. "Same bits": its last weights are those of the whole
-run. --only takes the rows whose names contain PART. --write puts the table into
-docs/reliability.md. Exit code 1: a row is not as it should be.
+into a copy of the latter, which then goes on. "Same bits" means that its last weights are those of
+the whole run. --only takes the rows whose names contain PART. --write puts the table into
+docs/reliability.md. The exit code is 1 if a row is not as it should be.
 """
 
 from __future__ import annotations
@@ -18,17 +17,15 @@ import json
 import pathlib
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
+from experiments.common.tables import replace
 from experiments.reliability import breakage, small
-from moe_jax import train
 from moe_jax.errors import ConfigError
-from moe_jax.routers import replace
 from moe_jax.training import metrics
 
 PAGE = small.ROOT / "docs" / "reliability.md"
@@ -46,7 +43,7 @@ GUARD = {
   "train__guard__max_rollbacks": 2,
 }
 SKIP = {"train__guard__skip_nonfinite": True}
-CLOSE = 0.02  # how far the final loss may be above the clean run's, as a part of it
+CLOSE = 0.02  # the most by which the final loss may exceed that of the clean run, relatively
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +51,15 @@ class Fault:
   """A row of the table.
 
   Attributes:
-    name: what is wrong, in words.
-    inject: changes files of the workdir, given the lab.
-    code: the exit code that is right.
-    same_bits: whether the run then ends as the whole one; None: it does not end, or need not.
-    words: what the user must be told.
-    patch: of `breakage`, called in the process.
-    changes: of the config.
-    fresh: the run begins anew instead of going on.
+    name: What is wrong, in words.
+    inject: Changes files of the workdir, given the lab.
+    code: The right exit code.
+    same_bits: Whether the run then ends as the whole one. None means that it does not end, or need
+      not end so.
+    words: Words that the user must be told.
+    patch: A function of `breakage` that the process calls.
+    changes: Config keys to change.
+    fresh: Whether the run begins anew instead of going on.
   """
 
   name: str
@@ -78,7 +76,8 @@ class Lab:
   """The whole run, the run that stopped, and copies of it.
 
   Attributes:
-    home: where everything lies.
+    home: The folder that holds everything.
+    weights: The digest of the last weights of the whole run.
   """
 
   def __init__(self, home: pathlib.Path):
@@ -92,7 +91,7 @@ class Lab:
   def run(
     self, workdir: pathlib.Path, patch: Callable[[], None] | None = None, **changes: Any
   ) -> tuple[int, str]:
-    """`(exit code, what was printed)` of the run's command."""
+    """Runs the command in a workdir, and returns its exit code and what it printed."""
     log = pathlib.Path(f"{workdir}.log")
     before = len(log.read_text()) if log.exists() else 0
     code = small.start(self.home, workdir, patch=patch, **SHORT | changes).wait(300)
@@ -100,13 +99,13 @@ class Lab:
 
   @functools.cached_property
   def clean(self) -> float:
-    """Bits per byte of the long run to which nothing happens."""
+    """The final bits per byte of the long run to which nothing happens."""
     self.run(self.home / "clean", **LONG)
     return bits(self.home / "clean")
 
 
 def bits(workdir: pathlib.Path) -> float:
-  """The run's final bits per byte."""
+  """Returns the final bits per byte of a run."""
   (value,) = json.loads((workdir / "results.json").read_text())["bits_per_byte"].values()
   return value
 
@@ -122,7 +121,7 @@ def flip(folder: pathlib.Path) -> None:
 
 
 def newest(workdir: pathlib.Path) -> pathlib.Path:
-  """The run's newest checkpoint."""
+  """Returns the newest checkpoint of a run."""
   return max(
     (path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()),
     key=lambda p: int(p.name),
@@ -276,7 +275,7 @@ FAULTS: tuple[Fault, ...] = (
 
 
 def row(fault: Fault, lab: Lab, number: int) -> dict[str, Any]:
-  """Injects a fault; the row's cells and whether all is as it should be."""
+  """Injects a fault, and returns the row's cells and whether all is as it should be."""
   workdir = lab.home / f"fault{number}"
   if not fault.fresh:
     shutil.copytree(lab.home / "half", workdir)
@@ -311,7 +310,7 @@ def row(fault: Fault, lab: Lab, number: int) -> dict[str, Any]:
 
 
 def _lost(workdir: pathlib.Path, kept: Sequence[str], same: bool, code: int) -> str:
-  """What a user no longer has."""
+  """Returns in words what the user no longer has."""
   if code == 0:
     lines = sum(line["kind"] == "train" for line in metrics.read(workdir / "metrics.jsonl"))
     return (
@@ -326,13 +325,16 @@ def _lost(workdir: pathlib.Path, kept: Sequence[str], same: bool, code: int) -> 
 
 
 def _checkpoints(workdir: pathlib.Path) -> list[str]:
-  """The names of the checkpoints that are there, damaged or not."""
+  """Returns the names of the checkpoints, damaged or not."""
   return sorted(path.name for path in (workdir / "checkpoints").glob("[0-9]*"))
 
 
 def disk(lab: Lab) -> dict[str, Any] | None:
-  """A workdir on a disk too small for a second checkpoint; it goes on when there is room. None: no
-  such disk."""
+  """Trains on a disk that is too small for a second checkpoint, and goes on when there is room.
+
+  Returns:
+    The row's cells, or None if such a disk cannot be mounted.
+  """
   place = lab.home / "disk"
   place.mkdir()
 
@@ -364,7 +366,7 @@ def disk(lab: Lab) -> dict[str, Any] | None:
 def close_to_clean(
   lab: Lab, name: str, patch: Callable[[], None], guard: dict[str, Any]
 ) -> dict[str, Any]:
-  """A long run to which something happens in the middle, beside one to which nothing does."""
+  """Compares a long run that is broken in the middle with one to which nothing happens."""
   workdir = lab.home / name.replace(" ", "_")
   code, printed = lab.run(workdir, patch, **LONG | guard)
   told = [
@@ -373,9 +375,8 @@ def close_to_clean(
     if line.startswith(("warning:", "error:"))
   ]
   value = bits(workdir) if code == 0 else float("nan")
-  off = (
-    value - lab.clean
-  ) / lab.clean  # below 0: better than the clean run, which has seen other batches
+  # This may be below 0, because the two runs have not seen the same batches.
+  off = (value - lab.clean) / lab.clean
   return {
     "name": name,
     "happened": f"{value:.3f} bits per byte, {off:+.1%} against the clean run's {lab.clean:.3f}",
@@ -386,7 +387,7 @@ def close_to_clean(
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-  """Markdown."""
+  """Returns a Markdown table with a row for each fault."""
   lines = [
     "| fault | what happened | what was lost | what the user was told |",
     "|---|---|---|---|",
@@ -405,17 +406,15 @@ def _shortened(text: str, most: int = 420) -> str:
   return text if len(text) <= most else text[:most] + " …"
 
 
-def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code."""
-  parser = argparse.ArgumentParser(
-    prog="python -m experiments.reliability.faults",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument("--only", default="", help="a part of the rows' names")
+def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the verb."""
+  parser.add_argument("--only", default="", help="only the rows whose names contain this")
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
-  given = parser.parse_args(argv)
-  if given.only and given.write:
+
+
+def action(options: argparse.Namespace) -> int:
+  """Does what the command line says and returns the exit code."""
+  if options.only and options.write:
     raise ConfigError(
       "write", True, "would put a part of the rows into the table; leave out --only"
     )
@@ -432,20 +431,16 @@ def main(argv: Sequence[str]) -> int:
     ("four poisoned batches at step 200 of 300, rolled back", breakage.batches_are_garbage, GUARD),
   ):
     jobs[name] = functools.partial(close_to_clean, name=name, patch=patch, guard=changes)
-  chosen = [job for name, job in jobs.items() if given.only in name]
+  chosen = [job for name, job in jobs.items() if options.only in name]
   if not chosen:
     raise ConfigError(
-      "only", given.only, "is in the name of no row; docs/reliability.md has the names"
+      "only", options.only, "is in the name of no row; docs/reliability.md lists the names"
     )
   with tempfile.TemporaryDirectory() as folder:
     lab = Lab(pathlib.Path(folder))
     rows = [found for job in tqdm(chosen, unit="fault") if (found := job(lab)) is not None]
   text = table(rows)
   print(text)
-  if given.write:
+  if options.write:
     PAGE.write_text(replace(PAGE.read_text(), "faults", text))
   return int(not all(one["good"] for one in rows))
-
-
-if __name__ == "__main__":
-  sys.exit(train.guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -1,15 +1,13 @@
-"""Random bad input: mutated configs, command lines and files of a run must end in a sentence or
-change nothing.
+"""Random bad input must end in one sentence, or change nothing.
 
-  python -m experiments.reliability.fuzz [--configs=N] [--files=N] [--seed=S]   e.g. --configs=2000
-    --files=500
-  python -m experiments.reliability.fuzz --seed=S --case=KIND:NUMBER            one case again, and
-    all that it said
+  python -m experiments reliability fuzz [--configs=2000] [--files=500] [--seed=S]
+  python -m experiments reliability fuzz --seed=S --case=KIND:NUMBER
 
-Half of N configs are configs, half are command lines. A config is validated and its model traced;
-some command lines train two steps. A file is one of a run that has stopped after four steps, which
-then goes on for two. Prints one table, and writes it into docs/reliability.md with --write. Exit
-code 1: there is a finding.
+Half of the configs are mutated configs, and half are mutated command lines. A config is validated
+and its model traced; some command lines train two steps. A mutated file is one of a run that has
+stopped after four steps, which then goes on for two. The tool prints one table, and writes it into
+docs/reliability.md with --write. With --case it tries one case again and prints all that it said.
+The exit code is 1 if there is a finding.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ import json
 import os
 import pathlib
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -28,75 +25,70 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments.reliability import cases, small, workers
-from moe_jax import train
+from experiments.common.command_line import check_counts, check_folder
+from experiments.common.tables import replace
+from experiments.reliability import cases, workers
 from moe_jax.errors import ConfigError
-from moe_jax.routers import replace
 
-LIMITS = {
-  "config": 30.0,
-  "command": 90.0,
-  "file": 60.0,
-}  # seconds a case; of the latter two some compile programs
+# The seconds that a case may take. Some of the latter two compile programs.
+LIMITS = {"config": 30.0, "command": 90.0, "file": 60.0}
 PROCESSES = 2
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KINDS = {"config": "configs", "command": "command lines", "file": "files of a run"}
 
 
-def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code."""
-  parser = argparse.ArgumentParser(
-    prog="python -m experiments.reliability.fuzz",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the verb."""
   parser.add_argument(
     "--configs", type=int, default=2000, help="mutated configs and command lines (%(default)s)"
   )
   parser.add_argument("--files", type=int, default=500, help="mutated files (%(default)s)")
   parser.add_argument(
-    "--seed", type=int, help="of the mutations; drawn and printed if it is not given"
+    "--seed", type=int, help="seeds the mutations; drawn and printed if it is not given"
   )
-  parser.add_argument("--case", help="KIND:NUMBER of one case, with its --seed")
-  parser.add_argument("--out", type=pathlib.Path, help="a JSONL file for all cases")
+  parser.add_argument("--case", help="KIND:NUMBER of one case to try again, with its --seed")
+  parser.add_argument("--out", type=pathlib.Path, help="a JSONL file that gets all cases")
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
-  given = parser.parse_args(argv)
-  small.check_counts(given, configs=0, files=0)
-  small.check_folder("out", given.out)
-  kind, _, number = (given.case or "config:0").partition(":")
+
+
+def action(options: argparse.Namespace) -> int:
+  """Does what the command line says and returns the exit code."""
+  check_counts(options, configs=0, files=0)
+  check_folder("out", options.out)
+  kind, _, number = (options.case or "config:0").partition(":")
   if kind not in KINDS or not number.isdecimal():
     raise ConfigError(
-      "case", given.case, f"must be KIND:NUMBER, and KIND one of {', '.join(KINDS)}"
+      "case", options.case, f"must be KIND:NUMBER, and KIND one of {', '.join(KINDS)}"
     )
-  if given.case and given.write:
+  if options.case and options.write:
     raise ConfigError("write", True, "would put one case into the table; leave out --case")
-  seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
+  seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
   print(f"seed {seed}", flush=True)
   numbers = {
-    "config": given.configs - given.configs // 2,
-    "command": given.configs // 2,
-    "file": given.files,
+    "config": options.configs - options.configs // 2,
+    "command": options.configs // 2,
+    "file": options.files,
   }
   asked = [(kind, number) for kind, count in numbers.items() for number in range(count)]
-  if given.case:
+  if options.case:
     asked = [(kind, int(number))]
   begun = time.monotonic()
-  found = fuzz(asked, seed)
-  text = table(found, seed, time.monotonic() - begun)
-  print(text, *findings(found, seed), sep="\n")
-  if given.case:
-    print(json.dumps(found[0], indent=1))
-  if given.out:
-    given.out.write_text("".join(json.dumps(one) + "\n" for one in found))
-  if given.write:
+  results = fuzz(asked, seed)
+  text = table(results, seed, time.monotonic() - begun)
+  print(text, *findings(results, seed), sep="\n")
+  if options.case:
+    print(json.dumps(results[0], indent=1))
+  if options.out:
+    options.out.write_text("".join(json.dumps(one) + "\n" for one in results))
+  if options.write:
     page = ROOT / "docs" / "reliability.md"
     page.write_text(replace(page.read_text(), "fuzz", text))
-  return int(any(one["outcome"] in cases.FINDINGS for one in found))
+  return int(any(one["outcome"] in cases.FINDINGS for one in results))
 
 
 def fuzz(asked: Sequence[tuple[str, int]], seed: int) -> list[dict[str, Any]]:
-  """What became of each case, in order: see `cases.run`."""
-  found = []
+  """Tries cases and returns what became of each, in their order; see `cases.run`."""
+  results = []
   with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
     home = pathlib.Path(folder)
     prepared = list(
@@ -116,7 +108,7 @@ def fuzz(asked: Sequence[tuple[str, int]], seed: int) -> list[dict[str, Any]]:
       disable=None,
     ):
       doing = cases.doing(home, kind, number)
-      found.append(
+      results.append(
         result
         or {
           "kind": kind,
@@ -126,14 +118,14 @@ def fuzz(asked: Sequence[tuple[str, int]], seed: int) -> list[dict[str, Any]]:
           "said": f"no answer within {LIMITS[kind]:g} seconds, or the process died",
         }
       )
-  return sorted(found, key=lambda one: (list(KINDS).index(one["kind"]), one["number"]))
+  return sorted(results, key=lambda one: (list(KINDS).index(one["kind"]), one["number"]))
 
 
-def table(found: Sequence[Mapping[str, Any]], seed: int, seconds: float) -> str:
-  """Markdown: a row a kind of input, a column an outcome."""
-  rows = {words: [one for one in found if one["kind"] == kind] for kind, words in KINDS.items()}
+def table(results: Sequence[Mapping[str, Any]], seed: int, seconds: float) -> str:
+  """Returns a Markdown table with a row for each kind of input and a column for each outcome."""
+  rows = {words: [one for one in results if one["kind"] == kind] for kind, words in KINDS.items()}
   rows["of these trained for two steps"] = [
-    one for one in found if one["what"].endswith("(trained)")
+    one for one in results if one["what"].endswith("(trained)")
   ]
   lines = [
     "| mutated | cases | " + " | ".join(cases.OUTCOMES) + " |",
@@ -151,16 +143,12 @@ def table(found: Sequence[Mapping[str, Any]], seed: int, seconds: float) -> str:
   )
 
 
-def findings(found: Sequence[Mapping[str, Any]], seed: int) -> list[str]:
-  """A line a finding, with the command that shows it again."""
+def findings(results: Sequence[Mapping[str, Any]], seed: int) -> list[str]:
+  """Returns words on each finding, with the command that shows it again."""
   return [
     f"{one['outcome']}: {one['what']}\n"
     f"  {(one['said'].strip().splitlines() or [''])[-1][:300]}\n"
-    f"  python -m experiments.reliability.fuzz --seed={seed} --case={one['kind']}:{one['number']}"
-    for one in found
+    f"  python -m experiments reliability fuzz --seed={seed} --case={one['kind']}:{one['number']}"
+    for one in results
     if one["outcome"] in cases.FINDINGS
   ]
-
-
-if __name__ == "__main__":
-  sys.exit(train.guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -1,11 +1,11 @@
-"""Memory of a long run: 20,000 steps of a small model, whose resident memory must not grow.
+"""The resident memory of a small run must not grow over 20,000 steps.
 
-  python -m experiments.reliability.memory [--steps=20000] [--write]
+  python -m experiments reliability memory [--steps=20000] [--write]
 
-The process's resident memory is read once a second, with the step that metrics.jsonl is at. What
-the end of a run takes (the final evaluation, the ladder, the report) is told apart. --write puts
-the numbers and the figure into docs/. Exit code 1: after the last steps it is more than 5% above
-what it was after a tenth of them.
+The resident memory of the process is read once a second, with the step that metrics.jsonl has
+reached. What the end of a run takes (the final evaluation, the ladder, the report) is reported
+apart. --write puts the numbers and the figure into docs/. The exit code is 1 if the memory after
+the last steps is more than 5% above the memory after a tenth of them.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
 
+from experiments.common.command_line import check_counts
+from experiments.common.tables import replace
 from experiments.reliability import small
-from moe_jax import train
 from moe_jax.report.charts import Line, line_file
-from moe_jax.routers import replace
 
 PAGE = small.ROOT / "docs" / "reliability.md"
 FIGURE = small.ROOT / "docs" / "memory.svg"
@@ -37,34 +35,34 @@ CHANGES = {
 }
 
 
-def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code."""
-  parser = argparse.ArgumentParser(
-    prog="python -m experiments.reliability.memory",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the verb."""
   parser.add_argument("--steps", type=int, default=20_000)
   parser.add_argument("--write", action="store_true", help="put numbers and figure into docs/")
-  given = parser.parse_args(argv)
-  small.check_counts(given, steps=2000)  # fewer are over before enough readings are taken
+
+
+def action(options: argparse.Namespace) -> int:
+  """Does what the command line says and returns the exit code."""
+  check_counts(options, steps=2000)  # a shorter run ends before there are enough readings
   begun = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
-    steps, megabytes = measure(pathlib.Path(folder), given.steps)
-  training = steps < given.steps
+    steps, megabytes = measure(pathlib.Path(folder), options.steps)
+  training = steps < options.steps
   finish = megabytes[~training].max(initial=0.0)
   steps, megabytes = steps[training], megabytes[training]
-  early, late = (at(steps, megabytes, step) for step in (given.steps // 10, given.steps))
+  early, late = (at(steps, megabytes, step) for step in (options.steps // 10, options.steps))
+  minutes = (time.monotonic() - begun) / 60
   text = (
-    f"Resident memory after {given.steps // 10:,} steps: {early:.0f} MB, after {given.steps:,}: "
-    f"{late:.0f} MB ({late / early - 1:+.1%}); at most {finish:.0f} MB during the final evaluation "
-    f"and the report; {len(steps):,} readings, {(time.monotonic() - begun) / 60:.0f} minutes."
+    f"Resident memory after {options.steps // 10:,} steps: {early:.0f} MB, "
+    f"after {options.steps:,}: {late:.0f} MB ({late / early - 1:+.1%}); "
+    f"at most {finish:.0f} MB during the final evaluation and the report; "
+    f"{len(steps):,} readings, {minutes:.0f} minutes."
   )
   print(text)
-  if given.write:
+  if options.write:
     FIGURE.write_text(
       line_file(
-        f"Resident memory over {given.steps:,} steps",
+        f"Resident memory over {options.steps:,} steps",
         [Line("resident memory", steps, megabytes, "#0072b2")],
         y_label="MB",
       )
@@ -76,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def measure(home: pathlib.Path, total: int) -> tuple[np.ndarray, np.ndarray]:
-  """`(steps, megabytes)` of a run of that many steps, from its first log line to its end."""
+  """Returns the steps and megabytes of the readings, from the first log line to the run's end."""
   small.write_corpus(home / "corpus")
   process = small.start(home, home / "run", train__steps=total, **CHANGES)
   steps, megabytes = [], []
@@ -94,12 +92,12 @@ def measure(home: pathlib.Path, total: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def at(steps: np.ndarray, megabytes: np.ndarray, step: int) -> float:
-  """The median of the ten readings nearest to a step."""
+  """Returns the median of the ten readings nearest to a step."""
   return float(np.median(megabytes[np.argsort(np.abs(steps - step))[:10]]))
 
 
 def _resident(pid: int) -> float:
-  """MB; 0 of a process that has ended."""
+  """Returns the resident memory of a process in MB, or 0 if it has ended."""
   try:
     lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
   except OSError:
@@ -108,15 +106,12 @@ def _resident(pid: int) -> float:
 
 
 def _last_step(file: pathlib.Path) -> int:
-  """The step of the last whole training line; only the end of the file is read."""
+  """Returns the step of the last whole training line; only the end of the file is read."""
   try:
     with file.open("rb") as lines:
       lines.seek(max(file.stat().st_size - 20_000, 0))
-      found = lines.read().split(b"\n")[1:-1]
+      # The first and the last part may not be whole lines.
+      last_lines = lines.read().split(b"\n")[1:-1]
   except OSError:
     return 0
-  return next((json.loads(line)["step"] for line in reversed(found) if b'"train"' in line), 0)
-
-
-if __name__ == "__main__":
-  sys.exit(train.guarded(sys.argv, None, lambda argv: main(argv[1:])))
+  return next((json.loads(line)["step"] for line in reversed(last_lines) if b'"train"' in line), 0)

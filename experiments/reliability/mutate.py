@@ -1,5 +1,4 @@
-"""What is changed at random: values of a config, words of a command line, bytes and kinds of a
-file."""
+"""Mutates configs, command lines and files at random."""
 
 from __future__ import annotations
 
@@ -110,7 +109,7 @@ SHARE_OF_OTHER_TYPES = 0.15
 
 
 def value(draw: random.Random, before: Any) -> Any:
-  """Something in place of `before`, mostly of its type."""
+  """Returns a value to put in place of `before`, mostly of the same type."""
   if draw.random() < SHARE_OF_OTHER_TYPES:
     return draw.choice(
       [*NUMBERS, *TEXTS, (), (1,), ("a",), (None,), ((),), [], {}, {"name": "top_k"}, b"x", 1j]
@@ -124,7 +123,8 @@ def value(draw: random.Random, before: Any) -> Any:
     )
   if isinstance(before, bool):
     return not before
-  if draw.random() < 0.4:  # near what works, so that other checks get their turn
+  # Some values are close to what works, so that later checks get their turn.
+  if draw.random() < 0.4:
     return draw.choice(
       [before or 1] if isinstance(before, float) else [0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 31, 100]
     )
@@ -132,8 +132,10 @@ def value(draw: random.Random, before: Any) -> Any:
 
 
 def config(draw: random.Random, c: ConfigDict) -> dict[str, Any]:
-  """Changes one to three places of a config; returns what is where now. Branches, too, and keys
-  that there are not."""
+  """Changes one to three places of a config, and returns key -> new value.
+
+  The places may be branches, and keys that do not exist.
+  """
   changes = {}
   keys = dotted(c)
   for _ in range(draw.choice((1, 1, 1, 2, 3))):
@@ -160,26 +162,26 @@ def config(draw: random.Random, c: ConfigDict) -> dict[str, Any]:
 
 
 def dotted(c: ConfigDict, prefix: str = "") -> list[str]:
-  """All keys, those of branches too."""
-  found = []
+  """Returns all dotted keys of a config, including those of branches."""
+  keys = []
   for key, inside in c.items():
-    found += [
+    keys += [
       prefix + key,
       *(dotted(inside, f"{prefix}{key}.") if isinstance(inside, ConfigDict) else []),
     ]
-  return found
+  return keys
 
 
 def arguments(draw: random.Random, keys: Sequence[str], c: ConfigDict) -> list[str]:
-  """One to three arguments of a command line, most of them overrides, some of them broken."""
-  found = []
+  """Returns some arguments of a command line: mostly overrides, some of which are broken."""
+  words = []
   for _ in range(draw.choice((1, 1, 2, 3))):
     key = draw.choice(keys)
     node: Any = c
     for part in key.split("."):
       node = node[part]
     text = str(value(draw, None if isinstance(node, ConfigDict) else node))
-    found += draw.choices(
+    words += draw.choices(
       [
         [f"--config.{key}={text}"],
         [f"--config.{key}", text],
@@ -196,7 +198,7 @@ def arguments(draw: random.Random, keys: Sequence[str], c: ConfigDict) -> list[s
       ],
       weights=[60, 5, 3, 2, 3, 1, 2, 2, 1, 1, 2, 2],
     )[0]
-  return found
+  return words
 
 
 def _flip(draw: random.Random, path: pathlib.Path) -> None:
@@ -237,8 +239,7 @@ def _insert(draw: random.Random, path: pathlib.Path) -> None:
 
 
 def _retype(draw: random.Random, path: pathlib.Path) -> None:
-  """Puts another JSON value in the place of one inside the file, or of the whole where it holds no
-  JSON."""
+  """Puts another JSON value in place of one inside the file, or of all of a file without JSON."""
   other = draw.choice((None, [], {}, 0, -1, 1e400, "", "x", True, [1], {"a": 1}, 2**70))
   lines = path.read_bytes().split(b"\n") if path.suffix == ".jsonl" else [path.read_bytes()]
   place = draw.randrange(max(len(lines) - 1, 1))
@@ -279,7 +280,7 @@ FILES: Mapping[str, Callable[[random.Random, pathlib.Path], Any]] = {
 
 
 def remove(path: pathlib.Path) -> None:
-  """Whatever is there."""
+  """Removes a path, whatever it is, if it exists."""
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)
   else:

@@ -1,5 +1,4 @@
-"""What the server of `small.Child` imports before it forks: all of a training run, and no
-device."""
+"""Imports all of a training run without asking for a device, for the server of `small.Child`."""
 
 import flax  # noqa: F401
 import grain  # noqa: F401

@@ -1,9 +1,7 @@
-"""The small real run that the reliability tools train: a thousand weights on a few kilobytes of
-text, no download."""
+"""The small run that the reliability tools train: a thousand weights on a few kilobytes of text."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.metadata
 import multiprocessing
@@ -14,19 +12,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from moe_jax.errors import ConfigError
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Programs that run for a moment: optimising their machine code would take longer. XLA ends a
-# process for a flag that it does not know.
+# The programs run for a moment only, so that optimising their machine code would take longer than
+# it saves. XLA ends a process for a flag that it does not know, hence the test of the version.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" + (
   " --xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10.")
 )
 WORDS = (
   "the expert routes a token to one of many small networks and each learns what it sees best"
 ).split()
-# Everything that a run has: experts under scan, a bias that balancing moves, noise, dropout,
-# accumulation, evaluations.
+# The run has all that a run can have: experts under scan, a bias that balancing moves, noise,
+# dropout, accumulation, and evaluations.
 KEYS: Mapping[str, Any] = {
   "model.d_model": 16,
   "model.num_layers": 4,
@@ -59,7 +55,7 @@ KEYS: Mapping[str, Any] = {
 
 
 def write_corpus(directory: pathlib.Path) -> pathlib.Path:
-  """A folder of text files, the same each time."""
+  """Writes a folder of text files, which are the same each time, and returns it."""
   directory.mkdir(parents=True, exist_ok=True)
   draw = random.Random(0)
   for i in range(40):
@@ -68,8 +64,12 @@ def write_corpus(directory: pathlib.Path) -> pathlib.Path:
 
 
 def flags(home: pathlib.Path, **changes: Any) -> list[str]:
-  """The command line's flags of the run on the corpus below `home`; `__` in a key stands for the
-  dot."""
+  """Returns the flags of the run on the corpus below `home`.
+
+  Args:
+    home: The folder that holds the corpus and the caches.
+    **changes: Config keys to change, in which `__` stands for the dot.
+  """
   keys = dict(KEYS) | {
     "data.sources": (f"text:{home / 'corpus'}/*.txt",),
     "data.cache_dir": str(home / "cache"),
@@ -78,43 +78,18 @@ def flags(home: pathlib.Path, **changes: Any) -> list[str]:
   return ["--config=configs/base.py", *(f"--config.{key}={value}" for key, value in keys.items())]
 
 
-def check_counts(given: argparse.Namespace, **lowest: int) -> None:
-  """Refuses numbers of a command line that are too small.
-
-  Raises:
-    ConfigError: the flag of that name is below its lowest value.
-  """
-  for flag, low in lowest.items():
-    if not getattr(given, flag) >= low:  # which holds for NaN, too
-      raise ConfigError(flag, getattr(given, flag), f"must be at least {low}")
-
-
-def check_folder(flag: str, path: pathlib.Path | None) -> None:
-  """Refuses a file that could not be written at the end, before the work begins.
-
-  Raises:
-    ConfigError: the path is a folder, or the folder that it lies in does not exist.
-  """
-  if path is not None and (path.is_dir() or not path.parent.is_dir()):
-    raise ConfigError(
-      flag,
-      str(path),
-      "must be a file in a folder that exists; create the folder, or name another one",
-    )
-
-
 def config(home: pathlib.Path, **changes: Any):
-  """The config that those flags make, for a run in this process."""
-  from moe_jax.train import parse
+  """Returns the config of these flags, for a run in this process."""
+  from experiments.common.entry import parse
 
   return parse(["train", *flags(home, **changes)], workdir=False).config
 
 
 class Child:
-  """A training process with the methods of `subprocess.Popen` that are needed here.
+  """A training process with the methods of `subprocess.Popen` that the tools need.
 
-  It is forked from a server that has imported everything but not asked for a device, which saves
-  seconds a start.
+  It is forked from a server that has imported everything but has not asked for a device, which
+  saves seconds at each start.
   """
 
   def __init__(
@@ -139,24 +114,27 @@ class Child:
       self._process.start()
 
   def wait(self, seconds: float | None = None) -> int | None:
+    """Waits for the end and returns the exit code, or None if `seconds` have passed."""
     self._process.join(seconds)
     return self._process.exitcode
 
   @property
   def pid(self) -> int:
+    """The number of the process."""
     return self._process.pid
 
   def poll(self) -> int | None:
+    """Returns the exit code, or None while the process runs."""
     return self._process.exitcode
 
   def kill(self) -> None:
+    """Ends the process by SIGKILL."""
     self._process.kill()
 
 
 @contextlib.contextmanager
 def _at_root(variables: Mapping[str, str]) -> Iterator[None]:
-  """The server of forks inherits these variables and the search path when the first child starts
-  it."""
+  """Sets variables and the search path, which the server of forks inherits from the first child."""
   before = dict(os.environ)
   os.environ.update(variables | {"PYTHONPATH": str(ROOT)})
   try:
@@ -169,7 +147,7 @@ def _at_root(variables: Mapping[str, str]) -> Iterator[None]:
 def _train(
   variables: Mapping[str, str], argv: Sequence[str], log: str, patch: Callable[[], None] | None
 ) -> None:
-  """What a child does: the command, with its output in `log`."""
+  """Runs the command in a child, with its output in `log`."""
   os.environ.update(variables)
   with open(log, "ab", buffering=0) as file:
     os.dup2(file.fileno(), 1)
@@ -192,28 +170,28 @@ def start(
   patch: Callable[[], None] | None = None,
   **changes: Any,
 ) -> Child:
-  """Starts the run's command in a process of its own; its output goes to `<workdir>.log`.
+  """Starts the run's command in a process of its own, whose output goes to `<workdir>.log`.
 
   Args:
-    home: where the corpus and the caches are.
-    workdir: of the run.
-    *extra: more flags.
-    patch: a function of a module, called in the child first: it breaks something.
-    **changes: of the config's keys; `__` stands for the dot.
+    home: The folder that holds the corpus and the caches.
+    workdir: The folder of the run.
+    *extra: Further flags.
+    patch: A function of a module that the child calls first, to break something.
+    **changes: Config keys to change, in which `__` stands for the dot.
   """
   argv = ["train", f"--workdir={workdir}", *flags(home, **changes), *extra]
   return Child(home, argv, pathlib.Path(f"{workdir}.log"), patch)
 
 
 def said(workdir: pathlib.Path) -> str:
-  """The last line of the run's output."""
+  """Returns the last line of the run's output."""
   return (pathlib.Path(f"{workdir}.log").read_text(errors="replace").strip().splitlines() or [""])[
     -1
   ]
 
 
 def sha256(workdir: pathlib.Path) -> str:
-  """The fingerprint of the weights of the run's last checkpoint."""
+  """Returns the fingerprint of the weights of the run's last checkpoint."""
   from moe_jax import inspect
 
   return str(inspect.describe(workdir).get("parameters_sha256", "no checkpoint"))

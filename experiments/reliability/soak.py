@@ -1,13 +1,12 @@
-"""Runs that are killed again and again: each must end with the bits of one that was never killed.
+"""Runs that are killed again and again must end with the bits of one that was never killed.
 
-  python -m experiments.reliability.soak [--runs=100] [--kills=5] [--seed=S] [--processes=2]
-    [--write]
+  python -m experiments reliability soak [--runs=100] [--kills=5] [--seed=S] [--processes=2]
 
-Each run is killed by SIGKILL up to `--kills` times, at moments drawn from a printed seed over the
-whole time that the run takes: while it starts, compiles, trains, evaluates and saves. Some of the
-moments lie right behind the beginning of a save. Then it is left to end. The weights of its last
-checkpoint, its metrics and its data position must be those of the unbroken run. --write puts the
-table into docs/reliability.md.
+Each run is killed by SIGKILL up to `--kills` times. The moments are drawn from a seed over the
+whole time that a run takes: while it starts, compiles, trains, evaluates and saves. Some of them
+lie right after the beginning of a save. Then the run is left to end. The weights of its last
+checkpoint, its metrics and its place in the data must be those of the unbroken run. --write puts
+the table into docs/reliability.md. The exit code is 1 if a run differs.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import os
 import pathlib
 import random
 import shutil
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -28,13 +26,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from experiments.common.command_line import check_counts
+from experiments.common.tables import replace
 from experiments.reliability import small
-from moe_jax import train
-from moe_jax.routers import replace
 from moe_jax.training import metrics
 
 PAGE = small.ROOT / "docs" / "reliability.md"
-NEAR_A_SAVE = 0.4  # of the kills
+NEAR_A_SAVE = 0.4  # the share of kills right after the beginning of a save
 CHANGES = {
   "train__guard__skip_nonfinite": True,
   "train__guard__spike_sigmas": 6.0,
@@ -42,28 +40,28 @@ CHANGES = {
 }
 
 
-def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code: 1 if a run differs."""
-  parser = argparse.ArgumentParser(
-    prog="python -m experiments.reliability.soak",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the verb."""
   parser.add_argument("--runs", type=int, default=100)
-  parser.add_argument("--kills", type=int, default=5, help="of a run, at most")
+  parser.add_argument("--kills", type=int, default=5, help="the most kills of a run")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
   parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
-  given = parser.parse_args(argv)
-  small.check_counts(given, runs=1, kills=1, processes=1)
+
+
+def action(options: argparse.Namespace) -> int:
+  """Does what the command line says and returns the exit code."""
+  check_counts(options, runs=1, kills=1, processes=1)
   begun = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
-    found = soak(pathlib.Path(folder), given.runs, given.kills, given.seed, given.processes)
-  text = table(found, given.seed, time.monotonic() - begun)
+    outcomes = soak(
+      pathlib.Path(folder), options.runs, options.kills, options.seed, options.processes
+    )
+  text = table(outcomes, options.seed, time.monotonic() - begun)
   print(text)
-  if given.write:
+  if options.write:
     PAGE.write_text(replace(PAGE.read_text(), "soak", text))
-  return int(any(not one["equal"] for one in found))
+  return int(any(not one["equal"] for one in outcomes))
 
 
 def soak(
@@ -75,16 +73,17 @@ def soak(
   warm: bool = True,
   **changes: Any,
 ) -> list[dict[str, Any]]:
-  """Trains the unbroken run and then `runs` that are killed; what became of each.
+  """Trains the unbroken run and then runs that are killed, and returns what became of each.
 
   Args:
-    home: where everything lies.
-    runs: how many are killed.
-    kills: of a run, at most.
-    seed: of the moments.
-    processes: runs at a time.
-    warm: whether a first run compiles, so that the unbroken run's time is that of the others.
-    **changes: of the config's keys; `__` stands for the dot.
+    home: The folder that holds everything.
+    runs: The number of runs that are killed.
+    kills: The most kills of a run.
+    seed: Seeds the moments.
+    processes: The number of runs at a time.
+    warm: Whether a run compiles the programs first, so that the time of the unbroken run is that of
+      the others.
+    **changes: Config keys to change, in which `__` stands for the dot.
   """
   small.write_corpus(home / "corpus")
   changes = CHANGES | changes
@@ -122,7 +121,20 @@ def one_run(
   whole: dict[str, Any],
   changes: dict[str, Any],
 ) -> dict[str, Any]:
-  """Kills a run some times and lets it end: {"number", "kills", "in a save", "equal", "said"}."""
+  """Kills a run some times, lets it end, and compares it with the unbroken run.
+
+  Args:
+    home: The folder that holds everything.
+    number: The number of the run.
+    kills: The most kills.
+    draw: Draws the moments.
+    seconds: The time that a run takes.
+    whole: The outcome of the unbroken run.
+    changes: Config keys to change, in which `__` stands for the dot.
+
+  Returns:
+    {"number", "kills", "in a save", "equal", "said"}.
+  """
   workdir, killed, saving = home / f"run{number}", 0, 0
   for _ in range(draw.randint(1, kills)):
     process = small.start(home, workdir, **changes)
@@ -137,25 +149,31 @@ def one_run(
       killed += 1
     process.wait()
   code = small.start(home, workdir, **changes).wait()
-  found = outcome(workdir) if not code else {}
-  said = (
+  mine = outcome(workdir) if not code else {}
+  problem = (
     ""
-    if found == whole
+    if mine == whole
     else small.said(workdir)
     if code
-    else ", ".join(name for name in whole if found.get(name) != whole[name]) + " differ"
+    else ", ".join(name for name in whole if mine.get(name) != whole[name]) + " differ"
   )
   left = [path.name for path in workdir.glob(".*.tmp")] + [
     path.name for path in workdir.glob("checkpoints/*tmp*")
   ]
-  if left and not said:
-    said = f"left behind: {', '.join(left)}"
+  if left and not problem:
+    problem = f"left behind: {', '.join(left)}"
   shutil.rmtree(workdir, ignore_errors=True)
-  return {"number": number, "kills": killed, "in a save": saving, "equal": not said, "said": said}
+  return {
+    "number": number,
+    "kills": killed,
+    "in a save": saving,
+    "equal": not problem,
+    "said": problem,
+  }
 
 
 def outcome(workdir: pathlib.Path) -> dict[str, Any]:
-  """What two runs must agree on, bit for bit."""
+  """Returns what two runs must agree on, bit for bit."""
   lines = [
     {key: value for key, value in line.items() if key != "tokens_per_second"}
     for line in metrics.read(workdir / "metrics.jsonl")
@@ -167,17 +185,17 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
   return {"weights": small.sha256(workdir), "metrics": lines, "checkpoints": steps, "data": data}
 
 
-def table(found: Sequence[dict[str, Any]], seed: int, seconds: float) -> str:
-  """Markdown."""
-  kills = Counter(one["kills"] for one in found)
+def table(outcomes: Sequence[dict[str, Any]], seed: int, seconds: float) -> str:
+  """Returns a Markdown table with a row for each number of kills."""
+  kills = Counter(one["kills"] for one in outcomes)
   lines = ["| killed so often | runs | bit-identical to the unbroken run |", "|---:|---:|---:|"]
   lines += [
-    f"| {n} | {kills[n]} | {sum(one['equal'] for one in found if one['kills'] == n)} |"
+    f"| {n} | {kills[n]} | {sum(one['equal'] for one in outcomes if one['kills'] == n)} |"
     for n in sorted(kills)
   ]
-  lines.append(f"| **all** | {len(found)} | **{sum(one['equal'] for one in found)}** |")
-  bad = [f"Run {one['number']}: {one['said']}." for one in found if not one["equal"]]
-  total, saving = (sum(one[key] for one in found) for key in ("kills", "in a save"))
+  lines.append(f"| **all** | {len(outcomes)} | **{sum(one['equal'] for one in outcomes)}** |")
+  bad = [f"Run {one['number']}: {one['said']}." for one in outcomes if not one["equal"]]
+  total, saving = (sum(one[key] for one in outcomes) for key in ("kills", "in a save"))
   return "\n".join(
     [
       *lines,
@@ -190,17 +208,13 @@ def table(found: Sequence[dict[str, Any]], seed: int, seconds: float) -> str:
 
 
 def _wait_for_a_save(process, workdir: pathlib.Path, count: int, seconds: float) -> None:
-  """Returns when the run has begun to save so often since now, or has ended, or after `seconds`."""
-  seen, end = set(), time.monotonic() + seconds
+  """Waits until the run has begun `count` saves, has ended, or `seconds` have passed."""
+  saves, end = set(), time.monotonic() + seconds
   before = {path.name for path in workdir.glob("checkpoints/*")}
-  while len(seen) < count and process.poll() is None and time.monotonic() < end:
-    seen |= {
+  while len(saves) < count and process.poll() is None and time.monotonic() < end:
+    saves |= {
       path.name.partition(".")[0]
       for path in workdir.glob("checkpoints/*")
       if path.name not in before
     }
     time.sleep(0.002)
-
-
-if __name__ == "__main__":
-  sys.exit(train.guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -1,4 +1,4 @@
-"""Long-lived processes that do one case at a time, and are killed when one takes too long."""
+"""Long-lived processes that try one case at a time and are killed if one takes too long."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from unittest import mock
 
 from experiments.reliability import small
 
-LIFE = 250  # cases, after which a process makes way for another: JAX keeps what it has traced
+# The number of cases after which a process is replaced, because JAX keeps all that it has traced.
+LIFE = 250
 
-# Compiling fast matters more than running fast; a program that was compiled once is read from the
+# Compiling fast matters more than running fast. A program that was compiled once is read from the
 # cache.
 ENVIRONMENT = {
   "JAX_PLATFORMS": "cpu",
@@ -33,14 +34,14 @@ def work(
   processes: int,
   cache: pathlib.Path,
 ) -> Iterator[tuple[tuple, Any]]:
-  """Yields `(case, function(*case))` as they come; None in place of one that took too long.
+  """Yields `(case, function(*case))` as the results come in.
 
   Args:
-    function: of a module, so that a new process can import it.
-    cases: its arguments.
-    limit: seconds that a case may take.
-    processes: at a time.
-    cache: of compiled programs, shared by all processes.
+    function: A function of a module, so that a new process can import it.
+    cases: The arguments of each call.
+    limit: Returns the seconds that a case may take. A case that takes longer yields None.
+    processes: The number of cases at a time.
+    cache: The folder of compiled programs, which all processes share.
   """
 
   def start():
@@ -65,22 +66,22 @@ def work(
           time.monotonic() - worker.since > limit(worker.case) + worker.grace,
         )
         if worker.pipe.poll():
-          answered, found = worker.end()
+          answered, result = worker.end()
         elif late or not worker.process.is_alive():
-          answered, found = False, None
+          answered, result = False, None
         else:
           continue
         if not answered:
           worker.stop()
           workers[i] = start()
-        yield case, found
+        yield case, result
   finally:
     for worker in workers:
       worker.stop()
 
 
 class _Worker:
-  """A process and the case that it has now."""
+  """A process and the case that it is trying."""
 
   def __init__(self, function: Callable[..., Any], environment: Mapping[str, str]):
     context = multiprocessing.get_context("spawn")
@@ -93,24 +94,26 @@ class _Worker:
 
   @property
   def grace(self) -> float:
-    """Seconds more that the first case may take, in which JAX is imported."""
+    """The additional seconds of the first case, in which JAX is imported."""
     return 60.0 * (not self.done)
 
   def begin(self, case: tuple) -> None:
+    """Hands a case to the process."""
     self.case, self.since = case, time.monotonic()
-    with contextlib.suppress(OSError):  # it died since; `end` finds out
+    with contextlib.suppress(OSError):  # the process has died, which `end` notices
       self.pipe.send(case)
 
   def end(self) -> tuple[bool, Any]:
-    """`(whether there is an answer, it)`; a process that died gives none."""
+    """Returns whether there is an answer, and the answer; a process that died gives none."""
     try:
-      found = True, self.pipe.recv()
+      answer = True, self.pipe.recv()
     except (EOFError, OSError):
-      found = False, None
+      answer = False, None
     self.case, self.done = None, self.done + 1
-    return found
+    return answer
 
   def stop(self) -> None:
+    """Kills the process."""
     self.process.kill()
     self.process.join()
 
@@ -118,7 +121,7 @@ class _Worker:
 def _serve(pipe, function) -> None:
   quiet = os.open(os.devnull, os.O_WRONLY)
   os.dup2(quiet, 1)
-  os.dup2(quiet, 2)  # of libraries in C++
+  os.dup2(quiet, 2)  # libraries in C++ write to it directly
   while True:
     try:
       case = pipe.recv()

@@ -1,50 +1,33 @@
-"""The picture of a fit: a row a law, loss against N with the fitted curves, and what the law leaves
-over."""
+"""Draws fits: for each law the loss over N with the fitted curves, and the residuals."""
 
 from __future__ import annotations
 
 import importlib
 import pathlib
-import types
 from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.common import plots
 from experiments.scaling_laws.fit import Fit
 from experiments.scaling_laws.laws import SIZES, Points
-from moe_jax.errors import ConfigError
 
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
-CURVES = 6  # at most, in a panel
+CURVES = 6  # the largest number of curves in a panel
 LETTERS = {"d": "D", "experts": "E"}
 
 
-def need_pyplot() -> types.ModuleType:
-  """Matplotlib's pyplot, which draws into files.
-
-  Raises:
-    ConfigError: it is not installed.
-  """
-  try:
-    importlib.import_module("matplotlib").use("Agg")
-    return importlib.import_module("matplotlib.pyplot")
-  except ImportError as error:
-    raise ConfigError(
-      "out", "matplotlib", "is not installed and draws the figure; pip install -e '.[laws]'"
-    ) from error
-
-
 def draw(fits: Sequence[Fit], path: pathlib.Path) -> None:
-  """Writes the PNG: colours are tokens (or experts, where the law reads no tokens), markers
-  granularities."""
-  plt = need_pyplot()
-  figure, axes = plt.subplots(
-    len(fits), 2, figsize=(11, 4.2 * len(fits)), layout="constrained", squeeze=False
-  )
+  """Draws a row of panels for each fit.
+
+  Colours stand for tokens, or for experts if the law does not read tokens. Markers stand for
+  granularities.
+  """
+  plt = plots.pyplot()
+  figure, axes = plt.subplots(len(fits), 2, figsize=(11, 4.2 * len(fits)), squeeze=False)
   for (left, right), fit in zip(axes, fits, strict=True):
     _panels(plt, left, right, fit)
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
+  plots.save(figure, path)
 
 
 def _panels(plt, left, right, fit: Fit) -> None:
@@ -96,7 +79,7 @@ def _panels(plt, left, right, fit: Fit) -> None:
   if len(fine) > 1:
     left.plot([], [], color="#666", linestyle="dashed", linewidth=1.3, label=f"at G = {fine[-1]:g}")
   left.set(title=f"{fit.name}: {fit.law.equation}", ylabel="held-out loss, nats a token")
-  left.legend(fontsize=8, ncols=2)
+  left.legend(ncols=2)
   right.axhline(0, color="black", linewidth=0.8)
   right.set(title="what the law leaves over", ylabel="observed minus fitted, % of the loss")
   most = 1.15 * np.abs(rest).max()
@@ -107,11 +90,11 @@ def _panels(plt, left, right, fit: Fit) -> None:
     axis.xaxis.set_major_formatter(lambda value, _: _number(value))
     axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     axis.set_xlabel(f"N: {SIZES[fit.law.size]}")
-    axis.grid(color="#e6e6e6")
+    axis.grid(True)
 
 
 def _levels(values: np.ndarray) -> np.ndarray:
-  """Which of them have a curve: all, or as many as `CURVES` from the smallest to the largest."""
+  """Returns the values that get a curve: all, or `CURVES` of them from smallest to largest."""
   different = np.unique(values)
   return different[np.unique(np.linspace(0, len(different) - 1, CURVES).round().astype(int))]
 

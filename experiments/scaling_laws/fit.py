@@ -1,13 +1,12 @@
-"""Fits a law as Hoffmann et al. 2022 fitted theirs, with bootstrap intervals; predicts, and divides
-a budget.
+"""Fits laws as Hoffmann et al. 2022 did, with bootstrap intervals, and divides budgets.
 
-The objective is sum of Huber_δ(ln L_law - ln L), δ = 1e-3; L-BFGS descends from the best of a grid
-of starts, and Gauss-Newton steps with a trust region on the same objective end what it began:
-L-BFGS alone stops early where constants are as correlated as A and α are (Besiroglu et al. 2024
-found the published fit stopped early).
+The objective is the sum of Huber_δ(ln L_law - ln L) with δ = 1e-3. L-BFGS descends from the best
+starts of a grid, and Gauss-Newton steps with a trust region then finish the descent on the same
+objective. L-BFGS alone stops early if constants are as correlated as A and α are: Besiroglu et al.
+2024 found that the published fit had stopped early.
 
-Deviation: the paper descends from all starts of its grid. Kaplan's, Clark's and Krajewski's laws
-are fitted so, too, each from a grid of its own, whatever their papers did.
+Deviation: the paper descends from all starts of its grid. The laws of Kaplan, Clark and Krajewski
+are fitted in the same way, each from a grid of its own, whatever their papers did.
 """
 
 from __future__ import annotations
@@ -23,24 +22,25 @@ from experiments.scaling_laws.laws import LAWS, Law, Points
 from moe_jax.errors import ConfigError
 
 DELTA = 1e-3
-DESCENTS = 12  # unless more are asked for
-STEPS = 60  # of L-BFGS, at most
-POLISHED = 4  # ends of these descents at which Gauss-Newton takes over
-LEVEL = 95.0  # percent, of the intervals
-_SMALL = 1e-30  # step of the complex derivative, which has no error of cancellation
+DESCENTS = 12  # starts from which L-BFGS descends, by default
+STEPS = 60  # the largest number of steps of L-BFGS
+POLISHED = 4  # the best ends of these descents, which Gauss-Newton continues
+LEVEL = 95.0  # the level of the intervals in percent
+# The step of the complex-step derivative. It can be this small because nothing cancels.
+_SMALL = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-  """A fitted law.
+  """A fitted law with K constants.
 
   Attributes:
-    name: of the law, a key of `LAWS`.
-    points: what it was fitted to.
-    coordinates: [K], of the constants.
-    resampled: [R, K], coordinates fitted to R bootstrap samples of the points.
-    objective: the sum of Huber losses.
-    r2: of ln L: the share of its variance that the law explains; at most 1.
+    name: The law, a key of `LAWS`.
+    points: The points that it was fitted to.
+    coordinates: [K], the coordinates of the constants.
+    resampled: [R, K], the coordinates fitted to R bootstrap samples of the points.
+    objective: The sum of Huber losses.
+    r2: The share of the variance of ln L that the law explains, at most 1.
   """
 
   name: str
@@ -52,10 +52,14 @@ class Fit:
 
   @property
   def law(self) -> Law:
+    """The law itself."""
     return LAWS[self.name]
 
   def constants(self) -> dict[str, tuple[float, float, float]]:
-    """name -> (value, lower, upper end of the percentile interval; nan without a bootstrap)."""
+    """Returns the constants by name, as (value, lower end, upper end of the percentile interval).
+
+    The ends are NaN if there was no bootstrap.
+    """
     values = np.array(self.law.back(self.coordinates))
     ends = _interval(np.array(self.law.back(self.resampled.T)).T)
     return {
@@ -63,8 +67,10 @@ class Fit:
     }
 
   def loss(self, at: Points) -> np.ndarray:
-    """[3, P]: loss by the law and the ends of its interval: of the curve, not of a single run about
-    it."""
+    """Returns [3, P]: the loss by the law, and the ends of its interval.
+
+    The interval is that of the curve, not of a single run around it.
+    """
     value = np.exp(_log_loss(self.law, self.coordinates, at))
     many = (
       np.exp(_log_loss(self.law, self.resampled.T[..., None], at))
@@ -77,24 +83,25 @@ class Fit:
 def fit(
   points: Points, name: str, bootstrap: int = 200, seed: int = 0, descents: int = DESCENTS
 ) -> Fit:
-  """Fits a law and as many bootstrap samples, each from the best constants on.
+  """Fits a law to points, and to bootstrap samples of them starting from the best constants.
 
   Args:
-    points: at least one more than the law has constants.
-    name: a key of `LAWS`.
-    bootstrap: R, resamples of the points with replacement.
-    seed: of the resampling.
-    descents: starts of the grid, those of the least objective, from which L-BFGS descends.
+    points: At least one more point than the law has constants.
+    name: A key of `LAWS`.
+    bootstrap: R, the number of resamples of the points with replacement.
+    seed: Seeds the resampling.
+    descents: The number of starts of the grid, those of the least objective, from which L-BFGS
+      descends.
 
   Raises:
-    ConfigError: too few points, or too few different values of a column for the constants to be
-      told apart.
+    ConfigError: There are too few points, or too few different values of a column to tell the
+      constants apart.
   """
   law = LAWS[name]
   _check(points, name)
   best = min(
     (_polish(law, start, points) for start in _descend(law, points, descents)),
-    key=lambda found: found[1],
+    key=lambda end: end[1],
   )
   random, count = np.random.default_rng(seed), len(points.loss)
   resampled = [
@@ -116,18 +123,26 @@ def fit(
 def divide(
   found: Fit, flops: float, experts: float, granularity: float
 ) -> dict[str, tuple[float, float, float]]:
-  """The N and D of least loss for a budget of training FLOPs, and that loss: each (value, lower,
-  upper end).
+  """Returns the N and D of least loss for a budget of training FLOPs, and that loss.
+
+  Args:
+    found: A fitted law.
+    flops: The budget.
+    experts: E of the models.
+    granularity: G of the models.
+
+  Returns:
+    "n", "d" and "loss", each as (value, lower end, upper end of the interval).
 
   Raises:
-    ConfigError: the law's paper says nothing of FLOPs, or the budget is not positive.
+    ConfigError: The law's paper says nothing about FLOPs, or the budget is not positive.
   """
   law = found.law
   if law.flops_a_token is None:
     raise ConfigError(
       "flops",
       flops,
-      f"{law.paper} has no division of FLOPs into N and D; laws that have: "
+      f"{law.paper} does not divide FLOPs into N and D; laws that do: "
       + ", ".join(name for name, other in LAWS.items() if other.flops_a_token),
     )
   if not flops > 0:
@@ -177,29 +192,27 @@ def _check(points: Points, name: str) -> None:
 
 
 def _interval(samples: np.ndarray) -> np.ndarray:
-  """[2, ...]: percentile interval over the first axis; nan where there are no samples."""
+  """Returns [2, ...]: the percentile interval over the first axis, or NaN without samples."""
   if not len(samples):
     return np.full((2, *samples.shape[1:]), np.nan)
   return np.percentile(samples, (50 - LEVEL / 2, 50 + LEVEL / 2), axis=0)
 
 
 def _log_loss(law: Law, coordinates, points: Points) -> np.ndarray:
-  with np.errstate(
-    all="ignore"
-  ):  # far from the points anything may overflow; such a start is not taken
+  # Far from the points anything may overflow, and such a start is not taken.
+  with np.errstate(all="ignore"):
     return law.log_loss(points, *law.back(coordinates))
 
 
 def _derivative(law: Law, coordinates: np.ndarray, points: Points) -> np.ndarray:
-  """[P, K], of ln L by the coordinates."""
-  moved = coordinates[:, None] + 1j * _SMALL * np.eye(
-    len(coordinates)
-  )  # [K, K], of which a column is a direction
+  """Returns [P, K], the derivative of ln L by the coordinates, by complex steps."""
+  # [K, K], in which each column is a step in one direction.
+  moved = coordinates[:, None] + 1j * _SMALL * np.eye(len(coordinates))
   return _log_loss(law, moved[..., None], points).imag.T / _SMALL
 
 
 def _descend(law: Law, points: Points, descents: int) -> list[np.ndarray]:
-  """Ends of L-BFGS from the best starts of the law's grid, the best `POLISHED` of them."""
+  """Returns the `POLISHED` best ends of L-BFGS from the best starts of the law's grid."""
   log_loss = np.log(points.loss)
 
   def objective(coordinates):
@@ -226,8 +239,10 @@ def _descend(law: Law, points: Points, descents: int) -> list[np.ndarray]:
 def _polish(
   law: Law, start: np.ndarray, points: Points, tolerance: float = 1e-12
 ) -> tuple[np.ndarray, float]:
-  """(coordinates, objective) at the minimum near `start`; ends where a step changes either by less,
-  relatively."""
+  """Returns the coordinates and the objective at the minimum near `start`.
+
+  It ends when a step changes both by less than `tolerance` relatively.
+  """
   log_loss = np.log(points.loss)
   end = scipy.optimize.least_squares(
     lambda x: _log_loss(law, x, points) - log_loss,

@@ -1,9 +1,8 @@
-"""The grids of runs, one for a desk and one for a pod: decoders over N, D, E and G, and what a
-finished run counts as.
+"""The grids of decoders over N, D, E and G for a desk and a pod, and runs as points of a fit.
 
-Every block's FFN, of width 4 d and ungated, becomes E G experts of width 4 d / G, of which a token
-visits G. Widths and depths make N, steps make D, each with a learning rate that decays until its
-own end.
+The FFN of every block has width 4 d and no gate. It becomes E G experts of width 4 d / G, of which
+a token visits G. Width and depth determine N, and the number of steps determines D. The learning
+rate of each run decays until the run's own end.
 """
 
 from __future__ import annotations
@@ -13,12 +12,13 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.sweep import Row
+from experiments.common.entry import parse
+from experiments.common.sweep import Row
 from moe_jax import accounts, assembly, data
-from moe_jax.train import parse
 
-# Width and layers of the models; steps; those at which experts are varied, at the most steps; and
-# granularities, at the sizes and steps named and `FINE` experts.
+# "sizes" are the width and layers of the dense models, each trained for each number of "steps".
+# "routed" are the sizes at which the number of experts varies, with the most steps. At these sizes,
+# with each number of steps and with E = "fine", the granularity varies, too.
 DESK = {
   "sizes": ((32, 2), (48, 3), (64, 4), (96, 4)),
   "steps": (100, 200, 400),
@@ -27,8 +27,8 @@ DESK = {
   "granularity": (1, 2, 4),
   "fine": 8,
 }
-# Krajewski et al. 2024: d = 64 n_blocks, 16 to 130 billion tokens; Clark et al. 2022: 2 to 512
-# experts.
+# As in Krajewski et al. 2024, d = 64 n_blocks and 16 to 130 billion tokens, and as in Clark et al.
+# 2022, 2 to 512 experts.
 PAPER = {
   "sizes": ((256, 4), (384, 6), (512, 8), (768, 12)),
   "steps": (61_000, 122_000, 244_000, 496_000),
@@ -40,22 +40,25 @@ PAPER = {
 
 
 def rows(scale: str) -> dict[str, Row]:
-  """name -> row, of "desk" or "paper": dense over N and D, routed over N and E, fine-grained over
-  N, D and G."""
+  """Returns the rows of a grid, "desk" or "paper", by name.
+
+  They are dense models over N and D, routed models over N and E, and fine-grained models over N, D
+  and G.
+  """
   sizes = DESK if scale == "desk" else PAPER
   make = functools.partial(_row, scale)
   longest = max(sizes["steps"])
-  found = [make(*size, steps, 1, 1) for size in sizes["sizes"] for steps in sizes["steps"]]
-  found += [
+  pairs = [make(*size, steps, 1, 1) for size in sizes["sizes"] for steps in sizes["steps"]]
+  pairs += [
     make(*size, longest, experts, 1) for size in sizes["routed"] for experts in sizes["experts"]
   ]
-  found += [
+  pairs += [
     make(*size, steps, sizes["fine"], granularity)
     for size in sizes["routed"]
     for steps in sizes["steps"]
     for granularity in sizes["granularity"]
   ]
-  return dict(found)
+  return dict(pairs)
 
 
 def _row(
@@ -98,8 +101,10 @@ _PAPER = {
 
 
 def point(line: Mapping[str, Any]) -> dict[str, float]:
-  """A line of results.jsonl as a point: N in all three counts, of the real model; loss averaged
-  over the sources."""
+  """Returns a line of results as a point of a fit.
+
+  N is counted in all three ways on the real model, and the loss is averaged over the sources.
+  """
   return _sizes(*line["arguments"]) | {
     "d": line["tokens"],
     "loss": statistics.fmean(line["loss"].values()),
@@ -108,6 +113,7 @@ def point(line: Mapping[str, Any]) -> dict[str, float]:
 
 @functools.cache
 def _sizes(*arguments: str) -> dict[str, float]:
+  """Returns the columns of a point that follow from the config."""
   config = parse(["", *arguments], workdir=False).config
   vocab_size = assembly.fixed_vocab_size(config) or data.vocab_size(
     config.data, data.tokenizer_of(config.data)

@@ -1,9 +1,8 @@
-"""Scaling laws: the held-out loss of a language model from its size, its tokens, its experts and
-their granularity.
+"""Published scaling laws: the held-out loss from size, tokens, experts and granularity.
 
-Every law is a line of `LAWS`. What is fitted is a coordinate that may be any real number: the
-logarithm of a constant that must be positive, or the constant itself; `_clark_there` says how Ê's
-two bounds are kept in order.
+Every law is an entry of `LAWS`. A fit varies coordinates that may be any real number: the logarithm
+of a constant that must be positive, or the constant itself. `_clark_coordinates` explains how the
+two bounds of Ê are kept in order.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# What N counts. A table of points has these as columns, or an `n` that counts as the law's paper
-# does.
+# The kinds of N. A table of points has these as columns, or a column `n` that counts as the law's
+# paper does.
 SIZES = {
   "n_total": "all parameters",
   "n_body": "all parameters but embeddings",
@@ -25,14 +24,16 @@ SIZES = {
 
 
 class Points(NamedTuple):
-  """Trained models, one an entry of each array [P].
+  """P trained models, one in each entry of the arrays [P].
 
   Attributes:
-    n: parameters, of the kind that the law counts.
-    d: tokens read in training.
-    experts: E, parameters of all experts over those of the dense FFN that they replace; 1 = dense.
-    granularity: G, width of that FFN over an expert's; a token visits G of E G experts.
-    loss: nats a held-out token.
+    n: The number of parameters, counted as the law counts them.
+    d: The number of tokens read in training.
+    experts: E, the parameters of all experts over those of the dense FFN that they replace. 1 means
+      a dense model.
+    granularity: G, the width of that FFN over the width of an expert. A token visits G of the E G
+      experts.
+    loss: The held-out loss in nats per token.
   """
 
   n: np.ndarray
@@ -42,29 +43,30 @@ class Points(NamedTuple):
   loss: np.ndarray
 
   def of(self, index) -> Points:
-    """The points that `index` picks."""
+    """Returns the points that `index` picks."""
     return Points(*(field[index] for field in self))
 
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-  """One law.
+  """A scaling law.
 
   Attributes:
-    paper: and its equation.
-    equation: in the paper's symbols.
-    log_loss: (points, *constants) -> ln L [P]; takes complex constants, too, and constants [R, 1]
-      for R laws at once.
-    constants: names, in the order of `log_loss`.
-    published: source -> constants as printed; the first is the paper's own.
-    reads: columns that the law reads -> how many different values it takes to fit it.
-    size: what N counts, a key of `SIZES`.
-    held: columns that it does not read, though points may differ in them -> which of their values'
-      points it takes.
-    starts: of each coordinate, the values from which descent begins, in all combinations.
-    coordinates, back: constants -> coordinates, and the reverse.
-    flops_a_token: (N, E, G) -> FLOPs of training a token, where the paper has them; None: it does
-      not, and with them no best division of a budget.
+    paper: The paper and the number of its equation.
+    equation: The equation in the paper's symbols.
+    log_loss: Maps (points, *constants) to ln L [P]. It also takes complex constants, and constants
+      of shape [R, 1] for R laws at once.
+    constants: The names of the constants, in the order of `log_loss`.
+    published: Source -> constants as printed; the first source is the paper itself.
+    reads: A column that the law reads -> the number of different values that a fit needs of it.
+    size: What N counts, a key of `SIZES`.
+    held: A column that the law does not read, though points may differ in it -> the function that
+      picks the one value whose points are used.
+    starts: For each coordinate the values from which a descent begins; all combinations are tried.
+    coordinates: Maps constants to coordinates.
+    back: Maps coordinates to constants.
+    flops_a_token: Maps (N, E, G) to the FLOPs of training on a token. None means that the paper
+      does not say, so that a budget cannot be divided.
   """
 
   paper: str
@@ -82,14 +84,17 @@ class Law:
 
 
 def _log_sum(*terms):
-  """ln(sum of exp(term)), of complex terms, too."""
+  """Returns ln(sum of exp(term)); the terms may be complex."""
   terms = np.stack(np.broadcast_arrays(*terms))
+  # The largest real part is taken out, so that exp does not overflow.
   most = terms.real.max(axis=0)
   return most + np.log(np.exp(terms - most).sum(axis=0))
 
 
 def kaplan(points: Points, n_c, d_c, alpha_n, alpha_d) -> np.ndarray:
-  """Kaplan et al. 2020, Eq. 1.5: models trained on D tokens until the held-out loss rises.
+  """Returns ln L of Kaplan et al. 2020, Eq. 1.5.
+
+  The models are trained on D tokens until the held-out loss rises.
 
   L(N, D) = [(N_c / N)^(α_N / α_D) + D_c / D]^α_D
   """
@@ -99,7 +104,7 @@ def kaplan(points: Points, n_c, d_c, alpha_n, alpha_d) -> np.ndarray:
 
 
 def chinchilla(points: Points, e, a, b, alpha, beta) -> np.ndarray:
-  """Hoffmann et al. 2022, Eq. 2: models trained on D tokens, each read once.
+  """Returns ln L of Hoffmann et al. 2022, Eq. 2: models trained on D tokens, each read once.
 
   L(N, D) = E + A / N^α + B / D^β
   """
@@ -109,13 +114,15 @@ def chinchilla(points: Points, e, a, b, alpha, beta) -> np.ndarray:
 
 
 def clark(points: Points, a, b, c, d, e_start, e_max) -> np.ndarray:
-  """Clark et al. 2022, Eq. 1: dense models of N parameters whose FFNs become E experts, all after
-  the same tokens.
+  """Returns ln L of Clark et al. 2022, Eq. 1: dense models of N parameters get E experts per FFN.
 
-    log L(N, E) = a log N + b log Ê + c log N log Ê + d,    1/Ê = 1/(E - 1 + 1/(1/E_start -
-      1/E_max)) + 1/E_max
+  All models are trained on the same number of tokens.
 
-  Logarithms are decimal. Ê is E_start for a dense model and goes to E_max as E grows.
+    log L(N, E) = a log N + b log Ê + c log N log Ê + d
+    1/Ê = 1/(E - 1 + 1/(1/E_start - 1/E_max)) + 1/E_max
+
+  The logarithms of the equation are decimal. Ê is E_start for a dense model and approaches E_max as
+  E grows.
   """
   effective = 1 / (1 / (points.experts - 1 + 1 / (1 / e_start - 1 / e_max)) + 1 / e_max)
   log_n, log_e = np.log10(points.n), np.log10(effective)
@@ -123,8 +130,9 @@ def clark(points: Points, a, b, c, d, e_start, e_max) -> np.ndarray:
 
 
 def krajewski(points: Points, c, g, gamma, a, alpha, b, beta) -> np.ndarray:
-  """Krajewski et al. 2024, the law with granularity: experts of 1/G of the FFN's width, G of them a
-  token, at one E.
+  """Returns ln L of the law with granularity of Krajewski et al. 2024, at one value of E.
+
+  The experts have 1/G of the FFN's width, and a token visits G of them.
 
   L(N, D, G) = c + (g / G^γ + a) / N^α + b / D^β
   """
@@ -135,42 +143,51 @@ def krajewski(points: Points, c, g, gamma, a, alpha, b, beta) -> np.ndarray:
 
 
 def six_n(n: float, experts: float, granularity: float) -> float:
-  """Hoffmann et al. 2022, section 3.3: C = 6 N D."""
+  """Returns the training FLOPs per token of Hoffmann et al. 2022, section 3.3: C = 6 N D."""
   return 6 * n
 
 
 def fine_grained(n: float, experts: float, granularity: float) -> float:
-  """Krajewski et al. 2024: F = (12 d² c_f + d E G c_r) D n_blocks, where d = 64 n_blocks, N = d² (8
-  E + 4) n_blocks.
+  """Returns the training FLOPs per token of Krajewski et al. 2024.
 
-  Deviation: c_r, the router's FLOPs a weight, is a matmul's 6 like c_f; the paper's value was not
-  at hand.
+    F = (12 d² c_f + d E G c_r) D n_blocks, where d = 64 n_blocks and N = d² (8 E + 4) n_blocks
+
+  Deviation: c_r, the router's FLOPs per weight, is 6 as for the matmuls of c_f, because the paper's
+  value was not at hand.
   """
   width = np.cbrt(64 * n / (8 * experts + 4))
   return 6 * (12 * width**2 + width * experts * granularity) * width / 64
 
 
 def _coordinates(positive: str) -> tuple[Callable, Callable]:
-  """Both directions; `positive` has a "+" for each constant whose logarithm is the coordinate, else
-  "."."""
+  """Returns the maps from constants to coordinates and back.
 
-  def there(constants):
+  Args:
+    positive: A "+" for each constant whose logarithm is the coordinate, and a "." for each constant
+      that is the coordinate itself.
+  """
+
+  def to_coordinates(constants):
     return [np.log(x) if sign == "+" else x for x, sign in zip(constants, positive, strict=True)]
 
-  def back(values):
+  def to_constants(values):
     return [np.exp(x) if sign == "+" else x for x, sign in zip(values, positive, strict=True)]
 
-  return there, back
+  return to_coordinates, to_constants
 
 
-def _clark_there(constants):
-  """ln of E_start E_max / (E_max - E_start) and of E_max, so that E_start < E_max whatever they
-  are."""
+def _clark_coordinates(constants):
+  """Returns Clark's coordinates.
+
+  The last two are the logarithms of E_start E_max / (E_max - E_start) and of E_max, so that any two
+  real numbers mean E_start < E_max.
+  """
   *line, start, most = constants
   return [*line, -np.log(1 / start - 1 / most), np.log(most)]
 
 
-def _clark_back(values):
+def _clark_constants(values):
+  """Returns the constants of Clark's coordinates."""
   *line, x, y = values
   return [*line, 1 / (np.exp(-x) + np.exp(-y)), np.exp(y)]
 
@@ -233,8 +250,8 @@ LAWS = {
       (0.5, 2.0),
       (3.0, 5.0, 7.0),
     ),
-    _clark_there,
-    _clark_back,
+    _clark_coordinates,
+    _clark_constants,
   ),
   "krajewski": Law(
     "Krajewski et al. 2024, with granularity",

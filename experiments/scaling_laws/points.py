@@ -1,8 +1,8 @@
-"""Tables of trained models: a CSV or JSONL file, or a sweep's results.jsonl, and the points of it
-that a law is for.
+"""Reads tables of trained models, and selects the points that a law is about.
 
-Columns: `n` (parameters, counted as the law's paper counts) or any of `SIZES`; `d` (tokens);
-`experts`; `granularity`; `loss` (nats a token). `Points` says what they mean; others are not read.
+A table is a CSV or JSONL file, or the results.jsonl of a sweep. Its columns are `n` (parameters,
+counted as the law's paper counts them) or any of `SIZES`; `d` (tokens); `experts`; `granularity`;
+and `loss` (nats per token). `Points` explains them. Other columns are not read.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ COLUMNS = ("n", *SIZES, "d", "experts", "granularity", "loss")
 
 
 def read(file: pathlib.Path) -> dict[str, np.ndarray]:
-  """Column -> values, of those of `COLUMNS` that the first line has; a sweep's diverged runs are
-  left out.
+  """Returns column -> values, for those of `COLUMNS` that the first line has.
+
+  Diverged runs of a sweep are left out.
 
   Raises:
-    ConfigError: there is no such file, it is of another kind, a column is missing, a line is
-      malformed or no value is left; the line is named by its number.
+    ConfigError: The file does not exist or is of another kind, a column is missing, a line is
+      malformed, or no line is left. A malformed line is named by its number.
   """
   if file.suffix not in (".csv", ".jsonl"):
-    raise ConfigError("fit", str(file), "is no .csv or .jsonl file")
+    raise ConfigError("file", str(file), "is not a .csv or .jsonl file")
   if not file.is_file():
-    raise ConfigError("fit", str(file), "there is no such file")
+    raise ConfigError("file", str(file), "does not exist")
   lines = list(_csv(file) if file.suffix == ".csv" else _jsonl(file))
   if not lines:
-    raise ConfigError("fit", str(file), "has no points")
+    raise ConfigError("file", str(file), "has no points; it needs a line for each trained model")
   columns = [column for column in COLUMNS if column in lines[0][1]]
   if "loss" not in columns or not {"n", *SIZES} & set(columns):
     raise ConfigError(
-      "fit",
+      "file",
       str(file),
       f"has the columns {', '.join(columns) or 'of no law'}; a law needs loss and n "
       f"(or {', '.join(SIZES)})",
@@ -50,14 +51,16 @@ def read(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def select(table: dict[str, np.ndarray], name: str) -> tuple[Points, str]:
-  """(the points that a law is for, in words which these are): see `Law.held`.
+  """Returns the points that a law is about, and words that say which these are.
+
+  `Law.held` decides which points these are.
 
   Args:
-    table: of `read`.
-    name: a key of `LAWS`.
+    table: Column -> values, as `read` returns them.
+    name: A key of `LAWS`.
 
   Raises:
-    ConfigError: a column that the law reads is missing.
+    ConfigError: A column that the law reads is missing.
   """
   law, count = LAWS[name], len(table["loss"])
   size = law.size if law.size in table else "n"
@@ -68,18 +71,20 @@ def select(table: dict[str, np.ndarray], name: str) -> tuple[Points, str]:
         name,
         f"there is no column {column}, which it reads; the columns are {', '.join(table)}",
       )
-  kept, said = np.ones(count, bool), []
+  kept, conditions = np.ones(count, bool), []
   for column, pick in law.held.items():
     if column in table and len(np.unique(table[column][kept])) > 1:
       value = pick(table[column][kept].tolist())
       kept &= table[column] == value
-      said.append(f"{column} {value:g}")
+      conditions.append(f"{column} {value:g}")
 
   def of(column):
     return table[column][kept] if column in table else np.ones(kept.sum())
 
   note = (
-    f"{kept.sum()} of {count} points, those of {' and '.join(said)}" if said else f"{count} points"
+    f"{kept.sum()} of {count} points, those of {' and '.join(conditions)}"
+    if conditions
+    else f"{count} points"
   )
   return Points(of(size), *(of(column) for column in ("d", "experts", "granularity", "loss"))), note
 
@@ -90,9 +95,9 @@ def _csv(file: pathlib.Path) -> Iterator[tuple[int, dict]]:
     for line in reader:
       if None in line or None in line.values():
         raise ConfigError(
-          "fit",
+          "file",
           f"{file}:{reader.line_num}",
-          f"has not the {len(reader.fieldnames)} values that the header names",
+          f"does not have the {len(reader.fieldnames)} values that the header names",
         )
       yield reader.line_num, {column.strip(): value for column, value in line.items()}
 
@@ -102,9 +107,9 @@ def _jsonl(file: pathlib.Path) -> Iterator[tuple[int, dict]]:
     try:
       line = json.loads(text)
     except json.JSONDecodeError as error:
-      raise ConfigError("fit", f"{file}:{number}", f"is no line of JSON: {error}") from error
+      raise ConfigError("file", f"{file}:{number}", f"is not a line of JSON: {error}") from error
     if not isinstance(line, dict):
-      raise ConfigError("fit", f"{file}:{number}", "is no JSON object")
+      raise ConfigError("file", f"{file}:{number}", "is not a JSON object")
     if "diverged" not in line:
       yield number, grid.point(line) if "arguments" in line else line
 
@@ -114,10 +119,10 @@ def _value(file: pathlib.Path, number: int, line: dict, column: str) -> float:
     value = float(line[column])
   except (KeyError, TypeError, ValueError) as error:
     raise ConfigError(
-      "fit", f"{file}:{number}", f"its {column} is {line.get(column)!r}, which is no number"
+      "file", f"{file}:{number}", f"its {column} is {line.get(column)!r}, which is not a number"
     ) from error
   if not (math.isfinite(value) and value > 0):
     raise ConfigError(
-      "fit", f"{file}:{number}", f"its {column} is {value:g}; it must be above 0 and finite"
+      "file", f"{file}:{number}", f"its {column} is {value:g}; it must be above 0 and finite"
     )
   return value

@@ -1,5 +1,7 @@
-"""Do fits find the constants that made the points? Points of the published laws with noise, over
-the papers' ranges."""
+"""Tests whether fits find the constants of points that the published laws made.
+
+The points have noise and cover the ranges of the papers.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,16 @@ from typing import Any
 import numpy as np
 import scipy
 
+from experiments.common import tables as markers
 from experiments.scaling_laws import fit as fitting
 from experiments.scaling_laws.laws import LAWS, Points
-from moe_jax import routers
 
 NOISE = 0.003  # standard deviation of ln L about the law: 0.01 nats at a loss of 3
 SEEDS = 10
 BOOTSTRAP = 100
-ALL_STARTS, COMPARED = (
-  "chinchilla",
-  80,
-)  # the law and how many points of seed 0 that are fitted from all starts, too
-BUDGET = 5.76e23  # FLOPs: Gopher's and Chinchilla's
-MARKS = ("recovery", "budget", "desk")
+# The law, and the number of points of seed 0, that are also fitted from all starts of the grid.
+ALL_STARTS, COMPARED = "chinchilla", 80
+BUDGET = 5.76e23  # FLOPs, those of Gopher and Chinchilla
 
 
 def _every(n, d, experts, granularity) -> Points:
@@ -46,8 +45,8 @@ def _scattered(count: int, n: tuple[float, float], d: tuple[float, float]) -> Po
   return Points(draw(*n), draw(*d), *np.ones((3, count)))
 
 
-# Where the losses are taken. Hoffmann et al. trained over 400 models of these ranges. The others'
-# ranges are the papers', too, and their numbers of points are ours.
+# The points at which losses are taken. All ranges are those of the papers. Hoffmann et al. trained
+# over 400 models; the numbers of points of the other laws are ours.
 DESIGNS = {
   "kaplan": _every(np.geomspace(1e3, 1.5e9, 7), np.geomspace(2.2e7, 2.3e10, 7), 1, 1),
   "chinchilla": _scattered(400, (7e7, 1.6e10), (5e9, 5e11)),
@@ -58,7 +57,7 @@ DESIGNS = {
     (1.35e8, 4.56e8, 1.08e9, 3.65e9), (1.6e10, 3.3e10, 6.6e10, 1.3e11), 64, (1, 2, 4, 8, 16)
   ),
 }
-# Beyond them: where the loss is predicted.
+# Points beyond these ranges, at which the loss is predicted.
 TARGETS = {
   "kaplan": _every(1e10, 1e11, 1, 1),
   "chinchilla": _every(7e10, 1.4e12, 1, 1),
@@ -68,7 +67,7 @@ TARGETS = {
 
 
 def sample(name: str, noise: float, seed: int) -> Points:
-  """The design's points with losses of the paper's own constants, times exp(noise * normal)."""
+  """Returns the law's design with the losses of the paper's constants times exp(noise * normal)."""
   law, points = LAWS[name], DESIGNS[name]
   log_loss = law.log_loss(points, *next(iter(law.published.values())))
   return points._replace(
@@ -79,13 +78,17 @@ def sample(name: str, noise: float, seed: int) -> Points:
 def recover(
   name: str, seeds: int = SEEDS, bootstrap: int = BOOTSTRAP, each: Callable = map
 ) -> dict[str, Any]:
-  """Fits without noise and with that of each seed; counts the seeds whose intervals hold the truth.
+  """Fits points without noise and with the noise of each seed.
 
   Args:
-    name: a key of `LAWS`.
-    seeds: how many.
-    bootstrap: resamples of each.
-    each: `map`, or that of a pool.
+    name: A key of `LAWS`.
+    seeds: The number of seeds.
+    bootstrap: The number of resamples of each fit.
+    each: `map`, or the map of a pool of processes.
+
+  Returns:
+    The published constants, those found without noise, those found for seed 0 with their intervals,
+    and for each constant the number of seeds whose interval holds the published value.
   """
   law = LAWS[name]
   published = dict(zip(law.constants, next(iter(law.published.values())), strict=True))
@@ -109,14 +112,16 @@ def recover(
 
 
 def _noisy(name: str, bootstrap: int, seed: int) -> dict[str, tuple[float, float, float]]:
-  """Constants, and the loss at the law's target, of a fit to one seed's points, each with its
-  interval."""
+  """Returns the constants and the predicted loss of a fit to one seed's points.
+
+  Each is (value, lower end, upper end of the interval).
+  """
   fitted = fitting.fit(sample(name, NOISE, seed), name, bootstrap, seed)
   return fitted.constants() | {"loss": tuple(fitted.loss(TARGETS[name])[:, 0].tolist())}
 
 
 def run(path: pathlib.Path) -> None:
-  """Recovers all laws, a process a core, and writes what was found as JSON."""
+  """Recovers all laws with one process per core, and writes the results as JSON."""
   start, laws = time.perf_counter(), {}
   with concurrent.futures.ProcessPoolExecutor(
     mp_context=multiprocessing.get_context("fork")
@@ -157,7 +162,7 @@ def run(path: pathlib.Path) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-  """Markdown of recovery.json."""
+  """Returns the Markdown table of recovery.json."""
   lines = [
     "| law | points | constant | published | without noise | with noise, seed 0 | interval | held "
     "it |",
@@ -212,7 +217,7 @@ def _target(name: str) -> str:
 
 
 def budget_table() -> str:
-  """Markdown: how the published constants of Chinchilla's law divide `BUDGET`."""
+  """Returns a table of how the published constants of Chinchilla's law divide `BUDGET`."""
   law = LAWS["chinchilla"]
   lines = ["| constants of `chinchilla` | N | D | loss |", "| --- | ---: | ---: | ---: |"]
   for source, constants in law.published.items():
@@ -230,7 +235,7 @@ def budget_table() -> str:
 
 
 def desk_table(folder: pathlib.Path) -> str:
-  """Markdown of desk/fit.json, or that there is none."""
+  """Returns the table of desk/fit.json, or a sentence if there is no such file."""
   path = folder / "desk" / "fit.json"
   if not path.exists():
     return "The grid has not been run yet."
@@ -249,19 +254,15 @@ def desk_table(folder: pathlib.Path) -> str:
   return "\n".join(lines)
 
 
-def replace(text: str, folder: pathlib.Path) -> str:
-  """A README's text with what lies between its markers made anew."""
-  made = (
-    table(json.loads((folder / "recovery.json").read_text())),
-    budget_table(),
-    desk_table(folder),
-  )
-  for mark, new in zip(MARKS, made, strict=True):
-    text = routers.replace(text, mark, new)
-  return text
+def tables(folder: pathlib.Path) -> dict[str, str]:
+  """Returns the README's tables by marker."""
+  return {
+    "recovery": table(json.loads((folder / "recovery.json").read_text())),
+    "budget": budget_table(),
+    "desk": desk_table(folder),
+  }
 
 
 def write(folder: pathlib.Path) -> None:
   """Renews the README's tables."""
-  readme = folder / "README.md"
-  readme.write_text(replace(readme.read_text(), folder))
+  markers.write(folder / "README.md", tables(folder))

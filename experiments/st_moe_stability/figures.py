@@ -1,5 +1,4 @@
-"""The pictures of the study: loss curves of the baseline and of the z-losses, and the router's
-largest logits."""
+"""Draws loss curves of the baseline and of the z-losses, and the router's largest logits."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from experiments.scaling_laws.figures import need_pyplot
+from experiments.common import plots
 from experiments.st_moe_stability import rows
 from experiments.st_moe_stability.outcome import Outcome
 from experiments.st_moe_stability.stability import WINDOW, running_median
@@ -17,34 +16,34 @@ from experiments.st_moe_stability.stability import WINDOW, running_median
 Z_LOSSES = ("z_loss_1e-4", "z_loss_1e-3", "z_loss_1e-2", "z_loss_1e-1")
 
 
-def draw(found: Mapping[str, Outcome], directory: pathlib.Path) -> None:
-  """Writes losses.png and logits.png, of the rows that are there."""
-  plt = need_pyplot()
+def draw(outcomes: Mapping[str, Outcome], directory: pathlib.Path) -> None:
+  """Writes losses.png and logits.png of the rows that are finished."""
+  plt = plots.pyplot()
   colours = plt.get_cmap("tab10").colors
-  figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-  if rows.BASELINE in found:
-    for seed in range(len(found[rows.BASELINE].stable)):
-      _loss(left, found[rows.BASELINE], seed, colours[seed], f"seed {seed}")
+  figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+  if rows.BASELINE in outcomes:
+    for seed in range(len(outcomes[rows.BASELINE].stable)):
+      _loss(left, outcomes[rows.BASELINE], seed, colours[seed], f"seed {seed}")
   for name, colour in zip((rows.BASELINE, *Z_LOSSES), colours, strict=False):
-    if name in found:
-      for seed in range(min(len(found[name].stable), rows.OTHERS)):
-        _loss(right, found[name], seed, colour, name if seed == 0 else None)
+    if name in outcomes:
+      for seed in range(min(len(outcomes[name].stable), rows.OTHERS)):
+        _loss(right, outcomes[name], seed, colour, name if seed == 0 else None)
   left.set(
     title="baseline, without z-loss",
     ylabel=f"cross-entropy, nats, median of {WINDOW} steps",
     yscale="log",
   )
   right.set(title="with router z-losses, three seeds each")
-  _finish(plt, figure, (left, right), directory / "losses.png")
+  _finish(figure, (left, right), directory / "losses.png")
 
   known = rows.ablations(rows.DESK)
-  names = [name for name in known if not rows.is_design(name, known) and name in found]
-  figure, axis = plt.subplots(figsize=(9, 4.8), layout="constrained")
+  names = [name for name in known if not rows.is_design(name, known) and name in outcomes]
+  figure, axis = plt.subplots(figsize=(9, 4.8))
   for i, name in enumerate(names):
-    largest = _largest(found[name].logit_curves)
+    largest = _largest(outcomes[name].logit_curves)
     style = "solid" if i < len(colours) else "dashed"
     axis.plot(
-      found[name].steps[: len(largest)],
+      outcomes[name].steps[: len(largest)],
       largest,
       color=colours[i % len(colours)],
       linewidth=1.1,
@@ -56,12 +55,13 @@ def draw(found: Mapping[str, Outcome], directory: pathlib.Path) -> None:
     ylabel="largest |logit| of a layer",
     yscale="log",
   )
-  _finish(plt, figure, (axis,), directory / "logits.png")
+  _finish(figure, (axis,), directory / "logits.png")
 
 
 def _loss(axis, outcome: Outcome, seed: int, colour, label: str | None) -> None:
-  """A stable seed's line is solid, an unstable one's dotted."""
+  """Draws the loss of one seed: as a solid line if it was stable, and dotted otherwise."""
   values = np.array([np.nan if value is None else value for value in outcome.losses[seed]])
+  # The curve ends before the first loss that is not finite.
   lost = np.flatnonzero(np.isnan(values))
   values = values[: lost[0]] if len(lost) else values
   good = outcome.stable[seed]
@@ -76,16 +76,18 @@ def _loss(axis, outcome: Outcome, seed: int, colour, label: str | None) -> None:
 
 
 def _largest(curves: Sequence[Sequence[float | None]]) -> Float[np.ndarray, "T"]:
-  """Median over seeds of the running median; NaN where it is 0, as of models that are dead."""
+  """Returns the running median of the median over seeds.
+
+  It is NaN where it would be 0, which is so for dead models and has no place on a log scale.
+  """
   values = np.array([[np.nan if value is None else value for value in curve] for curve in curves])
   largest = running_median(np.nanmedian(values, axis=0), WINDOW)
   return np.where(largest > 0, largest, np.nan)
 
 
-def _finish(plt, figure, axes, path: pathlib.Path) -> None:
+def _finish(figure, axes, path: pathlib.Path) -> None:
   for axis in axes:
     axis.set_xlabel("step")
-    axis.grid(color="#e6e6e6")
-    axis.legend(fontsize=8, ncols=2)
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
+    axis.grid(True)
+    axis.legend(ncols=2)
+  plots.save(figure, path)

@@ -1,4 +1,4 @@
-"""The paper's findings, each with the rule that says whether it holds here."""
+"""Judges whether the paper's findings hold here."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ HOLDS, PARTLY, FAILS, OPEN = "holds", "holds in part", "does not hold", "not dec
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """Something that the paper says of a row in comparison with another.
+  """A statement of the paper about one row in comparison with another.
 
   Attributes:
-    words: the finding.
-    table: of the paper, or its section.
-    row: whose.
-    against: the other row.
-    stabilises: all its seeds are stable, and not all of the other's are. False: nothing is said of
-      that.
-    quality: "better", "worse", "no worse", or "": nothing is said of that.
-    logits: "smaller": so are the router's largest logits.
+    words: The finding in words.
+    table: The table or section of the paper.
+    row: The row that the finding is about.
+    against: The row that it is compared with.
+    stabilises: Whether the finding says that all seeds of the row are stable, and not all of the
+      other row.
+    quality: "better", "worse" or "no worse", or "" if the finding says nothing about quality.
+    logits: "smaller" if the finding says that the router's largest logits are, else "".
   """
 
   words: str
@@ -114,19 +114,24 @@ FINDINGS = (
     quality="better",
   ),
 )
-_WANTED = {"better": (1,), "worse": (-1,), "no worse": (0, 1)}  # signs of the difference
+# The signs of the difference in quality with which a finding holds.
+_WANTED = {"better": (1,), "worse": (-1,), "no worse": (0, 1)}
 
 
-def judge(finding: Finding, found: Mapping[str, Outcome]) -> tuple[str, str]:
-  """`(verdict, the numbers)` of a finding of which both rows are there.
+def judge(finding: Finding, outcomes: Mapping[str, Outcome]) -> tuple[str, str]:
+  """Returns the verdict on a finding, and the numbers behind it.
 
-  A finding holds if each thing that it says does, and in part if one does and another does not.
-  Qualities are those of the stable seeds, and differ if their means are more than two standard
-  errors of the difference apart; so do logits, each seed's largest. "Better" or "worse" does not
-  hold where the two do not differ. What cannot be compared, because fewer than two seeds of a row
-  are stable, or because there is nothing to stabilise, is not decided.
+  A finding holds if each of its statements holds, and holds in part if some do and some do not.
+  Two qualities, over the stable seeds, differ if their means are more than two standard errors of
+  the difference apart; the same rule holds for logits, of which each seed's largest counts.
+  "Better" and "worse" do not hold if the two do not differ. A statement is not decided if fewer
+  than two seeds of a row are stable, or if there is nothing to stabilise.
+
+  Args:
+    finding: The finding.
+    outcomes: Row -> outcome; both rows of the finding are there.
   """
-  one, other = found[finding.row], found[finding.against]
+  one, other = outcomes[finding.row], outcomes[finding.against]
   parts, numbers = [], []
   if finding.stabilises:
     parts.append(
@@ -164,7 +169,7 @@ def _verdict(difference: Mean, wanted: tuple[int, ...]) -> str:
 
 
 def text(mean: Mean, signed: bool = False) -> str:
-  """ "0.123 ± 0.004"; a dash for what is not known."""
+  """Returns a mean as in "0.123 ± 0.004", with a dash for what is not known."""
 
   def number(value, sign):
     return "–" if value != value else f"{value:{sign}.3f}"

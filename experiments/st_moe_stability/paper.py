@@ -1,5 +1,7 @@
-"""What ST-MoE (arXiv 2202.08906) reports of the rows of this study. Nothing here was measured by
-us."""
+"""Holds what ST-MoE (arXiv 2202.08906) reports about the rows of this study.
+
+Nothing here was measured by us.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ class Claim(NamedTuple):
   """A line of a table of the paper.
 
   Attributes:
-    table: where it stands.
-    quality: negative log perplexity: minus the nats of a target.
-    error: what the paper prints behind ±; NaN: nothing.
-    stable: how many of its runs were stable; None: it does not say.
-    total: of how many; None likewise.
+    table: The number of the table, or the section.
+    quality: The negative log perplexity, which is minus the nats per target.
+    error: The number that the paper prints after ±, or NaN if it prints none.
+    stable: The number of stable runs, or None if the paper does not say.
+    total: The number of runs, or None if the paper does not say.
   """
 
   table: str
@@ -25,8 +27,9 @@ class Claim(NamedTuple):
   total: int | None = None
 
 
-# Tables 2 to 4 are of sparse models with the FLOPs of T5-XL on mC4. All others are of 100,000
-# steps, as Table 8's, and not comparable with those: their models have the router z-loss.
+# Tables 2 to 4 are about sparse models with the FLOPs of T5-XL on mC4. All other models were
+# trained for 100,000 steps, as those of Table 8, and have the router z-loss, so that the two groups
+# do not compare.
 CLAIMS = {
   "baseline": Claim("2", -1.755, 0.02, 4, 6),
   "no_geglu": Claim("2", -1.849, 0.02, 3, 3),
@@ -50,6 +53,6 @@ CLAIMS = {
   "additive_bias": Claim("appendix C", -1.371),
   "multiplicative_bias": Claim("appendix C", -1.361),
 }
-# Of a row whose table starts from another model than the row that we compare with: Table 21's, at a
-# capacity factor of 3, with a threshold of 0.2.
+# The quality of the model that the paper changes, for a row whose table starts from another model
+# than ours: that of Table 21 has a capacity factor of 3 and a threshold of 0.2.
 STARTS = {"threshold_0.05": -1.354}

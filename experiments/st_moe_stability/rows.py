@@ -1,9 +1,10 @@
 """The ablations of ST-MoE at three scales, and the search for a base that is fragile at a desk.
 
-An ablation changes one idea of what it is compared with. Those of stability (Tables 2 to 4) are
-compared with a baseline that has no router z-loss. Those of design (Tables 8, 18 and 21, appendix
-C) are made where training is stable, as in the paper: they are compared with `top_2_1.25_2`, the
-baseline with a z-loss and what else its scale says, or with another of them.
+An ablation changes one idea of the row that it is compared with. The ablations of stability (Tables
+2 to 4) are compared with a baseline that has no router z-loss. The ablations of design (Tables 8,
+18 and 21, appendix C) are made where training is stable, as in the paper. They are compared with
+`top_2_1.25_2`, which is the baseline with a z-loss and with the further changes of its scale, or
+with another row of design.
 """
 
 from __future__ import annotations
@@ -12,28 +13,29 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.sweep import Row
+from experiments.common.sweep import Row
 
 Changes = Mapping[str, Any]
 BASELINE, REFERENCE = "baseline", "top_2_1.25_2"
-SEEDS = {BASELINE: 6}  # of all others 3, as in the paper
+# The number of seeds of a row, as in the paper: 6 for the baseline and 3 for all others.
+SEEDS = {BASELINE: 6}
 OTHERS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-  """Where the ablations are made.
+  """A size at which the ablations are made.
 
   Attributes:
-    config: as of `sweep.Row`.
-    base: what the baseline changes of it.
-    reference: what the reference of the rows of design changes of the baseline.
-    d_ff: hidden width of its dense FFNs.
-    expert_d_ff: of its experts.
-    together: whether a row's seeds are trained in one program, by `experiments.seeds`; otherwise
-      each is a run.
-    grown: what the baseline changes to be stable with large router logits, for two rows more; {}:
-      without them.
+    config: The config, as in `sweep.Row`.
+    base: The keys that the baseline changes in the config.
+    reference: The keys that the reference of the rows of design changes in the baseline.
+    d_ff: The hidden width of the dense FFNs.
+    expert_d_ff: The hidden width of the experts.
+    together: Whether the seeds of a row are trained in one program, by `experiments.common.seeds`.
+      Otherwise each seed is a run of its own.
+    grown: The keys that the baseline changes to be stable with large router logits, for two more
+      rows. {} leaves these rows out.
   """
 
   config: str
@@ -47,12 +49,12 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True)
 class Ablation:
-  """One row.
+  """One row of the study.
 
   Attributes:
-    words: what it changes.
-    changes: the keys of the config that differ from those of `against`.
-    against: the row that it is compared with; "" of the baseline.
+    words: What the row changes, in words.
+    changes: The config keys whose values differ from those of `against`.
+    against: The row that it is compared with, or "" for the baseline.
   """
 
   words: str
@@ -60,8 +62,8 @@ class Ablation:
   against: str = BASELINE
 
 
-# The recipe of T5 and ST-MoE: Adafactor without decay or global clipping. No z-loss, no dropout,
-# bfloat16 activations.
+# The recipe of T5 and ST-MoE: Adafactor without weight decay or global clipping, no z-loss, no
+# dropout, and bfloat16 activations. Stability is judged by the loss of every step.
 _PLAIN = {
   "model.dtype": "bfloat16",
   "model.moe.z_loss": 0.0,
@@ -71,10 +73,10 @@ _PLAIN = {
   "optimizer.weight_decay": 0.0,
   "optimizer.clip_norm": 0.0,
   "train.log_every": 1,
-}  # stability is judged by the loss of every step
-# Two layers a stack, of which the second has experts. Rows of 64 tokens, of which 15% are masked,
-# two rows a group. Each layer has its own table of relative biases, with which these rows were
-# trained; ST-MoE's layers share one.
+}
+# Each stack has two layers, the second with experts. A sequence has 64 tokens, of which 15% are
+# masked, and two sequences form a group. Each layer has its own table of relative biases, because
+# these rows were trained so; ST-MoE's layers share one.
 _SMALL = _PLAIN | {
   "model.relative_shared": False,
   "model.num_layers": 2,
@@ -93,19 +95,17 @@ _SMALL = _PLAIN | {
   "train.eval_batches": 16,
 }
 _RATE = "optimizer.learning_rate"
-# What makes the baseline fragile, see SEARCH: the rate, from the first step on. It decays to 2% so
-# that what survives has learnt enough to be told apart.
+# A learning rate of 1.0 from the first step on makes the baseline fragile (see SEARCH). The rate
+# decays to 2%, so that the seeds that survive have learnt enough to be told apart.
 FRAGILE: Changes = {
   _RATE: 1.0,
   "optimizer.schedule": "cosine",
   "optimizer.warmup_steps": 0,
   "optimizer.final_fraction": 0.02,
 }
-_Z_LOSS: Changes = {
-  "model.moe.z_loss": 0.001,
-  "model.moe.extra_ffn": True,
-}  # what rows of design have, as released
-# As long as it takes until a model of this size reads what stands around the bytes that it fills
+# The rows of design have a z-loss and an extra FFN, as the released ST-MoE models.
+_Z_LOSS: Changes = {"model.moe.z_loss": 0.001, "model.moe.extra_ffn": True}
+# A stable run, long enough for a model of this size to use the text around the bytes that it fills
 # in.
 CALM: Changes = _Z_LOSS | {
   _RATE: 0.1,
@@ -113,7 +113,7 @@ CALM: Changes = _Z_LOSS | {
   "train.steps": 1200,
   "train.eval_every": 1200,
 }
-# With which router logits grow a hundredfold, and nothing diverges, see SEARCH.
+# Changes with which router logits grow a hundredfold while nothing diverges (see SEARCH).
 GROWN: Changes = {"optimizer.name": "adamw", _RATE: 0.1}
 DESK = Scale("configs/st_moe.py:desk", _SMALL | FRAGILE, CALM, 192, 96, grown=GROWN)
 
@@ -123,7 +123,7 @@ LONGER: Changes = {
   "train.checkpoint_every": 400,
   "train.eval_batches": 32,
 }
-# What was tried for the baseline, three seeds each: what it changes of `_SMALL`.
+# Candidates for the baseline, tried with three seeds each: the keys that they change in `_SMALL`.
 SEARCH: Mapping[str, Changes] = {
   **{f"rate_{rate:g}": LONGER | {_RATE: rate} for rate in (0.03, 0.5, 1.0)},
   **{f"cosine_{rate:g}": FRAGILE | {_RATE: rate} for rate in (1.0, 0.7, 0.5, 0.3)},
@@ -140,7 +140,7 @@ SEARCH: Mapping[str, Changes] = {
     | {_RATE: rate, "optimizer.name": "adamw", "optimizer.b2": 0.999}
     for rate in (0.03, 0.06)
   },
-  # At which rates the z-loss, which is fatal at 1.0, is not.
+  # These rows find the rates at which the z-loss, which is fatal at 1.0, does no harm.
   **{
     f"z_loss_{rate:g}": FRAGILE | {_RATE: rate, "model.moe.z_loss": 0.001}
     for rate in (0.5, 0.3, 0.1)
@@ -149,13 +149,15 @@ SEARCH: Mapping[str, Changes] = {
 
 
 def search() -> dict[str, Row]:
-  """The rows of the search."""
+  """Returns the rows of the search by name."""
   return {name: Row(DESK.config, _SMALL | changes, OTHERS) for name, changes in SEARCH.items()}
 
 
 def _no_geglu(scale: Scale) -> Changes:
-  """ReLU without a gate, and in place of the gate's matrix half as many hidden units more: the same
-  FLOPs."""
+  """Returns the keys of ReLU without a gate.
+
+  The hidden layers are half as wide again, which takes the FLOPs of the gate's matrix.
+  """
   return {
     "model.activation": "relu",
     "model.d_ff": 3 * scale.d_ff // 2,
@@ -172,7 +174,10 @@ _ROUTER = "model.moe.router.st_moe"
 
 
 def ablations(scale: Scale) -> dict[str, Ablation]:
-  """name -> row. Capacities in names are those in training and at evaluation."""
+  """Returns the ablations of a scale by name.
+
+  The two numbers in a name are the capacity factors in training and at evaluation.
+  """
 
   def capacity(train: float, evaluation: float, **router: Any) -> Changes:
     changed = {_TRAIN: train, _EVAL: evaluation} | {
@@ -227,7 +232,8 @@ def ablations(scale: Scale) -> dict[str, Ablation]:
     "additive_bias": design("additive FFN bias", {"model.ffn_bias": "additive"}),
     "multiplicative_bias": design("multiplicative FFN bias", {"model.ffn_bias": "multiplicative"}),
   }
-  if "mesh.expert" not in scale.base:  # over which one expert cannot be split
+  # One expert cannot be split over several devices.
+  if "mesh.expert" not in scale.base:
     rows["one_expert"] = design(
       "dense twin: one expert, as wide as two",
       {"model.moe.num_experts": 1, f"{_ROUTER}.k": 1, "model.moe.d_ff": 2 * scale.expert_d_ff},
@@ -241,39 +247,48 @@ def ablations(scale: Scale) -> dict[str, Ablation]:
 
 
 def is_design(name: str, known: Mapping[str, Ablation]) -> bool:
-  """Whether a row is of the later tables, whose models have the z-loss: the reference, and what
-  comes of it."""
+  """Returns whether a row belongs to the tables of design, whose models have the z-loss.
+
+  These are the reference, and all rows that are compared with it or with one another.
+
+  Args:
+    name: The row.
+    known: All ablations of the scale by name.
+  """
   return name == REFERENCE or name != BASELINE and is_design(known[name].against, known)
 
 
 def changes(name: str, known: Mapping[str, Ablation]) -> dict[str, Any]:
-  """All keys in which a row differs from the baseline."""
+  """Returns all keys in which a row differs from the baseline."""
   ablation = known[name]
   return (changes(ablation.against, known) if ablation.against else {}) | dict(ablation.changes)
 
 
 def seeds(name: str) -> int:
-  """How many runs a row has, as in the paper."""
+  """Returns the number of seeds of a row, as in the paper."""
   return SEEDS.get(name, OTHERS)
 
 
 def rows(scale: Scale) -> dict[str, Row]:
-  """The rows as the runner takes them: one a row of the study, or one a seed, whose name ends in
-  its number."""
-  known, found = ablations(scale), {}
+  """Returns the rows to train, by name.
+
+  There is one for each ablation, or, if the seeds of the scale are not trained together, one for
+  each seed, with the seed's number at the end of its name.
+  """
+  known, made = ablations(scale), {}
   for name in known:
     keys = {**scale.base, **changes(name, known)}
     if scale.together:
-      found[name] = Row(scale.config, keys, seeds(name))
+      made[name] = Row(scale.config, keys, seeds(name))
     else:
-      found |= {
+      made |= {
         f"{name}_seed{seed}": Row(scale.config, keys | {"seed": seed})
         for seed in range(seeds(name))
       }
-  return found
+  return made
 
 
-# About 100M activated parameters, on one GPU, on the text that Python carries.
+# About 100M activated parameters on one GPU, trained on the embedded corpus.
 GPU_STEPS = 4000
 GPU = Scale(
   "configs/st_moe.py:desk",
@@ -302,9 +317,10 @@ GPU = Scale(
   1600,
   800,
 )
-# Sparse T5-XL: 24 layers a stack of width 2048, every fourth with 32 experts as wide as its FFN;
-# rows of design have ST-MoE-L's widths. The rate of T5, 0.01, from the first step on; 100,000 steps
-# of 2^20 tokens, as Table 8's. Over 32 x N chips.
+# Sparse T5-XL: stacks of 24 layers of width 2048, in which every fourth layer has 32 experts as
+# wide as its FFN. The rows of design have the widths of ST-MoE-L. The rate is that of T5, 0.01,
+# from the first step on, for 100,000 steps of 2^20 tokens as in Table 8. The mesh takes 32 x N
+# chips.
 PAPER = Scale(
   "configs/st_moe.py:l",
   {key: value for key, value in _PLAIN.items() if key.startswith("model.")}

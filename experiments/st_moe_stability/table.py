@@ -1,4 +1,4 @@
-"""The README's tables, made from results.jsonl and search.jsonl."""
+"""Makes the README's tables from results.jsonl and search.jsonl."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments import sweep
+from experiments.common import tables as common
 from experiments.st_moe_stability import findings, paper, rows, stability
 from experiments.st_moe_stability.outcome import Outcome, outcome
-from moe_jax import routers
 from moe_jax.training.evaluate import MEASURES
 
 README = pathlib.Path(__file__).resolve().parent / "README.md"
 RESULTS, SEARCH = README.parent / "results.jsonl", README.parent / "search.jsonl"
-PARTS = (
-  "findings",
-  "stability",
-  "design",
-  "search",
-)  # between <!-- table:NAME --> and <!-- /table:NAME -->
+# The tables of the README, each between <!-- table:NAME --> and <!-- /table:NAME -->.
+PARTS = ("findings", "stability", "design", "search")
 HEAD = (
   "row",
   "what it changes",
@@ -41,22 +36,23 @@ MEANING = (
   "and mean ± standard error over the stable seeds; a difference is to the first row unless its "
   "row names another. Logits: in any seed, step and layer."
 )
+# The figures of figures.py.
 PICTURES = (
   "![loss curves of the baseline and of the z-losses](losses.png)",
   "![the router's largest logits](logits.png)",
-)  # of figures.py
+)
 
 
 def tables(
   lines: Mapping[str, Mapping[str, Any]], searched: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, str]:
-  """Name of a part of the README -> its Markdown.
+  """Returns the README's tables, a key of `PARTS` -> Markdown.
 
   Args:
-    lines: of results.jsonl, by row.
-    searched: of search.jsonl.
+    lines: Row -> its line of results.jsonl.
+    searched: Row -> its line of search.jsonl.
   """
-  found = {name: outcome(line) for name, line in lines.items()}
+  outcomes = {name: outcome(line) for name, line in lines.items()}
   known = rows.ablations(rows.DESK)
   early = [name for name in known if not rows.is_design(name, known)]
   late = [name for name in known if rows.is_design(name, known)]
@@ -64,11 +60,11 @@ def tables(
   def part(names: Sequence[str], before: Sequence[str] = (), after: Sequence[str] = ()) -> str:
     done = [lines[name] for name in names if name in lines]
     return "\n\n".join(
-      [_rows(names, found, known), *((*before, _ran(done), *after) if done else ())]
+      [_rows(names, outcomes, known), *((*before, _ran(done), *after) if done else ())]
     )
 
   return {
-    "findings": _findings(found),
+    "findings": _findings(outcomes),
     "stability": part(early, (MEANING,), PICTURES),
     "design": part(late),
     "search": _search(searched),
@@ -76,23 +72,27 @@ def tables(
 
 
 def _rows(
-  names: Sequence[str], found: Mapping[str, Outcome], known: Mapping[str, rows.Ablation]
+  names: Sequence[str], outcomes: Mapping[str, Outcome], known: Mapping[str, rows.Ablation]
 ) -> str:
-  cells = [_cells(name, found, known, first=name == names[0]) for name in names if name in found]
+  cells = [
+    _cells(name, outcomes, known, first=name == names[0]) for name in names if name in outcomes
+  ]
   return markdown(HEAD, cells) if cells else NOTHING
 
 
 def _cells(
-  name: str, found: Mapping[str, Outcome], known: Mapping[str, rows.Ablation], first: bool
+  name: str, outcomes: Mapping[str, Outcome], known: Mapping[str, rows.Ablation], first: bool
 ) -> list[str]:
-  """A row of a table, of which the `first` is what the others start from."""
-  mine, ablation = found[name], known[name]
+  """Returns the cells of a row. The `first` row of a table is what the others start from."""
+  mine, ablation = outcomes[name], known[name]
   against = "" if first else ablation.against
   words = ablation.words + (
     "" if against in ("", rows.BASELINE, rows.REFERENCE) else f", from `{against}`"
   )
   difference = (
-    findings.text(mine.mean.minus(found[against].mean), signed=True) if against in found else ""
+    findings.text(mine.mean.minus(outcomes[against].mean), signed=True)
+    if against in outcomes
+    else ""
   )
   largest = max((value for value in mine.logits if not math.isnan(value)), default=math.nan)
   logit = "–" if math.isnan(largest) else f"{largest:.3g}"
@@ -108,7 +108,7 @@ def _cells(
 
 
 def _claim(name: str, against: str) -> list[str]:
-  """What the paper says of a row."""
+  """Returns the cells with the paper's numbers for a row."""
   claim = paper.CLAIMS.get(name)
   if claim is None:
     return [""] * 4
@@ -122,11 +122,11 @@ def _claim(name: str, against: str) -> list[str]:
   ]
 
 
-def _findings(found: Mapping[str, Outcome]) -> str:
+def _findings(outcomes: Mapping[str, Outcome]) -> str:
   cells = []
   for finding in findings.FINDINGS:
-    if {finding.row, finding.against} <= found.keys():
-      verdict, numbers = findings.judge(finding, found)
+    if {finding.row, finding.against} <= outcomes.keys():
+      verdict, numbers = findings.judge(finding, outcomes)
       cells.append(
         [
           finding.words,
@@ -144,7 +144,7 @@ def _findings(found: Mapping[str, Outcome]) -> str:
 
 
 def _search(searched: Mapping[str, Mapping[str, Any]]) -> str:
-  """What was tried; lengths are in the README's text."""
+  """Returns the table of the search, whose text in the README says how long the runs were."""
   cells = []
   for name, changed in rows.SEARCH.items():
     if name in searched:
@@ -180,39 +180,26 @@ def _search(searched: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _rise(losses: Sequence[float | None]) -> str:
-  """How far the smoothed loss rose above its least, at most, in the steps that count."""
+  """Returns the largest rise of the smoothed loss above its minimum, in the steps that count."""
   if None in losses:
     return "–"
   return f"{stability.height(np.array(losses))[stability.SKIPPED :].max():.2f}"
 
 
 def _ran(lines: Sequence[Mapping[str, Any]]) -> str:
-  """What the rows of a table took, of which the first stands for all."""
+  """Returns the size of the first row's model, and the runs and minutes of all rows of a table."""
   first = lines[0]
-  versions = ", ".join(f"{name} {first['versions'][name]}" for name in ("jax", "flax"))
   seconds = sum(line["wall_seconds"] for line in lines)
   seeds = sum(line["seeds"] for line in lines)
   return (
     f"`{first['row']}` has {first['parameters']['total'] / 1e6:.2f}M parameters, "
     f"{first['parameters']['activated'] / 1e6:.2f}M activated; {first['steps']} steps of "
     f"{first['tokens']:,} target tokens in all. {seeds} runs, {seconds / 60:.0f} minutes summed "
-    f"over rows. {first['date']}, Python {first['python']}, {versions}, {first['hardware']}."
+    f"over rows. {first['date']}, Python {first['python']}, {common.versions(first)}, "
+    f"{first['hardware']}."
   )
 
 
 def markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-  """A table whose first two columns are words."""
-  lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *cells]
-  return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def replace(text: str, made: Mapping[str, str]) -> str:
-  """`text` with what lies between the markers of each part made anew."""
-  for name in PARTS:
-    text = routers.replace(text, name, made[name])
-  return text
-
-
-def write() -> None:
-  """Renews the README's tables."""
-  README.write_text(replace(README.read_text(), tables(sweep.load(RESULTS), sweep.load(SEARCH))))
+  """Returns a Markdown table whose first two columns are words."""
+  return common.markdown(head, cells, common.line(["---"] * 2 + ["---:"] * (len(head) - 2)))

@@ -1,27 +1,25 @@
-"""Peterson and Barney's vowels (1952): formants of four vowels by 75 speakers, in the paper's two
-halves.
+"""Loads Peterson and Barney's vowels (1952): formants of four vowels by 75 speakers.
 
-The table is made by Praat at run time, through the extra `vowels`; none of it is kept here.
+Praat makes the table at run time, through the extra [studies]; none of it is kept here.
 """
 
 from __future__ import annotations
 
-import importlib
-import types
 from typing import NamedTuple
 
 import numpy as np
 
-from moe_jax.errors import ConfigError
+from experiments.common import plots
 
-VOWELS = ("iy", "ih", "aa", "ah")  # the paper's [i], [I], [a] and [Λ], as in heed, hid, hod and hud
+# The paper's [i], [I], [a] and [Λ], as in heed, hid, hod and hud.
+VOWELS = ("iy", "ih", "aa", "ah")
 SYMBOLS = ("[i]", "[I]", "[a]", "[Λ]")
 SPEAKERS, TRAINING = 75, 50
-DROPPED = 76  # the table's last speaker, a girl: the paper has 75
+DROPPED = 76  # the last speaker of the table, a girl; the paper has 75 speakers
 
-# What the outputs should be for each vowel. "pairs": one unit, which tells the higher vowel of [i,
-# I] from the lower, and [Λ] from [a], so that one line can be an average of the two tasks, as in
-# the paper's Fig. 3.
+# The targets of the outputs for each vowel. "pairs" has one unit, which tells the higher vowel of
+# [i, I] from the lower one, and [Λ] from [a]. One line can then be an average of the two tasks, as
+# in the paper's Fig. 3.
 TARGETS = {
   "classes": np.eye(4, dtype=np.float32),
   "pairs": np.array([[1], [0], [0], [1]], np.float32),
@@ -29,41 +27,33 @@ TARGETS = {
 
 
 class Cases(NamedTuple):
-  """N cases. formants: [N, 2], F1 and F2 in kHz; vowel: [N], index into `VOWELS`; speaker: [N],
-  from 1 on."""
+  """N spoken vowels.
+
+  Attributes:
+    formants: [N, 2], F1 and F2 in kHz.
+    vowel: [N], indices into `VOWELS`.
+    speaker: [N], the speakers' numbers from 1 on.
+  """
 
   formants: np.ndarray
   vowel: np.ndarray
   speaker: np.ndarray
 
   def of(self, speakers) -> Cases:
-    """The cases of these speakers."""
+    """Returns the cases of these speakers."""
     kept = np.isin(self.speaker, speakers)
     return Cases(*(field[kept] for field in self))
 
 
-def need(module: str) -> types.ModuleType:
-  """Imports a module of the extra.
-
-  Raises:
-    ConfigError: it is not installed.
-  """
-  try:
-    return importlib.import_module(module)
-  except ImportError as error:
-    raise ConfigError(
-      "experiments.vowels", module, "is not installed; pip install -e '.[vowels]'"
-    ) from error
-
-
 def load() -> Cases:
-  """Both repetitions of the four vowels by speakers 1 to 75; men are 1 to 33, women 34 to 61,
-  children 62 to 75.
+  """Returns both repetitions of the four vowels by speakers 1 to 75.
+
+  Men are 1 to 33, women 34 to 61, and children 62 to 75.
 
   Raises:
-    ConfigError: the extra is not installed.
+    ConfigError: The extra [studies] is not installed.
   """
-  call = need("parselmouth.praat").call
+  call = plots.need("parselmouth.praat").call
   table = call("Create formant table (Peterson & Barney 1952)")
   rows = range(1, int(call(table, "Get number of rows")) + 1)
 
@@ -77,12 +67,12 @@ def load() -> Cases:
 
 
 def split(cases: Cases, order: str) -> tuple[Cases, Cases]:
-  """The first 50 speakers and the last 25.
+  """Returns the cases of the first 50 speakers for training, and those of the last 25 for testing.
 
   Args:
-    cases: of all 75.
-    order: "file": 33 men and 17 women, then 11 women and 14 children; "random": shuffled by NumPy's
-      generator, seed 0.
+    cases: The cases of all 75 speakers.
+    order: The order of the speakers. "file" trains on 33 men and 17 women and tests on 11 women and
+      14 children. "random" shuffles the speakers by NumPy's generator with seed 0.
   """
   speakers = np.arange(1, SPEAKERS + 1)
   if order == "random":

@@ -1,5 +1,4 @@
-"""The study's two pictures: decision lines under the three errors; learning curves and the search
-for step sizes."""
+"""Draws decision lines under the three errors, learning curves, and the search for step sizes."""
 
 from __future__ import annotations
 
@@ -9,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common import plots
+from experiments.common.plots import COLOURS
 from experiments.vowels import study
-from experiments.vowels.data import SYMBOLS, Cases, need
+from experiments.vowels.data import SYMBOLS, Cases
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito
 MARKERS = ("o", "^", "s", "D")
 MEANT = {
   "cooperative": "cooperative (1.1)",
@@ -22,18 +22,17 @@ MEANT = {
 
 
 def lines(cases: Cases, trained: dict[str, study.Trained], path: pathlib.Path) -> None:
-  """What each expert in use decides, and where the gate hands over, in F1 and F2, at the end of the
-  run of seed 0.
+  """Draws the decision line of each expert in use, and where the gate hands over.
+
+  The networks are those at the end of the run of seed 0, over F1 and F2.
 
   Args:
-    cases: training cases.
-    trained: by error, with one output ("pairs").
-    path: of the PNG.
+    cases: The training cases.
+    trained: Error -> trained network with one output ("pairs").
+    path: The PNG to write.
   """
-  plt = _pyplot()
-  figure, axes = plt.subplots(
-    1, len(trained), figsize=(4.4 * len(trained), 4.9), sharey=True, layout="constrained"
-  )
+  plt = plots.pyplot()
+  figure, axes = plt.subplots(1, len(trained), figsize=(4.4 * len(trained), 4.9), sharey=True)
   grid = np.stack(np.meshgrid(np.linspace(0.15, 1.25, 221), np.linspace(0.6, 3.4, 281)), axis=-1)
   for axis, (error, (_, network, runs)) in zip(axes, trained.items(), strict=True):
     weights = jax.tree.map(lambda leaf: leaf[0], runs.params)
@@ -79,26 +78,25 @@ def lines(cases: Cases, trained: dict[str, study.Trained], path: pathlib.Path) -
         )
       axis.plot([], [], color="black", linewidth=1.2, linestyle="dashed", label="gate hands over")
     axis.set(title=MEANT[error], xlabel="F1, kHz", xlim=(0.15, 1.25), ylim=(0.6, 3.4))
-    axis.legend(fontsize=8, loc="upper right")
+    axis.legend(loc="upper right")
   axes[0].set_ylabel("F2, kHz")
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
+  plots.save(figure, path)
 
 
 def curves(trained: dict[str, dict[str, study.Trained]], path: pathlib.Path) -> None:
-  """A row a condition: squared error by epoch over seeds; epochs to the criterion by step size,
-  from one seed.
+  """Draws for each condition the squared error by epoch, and the search for step sizes.
+
+  The left panel shows the median and the quartiles over seeds. The right panel shows the mean
+  epochs to the criterion by step size, where all seeds of the search arrive.
 
   Args:
-    trained: by condition, by model.
-    path: of the PNG.
+    trained: Condition -> model -> trained networks.
+    path: The PNG to write.
   """
-  plt = _pyplot()
-  figure, axes = plt.subplots(
-    len(trained), 2, figsize=(11, 3.9 * len(trained)), layout="constrained", squeeze=False
-  )
+  plt = plots.pyplot()
+  figure, axes = plt.subplots(len(trained), 2, figsize=(11, 3.9 * len(trained)), squeeze=False)
   for (left, right), (condition, models) in zip(axes, trained.items(), strict=True):
-    for colour, (name, (row, _, runs)) in zip(COLOURS, models.items(), strict=True):
+    for colour, (name, (row, _, runs)) in zip(COLOURS, models.items(), strict=False):
       curve, last = runs.curve, max(row["epochs"]) + 1
       low, middle, high = np.nanquantile(curve[:last], (0.25, 0.5, 0.75), axis=1)
       left.plot(middle, color=colour, label=name, linewidth=1.2)
@@ -123,12 +121,6 @@ def curves(trained: dict[str, dict[str, study.Trained]], path: pathlib.Path) -> 
     right.set_xscale("log", base=2)
     right.set_xticks(study.STEP_SIZES[::2], [f"{size:g}" for size in study.STEP_SIZES[::2]])
     for axis in (left, right):
-      axis.grid(color="#e6e6e6")
-      axis.legend(fontsize=8)
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
-
-
-def _pyplot():
-  need("matplotlib").use("Agg")
-  return need("matplotlib.pyplot")
+      axis.grid(True)
+      axis.legend()
+  plots.save(figure, path)

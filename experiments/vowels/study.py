@@ -1,5 +1,4 @@
-"""The comparison of Table 1: models, the search for their step sizes, 25 runs of each, and t-tests
-between them."""
+"""The comparison of Table 1: models, their step sizes, 25 runs of each, and t-tests."""
 
 from __future__ import annotations
 
@@ -18,18 +17,22 @@ from moe_jax.models.mixture import AdaptiveMixture, BackPropagation, blend
 from moe_jax.routing import mixture_errors
 
 CRITERION = 0.08
-SEEDS, SEARCHED = 25, 5  # the first of the seeds choose the step size
+SEEDS, SEARCHED = 25, 5  # all seeds, and the first ones, which choose the step size
 STEP_SIZES = tuple(2.0 ** (half / 2) for half in range(13))  # 1 to 64
 MAX_EPOCHS = {"pairs": 3000, "classes": 1500}
-IN_USE = (
-  0.05  # an expert is in use where the gate gives it at least this share of the training cases
-)
+# An expert is in use if the gate gives it at least this share of the training cases.
+IN_USE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-  """What the paper leaves open. outputs: a key of `TARGETS`; order: of speakers; init_scale: of the
-  weights."""
+  """A choice of what the paper leaves open.
+
+  Attributes:
+    outputs: A key of `TARGETS`.
+    order: The order of the speakers, as in `data.split`.
+    init_scale: The scale of the initial weights.
+  """
 
   outputs: str = "pairs"
   order: str = "file"
@@ -62,7 +65,13 @@ PAIRS = (
 
 
 class Trained(NamedTuple):
-  """A row of the table, as JSON; the network; its runs, one a seed."""
+  """A trained model.
+
+  Attributes:
+    row: Its row of the table, as JSON.
+    network: The network.
+    runs: Its runs, one for each seed.
+  """
 
   row: dict[str, Any]
   network: nn.Module
@@ -72,16 +81,17 @@ class Trained(NamedTuple):
 def run(cases: Cases, condition: Condition, model: str, error: str) -> Trained:
   """Searches a step size with the first `SEARCHED` seeds, then trains all seeds with it.
 
-  It is that of the fewest epochs on average, where a run without the criterion counts as one that
-  took all. A single seed would choose the largest with which it still arrives, where the next one
-  does not, nor the same one on a machine that rounds otherwise.
+  The step size is the one with the fewest epochs on average. A run that does not reach the
+  criterion counts with the largest number of epochs. A single seed would choose the largest step
+  size with which it still arrives; the next seed does not arrive with it, nor does the same seed on
+  a machine that rounds differently.
 
   Args:
-    cases: of all speakers.
-    condition: what is tried.
-    model: a key of `MODELS`.
-    error: a key of `ERRORS`; the first is the squared error of back-propagation, whose one expert
-      is its answer.
+    cases: The cases of all speakers.
+    condition: What the paper leaves open.
+    model: A key of `MODELS`.
+    error: A key of `ERRORS`. "cooperative" is the squared error of back-propagation, whose answer
+      counts as that of one expert.
   """
   train, test = split(cases, condition.order)
   targets, limit = TARGETS[condition.outputs], MAX_EPOCHS[condition.outputs]
@@ -131,25 +141,33 @@ def run(cases: Cases, condition: Condition, model: str, error: str) -> Trained:
 
 
 def error_of(model: str) -> str:
-  """What the paper trains it with: mixtures with the competitive error, back-propagation with its
-  squared error."""
+  """Returns the error with which the paper trains a model.
+
+  It is the competitive error for mixtures, and the squared error for back-propagation.
+  """
   return "cooperative" if model.startswith("BP") else "competitive"
 
 
 def t_test(first: list[int], second: list[int]) -> dict[str, float]:
-  """Student's t with pooled variance: t > 0 where `first` is larger, degrees of freedom, and p,
-  two-sided."""
-  found = scipy.stats.ttest_ind(first, second, equal_var=True)
-  return {"t": float(found.statistic), "df": int(found.df), "p": float(found.pvalue)}
+  """Returns Student's t with pooled variance, its degrees of freedom, and the two-sided p.
+
+  t is positive if the mean of `first` is larger.
+  """
+  result = scipy.stats.ttest_ind(first, second, equal_var=True)
+  return {"t": float(result.statistic), "df": int(result.df), "p": float(result.pvalue)}
 
 
 def in_use(gate: np.ndarray) -> np.ndarray:
-  """Indices of the experts in use. `gate`: [N, E]."""
+  """Returns the indices of the experts in use.
+
+  Args:
+    gate: [N, E], the gate's probabilities of each case.
+  """
   return np.flatnonzero(gate.mean(0) >= IN_USE)
 
 
 def _correct(network, runs, cases, targets) -> list[float]:
-  """Share of cases, by run, whose most probable class is the right one."""
+  """Returns for each run the share of cases whose most probable class is the right one."""
   x = jnp.asarray(cases.formants)
   answer = np.asarray(jax.vmap(lambda p: blend(*network.apply({"params": p}, x)))(runs.params))
   target = targets[cases.vowel]

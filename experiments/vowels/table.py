@@ -1,4 +1,4 @@
-"""The README's tables, made from results.json."""
+"""Makes the README's tables from results.json."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import pathlib
 import statistics
 from typing import Any
 
+from experiments.common import tables
 from experiments.vowels import study
 
 README = pathlib.Path(__file__).resolve().parent / "README.md"
+# Table 1 of the paper: train %, test %, epochs, and their standard deviation.
 PAPER = {
   "4 experts": (88, 90, 1124, 23),
   "8 experts": (88, 90, 1083, 12),
   "BP 6 hidden": (88, 90, 2209, 83),
   "BP 12 hidden": (88, 90, 2435, 124),
-}  # train %, test %, epochs, their standard deviation
+}
 COLUMNS = (
   "parameters",
   "train %",
@@ -28,7 +30,7 @@ COLUMNS = (
 
 
 def table(results: dict[str, Any]) -> str:
-  """Markdown: the paper's table, ours under each condition, t-tests, the three errors."""
+  """Returns the paper's table, ours under each condition with t-tests, and the three errors."""
   parts = [
     "**Table 1 of the paper**\n\n"
     + _markdown(
@@ -58,16 +60,16 @@ def table(results: dict[str, Any]) -> str:
 
 
 def tests(rows: dict[str, Any]) -> str:
-  """One line: t-tests of epochs between models, first minus second."""
-  found = []
+  """Returns one line of t-tests of epochs between models, first minus second."""
+  sentences = []
   for first, second in study.PAIRS:
     if not all(rows[first]["reached"] + rows[second]["reached"]):
-      found.append(f"{first} against {second}: none, runs without the criterion")
+      sentences.append(f"{first} against {second}: none, runs without the criterion")
       continue
     test = study.t_test(rows[first]["epochs"], rows[second]["epochs"])
     p = f"p = {test['p']:.2g}" if test["p"] >= 1e-4 else "p < 0.0001"
-    found.append(f"{first} against {second}: t({test['df']}) = {test['t']:+.1f}, {p}")
-  return "Epochs, two-sided: " + "; ".join(found) + "."
+    sentences.append(f"{first} against {second}: t({test['df']}) = {test['t']:+.1f}, {p}")
+  return "Epochs, two-sided: " + "; ".join(sentences) + "."
 
 
 def _cells(name: str, row: dict[str, Any]) -> list[str]:
@@ -88,9 +90,4 @@ def _cells(name: str, row: dict[str, Any]) -> list[str]:
 
 
 def _markdown(corner: str, columns, rows: dict[str, list[str]]) -> str:
-  lines = [
-    [corner, *columns],
-    ["---"] + ["---:"] * len(columns),
-    *([name, *cells] for name, cells in rows.items()),
-  ]
-  return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+  return tables.markdown([corner, *columns], [[name, *cells] for name, cells in rows.items()])

@@ -1,5 +1,4 @@
-"""Many runs of batch gradient descent at once, each of which stops where its squared error reaches
-a criterion."""
+"""Batch gradient descent of many runs at once, each of which stops at a squared error."""
 
 from __future__ import annotations
 
@@ -19,10 +18,10 @@ class Runs(NamedTuple):
   """What R runs ended with.
 
   Attributes:
-    params: the final weights, with a leading axis R.
-    epochs: weight updates until the criterion; max_epochs or less where it was not reached.
-    reached: whether the criterion was reached.
-    curve: squared error before each update, nan from where no run needs it any more.
+    params: The final weights, with a leading axis R.
+    epochs: The number of weight updates until the criterion, or until the run was given up.
+    reached: Whether the criterion was reached.
+    curve: The squared error before each update. It is NaN after the last update of any run.
   """
 
   params: Any
@@ -32,7 +31,7 @@ class Runs(NamedTuple):
 
 
 def begin(model: nn.Module, seeds: range, width: int) -> Any:
-  """Initial weights of one run a seed, stacked."""
+  """Returns the initial weights of one run for each seed, stacked."""
   keys = jnp.stack([jax.random.key(seed) for seed in seeds])
   return nn.unbox(jax.vmap(lambda key: model.init(key, jnp.zeros((1, width)))["params"])(keys))
 
@@ -40,7 +39,7 @@ def begin(model: nn.Module, seeds: range, width: int) -> Any:
 def squared_error(
   gate: Float[Array, "N E"], outputs: Float[Array, "N E C"], target: Float[Array, "N C"]
 ) -> Float[Array, ""]:
-  """The criterion's measure: of the blend, averaged over cases and outputs. At least 0."""
+  """Returns the squared error of the blend, averaged over cases and outputs; at least 0."""
   return jnp.mean(jnp.square(target - blend(gate, outputs)))
 
 
@@ -55,18 +54,20 @@ def descend(
   criterion: float,
   max_epochs: int,
 ) -> Runs:
-  """Trains R runs side by side, one update an epoch, no momentum; a run that has reached the
-  criterion rests.
+  """Trains R runs side by side by gradient descent, with one update per epoch and no momentum.
+
+  A run that has reached the criterion changes no more.
 
   Args:
-    model: returns (gate, outputs).
-    error: of `routing.mixture_errors`; descended is its mean over cases.
-    x: inputs.
-    target: what the outputs should be.
-    params: initial weights, with a leading axis R.
-    step_size: of each run.
-    criterion: squared error at which a run stops.
-    max_epochs: T - 1: when to give up. A run whose error is no longer finite is given up at once.
+    model: A network that returns (gate, outputs).
+    error: A function of `routing.mixture_errors`, whose mean over cases is descended.
+    x: The inputs.
+    target: The targets of the outputs.
+    params: The initial weights, with a leading axis R.
+    step_size: The step size of each run.
+    criterion: The squared error at which a run stops.
+    max_epochs: T - 1, the number of epochs after which a run is given up. A run whose error is no
+      longer finite is given up at once.
   """
 
   def measure(weights):

@@ -1,4 +1,4 @@
-"""The benchmark's cases and its count of FLOPs, without a clock."""
+"""Checks the cases of the benchmark and its count of FLOPs, without a clock."""
 
 import functools
 
@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from experiments.bench import routing, run
+from experiments.bench import dispatchers as run
+from experiments.bench import routing
 from moe_jax.routing import ROUTERS
 
 pytestmark = pytest.mark.unit
@@ -15,8 +16,8 @@ pytestmark = pytest.mark.unit
 SMALL = run.Shape(tokens=64, d_model=8, d_ff=12, experts=4, k=2, activation="swiglu")
 
 
-def SILENT(what):
-  return None
+def silent(what):
+  """Shows no progress."""
 
 
 @pytest.mark.parametrize("name", tiny.often({"S2"}, run.SHAPES))
@@ -62,7 +63,7 @@ def test_flops_are_those_of_the_rows():
   # pass whose first product XLA leaves out, loops whose trips are not counted, a row measured at
   # another capacity than its name says.
   rows = {name: run.ROWS[name] for name in ("grouped", "scatter, capacity 1.25")}
-  found = run.measure("small", SMALL, rows, 1, SILENT)
+  found = run.measure("small", SMALL, rows, 1, silent)
   for part in ("forward_flops_ratio", "backward_flops_ratio"):
     assert found["dense FFN"][part] == 1.0
     assert found["scatter, capacity 1.25"][part] == 1.25

@@ -1,4 +1,4 @@
-"""The search for a block: what is proposed, what a kill leaves, what a candidate is measured by."""
+"""Checks what the search proposes, what a kill leaves of it, and how a candidate is measured."""
 
 import concurrent.futures
 import dataclasses
@@ -10,9 +10,10 @@ import pytest
 import tiny
 from tqdm import tqdm
 
-from experiments import sweep
-from experiments.brainformer_search import __main__ as study
 from experiments.brainformer_search import figures, search, table, trial
+from experiments.brainformer_search import runner as study
+from experiments.common import command_line
+from experiments.common.journal import load
 from moe_jax import assembly
 from moe_jax.assembly.sublayers import kind, options
 from moe_jax.errors import ConfigError
@@ -90,7 +91,7 @@ def test_reward_and_early_stop():
 
 
 class Now(concurrent.futures.Executor):
-  """Runs what it is given at once, and nothing more after `limit` tasks."""
+  """An executor that runs each task at once, and refuses to run more than `limit` tasks."""
 
   def __init__(self, limit=10**6):
     self.limit = limit
@@ -105,7 +106,7 @@ class Now(concurrent.futures.Executor):
 
 
 def fake(task):
-  """Deterministic figures of a block, of which some lose."""
+  """Returns a line for a block without training it, which is the same for each call."""
   draw = random.Random(repr((task.block, task.seed)))
   line = {
     "block": list(task.block),
@@ -144,7 +145,7 @@ def test_a_resumed_search_is_the_uninterrupted_one(tmp_path):
   # twice.
   whole = searched(tmp_path / "whole.jsonl")
   parts = searched(tmp_path / "parts.jsonl", (1, 4, 3, 13, 10**6))
-  assert parts.lines == whole.lines and parts.lines == sweep.load(tmp_path / "parts.jsonl")
+  assert parts.lines == whole.lines and parts.lines == load(tmp_path / "parts.jsonl")
   trials = len(whole.trials)
   assert trials > 16 and 480 < whole.spent < 520  # the finals' time was kept for them
   assert any(line["parent"] is not None and line["parent"] >= 4 for line in whole.trials)
@@ -166,8 +167,10 @@ def test_another_search_in_the_same_journal_is_refused(tmp_path):
 def test_the_command_line(tmp_path, capsys):
   # Catches: a search that begins without being asked; a table of a search that has hardly begun
   # that crashes.
-  assert study.main(["--results", str(tmp_path / "none.jsonl")]) == 2
-  assert "give --desk" in capsys.readouterr().err and not (tmp_path / "none.jsonl").exists()
+  results = tmp_path / "none.jsonl"
+  command = ["experiments", "brainformer_search", f"--results={results}"]
+  assert command_line.main(command) == 2
+  assert "known: run, write" in capsys.readouterr().err and not results.exists()
   journal = searched(tmp_path / "r.jsonl", (5,))
   assert "goes on from there" in table.table(journal)
 

@@ -1,5 +1,4 @@
-"""The comparison of routers: its rows, what its lines of results come to, and that the README says
-it."""
+"""Checks the rows of the comparison, the arithmetic on their results, and the README's tables."""
 
 import json
 import math
@@ -10,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import sweep
-from experiments.compare_routers import __main__ as command
+from experiments.common import command_line, tables
 from experiments.compare_routers import figures, measures, study, table
 from moe_jax import accounts, assembly
 from moe_jax.assembly.experts import experts_a_token, looks_ahead
@@ -114,8 +112,10 @@ def test_who_sees_later_tokens(configs):
 
 
 def line(bits, *, curve=((20, 3.0),), seconds=0.1, **more):
-  """A line of results.jsonl; the curve of every seed is the same, shifted so that it ends at the
-  seed's bits."""
+  """Returns a line of results.jsonl.
+
+  All seeds have the same curve, shifted so that it ends at the bits of the seed.
+  """
   last = curve[-1][1]
   shifted = [[None if b is None else y - last + b for _, y in curve] for b in bits]
   return {
@@ -217,8 +217,10 @@ def test_steps_to_a_loss_are_interpolated():
 
 
 def lines():
-  """Dense; Mixtral, 0.1, 0.1 and 0.25 below; hash, of which a seed diverged; random, of which all
-  did."""
+  """Returns lines of four rows.
+
+  Mixtral is 0.1, 0.1 and 0.25 below dense, one seed of hash diverged, and so did all of random.
+  """
   return {
     "dense": DENSE,
     "random": line((None, None, None), step_seconds=None, step_cpu_seconds=None),
@@ -312,7 +314,8 @@ def test_files(tmp_path, monkeypatch):
   (tmp_path / table.RESULTS).write_text(
     "".join(json.dumps({"row": name} | one) + "\n" for name, one in lines().items())
   )
-  table.write("desk")
+  table.write_files("desk")
+  tables.write(tmp_path / "README.md", table.tables("desk"))
   readme = (tmp_path / "README.md").read_text()
   assert (
     readme.startswith("before\n") and readme.endswith("\nafter") and "the last one" not in readme
@@ -335,22 +338,28 @@ def test_files(tmp_path, monkeypatch):
 
 def test_the_command_line(capsys):
   # Catches: flags of the sweep that do not arrive; rows of both scales in one workdir.
-  assert command.main(["--scale=desk", "--print", "--only=hash"]) == 0
+  def printed(*arguments):
+    return command_line.main(["experiments", "compare_routers", "print", *arguments])
+
+  assert printed("--scale=desk", "--only=hash") == 0
   said = capsys.readouterr().out
-  assert said.count("python -m experiments.seeds") == 1 and "runs/compare_routers/desk/hash" in said
+  assert (
+    said.count("python -m experiments.common.seeds") == 1
+    and "runs/compare_routers/desk/hash" in said
+  )
   assert "--config.model.moe=hash" in said and "--seeds=3 --apart" in said
-  assert command.main(["--scale=gpu", "--print", "--only=dense", "--workdir=elsewhere"]) == 0
+  assert printed("--scale=gpu", "--only=dense", "--workdir=elsewhere") == 0
   assert "--workdir=elsewhere/dense" in capsys.readouterr().out
-  assert command.main(["--scale=desk", "--print", "--only=nobody"]) == 2
+  assert printed("--scale=desk", "--only=nobody") == 2
 
 
 def test_the_readmes_show_the_results():
-  # Catches: a table typed by hand; results replaced without `python -m experiments.compare_routers
-  # --write`.
+  # Catches: a table typed by hand; results replaced without `python -m experiments compare_routers
+  # write`.
   for scale, folder in table.FOLDERS.items():
-    found = table.ordered(sweep.load(folder / table.RESULTS), scale)
+    found = table.load(scale)
     readme = (folder / "README.md").read_text()
-    assert table.replace(readme, table.HERE.name, table.text(found, scale)) == readme
+    assert tables.replace_all(readme, table.tables(scale)) == readme
     if found:
       summary = measures.summary(found)
       assert (folder / "table.csv").read_text() == table.as_csv(summary)

@@ -1,17 +1,20 @@
-"""The README's tables are what the runs' results say."""
+"""Checks that the README's tables say what the results of the runs say."""
+
+import json
 
 import pytest
 
-from experiments.embedded_corpus import table
+from experiments.common import study, tables
+from experiments.embedded_corpus import STUDY, table
 
 pytestmark = pytest.mark.unit
 
 
 def test_the_readme_shows_the_results():
-  # Catches: a table typed by hand; results replaced without `python -m
-  # experiments.embedded_corpus.table --write`.
+  # Catches: a table typed by hand; results replaced without `python -m experiments
+  # embedded_corpus write`.
   text = table.README.read_text()
-  assert table.replace(text) == text
+  assert tables.replace_all(text, STUDY.table("desk")) == text
 
 
 @pytest.mark.parametrize("name, rung", [("quickstart", "trigram"), ("desk", "4-gram")])
@@ -38,3 +41,19 @@ def test_model_and_twin_read_the_same_text_for_as_long():
     assert run["flops_per_token"] == pytest.approx(
       twin["flops_per_token"], rel=0.02
     )  # the router's
+
+
+def test_a_finished_row_is_kept_as_a_file(tmp_path, monkeypatch):
+  # Catches: a result that stays in the workdir, one that is trained though its file is here, a
+  # diverged run that ends the study.
+  def run(rows, results, workdir, *_, **__):
+    assert list(rows) == ["quickstart_seed1", "desk"]
+    (workdir / "desk").mkdir(parents=True)
+    (workdir / "desk" / "results.json").write_text(json.dumps(dict.fromkeys(table.KEPT, 1)))
+
+  monkeypatch.setattr(table, "HERE", tmp_path)
+  monkeypatch.setattr(table.sweep, "run", run)
+  (tmp_path / "quickstart.json").write_text('{"seed": 0}')
+  rows = {name: table.ROWS[name] for name in ("quickstart", "quickstart_seed1", "desk")}
+  table.train(study.Job("desk", rows, tmp_path, tmp_path / "runs"))
+  assert list(STUDY.load(tmp_path)) == ["quickstart", "desk"]

@@ -1,10 +1,9 @@
-"""The study of the balance losses: its rows, its table, and that the committed results say what the
-README says."""
+"""Checks the rows of the balance losses, their table, and that the README shows the results."""
 
 import numpy as np
 import pytest
 
-from experiments import sweep
+from experiments.common import sweep, tables
 from experiments.lstm_moe import study, table
 
 pytestmark = pytest.mark.unit
@@ -55,13 +54,12 @@ def test_a_table_by_hand():
 
 
 def test_the_readme_shows_the_results():
-  # Catches: a table typed by hand; results replaced without `python -m experiments.lstm_moe
-  # --write`.
+  # Catches: a table typed by hand; results replaced without `python -m experiments lstm_moe
+  # write`.
   text, found = table.README.read_text(), table.runs()
   assert [len(seeds) for seeds in found.values()] == [study.SEEDS] * len(study.PAPER)
-  assert table.replace(
-    text, "lstm_moe", table.table(found)
-  ) == text and table.FIGURE.read_text() == table.figure(found)
+  made = tables.replace(text, "lstm_moe", table.table(found))
+  assert made == text and table.FIGURE.read_text() == table.figure(found)
   assert not sweep.unfinished(study.DESK, table.RESULTS)
 
 

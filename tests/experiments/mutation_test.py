@@ -1,12 +1,12 @@
-"""The mutation run: what it changes, what it leaves alone, and that its table counts."""
+"""Checks what the mutation run changes, what it leaves alone, and what its table counts."""
 
 import ast
 import pathlib
 
 import pytest
 
-from experiments.mutation import __main__ as command
 from experiments.mutation import judge
+from experiments.mutation import sample as command
 from experiments.mutation.operators import Mutant, mutants, source
 
 pytestmark = pytest.mark.unit

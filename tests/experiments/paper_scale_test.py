@@ -1,5 +1,4 @@
-"""Dry runs at the papers' scale: their rows suit their machines, and the page says what the lines
-say."""
+"""Checks that the rows of the dry runs suit their machines, and what their page says."""
 
 import math
 import sys
@@ -7,9 +6,9 @@ import sys
 import canned
 import pytest
 
-from experiments.paper_scale import __main__ as command
-from experiments.paper_scale import page, rows
-from moe_jax import assembly
+from experiments.common import command_line, tables
+from experiments.paper_scale import STUDY, describe, dry_runs, page, rows
+from moe_jax import assembly, commands
 from moe_jax.dryrun import __main__ as dryrun
 from moe_jax.dryrun.machine import meshes, topology
 
@@ -52,24 +51,23 @@ def line(name, **changes):
   } | report
 
 
-def test_the_page_shows_what_fits_what_does_not_and_what_dispatchers_send(tmp_path, monkeypatch):
+def test_the_page_shows_what_fits_what_does_not_and_what_dispatchers_send():
   # Catches: a column of another row, a row that does not fit without its reason, a dispatcher
   # beside another's bytes.
-  monkeypatch.setattr(page, "FILE", tmp_path / "page.md")
   wide = {"exchange": {"formula": 10 * canned.GIB, "program": 25 * canned.GIB}}
   short = {
     key: value
     for key, value in (line("dbrx") | canned.too_large()).items()
     if key not in ("flops", "roofline", "collectives", "exchange", "paper")
   }
-  page.write(
+  made = page.make_tables(
     {
       "glam_64b_64e": line("glam_64b_64e"),
       "glam_64b_64e_einsum": line("glam_64b_64e_einsum", **wide),
       "dbrx": short | {"error": "does not fit; needs 40.00 GiB a device"},
     }
   )
-  text = (tmp_path / "page.md").read_text()
+  text = "\n".join(made.values())
   assert "16.0 of 32.0 (50%), 14.0 | 25 GiB | 3 / 1.5 / expert 1, data ? | matmuls |" in text
   assert (
     "40.0 of 32.0, 14.0: does **not** fit" in text
@@ -89,7 +87,7 @@ def test_a_dry_run_that_ends_early_leaves_its_reason(tmp_path, monkeypatch):
   program.write_text("#!/bin/sh\necho noise\necho 'error: topology=x: no compiler' >&2\nexit 2\n")
   program.chmod(0o755)
   monkeypatch.setattr(sys, "executable", str(program))
-  found = command.dry_run("dbrx", rows.ROWS["dbrx"], tmp_path / "runs", fast=True)
+  found = dry_runs.dry_run("dbrx", rows.ROWS["dbrx"], tmp_path / "runs")
   assert (
     found["error"] == "topology=x: no compiler"
     and found["resident_bytes"] > 0
@@ -97,10 +95,45 @@ def test_a_dry_run_that_ends_early_leaves_its_reason(tmp_path, monkeypatch):
   )
 
 
+def test_what_a_row_came_to():
+  # Catches: a row that does not fit and is called one that does.
+  assert describe(line("glam_64b_64e"), {}).startswith(
+    "fits, 50% of the memory of a device; matmuls"
+  )
+  assert describe({"error": "does not fit"}, {}) == "does not fit"
+
+
+def test_rows_that_are_finished_are_not_compiled_again(tmp_path, monkeypatch):
+  # Catches: minutes of compiling for lines that are there; a line of other arguments that stays.
+  compiled = []
+
+  def fake(name, row, workdir):
+    compiled.append(name)
+    return {"row": name, "arguments": row.arguments(), "error": "does not fit"}
+
+  monkeypatch.setattr(dry_runs, "dry_run", fake)
+  for scale in ("fast", "fast", "full"):
+    chosen = command_line.choose_rows(rows.rows(scale), "dbrx")
+    dry_runs.train(command_line.Job(scale, chosen, tmp_path / "results.jsonl", tmp_path))
+  assert compiled == ["dbrx", "dbrx"]
+
+
 def test_wrong_rows_are_named(capsys):
   # Catches: an empty run that says nothing.
-  assert command.main(["--only=gpt"]) == 2 and "rows: gshard_600b" in capsys.readouterr().err
-  assert command.main(["--only=switch_c", "--print"]) == 0
-  assert capsys.readouterr().out.startswith(
-    "python -m moe_jax.dryrun --config=configs/switch.py:c "
-  )
+  def printed(*arguments):
+    return command_line.main(["experiments", "paper_scale", "print", *arguments])
+
+  assert printed("--only=gpt") == 2 and "rows: gshard_600b" in capsys.readouterr().err
+  assert printed("--only=dbrx", "--set", "train.stepz=5") == 2
+  assert "did you mean train.steps" in capsys.readouterr().err
+  assert printed("--only=switch_c") == 0
+  said = capsys.readouterr().out
+  assert said.startswith("python -m moe_jax.dryrun --config=configs/switch.py:c ")
+  assert said.endswith("--fast\n")
+
+
+def test_the_page_shows_the_results():
+  # Catches: a table typed by hand; results replaced without `python -m experiments paper_scale
+  # write`.
+  text = page.FILE.read_text()
+  assert tables.replace_all(text, STUDY.table("fast")) == text

@@ -1,22 +1,25 @@
-"""Scaling laws: at points worked by hand, fits against the constants that made the points, tables
-of points."""
+"""Checks laws at points worked by hand, and fits against the constants that made the points."""
 
 import json
-import pathlib
 
 import numpy as np
 import pytest
 import tiny
 
-from experiments.scaling_laws import __main__ as command
-from experiments.scaling_laws import figures, fit, grid, points, recovery
+from experiments import scaling_laws
+from experiments.common import command_line, plots, tables
+from experiments.scaling_laws import fit, grid, points, recovery
 from experiments.scaling_laws.laws import LAWS, Points
 from moe_jax import assembly
 from moe_jax.commands import parse
 from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit
-HERE = pathlib.Path(command.__file__).resolve().parent
+HERE = scaling_laws.HERE
+
+
+def call(*arguments):
+  return command_line.main(["experiments", "scaling_laws", *arguments])
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +105,7 @@ def test_a_budget_is_divided_as_in_closed_form():
     g = (alpha * a / (beta * b)) ** (1 / (alpha + beta))
     n, d = g * (flops / 6) ** (beta / (alpha + beta)), (flops / 6) ** (alpha / (alpha + beta)) / g
     assert (best["n"][0], best["d"][0]) == pytest.approx((n, d), rel=1e-3)
-  with pytest.raises(ConfigError, match="laws that have: chinchilla, krajewski"):
+  with pytest.raises(ConfigError, match="laws that do: chinchilla, krajewski"):
     fit.divide(fit.fit(recovery.sample("kaplan", 0.0, 0), "kaplan", 0, descents=2), 1e20, 1.0, 1.0)
 
 
@@ -135,15 +138,15 @@ def test_too_few_points_are_refused():
 @pytest.mark.parametrize(
   "name, text, said",
   [
-    ("a.csv", "n,d,loss\n1e6,1e9,3\n1e6,x,3\n", r"a.csv:3'.*its d is 'x', which is no number"),
-    ("a.csv", "n,d,loss\n1e6,1e9,3\n1e6,1e9\n", r"a.csv:3'.*has not the 3 values"),
+    ("a.csv", "n,d,loss\n1e6,1e9,3\n1e6,x,3\n", r"a.csv:3'.*its d is 'x', which is not a number"),
+    ("a.csv", "n,d,loss\n1e6,1e9,3\n1e6,1e9\n", r"a.csv:3'.*does not have the 3 values"),
     ("a.csv", "n,d,loss\n1e6,1e9,-3\n", r"a.csv:2'.*its loss is -3; it must be above 0"),
     ("a.csv", "n,d,loss\n1e6,1e9,nan\n", "its loss is nan"),
     ("a.csv", "n,d\n1e6,1e9\n", "has the columns n, d; a law needs loss and n"),
     ("a.csv", "n,d,loss\n", "has no points"),
-    ("a.jsonl", '{"n": 1, "d": 2, "loss": 3}\n{"n": 1,\n', r"a.jsonl:2'.*is no line of JSON"),
+    ("a.jsonl", '{"n": 1, "d": 2, "loss": 3}\n{"n": 1,\n', r"a.jsonl:2'.*is not a line of JSON"),
     ("a.jsonl", '{"n": 1, "d": 2, "loss": 3}\n{"n": 1, "loss": 3}\n', r"a.jsonl:2'.*its d is None"),
-    ("a.txt", "", "is no .csv or .jsonl file"),
+    ("a.txt", "", "is not a .csv or .jsonl file"),
   ],
 )
 def test_a_malformed_table_is_one_sentence(tmp_path, name, text, said):
@@ -228,8 +231,8 @@ def test_the_command_line(tmp_path, capsys):
   file.write_text(
     "n,d,loss\n" + "".join(f"{n},{d},{loss}\n" for n, d, _, _, loss in zip(*sample, strict=True))
   )
-  fitted = [f"--fit={file}", "--bootstrap=2", "--predict=n=1e9 d=2e10", "--flops=1e21"]
-  assert command.main(fitted) == 0
+  fitted = ["fit", str(file), "--bootstrap=2", "--predict=n=1e9 d=2e10", "--flops=1e21"]
+  assert call(*fitted) == 0
   said = capsys.readouterr().out
   assert "clark: left out; there is no column experts" in said and "published 6.4e+13" in said
   assert (
@@ -243,9 +246,9 @@ def test_the_command_line(tmp_path, capsys):
     ("--predict=m=1", "known: n, d, experts"),
     ("--bootstrap=-1", "must be 0 or more"),
   ):
-    assert command.main([f"--fit={file}", wrong]) == 2
+    assert call("fit", str(file), wrong) == 2
     assert words in capsys.readouterr().err
-  assert command.main(["--scale=desk", "--print", "--only=d32_l2_s100_e1_g1"]) == 0
+  assert call("print", "--scale=desk", "--only=d32_l2_s100_e1_g1") == 0
   assert capsys.readouterr().out.count("python -m moe_jax.train") == 1
 
 
@@ -260,12 +263,13 @@ def test_the_files_of_a_fit(tmp_path, monkeypatch):
       for row in zip(*(field.tolist() for field in sample), strict=True)
     )
   )
-  arguments = [f"--fit={file}", "--law=krajewski", "--bootstrap=2", f"--out={tmp_path / 'out'}"]
+  arguments = ["fit", str(file), "--law=krajewski", "--bootstrap=2", f"--out={tmp_path / 'out'}"]
+  real = plots.need
   with monkeypatch.context() as patch:
-    patch.setattr(figures.importlib, "import_module", lambda name: __import__("no_such_module"))
-    assert command.main(arguments) == 2 and not (tmp_path / "out").exists()
+    patch.setattr(plots, "need", lambda module: real(f"no_{module}"))
+    assert call(*arguments) == 2 and not (tmp_path / "out").exists()
   pytest.importorskip("matplotlib")
-  assert command.main(arguments) == 0
+  assert call(*arguments) == 0
   assert json.loads((tmp_path / "out" / "fit.json").read_text())["laws"]["krajewski"][
     "constants"
   ].keys() == set(LAWS["krajewski"].constants)
@@ -275,4 +279,4 @@ def test_the_files_of_a_fit(tmp_path, monkeypatch):
 def test_the_readme_shows_the_results():
   # Catches: a table typed by hand; results replaced without the README.
   text = (HERE / "README.md").read_text()
-  assert recovery.replace(text, HERE) == text
+  assert tables.replace_all(text, recovery.tables(HERE)) == text

@@ -1,5 +1,4 @@
-"""The soak and the faults in short: a run that is killed, a bit that flips, a gradient that is
-NaN."""
+"""Runs the soak and two faults in short: a kill, a flipped bit, and a gradient that is NaN."""
 
 import pytest
 

@@ -1,5 +1,4 @@
-"""ST-MoE's ablations: rows that say what they change, instability by hand, tables of lines made up
-by hand."""
+"""Checks ST-MoE's ablations, the definition of instability, and tables of lines made by hand."""
 
 import json
 import math
@@ -8,10 +7,11 @@ import shlex
 import numpy as np
 import pytest
 
-from experiments.st_moe_stability import __main__ as command
+from experiments import st_moe_stability as study
+from experiments.common import command_line, journal, tables
 from experiments.st_moe_stability import figures, findings, paper, rows, table
 from experiments.st_moe_stability.findings import Finding
-from experiments.st_moe_stability.outcome import Mean, outcome
+from experiments.st_moe_stability.outcome import Mean, describe, outcome
 from experiments.st_moe_stability.stability import is_unstable, running_median
 from moe_jax import accounts, assembly
 from moe_jax.commands import parse
@@ -143,7 +143,7 @@ def test_rows_are_those_of_the_paper():
 def test_the_commands_of_the_paper_size(capsys):
   # Catches: rows that are not runs of moe_jax.train, a seed too few, anything printed beside the
   # commands, a size that is not T5-XL's, a mesh on which it does not fit.
-  assert command.main(["--scale=paper", "--print"]) == 0
+  assert command_line.main(["experiments", "st_moe_stability", "print", "--scale=paper"]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == 6 + 3 * (len(rows.ablations(rows.PAPER)) - 1)
   seen = set()
@@ -182,12 +182,12 @@ def test_the_rows_of_the_search(capsys):
   for row in rows.search().values():
     assembly.validate(resolve(row), 1)
   assert dict(rows.FRAGILE) in [dict(changes) for changes in rows.SEARCH.values()]
-  assert command.main(["--search", "--print"]) == 0
+  assert command_line.main(["experiments", "st_moe_stability", "print", "--scale=search"]) == 0
   assert len(capsys.readouterr().out.splitlines()) == len(rows.SEARCH)
 
 
 def line(name, nats, curves, diverged=None, logit=1.0):
-  """A line of results.jsonl: `nats` and a loss curve for each seed."""
+  """Returns a line of results.jsonl with the nats and the loss curve of each seed."""
   row = rows.rows(rows.DESK)[name]
   return {
     "row": name,
@@ -307,11 +307,11 @@ def test_curves_that_nobody_reads_go(tmp_path):
   # Catches: a line lost, a curve lost that the tables need.
   path = tmp_path / "results.jsonl"
   path.write_text("".join(json.dumps(each) + "\n" for each in LINES.values()))
-  command.thin(path)
+  study.thin(path)
   kept = {each["row"]: each for each in map(json.loads, path.read_text().splitlines())}
   assert table.tables(kept, {}) == table.tables(LINES, {})
   assert all("grad_norm" not in each["train"] and not each["load"] for each in kept.values())
-  command.thin(tmp_path / "none.jsonl")
+  study.thin(tmp_path / "none.jsonl")
 
 
 def test_figures_are_drawn(tmp_path):
@@ -323,12 +323,25 @@ def test_figures_are_drawn(tmp_path):
   ).stat().st_size > 10_000
 
 
-def test_the_readme_shows_the_results():
-  # Catches: a table typed by hand; results replaced without `python -m experiments.st_moe_stability
-  # --write`.
-  from experiments import sweep
-
-  text = table.README.read_text()
-  assert (
-    table.replace(text, table.tables(sweep.load(table.RESULTS), sweep.load(table.SEARCH))) == text
+def test_what_a_finished_row_says():
+  # Catches: a quality over seeds that are not stable, the sign of the tables' quality on the
+  # measure itself, a comparison with the wrong row.
+  words = describe(LINES["dropout"], {"baseline": LINES["baseline"]})
+  assert words == (
+    "stable 2/3; 2.200 ± 0.100 nats a target over 2 of 3 seeds; +0.100 ± 0.141 compared with "
+    "baseline; largest router logit 8.02"
   )
+  unstable = line("dropout", [2.0, 2.5], [SPIKE, SPIKE])
+  assert "stable 0/2; no seed is stable, 2.000, 2.500 nats a target;" in describe(unstable, {})
+  gone = {"row": "dropout", "arguments": [], "diverged": "training has diverged: at step 3"}
+  assert describe(gone, {}) == "training has diverged: at step 3"
+  assert study.baseline("desk", "dropout") == "baseline" and not study.baseline("desk", "baseline")
+  assert study.baseline("paper", "dropout_seed2") == "baseline_seed2"
+
+
+def test_the_readme_shows_the_results():
+  # Catches: a table typed by hand; results replaced without `python -m experiments
+  # st_moe_stability write`.
+  text = table.README.read_text()
+  made = table.tables(journal.load(table.RESULTS), journal.load(table.SEARCH))
+  assert set(made) == set(table.PARTS) and tables.replace_all(text, made) == text

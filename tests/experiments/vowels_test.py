@@ -1,7 +1,4 @@
-"""The vowel study: data, the stop at the criterion, runs side by side, t-tests, and the README's
-tables."""
-
-import json
+"""Checks the data of the vowels, runs side by side, the t-test, and the README's tables."""
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +6,17 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from experiments.vowels import __main__ as command
-from experiments.vowels import data, study, table, training
+from experiments.common import command_line, plots, tables
+from experiments.vowels import data, make_tables, study, table, training
 from moe_jax.errors import ConfigError
 from moe_jax.models.mixture import AdaptiveMixture
-from moe_jax.routers import replace
 from moe_jax.routing import mixture_errors
 
 pytestmark = pytest.mark.unit
 
 
 def synthetic() -> data.Cases:
-  """Four clusters about where the men's vowels lie, two cases of each by 75 speakers."""
+  """Returns clusters near the men's four vowels, with two cases of each by 75 speakers."""
   means = np.array([[0.27, 2.29], [0.39, 1.99], [0.72, 1.09], [0.63, 1.19]])
   vowel, speaker = np.tile(np.arange(4), 150), np.repeat(np.arange(1, 76), 8)
   noise = np.random.default_rng(0).normal(scale=0.03, size=(600, 2))
@@ -50,7 +46,7 @@ def test_split(order):
 
 
 class Constant(nn.Module):
-  """Answers its only weight, whatever the input."""
+  """A network that answers its only weight, whatever the input is."""
 
   @nn.compact
   def __call__(self, x):
@@ -146,18 +142,14 @@ def test_experts_in_use():
 def test_the_readme_shows_the_results():
   # Catches: a table typed by hand; results replaced without the README.
   text = table.README.read_text()
-  assert (
-    replace(
-      text, "vowels", table.table(json.loads((table.README.parent / "results.json").read_text()))
-    )
-    == text
-  )
+  assert tables.replace_all(text, make_tables("desk")) == text
 
 
 def test_a_missing_extra_is_one_sentence(monkeypatch, capsys):
   # Catches: a traceback, or a sentence that does not say what to install.
-  with pytest.raises(ConfigError, match=r"pip install -e '.\[vowels\]'"):
-    data.need("no_such_module_of_the_extra")
-  monkeypatch.setattr(data, "load", lambda: data.need("no_such_module_of_the_extra"))
-  assert command.main([]) == 2 and command.main(["--wrong"]) == 2
+  with pytest.raises(ConfigError, match=r"pip install -e '.\[studies\]'"):
+    plots.need("no_such_module_of_the_extra")
+  monkeypatch.setattr(data, "load", lambda: plots.need("no_such_module_of_the_extra"))
+  assert command_line.main(["experiments", "vowels", "run"]) == 2
+  assert command_line.main(["experiments", "vowels", "run", "--wrong"]) == 2
   assert capsys.readouterr().err.count("\n") == 2

@@ -1,4 +1,4 @@
-"""Seeds that are trained together are those that are trained alone."""
+"""Checks that seeds which are trained together end like seeds which are trained alone."""
 
 import functools
 import json
@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from flax import linen as nn
 
-from experiments import seeds
+from experiments.common import seeds
 from moe_jax import assembly, data, sharding, train
 from moe_jax.commands import parse
 from moe_jax.run import update
 from moe_jax.training import checkpoints
 from moe_jax.training.state import TrainState, init_state
-from tests import tiny
 
 pytestmark = pytest.mark.smoke
 NOISY = {

@@ -1,15 +1,15 @@
-"""Several seeds of one config in one program: `moe_jax.train`'s update, with an axis of seeds on
-all of its state.
+"""Trains several seeds of one config in one program.
 
-  python -m experiments.seeds --config=configs/X.py --workdir=DIR --seeds=N [--apart]
+  python -m experiments.common.seeds --config=configs/X.py --workdir=DIR --seeds=N [--apart]
     [--config.KEY=VALUE ...]
 
-trains seeds 0 to N-1 on the same batches, on one device: by `jax.vmap` over the whole training
-step, or with --apart one after another in each step (`jax.lax.map`: the activations of one seed at
-a time), with the same numbers. Each seed has its own weights, noise and fixed hash of routers that
-learn nothing, as if it were trained alone. A seed whose loss is no longer finite does not stop the
-others. The same command goes on after a kill from its last checkpoint. In DIR/results.json figures
-have an axis of seeds, see `results`. Exit codes are those of `moe_jax.train`.
+The program is the update of `moe_jax.train` with an axis of seeds on all of its state. It trains
+seeds 0 to N-1 on the same batches, on one device: by `jax.vmap` over the whole training step, or
+with --apart one after another in each step, with the same numbers. The latter, `jax.lax.map`, needs
+memory for the activations of one seed only. Each seed has its own weights, noise, and fixed hash of
+routers that learn nothing, as if it were trained alone. A seed whose loss is no longer finite does
+not stop the others. The same command goes on from its last checkpoint after a kill. The figures in
+DIR/results.json have an axis of seeds, see `results`. Exit codes are those of `moe_jax.train`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ import numpy as np
 from flax import linen as nn
 from tqdm import tqdm
 
+from experiments.common.entry import guarded, parse
 from moe_jax import accounts, assembly, data, sharding
 from moe_jax.errors import ConfigError
 from moe_jax.run import update
-from moe_jax.train import guarded, parse
 from moe_jax.training import evaluate, optimizers, workdir
 from moe_jax.training.checkpoints import Checkpoints
 from moe_jax.training.interrupt import Interrupt
@@ -44,21 +44,25 @@ from moe_jax.training.metrics import plain
 from moe_jax.training.state import TrainState, init_state
 from moe_jax.training.step import Batch
 
-VARIED = ("params", "opt_state", "router_state", "rng")  # of a state: what each seed has its own of
+# The fields of a state of which each seed has its own.
+VARIED = ("params", "opt_state", "router_state", "rng")
+# Metrics of the router -> the function that makes one number of those of the layers.
 MOE = {
   "logit_max": np.max,
   "drop_rate": np.mean,
   "dropped_tokens": np.mean,
   "entropy": np.mean,
   "max_violation": np.mean,
-}  # of metrics: how the layers' values become one
+}
 SCALARS = ("loss", "cross_entropy", "grad_norm")
-MAPS = 50  # moments at most, of which the load of each expert is kept
+MAPS = 50  # the most moments at which the load of each expert is kept
 
 
 def draw(model, optimizer, seeds: int, seq_len: int, batch_size: int) -> TrainState:
-  """States of seeds 0 to N-1, each as `init_state` draws it, along a first axis of all leaves but
-  `step`. Traceable."""
+  """Returns the initial states of seeds 0 to N-1, each as `init_state` draws it. Traceable.
+
+  All leaves except `step` have a first axis of seeds.
+  """
   keys = jax.numpy.stack([jax.random.key(seed) for seed in range(seeds)])
   return jax.vmap(
     lambda key: init_state(model, optimizer, key, seq_len, batch_size), out_axes=_axes()
@@ -66,14 +70,16 @@ def draw(model, optimizer, seeds: int, seq_len: int, batch_size: int) -> TrainSt
 
 
 def over_seeds(make: Callable, model: nn.Module, seeds: int, together: bool = True) -> Callable:
-  """`step(state, batch) -> (state, metrics)` for a state of `draw`; metrics get an axis of seeds.
+  """Returns `step(state, batch) -> (state, metrics)` for a state of `draw`.
+
+  The metrics have a first axis of seeds.
 
   Args:
-    make: model -> the step of one seed, as `run.update.make` returns it.
-    model: of any seed; each seed trains one whose `seed` is its own, on which routers that learn
-      nothing depend.
-    seeds: N.
-    together: vmap; otherwise one after another.
+    make: Maps a model to the step of one seed, as `run.update.make` returns it.
+    model: The model of any seed. Each seed trains a clone with its own `seed`, on which routers
+      that learn nothing depend.
+    seeds: N, the number of seeds.
+    together: Whether the seeds are vmapped. Otherwise they are trained one after another.
   """
 
   def step(seed, state, batch):
@@ -85,20 +91,26 @@ def over_seeds(make: Callable, model: nn.Module, seeds: int, together: bool = Tr
     return lambda state, batch: over(numbers, state, batch)
 
   def mapped(state: TrainState, batch: Batch):
-    def one(xs):
-      seed, own = xs
-      new, metrics = step(seed, state.replace(**own), batch)
+    def one(seed_and_fields):
+      seed, fields = seed_and_fields
+      new, metrics = step(seed, state.replace(**fields), batch)
       return {name: getattr(new, name) for name in VARIED}, metrics
 
-    own, metrics = jax.lax.map(one, (numbers, {name: getattr(state, name) for name in VARIED}))
-    return state.replace(step=state.step + 1, **own), metrics
+    fields, metrics = jax.lax.map(one, (numbers, {name: getattr(state, name) for name in VARIED}))
+    return state.replace(step=state.step + 1, **fields), metrics
 
   return mapped
 
 
 def over_states(model: nn.Module, seeds: int, together: bool, step: Callable) -> Callable:
-  """`eval_step` of one seed, a partial that names its model, as one of all seeds, each with its own
-  `model.seed`."""
+  """Returns an evaluation step of all seeds, each with its own `model.seed`.
+
+  Args:
+    model: The model of any seed.
+    seeds: N, the number of seeds.
+    together: Whether the seeds are vmapped. Otherwise they are evaluated one after another.
+    step: The evaluation step of one seed, a partial that binds its `model`.
+  """
 
   def one(seed, params, router_state, *rest):
     return step(params, router_state, *rest, model=model.clone(seed=seed))
@@ -108,25 +120,26 @@ def over_states(model: nn.Module, seeds: int, together: bool, step: Callable) ->
     over = jax.vmap(one, in_axes=(0, 0, 0, None, None))
     return lambda *args: over(numbers, *args)
   return lambda params, router_state, *rest: jax.lax.map(
-    lambda own: one(*own, *rest), (numbers, params, router_state)
+    lambda of_seed: one(*of_seed, *rest), (numbers, params, router_state)
   )
 
 
 def _axes() -> TrainState:
+  """Returns the vmapped axes of a state: the seeds share its `step` only."""
   return TrainState(step=None, **dict.fromkeys(VARIED, 0))
 
 
 @dataclasses.dataclass
 class Record:
-  """What is known of the seeds' training so far; saved with each checkpoint.
+  """The course of the training of N seeds so far, which is saved with each checkpoint.
 
   Attributes:
-    train: "step" [T]; of each of `SCALARS` and of the router's figures [N][T].
+    train: "step" [T], and the curves [N][T] of `SCALARS` and of the router's metrics.
     eval: "step" [T'], and the measure [N][T'], averaged over the sources.
-    load: "step" [T'']; "layers" [T''][Lm][E]: each expert's share of the assignments of seed 0.
-    diverged: [N]: the first step whose loss or gradient was not finite; None: all were.
-    times: (wall seconds, CPU seconds) of a step of all seeds, over the steps between two looks at
-      the device.
+    load: "step" [T''], and "layers" [T''][Lm][E], each expert's share of the assignments of seed 0.
+    diverged: [N], the first step whose loss or gradient was not finite. None means that all were.
+    times: The wall seconds and the CPU seconds of a step of all seeds, averaged over the steps
+      between two synchronisations with the device.
   """
 
   train: dict[str, list]
@@ -137,10 +150,11 @@ class Record:
 
   @classmethod
   def empty(cls, seeds: int) -> Record:
+    """Returns the record of a training that has not begun."""
     return cls({"step": []}, {"step": []}, {"step": [], "layers": []}, [None] * seeds, [])
 
   def steps(self, done: Sequence[tuple[int, dict[str, np.ndarray]]]) -> None:
-    """Takes the metrics of the steps since the last call."""
+    """Notes which seeds diverged in the steps since the last call."""
     for n, metrics in done:
       finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
       self.diverged = [
@@ -149,21 +163,22 @@ class Record:
       ]
 
   def point(self, n: int, metrics: dict[str, np.ndarray], maps_every: int) -> None:
-    """Adds those of step `n` to the curves, and the loads once every `maps_every` steps."""
+    """Adds the metrics of step `n` to the curves, and the loads once every `maps_every` steps."""
     self.train["step"].append(n)
-    found = {name: metrics[name] for name in SCALARS}
-    of = {
+    values = {name: metrics[name] for name in SCALARS}
+    moe = {
       name.removeprefix("moe/"): value for name, value in metrics.items() if name.startswith("moe/")
     }
-    found |= {name: reduce(of[name], axis=-1) for name, reduce in MOE.items() if name in of}
-    if "load" in of:  # [N, Lm, E]
-      found["load_cv"] = np.std(of["load"] * of["load"].shape[-1], axis=-1).mean(axis=-1)
+    values |= {name: reduce(moe[name], axis=-1) for name, reduce in MOE.items() if name in moe}
+    if "load" in moe:  # [N, Lm, E]
+      values["load_cv"] = np.std(moe["load"] * moe["load"].shape[-1], axis=-1).mean(axis=-1)
       if n // maps_every > (self.load["step"] or [0])[-1] // maps_every:
         self.load["step"].append(n)
-        self.load["layers"].append(plain(of["load"][0].tolist(), 4))
-    _append(self.train, found)
+        self.load["layers"].append(plain(moe["load"][0].tolist(), 4))
+    _append(self.train, values)
 
   def evaluated(self, n: int, measure: str, values: Sequence[float]) -> None:
+    """Adds the measure of each seed at step `n` to the validation curves."""
     self.eval["step"].append(n)
     _append(self.eval, {measure: values})
 
@@ -171,11 +186,21 @@ class Record:
 def train(
   config, directory: pathlib.Path, seeds: int, together: bool, start: dict[str, Any]
 ) -> dict[str, Any] | None:
-  """Trains until `train.steps`, until no seed is finite, or until a signal; returns the results,
-  None after a signal.
+  """Trains until `train.steps`, until no seed is finite, or until a signal.
+
+  Args:
+    config: The config, whose `seed` is the list of the seeds.
+    directory: The folder of the run.
+    seeds: N, the number of seeds.
+    together: Whether the seeds are vmapped. Otherwise they are trained one after another.
+    start: Facts about the command, which results.json gets, too.
+
+  Returns:
+    The results, see `results`, or None after a signal.
 
   Raises:
-    ConfigError: as `moe_jax.train`; or the workdir has other seeds.
+    ConfigError: The command is wrong in one of the ways that `moe_jax.train` refuses, or the
+      workdir has other seeds.
   """
   tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
   size, fingerprints = data.vocab_size(config.data, tokenizer), data.fingerprints(sources)
@@ -249,7 +274,7 @@ def train(
 
 
 def _of_one_seed(config):
-  """The config with seed 0 in place of the list of seeds, which no model has."""
+  """Returns the config with seed 0 in place of the list of seeds, which no model takes."""
   single = config.copy_and_resolve_references()
   with single.ignore_type():
     single.seed = 0
@@ -259,7 +284,7 @@ def _of_one_seed(config):
 def _steps(
   config, state, batches, step, evaluator, checkpoints, record, interrupt, clock
 ) -> TrainState:
-  """The state after the remaining steps, or those before a signal."""
+  """Returns the state after the remaining steps, or after those before a signal."""
   t, measure = config.train, evaluate.MEASURES[config.data.objective][0]
   maps_every = max(t.log_every, math.ceil(t.steps / MAPS))
   unread, begun = [], None
@@ -275,9 +300,8 @@ def _steps(
       stop = bool(interrupt.name)
       if not stop and not any(map(due, (t.log_every, t.eval_every, t.checkpoint_every))):
         continue
-      unread = [
-        (m, jax.tree.map(np.asarray, metrics)) for m, metrics in unread
-      ]  # waits for the device
+      # This waits for the device.
+      unread = [(m, jax.tree.map(np.asarray, metrics)) for m, metrics in unread]
       if begun:  # the first steps are mostly compilation
         record.times.append(
           [(now - then) / len(unread) for now, then in zip(_now(), begun, strict=True)]
@@ -289,7 +313,8 @@ def _steps(
       if due(t.eval_every):
         record.evaluated(n, measure, _means(evaluator(state, t.eval_batches), measure))
       if due(t.checkpoint_every) or stop:
-        # A seed that has diverged does not stop the others, and its weights are saved with theirs.
+        # A seed that has diverged does not stop the others, and its weights are saved with theirs,
+        # so that the state need not be finite.
         checkpoints.save(
           n,
           state,
@@ -304,13 +329,14 @@ def _steps(
 
 
 def _now() -> tuple[float, float]:
+  """Returns the wall clock and the CPU time in seconds."""
   return time.monotonic(), time.process_time()
 
 
 def results(
   config, record: Record, final: Sequence[dict[str, float]], vocab_size: int, facts: dict[str, Any]
 ) -> dict[str, Any]:
-  """What results.json says: the facts, and
+  """Returns the content of results.json: the facts, and the fields below.
 
     bits_per_byte (or nats_per_target), loss   source -> [N] at the end, on train.eval_batches
                                                batches or all of them
@@ -319,7 +345,8 @@ def results(
     step_seconds, step_cpu_seconds             of a step of one seed: medians over the run, without
                                                evaluations
 
-  and parameters, FLOPs a token, versions and date. None stands for what is not finite.
+  It also has the parameters, the FLOPs per token, the versions and the date. None stands for what
+  is not finite.
   """
   measure = evaluate.MEASURES[config.data.objective][0]
   total, activated = accounts.parameter_counts(config, vocab_size)
@@ -364,8 +391,10 @@ def results(
 
 
 def _summaries(totals: evaluate.Totals, seeds: int, measure: str) -> list[dict[str, float]]:
-  """`evaluate.summary` of each seed; totals have an axis of seeds, or are 0 where a source has no
-  text."""
+  """Returns `evaluate.summary` for each seed.
+
+  The totals have an axis of seeds, or are 0 if a source has no text.
+  """
 
   def of(seed):
     return {
@@ -376,10 +405,11 @@ def _summaries(totals: evaluate.Totals, seeds: int, measure: str) -> list[dict[s
   return [evaluate.summary(of(seed), measure) for seed in range(seeds)]
 
 
-def _means(found: Sequence[dict[str, float]], measure: str) -> list[float]:
+def _means(summaries: Sequence[dict[str, float]], measure: str) -> list[float]:
+  """Returns the measure of each seed, averaged over the sources."""
   return [
     statistics.fmean(value for name, value in seed.items() if name.startswith(f"{measure}/"))
-    for seed in found
+    for seed in summaries
   ]
 
 
@@ -394,17 +424,17 @@ def _append(curves: dict[str, list], values: dict[str, Sequence[float]]) -> None
 
 
 def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code."""
+  """Does what the command line says and returns the exit code."""
   return guarded(argv, __doc__, lambda rest: _main(rest, argv))
 
 
 def _main(rest: Sequence[str], argv: Sequence[str]) -> int:
-  given = [arg.partition("=")[2] for arg in rest if arg.startswith("--seeds=")]
-  if len(given) != 1 or not given[0].isdecimal() or not 1 <= float(given[0]) <= 1000:
+  counts = [arg.partition("=")[2] for arg in rest if arg.startswith("--seeds=")]
+  if len(counts) != 1 or not counts[0].isdecimal() or not 1 <= float(counts[0]) <= 1000:
     raise ConfigError(
-      "seeds", ", ".join(given), "must be given once, the number of seeds, as in --seeds=3"
+      "seeds", ", ".join(counts), "must be given once, the number of seeds, as in --seeds=3"
     )
-  seeds = int(given[0])
+  seeds = int(counts[0])
   if one := [arg for arg in rest if arg.startswith("--config.seed")]:
     raise ConfigError(
       "seed",
@@ -415,27 +445,29 @@ def _main(rest: Sequence[str], argv: Sequence[str]) -> int:
   config = command.config
   assembly.validate(config, 1)
   with config.ignore_type():
-    config.seed = list(
-      range(seeds)
-    )  # what makes this run another than one of moe_jax.train, or of more seeds
+    # The list makes this run a different one from runs of moe_jax.train, and of more seeds.
+    config.seed = list(range(seeds))
   workdir.check(command.workdir, config)
   from absl import logging as absl_logging
 
-  absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is as it should be
+  absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of things that are as they should be
   logging.getLogger("jax").setLevel(logging.WARNING)
-  found = train(
+  outcome = train(
     config,
     command.workdir,
     seeds,
     "--apart" not in rest,
-    {"config": command.path, "command": "python -m experiments.seeds " + shlex.join(argv[1:])},
+    {
+      "config": command.path,
+      "command": "python -m experiments.common.seeds " + shlex.join(argv[1:]),
+    },
   )
-  if found is None:
+  if outcome is None:
     print(
       f"stopped; saved in {command.workdir}; the same command goes on from there", file=sys.stderr
     )
     return 0
-  workdir.write_json(command.workdir / "results.json", found)
+  workdir.write_json(command.workdir / "results.json", outcome)
   return 0
 
 

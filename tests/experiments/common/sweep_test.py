@@ -1,4 +1,4 @@
-"""The runner of studies, on a program that pretends to train."""
+"""Checks the runner of studies on a program that pretends to train."""
 
 import os
 import pathlib
@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from experiments import sweep
+from experiments.common import journal, sweep
 from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 # Does what --config says: ok, diverge, crash, wrong, slow (until it is told to stop; its second
 # start is ok). It also counts its starts.
@@ -60,7 +60,7 @@ def test_a_study_runs_each_row_once(tmp_path):
   # Catches: rows that run again, whose line is lost, or who overwrite each other's.
   study(tmp_path, a="ok")
   study(tmp_path, 2, a="ok", b="ok", c="ok")
-  found = sweep.load(tmp_path / "results.jsonl")
+  found = journal.load(tmp_path / "results.jsonl")
   assert starts(tmp_path) == {"a": 1, "b": 1, "c": 1}
   assert {name: line["loss"] for name, line in found.items()} == {"a": 2, "b": 2, "c": 2}
   assert found["a"] == {"row": "a", "arguments": ["--config=ok"], "loss": 2, "seed": None}
@@ -71,7 +71,7 @@ def test_each_device_trains_a_row_at_a_time(tmp_path):
   # after a run.
   rows = {name: sweep.Row("device") for name in "abcd"}
   sweep.run(rows, tmp_path / "results.jsonl", tmp_path / "runs", 1, FAKE, devices=("5", "7"))
-  found = [line["device"] for line in sweep.load(tmp_path / "results.jsonl").values()]
+  found = [line["device"] for line in journal.load(tmp_path / "results.jsonl").values()]
   assert len(found) == 4 and set(found) == {"5", "7"}
 
 
@@ -79,7 +79,7 @@ def test_a_row_that_diverges_is_an_outcome_and_one_that_is_wrong_is_not(tmp_path
   # Catches: a study that ends at the first unstable run, or that takes a misspelt key or a crash
   # for instability.
   study(tmp_path, a="diverge", b="ok")
-  found = sweep.load(tmp_path / "results.jsonl")
+  found = journal.load(tmp_path / "results.jsonl")
   assert found["a"]["diverged"] == "training has diverged: at step 3" and found["b"]["loss"] == 2
   with pytest.raises(ConfigError, match="row='c': ended with exit code 2: error: no such key"):
     study(tmp_path, a="diverge", b="ok", c="wrong")
@@ -87,7 +87,7 @@ def test_a_row_that_diverges_is_an_outcome_and_one_that_is_wrong_is_not(tmp_path
     ConfigError, match="row='d': ended with exit code 1: RuntimeError: INTERNAL: CUDA error"
   ):
     study(tmp_path, a="diverge", b="ok", d="crash")
-  assert sweep.load(tmp_path / "results.jsonl") == found
+  assert journal.load(tmp_path / "results.jsonl") == found
 
 
 def test_a_finished_row_with_other_arguments_is_refused(tmp_path):
@@ -117,7 +117,8 @@ def test_a_line_that_a_kill_cut_short(tmp_path):
 def test_a_study_that_is_stopped_lets_its_runs_save(tmp_path):
   # Catches: runs that outlive the study or die without saving; a study that cannot go on.
   code = (
-    f"import pathlib, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom experiments import sweep\n"
+    f"import pathlib, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+    "from experiments.common import sweep\n"
     f"here = pathlib.Path({str(tmp_path)!r})\n"
     "sweep.run({'a': sweep.Row('slow'), 'b': sweep.Row('ok')}, here / 'results.jsonl', here / "
     "'runs', 1, "
@@ -131,23 +132,7 @@ def test_a_study_that_is_stopped_lets_its_runs_save(tmp_path):
   assert process.wait(30) == 143
   assert (tmp_path / "runs" / "a" / "saved").exists() and not (tmp_path / "results.jsonl").exists()
   study(tmp_path, a="slow", b="ok")
-  assert list(sweep.load(tmp_path / "results.jsonl")) == ["a", "b"] and starts(tmp_path) == {
+  assert list(journal.load(tmp_path / "results.jsonl")) == ["a", "b"] and starts(tmp_path) == {
     "a": 2,
     "b": 1,
   }
-
-
-def test_the_command_line(tmp_path, capsys):
-  # Catches: commands that are not those that run, rows that cannot be chosen.
-  rows = {
-    "switch_seed1": sweep.Row("configs/switch.py:desk", {"seed": 1, "data.sources": ("text:a b",)}),
-    "glam": sweep.Row("configs/glam.py:desk"),
-  }
-  assert sweep.main(["--print", "--only=switch"], rows, tmp_path / "mine") == 0
-  assert capsys.readouterr().out == (
-    "python -m moe_jax.train --workdir=runs/mine/switch_seed1 "
-    "--config=configs/switch.py:desk --config.seed=1 "
-    "'--config.data.sources=('\"'\"'text:a b'\"'\"',)'\n"
-  )
-  assert sweep.main(["--only=mixtral"], rows, tmp_path) == 2
-  assert "rows: switch_seed1, glam" in capsys.readouterr().err

@@ -1,5 +1,4 @@
-"""Times one MoE layer under each dispatcher beside a dense FFN of equal FLOPs: `python -m
-experiments.bench.run`."""
+"""Times one MoE layer under each dispatcher beside a dense FFN of equal FLOPs."""
 
 from __future__ import annotations
 
@@ -11,24 +10,35 @@ import pathlib
 import platform
 import sys
 import time
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jaxlib
 import numpy as np
 
+from experiments.common.command_line import check_counts, check_folder
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.dispatch.capacity import expert_capacity
 from moe_jax.dispatch.grouped import plan_layout
+from moe_jax.errors import choose
 from moe_jax.experts import Experts, activate, is_gated
 from moe_jax.hlo.flops import hlo_matmul_flops
 from moe_jax.routing.plan import RoutingContext
 from moe_jax.routing.top_k import top_k
-from moe_jax.train import guarded
 
 
 class Shape(NamedTuple):
+  """The sizes of a layer.
+
+  Attributes:
+    tokens: The number of tokens.
+    d_model: The width of the model.
+    d_ff: The hidden width of an expert.
+    experts: E, the number of experts.
+    k: K, the number of experts that a token visits.
+    activation: The activation of the experts.
+  """
+
   tokens: int
   d_model: int
   d_ff: int
@@ -38,9 +48,18 @@ class Shape(NamedTuple):
 
 
 class Row(NamedTuple):
+  """A dispatcher to time.
+
+  Attributes:
+    dispatcher: A key of `DISPATCHERS`.
+    platform: The platform whose implementation is timed. None means that of the device.
+    tokens_per_group: The size of a group. 0 means one group of all tokens.
+    capacity_factor: The slots of all experts over the assignments. None means dropless.
+  """
+
   dispatcher: str
-  platform: str | None  # whose implementation; None = that of the device
-  tokens_per_group: int  # 0 = all
+  platform: str | None
+  tokens_per_group: int
   capacity_factor: float | None
 
 
@@ -50,8 +69,8 @@ SHAPES = {
   "S3": Shape(8192, 256, 512, 64, 6, "swiglu"),
   "S4": Shape(4096, 512, 2048, 16, 1, "relu"),
 }
-# Dropless where it is feasible, 1.25 slots an assignment (S*K/E) elsewhere; einsum in groups: it is
-# quadratic in them.
+# The rows are dropless where that is feasible. Otherwise they have 1.25 slots per assignment
+# (S*K/E). einsum works in groups, because its cost is quadratic in their size.
 ROWS = {
   "grouped": Row("grouped", None, 0, None),
   "scatter, capacity 1.25": Row("scatter", None, 0, 1.25),
@@ -61,12 +80,15 @@ SLOW = {"grouped by ragged_dot": Row("grouped", "gpu", 0, None)}
 
 
 def random(key, *shape):
+  """Returns a normal array, scaled by 1/sqrt(fan-in) if it is a stack of matrices."""
   return jax.random.normal(key, shape) / np.sqrt(shape[-2] if len(shape) > 2 else 1)
 
 
 def workload(shape: Shape):
-  """Tokens, router logits of slightly uneven experts (loads differ by a factor of about 3), and the
-  experts."""
+  """Returns tokens, router logits and experts.
+
+  The experts are slightly uneven: their loads differ by a factor of about 3.
+  """
   keys = jax.random.split(jax.random.key(0), 6)
   t, d, f, e = shape[:4]
   gate = random(keys[2], e, d, f) if is_gated(shape.activation) else None
@@ -75,7 +97,10 @@ def workload(shape: Shape):
 
 
 def dense(shape: Shape, experts: Experts):
-  """Forward and forward+backward of a dense FFN on tokens * k rows; and no loops to count."""
+  """Returns the programs of a dense FFN on tokens * k rows, and the trips of its loops.
+
+  It has no loops.
+  """
   w = {name: leaf[0] for name, leaf in experts.weights.items()}
   rows = random(jax.random.key(1), shape.tokens * shape.k, shape.d_model)
 
@@ -86,8 +111,10 @@ def dense(shape: Shape, experts: Experts):
 
 
 def layer(shape: Shape, row: Row, x, logits, experts: Experts):
-  """Forward and forward+backward (x, gates, weights) of a dispatcher on a given plan; how often its
-  loops run."""
+  """Returns the programs of a dispatcher on a given plan, and the trips of their loops.
+
+  The backward pass is by x, gates and weights.
+  """
   per_group = row.tokens_per_group or shape.tokens
 
   def group(array):
@@ -111,15 +138,22 @@ def layer(shape: Shape, row: Row, x, logits, experts: Experts):
 
 
 def compiled(function, *args, constants=0):
-  """Ahead-of-time compiled thunks {"forward", "backward"}; the last `constants` arguments get no
-  gradient."""
+  """Compiles the forward pass, and the forward and backward passes together.
+
+  Args:
+    function: The function to compile.
+    *args: Its arguments.
+    constants: The number of arguments, from the end, that get no gradient.
+
+  Returns:
+    {"forward", "backward"} -> the optimised program as text, and a thunk that runs it.
+  """
   split = len(args) - constants
 
   def backward(cotangent, *args):
     value, pull = jax.vjp(lambda *a: function(*a, *args[split:]), *args[:split])
-    return value, pull(
-      cotangent
-    )  # Gradients alone would let XLA skip the dense FFN's last product.
+    # Gradients alone would let XLA skip the last product of the dense FFN, hence the value.
+    return value, pull(cotangent)
 
   cotangent = jax.random.normal(jax.random.key(2), jax.eval_shape(function, *args).shape)
   both = {"forward": (function, args), "backward": (backward, (cotangent, *args))}
@@ -131,15 +165,16 @@ def compiled(function, *args, constants=0):
 
 
 def measure(name: str, shape: Shape, rows: dict[str, Row], repeats: int, progress):
-  """Medians over interleaved rounds; ratios are medians of each round's ratio to its own dense
-  FFN."""
+  """Times all rows in interleaved rounds and returns their medians.
+
+  A ratio is the median over the rounds of a row's time over the dense FFN's in the same round.
+  """
   x, logits, experts = workload(shape)
   makers = {"dense FFN": lambda: dense(shape, experts)}
   makers |= {row: functools.partial(layer, shape, rows[row], x, logits, experts) for row in rows}
-  programs, ideal = (
-    {},
-    2.0 * shape.tokens * shape.k * shape.d_model * shape.d_ff * (2 + is_gated(shape.activation)),
-  )
+  programs = {}
+  matrices = 2 + is_gated(shape.activation)
+  ideal = 2.0 * shape.tokens * shape.k * shape.d_model * shape.d_ff * matrices
   results = {row: {} for row in makers}
   for row, make in makers.items():
     progress(f"{name}: compiling {row}")
@@ -154,7 +189,7 @@ def measure(name: str, shape: Shape, rows: dict[str, Row], repeats: int, progres
       progress(f"{name}: {part} of {row}")
       start = time.perf_counter()
       jax.block_until_ready(run())
-      if round_number:  # The first round warms up.
+      if round_number:  # the first round warms up
         times[row, part].append(1e3 * (time.perf_counter() - start))
   for (row, part), ms in times.items():
     results[row] |= {
@@ -165,6 +200,7 @@ def measure(name: str, shape: Shape, rows: dict[str, Row], repeats: int, progres
 
 
 def table(name: str, shape: Shape, results) -> str:
+  """Returns the results of a shape as text."""
   head = f"{name}: " + ", ".join(f"{field}={value}" for field, value in shape._asdict().items())
   lines = [
     head,
@@ -183,6 +219,7 @@ def table(name: str, shape: Shape, results) -> str:
 
 
 def environment():
+  """Returns what may influence the times: devices, versions, load and flags."""
   cpu = (
     [
       line.split(":")[1].strip()
@@ -206,12 +243,13 @@ def environment():
 
 
 class Progress:
-  """A bar on a terminal's stderr, silent elsewhere."""
+  """A progress bar on standard error if that is a terminal, and nothing otherwise."""
 
   def __init__(self, steps: int):
     self.steps, self.done, self.shown = steps, 0, sys.stderr.isatty()
 
   def __call__(self, what: str):
+    """Says what is being done, and counts it."""
     self.done += 1
     filled = 30 * self.done // self.steps
     if self.shown:
@@ -220,46 +258,45 @@ class Progress:
       )
 
   def clear(self):
+    """Removes the bar."""
     if self.shown:
       print("\r" + " " * 94 + "\r", end="", file=sys.stderr, flush=True)
 
 
-def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code."""
-  parser = argparse.ArgumentParser(prog="python -m experiments.bench.run", description=__doc__)
+def flags(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the verb."""
   parser.add_argument(
     "--shapes", default=",".join(SHAPES), help=f"comma-separated, of {', '.join(SHAPES)}"
   )
   parser.add_argument(
     "--repeats", type=int, default=11, help="timed rounds; medians are shown (%(default)s)"
   )
-  parser.add_argument("--out", default="", help="JSON file for the results")
+  parser.add_argument("--out", type=pathlib.Path, help="JSON file for the results")
   parser.add_argument(
     "--slow", action="store_true", help="also XLA's ragged_dot, which is E times the FLOPs on a CPU"
   )
-  flags = parser.parse_args(argv)
-  names = flags.shapes.split(",")
-  if unknown := [name for name in names if name not in SHAPES]:
-    parser.error(f"--shapes={unknown[0]}: must be among {', '.join(SHAPES)}")
-  if flags.repeats < 1:
-    parser.error(f"--repeats={flags.repeats}: must be at least 1")
-  rows = ROWS | (SLOW if flags.slow else {})
-  progress = Progress(len(names) * (len(rows) + 1) * (1 + 2 * (flags.repeats + 1)))
-  report = {"environment": environment(), "repeats": flags.repeats, "shapes": {}}
+
+
+def action(options: argparse.Namespace) -> int:
+  """Does what the command line says and returns the exit code."""
+  names = options.shapes.split(",")
+  for name in names:
+    choose("shapes", name, SHAPES)
+  check_counts(options, repeats=1)
+  check_folder("out", options.out)
+  rows = ROWS | (SLOW if options.slow else {})
+  progress = Progress(len(names) * (len(rows) + 1) * (1 + 2 * (options.repeats + 1)))
+  report = {"environment": environment(), "repeats": options.repeats, "shapes": {}}
   print(
     "Ratios are to the dense FFN's time, and to the ideal FLOPs: those of the matmuls of tokens * "
     "k rows.\n"
   )
   for name in names:
-    results = measure(name, SHAPES[name], rows, flags.repeats, progress)
+    results = measure(name, SHAPES[name], rows, options.repeats, progress)
     progress.clear()
     print(table(name, SHAPES[name], results) + "\n", flush=True)
     report["shapes"][name] = {"shape": SHAPES[name]._asdict(), "rows": results}
   report["environment"]["load_average_after"] = os.getloadavg()
-  if flags.out:
-    pathlib.Path(flags.out).write_text(json.dumps(report, indent=1) + "\n")
+  if options.out:
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
   return 0
-
-
-if __name__ == "__main__":
-  sys.exit(guarded(sys.argv, None, lambda argv: main(argv[1:])))

@@ -1,0 +1,17 @@
+"""Benchmarks of one MoE layer; README.md has the question and the outcome."""
+
+from experiments.common.study import Study, lazy_verb
+
+STUDY = Study(
+  name="bench",
+  about="How long does one MoE layer take beside a dense FFN, and what does routing cost?",
+  verbs={
+    "dispatchers": lazy_verb(
+      "Times each dispatcher beside a dense FFN of the same activated FLOPs.",
+      "experiments.bench.dispatchers",
+    ),
+    "routing": lazy_verb(
+      "Times what each router costs beside the experts' matmuls.", "experiments.bench.routing"
+    ),
+  },
+)

@@ -1,0 +1,80 @@
+"""Gives all studies one style of figures, and draws the loss curves of single rows."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moe_jax.errors import ConfigError
+from moe_jax.report.charts import Line, line_file
+
+STYLE = pathlib.Path(__file__).resolve().parent / "plots.mplstyle"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
+LOSSES = ("cross_entropy", "loss")
+
+
+def need(module: str) -> types.ModuleType:
+  """Imports a module of the extra [studies].
+
+  Raises:
+    ConfigError: The module is not installed.
+  """
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    raise ConfigError(
+      "experiments", module, "is not installed; run pip install -e '.[studies]'"
+    ) from error
+
+
+def pyplot() -> types.ModuleType:
+  """Returns matplotlib's pyplot, which draws into files and has the studies' style.
+
+  Raises:
+    ConfigError: Matplotlib is not installed.
+  """
+  need("matplotlib").use("Agg")
+  plt = need("matplotlib.pyplot")
+  plt.style.use(STYLE)
+  return plt
+
+
+def save(figure: Any, path: pathlib.Path) -> None:
+  """Writes a figure and closes it."""
+  figure.savefig(path)
+  pyplot().close(figure)
+
+
+def loss_curves(lines: Mapping[str, Mapping[str, Any]]) -> str:
+  """Returns an SVG of each row's training loss: the mean over its seeds and their range.
+
+  Rows without curves, such as runs of one seed by `moe_jax.train`, are left out.
+
+  Args:
+    lines: Row -> its line of results.
+
+  Returns:
+    The SVG, or "" if no row has a curve.
+  """
+  drawn = []
+  for name, line in lines.items():
+    curves = line.get("train", {})
+    key = next((key for key in LOSSES if key in curves), None)
+    if key is None or not curves["step"]:
+      continue
+    values = np.array(curves[key], float)  # [seeds, steps]; None becomes NaN
+    drawn.append(
+      Line(
+        name,
+        np.array(curves["step"], float),
+        values.mean(axis=0),
+        COLOURS[len(drawn) % len(COLOURS)],
+        band=(values.min(axis=0), values.max(axis=0)),
+      )
+    )
+  return line_file("Training loss: mean and range of the seeds", drawn) if drawn else ""

@@ -1,0 +1,227 @@
+"""Runs the rows of a study, each in a process of its own, and keeps one line of results for each.
+
+A row is a config and the keys that it changes. `python -m experiments STUDY run` calls `run`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import pathlib
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from experiments.common import journal
+from experiments.common.entry import parse
+from moe_jax.errors import EXIT_DIVERGED, ConfigError
+
+# Fields of a run's results.json that a line of results leaves out, because they are long or because
+# the line has them elsewhere.
+DROPPED = ("sample", "command", "compare", "ladder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One run: a config and the keys that the run changes.
+
+  Attributes:
+    config: "configs/FILE.py" or "configs/FILE.py:VARIANT".
+    overrides: Dotted config key -> value, as after `--config.` on the command line.
+    seeds: The number of seeds that `experiments.common.seeds` trains together. 0 means one run of
+      `moe_jax.train` with the seed of the config.
+    apart: Whether the seeds take turns within each step (--apart) instead of being vmapped.
+  """
+
+  config: str
+  overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  seeds: int = 0
+  apart: bool = False
+
+  def arguments(self) -> list[str]:
+    """Returns the flags of the program without --workdir. Equal flags mean the same run."""
+    seeds = [f"--seeds={self.seeds}"] * bool(self.seeds) + ["--apart"] * self.apart
+    return [
+      f"--config={self.config}",
+      *(f"--config.{key}={value}" for key, value in self.overrides.items()),
+      *seeds,
+    ]
+
+  @property
+  def program(self) -> tuple[str, ...]:
+    """The arguments of Python that select the training program."""
+    return ("-m", "experiments.common.seeds" if self.seeds else "moe_jax.train")
+
+  def command(self, directory: pathlib.Path) -> list[str]:
+    """Returns the whole command that trains the row in `directory`."""
+    return ["python", *self.program, f"--workdir={directory}", *self.arguments()]
+
+  def changed(self, values: Mapping[str, str], seeds: int | None) -> Row:
+    """Returns the row with other values of config keys and another number of seeds.
+
+    Args:
+      values: Dotted config key -> value.
+      seeds: The number of seeds. None leaves the row's own.
+
+    Raises:
+      ConfigError: The row fixes its seed, so that a number of seeds has no meaning for it.
+    """
+    if seeds is not None and "seed" in self.overrides:
+      raise ConfigError(
+        "seeds",
+        seeds,
+        "each row of this study has one seed; choose rows with --only, or a seed with --set seed=N",
+      )
+    return dataclasses.replace(
+      self, overrides={**self.overrides, **values}, seeds=self.seeds if seeds is None else seeds
+    )
+
+  def check(self) -> None:
+    """Reads the row's config with all of its overrides.
+
+    Raises:
+      ConfigError: A key does not exist or a value has the wrong type.
+    """
+    flags = [argument for argument in self.arguments() if argument.startswith("--config")]
+    parse(["", *flags], workdir=False)
+
+
+def unfinished(rows: Mapping[str, Row], results: pathlib.Path) -> dict[str, Row]:
+  """Returns the rows that have no line in `results` yet.
+
+  Raises:
+    ConfigError: A row has a line that was made with other arguments.
+  """
+  done = journal.load(results)
+  for name in rows.keys() & done.keys():
+    before, now = done[name]["arguments"], rows[name].arguments()
+    if before != now:
+      raise ConfigError(
+        "results",
+        str(results),
+        f"its row {name!r} was run with {_difference(before, now)}, and is now "
+        f"{_difference(now, before)}; try changes with --set KEY=VALUE and a --workdir of their "
+        "own, or remove the line to run the row again",
+      )
+  return {name: row for name, row in rows.items() if name not in done}
+
+
+def _difference(arguments: Sequence[str], others: Sequence[str]) -> str:
+  """Returns the arguments that the others lack, in words."""
+  only_here = [argument for argument in arguments if argument not in others]
+  return shlex.join(only_here) or "the rest of these flags"
+
+
+def run(
+  rows: Mapping[str, Row],
+  results: pathlib.Path,
+  workdir: pathlib.Path,
+  processes: int = 1,
+  program: Sequence[str] = (),
+  devices: Sequence[str] = (),
+  report: journal.Report = lambda name, line: None,
+) -> None:
+  """Trains the unfinished rows, `processes` at a time, and adds a line to `results` for each.
+
+  A line has the row's name, its arguments and the fields of its results.json, or `diverged` if the
+  loss was no longer finite. SIGTERM and Ctrl-C let the runs save before they end. A run whose
+  folder exists goes on where it stopped.
+
+  Args:
+    rows: Name -> row. A row's name is also the name of its run's folder.
+    results: The file of lines, which is created if it does not exist.
+    workdir: The folder that holds the folders and the logs of the runs.
+    processes: The number of rows that are trained at a time.
+    program: A command that takes the flags of `moe_jax.train` and leaves the same files and exit
+      codes. () means each row's own program.
+    devices: Values of CUDA_VISIBLE_DEVICES. Each device trains one row at a time, and its run sees
+      no other device; `processes` is then ignored. () means that every run sees all devices.
+    report: Called with the name and the line of each row that ends.
+
+  Raises:
+    ConfigError: A row ended in another way: its command is wrong, or it crashed or was killed. The
+      message ends with the last line of the row's log. The row has no line in `results` and runs
+      again with the next command.
+  """
+  todo = unfinished(rows, results)
+  workdir.mkdir(parents=True, exist_ok=True)
+  results.parent.mkdir(parents=True, exist_ok=True)
+  running: set[subprocess.Popen] = set()
+  stopping = threading.Event()
+  free: queue.SimpleQueue[str] = queue.SimpleQueue()
+  for device in devices:
+    free.put(device)
+
+  def on_a_device(name: str) -> dict[str, Any]:
+    if not devices:
+      return train(name, {})
+    device = free.get()
+    try:
+      return train(name, {"CUDA_VISIBLE_DEVICES": device})
+    finally:
+      free.put(device)
+
+  def train(name: str, variables: Mapping[str, str]) -> dict[str, Any]:
+    directory, log_file = workdir / name, workdir / f"{name}.log"
+    command = [
+      *(program or (sys.executable, *rows[name].program)),
+      f"--workdir={directory}",
+      *rows[name].arguments(),
+    ]
+    with open(log_file, "a") as log:
+      # A session of its own keeps a Ctrl-C in the terminal away from the run, which is told to stop
+      # by SIGTERM below.
+      process = subprocess.Popen(
+        command, stdout=log, stderr=log, start_new_session=True, env=os.environ | variables
+      )
+      running.add(process)
+      # The study may have been stopped while the process started, too late to be in `running`.
+      if stopping.is_set():
+        process.terminate()
+      code = process.wait()
+      running.discard(process)
+    return _line(name, rows[name], code, directory, log_file)
+
+  previous_handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+  pool = concurrent.futures.ThreadPoolExecutor(len(devices) or processes)
+  try:
+    futures = {pool.submit(on_a_device, name): name for name in todo}
+    done = concurrent.futures.as_completed(futures)
+    for future in tqdm(done, total=len(rows), initial=len(rows) - len(todo), unit="run"):
+      line = future.result()
+      journal.append(results, line)
+      report(futures[future], line)
+  except BaseException:
+    stopping.set()
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in list(running):
+      process.terminate()
+    raise
+  finally:
+    pool.shutdown(wait=True)
+    signal.signal(signal.SIGTERM, previous_handler)
+
+
+def _line(
+  name: str, row: Row, code: int, directory: pathlib.Path, log: pathlib.Path
+) -> dict[str, Any]:
+  """Returns the line of results of a run that ended with this exit code."""
+  last_words = (log.read_text().strip().splitlines() or [""])[-1]
+  line = {"row": name, "arguments": row.arguments()}
+  if code == EXIT_DIVERGED:
+    return line | {"diverged": last_words.removeprefix("error: ")}
+  results = directory / "results.json"
+  if code or not results.exists():
+    raise ConfigError("row", name, f"ended with exit code {code}: {last_words}; its log is {log}")
+  return line | {
+    key: value for key, value in json.loads(results.read_text()).items() if key not in DROPPED
+  }

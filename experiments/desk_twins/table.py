@@ -1,0 +1,85 @@
+"""The rows of the study and its table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from configs.dense_baseline import FAMILIES
+from experiments.common import tables
+from experiments.common.sweep import Row
+
+ROWS = {
+  name: Row(config)
+  for family in FAMILIES
+  for name, config in (
+    (family, f"configs/{family}.py:desk"),
+    (f"dense_{family}", f"configs/dense_baseline.py:{family}"),
+  )
+}
+MEASURES = {"bits_per_byte": "bits per byte", "nats_per_target": "nats a target"}
+
+
+def baseline(scale: str, row: str) -> str:
+  """Returns the dense twin of a row with experts."""
+  return f"dense_{row}" if row in FAMILIES else ""
+
+
+def table(done: Mapping[str, Mapping[str, Any]]) -> str:
+  """Returns Markdown of the families of which both runs are finished.
+
+  A row shows experts minus dense twin in each domain and on average.
+
+  Args:
+    done: Row -> its line of results.
+  """
+  pairs = {
+    family: (done[family], done[f"dense_{family}"])
+    for family in FAMILIES
+    if {family, f"dense_{family}"} <= done.keys()
+  }
+  if not pairs:
+    return "No pair of runs is finished."
+  first = next(iter(pairs.values()))[0]
+  domains = list(first["loss"])
+  head = [
+    "family",
+    "parameters, activated",
+    *(domain.removeprefix("embedded:") for domain in domains),
+    "dense twin, mean",
+    "experts, mean",
+    "difference",
+  ]
+  made = tables.markdown(
+    head,
+    [_cells(family, *runs, domains) for family, runs in pairs.items()],
+    "|---|---:|" + "---:|" * (len(domains) + 3),
+  )
+  return "\n".join(
+    [
+      made,
+      "",
+      "Held out: bits per byte, or nats a target (*) of span corruption; one seed; "
+      f"{first['steps']} steps of {first['tokens'] // first['steps']} target tokens, decoders. "
+      f"Python {first['python']}, {tables.versions(first)}, {first['hardware']}.",
+    ]
+  )
+
+
+def _cells(
+  family: str, experts: Mapping[str, Any], dense: Mapping[str, Any], domains: list[str]
+) -> list[str]:
+  measure = next(name for name in MEASURES if name in experts)
+  pair = [[run[measure][domain] for domain in domains] for run in (dense, experts)]
+  dense_mean, experts_mean = (statistics.fmean(values) for values in pair)
+  parameters = experts["parameters"]
+  star = "" if measure == "bits_per_byte" else "*"
+  return [
+    f"`{family}`{star}",
+    f"{parameters['total'] / 1e6:.2f}M, {parameters['activated'] / 1e6:.2f}M",
+    *(f"{b - a:+.3f}" for a, b in zip(*pair, strict=True)),
+    f"{dense_mean:.3f}",
+    f"{experts_mean:.3f}",
+    f"**{experts_mean - dense_mean:+.3f}**",
+  ]

@@ -1,0 +1,68 @@
+"""Checks what a finished row says on the terminal, and what the studies share with it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.common import journal, outcomes, plots, tables
+
+pytestmark = pytest.mark.unit
+
+
+def line(*bits, diverged=None):
+  return {"mean_bits_per_byte": list(bits), "diverged": diverged or [None] * len(bits)}
+
+
+def test_means_and_differences():
+  # 2, 2.1 and 2.2: mean 2.1, sample deviation 0.1, error 0.1 / sqrt 3 = 0.058. Independent:
+  # 0.058 * sqrt 2 = 0.082; paired, all differences are 0.5. Catches: a population's deviation,
+  # errors that are added, pairs of different seeds.
+  mine, other = line(2.0, 2.1, 2.2), line(1.5, 1.6, 1.7)
+  first = "2.100 ± 0.058 bits per byte over 3 of 3 seeds; +0.500 ± "
+  assert outcomes.describe(mine, {"base": other}) == f"{first}0.082 compared with base"
+  paired = outcomes.describe(mine, {"base": other}, paired=True)
+  assert paired == f"{first}0.000 compared with base"
+
+
+def test_a_seed_that_diverged_does_not_count():
+  # Catches: a measure after divergence in the mean, None as a number.
+  words = outcomes.describe(line(2.0, 9.0, None, diverged=[None, 7, 3]), {})
+  assert words == "2.000 bits per byte over 1 of 3 seeds"
+  assert outcomes.describe(line(None, diverged=[3]), {}) == "all seeds diverged"
+
+
+def test_lines_of_other_programs():
+  # Catches: a run of one seed whose sources are not averaged, two measures that are compared, a
+  # dry run that is called finished though it does not fit.
+  one = {"bits_per_byte": {"a": 2.0, "b": 3.0}}
+  other = {"nats_per_target": {"a": 2.0}}
+  assert outcomes.describe(one, {"other": other}) == "2.500 bits per byte"
+  assert outcomes.describe({"error": "does not fit"}, {}) == "does not fit"
+  assert outcomes.describe({"diverged": "at step 3"}, {}) == "at step 3"
+
+
+def test_curves_of_rows():
+  # Catches: a crash at a loss that is not finite, an empty figure of rows without curves.
+  curve = {"train": {"step": [1, 2, 3], "loss": [[3.0, 2.0, None], [3.5, 2.5, 2.0]]}}
+  picture = plots.loss_curves({"mine": curve, "one": {"bits_per_byte": {"a": 1.0}}})
+  assert "mine" in picture and "<svg" in picture and ">one<" not in picture
+  assert plots.loss_curves({"one": {}}) == ""
+
+
+def test_tables():
+  # Catches: columns that are not aligned, text outside of the markers that is lost.
+  made = tables.markdown(["a", "b"], [["x", "1"]])
+  assert made == "| a | b |\n| --- | ---: |\n| x | 1 |"
+  text = "before\n<!-- table:t -->\nold\n<!-- /table:t -->\nafter"
+  assert tables.replace_all(text, {"t": made}) == text.replace("old", made)
+
+
+def test_a_journal_is_rewritten_at_once(tmp_path):
+  # Catches: a line that is lost or doubled, a temporary file that stays.
+  file = tmp_path / "results.jsonl"
+  for row in "ab":
+    journal.append(file, {"row": row, "value": float(np.float32(0.5))})
+  journal.rewrite(file, [entry | {"value": 1} for entry in journal.load(file).values()])
+  assert [json.loads(text)["value"] for text in file.read_text().splitlines()] == [1, 1]
+  assert list(tmp_path.iterdir()) == [file]
