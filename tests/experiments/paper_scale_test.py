@@ -19,8 +19,8 @@ pytestmark = pytest.mark.smoke
 def test_rows_suit_their_machines(name):
   # Catches: a mesh that its model or batch does not divide, or that leaves devices out; a misspelt
   # key.
-  flags, rest = dryrun.take_flags(["dryrun", *rows.ROWS[name].arguments()])
-  config = commands.parse(rest, workdir=False).config
+  flags, rest = commands.take_flags(rows.ROWS[name].arguments(), dryrun.FLAGS)
+  config = commands.parse(["dryrun", *rest], workdir=False).config
   machine = topology.parse(flags["topology"])
   dryrun.set_mesh(config, flags["mesh"])
   assembly.validate(config, machine.num_devices)
