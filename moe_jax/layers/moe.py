@@ -224,7 +224,7 @@ class MoeLayer(nn.Module):
   def _shared(
     self, make: Callable[..., nn.Module], x: Float[Array, "B L D"], context: LayerContext
   ) -> Float[Array, "B L D"]:
-    """Returns the output of the shared experts that `make` makes, times its gate if there is one."""
+    """Returns the output of the shared experts, which `make` makes, times their gate if any."""
     y = make(name="shared")(x, context)[0]
     if not self.shared_gate:
       return y
