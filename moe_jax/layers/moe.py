@@ -83,8 +83,8 @@ class MoeLayer(nn.Module):
     shared_gate: Whether the output of `shared` is multiplied by sigmoid(w x) (Qwen1.5-MoE).
     ffn_bias: A key of `FFN_BIASES`: what a vector of each expert does to its hidden units.
     output_scale: Factor on the initial output projections.
-    dtype: Dtype of the activations. Parameters, router and gates are float32, unless
-      `gate.router_dtype` says otherwise.
+    dtype: Dtype of the activations. Parameters and gates are float32, and the router computes in
+      `gate.router_dtype`.
   """
 
   num_experts: int
@@ -235,7 +235,7 @@ class MoeLayer(nn.Module):
 
 
 def _place(context: LayerContext, size: int, length: int) -> noise.Place | None:
-  """Returns the place of a microbatch's routing groups in the batch, or None if it is not split.
+  """Returns the place of a microbatch's routing groups in its batch; None without microbatches.
 
   Args:
     context: The context of the layer.
