@@ -1,5 +1,7 @@
-"""Thin Linen modules: they own the parameters, call routing, dispatch and experts, and return (y,
-Aux)."""
+"""Thin Linen modules, which own the parameters and call routing, dispatch and experts.
+
+Layers that may have experts return (y, Aux): their output, and their losses and metrics.
+"""
 
 from moe_jax.layers.attention import Attention, AttentionOptions, rope
 from moe_jax.layers.aux import Aux, LayerContext, LayerRouting, Microbatch, concatenate, stack

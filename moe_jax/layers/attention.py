@@ -1,5 +1,4 @@
-"""Attention within documents: rotary, relative or no positions, grouped queries, float32
-softmax."""
+"""Grouped-query attention within documents, with rotary, relative or no position information."""
 
 from __future__ import annotations
 
@@ -14,25 +13,30 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.layers.aux import LayerContext
-from moe_jax.layers.init import projection
+from moe_jax.layers.init import parameter, projection
 from moe_jax.layers.norms import RmsNorm
 from moe_jax.layers.relative_bias import bias_table, relative_bias
 from moe_jax.options import LARGEST, NOT_NEGATIVE, ROWS, WIDTH, Bounds, Options, option
 from moe_jax.sharding import constrain
 
-MASKED = (
-  -0.7 * jnp.finfo(jnp.float32).max
-)  # finite: a row that is masked everywhere gives numbers, not NaN
+# The score of a masked key. It is finite so that a query without any visible key gets numbers
+# instead of NaN.
+MASKED = -0.7 * jnp.finfo(jnp.float32).max
 
 
 def rope(
   x: Float[Array, "B L H P"], positions: Int[Array, "B L"], theta: float
 ) -> Float[Array, "B L H P"]:
-  """Rotary position embedding (Su et al. 2021): rotates feature pairs (i, i + P/2) by position *
-  theta^(-2i/P).
+  """Returns `x` with rotary position embedding (Su et al. 2021).
 
-  The product of a rotated query and a rotated key depends on the positions' difference alone.
-  Float32 inside.
+  The feature pair (i, i + P/2) is rotated by the angle position * theta^(-2i/P). The dot product of
+  a rotated query and a rotated key therefore depends only on the difference of their positions.
+  The arithmetic is float32, and the result has the dtype of `x`.
+
+  Args:
+    x: Queries or keys. P must be even.
+    positions: Position of each token in its document.
+    theta: Base of the frequencies; the longest wavelength approaches 2 pi theta tokens.
   """
   half = x.shape[-1] // 2
   frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -87,20 +91,21 @@ class AttentionOptions(Options):
 
 
 class Attention(nn.Module):
-  """Grouped-query attention (Ainslie et al. 2023): query head h reads key-value head h // (heads /
-  kv_heads).
+  """Grouped-query attention (Ainslie et al. 2023), as self-attention or as cross-attention.
 
-  Queries, keys and values are projected; then, each where it is asked for: biases, normalisation,
-  clipping, rotation. This is the order of OLMoE's published code, which has both of the middle two;
-  DBRX clips and does not normalise.
+  Query head h reads key-value head h // (heads / kv_heads). Queries, keys and values are projected
+  and then, in this order and as far as the options ask for it, get biases, normalisation, clipping
+  and rotation. This is the order of OLMoE's published code, which both normalises and clips; DBRX
+  clips and does not normalise. The softmax is float32.
 
   Attributes:
     options: The options of the section `model`.
-    causal: Whether a query sees no later key of its document; otherwise it sees all keys of it.
+    causal: Whether a query sees no later key of its document. Otherwise it sees all keys of its
+      document.
     norm_eps: Epsilon of the norms of `qk_norm`.
     dropout: Probability of dropout on attention weights, in training.
     output_scale: Factor on the initial output projection.
-    dtype: Dtype of the activations; parameters are float32.
+    dtype: Dtype of the activations. Parameters are float32.
   """
 
   options: AttentionOptions
@@ -118,28 +123,30 @@ class Attention(nn.Module):
     memory: Float[Array, "B Lk D"] | None = None,
     memory_segments: Int[Array, "B Lk"] | None = None,
   ) -> Float[Array, "B L D"]:
-    """Self-attention, or attention from `x` to `memory`.
+    """Applies self-attention to `x`, or cross-attention from `x` to `memory`.
 
     Args:
-      x: where queries come from.
-      context: of x; padding sees padding.
-      memory: where keys and values come from; None: from x. A query sees all of the memory that is
-        of its own segment, early or late, and gets 0 where there is none. `position` must be
-        "none".
-      memory_segments: document of each place of the memory, as in `context`; padding is seen by
-        nobody.
+      x: The input of the queries and, in self-attention, of the keys and values.
+      context: Segments and positions of `x`. In self-attention, padding sees padding.
+      memory: The input of the keys and values in cross-attention, which requires the option
+        `position` to be "none". A query sees the whole memory of its own segment, and gets 0 if
+        there is none. None means self-attention.
+      memory_segments: Segment of each token of the memory, as in `context`; required together with
+        `memory`. No query sees padding.
 
     Raises:
-      ValueError: a memory without segments, or with positions.
+      ValueError: Only one of `memory` and `memory_segments` is given, or a memory is given although
+        `position` is not "none".
     """
     if (memory is None) != (memory_segments is None):
-      raise ValueError("a memory and its segments come together")
+      raise ValueError("memory and memory_segments must be given together")
     if memory is not None and self.options.position != "none":
       raise ValueError(
-        f"attention to a memory knows no positions: position={self.options.position!r} must be "
-        "'none'"
+        "attention to a memory cannot use positions: "
+        f"position={self.options.position!r} must be 'none'"
       )
     width, factor = x.shape[-1], self.options.query_scale or self.options.head_dim**-0.5
+    # Keeps the initial variance of the scores at 1 when `query_scale` is not head_dim ** -0.5.
     shrink = (
       self.options.head_dim**-0.5 / self.options.query_scale if self.options.query_scale else 1.0
     )
@@ -148,6 +155,7 @@ class Attention(nn.Module):
     k = self._heads("key", source, self.options.num_kv_heads, "kv_heads", context)
     v = self._heads("value", source, self.options.num_kv_heads, "kv_heads", context)
     q, k, v = (constrain(t, "batch", "length", "act_heads", "head_dim") for t in (q, k, v))
+    # [B, L, K, G, P]: the G query heads that read the same key-value head become an axis.
     q = q.reshape(*q.shape[:2], self.options.num_kv_heads, -1, self.options.head_dim) * factor
     mask = self._mask(context, memory_segments)
     mixed = attend(
@@ -160,6 +168,7 @@ class Attention(nn.Module):
     )
     mixed = mixed.reshape(*x.shape[:2], self.options.num_heads, self.options.head_dim)
     if memory is not None:
+      # A query that sees no key would otherwise get the plain average of all values.
       mixed = jnp.where(jnp.any(mask, axis=-1)[..., None, None], mixed, 0)
     output = projection(
       self,
@@ -181,7 +190,16 @@ class Attention(nn.Module):
     context: LayerContext,
     scale: float = 1.0,
   ) -> Float[Array, "B L H P"]:
-    """Queries, keys or values of x, as scores and sums see them."""
+    """Returns the queries, keys or values of `x`, with every step that the options ask for.
+
+    Args:
+      name: "query", "key" or "value". It also names the parameters.
+      x: The input of the projection.
+      count: Number of heads.
+      axis: Logical name of the axis of heads.
+      context: Positions of `x`, for the rotary embedding.
+      scale: Factor on the initial projection.
+    """
     heads = jnp.einsum(
       "bld,dhp->blhp",
       x,
@@ -196,13 +214,15 @@ class Attention(nn.Module):
       ),
     )
     if self.options.qkv_bias:
-      heads += self.param(
+      heads += parameter(
+        self,
         f"{name}_bias",
-        nn.with_logical_partitioning(nn.initializers.zeros, (axis, "head_dim")),
+        nn.initializers.zeros,
         (count, self.options.head_dim),
-        jnp.float32,
+        (axis, "head_dim"),
       ).astype(heads.dtype)
     if self.options.qk_norm and name != "value":
+      # OLMoE normalises over the features of all heads together, not head by head.
       norm = RmsNorm(self.norm_eps, name=f"{name}_norm")
       heads = norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
     if self.options.clip_qkv:
@@ -213,6 +233,7 @@ class Attention(nn.Module):
   def _mask(
     self, context: LayerContext, memory_segments: Int[Array, "B Lk"] | None
   ) -> Bool[Array, "B L Lk"]:
+    """Returns True where a query sees a key, for self-attention or for attention to a memory."""
     if memory_segments is None:
       return visible(context.segment_ids, self.causal, self.options.sliding_window)
     return (context.segment_ids[:, :, None] == memory_segments[:, None, :]) & (memory_segments > 0)[
@@ -220,10 +241,11 @@ class Attention(nn.Module):
     ]
 
   def _bias(self, context: LayerContext) -> Float[Array, "B K G L L"] | None:
-    """The relative bias, with query heads as [key-value head, query head of it]."""
+    """Returns the bias of the scores, for K key-value heads and G query heads of each, or None."""
     if self.options.position != "relative":
       return None
     distance = context.positions[:, :, None] - context.positions[:, None, :]
+    # A stack whose layers share one table passes it in the context.
     table = context.bias_table
     if table is None:
       table = bias_table(self, self.options.num_heads, self.options.relative_buckets)
@@ -245,17 +267,20 @@ def attend(
   bias: Float[Array, "B K G Lq Lk"] | None = None,
   drop: Callable[[Array], Array] = lambda weights: weights,
 ) -> Float[Array, "B Lq K G U"]:
-  """The averages of v with weights softmax(q k + bias), where G query heads read each of K
-  key-value heads.
+  """Returns averages of the values with weights softmax(q k + bias).
+
+  G query heads read each of the K key-value heads.
 
   Args:
-    q: queries, scaled.
-    k: keys.
-    v: values, of any width.
-    mask: which keys a query sees; one that sees none gets the plain average, which means nothing.
-    bias: added to the scores.
-    drop: applied to the weights.
+    q: Queries, already scaled.
+    k: Keys.
+    v: Values. Their width U may differ from the width P of queries and keys.
+    mask: True where a query sees a key. A query that sees no key gets the plain average of all
+      values, which has no meaning.
+    bias: Added to the scores. None adds nothing.
+    drop: Dropout, which is applied to the weights.
   """
+  # The softmax is float32 whatever the dtype of the activations.
   scores = jnp.einsum("bqhgp,bkhp->bhgqk", q, k, preferred_element_type=jnp.float32)
   scores = scores if bias is None else scores + bias
   scores = jnp.where(mask[:, None, None], scores, MASKED)
@@ -266,16 +291,21 @@ def attend(
 def visible(
   segment_ids: Int[Array, "B L"], causal: bool = True, window: int = 0
 ) -> Bool[Array, "B L L"]:
-  """Which key a query sees: those of its document, if causal no later one and, if window is not 0,
-  the last `window`.
+  """Returns True where a query (second axis) sees a key (last axis) in self-attention.
 
-  Padding sees padding, as if that were a document.
+  Args:
+    segment_ids: Document of each token within its row. A query sees only keys of its own document.
+      Padding has the id 0 and is treated as a document of its own.
+    causal: Whether a query sees no later keys.
+    window: The number of last keys that a query sees, its own included; 0 means no limit. It has no
+      effect unless `causal`.
   """
-  same = segment_ids[:, :, None] == segment_ids[:, None, :]
+  same_document = segment_ids[:, :, None] == segment_ids[:, None, :]
   if not causal:
-    return same
+    return same_document
+  # Documents are contiguous, so that places in the row order tokens as positions in a document do.
   place = jnp.arange(segment_ids.shape[1])
-  seen = place[:, None] >= place
+  in_reach = place[:, None] >= place
   if window:
-    seen &= place[:, None] - place < window
-  return seen & same
+    in_reach &= place[:, None] - place < window
+  return in_reach & same_document

@@ -1,7 +1,8 @@
-"""What a layer returns beside its output, and what it is told beside its input."""
+"""The data types that layers receive beside their input and return beside their output."""
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -14,90 +15,104 @@ from jaxtyping import Array, Float, Int, UInt32
 from moe_jax.routing import RoutingPlan, metrics
 
 
-# JAX rebuilds pytrees with placeholder leaves, which no shape check survives.
+# JAX rebuilds pytrees with placeholder leaves that are not arrays, so the checks of shapes at run
+# time are switched off for all classes of this file.
 @typing.no_type_check
-@struct.dataclass
-class Aux:
-  """Losses (unweighted) and metrics of a layer; a layer without experts returns empty ones.
+class Aux(struct.PyTreeNode):
+  """The unweighted losses and the metrics of a layer, of a stack of layers or of a model.
 
-  Returned, never sown: nothing is silently dropped, and `nn.scan` stacks it by layer.
+  A layer without experts returns empty dictionaries. Layers return their Aux instead of sowing it,
+  so that nothing can be dropped silently and `nn.scan` stacks it by layer.
 
   Attributes:
-    losses: name -> scalar of a layer, [Lm] of a stack of layers, scalar again of a model. Of a
-      `Microbatch`: its part of the batch's loss, which is the sum of the parts.
-    metrics: name -> array; a stack of layers adds a leading axis Lm, the layers with experts in
-      order.
-    sums: what the metrics are made from and microbatches add up, see `routing.metrics.sums`.
-    shares: name -> f of each loss that multiplies f and P of the whole batch
-      (`LossOptions.balance_over`). Of a `Microbatch`: its part, likewise.
+    losses: Name -> scalar for one layer, [Lm] for a stack of layers, and a scalar again for a
+      model. The losses of a `Microbatch` are its parts of the batch's losses, which are the sums of
+      the parts.
+    metrics: Name -> array, or the `RoutingPlan` under the name "plan". A stack of layers adds a
+      leading axis Lm over the layers with experts, in order.
+    sums: The sums from which the metrics are computed, and which microbatches add up; see
+      `routing.metrics.sums`.
+    shares: Name -> f of each loss that multiplies f and P of the whole batch
+      (`LossOptions.balance_over`). The shares of a `Microbatch` are its parts of the batch's.
   """
 
   losses: dict[str, Float[Array, "*Lm"]] = struct.field(default_factory=dict)
-  metrics: dict[str, Array] = struct.field(default_factory=dict)
+  metrics: dict[str, Any] = struct.field(default_factory=dict)
   sums: dict[str, Array] = struct.field(default_factory=dict)
   shares: dict[str, Float[Array, "*Lm E"]] = struct.field(default_factory=dict)
 
 
 def measured(sums: dict[str, Array], **rest: Any) -> Aux:
-  """The Aux of a layer with these `routing.metrics.sums`."""
+  """Returns the Aux of a layer whose metrics follow from `sums`.
+
+  Args:
+    sums: The result of `routing.metrics.sums`. No gradient flows through it.
+    rest: The other fields of the Aux.
+  """
   sums = jax.tree.map(jax.lax.stop_gradient, sums)
   return Aux(metrics=metrics.finish(sums), sums=sums, **rest)
 
 
 def stack(auxes: Sequence[Aux]) -> Aux:
-  """The layers' Aux as one with a leading axis; those without experts contribute nothing.
+  """Returns the Aux of several layers as one Aux with a leading axis.
 
-  Where layers route differently, shorter plans are filled up with assignments that name nobody.
+  Layers without experts contribute nothing. If layers route differently, shorter plans are padded
+  with assignments to no expert.
   """
-  full = _even([aux for aux in auxes if aux.metrics])
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *full) if full else Aux()
+  with_experts = _pad_plans([aux for aux in auxes if aux.metrics])
+  if not with_experts:
+    return Aux()
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *with_experts)
 
 
-def _even(auxes: Sequence[Aux]) -> list[Aux]:
-  """The same, with plans of one length."""
+def _pad_plans(auxes: Sequence[Aux]) -> list[Aux]:
+  """Pads all plans to the longest, so that they can be stacked."""
   longest = max(
     (aux.metrics["plan"].expert.shape[-1] for aux in auxes if "plan" in aux.metrics), default=0
   )
 
-  def fill(aux):
-    return aux.replace(metrics=aux.metrics | {"plan": _fill(aux.metrics["plan"], longest)})
+  def padded(aux: Aux) -> Aux:
+    return aux.replace(metrics=aux.metrics | {"plan": _pad_plan(aux.metrics["plan"], longest)})
 
-  return [fill(aux) if longest else aux for aux in auxes]
+  return [padded(aux) if longest else aux for aux in auxes]
 
 
-def _fill(plan: RoutingPlan, length: int) -> RoutingPlan:
-  """The plan with `length` assignments a group."""
-  more = [(0, 0)] * (plan.expert.ndim - 1) + [(0, length - plan.expert.shape[-1])]
-  return plan.replace(
-    token=jnp.pad(plan.token, more),
-    gate=jnp.pad(plan.gate, more),
-    expert=jnp.pad(plan.expert, more, constant_values=plan.num_experts),
+def _pad_plan(plan: RoutingPlan, length: int) -> RoutingPlan:
+  """Pads the plan to `length` assignments per group; the added ones name no expert."""
+  padding = [(0, 0)] * (plan.expert.ndim - 1) + [(0, length - plan.expert.shape[-1])]
+  return dataclasses.replace(
+    plan,
+    token=jnp.pad(plan.token, padding),
+    gate=jnp.pad(plan.gate, padding),
+    expert=jnp.pad(plan.expert, padding, constant_values=plan.num_experts),
   )
 
 
 def concatenate(stacks: Sequence[Aux]) -> Aux:
-  """Stacks of layers, one behind the other; their plans are filled up as in `stack`."""
-  full = _even([aux for aux in stacks if aux.metrics])
-  return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *full) if full else Aux()
+  """Concatenates stacks of layers along their leading axis; plans are padded as in `stack`."""
+  with_experts = _pad_plans([aux for aux in stacks if aux.metrics])
+  if not with_experts:
+    return Aux()
+  return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *with_experts)
 
 
 @typing.no_type_check
-@struct.dataclass
-class Microbatch:
-  """Which part of a batch a model sees where a training step cuts it, and what it must know of the
-  whole.
+class Microbatch(struct.PyTreeNode):
+  """The place of a microbatch in its batch, and what the model must know about the whole batch.
 
-  Microbatch m of `count` has rows m, m + count, ... of the batch. What each token's routing draws
-  at random is what it would draw in the uncut batch, as long as routing groups lie within rows.
+  Microbatch m of `count` has the rows m, m + count, ... of the batch. The random numbers of each
+  token's routing are those that it would get in the undivided batch, as long as routing groups lie
+  within rows.
 
   Attributes:
-    index: m, from 0.
-    tokens: how many tokens of the whole batch are real; of the decoder's, where there is an
+    index: The number m of the microbatch, from 0.
+    tokens: The number of real tokens of the whole batch. With an encoder, only those of the decoder
+      count.
+    encoder_tokens: The number of real tokens of the encoder in the whole batch; None without an
       encoder.
-    encoder_tokens: how many of the encoder's are; None without an encoder.
-    shares: `Aux.shares` of the whole batch, by layer with experts. A loss that is not named takes f
-      of the microbatch.
-    count: how many there are.
+    shares: `Aux.shares` of the whole batch, with a leading axis over the layers with experts. A
+      loss that is not named takes f of the microbatch.
+    count: The number of microbatches.
   """
 
   index: Int[Array, ""]
@@ -108,24 +123,24 @@ class Microbatch:
 
 
 @typing.no_type_check
-@struct.dataclass
-class LayerContext:
-  """What every layer of a model sees beside the activations. B sequences of L tokens.
+class LayerContext(struct.PyTreeNode):
+  """What every layer of a model receives beside the activations of B sequences of L tokens.
 
   Attributes:
-    token_ids: vocabulary ids.
-    segment_ids: which document of its row a token belongs to, from 1; 0 is padding.
-    positions: place in the document, from 0.
-    train: dropout, jitter and noise are on.
-    return_routing: also report each layer's plan and each token's first-choice expert (costs
-      memory: for evaluation).
-    memory: the encoder's output, M tokens, which cross-attention reads; None in a model without an
-      encoder.
-    memory_segments: which segment each of these belongs to; a token sees those of its own.
-    micro: the rows are those of this microbatch, whose `tokens` are of these rows; None: they are
-      the whole batch.
-    bias_table: the relative biases that all attention layers of the stack share, a number for each
-      of H heads and N buckets (`relative_bias.py`); None where each layer has its own, or has none.
+    token_ids: Vocabulary ids.
+    segment_ids: Document of each token within its row, from 1; 0 is padding.
+    positions: Place of each token in its document, from 0.
+    train: Whether dropout, jitter and noise are on.
+    return_routing: Whether each layer also reports its plan and the first choice of each token.
+      This costs memory and is meant for evaluation.
+    memory: The encoder's output of M tokens, which cross-attention reads; None in a model without
+      an encoder.
+    memory_segments: Segment of each token of the memory. A token sees those of its own segment.
+    micro: The microbatch that the rows belong to. Its `tokens` must count the kind of tokens that
+      the rows hold, the encoder's or the decoder's. None means that the rows are the whole batch.
+    bias_table: The relative biases that all attention layers of the stack share, one number for
+      each of H heads and N buckets (`relative_bias.py`). None means that each layer has its own
+      table, or that there is none.
   """
 
   token_ids: Int[Array, "B L"]
@@ -140,16 +155,16 @@ class LayerContext:
 
 
 @typing.no_type_check
-@struct.dataclass
-class LayerRouting:
-  """What a layer's router gets from outside: of a layer, or of Lm layers with experts (then with a
-  leading axis).
+class LayerRouting(struct.PyTreeNode):
+  """What the router of a layer receives from outside the layer.
+
+  For Lm layers with experts together, every array has a leading axis Lm.
 
   Attributes:
-    bias: of loss-free balancing, see `RoutingContext`.
-    stored: a plan of [G, A] arrays to follow instead of the router's (`routing/replay.py`).
-    shares: of a `Microbatch`.
-    salt: what makes a router without weights differ from layer to layer and from seed to seed, see
+    bias: The bias of loss-free balancing; see `RoutingContext`.
+    stored: A plan of [G, A] arrays to follow instead of the router's (`routing/replay.py`).
+    shares: `Microbatch.shares`.
+    salt: Makes a router without weights differ from layer to layer and from seed to seed; see
       `RoutingContext`.
   """
 

@@ -1,4 +1,4 @@
-"""The dense feed-forward network, and the weights of E of them."""
+"""The dense feed-forward network (FFN), and the weights of E experts that are such networks."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from jaxtyping import Array, Float
 
 from moe_jax.experts import AXES, FFN_BIASES, Experts, activate, add_bias, is_gated
 from moe_jax.layers.aux import Aux, LayerContext
-from moe_jax.layers.init import projection
+from moe_jax.layers.init import parameter, projection
 from moe_jax.sharding import constrain
 
 
 class DenseFfn(nn.Module):
-  """act(x up) down, or act(x gate) * (x up) down for the gated activations (Shazeer 2020).
+  """The dense FFN act(x up) down, or (act(x gate) * (x up)) down if gated (Shazeer 2020).
 
   It has the signature of `MoeLayer`, so that a block need not know which of the two it holds.
 
   Attributes:
-    d_ff: F, hidden width.
-    activation: a key of `ACTIVATIONS`.
-    ffn_bias: a key of `FFN_BIASES`: what a vector does to the hidden units; the only bias there is.
-    output_scale: factor on the initial output projection.
-    dtype: of the activations; parameters are float32.
+    d_ff: Hidden width F.
+    activation: A key of `ACTIVATIONS`.
+    ffn_bias: A key of `FFN_BIASES`: what a vector does to the hidden units. There is no other bias.
+    output_scale: Factor on the initial output projection.
+    dtype: Dtype of the activations. Parameters are float32.
   """
 
   d_ff: int
@@ -38,9 +38,10 @@ class DenseFfn(nn.Module):
   def __call__(
     self, x: Float[Array, "B L D"], context: LayerContext, routing: None = None
   ) -> tuple[Float[Array, "B L D"], Aux]:
+    """Returns the output of the FFN, and an empty Aux; `context` and `routing` are not used."""
     width = x.shape[-1]
 
-    def into(name):
+    def to_hidden(name):
       return constrain(
         x
         @ projection(
@@ -52,7 +53,7 @@ class DenseFfn(nn.Module):
       )
 
     names = ("up", "gate") if is_gated(self.activation) else ("up",)
-    hidden = activate(self.activation, {name: into(name) for name in names})
+    hidden = activate(self.activation, {name: to_hidden(name) for name in names})
     down = projection(
       self,
       "down",
@@ -77,23 +78,32 @@ def experts(
   ffn_bias: str,
   output_scale: float,
 ) -> Experts:
-  """E FFNs of parameters up, gate [E, D, F], down [E, F, D] and hidden_bias [E, F] of `module`, as
-  far as they exist.
+  """Returns the weights of E expert FFNs, which are parameters of `module`.
 
-  The other arguments are those of `DenseFfn`. Float32: they are cast to the dtype of the rows where
-  they are used.
+  The parameters are `up` [E, D, F], `down` [E, F, D], `gate` [E, D, F] if the activation is gated,
+  and `hidden_bias` [E, F] if there is one. They are float32 and are cast to the dtype of the rows
+  where they are used.
+
+  Args:
+    module: The module that owns the parameters.
+    num_experts: Number of experts E.
+    width: Model width D.
+    d_ff: Hidden width F of one expert.
+    activation: See `DenseFfn`.
+    ffn_bias: See `DenseFfn`.
+    output_scale: See `DenseFfn`.
   """
 
-  def into(name):
+  def to_hidden(name):
     return projection(module, name, (num_experts, width, d_ff), AXES[name], fan_in=width)
 
   down = projection(
     module, "down", (num_experts, d_ff, width), AXES["down"], fan_in=d_ff, scale=output_scale
   )
   return Experts(
-    up=into("up"),
+    up=to_hidden("up"),
     down=down,
-    gate=into("gate") if is_gated(activation) else None,
+    gate=to_hidden("gate") if is_gated(activation) else None,
     activation=activation,
     hidden_bias=hidden_bias(module, ffn_bias, (num_experts, d_ff), AXES["hidden_bias"]),
     ffn_bias=ffn_bias,
@@ -103,10 +113,15 @@ def experts(
 def hidden_bias(
   module: nn.Module, ffn_bias: str, shape: Sequence[int], axes: Sequence[str]
 ) -> Float[Array, "*E F"] | None:
-  """Parameter `hidden_bias` of `module`, without effect at first; None for "none"."""
+  """Returns the parameter `hidden_bias` of `module`, which has no effect at initialisation.
+
+  Args:
+    module: The module that owns the parameter.
+    ffn_bias: A key of `FFN_BIASES`. For "none" there is no parameter, and the result is None.
+    shape: Shape of the parameter.
+    axes: Logical name of each axis.
+  """
   if ffn_bias == "none":
     return None
-  first = nn.initializers.constant(FFN_BIASES[ffn_bias][1])
-  return module.param(
-    "hidden_bias", nn.with_logical_partitioning(first, tuple(axes)), tuple(shape), jnp.float32
-  )
+  neutral = nn.initializers.constant(FFN_BIASES[ffn_bias][1])
+  return parameter(module, "hidden_bias", neutral, shape, axes)

@@ -1,7 +1,7 @@
-"""What a router is given: logits, and whatever else a layer has to learn for it.
+"""The learned inputs of a router: its logits, and the other fields that some routers need.
 
-All of it has the dtype of x, which is float32, whatever the model's, but in ST-MoE's ablation of
-that.
+They have the dtype of `x`, which the layer casts to `router_dtype`: float32 whatever the dtype of
+the model, except in ST-MoE's ablation, which uses bfloat16.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from moe_jax.layers.init import projection
+from moe_jax.layers.init import parameter, projection
 from moe_jax.options import NOT_NEGATIVE, POSITIVE, PROBABILITY, OneOf, Options, option
 from moe_jax.routing import replay
 
@@ -23,18 +23,22 @@ from moe_jax.routing import replay
 def linear(
   module: nn.Module, x: Float[Array, "G S D"], num_experts: int, scale: float
 ) -> Float[Array, "G S E"]:
-  """x W: one matrix, no bias."""
+  """Returns the logits x W of one matrix without bias."""
   return project(module, "router", x, num_experts, scale)
 
 
 def tanh(
   module: nn.Module, x: Float[Array, "G S D"], num_experts: int, scale: float
 ) -> Float[Array, "G S E"]:
-  """tanh(x W1) W2, with a hidden layer of E units and no biases (LLaMA-MoE)."""
+  """Returns the logits of two matrices W1 and W2 with a tanh between them (LLaMA-MoE).
+
+  The logits are tanh(x W1) W2, with E hidden units and no biases.
+  """
   hidden = jnp.tanh(project(module, "router_hidden", x, num_experts, 1.0))
   return project(module, "router", hidden, num_experts, scale, axis=None)
 
 
+# Name -> function from (module, x, E, scale of the initial weights) to logits.
 NETWORKS = {"linear": linear, "tanh": tanh}
 
 
@@ -83,31 +87,28 @@ def learned(
   groups: int,
   scale: float,
 ) -> dict[str, Float[Array, "..."]]:
-  """The fields of `RoutingContext` that a `Router` names as learned.
+  """Returns the fields of `RoutingContext` that a router needs and that the layer learns for it.
 
   Args:
-    module: owner of the parameters router_noise, router_primary, router_primary_noise and
-      router_threshold.
-    x: the router's input.
-    fields: which fields to make.
-    num_experts: E.
-    groups: N, of experts (hierarchical gating).
-    scale: of the initial router; noise weights and thresholds begin at zero (Shazeer 2017, appendix
-      A).
+    module: Owner of the parameters router_noise, router_primary, router_primary_noise and
+      router_threshold, as far as they are needed.
+    x: The router's input.
+    fields: Names of the fields to make, as in `Router.learned`.
+    num_experts: Number of experts E.
+    groups: Number N of groups of experts, for hierarchical gating.
+    scale: Scale of the router's initial weights. Noise weights and thresholds begin at zero
+      (Shazeer 2017, appendix A).
   """
 
-  def std(name, width):
+  def noise_std(name, width):
     return jax.nn.softplus(project(module, name, x, width, 0.0))
 
   make = {
-    "noise_std": lambda: std("router_noise", num_experts),
+    "noise_std": lambda: noise_std("router_noise", num_experts),
     "primary": lambda: project(module, "router_primary", x, groups, scale),
-    "primary_noise_std": lambda: std("router_primary_noise", groups),
-    "threshold": lambda: module.param(
-      "router_threshold",
-      nn.with_logical_partitioning(nn.initializers.zeros, ("router",)),
-      (num_experts,),
-      jnp.float32,
+    "primary_noise_std": lambda: noise_std("router_primary_noise", groups),
+    "threshold": lambda: parameter(
+      module, "router_threshold", nn.initializers.zeros, (num_experts,), ("router",)
     ),
   }
   return {name: make[name]() for name in fields}
@@ -121,8 +122,19 @@ def project(
   scale: float,
   axis: str | None = "embed",
 ) -> Float[Array, "G S W"]:
-  """x times parameter `name`, in x's dtype to the last bit of the hardware's ability. `axis`: the
-  logical one of D."""
+  """Returns `x` times the parameter `name`, in the dtype of `x` and with the highest precision.
+
+  Without the highest precision, accelerators would compute a float32 product with fewer bits, and
+  tokens with nearly equal logits could be routed differently.
+
+  Args:
+    module: The module that owns the parameter.
+    name: Name of the parameter.
+    x: Input of G groups of S tokens.
+    width: Number of output features W.
+    scale: Factor on the standard deviation of the initial weights; 0 starts from zeros.
+    axis: Logical name of the input axis.
+  """
   weight = projection(
     module,
     name,

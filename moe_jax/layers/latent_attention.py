@@ -1,5 +1,7 @@
-"""DeepSeek-V2's multi-head latent attention: keys and values of all heads come from one narrow
-vector a token."""
+"""DeepSeek-V2's multi-head latent attention.
+
+The keys and values of all heads are computed from one narrow vector per token, the latent.
+"""
 
 from __future__ import annotations
 
@@ -35,31 +37,32 @@ class LatentOptions(Options):
 
 
 class LatentAttention(nn.Module):
-  """Causal attention within documents, whose keys and values are up-projections of a latent (arXiv
-  2405.04434).
+  """Causal attention within documents whose keys and values are up-projections of a latent.
 
-  Sec. 2.1.2 and 2.1.3, with RMSNorm on both latents as in Sec. 3.1.2:
+  Paper: DeepSeek-V2 (arXiv 2405.04434) Sec. 2.1.2 and 2.1.3, with RMSNorm on both latents as in
+  Sec. 3.1.2:
 
       c = norm(W_latent x),  k_h = [W_key,h c; rope(W_key_rope x)],  v_h = W_value,h c
       b = norm(W_query_latent x), or x itself,  q_h = W_query,h b, whose last rope_dim features are
                                                 rotated
       o_h = softmax(q_h k_h / sqrt(nope_dim + rope_dim)) v_h,  y = W_output [o_1; ...; o_H]
 
-  The rotated key is one for all heads. A cache would hold c and that key only: kv_rank + rope_dim
-  numbers a token; this is the training form, which multiplies out keys and values.
+  All heads share the rotated part of the key. A cache would hold only c and this part, which is
+  kv_rank + rope_dim numbers per token. This is the form for training, which computes all keys and
+  values.
 
-  The epsilon of both latents' norms is 1e-6, whatever that of the blocks' norms is, as in the
-  released code.
+  The epsilon of both latents' norms is 1e-6 as in the released code, whatever the epsilon of the
+  blocks' norms is.
 
-  Deviation: pairs (i, i + rope_dim/2) rotate where the released code rotates (2i, 2i + 1): a fixed
-  order of features.
+  Deviation: the feature pairs (i, i + rope_dim/2) are rotated, where the released code rotates
+  (2i, 2i + 1). The two differ only by a fixed permutation of the features.
 
   Attributes:
     options: The section `model.latent`.
-    num_heads: H.
-    rope_theta: As in `AttentionOptions`.
+    num_heads: Number of heads H.
+    rope_theta: See `AttentionOptions`.
     output_scale: Factor on the initial output projection.
-    dtype: Dtype of the activations; parameters are float32.
+    dtype: Dtype of the activations. Parameters are float32.
   """
 
   options: LatentOptions
@@ -70,10 +73,11 @@ class LatentAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"], context: LayerContext) -> Float[Array, "B L D"]:
+    """Applies causal self-attention to `x`, with the segments and positions of `context`."""
     width, key_dim = x.shape[-1], self.options.nope_dim + self.options.rope_dim
 
-    def turn(t):
-      return rope(t, context.positions, self.rope_theta)
+    def rotated(features):
+      return rope(features, context.positions, self.rope_theta)
 
     latent = self._latent("latent", x, self.options.kv_rank)
     q = self._heads(
@@ -82,15 +86,17 @@ class LatentAttention(nn.Module):
       key_dim,
     )
     q = jnp.concatenate(
-      [q[..., : self.options.nope_dim], turn(q[..., self.options.nope_dim :])], axis=-1
+      [q[..., : self.options.nope_dim], rotated(q[..., self.options.nope_dim :])], axis=-1
     )
-    shared = turn(self._down("key_rope", x, self.options.rope_dim)[:, :, None])  # [B, L, 1, R]
+    shared = rotated(self._down("key_rope", x, self.options.rope_dim)[:, :, None])  # [B, L, 1, R]
     k = self._heads("key", latent, self.options.nope_dim)
     k = jnp.concatenate(
       [k, jnp.broadcast_to(shared, (*k.shape[:3], self.options.rope_dim))], axis=-1
     )
     v = self._heads("value", latent, self.options.value_dim)
     q, k, v = (constrain(t, "batch", "length", "act_heads", "head_dim") for t in (q, k, v))
+    # `attend` expects an axis of the query heads that share a key-value head; here there is one
+    # query head each.
     mixed = attend((q * key_dim**-0.5)[:, :, :, None], k, v, visible(context.segment_ids))[
       :, :, :, 0
     ]
@@ -106,16 +112,19 @@ class LatentAttention(nn.Module):
     return constrain(jnp.einsum("blhp,hpd->bld", mixed, output), "batch", "length", "act_embed")
 
   def _down(self, name: str, x: Float[Array, "B L D"], rank: int) -> Float[Array, "B L R"]:
+    """Projects `x` to `rank` features."""
     return x @ projection(
       self, name, (x.shape[-1], rank), ("embed", None), fan_in=x.shape[-1], dtype=self.dtype
     )
 
   def _latent(self, name: str, x: Float[Array, "B L D"], rank: int) -> Float[Array, "B L R"]:
+    """Returns the normalised latent of `rank` features."""
     return RmsNorm(1e-6, name=f"{name}_norm")(self._down(name, x, rank))
 
   def _heads(
     self, name: str, latent: Float[Array, "B L R"], features: int
   ) -> Float[Array, "B L H P"]:
+    """Projects the latent to `features` features for each head."""
     return jnp.einsum(
       "blr,rhp->blhp",
       latent,

@@ -1,4 +1,4 @@
-"""A long short-term memory over time, whose state forgets at the start of each document."""
+"""A long short-term memory (LSTM) over time, whose state is reset at the start of each document."""
 
 from __future__ import annotations
 
@@ -8,38 +8,36 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from moe_jax.layers.init import projection
+from moe_jax.layers.init import parameter, projection
 from moe_jax.sharding import constrain
 
-GATES = (
-  "input",
-  "forget",
-  "cell",
-  "output",
-)  # their order in the weights, as in Flax's cells: i, f, g, o
+# The order of the gates i, f, g and o in the weights, as in Flax's cells.
+GATES = ("input", "forget", "cell", "output")
 
 
 class Lstm(nn.Module):
-  """LSTM (Hochreiter and Schmidhuber 1997; forget gates), with a recurrent projection if asked for
-  (Sak et al. 2014).
+  """An LSTM with forget gates (Hochreiter and Schmidhuber 1997) and an optional output projection.
 
-      i, f, o = sigmoid(W x_t + R r_(t-1) + b),  g = tanh(the same),  c_t = f c_(t-1) + i g
-      m_t = o tanh(c_t),  r_t = P m_t (m_t itself without projection)
+  The projection is recurrent (Sak et al. 2014). With W, R and b of each gate:
 
-  The output is r_t. It computes what `flax.linen.OptimizedLSTMCell` does under `nn.RNN`, which has
-  no P and does not forget; here W x is one product for all steps, and the loop has R and P alone.
+      i, f, o = sigmoid(W x_t + R r_(t-1) + b),  g = tanh(W x_t + R r_(t-1) + b)
+      c_t = f c_(t-1) + i g,  m_t = o tanh(c_t),  r_t = P m_t, or m_t without projection
 
-  c and r are zeros before a row's first token and before each token of position 0: rows are packed
-  with documents, and nothing crosses a document's end. Deviation: language models of 2017 carried
-  the state from batch to batch.
+  The output is r_t. It is that of `flax.linen.OptimizedLSTMCell` under `nn.RNN`, which has no P and
+  does not reset its state within a row. Here W x is one product for all steps, so that the loop
+  holds only the products with R and P.
 
-  One bias a gate, as Flax has it; that of the forget gate begins at 1 (Jozefowicz et al. 2015), the
-  others at 0.
+  c and r are zeros before a row's first token and before each token of position 0, because rows are
+  packed with documents and nothing may cross a document's end. Deviation: language models of 2017
+  carried the state from batch to batch.
+
+  Each gate has one bias per unit, as in Flax. That of the forget gate begins at 1 (Jozefowicz et
+  al. 2015), and the others begin at 0.
 
   Attributes:
-    units: U, of the memory.
-    projected: R, the width of the output and of what recurs; 0: U, and there is no P.
-    dtype: of the activations; parameters and c are float32.
+    units: Number U of memory cells.
+    projected: Width R of the output and of the recurrent input; 0 means U without a projection P.
+    dtype: Dtype of the activations. Parameters and c are float32.
   """
 
   units: int
@@ -50,12 +48,13 @@ class Lstm(nn.Module):
   def __call__(
     self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]
   ) -> Float[Array, "B L R"]:
+    """Returns the output at every time step; the state is reset wherever `positions` is 0."""
     rows, width, out = x.shape[0], x.shape[-1], self.projected or self.units
     gates = (len(GATES), self.units)
     into = projection(
       self, "input", (width, *gates), ("embed", None, "mlp"), fan_in=width, dtype=self.dtype
     )
-    # All-gathers of R and P belong before the loop.
+    # These constraints place the all-gathers of R and P before the loop instead of in every step.
     recurrent = constrain(
       projection(
         self, "recurrent", (out, *gates), ("embed", None, "mlp"), fan_in=out, dtype=self.dtype
@@ -64,9 +63,7 @@ class Lstm(nn.Module):
       None,
       "act_mlp",
     )
-    bias = self.param(
-      "gate_bias", nn.with_logical_partitioning(_forget_is_open, (None, "mlp")), gates, jnp.float32
-    )
+    bias = parameter(self, "gate_bias", _forget_is_open, gates, (None, "mlp"))
     down = (
       constrain(
         projection(
@@ -86,9 +83,10 @@ class Lstm(nn.Module):
     driven = jnp.einsum("bld,dgu->lbgu", x, into) + bias.astype(self.dtype)
     driven = constrain(driven, "length", "batch", None, "act_mlp")
 
-    def step(carry, seen):
-      (c, r), (driven, begins) = carry, seen
+    def step(carry, inputs):
+      (c, r), (driven, begins) = carry, inputs
       c, r = (jnp.where(begins[:, None], 0, state) for state in (c, r))
+      # Gates and memory are float32; only the matrix products have the dtype of the activations.
       i, f, g, o = jnp.moveaxis(
         (driven + jnp.einsum("br,rgu->bgu", r, recurrent)).astype(jnp.float32), 1, 0
       )
@@ -98,10 +96,12 @@ class Lstm(nn.Module):
       return (c, r), r
 
     first = jnp.zeros((rows, self.units), jnp.float32), jnp.zeros((rows, out), self.dtype)
+    # The scan runs over the leading axis, which is time.
     _, outputs = jax.lax.scan(step, first, (driven, positions.T == 0))
     return constrain(outputs.swapaxes(0, 1), "batch", "length", "act_embed")
 
 
 def _forget_is_open(key, shape, dtype):
+  """Initialises the biases of the gates: 1 for the forget gate and 0 for the others."""
   del key
   return jnp.zeros(shape, dtype).at[GATES.index("forget")].set(1.0)

@@ -1,4 +1,4 @@
-"""The Mixture-of-Experts layer: route, dispatch, report."""
+"""The Mixture-of-Experts layer, which routes tokens, runs the experts and reports metrics."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class GroupOptions(Options):
   )
 
   def tokens(self, batch: int, length: int) -> int:
-    """Returns S for a batch of `batch` rows of `length` tokens: all of them if there are fewer.
+    """Returns S for a batch of `batch` rows of `length` tokens, which is at most batch * length.
 
     Raises:
       ConfigError: S does not divide the number of tokens.
@@ -58,31 +58,33 @@ class GroupOptions(Options):
 
 
 class MoeLayer(nn.Module):
-  """y = sum over the chosen experts of gate * expert(x), plus the output of shared experts.
+  """The sum of gate * expert(x) over each token's experts, plus the output of shared experts.
 
-  Tokens are routed in groups of S that compete for the same slots. The router sees its own float32
-  copy of the input, jittered in training; the experts see the input itself.
+  Tokens are routed in groups of S tokens that compete for the same slots. The router sees its own
+  float32 copy of the input, jittered in training if the options ask for it; the experts see the
+  input itself.
 
   Attributes:
-    num_experts: E.
-    d_ff: F, hidden width of one expert.
+    num_experts: Number of experts E.
+    d_ff: Hidden width F of one expert.
     activation: A key of `ACTIVATIONS`.
     router: (logits [S, E], context) -> plan; the `route` of a `Router` with its options bound.
     dispatcher: (plan, x, experts, capacity, platform) -> y; a function of `DISPATCHERS` with its
       options bound.
     platform: Platform of the devices that will run the layer: "cpu", "gpu" or "tpu".
-    gate: What the router sees, and what its gates become.
-    groups: Which tokens are routed together.
-    capacity: How many slots an expert has.
-    losses: Which auxiliary losses are reported, and what they count.
+    gate: Options of the router's input and of the gates.
+    groups: Options that say which tokens are routed together.
+    capacity: Options that say how many slots an expert has.
+    losses: Options that say which auxiliary losses are reported, and what they count.
     facts: What these losses must know about the router.
     learned: Fields of `RoutingContext` that the layer learns for the router; see `Router.learned`.
-    router_groups: N, groups of experts, where the router is hierarchical.
+    router_groups: Number N of groups of experts, for a hierarchical router.
     shared: Makes the dense FFN that every token visits; None means that there is none.
-    shared_gate: Whether its output is multiplied by sigmoid(w x) (Qwen1.5-MoE).
+    shared_gate: Whether the output of `shared` is multiplied by sigmoid(w x) (Qwen1.5-MoE).
     ffn_bias: A key of `FFN_BIASES`: what a vector of each expert does to its hidden units.
     output_scale: Factor on the initial output projections.
-    dtype: Dtype of the activations; parameters, router and gates are float32.
+    dtype: Dtype of the activations. Parameters and gates are float32, and the router computes in
+      `gate.router_dtype`.
   """
 
   num_experts: int
@@ -108,6 +110,14 @@ class MoeLayer(nn.Module):
   def __call__(
     self, x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting | None = None
   ) -> tuple[Float[Array, "B L D"], Aux]:
+    """Returns the output of the layer, and its losses and metrics.
+
+    Args:
+      x: Activations of B rows of L tokens.
+      context: What the layer must know about the tokens.
+      routing: The bias, the stored plan, the loss terms and the salt of this layer. None means that
+        there are none of these.
+    """
     size = self.groups.tokens(*x.shape[:2])
 
     def grouped(t):
@@ -128,18 +138,20 @@ class MoeLayer(nn.Module):
       self.output_scale,
     )
     if self.is_initializing():
-      # Only the weights are asked for, so that routing and dispatch would be traced for nothing.
+      # All parameters exist by now except those of the shared experts. Routing and dispatch create
+      # none, so initialisation does not trace them.
       if self.shared is not None:
-        self._shared(x, context)
+        self._shared(self.shared, x, context)
       return x, Aux()
     keys = None
     if context.train and self.has_rng("router"):
       keys = noise.own(
         functools.partial(jax.random.split, self.make_rng("router")), groups.shape[0], place
       )
-    seen = RoutingContext(
+    valid = grouped(context.segment_ids > 0)
+    router_context = RoutingContext(
       key=keys,
-      valid=grouped(context.segment_ids > 0),
+      valid=valid,
       token_ids=grouped(context.token_ids),
       group=jnp.arange(groups.shape[0]),
       bias=routing.bias,
@@ -147,18 +159,21 @@ class MoeLayer(nn.Module):
       train=context.train,
       **fields,
     )
-    plan = self._plan(logits, seen, routing.stored)
+    plan = self._plan(logits, router_context, routing.stored)
     capacity = self.capacity.slots(size, self.num_experts, plan.expert.shape[-1], context.train)
-    scaled = plan.replace(gate=self.gate.routed_scale * plan.gate)
+    # Only the dispatcher sees the scaled gates; losses and metrics see those of the router.
+    scaled = dataclasses.replace(plan, gate=self.gate.routed_scale * plan.gate)
     y = self.dispatcher(scaled, groups, weights, capacity, self.platform).reshape(x.shape)
     if self.shared is not None:
-      y += self._shared(x, context)
+      y += self._shared(self.shared, x, context)
     kept = jax.vmap(lambda p: drop_overflow(p, capacity))(plan)
     tokens = None if context.micro is None else context.micro.tokens
     aux = measured(
-      metrics.sums(logits, plan, kept, seen.valid),
-      losses=auxiliary_losses(self.losses, self.facts, logits, plan, seen, tokens, routing.shares),
-      shares=global_shares(self.losses, self.facts, logits, plan, seen, tokens),
+      metrics.sums(logits, plan, kept, valid),
+      losses=auxiliary_losses(
+        self.losses, self.facts, logits, plan, router_context, tokens, routing.shares
+      ),
+      shares=global_shares(self.losses, self.facts, logits, plan, router_context, tokens),
     )
     if context.return_routing:
       aux.metrics["top1_expert"] = jax.vmap(lambda p: first_choice(p, size))(plan).reshape(
@@ -170,17 +185,24 @@ class MoeLayer(nn.Module):
   def _logits(
     self, x: Float[Array, "G S D"], train: bool, place: noise.Place | None
   ) -> tuple[Float[Array, "G S E"], dict[str, Array]]:
-    """Router logits and the learned fields of its context: float32 numbers, made in float32 or else
-    in router_dtype."""
+    """Returns the router's logits and the learned fields of its context, all as float32.
+
+    They are computed in `router_dtype`, which is float32 except in an ablation.
+
+    Args:
+      x: The layer's input.
+      train: Whether jitter is on.
+      place: The place of the microbatch in its batch, which decides the random numbers.
+    """
     x = x.astype(jnp.float32)
-    shaken = bool(self.gate.jitter and train)
-    if shaken and self.gate.jitter_on == "input":
+    jittered = bool(self.gate.jitter and train)
+    if jittered and self.gate.jitter_on == "input":
       x = noise.jitter(self.make_rng("router"), x, self.gate.jitter, place)
     x = x.astype(jnp.dtype(self.gate.router_dtype))
     logits = NETWORKS[self.gate.gate_network](
       self, x, self.num_experts, self.gate.router_init_scale
     ).astype(jnp.float32)
-    if shaken and self.gate.jitter_on == "logits":
+    if jittered and self.gate.jitter_on == "logits":
       logits = noise.jitter(self.make_rng("router"), logits, self.gate.jitter, place)
     fields = learned(
       self, x, self.learned, self.num_experts, self.router_groups, self.gate.router_init_scale
@@ -190,6 +212,7 @@ class MoeLayer(nn.Module):
   def _plan(
     self, logits: Float[Array, "G S E"], context: RoutingContext, stored: RoutingPlan | None
   ) -> RoutingPlan:
+    """Returns the plan of all groups, from the router or from `stored`."""
     if stored is None:
       return jax.vmap(self.router, in_axes=(0, group_axes(context)))(logits, context)
 
@@ -198,8 +221,11 @@ class MoeLayer(nn.Module):
 
     return jax.vmap(follow, in_axes=(0, 0, group_axes(context)))(stored, logits, context)
 
-  def _shared(self, x: Float[Array, "B L D"], context: LayerContext) -> Float[Array, "B L D"]:
-    y = self.shared(name="shared")(x, context)[0]
+  def _shared(
+    self, make: Callable[..., nn.Module], x: Float[Array, "B L D"], context: LayerContext
+  ) -> Float[Array, "B L D"]:
+    """Returns the output of the shared experts, which `make` makes, times their gate if any."""
+    y = make(name="shared")(x, context)[0]
     if not self.shared_gate:
       return y
     weight = projection(
@@ -209,18 +235,26 @@ class MoeLayer(nn.Module):
 
 
 def _place(context: LayerContext, size: int, length: int) -> noise.Place | None:
-  """Where a microbatch's groups of `size` tokens lie among those of the batch, whose rows have
-  `length`."""
+  """Returns the place of a microbatch's routing groups in its batch; None without microbatches.
+
+  Args:
+    context: The context of the layer.
+    size: Tokens per group.
+    length: Tokens per row.
+  """
   if context.micro is None:
     return None
-  return noise.Place(
-    context.micro.index, context.micro.count, 1 if length % size else length // size
-  )
+  # `Place` counts one group per row where groups do not lie within rows.
+  groups_per_row = 1 if length % size else length // size
+  return noise.Place(context.micro.index, context.micro.count, groups_per_row)
 
 
 def first_choice(plan: RoutingPlan, num_tokens: int) -> Int[Array, "S"]:
-  """Each token's expert of the largest gate, before capacity; num_experts for those that have none.
-  One group."""
+  """Returns, for one group, the expert with the largest gate of each token, before capacity.
+
+  A token without an expert gets `num_experts`.
+  """
+  # Assignments that name no expert are out of bounds here and are dropped by the scatter.
   gates = (
     jnp.full((num_tokens, plan.num_experts), -1.0)
     .at[plan.token, plan.expert]

@@ -1,4 +1,4 @@
-"""The auxiliary losses of a layer: what `routing/` says of one group, over all groups."""
+"""The auxiliary losses of a layer: the losses of `routing/` for one group, over all groups."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from moe_jax.routing.strictly_balanced import threshold_loss
 def load_without_noise(
   logits: Float[Array, "S E"], context: RoutingContext, *, k: int = 1, **_
 ) -> Float[Array, ""]:
-  """The smooth load about the logits as they are, with V-MoE's sigma of 1/E: for routers that add
-  no noise."""
+  """Returns CV^2 of the smooth load for routers without noise, with V-MoE's sigma of 1/E."""
   return losses.load(
     logits, logits, context.valid, min(k, logits.shape[-1]), 1.0 / logits.shape[-1]
   )
@@ -77,7 +76,7 @@ class LossOptions(Options):
 
   @property
   def weights(self) -> dict[str, float]:
-    """The weight of each loss whose weight is not 0; the names are keys of `LOSSES`."""
+    """The weight of each loss whose weight is not 0, by the loss's key in `LOSSES`."""
     return {name: weight for name in LOSSES if (weight := getattr(self, f"{name}_loss"))}
 
 
@@ -86,9 +85,10 @@ class RouterFacts:
   """What some losses must know about the router.
 
   Attributes:
-    k: K, assignments of a token; for "threshold".
-    devices_a_token: M, how many groups of experts a token may be sent to; for "communication".
-    load: (logits [S, E], context) -> CV^2 of the router's smooth load; for "load".
+    k: Number K of assignments per token, which "threshold" needs.
+    devices_a_token: Number M of groups of experts that a token may be sent to, which
+      "communication" needs.
+    load: (logits [S, E], context) -> CV^2 of the router's smooth load, which is the loss "load".
   """
 
   k: int = 1
@@ -105,32 +105,34 @@ def auxiliary_losses(
   tokens: Float[Array, ""] | None = None,
   shares: Mapping[str, Array] | None = None,
 ) -> dict[str, Float[Array, ""]]:
-  """Each of the losses that have a weight, unweighted.
+  """Returns the losses whose weight is not 0, each of them unweighted.
 
   Args:
-    options: of the layer.
-    router: of the layer.
-    logits: as the router had them.
-    plan: before capacity, [G, A] arrays.
-    context: as the router had it; padding counts in no loss.
-    tokens: of a microbatch, see `losses.over_groups`; each loss is then its part of the batch's.
-    shares: f of the whole batch, of losses that multiply f and P of the whole batch, by name; those
-      that are not named take f of these groups. Because f has no gradient, D * sum_i f_i P_i of a
-      microbatch's P is its part of the loss, and the parts' gradients add up to the gradient of the
-      whole.
+    options: The loss options of the layer.
+    router: Facts about the layer's router.
+    logits: The router's logits.
+    plan: The plan before capacity is applied, with [G, A] arrays.
+    context: The router's context. Padding counts in no loss.
+    tokens: Number of real tokens in all microbatches of the batch, if the groups are those of one
+      microbatch (see `losses.over_groups`). Each loss is then the microbatch's part of the batch's
+      loss. None means that the groups are the whole batch.
+    shares: Name -> f of the whole batch, for losses that multiply f and P of the whole batch. A
+      loss that is not named takes f of these groups. Because f has no gradient, D * sum_i f_i P_i
+      with the P of a microbatch is its part of the loss, and the gradients of the parts add up to
+      the gradient of the whole.
   """
 
   def mean(values):
     return losses.over_groups(values, context.valid, tokens)
 
-  found = {}
+  unweighted = {}
   for name in options.weights:
     if _is_global(options, name):
       f, p = (mean(terms) for terms in TERMS[name](options, router, logits, plan, context))
-      found[name] = losses.balance((shares or {}).get(name, f), p)
+      unweighted[name] = losses.balance((shares or {}).get(name, f), p)
     else:
-      found[name] = mean(LOSSES[name](options, router, logits, plan, context))
-  return found
+      unweighted[name] = mean(LOSSES[name](options, router, logits, plan, context))
+  return unweighted
 
 
 def global_shares(
@@ -141,8 +143,16 @@ def global_shares(
   context: RoutingContext,
   tokens: Float[Array, ""] | None = None,
 ) -> dict[str, Float[Array, "..."]]:
-  """f, [E] or [D], of each loss that multiplies f and P of the whole batch; arguments as of
-  `auxiliary_losses`."""
+  """Returns f, [E] or [D], of each loss that multiplies f and P of the whole batch.
+
+  Args:
+    options: See `auxiliary_losses`, also for the other arguments.
+    router: Facts about the layer's router.
+    logits: The router's logits.
+    plan: The plan before capacity is applied.
+    context: The router's context.
+    tokens: Number of real tokens in all microbatches of the batch, or None.
+  """
   return {
     name: losses.over_groups(
       TERMS[name](options, router, logits, plan, context)[0], context.valid, tokens
@@ -153,57 +163,69 @@ def global_shares(
 
 
 def _is_global(options: LossOptions, name: str) -> bool:
+  """Returns whether this loss averages f and P over the whole batch before it multiplies them."""
   return name in TERMS and options.balance_over == "global"
 
 
-def _balance(o: LossOptions, r: RouterFacts, logits, plan, context):
+def _balance(options: LossOptions, router: RouterFacts, logits, plan, context):
+  """Returns f and P of the balance loss, each [G, E]."""
   return jax.vmap(
-    lambda l, q, v: losses.balance_terms(l, q, v, o.balance_counts, o.balance_scores)
+    lambda logits, plan, valid: losses.balance_terms(
+      logits, plan, valid, options.balance_counts, options.balance_scores
+    )
   )(logits, plan, context.valid)
 
 
-def _device(o: LossOptions, r: RouterFacts, logits, plan, context):
-  by_device = jax.vmap(lambda a: losses.by_device(a, o.devices))
-  f, p = _balance(o, r, logits, plan, context)
+def _device(options: LossOptions, router: RouterFacts, logits, plan, context):
+  """Returns f and P of the balance loss between groups of experts, each [G, D]."""
+  by_device = jax.vmap(lambda values: losses.by_device(values, options.devices))
+  f, p = _balance(options, router, logits, plan, context)
   return by_device(f), by_device(p)
 
 
-def _communication(o: LossOptions, r: RouterFacts, logits, plan, context):
+def _communication(options: LossOptions, router: RouterFacts, logits, plan, context):
+  """Returns f and P of the communication loss, each [G, D]."""
   return jax.vmap(
-    lambda l, q, v: losses.communication_terms(l, q, v, o.devices, r.devices_a_token)
+    lambda logits, plan, valid: losses.communication_terms(
+      logits, plan, valid, options.devices, router.devices_a_token
+    )
   )(logits, plan, context.valid)
 
 
-# name -> f(options, router, logits [G, S, E], plan, context) -> (f, P) of each group; [G, E] or
-# [G, D].
+# The losses that `balance_over` applies to, as functions (options, router, logits [G, S, E], plan,
+# context) -> (f, P) of each group, which are [G, E] or [G, D].
 TERMS = {"balance": _balance, "device": _device, "communication": _communication}
 
 
-def _product(name: str, o: LossOptions, r: RouterFacts, logits, plan, context):
-  return jax.vmap(losses.balance)(*TERMS[name](o, r, logits, plan, context))
+def _product(name: str, options: LossOptions, router: RouterFacts, logits, plan, context):
+  """Returns the loss of each group for `balance_over` = "group"."""
+  return jax.vmap(losses.balance)(*TERMS[name](options, router, logits, plan, context))
 
 
-def _z(o: LossOptions, r: RouterFacts, logits, plan, context):
+def _z(options: LossOptions, router: RouterFacts, logits, plan, context):
   return jax.vmap(losses.z)(logits, context.valid)
 
 
-def _importance(o: LossOptions, r: RouterFacts, logits, plan, context):
+def _importance(options: LossOptions, router: RouterFacts, logits, plan, context):
   return (
     jax.vmap(losses.gate_importance)(plan)
-    if o.importance_of == "gates"
+    if options.importance_of == "gates"
     else jax.vmap(losses.importance)(logits, context.valid)
   )
 
 
-def _load(o: LossOptions, r: RouterFacts, logits, plan, context):
-  return jax.vmap(r.load, in_axes=(0, group_axes(context)))(logits, context)
+def _load(options: LossOptions, router: RouterFacts, logits, plan, context):
+  return jax.vmap(router.load, in_axes=(0, group_axes(context)))(logits, context)
 
 
-def _threshold(o: LossOptions, r: RouterFacts, logits, plan, context):
-  return jax.vmap(lambda l, v: threshold_loss(l, context.threshold, v, r.k))(logits, context.valid)
+def _threshold(options: LossOptions, router: RouterFacts, logits, plan, context):
+  return jax.vmap(lambda logits, valid: threshold_loss(logits, context.threshold, valid, router.k))(
+    logits, context.valid
+  )
 
 
-# name -> f(options, router, logits [G, S, E], plan, context) -> [G], of each group, unweighted.
+# All losses, as functions (options, router, logits [G, S, E], plan, context) -> [G], the unweighted
+# loss of each group.
 LOSSES = {
   **{name: functools.partial(_product, name) for name in TERMS},
   "z": _z,

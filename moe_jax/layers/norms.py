@@ -1,4 +1,4 @@
-"""Normalisation of each token's features, computed in float32 and returned in the input's dtype."""
+"""Normalisation of each token's features, in float32, with results in the dtype of the input."""
 
 from __future__ import annotations
 
@@ -7,40 +7,47 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from moe_jax.layers.init import parameter
+
 
 class RmsNorm(nn.Module):
-  """x / sqrt(mean(x^2) + epsilon) * scale (Zhang and Sennrich 2019).
+  """Computes x / sqrt(mean(x^2) + epsilon) * scale (Zhang and Sennrich 2019).
 
   Attributes:
-    epsilon: keeps the root from 0. It shows wherever x is small: rows of an embedding of standard
-      deviation 0.02 have a mean square of 4e-4, of which 1e-5 is a fortieth.
+    epsilon: Keeps the root away from 0. It matters wherever x is small: rows of an embedding of
+      standard deviation 0.02 have a mean square of 4e-4, of which 1e-5 is a fortieth.
   """
 
   epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Normalises the last axis."""
     return (_over_rms(x, self.epsilon) * _scale(self, x.shape[-1])).astype(x.dtype)
 
 
 class UnscaledRmsNorm(nn.Module):
-  """As `RmsNorm`, without parameters: an ablation of ST-MoE (Table 2)."""
+  """Computes x / sqrt(mean(x^2) + epsilon), which is an ablation of ST-MoE (Table 2)."""
 
   epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Normalises the last axis."""
     return _over_rms(x, self.epsilon).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
-  """(x - mean) / sqrt(variance + epsilon) * scale (Ba et al. 2016). Deviation: no bias, as in
-  DBRX."""
+  """Computes (x - mean) / sqrt(variance + epsilon) * scale (Ba et al. 2016).
+
+  Deviation: there is no bias, as in DBRX.
+  """
 
   epsilon: float = 1e-6
 
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Normalises the last axis."""
     y = x.astype(jnp.float32)
     y -= jnp.mean(y, axis=-1, keepdims=True)
     y *= jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
@@ -48,14 +55,14 @@ class LayerNorm(nn.Module):
 
 
 def _over_rms(x: Float[Array, "... D"], epsilon: float) -> Float[Array, "... D"]:
+  """Returns x / sqrt(mean(x^2) + epsilon) in float32."""
   y = x.astype(jnp.float32)
   return y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
 
 
 def _scale(module: nn.Module, width: int) -> Float[Array, "D"]:
-  return module.param(
-    "scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), (width,), jnp.float32
-  )
+  """Returns the parameter `scale` of `module`, which starts as ones."""
+  return parameter(module, "scale", nn.initializers.ones, (width,), ("norm",))
 
 
 NORMS = {"rmsnorm": RmsNorm, "rmsnorm_unscaled": UnscaledRmsNorm, "layernorm": LayerNorm}

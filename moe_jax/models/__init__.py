@@ -1,4 +1,4 @@
-"""Whole models: token ids in, logits and Aux out."""
+"""Whole models, which map token ids to logits and to an Aux with losses and metrics."""
 
 from moe_jax.models.brainformer import SEARCH_SPACE, Sublayer, sublayer_block
 from moe_jax.models.encoder_decoder import EncoderDecoder, Tower

@@ -1,5 +1,4 @@
-"""Brainformers (Zhou et al. 2023, arXiv 2306.00008): blocks that are lists of sublayers in any
-order."""
+"""Brainformers (Zhou et al. 2023, arXiv 2306.00008), whose blocks list sublayers in any order."""
 
 from __future__ import annotations
 
@@ -16,9 +15,9 @@ from moe_jax.layers.init import projection
 from moe_jax.models.stack import Factory, make_block
 from moe_jax.sharding import constrain
 
-# Table 1 of the paper: what each kind of sublayer may be; a block has 8 of them, in any order. Its
-# capacity factors are "1 to 4"; the whole numbers are taken here. Its gated ReLU and GELU are reglu
-# and geglu.
+# Table 1 of the paper: the choices for each kind of sublayer. A block has 8 sublayers in any order.
+# The paper's capacity factors are "1 to 4", of which the whole numbers are used here. Its gated
+# ReLU and GELU are called reglu and geglu here.
 SEARCH_SPACE: Mapping[str, Mapping[str, tuple[int | float | str, ...]]] = {
   "attention": {"width": (512, 768, 1024), "heads": (12, 16, 20)},
   "ffn": {
@@ -38,24 +37,23 @@ BLOCK_SUBLAYERS = 8
 
 
 class Sublayer(nn.Module):
-  """x + layer(norm(x)): one attention, dense FFN or MoE layer, pre-norm, with dropout on the
-  addition.
+  """One pre-norm attention, dense FFN or MoE layer with a residual: x + dropout(layer(norm(x))).
 
-  Parameters are named as those of the decoder's `Block`: `attention_norm` and `attention`, or
-  `ffn_norm` and `ffn`, which may have experts; and, where the sublayer's width W is not the
-  stream's D, `to_width` and `from_width`.
+  Parameters are named like those of the Transformer's `Block`: `attention_norm` and `attention`, or
+  `ffn_norm` and `ffn`, which may have experts. If the sublayer's width W differs from the width D
+  of the residual stream, there are also `to_width` and `from_width`.
 
   Deviation: the paper gives sublayers model dimensions of 512, 768 and 1024 and does not say how
-  one feeds the next. Here the residual stream has one width, and a sublayer of another one is
-  entered and left by a matrix without bias.
+  one feeds the next. Here the residual stream has one width, and matrices without bias lead into
+  and out of a sublayer of another width.
 
   Attributes:
-    layer: makes the `Attention`, or the `DenseFfn` or `MoeLayer`, of width W.
-    attends: whether it is the first of these.
-    norm: makes a normalisation, of the stream.
-    width: W.
-    dropout: probability.
-    dtype: of the activations.
+    layer: Makes the `Attention`, the `DenseFfn` or the `MoeLayer` of width W.
+    attends: Whether `layer` makes an `Attention`.
+    norm: Makes the normalisation of the residual stream.
+    width: Width W of the sublayer.
+    dropout: Probability of dropout on the sublayer's output.
+    dtype: Dtype of the activations.
   """
 
   layer: Factory
@@ -69,6 +67,7 @@ class Sublayer(nn.Module):
   def __call__(
     self, x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting | None = None
   ) -> tuple[Float[Array, "B L D"], Aux]:
+    """Returns the residual stream after the sublayer, and what the sublayer reports."""
     name, stream = "attention" if self.attends else "ffn", x.shape[-1]
     y = self.norm(name=f"{name}_norm")(x)
     if self.width != stream:

@@ -1,5 +1,7 @@
-"""The encoder-decoder Transformer (Vaswani et al. 2017; T5, arXiv 1910.10683), with experts in
-chosen layers."""
+"""The encoder-decoder Transformer (Vaswani et al. 2017; T5, arXiv 1910.10683).
+
+Any of its layers may have experts.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch, concatenate
-from moe_jax.layers.init import projection
+from moe_jax.layers.init import parameter, projection
 from moe_jax.models.language_model import reduce_losses
 from moe_jax.models.stack import Factory, outside_routing, rows, run_layers
 from moe_jax.routing import RoutingPlan
@@ -23,10 +25,10 @@ BY_TOKEN = ("top1_expert", "plan")  # metrics whose shape depends on the number 
 
 
 class Tower(nn.Module):
-  """Layers and a norm: an encoder or, where its layers attend to one, a decoder.
+  """A stack of layers and a final norm: an encoder, or a decoder if its layers attend to a memory.
 
-  Parameters: layers named as `LanguageModel` names its own, `final_norm`, and `relative_bias` where
-  the self-attentions of all layers share one table of relative biases (T5).
+  Parameters: the layers, which are named as in `LanguageModel`, `final_norm`, and `relative_bias`
+  if the self-attentions of all layers share one table of relative biases (T5).
 
   Attributes:
     has_experts: For each layer, whether it has experts.
@@ -48,6 +50,8 @@ class Tower(nn.Module):
   def __call__(
     self, x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting
   ) -> tuple[Float[Array, "B L D"], Aux]:
+    """Returns the normalised output of the last layer, and what the layers report."""
+
     def drop(y):
       return nn.Dropout(self.dropout, deterministic=not context.train)(y)
 
@@ -57,33 +61,34 @@ class Tower(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-  """A source's token ids and a target's in, logits of the target's next tokens out.
+  """Maps the token ids of a source and of a target to logits of the target's next tokens.
 
   Parameters: `embedding`, `target_embedding` if there is one, `encoder/...` and `decoder/...`,
   which are `Tower`s, and `head` unless the embedding is tied.
 
-  Rows of the embedding are either of standard deviation 1/sqrt(D), multiplied by sqrt(D) on the way
-  in (Vaswani et al. 2017, Sec. 3.4), or of standard deviation 1 and, where they are tied to the
-  output, divided by sqrt(D) there (T5). At the start the two are the same function. Adam, whose
-  steps do not depend on a weight's size, then trains them differently; Adafactor, whose steps are
-  in proportion to it, does not.
+  With `embed_scale`, the embedding starts with standard deviation 1/sqrt(D), and its rows are
+  multiplied by sqrt(D) on the way in (Vaswani et al. 2017, Sec. 3.4). Without it, the embedding
+  starts with standard deviation 1, and tied logits are divided by sqrt(D) (T5). The two are the
+  same function at initialisation. Adam, whose steps do not depend on the size of a weight, then
+  trains them differently; Adafactor, whose steps are proportional to it, does not.
 
   Attributes:
-    vocab_size: V, of the source and, without `target_vocab_size`, of the target.
-    d_model: D.
-    encoder_experts: for each layer of the encoder, whether it has experts.
-    decoder_experts: for each layer of the decoder.
-    encoder: makes a `Tower` of given `has_experts` whose attention is not causal.
-    decoder: makes one with a causal self-attention and a `cross`.
-    target_vocab_size: of an embedding of the target's own (GShard has 64k and 32k entries); 0: the
-      two share one.
-    num_biased_experts: E where routing is balanced by a bias, kept in the collection
-      "router_state"; else 0.
-    embed_scale: the first of the two ways above.
-    tied_embeddings: the output projection is the target's embedding.
-    dtype: of the activations; parameters are float32.
-    layer_reduce: a key of `LAYER_REDUCE`: how the layers' auxiliary losses become one.
-    seed: of the run, in [0, 2^32): routers that learn nothing differ by it, see
+    vocab_size: Vocabulary size V of the source and, without `target_vocab_size`, of the target.
+    d_model: Model width D.
+    encoder_experts: For each layer of the encoder, whether it has experts.
+    decoder_experts: For each layer of the decoder, whether it has experts.
+    encoder: Makes a `Tower` from its `has_experts`, with attention that is not causal.
+    decoder: Makes a `Tower` from its `has_experts`, with causal self-attention and with attention
+      to the encoder's output.
+    target_vocab_size: Vocabulary size of a separate embedding for the target (GShard has 64k and
+      32k entries). 0 means that source and target share one embedding.
+    num_biased_experts: E where routing is balanced by a bias, which is kept in the collection
+      "router_state"; otherwise 0.
+    embed_scale: Whether the embedding's rows are multiplied by sqrt(D) on the way in; see above.
+    tied_embeddings: Whether the output projection is the target's embedding.
+    dtype: Dtype of the activations. Parameters are float32.
+    layer_reduce: A key of `LAYER_REDUCE`: how the layers' auxiliary losses become one.
+    seed: Seed of the run, in [0, 2^32). Routers that learn nothing differ by it; see
       `RoutingContext.salt`.
   """
 
@@ -114,43 +119,49 @@ class EncoderDecoder(nn.Module):
     encoder: Mapping[str, Int[Array, "B M"]] | None = None,
     micro: Microbatch | None = None,
   ) -> tuple[Float[Array, "B L V"], Aux]:
-    """Float32 logits of the target's token after each one given; losses (one number each) and
-    metrics ([Lm, ...]).
+    """Returns float32 logits of the target's token after each token, and what the layers report.
 
-    The layers with experts are counted through, the encoder's first.
+    The Aux has one number for each loss, and metrics of shape [Lm, ...] for the Lm layers with
+    experts, of which the encoder's come first.
 
     Args:
-      tokens: the target's, shifted right by one.
-      segment_ids: which pair of source and target a token belongs to within its row, from 1; 0 is
+      tokens: Vocabulary ids of the target, shifted right by one.
+      segment_ids: Pair of source and target that each token belongs to within its row, from 1; 0 is
         padding, whose logits mean nothing. A target sees the source of its own segment.
-      positions: place of each token in its target, from 0.
-      train: dropout and routing noise on, from the RNG streams "dropout" and "router".
-      return_routing: adds the decoder's metrics "top1_expert" [Lm, B, L] and "plan", a RoutingPlan
-        of [Lm, G, A] arrays, and the encoder's, likewise, "encoder_top1_expert" and "encoder_plan".
-      stored: such plans of the same tokens to follow, {"encoder": plan, "decoder": plan} or one of
-        them.
-      encoder: {"tokens", "segment_ids", "positions"} of the source. While initialising, the target
-        stands in for a missing one: no parameter's shape depends on it.
-      micro: the rows are a microbatch's; losses are then its parts of the batch's.
+      positions: Place of each token in its target, from 0.
+      train: Whether dropout and routing noise are on, from the RNG streams "dropout" and "router".
+      return_routing: Adds the decoder's metrics "top1_expert" [Lm, B, L] and "plan", a RoutingPlan
+        of [Lm, G, A] arrays, and the encoder's as "encoder_top1_expert" and "encoder_plan".
+      stored: Such plans of the same tokens to follow: {"encoder": plan, "decoder": plan}, or only
+        one of them.
+      encoder: The arrays "tokens", "segment_ids" and "positions" of the source. During
+        initialisation the target stands in for a missing source, because no parameter's shape
+        depends on it.
+      micro: The place of a microbatch in its batch. Losses are then its parts of the batch's.
 
     Raises:
       ValueError: `encoder` or one of its entries is missing.
     """
     if encoder is None and self.is_initializing():
       encoder = dict(zip(SOURCE, (tokens, segment_ids, positions), strict=True))
-    missing = [name for name in SOURCE if name not in (encoder or {})]
+    source = encoder or {}
+    missing = [name for name in SOURCE if name not in source]
     if missing:
       raise ValueError(
         f"encoder: {', '.join(missing)} missing; an encoder-decoder needs the source's {SOURCE}"
       )
-    table, target = self._tables()
-    source = micro and micro.replace(tokens=micro.encoder_tokens)
+    source_table, target_table = self._tables()
+    # The encoder's losses are weighted by the number of its own tokens.
+    source_micro = micro and micro.replace(tokens=micro.encoder_tokens)
     context = LayerContext(
-      *(encoder[name] for name in SOURCE), train=train, return_routing=return_routing, micro=source
+      *(source[name] for name in SOURCE),
+      train=train,
+      return_routing=return_routing,
+      micro=source_micro,
     )
-    first, second = self._routing(stored or {}, micro)
-    memory, read = self.encoder(self.encoder_experts, name="encoder")(
-      self._embed(table, encoder["tokens"]), context, first
+    encoder_routing, decoder_routing = self._routing(stored or {}, micro)
+    memory, encoder_aux = self.encoder(self.encoder_experts, name="encoder")(
+      self._embed(source_table, source["tokens"]), context, encoder_routing
     )
     context = LayerContext(
       tokens,
@@ -159,55 +170,53 @@ class EncoderDecoder(nn.Module):
       train=train,
       return_routing=return_routing,
       memory=memory,
-      memory_segments=encoder["segment_ids"],
+      memory_segments=source["segment_ids"],
       micro=micro,
     )
-    x, written = self.decoder(self.decoder_experts, name="decoder")(
-      self._embed(target, tokens), context, second
+    x, decoder_aux = self.decoder(self.decoder_experts, name="decoder")(
+      self._embed(target_table, tokens), context, decoder_routing
     )
-    aux = _join(read, written)
-    return self._logits(x, target), reduce_losses(aux, self.layer_reduce)
+    aux = _join(encoder_aux, decoder_aux)
+    return self._logits(x, target_table), reduce_losses(aux, self.layer_reduce)
 
   @property
   def has_experts(self) -> tuple[bool, ...]:
-    """Of the encoder's layers, then of the decoder's."""
+    """Whether each layer has experts, first those of the encoder and then those of the decoder."""
     return (*self.encoder_experts, *self.decoder_experts)
 
   def _tables(self) -> tuple[Float[Array, "V D"], Float[Array, "W D"]]:
-    """The source's embedding and the target's, which may be the same."""
+    """Returns the embedding of the source and that of the target, which may be the same."""
     normal = nn.initializers.normal(self.d_model**-0.5 if self.embed_scale else 1.0)
 
     def table(name, size):
-      return self.param(
-        name,
-        nn.with_logical_partitioning(normal, ("vocab", "embed")),
-        (size, self.d_model),
-        jnp.float32,
-      )
+      return parameter(self, name, normal, (size, self.d_model), ("vocab", "embed"))
 
     source = table("embedding", self.vocab_size)
-    return source, table(
-      "target_embedding", self.target_vocab_size
-    ) if self.target_vocab_size else source
+    if not self.target_vocab_size:
+      return source, source
+    return source, table("target_embedding", self.target_vocab_size)
 
   def _embed(self, table: Float[Array, "V D"], tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    """Returns the input of the first layer."""
     x = jnp.take(table, tokens, axis=0).astype(self.dtype)
     return constrain(
       x * math.sqrt(self.d_model) if self.embed_scale else x, "batch", "length", "act_embed"
     )
 
-  def _logits(self, x: Float[Array, "B L D"], target: Float[Array, "V D"]) -> Float[Array, "B L V"]:
+  def _logits(self, x: Float[Array, "B L D"], table: Float[Array, "V D"]) -> Float[Array, "B L V"]:
+    """Returns float32 logits, by the target's embedding `table` or by the parameter `head`."""
     if not self.tied_embeddings:
       head = projection(
         self,
         "head",
-        (self.d_model, len(target)),
+        (self.d_model, len(table)),
         ("embed", "vocab"),
         fan_in=self.d_model,
         dtype=self.dtype,
       )
     else:
-      head = target.astype(self.dtype).T
+      head = table.astype(self.dtype).T
+      # Rows of standard deviation 1 would give logits of standard deviation sqrt(D).
       x = x if self.embed_scale else x * self.d_model**-0.5
     logits = jnp.einsum("bld,dv->blv", x, head, preferred_element_type=jnp.float32)
     return constrain(logits, "batch", "length", "act_vocab")
@@ -215,22 +224,27 @@ class EncoderDecoder(nn.Module):
   def _routing(
     self, stored: Mapping[str, RoutingPlan], micro: Microbatch | None
   ) -> tuple[LayerRouting, LayerRouting]:
-    """What comes to the encoder's and to the decoder's layers with experts from outside."""
-    own, encoder = outside_routing(self, micro=micro), sum(self.encoder_experts)
+    """Returns the outside routing inputs of the encoder's and of the decoder's layers."""
+    routing, num_encoder = outside_routing(self, micro=micro), sum(self.encoder_experts)
     return (
-      rows(own, slice(0, encoder)).replace(stored=stored.get("encoder")),
-      rows(own, slice(encoder, None)).replace(stored=stored.get("decoder")),
+      rows(routing, slice(0, num_encoder)).replace(stored=stored.get("encoder")),
+      rows(routing, slice(num_encoder, None)).replace(stored=stored.get("decoder")),
     )
 
 
 def _join(encoder: Aux, decoder: Aux) -> Aux:
-  """The Aux of both stacks, the encoder's layers first; what has a place for each token is not
-  joined, but renamed."""
+  """Returns the Aux of both stacks, with the encoder's layers first.
+
+  Metrics with an entry for each token cannot be concatenated, because source and target have
+  different lengths. They are kept apart, and the encoder's get the prefix "encoder_".
+  """
 
   def by_layer(aux):
     return aux.replace(metrics={k: v for k, v in aux.metrics.items() if k not in BY_TOKEN})
 
   joined = concatenate([by_layer(encoder), by_layer(decoder)])
-  apart = {f"encoder_{name}": encoder.metrics[name] for name in BY_TOKEN if name in encoder.metrics}
-  apart |= {name: decoder.metrics[name] for name in BY_TOKEN if name in decoder.metrics}
-  return joined.replace(metrics=joined.metrics | apart)
+  by_token = {
+    f"encoder_{name}": encoder.metrics[name] for name in BY_TOKEN if name in encoder.metrics
+  }
+  by_token |= {name: decoder.metrics[name] for name in BY_TOKEN if name in decoder.metrics}
+  return joined.replace(metrics=joined.metrics | by_token)

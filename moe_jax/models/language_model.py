@@ -1,4 +1,4 @@
-"""The language model: an embedding, layers of any kind, and logits of the next token."""
+"""The language model: an embedding, layers of any kind, and an output projection to logits."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from moe_jax.layers import Aux, LayerContext, Microbatch
-from moe_jax.layers.init import projection
+from moe_jax.layers.init import parameter, projection
 from moe_jax.models.stack import LAYER_REDUCE, Factory, outside_routing, run_layers
 from moe_jax.routing import RoutingPlan
 from moe_jax.sharding import constrain
 
 
 class LanguageModel(nn.Module):
-  """Token ids in, next-token logits out.
+  """Maps token ids to logits of the next token.
 
-  What the layers are is up to `block`: those of a causal Transformer (`transformer_block`), LSTMs
-  with experts between them (`lstm_block`), or the sublayers of a Brainformer (`sublayer_block`).
+  The layers are those that `block` makes: the layers of a causal Transformer (`transformer_block`),
+  LSTMs with experts between them (`lstm_block`), or the sublayers of a Brainformer
+  (`sublayer_block`).
 
   Parameters: `embedding`, `layer_<i>` for layers that are compiled singly, `repeats/layer_<i>` with
-  a leading axis for those that are scanned (i counts from the first repeat), `final_norm` where
-  there is one, `head` unless the embedding is tied, and `relative_bias` where all layers share one
+  a leading axis for layers that are scanned (i counts from the first scanned layer), `final_norm`
+  if there is one, `head` unless the embedding is tied, and `relative_bias` if all layers share one
   table of relative biases.
 
   The embedding starts with standard deviation 1/sqrt(D), and its rows are multiplied by sqrt(D) on
-  the way in (Vaswani et al. 2017, Sec. 3.4): the residual stream starts with unit variance, and so
-  do tied logits, except that of the token just read, which starts near sqrt(D) and makes the first
-  loss exceed ln V. Without `embed_scale`, as in LLaMA and the open models after it, nothing is
-  multiplied, and the stream starts with standard deviation 1/sqrt(D): 0.022 at D = 2048 and 0.016
-  at 4096, where published code has 0.02 at all widths (DeepSeek 0.006).
+  the way in (Vaswani et al. 2017, Sec. 3.4). The residual stream therefore starts with unit
+  variance, and so do tied logits, except that of the token just read, which starts near sqrt(D) and
+  makes the first loss exceed ln V. Without `embed_scale`, as in LLaMA and the open models after it,
+  nothing is multiplied, and the stream starts with standard deviation 1/sqrt(D). This is 0.022 at
+  D = 2048 and 0.016 at D = 4096, where published code has 0.02 at all widths (DeepSeek 0.006).
 
   Attributes:
-    vocab_size: V.
-    d_model: D.
+    vocab_size: Vocabulary size V.
+    d_model: Model width D.
     has_experts: For each layer, whether it has experts.
     block: (kind of the layer, whether it is scanned) -> factory of the layer.
     kinds: For each layer, its kind. Layers of one kind are alike. None means that the kind is
@@ -50,7 +51,7 @@ class LanguageModel(nn.Module):
     embed_scale: Whether the embedding's rows are multiplied by sqrt(D) on the way in.
     tied_embeddings: Whether the output projection is the embedding.
     dropout: Probability of dropout on the embedding's output.
-    dtype: Dtype of the activations; parameters are float32.
+    dtype: Dtype of the activations. Parameters are float32.
     scan_layers: Whether the repeating stretch of layers is compiled once (`find_pattern`).
     layer_reduce: A key of `LAYER_REDUCE`: how the layers' auxiliary losses become one.
     seed: Seed of the run, in [0, 2^32). Routers that learn nothing differ by it; see
@@ -125,10 +126,9 @@ class LanguageModel(nn.Module):
     self, tokens: Int[Array, "B L"], train: bool
   ) -> tuple[Float[Array, "V D"], Float[Array, "B L D"]]:
     """Returns the parameter `embedding`, and the first layer's input."""
-    normal = nn.with_logical_partitioning(
-      nn.initializers.normal(self.d_model**-0.5), ("vocab", "embed")
-    )
-    table = self.param("embedding", normal, (self.vocab_size, self.d_model), jnp.float32)
+    normal = nn.initializers.normal(self.d_model**-0.5)
+    shape, axes = (self.vocab_size, self.d_model), ("vocab", "embed")
+    table = parameter(self, "embedding", normal, shape, axes)
     x = jnp.take(table, tokens, axis=0).astype(self.dtype)
     x = x * math.sqrt(self.d_model) if self.embed_scale else x
     x = constrain(x, "batch", "length", "act_embed")

@@ -1,5 +1,7 @@
-"""LSTM layers with a mixture of experts between them (Shazeer et al. 2017, arXiv 1701.06538,
-appendices C and D)."""
+"""LSTM layers with a mixture of experts between them.
+
+Paper: Shazeer et al. 2017 (arXiv 1701.06538), appendices C and D.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,17 @@ from moe_jax.sharding import constrain
 
 
 class LstmBlock(nn.Module):
-  """x + drop(lstm(x)) and, in layers with experts, then x + drop(sigmoid(moe(x))): appendix C.1.
+  """One LSTM layer, which experts may follow (appendix C.1).
+
+      x <- x + dropout(lstm(x)),  then, in a layer with experts,  x <- x + dropout(sigmoid(moe(x)))
+
   There are no norms.
 
   Attributes:
-    lstm: makes the LSTM, whose output is as wide as x.
-    moe: makes the layer of experts, which sees all time steps of all rows at once; None: there is
-      none.
-    dropout: probability, on what each of the two adds.
+    lstm: Makes the LSTM, whose output is as wide as x.
+    moe: Makes the layer of experts, which sees all time steps of all rows at once. None means that
+      there are no experts.
+    dropout: Probability of dropout on what the LSTM and the experts add.
   """
 
   lstm: Factory
@@ -31,6 +36,8 @@ class LstmBlock(nn.Module):
   def __call__(
     self, x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting | None = None
   ) -> tuple[Float[Array, "B L D"], Aux]:
+    """Returns the output of the layer, and what its experts report."""
+
     def drop(y):
       return nn.Dropout(self.dropout, deterministic=not context.train)(y)
 
@@ -50,19 +57,20 @@ def lstm_block(
   dropout: float = 0.0,
   remat: str = "none",
 ) -> Factory:
-  """Returns a factory of a layer. Two layers, the first with experts, are the paper's model.
+  """Returns a factory of a layer.
 
-  A token's experts depend on its own state alone, so that the mixture is applied
-  "convolutionally": how many tokens are routed together (`GroupOptions`) is the batch that the
-  balance losses see. Deviation: the softmax after the layers is a full one, also in training (the
-  paper samples).
+  The paper's model has two layers, of which the first has experts. A token's experts depend only on
+  its own state, so that the mixture can be applied to all time steps at once ("convolutionally").
+  The batch that the balance losses see is the group of tokens that are routed together
+  (`GroupOptions`). Deviation: the softmax after the layers is always a full one, where the paper
+  samples in training.
 
   Args:
     has_experts: Whether experts follow the layer's LSTM.
     scanned: Whether the layer is in the body of a scan.
     lstm: Makes the LSTM.
-    moe: Makes the experts; None where no layer has any.
-    dropout: Probability of dropout on the output of both.
+    moe: Makes the experts; None if no layer has any.
+    dropout: Probability of dropout on what the LSTM and the experts add.
     remat: A key of `REMAT`.
   """
   return make_block(

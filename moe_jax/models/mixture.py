@@ -1,15 +1,16 @@
-"""Small mixtures of experts on a vector input, and the back-propagation network that they were
-first compared with.
+"""The first mixtures of local experts, and the back-propagation network they were compared with.
 
-Jacobs, Jordan, Nowlan and Hinton, "Adaptive Mixtures of Local Experts" (Neural Computation 3,
-1991), Sec. 3 and Fig. 1. Both networks return (gate, outputs), which is what
-`routing.mixture_errors` and `blend` take. A bias is the weight of a last input that is always 1.
-All arithmetic is float32; N is cases, I inputs, E experts, C outputs.
+Paper: Jacobs, Jordan, Nowlan and Hinton, "Adaptive Mixtures of Local Experts" (Neural Computation
+3, 1991), Sec. 3 and Fig. 1. Both networks take a vector and return (gate, outputs), the arguments
+of `routing.mixture_errors` and `blend`. A bias is the weight of an additional last input that is
+always 1. All arithmetic is float32. N is the number of cases, I of inputs, E of experts and C of
+outputs.
 
-The paper gives an expert one linear decision surface, "where its output is 0.5", which is one
-logistic unit, and also a distribution over the four classes, which is a softmax over four. Both are
-here (see `distribution`). Its statement that the networks it compares have about equal numbers of
-parameters holds of the logistic unit only; with two inputs:
+The paper says that an expert has one linear decision surface, "where its output is 0.5", which
+describes one logistic unit, and also that an expert gives a distribution over the four classes,
+which describes a softmax over four units. Both are implemented here (see `distribution`). The
+paper's statement that the networks it compares have about equal numbers of parameters holds only
+for the logistic unit. With two inputs, the numbers are:
 
     parameters             4 experts  8 experts  6 hidden units  12 hidden units
     softmax of four units         60        120              46               88
@@ -31,15 +32,16 @@ from moe_jax.routing.plan import RoutingContext
 class AdaptiveMixture(nn.Module):
   """Single-layer experts and a single-layer gate that see the same input (Fig. 1).
 
-  Deviation: the paper does not say how experts begin; ours are truncated normal. Its gate begins
-  unbiased, as here.
+  Deviation: the paper does not say how the experts are initialised. Here their weights are
+  truncated normal. The paper's gate begins unbiased, as the gate here does by default.
 
   Attributes:
-    num_experts: E.
-    outputs: C, of each expert; see `distribution`.
-    init_scale: of the experts' weights, biases included: their standard deviation is init_scale /
-      sqrt(I + 1).
-    gate_scale: the same for the gate; 0 gives every expert the same share of every case.
+    num_experts: Number of experts E.
+    outputs: Number of outputs C of each expert; see `distribution`.
+    init_scale: Scale of the experts' initial weights and biases, whose standard deviation is
+      init_scale / sqrt(I + 1).
+    gate_scale: Scale of the gate's initial weights and biases, likewise. 0 gives every expert the
+      same share of every case.
   """
 
   num_experts: int
@@ -49,7 +51,7 @@ class AdaptiveMixture(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "N I"]) -> tuple[Float[Array, "N E"], Float[Array, "N E C"]]:
-    """p, which sums to 1 over experts, and o, what each expert answers. Both in [0, 1]."""
+    """Returns the gate p, which sums to 1 over experts, and the experts' outputs o in [0, 1]."""
     x = _with_one(x)
     fan_in = x.shape[-1]
     logits = x @ projection(
@@ -60,9 +62,8 @@ class AdaptiveMixture(nn.Module):
       fan_in=fan_in,
       scale=self.gate_scale,
     )
-    gate = adaptive_mixture(logits, RoutingContext()).gate.reshape(
-      logits.shape
-    )  # the plan is ordered by case
+    # The plan lists the experts of the first case, then those of the second, and so on.
+    gate = adaptive_mixture(logits, RoutingContext()).gate.reshape(logits.shape)
     weight = projection(
       self,
       "experts",
@@ -75,13 +76,14 @@ class AdaptiveMixture(nn.Module):
 
 
 class BackPropagation(nn.Module):
-  """One hidden layer of logistic units: the paper's baseline, as a mixture whose only expert gets
-  every case.
+  """The paper's baseline with one hidden layer of logistic units.
+
+  It has the interface of a mixture whose only expert gets every case.
 
   Attributes:
-    hidden: H, units.
-    outputs: C; see `distribution`.
-    init_scale: of all weights, biases included: their standard deviation is init_scale /
+    hidden: Number of hidden units H.
+    outputs: Number of outputs C; see `distribution`.
+    init_scale: Scale of all initial weights and biases, whose standard deviation is init_scale /
       sqrt(fan-in).
   """
 
@@ -91,7 +93,7 @@ class BackPropagation(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "N I"]) -> tuple[Float[Array, "N 1"], Float[Array, "N 1 C"]]:
-    """A gate of ones, and what the network answers, in [0, 1]."""
+    """Returns a gate of ones, and the outputs of the network in [0, 1]."""
     for name, width in (("hidden", self.hidden), ("output", self.outputs)):
       x = _with_one(x if name == "hidden" else jax.nn.sigmoid(x))
       x = x @ projection(
@@ -101,16 +103,21 @@ class BackPropagation(nn.Module):
 
 
 def distribution(logits: Float[Array, "*N C"]) -> Float[Array, "*N C"]:
-  """Probabilities of C classes, which sum to 1; of one of two classes where C is 1: a logistic
-  unit."""
+  """Returns the probabilities of C classes by a softmax.
+
+  If C is 1, it returns the probability of one of two classes by a logistic unit.
+  """
   return jax.nn.sigmoid(logits) if logits.shape[-1] == 1 else jax.nn.softmax(logits, axis=-1)
 
 
 def blend(gate: Float[Array, "*N E"], outputs: Float[Array, "*N E C"]) -> Float[Array, "*N C"]:
-  """sum_i p_i o_i: the experts' distributions in the gate's proportions, from which the paper reads
-  the answer."""
+  """Returns sum_i p_i o_i, the mixture of the experts' distributions.
+
+  The paper reads the answer of the whole network from this mixture.
+  """
   return jnp.einsum("...e,...ec->...c", gate, outputs)
 
 
 def _with_one(x: Float[Array, "N I"]) -> Float[Array, "N I+1"]:
+  """Appends an input that is always 1, whose weight is the bias."""
   return jnp.concatenate([x.astype(jnp.float32), jnp.ones((x.shape[0], 1))], axis=-1)

@@ -1,4 +1,4 @@
-"""The options of a model: the sections `model`, `model.latent` and the head of `model.moe`."""
+"""The options of the sections `model` and `model.moe` that describe a whole model."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Blocks one after the other, pre-norm ones or others, with the stretch of layers that repeats
-compiled once."""
+"""Runs a stack of layers, and compiles the stretch of layers that repeats only once."""
 
 from __future__ import annotations
 
@@ -19,12 +18,12 @@ from moe_jax.routing.hash_layer import mix
 
 Factory = Callable[..., nn.Module]  # takes a name, returns a module
 
-# What a rematerialised layer keeps for its backward pass besides its input. None: nothing is
-# recomputed.
+# Name -> policy that says what a rematerialised layer keeps for its backward pass besides its
+# input. None means that nothing is recomputed.
 REMAT = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
-  # products with weights; not attention scores
+  # Keeps the outputs of products with weights, but not the attention scores.
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
@@ -32,11 +31,12 @@ LAYER_REDUCE = {"mean": jnp.mean, "sum": jnp.sum}
 
 
 class Stack(nn.Module):
-  """Blocks one after the other, with their Aux stacked: the body of the scan.
+  """The body of the scan, which applies blocks one after the other and stacks their Aux.
 
   Attributes:
-    blocks: factories of the blocks, which are named layer_0, layer_1, ...
-    has_experts: which of them have experts; they take the rows of `routing` in order.
+    blocks: Factories of the blocks, which are named layer_0, layer_1, ...
+    has_experts: Whether each block has experts. Those that have take the rows of `routing` in
+      order.
   """
 
   blocks: Sequence[Factory]
@@ -46,16 +46,17 @@ class Stack(nn.Module):
   def __call__(
     self, x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting
   ) -> tuple[Float[Array, "B L D"], Aux]:
+    """Returns the output of the last block, and the stacked Aux of the blocks with experts."""
     auxes = []
     for i, (make, has_experts) in enumerate(zip(self.blocks, self.has_experts, strict=True)):
-      own = rows(routing, sum(self.has_experts[:i])) if has_experts else None
-      x, aux = make(name=f"layer_{i}")(x, context, own)
+      block_routing = rows(routing, sum(self.has_experts[:i])) if has_experts else None
+      x, aux = make(name=f"layer_{i}")(x, context, block_routing)
       auxes.append(aux)
     return x, stack(auxes)
 
 
 def make_block(block: type[nn.Module], remat: str, scanned: bool, **parts: Any) -> Factory:
-  """Returns a factory of a block of these parts.
+  """Returns a factory of a block with the fields `parts`.
 
   Args:
     block: The class of the block.
@@ -64,8 +65,8 @@ def make_block(block: type[nn.Module], remat: str, scanned: bool, **parts: Any) 
     parts: The fields of the block.
   """
   policy = REMAT[remat]
-  # Under scan, nothing can undo the recomputation, so there is no need to fence it off from the
-  # compiler.
+  # Under scan, the compiler cannot merge the recomputation with the forward pass, so that the
+  # barriers of prevent_cse are not needed.
   block = block if policy is None else nn.remat(block, policy=policy, prevent_cse=not scanned)
   return functools.partial(block, **parts)
 
@@ -79,39 +80,47 @@ def run_layers(
   routing: LayerRouting,
   kinds: Sequence[Hashable] | None = None,
 ) -> tuple[Float[Array, "B L D"], Aux]:
-  """Single layers, the scanned repeats, single layers; to be called in a compact method, whose
-  module owns them.
+  """Runs all layers: single ones, the scanned repetitions, and single ones again.
+
+  It must be called in a compact method, whose module then owns the layers.
 
   Args:
-    block: (its kind, whether it is scanned) -> a factory of that block.
-    has_experts: for each layer, whether it has experts; those that do take the rows of `routing` in
-      order.
-    scan_layers: compile the repeating stretch once (`find_pattern`).
-    x: the first layer's input.
-    context: what every layer sees.
-    routing: of all the layers with experts.
-    kinds: for each layer, what `block` is told of it; layers of one kind are alike. None: whether
-      it has experts.
+    block: (kind of the layer, whether it is scanned) -> factory of the layer.
+    has_experts: For each layer, whether it has experts. Those that have take the rows of `routing`
+      in order.
+    scan_layers: Whether the repeating stretch of layers is compiled once (`find_pattern`).
+    x: Input of the first layer.
+    context: The context of all layers.
+    routing: The outside routing inputs of all layers with experts.
+    kinds: For each layer, its kind. Layers of one kind are alike. None means that the kind is
+      whether the layer has experts.
+
+  Returns:
+    The output of the last layer, and the Aux with a leading axis over the layers with experts.
   """
   layers, kinds = range(len(has_experts)), has_experts if kinds is None else kinds
+  # The indices of the layers are all different, so that no pattern is found in them.
   pattern = find_pattern(kinds if scan_layers else layers)
 
   def row(layer):
-    return sum(has_experts[:layer])  # of the first layer with experts from `layer` on
+    """Returns the row of the first layer with experts from `layer` on."""
+    return sum(has_experts[:layer])
 
   auxes = []
   repeats = [pattern.scanned] if pattern.repeats else []
   for layer in (*layers[: pattern.prefix], *repeats, *layers[pattern.scanned.stop :]):
     if isinstance(layer, range):
-      own = rows(routing, slice(row(layer.start), row(layer.stop)))
-      own = jax.tree.map(lambda leaf: leaf.reshape(pattern.repeats, -1, *leaf.shape[1:]), own)
-      x, aux = _repeats(block, kinds, has_experts, pattern)(x, context, own)
-      auxes.append(
-        jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
-      )  # [repeats * period's Lm, ...]
+      scanned_routing = rows(routing, slice(row(layer.start), row(layer.stop)))
+      # The scan runs over the leading axis, so it is split into [repeats, Lm of one repetition].
+      scanned_routing = jax.tree.map(
+        lambda leaf: leaf.reshape(pattern.repeats, -1, *leaf.shape[1:]), scanned_routing
+      )
+      x, aux = _repeats(block, kinds, has_experts, pattern)(x, context, scanned_routing)
+      # Merges the two axes again, to [Lm of all repetitions, ...].
+      auxes.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux))
     else:
-      own = rows(routing, row(layer)) if has_experts[layer] else None
-      x, aux = block(kinds[layer], False)(name=f"layer_{layer}")(x, context, own)
+      layer_routing = rows(routing, row(layer)) if has_experts[layer] else None
+      x, aux = block(kinds[layer], False)(name=f"layer_{layer}")(x, context, layer_routing)
       auxes.append(stack([aux]))
   return x, concatenate(auxes)
 
@@ -122,11 +131,14 @@ def _repeats(
   has_experts: Sequence[bool],
   pattern: Pattern,
 ) -> nn.Module:
+  """Returns the module `repeats`, which scans over the repetitions of the pattern."""
   period = slice(pattern.prefix, pattern.prefix + pattern.period)
   scanned = nn.scan(
     Stack,
     length=pattern.repeats,
-    in_axes=(nn.broadcast, 0),
+    # All repetitions see the same context, and each sees its own rows of the routing. The stub of
+    # nn.scan knows only int, but a tuple with an entry per argument is documented.
+    in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
     out_axes=0,
     variable_axes={"params": 0},
     split_rngs={"params": True, "dropout": True, "router": True},
@@ -140,9 +152,14 @@ def _repeats(
 def balancing_bias(
   module: nn.Module, num_layers: int, num_experts: int
 ) -> Float[Array, "Lm E"] | None:
-  """What loss-free balancing adds to the experts' scores, for each layer with experts; starts at 0.
+  """Returns the bias that loss-free balancing adds to the experts' scores, for each layer.
 
-  A variable of `module` in the collection "router_state"; None without `num_experts`.
+  It is a variable of `module` in the collection "router_state" and starts at 0.
+
+  Args:
+    module: The module that owns the variable. The call must come from one of its compact methods.
+    num_layers: Number of layers with experts, Lm.
+    num_experts: Number of experts E. 0 means that there is no bias, and the result is None.
   """
   if not num_experts:
     return None
@@ -154,40 +171,50 @@ def balancing_bias(
 def update_router_state(
   router_state: Mapping[str, Array], assigned: Int[Array, "Lm E"], rate: float
 ) -> Mapping[str, Array]:
-  """One step of loss-free balancing (arXiv 2408.15664, Algorithm 1): b += rate * sign(mean load -
-  load).
+  """Returns the state after one step of loss-free balancing (arXiv 2408.15664, Algorithm 1).
+
+      b += rate * sign(mean load - load)
 
   Args:
-    router_state: the collection "router_state": {"bias": [Lm, E]}; an empty one stays empty.
-    assigned: how many assignments of the whole batch name each expert, over all devices and
-      microbatches. Counts are exact: an expert of mean load keeps its bias, whereas shares would
-      round to either side of their mean.
-    rate: u, in units of probability.
+    router_state: The collection "router_state": {"bias": [Lm, E]}. An empty one stays empty.
+    assigned: Number of assignments of the whole batch to each expert, over all devices and
+      microbatches. Because counts are exact, an expert of mean load keeps its bias, whereas shares
+      would round to either side of their mean.
+    rate: The step size u, in units of probability.
   """
   if not router_state:
     return router_state
-  # mean - count has the sign of (whole part of the mean) - count, or where this is 0, of the rest.
-  # Counts times E, or counts in float32, could be too large to be exact.
+  # The difference mean - count has the sign of (whole part of the mean) - count or, if this is 0,
+  # the sign of the rest of the division. Products of counts and E, and counts in float32, could be
+  # too large to be exact.
   whole, rest = jnp.divmod(jnp.sum(assigned, axis=-1, keepdims=True), assigned.shape[-1])
   sign = jnp.sign(whole - assigned) + ((whole == assigned) & (rest > 0))
   return {"bias": router_state["bias"] + rate * sign}
 
 
 def layer_salts(seed: int | Int[Array, ""], num_layers: int) -> UInt32[Array, "Lm"]:
-  """`RoutingContext.salt` of each layer with experts, by its index among them: a hash of (seed,
-  index)."""
+  """Returns the `RoutingContext.salt` of each layer with experts, a hash of the seed and its index.
+
+  Args:
+    seed: Seed of the run.
+    num_layers: Number of layers with experts, Lm, which are the only ones that are counted.
+  """
   return mix(jnp.arange(num_layers), seed)
 
 
 def outside_routing(
   model: nn.Module, stored: RoutingPlan | None = None, micro: Microbatch | None = None
 ) -> LayerRouting:
-  """What the routers get from outside, for a model with the fields `has_experts`,
-  `num_biased_experts` and `seed`.
+  """Returns what the routers of all layers with experts receive from outside their layers.
 
-  To be called in a compact method of the model, which owns the balancing bias. The layers with
-  experts are counted through the whole model, so that no two of them have the same salt, whichever
-  of them are scanned.
+  It must be called in a compact method of the model, which then owns the balancing bias. Layers
+  with experts are numbered through the whole model, so that no two of them have the same salt,
+  whether or not they are scanned.
+
+  Args:
+    model: A model with the fields `has_experts`, `num_biased_experts` and `seed`.
+    stored: Plans to follow, with a leading axis over the layers with experts.
+    micro: The place of a microbatch in its batch, which has the f of the whole batch.
   """
   layers = sum(model.has_experts)
   return LayerRouting(
@@ -199,5 +226,5 @@ def outside_routing(
 
 
 def rows(routing: LayerRouting, index: int | slice) -> LayerRouting:
-  """The rows of some layers with experts."""
+  """Returns the entries of `routing` for some of the layers with experts."""
   return jax.tree.map(lambda leaf: leaf[index], routing)

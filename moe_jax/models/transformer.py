@@ -1,4 +1,4 @@
-"""The layers of a Transformer, with experts in chosen ones."""
+"""The layers of a Transformer, of which any may have experts."""
 
 from __future__ import annotations
 
@@ -11,24 +11,34 @@ from moe_jax.sharding import constrain
 
 
 class Block(nn.Module):
-  """x + attention(norm(x)), then x + ffn(norm(x)): pre-norm (Xiong et al. 2020).
+  """A pre-norm layer (Xiong et al. 2020) of self-attention and an FFN, which may have experts.
 
-  There is dropout on each addition.
-  With `cross`, between the two: x + cross(norm(x)), which reads `context.memory`. With `extra`,
-  right before the second: x + extra(norm(x)), a dense FFN (ST-MoE, appendix C).
+  Every sublayer computes x + dropout(sublayer(norm(x))) with a norm of its own. The sublayers are
+  `attention`, `cross` if there is one, `extra` if there is one, and `ffn`.
+
+  Attributes:
+    attention: Makes the self-attention.
+    ffn: Makes the dense FFN or the layer of experts, (x, context, routing) -> (y, Aux).
+    norm: Makes a normalisation.
+    cross: Makes the attention to the encoder's output `context.memory`; None means that there is
+      none.
+    extra: Makes a dense FFN right before `ffn` (ST-MoE, appendix C); None means that there is none.
+    dropout: Probability of dropout on the output of each sublayer.
   """
 
   attention: Factory
-  ffn: Factory  # dense or experts: (x, context, routing) -> (y, Aux)
+  ffn: Factory
   norm: Factory
-  cross: Factory | None = None  # attention to an encoder's output
-  extra: Factory | None = None  # a dense FFN
+  cross: Factory | None = None
+  extra: Factory | None = None
   dropout: float = 0.0
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting | None = None
   ) -> tuple[Float[Array, "B L D"], Aux]:
+    """Returns the output of the layer, and what its experts report."""
+
     def drop(y):
       return nn.Dropout(self.dropout, deterministic=not context.train)(y)
 
@@ -68,7 +78,7 @@ def transformer_block(
     scanned: Whether the layer is in the body of a scan.
     attention: Makes the self-attention.
     dense: Makes the FFN of a layer without experts.
-    moe: Makes the FFN of a layer with experts; None where no layer has any.
+    moe: Makes the FFN of a layer with experts; None if no layer has any.
     norm: Makes a normalisation.
     cross: Makes the attention to an encoder's output; None means that there is none.
     extra_ffn: Whether a `dense` FFN with its own norm and residual comes right before the experts

@@ -1,4 +1,4 @@
-"""Attention against plain loops, and the properties of rotary positions."""
+"""Tests attention against plain loops, and the properties of rotary position embedding."""
 
 import re
 
@@ -25,13 +25,13 @@ ROWS, PLACES = np.asarray(SEGMENTS), np.asarray(POSITIONS)
 
 
 def make(**fields):
-  """An `Attention` whose options are among the fields."""
-  own = {key: fields.pop(key) for key in options.keys(AttentionOptions) if key in fields}
-  return Attention(AttentionOptions(**own), **fields)
+  """Returns an `Attention`, whose options and other fields are both given by keyword."""
+  chosen = {key: fields.pop(key) for key in options.keys(AttentionOptions) if key in fields}
+  return Attention(AttentionOptions(**chosen), **fields)
 
 
 def test_rope_depends_on_the_difference_of_positions_only():
-  # Catches: absolute positions; rotation of q and k in opposite directions.
+  # Catches absolute positions, and rotation of q and k in opposite directions.
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
 
   def at(x, p):
@@ -45,8 +45,9 @@ def test_rope_depends_on_the_difference_of_positions_only():
 
 
 def test_rope_by_hand():
-  # P = 2, one frequency, theta^0 = 1: (1, 0) at position p becomes (cos p, sin p). Position 0
-  # changes nothing. Catches: degrees for radians; a frequency that starts at index 1.
+  # With P = 2 there is one frequency, theta^0 = 1, so that (1, 0) at position p becomes
+  # (cos p, sin p). Position 0 changes nothing. Catches degrees instead of radians, and a frequency
+  # whose index starts at 1.
   x = jnp.asarray([1.0, 0.0]).reshape(1, 1, 1, 2)
   np.testing.assert_allclose(
     rope(x, jnp.full((1, 1), 2), 10_000.0).ravel(), [np.cos(2), np.sin(2)], atol=1e-6
@@ -55,7 +56,7 @@ def test_rope_by_hand():
 
 
 def test_visible_is_causal_within_documents():
-  # Catches: attention across documents, to later tokens, or from text to padding.
+  # Catches attention across documents, to later tokens, and from text to padding.
   expected = np.zeros((L, L), bool)
   for q in range(L):
     for k in range(q + 1):
@@ -64,7 +65,7 @@ def test_visible_is_causal_within_documents():
 
 
 def test_visible_without_order_and_with_a_window():
-  # Catches: a window that is one too wide, or that ends a document's view of its own; an encoder
+  # Catches a window that is one token too wide, a window that ignores documents, and an encoder
   # that is causal.
   same = np.asarray(SEGMENTS[0][:, None] == SEGMENTS[0])
   np.testing.assert_array_equal(visible(SEGMENTS, causal=False)[0], same)
@@ -73,7 +74,7 @@ def test_visible_without_order_and_with_a_window():
 
 
 def by_loops(layer, w, x, memory=None, memory_segments=None):
-  """The layer over rows of a batch, heads and places, in NumPy."""
+  """Computes the layer in NumPy, by loops over rows, heads and places."""
   o = layer.options
   source, to = (x, ROWS) if memory is None else (np.asarray(memory), np.asarray(memory_segments))
   distance = PLACES[:, :, None] - PLACES[:, None, :]
@@ -95,7 +96,7 @@ def by_loops(layer, w, x, memory=None, memory_segments=None):
   y = np.zeros(x.shape)
   for b, h, i in np.ndindex(B, o.num_heads, L):
     g = h // (o.num_heads // o.num_kv_heads)
-    seen = [
+    visible_keys = [
       j
       for j in range(source.shape[1])
       if to[b, j] == ROWS[b, i]
@@ -104,18 +105,20 @@ def by_loops(layer, w, x, memory=None, memory_segments=None):
     ]
     scores = [
       heads["query"][b, i, h] @ heads["key"][b, j, g] * (o.query_scale or o.head_dim**-0.5)
-      for j in seen
+      for j in visible_keys
     ]
     if o.position == "relative":
-      scores += w["relative_bias"][h, buckets[b, i, seen]]
-    for s, j in zip(scores, seen, strict=True):
+      scores += w["relative_bias"][h, buckets[b, i, visible_keys]]
+    for s, j in zip(scores, visible_keys, strict=True):
       y[b, i] += np.exp(s) / np.sum(np.exp(scores)) * heads["value"][b, j, g] @ w["output"][h]
   return y
 
 
 def check(layer, *memory):
-  """Against the loops, with weights none of which is 0 or 1; returns the weights and the layer's
-  output."""
+  """Compares the layer with the loops, and returns its weights and output.
+
+  All weights are drawn at random, so that none of them is 0 or 1 as at initialisation.
+  """
   rng = np.random.default_rng(0)
 
   def draw(shape):
@@ -131,8 +134,8 @@ def check(layer, *memory):
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_grouped_queries_equal_loops_over_heads(kv_heads):
-  # Catches: query heads read the wrong key-value head; a missing 1/sqrt(P); softmax over the wrong
-  # axis.
+  # Catches query heads that read the wrong key-value head, a missing 1/sqrt(P), and a softmax over
+  # the wrong axis.
   w, _ = check(make(num_heads=4, num_kv_heads=kv_heads, head_dim=6))
   assert set(w) == {"query", "key", "value", "output"}
 
@@ -162,10 +165,10 @@ OPTIONS = [
 
 @pytest.mark.parametrize("fields", OPTIONS, ids=lambda o: "-".join(o))
 def test_options_equal_loops(fields):
-  # Catches: a bias after the clip, a clip before the norm (OLMoE normalises first), a norm a head
-  # in place of one a token, a norm after the rotation or of values, a norm of another epsilon, a
-  # relative bias of another query head of the same group, distances of the wrong sign, one scaled
-  # with the scores.
+  # Catches a bias after the clip, a clip before the norm (OLMoE normalises first), a norm per head
+  # instead of one per token, a norm after the rotation or of values, and a norm with another
+  # epsilon. Catches a relative bias of another query head of the same group, distances of the wrong
+  # sign, and a relative bias that is scaled with the scores.
   w, _ = check(make(num_heads=4, num_kv_heads=2, head_dim=6, **fields))
   vectors = (
     {"query_bias": (4, 6), "key_bias": (2, 6), "value_bias": (2, 6)} if "qkv_bias" in fields else {}
@@ -182,11 +185,11 @@ def test_options_equal_loops(fields):
 
 
 def test_norm_and_clip_by_hand():
-  # One head of two features, a query of (3, 4) and a norm's scale of (1, 2): RMS sqrt(12.5) makes
-  # (0.849, 2.263), which is cut at 1 to (0.849, 1); without the norm (3, 4) is cut to (1, 1). Of
-  # two keys, which a query of the second place sees, the first is 0 and its value (1, 0), the
-  # other's value is (0, 0). Catches: the clip before the norm, with which the query were (1, 2),
-  # and one that is left out where there is a norm, or no norm.
+  # There is one head of two features. The query is (3, 4), and the scale of its norm is (1, 2). The
+  # RMS of sqrt(12.5) makes it (0.849, 2.263), which is clipped at 1 to (0.849, 1). Without the
+  # norm, (3, 4) is clipped to (1, 1). The query at the second place sees two keys. The first key is
+  # 0 and has the value (1, 0); the other one has the value (0, 0). Catches a clip before the norm,
+  # which would make the query (1, 2), and a clip that is left out with or without a norm.
   ids, x = jnp.ones((1, 2), jnp.int32), jnp.asarray([[[0.0, 0, 1], [1.0, 0, 0]]])
   context = LayerContext(ids, ids, jnp.asarray([[0, 1]]))
 
@@ -211,7 +214,7 @@ def test_norm_and_clip_by_hand():
     "query_scale": 1.0,
     "clip_qkv": 1.0,
   }
-  # Key (0.25, 0.5) divided by its RMS of sqrt(0.15625) and times 0.25.
+  # The key (0.25, 0.5) is divided by its RMS of sqrt(0.15625) and multiplied by 0.25.
   key = np.asarray([0.25, 0.5]) / np.sqrt(0.15625) * 0.25
   for fields, params, score in (
     (clipped | {"qk_norm": True}, w | norms, np.asarray([3 / np.sqrt(12.5), 1.0]) @ key),
@@ -222,15 +225,15 @@ def test_norm_and_clip_by_hand():
 
 
 def test_a_stack_brings_its_table():
-  # Catches: a table of the layer's own where the stack has one, a bias that a memory's scores get.
+  # Catches a layer that makes its own table although the stack has one.
   layer = make(num_heads=4, num_kv_heads=2, head_dim=6, **RELATIVE)
   x = jax.random.normal(jax.random.key(0), (B, L, D))
-  own = nn.unbox(layer.init(jax.random.key(1), x, CONTEXT))["params"]
-  shared = CONTEXT.replace(bias_table=own["relative_bias"])
-  rest = {name: leaf for name, leaf in own.items() if name != "relative_bias"}
+  params = nn.unbox(layer.init(jax.random.key(1), x, CONTEXT))["params"]
+  shared = CONTEXT.replace(bias_table=params["relative_bias"])
+  rest = {name: leaf for name, leaf in params.items() if name != "relative_bias"}
   assert set(jax.eval_shape(layer.init, jax.random.key(1), x, shared)["params"]) == set(rest)
   np.testing.assert_array_equal(
-    layer.apply({"params": rest}, x, shared), layer.apply({"params": own}, x, CONTEXT)
+    layer.apply({"params": rest}, x, shared), layer.apply({"params": params}, x, CONTEXT)
   )
 
 
@@ -238,16 +241,17 @@ MEMORY_SEGMENTS = jnp.asarray([[2, 2, 1, 0], [0, 2, 0, 0]])
 
 
 def test_attention_to_a_memory_equals_loops():
-  # The second row's text is document 1, of which its memory has nothing. Catches: a causal mask
-  # over the memory, its padding seen by padding, an average over other documents where a query sees
-  # nothing.
+  # The text of the second row is document 1, of which its memory has nothing. Catches a causal mask
+  # over the memory, padding that sees the memory's padding, and an average over other documents for
+  # a query that sees nothing.
   layer = make(num_heads=4, num_kv_heads=2, head_dim=6, position="none", qk_norm=True)
   _, y = check(layer, jax.random.normal(jax.random.key(3), (B, 4, D)), MEMORY_SEGMENTS)
   assert not np.any(y[1]) and not np.any(y[0, 5]) and np.all(np.any(y[0, :5], axis=-1))
 
 
 def test_a_memory_has_segments_and_no_positions():
-  # Catches: keys rotated by the queries' positions; a memory that all documents of a row see.
+  # Catches keys that are rotated by the queries' positions, and a memory that all documents of a
+  # row see.
   x = jnp.ones((B, L, D))
   for position, memory in (("rope", (x, SEGMENTS)), ("none", (x,))):
     with pytest.raises(ValueError, match="memory"):
@@ -257,8 +261,8 @@ def test_a_memory_has_segments_and_no_positions():
 
 
 def test_dropout_of_weights_only_in_training():
-  # Values are 1 whatever the token, so without dropout every output is. Catches: dropout at
-  # evaluation, or of outputs, whose factor would be one of 0 and 2.
+  # All values are 1, so that without dropout every output is 1. Catches dropout at evaluation, and
+  # dropout of outputs, which would multiply them by 0 or 2.
   layer = make(num_heads=1, num_kv_heads=1, head_dim=1, position="none", dropout=0.5)
   x = jnp.ones((1, 64, 1))
   ids = jnp.ones((1, 64), jnp.int32)
@@ -280,7 +284,7 @@ def test_dropout_of_weights_only_in_training():
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_scores_begin_with_unit_variance(scale):
-  # Catches: T5's unscaled scores begun with queries of unit variance, which saturate the softmax.
+  # Catches T5's unscaled scores with queries of unit variance, which would saturate the softmax.
   layer = make(num_heads=16, num_kv_heads=16, head_dim=64, query_scale=scale)
   w = nn.unbox(layer.init(jax.random.key(0), jnp.zeros((B, L, 64)), CONTEXT))["params"]
   x = jax.random.normal(jax.random.key(1), (2, 64, 64))
@@ -292,7 +296,7 @@ def test_scores_begin_with_unit_variance(scale):
 
 
 def test_softmax_is_float32_in_a_bfloat16_model():
-  # Catches: bfloat16 scores, which tie tokens that differ by 0.4 %.
+  # Catches bfloat16 scores, in which tokens whose scores differ by 0.4 % are equal.
   layer = make(num_heads=2, num_kv_heads=1, head_dim=4, dtype=jnp.bfloat16)
   x = jnp.ones((B, L, D), jnp.bfloat16)
   variables = jax.eval_shape(layer.init, jax.random.key(0), x, CONTEXT)

@@ -1,4 +1,4 @@
-"""The dense FFN against its formula."""
+"""Tests the dense FFN against its formula, and the weights of experts."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ FORMULAS = {
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_formula(activation):
-  # Catches: gate and up exchanged; a gate where there should be none.
+  # Catches an exchange of gate and up, and a gate where there should be none.
   x = jax.random.normal(jax.random.key(0), (2, 3, 8))
   ids = jnp.ones((2, 3), jnp.int32)
   layer = DenseFfn(d_ff=16, activation=activation)
@@ -40,8 +40,8 @@ def test_formula(activation):
 
 @pytest.mark.parametrize("ffn_bias", ["additive", "multiplicative"])
 def test_a_bias_on_hidden_units(ffn_bias):
-  # Catches: a bias before the activation or after the output projection; one that begins with an
-  # effect (0 and 1).
+  # Catches a bias before the activation or after the output projection, and a bias that has an
+  # effect at initialisation, where it must be 0 or 1.
   x = jax.random.normal(jax.random.key(0), (2, 3, 8))
   ids = jnp.ones((2, 3), jnp.int32)
   context = LayerContext(ids, ids, ids)
@@ -63,7 +63,7 @@ def test_a_bias_on_hidden_units(ffn_bias):
 
 
 class Three(nn.Module):
-  """Three experts from 4 to 6 features and back."""
+  """Three experts with model width 4 and hidden width 6."""
 
   ffn_bias: str = "none"
 
@@ -73,8 +73,8 @@ class Three(nn.Module):
 
 
 def test_weights_of_experts():
-  # Catches: weights begun in another order, which changes every model; a bias without its axis of
-  # experts; an output projection that is not scaled.
+  # Catches weights that are created in another order, which would change every model, a bias
+  # without an axis of experts, and an output projection that is not scaled.
   made, variables = Three("multiplicative").init_with_output(jax.random.key(0))
   boxes = variables["params"]
   assert {name: box.names for name, box in boxes.items()} == {

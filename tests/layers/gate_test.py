@@ -1,4 +1,4 @@
-"""What a router is given."""
+"""Tests the learned inputs of a router: its logits and other fields."""
 
 import jax
 import jax.numpy as jnp
@@ -34,24 +34,24 @@ def _run(**options):
 
 
 def test_linear():
-  # Catches: a bias, a transposed matrix.
+  # Catches a bias and a transposed matrix.
   _, p, (logits, fields) = _run()
   assert set(p) == {"router"} and fields == {}
   np.testing.assert_allclose(logits, np.einsum("gsd,de->gse", X, p["router"]), rtol=1e-5)
 
 
 def test_tanh_has_a_hidden_layer_of_as_many_units_as_experts():
-  # LLaMA-MoE: tanh(x W1) W2 with W1 [D, E], W2 [E, E]. Catches: tanh on the outside, a hidden layer
-  # of width D.
+  # LLaMA-MoE has tanh(x W1) W2 with W1 [D, E] and W2 [E, E]. Catches a tanh of the logits, and a
+  # hidden layer of width D.
   _, p, (logits, _) = _run(network="tanh")
   assert p["router_hidden"].shape == (5, 4) and p["router"].shape == (4, 4)
   np.testing.assert_allclose(logits, np.tanh(X @ p["router_hidden"]) @ p["router"], rtol=1e-5)
 
 
 def test_zero_initialisation():
-  # Shazeer 2017, appendix A: W_g = W_noise = 0, so that all experts begin equal, under noise of
-  # softplus(0) = ln 2. Catches: noise weights that follow the router's scale, a standard deviation
-  # without softplus.
+  # In Shazeer 2017, appendix A, W_g = W_noise = 0, so that all experts begin equal, with noise of
+  # standard deviation softplus(0) = ln 2. Catches noise weights that follow the router's scale, and
+  # a standard deviation without softplus.
   _, p, (logits, fields) = _run(scale=0.0, fields=FIELDS)
   assert not np.any(logits) and not np.any(fields["primary"]) and not np.any(fields["threshold"])
   for name in ("noise_std", "primary_noise_std"):
@@ -62,7 +62,7 @@ def test_zero_initialisation():
 
 
 def test_learned_fields():
-  # Catches: a field that reads another's weights, or has another's width.
+  # Catches a field that reads the weights of another field or has its width.
   owner, p, _ = _run(fields=FIELDS)
   p = {
     name: jax.random.normal(jax.random.key(i), leaf.shape)

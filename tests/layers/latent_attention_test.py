@@ -1,5 +1,7 @@
-"""Latent attention against loops over heads and places, what it sees, and how many parameters it
-has."""
+"""Tests latent attention against loops over heads and places.
+
+Also tests what a position sees, and the number of parameters.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ SIZES = dict(kv_rank=5, nope_dim=4, rope_dim=2, value_dim=6)
 
 
 def layer_and_weights(query_rank, **changes):
-  """With weights none of which is 1, as norms' scales are at first."""
+  """Returns the layer and random weights, because the scales of norms are 1 at initialisation."""
   layer = LatentAttention(LatentOptions(query_rank=query_rank, **SIZES), num_heads=3, **changes)
   shapes = jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((B, L, D)), CONTEXT)["params"]
   rng = np.random.default_rng(0)
@@ -35,7 +37,7 @@ def rms(t, scale):
 
 
 def rotated(pair, position):
-  """Two features, whose frequency is theta^0 = 1."""
+  """Rotates a pair of features whose frequency is theta^0 = 1."""
   cos, sin = np.cos(position), np.sin(position)
   return np.array([[cos, -sin], [sin, cos]]) @ pair
 
@@ -46,12 +48,12 @@ def by_loops(w, x, query_rank):
   for b, h, i in np.ndindex(B, 3, L):
     from_x = rms(x @ w["query_latent"], w["query_latent_norm"]["scale"]) if query_rank else x
     q = from_x[b, i] @ w["query"][:, h]
-    scores, seen = [], [j for j in range(i + 1) if ROWS[b, j] == ROWS[b, i]]
-    for j in seen:
-      plain = q[:4] @ (latent[b, j] @ w["key"][:, h])
-      turned = rotated(q[4:], PLACES[b, i]) @ rotated(x[b, j] @ w["key_rope"], PLACES[b, j])
-      scores.append((plain + turned) / np.sqrt(4 + 2))
-    for s, j in zip(scores, seen, strict=True):
+    scores, visible_keys = [], [j for j in range(i + 1) if ROWS[b, j] == ROWS[b, i]]
+    for j in visible_keys:
+      unrotated_part = q[:4] @ (latent[b, j] @ w["key"][:, h])
+      rotated_part = rotated(q[4:], PLACES[b, i]) @ rotated(x[b, j] @ w["key_rope"], PLACES[b, j])
+      scores.append((unrotated_part + rotated_part) / np.sqrt(4 + 2))
+    for s, j in zip(scores, visible_keys, strict=True):
       y[b, i] += (
         np.exp(s) / np.sum(np.exp(scores)) * (latent[b, j] @ w["value"][:, h]) @ w["output"][h]
       )
@@ -60,9 +62,9 @@ def by_loops(w, x, query_rank):
 
 @pytest.mark.parametrize("query_rank", [0, 7])
 def test_equals_loops(query_rank):
-  # Catches: a latent that is not normalised, or normalised with the rotated key in it; a rotated
-  # key made of the latent or one a head; 1/sqrt of nope_dim alone; rotation of the wrong part; the
-  # queries' latent left out.
+  # Catches a latent that is not normalised or is normalised together with the rotated key, a
+  # rotated key that is made from the latent or per head, a factor of 1/sqrt(nope_dim), rotation of
+  # the wrong part, and a missing latent of the queries.
   layer, w = layer_and_weights(query_rank)
   x = np.random.default_rng(1).normal(size=(B, L, D)).astype(np.float32)
   y = tiny.quick_jit(layer.apply)({"params": w}, x, CONTEXT)
@@ -70,7 +72,7 @@ def test_equals_loops(query_rank):
 
 
 def test_what_a_position_sees():
-  # Catches: later tokens, other documents or padding in an average.
+  # Catches later tokens, other documents or padding in an average.
   layer, w = layer_and_weights(7)
   w = jax.tree.map(jnp.asarray, w)
   x = jax.random.normal(jax.random.key(0), (1, L, D))
@@ -83,8 +85,7 @@ def test_what_a_position_sees():
 
 
 def mla(d, nh, ql, kvl, nope, rope, v):
-  """The parameters of DeepSeek's attention with its latent norms, counted from the released
-  shapes."""
+  """Returns the number of parameters of DeepSeek's attention, counted from the released shapes."""
   q = d * ql + ql + ql * nh * (nope + rope) if ql else d * nh * (nope + rope)
   return q + d * (kvl + rope) + kvl + kvl * nh * (nope + v) + nh * v * d
 
@@ -95,7 +96,7 @@ def mla(d, nh, ql, kvl, nope, rope, v):
   ids=["V2", "V2-Lite", "V3"],
 )
 def test_parameters_of_the_released_models(d, nh, ql, kvl):
-  # Catches: a rotated key a head, a norm left out, a projection that the paper has not.
+  # Catches a rotated key per head, a missing norm, and a projection that the paper does not have.
   layer = LatentAttention(LatentOptions(kvl, ql, nope_dim=128, rope_dim=64), num_heads=nh)
   shapes = jax.eval_shape(
     layer.init, jax.random.key(0), jax.ShapeDtypeStruct((B, L, d), jnp.float32), CONTEXT
@@ -104,7 +105,7 @@ def test_parameters_of_the_released_models(d, nh, ql, kvl):
 
 
 def test_bfloat16():
-  # Catches: a norm or a rotation that makes the residual stream float32.
+  # Catches a norm or a rotation that makes the residual stream float32.
   layer, w = layer_and_weights(7, dtype=jnp.bfloat16)
   assert (
     jax.eval_shape(layer.apply, {"params": w}, jnp.ones((B, L, D), jnp.bfloat16), CONTEXT).dtype

@@ -1,4 +1,4 @@
-"""The LSTM: against Flax's, where it forgets, and its projection by hand."""
+"""Tests the LSTM against Flax's, its projection by hand, and where its state is reset."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ B, L, D = 2, 5, 3
 
 
 def made(units, projected=0, **options):
-  """(module, parameters, input, positions of one document a row)."""
+  """Returns (module, variables, input, positions), where each row is one document."""
   x = jax.random.normal(jax.random.key(1), (B, L, D))
   positions = jnp.tile(jnp.arange(L, dtype=jnp.int32), (B, 1))
   module = Lstm(units, projected, **options)
@@ -23,7 +23,8 @@ def made(units, projected=0, **options):
 
 
 def test_it_is_flax_s_lstm():
-  # Catches: gates exchanged, a bias twice or on the wrong gate, a state that is one step late.
+  # Catches exchanged gates, a bias that is added twice or to the wrong gate, and a state that is
+  # one step late.
   module, variables, x, positions = made(4)
   params = variables["params"]
   assert {name: leaf.shape for name, leaf in params.items()} == {
@@ -43,8 +44,8 @@ def test_it_is_flax_s_lstm():
 
 
 def test_a_projection_by_hand():
-  # r = P o tanh(c) is what the next step reads. Catches: a projection of the output alone, a
-  # residual of the memory.
+  # The next step reads r = P o tanh(c). Catches a projection of the output only, with which the
+  # next step would read the unprojected memory.
   module, variables, x, positions = made(4, 2)
   p = {name: np.asarray(leaf, np.float64) for name, leaf in variables["params"].items()}
   assert p["recurrent"].shape == (2, 4, 4) and p["projection"].shape == (4, 2)
@@ -68,8 +69,8 @@ def test_a_projection_by_hand():
 
 @pytest.mark.parametrize("projected", [0, 2])
 def test_nothing_crosses_the_start_of_a_document(projected):
-  # Row 0 has documents of 2 and 3 tokens. Catches: c or r that survives, a reset one step late, one
-  # for all rows.
+  # Row 0 has documents of 2 and 3 tokens. Catches c or r that is kept, a reset that is one step
+  # late, and a reset of all rows.
   module, variables, x, positions = made(4, projected)
   packed = positions.at[0].set(jnp.asarray([0, 1, 0, 1, 2]))
   y, whole = module.apply(variables, x, packed), module.apply(variables, x, positions)
@@ -83,7 +84,7 @@ def test_nothing_crosses_the_start_of_a_document(projected):
 
 
 def test_the_memory_is_float32_in_a_bfloat16_model():
-  # Catches: a memory that loses what it adds up, an output in float32.
+  # Catches a memory in bfloat16, which would lose small additions, and an output in float32.
   module, variables, x, positions = made(4, dtype=jnp.bfloat16)
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
   jaxpr = jax.make_jaxpr(module.apply)(variables, x.astype(jnp.bfloat16), positions)

@@ -1,4 +1,4 @@
-"""The losses of a layer, over groups."""
+"""Tests the auxiliary losses of a layer, over groups and over microbatches."""
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,10 @@ def _plan(logits, k=1):
 
 
 def test_balance_over_groups_and_over_all():
-  # Two groups that are collapsed on different experts: E each, but E/2 once f and P are averaged (f
-  # = P = 1/2 on two). Of 2 devices, each group uses one (2), together both (1). Catches: "global"
-  # that averages products.
+  # Two groups collapse on different experts. The balance loss of each is E, but it is E/2 if f and
+  # P are averaged first, because then f = P = 1/2 for two experts. Each group uses one of 2 devices
+  # (a loss of 2), and together they use both (a loss of 1). Catches "global" that averages
+  # products.
   logits = jnp.zeros((2, L, E)).at[0, :, 0].set(50.0).at[1, :, 2].set(50.0)
   context = RoutingContext(valid=jnp.ones((2, L), bool))
 
@@ -49,7 +50,7 @@ def test_balance_over_groups_and_over_all():
 
 
 def test_groups_weigh_as_many_tokens_as_they_have():
-  # A group of padding alone must not pull a mean towards 0. Catches: a plain mean over groups.
+  # A group that is only padding must not pull a mean towards 0. Catches a plain mean over groups.
   logits = jax.random.normal(jax.random.key(0), (2, L, E))
   names = tuple(name for name in LOSSES if name != "threshold")
   run = tiny.quick_jit(
@@ -68,7 +69,7 @@ def test_groups_weigh_as_many_tokens_as_they_have():
 
 
 def test_threshold_trains_thresholds_only():
-  # Catches: a threshold loss that trains the router, or one that is not handed to the thresholds.
+  # Catches a threshold loss that trains the router, or that does not reach the thresholds.
   logits = jax.random.normal(jax.random.key(0), (1, 8, E))
 
   def f(logits, threshold):
@@ -85,8 +86,9 @@ def test_threshold_trains_thresholds_only():
 
 
 def test_losses_and_gradients_of_parts_add_up():
-  # Two groups of unlike padding, one in each part. Catches: f of the part, in the value or the
-  # gradient; a part's own number of tokens; f of one loss given to another.
+  # Each part has one group, and the two groups differ in padding. Catches f of the part, in the
+  # value or the gradient, the part's own number of tokens, and f of one loss that is given to
+  # another.
   logits, valid = (
     3 * jax.random.normal(jax.random.key(0), (2, L, E)),
     jnp.arange(L) < jnp.array([[5], [2]]),
@@ -98,7 +100,7 @@ def test_losses_and_gradients_of_parts_add_up():
   )
   weights = dict(zip(names, 2.0 ** np.arange(len(names)), strict=True))
 
-  def given(logits, part):
+  def loss_inputs(logits, part):
     context = RoutingContext(valid=valid[part])
     return (
       logits,
@@ -107,14 +109,15 @@ def test_losses_and_gradients_of_parts_add_up():
     )
 
   def loss(logits, part, *whole):
-    found = auxiliary_losses(options, RouterFacts(), *given(logits, part), *whole)
-    return sum(weights[name] * value for name, value in found.items()), found
+    by_name = auxiliary_losses(options, RouterFacts(), *loss_inputs(logits, part), *whole)
+    return sum(weights[name] * value for name, value in by_name.items()), by_name
 
   @tiny.quick_jit
   def slopes(logits):
     parts, slope = (slice(0, 1), slice(1, 2)), jax.grad(loss, has_aux=True)
     shares = [
-      global_shares(options, RouterFacts(), *given(logits[part], part), tokens) for part in parts
+      global_shares(options, RouterFacts(), *loss_inputs(logits[part], part), tokens)
+      for part in parts
     ]
     shares = jax.tree.map(jnp.add, *shares)
     assert shares.keys() == {"balance", "device", "communication"}

@@ -1,4 +1,4 @@
-"""The MoE layer against the oracle, and what it must not do."""
+"""Tests the MoE layer against the oracle, and its treatment of padding, dtypes and jitter."""
 
 import functools
 import re
@@ -34,9 +34,8 @@ X = jax.random.normal(jax.random.key(0), (B, L, D))
 PADDED = jnp.asarray([[1, 1, 1, 1, 0, 0], [1, 1, 1, 2, 2, 2]])
 
 
-ALL_BUT_THRESHOLD = tuple(
-  name for name in LOSSES if name != "threshold"
-)  # which one router alone has
+# Only the router strictly_balanced has thresholds and therefore a threshold loss.
+ALL_BUT_THRESHOLD = tuple(name for name in LOSSES if name != "threshold")
 
 
 def context(segments=None, **kwargs):
@@ -57,15 +56,15 @@ def make(k=2, dispatcher="einsum", gate_norm="none", **kwargs):
 
 
 def run(layer, variables, x, context, routing=None, seed=0):
-  """`layer.apply` as one compiled program: op by op it takes longer to compile than to run."""
+  """Runs `layer.apply` as one compiled program, which is faster than compiling it op by op."""
   rngs = {"router": jax.random.key(seed)} if context.train else {}
   return tiny.quick_jit(layer.apply)(variables, x, context, routing, rngs=rngs)
 
 
 def initialise(layer, scale=30.0):
-  """Variables whose router is confident, so that a slip in the gates shows.
+  """Returns variables whose router is confident, so that an error in the gates shows.
 
-  Drawn by NumPy: compiling what Flax draws them with would take as long as compiling the layer.
+  NumPy draws them, because compiling Flax's initialisers would take as long as compiling the layer.
   """
   shapes = nn.unbox(jax.eval_shape(layer.init, jax.random.key(1), X, context()))
   rng, params = np.random.default_rng(1), {}
@@ -84,14 +83,14 @@ def initialise(layer, scale=30.0):
 @pytest.mark.parametrize("factor", [None, 0.5])
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_the_layer_is_the_oracle(k, factor):
-  # Catches: groups that are not sequences; capacity from the wrong S; gates after softmax over the
-  # wrong axis.
+  # Catches groups that are not sequences, a capacity from the wrong S, and gates of a softmax over
+  # the wrong axis.
   layer = make(k, capacity_factor=factor)
   variables = initialise(layer)
   y, aux = run(layer, variables, X, context(PADDED))
   w = jax.tree.map(np.asarray, variables["params"])
   capacity = None if factor is None else max(1, round(factor * L / E))
-  dropped = asked = 0
+  dropped = assignments = 0
   for b in range(B):
     plan = reference.top_k(
       np.asarray(X[b]) @ w["router"], k, "none", valid=np.asarray(PADDED[b] > 0)
@@ -103,16 +102,16 @@ def test_the_layer_is_the_oracle(k, factor):
         np.asarray(jax.nn.gelu(X[b, token] @ w["up"][expert])) @ w["down"][expert]
       )
     np.testing.assert_allclose(y[b], expected, atol=1e-5)
-    asked, dropped = asked + len(plan), dropped + len(plan) - len(kept)
-  assert float(aux.metrics["drop_rate"]) == pytest.approx(dropped / asked)
+    assignments, dropped = assignments + len(plan), dropped + len(plan) - len(kept)
+  assert float(aux.metrics["drop_rate"]) == pytest.approx(dropped / assignments)
 
 
 @pytest.mark.parametrize(
   "k, gate_norm, learns", [(1, "none", True), (1, "top_k", False), (2, "top_k", True)]
 )
 def test_gradient_of_the_router(k, gate_norm, learns):
-  # Catches: a gate that carries no gradient. At K = 1, renormalised gates are the constant 1: the
-  # known trap.
+  # Catches a gate that carries no gradient. At K = 1, renormalised gates are the constant 1, so the
+  # router cannot learn, which is a known trap.
   layer = make(k, gate_norm=gate_norm)
   variables = initialise(layer, 1.0)
 
@@ -135,8 +134,8 @@ def test_gradient_of_the_router(k, gate_norm, learns):
   ],
 )
 def test_router_is_float32_in_a_bfloat16_model(router, options, network):
-  # Catches: logits, or what else a router learns, in bfloat16, whose ties and rounding change which
-  # expert is chosen.
+  # Catches logits or other learned inputs of a router in bfloat16, whose ties and rounding change
+  # which expert is chosen.
   layer = make(dtype=jnp.bfloat16, gate_network=network).clone(
     router=functools.partial(ROUTERS[router].route, **options),
     learned=ROUTERS[router].learned,
@@ -154,8 +153,8 @@ def test_router_is_float32_in_a_bfloat16_model(router, options, network):
 
 
 def test_a_bfloat16_router_rounds_its_logits_and_nothing_else():
-  # Catches: a router_dtype that is not passed to the product (it would be float32's), that reaches
-  # the softmax, or that leaves weights in bfloat16.
+  # Catches a router_dtype that does not reach the product, that reaches the softmax, or that leaves
+  # weights in bfloat16.
   layer = make(router_dtype="bfloat16")
   variables = initialise(layer, 1.0)
   jaxpr = str(jax.make_jaxpr(lambda v, x: layer.apply(v, x, context()))(variables, X))
@@ -167,15 +166,15 @@ def test_a_bfloat16_router_rounds_its_logits_and_nothing_else():
     return np.asarray(x.astype(jnp.bfloat16), np.float64)
 
   largest = np.abs(half(X) @ half(variables["params"]["router"])).max()
-  found = run(layer, variables, X, context())[1].metrics["logit_max"]
-  assert found.dtype == jnp.float32 and float(found) == float(jnp.bfloat16(found))
-  assert float(found) == pytest.approx(largest, rel=2**-8) and float(found) != float(
+  logit_max = run(layer, variables, X, context())[1].metrics["logit_max"]
+  assert logit_max.dtype == jnp.float32 and float(logit_max) == float(jnp.bfloat16(logit_max))
+  assert float(logit_max) == pytest.approx(largest, rel=2**-8) and float(logit_max) != float(
     run(make(), variables, X, context())[1].metrics["logit_max"]
   )
 
 
 def test_jitter_reaches_the_router_and_not_the_experts_and_only_in_training():
-  # Catches: experts that see jittered input (a published bug); evaluation that is random.
+  # Catches experts that see jittered input (a published bug), and evaluation that is random.
   layer, clean = make(4, jitter=0.5, gate_norm="none"), make(4)
   variables = initialise(layer, 1.0)
 
@@ -186,13 +185,13 @@ def test_jitter_reaches_the_router_and_not_the_experts_and_only_in_training():
   np.testing.assert_array_equal(
     run(layer, variables, X, context())[0], run(clean, variables, X, context())[0]
   )
-  # With a router of zeros jitter changes no gate, so nothing may change at all.
+  # With a router of zeros, jitter changes no gate, so nothing at all may change.
   variables["params"]["router"] *= 0
   np.testing.assert_array_equal(train(layer, 0), train(clean, 1))
 
 
 def test_eval_capacity_and_basis():
-  # Catches: the training capacity used at evaluation; a basis that is not passed on.
+  # Catches a training capacity that is used at evaluation, and a basis that is not passed on.
   def rate(train, **kwargs):
     return float(run(make(2, **kwargs), variables, X, context(train=train))[1].metrics["drop_rate"])
 
@@ -206,7 +205,7 @@ def test_eval_capacity_and_basis():
 
 
 def test_padding_changes_nothing():
-  # Catches: padding that takes slots, counts in a loss or a metric, or shifts the noise of real
+  # Catches padding that takes slots, counts in a loss or a metric, or shifts the noise of real
   # tokens.
   layer = make(
     2, capacity_factor=1.0, losses=tiny.loss_options(*ALL_BUT_THRESHOLD, devices=2), group_size=L
@@ -224,7 +223,7 @@ def test_padding_changes_nothing():
 
 
 def test_shared_experts_are_added_once():
-  # Catches: shared experts that are gated or dispatched.
+  # Catches shared experts that are gated or dispatched.
   shared = functools.partial(DenseFfn, d_ff=7, activation="gelu")
   layer, plain = make(2, shared=shared), make(2)
   variables = initialise(layer)
@@ -239,7 +238,7 @@ def test_shared_experts_are_added_once():
 
 
 def test_bias_moves_the_choice():
-  # Catches: a bias that is dropped on the way to the router.
+  # Catches a bias that does not reach the router.
   layer = make(1)
   variables = initialise(layer, 1.0)
 
@@ -251,8 +250,8 @@ def test_bias_moves_the_choice():
 
 
 def test_first_choice():
-  # Token 0: gates .3 on 2 and .6 on 1; token 1: nobody; token 2: expert 0. Catches: the first
-  # listed for the largest.
+  # Token 0 has gates of 0.3 on expert 2 and 0.6 on expert 1, token 1 has no expert, and token 2 has
+  # expert 0. Catches the first listed expert instead of the one with the largest gate.
   plan = RoutingPlan(
     token=jnp.asarray([0, 0, 1, 2]),
     expert=jnp.asarray([2, 1, E, 0]),
@@ -263,14 +262,15 @@ def test_first_choice():
 
 
 def test_group_size():
-  # Catches: a silent reshape across the wrong tokens.
+  # Catches a silent reshape across the wrong tokens.
   assert GroupOptions(16).tokens(4, 8) == 16 and GroupOptions(64).tokens(1, 8) == 8
   assert GroupOptions(group_rows=2).tokens(4, 8) == 16
   with pytest.raises(ConfigError, match="group_size"):
     GroupOptions(12).tokens(4, 8)
 
 
-# Routers whose plans, learned inputs or losses differ most; the others: make test-all.
+# The routers whose plans, learned inputs or losses differ most are tested always, and the others
+# only by `make test-all`.
 @pytest.mark.parametrize(
   "router",
   tiny.often(
@@ -278,8 +278,8 @@ def test_group_size():
   ),
 )
 def test_every_router_reports_every_loss_and_metric(router):
-  # Catches: a router whose plan the layer's losses or metrics cannot read; a learned input that the
-  # layer forgets.
+  # Catches a router whose plan the layer's losses or metrics cannot read, and a learned input that
+  # the layer forgets.
   names = tuple(LOSSES) if "threshold" in ROUTERS[router].learned else ALL_BUT_THRESHOLD
   options = {
     "device_limited": {"k": 2, "groups": 2, "kept_groups": 1},
@@ -304,7 +304,7 @@ def test_every_router_reports_every_loss_and_metric(router):
 
 
 def test_routed_scale():
-  # Catches: a factor on the shared experts too, or on none.
+  # Catches a factor that is not applied.
   variables = initialise(make(2))
   np.testing.assert_allclose(
     run(make(2, routed_scale=2.5), variables, X, context())[0],
@@ -314,8 +314,8 @@ def test_routed_scale():
 
 
 def test_shared_gate():
-  # y = routed + sigmoid(x w) * shared(x), one gate a token (Qwen1.5-MoE). Catches: a gate on the
-  # routed part.
+  # The output is y = routed + sigmoid(x w) * shared(x), with one gate per token (Qwen1.5-MoE).
+  # Catches a gate on the routed part.
   shared = functools.partial(DenseFfn, d_ff=7, activation="gelu")
   layer, plain = make(2, shared=shared, shared_gate=True), make(2)
   variables = initialise(layer)
@@ -326,7 +326,7 @@ def test_shared_gate():
 
 
 def test_jitter_on_logits():
-  # Catches: logits that are left alone; evaluation that is random.
+  # Catches logits that are not jittered, and evaluation that is random.
   layer = make(4, jitter=0.5, jitter_on="logits")
   variables = initialise(layer, 1.0)
 
@@ -340,7 +340,7 @@ def test_jitter_on_logits():
 
 
 def test_a_stored_plan_is_followed():
-  # Catches: a stored plan that is ignored; gates that are recomputed where they should be the
+  # Catches a stored plan that is ignored, and gates that are recomputed where they should be the
   # stored ones.
   layer = make(2)
   first, second = initialise(layer), initialise(layer, -30.0)  # opposite preferences
@@ -349,9 +349,8 @@ def test_a_stored_plan_is_followed():
     layer, second, X, context(return_routing=True), LayerRouting(stored=aux.metrics["plan"])
   )
   jax.tree.map(np.testing.assert_array_equal, aux2.metrics["plan"], aux.metrics["plan"])
-  np.testing.assert_allclose(
-    followed, run(layer, first, X, context())[0], atol=1e-5
-  )  # the experts are the same
+  # The experts of both sets of variables are the same; only the routers differ.
+  np.testing.assert_allclose(followed, run(layer, first, X, context())[0], atol=1e-5)
   fresh = run(
     make(2, replay_gate="softmax"), second, X, context(), LayerRouting(stored=aux.metrics["plan"])
   )[0]

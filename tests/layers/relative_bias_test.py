@@ -1,4 +1,4 @@
-"""T5's buckets of distances, by hand and by the formula of the paper's code."""
+"""Tests T5's buckets of distances by hand and by the formula of the paper's code."""
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +12,26 @@ pytestmark = pytest.mark.unit
 
 
 def test_causal_buckets_by_hand():
-  # 32 buckets up to 128: 16 exact ones, then 16 * 8^(i/16) for i = 0, 1, ...: 16 18.2 20.7 23.6
-  # 26.9 30.6 34.9 39.7 45.2 51.5 58.7 66.8 76.1 86.7 98.7 112.4. Catches: bounds that are rounded
-  # down, or pushed up by a rounding error; a last bucket that begins late.
+  # There are 32 buckets up to 128. The first 16 hold one distance each, and the others begin at
+  # 16 * 8^(i/16) for i = 0, 1, ...: 16 18.2 20.7 23.6 26.9 30.6 34.9 39.7 45.2 51.5 58.7 66.8 76.1
+  # 86.7 98.7 112.4. Catches bounds that are rounded down or pushed up by a rounding error, and a
+  # last bucket that begins late.
   def of(*distances):
     return bucket(np.asarray(distances), False, 32, 128).tolist()
 
   assert of(*range(16)) == list(range(16))
   assert of(16, 18, 19, 20, 21, 23, 24, 26, 27) == [16, 16, 17, 17, 18, 18, 19, 19, 20]
   assert of(98, 99, 112, 113, 127, 128, 129, 10_000) == [29, 30, 30, 31, 31, 31, 31, 31]
-  assert of(-1, -500) == [0, 0]  # later keys, which a causal query does not see
-  # 10 * 32^(8/10) = 160, which floating point has as 160.00000000000003.
+  # Negative distances belong to later keys, which a causal query does not see.
+  assert of(-1, -500) == [0, 0]
+  # In floating point, 10 * 32^(8/10) = 160 is 160.00000000000003.
   assert bucket(np.asarray([159, 160]), False, 20, 320).tolist() == [17, 18]
 
 
 def test_two_sided_buckets_by_hand():
-  # 16 a side: 8 exact ones, then 8 * 16^(i/8): 8 11.3 16 22.6 32 45.3 64 90.5. Later keys take the
-  # second half. Catches: bounds that are rounded down; sides exchanged; a later key's nearest
-  # bucket that is the one of distance 0.
+  # Each side has 16 buckets. The first 8 hold one distance each, and the others begin at
+  # 8 * 16^(i/8): 8 11.3 16 22.6 32 45.3 64 90.5. Later keys take the second half. Catches bounds
+  # that are rounded down, exchanged sides, and a nearest later key in the bucket of distance 0.
   def of(*distances):
     return bucket(np.asarray(distances), True, 32, 128).tolist()
 
@@ -58,8 +60,8 @@ def test_two_sided_buckets_by_hand():
 @pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("buckets, reach", [(32, 128), (8, 20), (64, 500), (4, 4)])
 def test_the_papers_formula(buckets, reach, two_sided):
-  # T5's code: floor of log(n / exact) / log(max / exact) * (buckets - exact), here in float64 with
-  # its epsilon.
+  # T5's code takes the floor of log(n / exact) / log(max / exact) * (buckets - exact). Here it is
+  # computed in float64, with an epsilon against rounding errors.
   distance = np.arange(-2 * reach, 2 * reach + 1)
   side = buckets // 2 if two_sided else buckets
   exact = side // 2
@@ -78,13 +80,14 @@ class Bias(nn.Module):
 
 
 def test_bias_is_looked_up_by_head_and_distance():
-  # Catches: heads exchanged; a clip that moves far distances into a nearer bucket or to the other
-  # side.
+  # Catches exchanged heads, and a clip that moves far distances into a nearer bucket or to the
+  # other side.
   distance = jnp.asarray([[[0, 1, -1], [5, 6, 700], [-6, -700, 2]]])
   boxed = Bias().init(jax.random.key(0), distance)["params"]["relative_bias"]
   assert boxed.names == ("heads", None) and boxed.value.shape == (2, 8)
   weight = jnp.arange(16.0).reshape(2, 8)
   y = Bias().apply({"params": {"relative_bias": weight}}, distance)
-  # Four a side, two exact: 0 1 | 2 3 | 4 5 or more. 2 * 3^(1/2) = 3.5.
+  # Each side has four buckets, two of them exact: 0, 1, 2 to 3, and 4 or more, because the last one
+  # begins at 2 * 3^(1/2) = 3.5.
   expected = np.asarray([[0, 1, 5], [3, 3, 3], [7, 7, 2]])
   np.testing.assert_array_equal(y[:, 0], np.stack([expected, expected + 8]))

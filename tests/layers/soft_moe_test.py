@@ -1,4 +1,4 @@
-"""Soft MoE against the oracle, by hand, and what it must not do."""
+"""Tests Soft MoE against the oracle and by hand, and its treatment of padding and dtypes."""
 
 import functools
 import math
@@ -37,15 +37,14 @@ def run(layer, variables, x, context):
 
 
 def initialise(layer, scale=3.0):
-  """Variables whose logits are far from 0, so that a slip in a softmax shows."""
+  """Returns variables whose logits are far from 0, so that an error in a softmax shows."""
   variables = nn.unbox(tiny.quick_jit(layer.init)(jax.random.key(1), X, context()))
   variables["params"]["scale"] *= scale
   return variables
 
 
 def networks(w):
-  """The experts in NumPy: x -> relu(x up) down, or relu replaced by silu and a third matrix if
-  there is a gate."""
+  """Returns the experts in NumPy: relu(x up) down, or (silu(x gate) * (x up)) down with a gate."""
 
   def one(e, x):
     up = x @ w["up"][e]
@@ -60,8 +59,9 @@ def networks(w):
 @pytest.mark.parametrize("activation", ["relu", "swiglu"])
 @pytest.mark.parametrize("group", [0, 4, 12])
 def test_the_layer_is_the_oracle(group, activation):
-  # Catches: softmaxes over the wrong axis or exchanged, mu not normalised along the width, slots
-  # mixed between experts or groups, padding in an average, groups that are not sequences.
+  # Catches softmaxes that are exchanged or over the wrong axis, mu that is not normalised along the
+  # width, slots that are mixed between experts or groups, padding in an average, and groups that
+  # are not sequences.
   layer = make(group_size=group, activation=activation)
   variables = initialise(layer)
   y, aux = run(layer, variables, X, context(PADDED, return_routing=True))
@@ -73,11 +73,10 @@ def test_the_layer_is_the_oracle(group, activation):
   ]
   expected, dispatch, combine = (np.stack(parts) for parts in zip(*results, strict=True))
   np.testing.assert_allclose(y, expected.reshape(B, L, D), atol=1e-5)
-  np.testing.assert_allclose(
-    dispatch.sum(1), 1, rtol=1e-12
-  )  # of the oracle: every slot is an average of real tokens
-  # Catches: load or entropy of slots for experts, padding in a mean, the choice of the best slot
-  # for the best expert.
+  # A check of the oracle itself: every slot is an average of real tokens.
+  np.testing.assert_allclose(dispatch.sum(1), 1, rtol=1e-12)
+  # Catches the load or entropy of slots instead of experts, padding in a mean, and the expert of
+  # the best slot instead of the best expert.
   mass = combine.sum(-1)[real]  # [tokens, E]
   np.testing.assert_allclose(aux.metrics["load"], mass.mean(0), rtol=1e-5)
   assert float(aux.metrics["entropy"]) == pytest.approx(
@@ -89,9 +88,10 @@ def test_the_layer_is_the_oracle(group, activation):
 
 
 def test_slots_average_the_real_tokens():
-  # Experts whose network is relu of the identity, on tokens that are all the same positive vector
-  # v: every average of real tokens is v, so that every output is v, whatever the weights. Catches:
-  # dispatch or combine weights that do not sum to 1 over the real tokens or over the slots.
+  # The experts compute the relu of their input, and all tokens are the same positive vector v. Then
+  # every average of real tokens is v, so that every output is v whatever the weights. Catches
+  # dispatch weights that do not sum to 1 over the real tokens, and combine weights that do not sum
+  # to 1 over the slots.
   layer = make(d_ff=D)
   variables = initialise(layer)
   variables["params"]["up"] = variables["params"]["down"] = jnp.tile(jnp.eye(D), (E, 1, 1))
@@ -102,10 +102,10 @@ def test_slots_average_the_real_tokens():
 
 
 def test_one_expert_with_one_slot_by_hand():
-  # Tokens (3, 0), (0, 4), mu = (5, 0), scale ln 3: logits ln 3 * (1, 0), dispatch weights 3/4 and
-  # 1/4. The slot holds (9/4, 1); the network doubles it; each token has only this slot, so that
-  # each gets (9/2, 2). Catches: x or mu not normalised, a scale that is not applied, weights of 1/2
-  # (a plain mean).
+  # With tokens (3, 0) and (0, 4), mu = (5, 0) and a scale of ln 3, the logits are ln 3 * (1, 0) and
+  # the dispatch weights are 3/4 and 1/4. The slot holds (9/4, 1), and the network doubles it. There
+  # is only this slot, so that each token gets (9/2, 2). Catches x or mu that is not normalised, a
+  # scale that is not applied, and weights of 1/2 (a plain mean).
   layer = make(num_experts=1, slots=1, d_ff=2)
   variables = {
     "params": {
@@ -124,8 +124,8 @@ def test_one_expert_with_one_slot_by_hand():
 
 
 def test_padding_changes_nothing():
-  # Catches: padding in a slot's average (a softmax over all tokens), in a metric, or with an
-  # output.
+  # Catches padding in a slot's average (a softmax over all tokens) or in a metric, and padding with
+  # an output.
   layer = make(group_size=B * L)
   variables = initialise(layer)
   y, aux = run(layer, variables, X, context(PADDED))
@@ -134,7 +134,8 @@ def test_padding_changes_nothing():
   np.testing.assert_allclose(y2, y, atol=1e-6)
   np.testing.assert_array_equal(y[PADDED == 0], 0)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), aux, aux2)
-  # More rows of padding: a group of nothing else. Catches: 0/0 there, and its weight in a mean.
+  # Adds rows of padding, which form groups without real tokens. Catches 0/0 in them, and their
+  # weight in a mean.
   more, segments = jnp.concatenate([X, 5 + X]), jnp.concatenate([PADDED, jnp.zeros_like(PADDED)])
   layer3 = make(group_size=L)
   y3, aux3 = run(layer3, variables, more, context(segments))
@@ -144,7 +145,7 @@ def test_padding_changes_nothing():
 
 
 def test_gradients_reach_the_router_and_are_finite_without_real_tokens():
-  # Catches: a stop_gradient around a softmax; NaN from a masked softmax, or from the norm of a
+  # Catches a stop_gradient around a softmax, and NaN from a masked softmax or from the norm of a
   # vector of zeros.
   layer = make()
   variables = initialise(layer, 1.0)
@@ -162,7 +163,7 @@ def test_gradients_reach_the_router_and_are_finite_without_real_tokens():
 
 
 def test_logits_are_float32_in_a_bfloat16_model():
-  # Catches: logits or softmaxes in bfloat16; float32 activations returned.
+  # Catches logits or softmaxes in bfloat16, and an output in float32.
   layer = make(dtype=jnp.bfloat16)
   x = X.astype(jnp.bfloat16)
   variables = initialise(layer, 1.0)
@@ -170,27 +171,29 @@ def test_logits_are_float32_in_a_bfloat16_model():
   assert re.search(r":f32\[2,6,3,2\] = dot_general", jaxpr) and not re.search(
     r":bf16\[2,6,3,2\] = dot_gen", jaxpr
   )
-  for operation in ("exp", "rsqrt"):  # softmaxes; norms of tokens and of directions
+  # The softmaxes compute exp, and the norms of tokens and of directions compute rsqrt.
+  for operation in ("exp", "rsqrt"):
     assert set(re.findall(rf":(\w+)\[[\d,]*\] = {operation} ", jaxpr)) == {"f32"}
   assert jax.eval_shape(layer.apply, variables, x, context())[0].dtype == jnp.bfloat16
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
 def test_a_bias_is_refused_and_empty_routing_is_not():
-  # Catches: loss-free balancing that silently does nothing; a decoder, which always passes a
-  # LayerRouting, refused.
+  # Catches loss-free balancing that silently does nothing, and an error for every LayerRouting,
+  # which a decoder always passes.
   def apply(routing):
     return jax.eval_shape(lambda v: layer.apply(v, X, context(), routing), variables)
 
   layer = make()
   variables = jax.eval_shape(lambda: layer.init(jax.random.key(1), X, context()))
-  assert apply(LayerRouting(salt=jnp.uint32(1)))[0].shape == X.shape  # which every layer gets
+  # Every layer gets a salt, which Soft MoE does not read.
+  assert apply(LayerRouting(salt=jnp.uint32(1)))[0].shape == X.shape
   with pytest.raises(ValueError, match="neither a balancing bias"):
     apply(LayerRouting(bias=jnp.zeros(E)))
 
 
 def test_shared_experts_are_added_once():
-  # Catches: shared experts that see slots, or are averaged.
+  # Catches shared experts that see slots, or whose output is averaged.
   layer = make(shared=functools.partial(DenseFfn, d_ff=7, activation="gelu"))
   variables = initialise(layer)
   alone = DenseFfn(d_ff=7, activation="gelu").apply(
@@ -204,8 +207,9 @@ def test_shared_experts_are_added_once():
 
 
 def test_weights_at_the_start():
-  # Catches: other names, a scale that does not begin at 1, mu that is not lecun-normal (a variance
-  # of 1 / (E D) for its shape, as in vmoe), experts' output not scaled.
+  # Catches other names of parameters, a scale that does not begin at 1, mu that is not lecun-normal
+  # (which has a variance of 1 / (E D) for this shape, as in vmoe), and experts whose output is not
+  # scaled.
   layer = make(d_ff=64, slots=64, output_scale=0.5)
   w = initialise(layer, 1.0)["params"]
   assert {name: leaf.shape for name, leaf in w.items()} == {

@@ -1,4 +1,4 @@
-"""The Brainformer: a list of the decoder's own sublayers."""
+"""Tests the Brainformer, whose blocks are lists of the sublayers of the decoder."""
 
 import operator
 
@@ -26,8 +26,8 @@ CHOSEN = ("attention", "moe:gate=expert_choice,capacity=1")
 
 
 def brainformer(block, **changes):
-  # The second choices that a capacity displaces are the one thing that may look ahead; at
-  # evaluation all have a slot.
+  # With a smaller capacity, whether a second choice finds a slot would depend on later tokens.
+  # These factors give every assignment a slot.
   return make(
     **{
       "family": "brainformer",
@@ -40,7 +40,7 @@ def brainformer(block, **changes):
 
 
 def test_the_search_space():
-  # Catches: an option that the paper's Table 1 has not, or a value.
+  # Catches an option or a value that the paper's Table 1 does not have.
   assert {kind: set(options) for kind, options in SEARCH_SPACE.items()} == {
     "attention": {"width", "heads"},
     "ffn": {"width", "hidden", "activation"},
@@ -50,8 +50,8 @@ def test_the_search_space():
 
 
 def test_a_block_of_the_decoders_sublayers_is_the_decoder():
-  # Catches: sublayers out of order, another norm, residual or initial scale than the decoder's, a
-  # block stacked once.
+  # Catches sublayers in another order, a norm, residual or initial scale that differs from the
+  # decoder's, and a block that is stacked only once.
   decoder = make(num_layers=4, moe__first=1)
   block = brainformer(
     ("attention", "ffn", "attention", "moe"),
@@ -83,9 +83,10 @@ def test_a_block_of_the_decoders_sublayers_is_the_decoder():
   "block, ahead", [(MIXED, False), (CHOSEN, True)], ids=["top_2", "expert_choice"]
 )
 def test_what_a_position_sees(block, ahead):
-  # As for the decoder: gradients by the row's distinct embeddings. Expert choice has no gradient
-  # into the future, but changing the last token changes earlier outputs. Catches: a sublayer that
-  # mixes positions; a leak that is denied.
+  # As for the decoder, the tokens of the row are distinct, so the gradients with respect to their
+  # embeddings say what a position sees. Expert choice has no gradient from later tokens, but a
+  # change of the last token changes earlier outputs. Catches a sublayer that mixes positions, and a
+  # leak that is not declared.
   model = brainformer(block, tied_embeddings=False, moe__allow_noncausal_routing=ahead)
   batch = tokens, segments, _ = packed([[3, 5]])
   variables = initialise(model, batch)
@@ -100,7 +101,8 @@ def test_what_a_position_sees(block, ahead):
   sees = np.asarray(jnp.abs(jacobian).max(axis=-1) > 1e-7)
   same = np.asarray(segments[0][:, None] == segments[0])
   assert not np.any(sees & ~np.tril(same)) and (ahead or np.array_equal(sees, np.tril(same)))
-  rows = [jnp.repeat(a, V, axis=0) for a in batch]  # which differ in their last token
+  # These rows will differ only in their last token.
+  rows = [jnp.repeat(a, V, axis=0) for a in batch]
   logits = run(model, initialise(model, batch), (rows[0].at[:, -1].set(jnp.arange(V)), *rows[1:]))[
     0
   ][:, :-1]
@@ -108,7 +110,7 @@ def test_what_a_position_sees(block, ahead):
 
 
 def test_padding_changes_nothing():
-  # Catches: padding in slots, losses or metrics of a sublayer.
+  # Catches padding in slots, losses or metrics of a sublayer.
   model = brainformer(MIXED)
   batch = packed([[3, 4], [6]])
   variables = initialise(model, batch)
@@ -120,9 +122,9 @@ def test_padding_changes_nothing():
 
 
 def test_scanned_blocks_equal_unrolled_ones():
-  # Two gates, so that plans of 16 and of 8 assignments stand side by side. Catches: sublayers of
-  # one kind that share parameters, a metric of the wrong sublayer, a filled-up plan that names an
-  # expert.
+  # There are two gates, so that plans of 16 and of 8 assignments must be stacked. Catches sublayers
+  # of one kind that share parameters, a metric of the wrong sublayer, and a padded plan whose added
+  # assignments name an expert.
   block, n = (*MIXED[1:3], "attention:width=12,heads=3", "moe:gate=expert_choice,capacity=1"), 4
   changes = {"num_layers": 2, "moe__allow_noncausal_routing": True}
   scanned, unrolled = (
@@ -148,7 +150,7 @@ def test_scanned_blocks_equal_unrolled_ones():
 
 
 def test_a_mesh_computes_the_same():
-  # Catches: a logical axis that splits what must be whole, such as a sublayer's own width.
+  # Catches a logical axis that splits what must not be split, such as a sublayer's own width.
   model = brainformer(
     ("attention:width=8,heads=4", "moe:gate=top_2,hidden=8", "ffn:width=24"),
     num_heads=4,

@@ -1,5 +1,8 @@
-"""The encoder-decoder: what it may see, that its options change speed and not values, and its
-size."""
+"""Tests the encoder-decoder.
+
+The tests check what a position may see, that options such as scanning change speed and not values,
+and the number of parameters.
+"""
 
 import functools
 import operator
@@ -17,7 +20,8 @@ from moe_jax.routing.hash_layer import mix
 
 pytestmark = pytest.mark.numerics
 
-V, L, M = 40, 6, 9  # the source's tokens are below 20, the target's are not
+# The tokens of the source are below 20, and those of the target are from 20 on.
+V, L, M = 40, 6, 9
 SIZES = {
   "family": "encoder_decoder",
   "d_model": 16,
@@ -47,8 +51,10 @@ def make(**changes):
 
 
 def packed(documents, length, first):
-  """tokens (distinct in a row), segment_ids, positions of rows of documents, given as lengths; the
-  rest is padding."""
+  """Returns tokens, segment_ids and positions of rows, for the lengths of each row's documents.
+
+  The tokens of a row are distinct and at least `first`. The rest of a row is padding.
+  """
   tokens = np.stack(
     [first + np.random.default_rng(i).permutation(20)[:length] for i in range(len(documents))]
   )
@@ -61,7 +67,7 @@ def packed(documents, length, first):
 
 
 def pair(targets, sources, length=L, source_length=M):
-  """A batch as (tokens, segment_ids, positions, {the same of the source})."""
+  """Returns a batch (tokens, segment_ids, positions, {the same three arrays of the source})."""
   source = packed(sources, source_length, 0)
   return *packed(targets, length, 20), dict(
     zip(("tokens", "segment_ids", "positions"), source, strict=True)
@@ -87,10 +93,11 @@ def close(a, b):
 
 
 def test_what_a_position_sees():
-  # Of two pairs in a row, each target sees its own target up to itself and all of its own source;
-  # the encoder looks both ways. All tokens are distinct and the output is untied, so that a
-  # gradient by an embedding says who sees whom. Catches: a causal encoder, a decoder that is not,
-  # attention across segments, a cross-attention that is left out.
+  # A row has two pairs of source and target. Each target token sees the tokens of its target up to
+  # itself and all tokens of its source, and the encoder is bidirectional. All tokens are distinct
+  # and the output is untied, so that the gradient with respect to an embedding says who sees whom.
+  # Catches a causal encoder, a decoder that is not causal, attention across segments, and a missing
+  # cross-attention.
   model = make(tied_embeddings=False)
   batch = tokens, segments, _, source = pair([[2, 3]], [[4, 4]])
   params = initialise(model)["params"]
@@ -109,9 +116,8 @@ def test_what_a_position_sees():
     np.asarray(segments[0][:, None] == source["segment_ids"][0])[real],
   )
 
-  def memory(
-    embedding,
-  ):  # what the encoder makes of the source: each token sees all of its own, both ways
+  def memory(embedding):
+    """Returns the sum of the features of each token of the encoder's output."""
     _, state = call(
       model,
       {"params": params | {"embedding": embedding}},
@@ -122,13 +128,13 @@ def test_what_a_position_sees():
     return jnp.sum(jnp.sin(state["intermediates"]["encoder"]["__call__"][0][0][0]), axis=-1)  # [M]
 
   by_token = np.abs(tiny.quick_jit(jax.jacrev(memory))(params["embedding"])).max(axis=-1)
-  seen = by_token[:8, source["tokens"][0, :8]] > 1e-8
-  np.testing.assert_array_equal(seen, np.kron(np.eye(2), np.ones((4, 4))) > 0)
+  sees = by_token[:8, source["tokens"][0, :8]] > 1e-8
+  np.testing.assert_array_equal(sees, np.kron(np.eye(2), np.ones((4, 4))) > 0)
 
 
 def test_padding_changes_nothing():
-  # Rows and tokens of padding, of source and target. Catches: padding that is attended to, takes
-  # slots or counts.
+  # Source and target get rows and tokens of padding. Catches padding that is attended to, takes
+  # slots or counts in a loss or a metric.
   model = make(moe__capacity_factor=1.0, moe__group_size=3)
   targets, sources = [[3], [6]], [[9], [6]]
   batch = pair(targets, sources)
@@ -137,7 +143,8 @@ def test_padding_changes_nothing():
   longer = pair([*targets, [0], [0]], [*sources, [0], [0]], length=L + 3, source_length=M + 3)
 
   def place(old, new):
-    return new.at[:2, : old.shape[1]].set(old)  # the same tokens, whatever the padding holds
+    """Keeps the real tokens, whatever the padding holds."""
+    return new.at[:2, : old.shape[1]].set(old)
 
   longer = jax.tree.map(place, batch, longer)
   padded, padded_aux = run(model, variables, longer)
@@ -148,7 +155,7 @@ def test_padding_changes_nothing():
 
 
 def _unrolled(params, layers):
-  """The parameters of a scanned stack under the names of single layers; period 2."""
+  """Returns the parameters of a scanned stack of period 2 under the names of single layers."""
   params = dict(params)
   repeats = params.pop("repeats")
   return params | {
@@ -159,9 +166,9 @@ def _unrolled(params, layers):
 
 @pytest.mark.parametrize("derived", [False, pytest.param(True, marks=pytest.mark.every_variant)])
 def test_scanned_layers_equal_unrolled_layers(derived):
-  # The gradient reaches the encoder only through the memory that the scan broadcasts. Catches: a
-  # memory without a gradient, a bias row of the wrong stack (the encoder's come first), losses of
-  # one stack only.
+  # The gradient reaches the encoder only through the memory that the scan broadcasts. Catches a
+  # memory without gradient, a bias row of the wrong stack (the encoder's come first), and losses of
+  # only one stack.
   changes = dict(num_layers=4, moe__first=1, moe__bias_update_rate=0.1)
   scanned, unrolled = make(**changes), make(**changes, scan_layers=False)
   batch = pair([[3, 3], [6]], [[9], [5, 4]])
@@ -194,10 +201,11 @@ def test_scanned_layers_equal_unrolled_layers(derived):
   close(*both)
   (_, (_, aux)), gradient = both[0]
   assert not derived or all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient["encoder"]))
+  # One of the two experts of each token is the expert that the bias prefers.
   assert (
     aux.metrics["load"].shape == (4, 4)
     and [float(aux.metrics["load"][i, e]) for i, e in enumerate((1, 2, 3, 0))] == [0.5] * 4
-  )  # of two experts a token, one is the one that the bias prefers
+  )
   assert aux.metrics["top1_expert"].shape == (2, 2, L) and aux.metrics[
     "encoder_top1_expert"
   ].shape == (2, 2, M)
@@ -216,10 +224,10 @@ def test_one_table_of_relative_biases_a_stack():
 
 
 def _one_table_of_relative_biases_a_stack(changes, derive):
-  # The same function as with a table a layer that all hold the same values; the gradient is the sum
-  # of theirs. Catches: a table that only the first layers read, one for both stacks, a gradient of
-  # the last layer alone.
-  own = make(num_layers=4, moe__first=1)  # scanned, with a table a layer
+  # The shared table computes the same function as a table per layer if all of these hold the same
+  # values, and its gradient is the sum of theirs. Catches a table that only the first layers read,
+  # one table for both stacks, and a gradient of the last layer only.
+  unshared = make(num_layers=4, moe__first=1)  # scanned, with a table per layer
   shared = make(num_layers=4, moe__first=1, relative_shared=True, **changes)
   batch = pair([[3, 3], [6]], [[9], [5, 4]])
   variables = initialise(shared)["params"]
@@ -231,7 +239,8 @@ def _one_table_of_relative_biases_a_stack(changes, derive):
     logits, aux = call(model, {"params": params}, batch)
     return jnp.mean(jnp.square(logits) * (batch[1] > 0)[..., None]) + aux.losses["balance"], logits
 
-  def spread(params):  # the shared tables as a table in each layer of the scan; its inverse sums
+  def spread(params):
+    """Copies the shared tables to each layer of the scan."""
     params = dict(params)
     for name in ("encoder", "decoder"):
       stack = dict(params[name])
@@ -251,13 +260,13 @@ def _one_table_of_relative_biases_a_stack(changes, derive):
     return params
 
   if not derive:
-    close(run(shared, {"params": variables}, batch), run(own, {"params": spread(variables)}, batch))
+    close(
+      run(shared, {"params": variables}, batch), run(unshared, {"params": spread(variables)}, batch)
+    )
     return
-  (value, logits), gradient = tiny.quick_jit(derive(functools.partial(loss, shared)))(variables)
-  (expected, wanted), by_layer = tiny.quick_jit(derive(functools.partial(loss, own)))(
-    spread(variables)
-  )
-  close((value, logits), (expected, wanted))
+  output, gradient = tiny.quick_jit(derive(functools.partial(loss, shared)))(variables)
+  expected, by_layer = tiny.quick_jit(derive(functools.partial(loss, unshared)))(spread(variables))
+  close(output, expected)
   for name in ("encoder", "decoder"):
     layers = [
       by_layer[name]["repeats"][f"layer_{i}"]["attention"]["relative_bias"] for i in range(2)
@@ -279,7 +288,7 @@ def _one_table_of_relative_biases_a_stack(changes, derive):
 
 
 def test_stored_plans_are_followed_by_both_stacks():
-  # Catches: the decoder following the encoder's plan, or one that is not passed on.
+  # Catches a decoder that follows the encoder's plan, and a plan that is not passed on.
   model, batch = make(), pair([[6]], [[9]])
   variables = initialise(model)
   _, aux = run(model, variables, batch, return_routing=True)
@@ -295,7 +304,7 @@ def test_stored_plans_are_followed_by_both_stacks():
 
 
 def test_the_source_must_be_there():
-  # Catches: an encoder that reads the target when it is given nothing.
+  # Catches an encoder that reads the target if it gets no source.
   model, batch = make(moe__num_experts=0), pair([[6]], [[9]])
   variables = initialise(model)
   with pytest.raises(ValueError, match="encoder: tokens, segment_ids, positions missing"):
@@ -310,8 +319,9 @@ def test_the_source_must_be_there():
 
 
 def test_the_two_scales_of_a_tied_embedding_are_one_function():
-  # T5 (std 1, logits / sqrt(D)) against std 1/sqrt(D) and rows times sqrt(D). Catches: a factor
-  # missing on either side, a first embedding that is not sqrt(D) times the other's.
+  # Compares T5's scales (standard deviation 1 and logits divided by sqrt(D)) with a standard
+  # deviation of 1/sqrt(D) and rows times sqrt(D). Catches a factor that is missing on either side,
+  # and initial embeddings that do not differ by the factor sqrt(D).
   batch = pair([[6]], [[9]])
   scaled, plain = make(embed_scale=True), make(embed_scale=False)
   ids = jnp.ones((1, 6), jnp.int32)
@@ -325,7 +335,8 @@ def test_the_two_scales_of_a_tied_embedding_are_one_function():
 
 
 def test_a_target_vocabulary_of_its_own():
-  # Catches: targets looked up in the source's embedding, logits over the source's vocabulary.
+  # Catches targets that are looked up in the source's embedding, and logits over the source's
+  # vocabulary.
   model = make(target_vocab_size=48, vocab_size=64)
   variables = initialise(model)
   shapes = {
@@ -344,7 +355,7 @@ def test_a_target_vocabulary_of_its_own():
 
 
 def test_dropout_only_in_training():
-  # Catches: dropout at evaluation.
+  # Catches dropout at evaluation.
   model, plain, batch = make(dropout=0.5), make(), pair([[6]], [[9]])
   variables = initialise(model)
   train = tiny.quick_jit(
@@ -355,8 +366,9 @@ def test_dropout_only_in_training():
 
 
 def test_a_mesh_computes_the_same():
-  # Catches: a loss that is one shard's, a memory whose rows are not those of its targets, a
-  # gradient of the shared table of relative biases, whose heads are split, that is one shard's.
+  # Catches a loss of only one shard, and a memory whose rows are not those of its targets. Also
+  # catches a gradient of only one shard for the shared table of relative biases, whose heads are
+  # split.
   batch = pair(
     [[3, 3], [6], [4], [6], [2, 2], [6], [5], [6]], [[4, 5], [9], [9], [6], [3, 3], [9], [7], [9]]
   )
@@ -383,7 +395,10 @@ def test_a_mesh_computes_the_same():
 
 
 def encdec(d, f, a, L, glu, E=0, n_moe=0, tied=True, V=32128, extra=0):
-  """Parameters of T5 and its descendants, without relative bias tables: papers' own arithmetic."""
+  """Returns the parameters of T5 and its descendants by the papers' own arithmetic.
+
+  Tables of relative biases are not counted.
+  """
   ffn = (3 if glu else 2) * d * f
   base = (
     (2 * L - n_moe) * ffn + extra * ffn + 4 * L * d * a + 8 * L * d * a + V * d * (1 if tied else 2)
@@ -392,7 +407,7 @@ def encdec(d, f, a, L, glu, E=0, n_moe=0, tied=True, V=32128, extra=0):
 
 
 def gshard(E, L, d, f, a, source, target):
-  """GShard's, of L encoder and decoder layers together, without norms."""
+  """Returns the parameters of GShard with L encoder and decoder layers together, without norms."""
   n = L // 2
   return (
     (L - n) * 2 * d * f
@@ -409,8 +424,8 @@ def gshard(E, L, d, f, a, source, target):
   [(0, True, False, False), (4, True, False, False), (4, False, True, True)],
 )
 def test_parameters_of_t5_and_its_descendants(experts, tied, extra, glu):
-  # Catches: a norm or a projection too many, a table that is counted twice, experts in the wrong
-  # number of layers.
+  # Catches an additional norm or projection, a table that is counted twice, and experts in the
+  # wrong number of layers.
   c = configured(
     num_layers=4,
     moe__num_experts=experts,
@@ -421,17 +436,17 @@ def test_parameters_of_t5_and_its_descendants(experts, tied, extra, glu):
     moe__extra_ffn=extra,
   )
   total, _ = accounts.parameter_counts(c, V)
-  tables = 2 * 4 * 2 * 8  # a relative bias for each self-attention: heads x buckets
+  tables = 2 * 4 * 2 * 8  # 2 stacks of 4 self-attentions, with 2 heads x 8 buckets each
   n_moe = 4 if experts else 0
-  norms = 4 * extra * 16  # of the extra FFNs
+  norms = 4 * extra * 16  # norms of the extra FFNs
   assert total - tables - norms == encdec(
     16, 24, 8, 4, glu, experts, n_moe, tied, V, extra=4 * extra
   )
 
 
 def test_parameters_of_t5_base():
-  # Catches: a shape that is only right where heads * head_dim, d_model and d_ff are what the tiny
-  # model's are.
+  # Catches a shape that is right only for the ratios of heads * head_dim, d_model and d_ff in the
+  # tiny model.
   c = configured(
     d_model=768,
     d_ff=3072,
@@ -450,13 +465,14 @@ def test_parameters_of_t5_base():
     == 222_902_784 + 24 * 12 * 32
     == encdec(768, 3072, 768, 12, False) + 9216
   )
-  c.model.relative_shared = True  # a table a stack; 222,903,552 are Hugging Face's t5-base
+  # With one table per stack, there are 222,903,552 parameters as in Hugging Face's t5-base.
+  c.model.relative_shared = True
   assert accounts.parameter_counts(c, V)[0] == 222_902_784 + 2 * 12 * 32 == 222_903_552
 
 
 def test_parameters_of_gshard():
-  # Half of the layers have experts, each stack's second, and each side has a vocabulary. Norms are
-  # the difference.
+  # In each stack every second layer has experts, and each side has a vocabulary. The count by hand
+  # has no norms, which are subtracted.
   c = configured(
     num_layers=4,
     num_encoder_layers=4,
@@ -477,16 +493,14 @@ def test_parameters_of_gshard():
 
 
 def test_encoder_and_decoder_hash_by_the_place_in_the_whole_model():
-  # Catches: salts that are counted anew in the decoder, so that its layers hash as the encoder's
-  # do; a seed that does not reach the towers.
+  # Catches salts that are numbered from 0 again in the decoder, so that its layers hash like the
+  # encoder's, and a seed that does not reach the towers.
   model, batch = (
     make(moe__router__name="hash_layer", num_layers=2, moe__every=1).clone(seed=3),
     pair([[6]], [[9]]),
   )
-  names = (
-    "encoder_top1_expert",
-    "top1_expert",
-  )  # no weight decides about them, so that XLA computes nothing else
+  # These metrics do not depend on any weight, so that XLA computes nothing else.
+  names = ("encoder_top1_expert", "top1_expert")
 
   def routed(key):
     aux = tiny.at_first(model, key, *batch[:3], encoder=batch[3], train=False, return_routing=True)[
@@ -494,11 +508,11 @@ def test_encoder_and_decoder_hash_by_the_place_in_the_whole_model():
     ]
     return [aux.metrics[name] for name in names]
 
-  read, written = tiny.quick_jit(routed)(jax.random.key(0))
+  by_encoder, by_decoder = tiny.quick_jit(routed)(jax.random.key(0))
   salts = layer_salts(3, 4)
 
   def hashes(tokens, salts):
     return np.stack([mix(tokens, mix(salt, 0)) % 4 for salt in salts])
 
-  np.testing.assert_array_equal(read, hashes(batch[3]["tokens"], salts[:2]))
-  np.testing.assert_array_equal(written, hashes(batch[0], salts[2:]))
+  np.testing.assert_array_equal(by_encoder, hashes(batch[3]["tokens"], salts[:2]))
+  np.testing.assert_array_equal(by_decoder, hashes(batch[0], salts[2:]))

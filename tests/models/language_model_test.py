@@ -1,4 +1,8 @@
-"""The decoder: what it may see, and that its options change speed and not values."""
+"""Tests the language model as a decoder-only Transformer.
+
+The tests check what a position may see, and that options such as scanning change speed and not
+values.
+"""
 
 import functools
 import operator
@@ -35,9 +39,9 @@ LATENT = {
   ids=["rope", "relative", "latent", "window"],
 )
 def test_what_a_position_sees(window, changes):
-  # The row's tokens are distinct and the embedding is untied, so the gradient by a token's
-  # embedding says whether a position sees it. Catches: a mask off by one, attention or expert slots
-  # across documents, positions that look ahead.
+  # The tokens of the row are distinct and the embedding is untied, so the gradient with respect to
+  # a token's embedding says whether a position sees it. Catches a mask that is off by one,
+  # attention or expert slots across documents, and positions that see later tokens.
   model = make(tied_embeddings=False, **changes)
   batch = tokens, segments, _ = packed([[3, 5]])
   variables = initialise(model, batch)
@@ -61,8 +65,8 @@ def test_what_a_position_sees(window, changes):
   ids=["rope", "relative", "latent"],
 )
 def test_packed_documents_are_as_if_alone(changes):
-  # Catches: positions that do not restart, documents that change each other's output (nothing is
-  # dropped here).
+  # Catches positions that do not restart, and documents that change each other's output. No token
+  # is dropped here.
   model = make(**changes)
   tokens, segments, positions = batch = packed([[3, 4]])
   variables = initialise(model, batch)
@@ -75,7 +79,7 @@ def test_packed_documents_are_as_if_alone(changes):
 
 
 def test_padding_changes_nothing():
-  # Catches: padding rows in losses and metrics of the whole model.
+  # Catches padding rows in the losses and metrics of the whole model.
   model = make(moe__capacity_factor=1.0)
   batch = packed([[3, 4], [6]])
   variables = initialise(model, batch)
@@ -95,8 +99,9 @@ def test_padding_changes_nothing():
   ids=["plain", "st_moe"],
 )
 def test_scanned_layers_equal_unrolled_layers(changes):
-  # 5 layers: D M D M D, of which the first four are two repeats. Catches: a bias row or a metric of
-  # the wrong layer, parameters that are shared between repeats, a remainder that is applied first.
+  # The 5 layers are D M D M D, of which the first four are two repetitions. Catches a bias row or a
+  # metric of the wrong layer, parameters that repetitions share, and a remainder that is applied
+  # first.
   changes = changes | dict(num_layers=5, moe__first=1, moe__bias_update_rate=0.1)
   scanned, unrolled = make(**changes), make(**changes, scan_layers=False)
   batch = packed([[3, 5], [8]])
@@ -113,15 +118,14 @@ def test_scanned_layers_equal_unrolled_layers(changes):
   np.testing.assert_allclose(logits, logits2, atol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), aux, aux2)
   assert aux.metrics["load"].shape == (2, 4) and aux.metrics["top1_expert"].shape == (2, 2, L)
-  assert (
-    aux.metrics["load"][0, 1] == 0.5 and aux.metrics["load"][1, 3] == 0.5
-  )  # K = 2: each token, once
+  # With K = 2, the expert that the bias prefers gets half of the assignments, one per token.
+  assert aux.metrics["load"][0, 1] == 0.5 and aux.metrics["load"][1, 3] == 0.5
 
 
 def test_a_stored_plan_is_followed_by_every_layer():
-  # Routers of other weights route otherwise; with the first run's plans stored, they give the same
-  # plans, layer by layer, scanned or not. Catches: a layer that gets another's plan; a plan that is
-  # not passed into the scan.
+  # Routers with other weights choose other experts, but with the stored plans of the first run they
+  # give the same plans in every layer, scanned or not. Catches a layer that gets the plan of
+  # another layer, and a plan that is not passed into the scan.
   model = make(num_layers=5, moe__first=1)
   batch = packed([[3, 5], [8]])
   variables = initialise(model, batch)
@@ -152,7 +156,7 @@ def _gradients(model, variables, batch):
 
 @pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=pytest.mark.every_variant)])
 def test_rematerialisation_changes_no_value(remat):
-  # Catches: dropout or jitter that is drawn anew in the backward pass.
+  # Catches dropout or jitter that is drawn anew in the backward pass.
   batch = packed([[8]])
   models = [make(remat=remat, dropout=0.3, moe__jitter=0.1) for remat in ("none", remat)]
   variables = initialise(models[0], batch)
@@ -165,7 +169,7 @@ def test_rematerialisation_changes_no_value(remat):
 
 
 def test_dropout_only_in_training():
-  # Catches: dropout at evaluation; one mask for all layers and steps.
+  # Catches dropout at evaluation, and a mask that does not depend on the key.
   model = make(dropout=0.5, moe__num_experts=0)
   batch = packed([[8]])
   variables = initialise(model, batch)
@@ -179,7 +183,7 @@ def test_dropout_only_in_training():
 
 
 def test_bfloat16_activations_over_float32_weights():
-  # Catches: logits in bfloat16, weights in bfloat16, a residual stream that silently becomes
+  # Catches logits in bfloat16, weights in bfloat16, and a residual stream that silently becomes
   # float32.
   model = make(dtype="bfloat16")
   batch = packed([[8]])
@@ -199,7 +203,7 @@ def test_bfloat16_activations_over_float32_weights():
 
 
 def test_a_dense_model_reports_nothing():
-  # Catches: losses of experts that are not there.
+  # Catches losses of experts that do not exist.
   model = make(moe__num_experts=0)
   aux = jax.eval_shape(
     lambda key: tiny.at_first(model, key, *packed([[8]]), train=True), jax.random.key(0)
@@ -208,7 +212,7 @@ def test_a_dense_model_reports_nothing():
 
 
 def test_layers_reduce_by_mean_or_sum():
-  # Catches: a coefficient that is worth num_layers times as much as it says.
+  # Catches a coefficient whose effect is num_layers times as large as it should be.
   batch = packed([[8]])
   mean, total = (make(num_layers=2, moe__every=1, moe__layer_reduce=how) for how in ("mean", "sum"))
   variables = initialise(mean, batch)
@@ -217,9 +221,9 @@ def test_layers_reduce_by_mean_or_sum():
 
 
 def test_an_extra_ffn_comes_right_before_the_experts():
-  # Against the parts, by hand: x + extra(norm(x)), then x + experts(norm(x)). Catches: an extra FFN
-  # in layers without experts, after them or beside them; a norm or a residual that it shares with
-  # them.
+  # The layer must compute x + extra(norm(x)) and then x + experts(norm(x)), which is compared with
+  # models that have only one of the two. Catches an extra FFN in layers without experts, after the
+  # experts or parallel to them, and a norm or a residual that it shares with them.
   changes = dict(
     num_layers=2, moe__first=1, moe__extra_ffn=True, moe__activation="relu", scan_layers=False
   )
@@ -230,16 +234,13 @@ def test_an_extra_ffn_comes_right_before_the_experts():
     "gate",
     "down",
   }
-  assert set(params["layer_1"]["ffn"]) == {
-    "router",
-    "up",
-    "down",
-  }  # plain experts beside gated FFNs
+  # The experts are not gated, but the dense FFNs are.
+  assert set(params["layer_1"]["ffn"]) == {"router", "up", "down"}
   silent = jax.tree.map(lambda leaf: leaf, params)
   silent["layer_1"] = params["layer_1"] | {
     "ffn": params["layer_1"]["ffn"] | {"down": jnp.zeros_like(params["layer_1"]["ffn"]["down"])}
   }
-  # Without experts, the layer is one of a dense model whose FFN is the extra one.
+  # If the experts add nothing, the layer equals that of a dense model whose FFN is the extra one.
   dense = make(num_layers=2, moe__num_experts=0, scan_layers=False)
   layer = {
     "ffn": params["layer_1"]["extra"],
@@ -250,7 +251,7 @@ def test_an_extra_ffn_comes_right_before_the_experts():
   np.testing.assert_allclose(
     logits, run(dense, {"params": params | {"layer_1": layer}}, batch)[0], atol=1e-5
   )
-  # With experts, and an extra FFN that adds nothing, it is the layer without.
+  # If the extra FFN adds nothing, the layer equals one without it.
   extra = params["layer_1"]["extra"] | {"down": jnp.zeros_like(params["layer_1"]["extra"]["down"])}
   logits, _ = run(
     model, {"params": params | {"layer_1": params["layer_1"] | {"extra": extra}}}, batch
@@ -263,7 +264,7 @@ def test_an_extra_ffn_comes_right_before_the_experts():
 
 
 def test_the_decoder_shares_a_table_of_relative_biases():
-  # Catches: a table a layer all the same; one that the layers outside of the scan do not read.
+  # Catches a table per layer, and a table that the layers outside the scan do not read.
   batch = packed([[3, 5]])
   for scan in (True, False):
     model = make(num_layers=3, moe__first=1, scan_layers=scan, relative_shared=True, **RELATIVE)
@@ -288,29 +289,30 @@ def test_the_decoder_shares_a_table_of_relative_biases():
   ids=["qk_norm", "layernorm", "unscaled", "latent"],
 )
 def test_every_norm_has_the_models_epsilon_but_those_of_latents(changes):
-  # Catches: a norm that keeps the default: of a block, an extra FFN, the queries or the end; a
-  # latent's that does not.
+  # Catches a norm of a block, of an extra FFN, of queries and keys or at the end that keeps the
+  # default epsilon, and a norm of a latent that does not keep it.
   batch = packed([[8]])
   model = make(norm_eps=0.05, moe__extra_ffn=True, **changes)
-  variables, seen = initialise(model, batch), {}
+  variables, epsilons = initialise(model, batch), {}
 
-  def note(call, args, kwargs, context):
+  def record(call, args, kwargs, context):
     if context.method_name == "__call__" and hasattr(context.module, "epsilon"):
-      seen[context.module.name] = context.module.epsilon
+      epsilons[context.module.name] = context.module.epsilon
     return call(*args, **kwargs)
 
-  with nn.intercept_methods(note):
+  with nn.intercept_methods(record):
     jax.eval_shape(lambda v: model.apply(v, *batch, train=False), variables)
   latents = {"latent_norm", "query_latent_norm"} if "attention" in changes else set()
   named = {"query_norm", "key_norm"} if "qk_norm" in changes else latents
-  assert set(seen) == named | {"attention_norm", "extra_norm", "ffn_norm", "final_norm"}
-  assert {name: epsilon for name, epsilon in seen.items() if epsilon != 0.05} == dict.fromkeys(
+  assert set(epsilons) == named | {"attention_norm", "extra_norm", "ffn_norm", "final_norm"}
+  assert {name: epsilon for name, epsilon in epsilons.items() if epsilon != 0.05} == dict.fromkeys(
     latents, 1e-6
   )
 
 
 def test_embed_scale():
-  # Catches: a flag that nobody reads; one that changes the weights and not what becomes of them.
+  # Catches a flag that is not read, and a flag that changes the initial weights instead of the
+  # factor on the embedding's rows.
   batch = packed([[8]])
   models = [
     make(moe__num_experts=0, tied_embeddings=False, embed_scale=scale) for scale in (True, False)
@@ -318,9 +320,8 @@ def test_embed_scale():
   variables = initialise(models[0], batch)
   first, other = (tiny.first_embedding(model, *batch) for model in models)
   np.testing.assert_array_equal(first, other)
-  larger = variables["params"] | {
-    "embedding": 4.0 * variables["params"]["embedding"]
-  }  # sqrt(d_model)
+  # The factor 4 is sqrt(d_model).
+  larger = variables["params"] | {"embedding": 4.0 * variables["params"]["embedding"]}
   np.testing.assert_allclose(
     run(models[1], {"params": larger}, batch)[0], run(models[0], variables, batch)[0], atol=1e-5
   )
@@ -328,8 +329,8 @@ def test_embed_scale():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_begin_with_unit_variance(tied):
-  # Catches: an embedding that is off by sqrt(D). Left out: the tied logit of the token just read,
-  # near sqrt(D).
+  # Catches an embedding that is off by a factor of sqrt(D). The tied logit of the token just read
+  # is near sqrt(D) and is checked separately.
   model = make(d_model=64, head_dim=16, tied_embeddings=tied, moe__num_experts=0)
   tokens, _, _ = batch = packed([[8]] * 8)
   logits, _ = tiny.quick_jit(lambda key: tiny.at_first(model, key, *batch, train=False))(
@@ -341,8 +342,9 @@ def test_logits_begin_with_unit_variance(tied):
 
 
 def test_router_state_by_hand():
-  # Of 4 experts 2 1 1 0 assignments, mean 1: signs -1 0 0 +1. Mean 5/4: 2 1 1 1 has signs -1 +1 +1
-  # +1. Catches: the sign; a mean over layers; the rest of the division ignored.
+  # The assignments 2, 1, 1 and 0 to 4 experts have the mean 1, so the signs are -1, 0, 0 and +1.
+  # The assignments 2, 1, 1 and 1 have the mean 5/4, so the signs are -1, +1, +1 and +1. Catches a
+  # wrong sign, a mean over layers, and a division whose remainder is ignored.
   state = {"bias": jnp.asarray([[0.1, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])}
   assigned = jnp.asarray([[2, 1, 1, 0], [7, 7, 7, 7], [2, 1, 1, 1]])
   new = update_router_state(state, assigned, 0.01)
@@ -353,9 +355,10 @@ def test_router_state_by_hand():
 
 
 def test_router_state_moves_by_exact_counts():
-  # Each of 49 experts is at the mean; then one has 2 of 33 million assignments more than another,
-  # which float32 cannot hold. Catches: a bias moved by rounding, because 49 shares of 1/49 do not
-  # have the mean 1/49; counts times E beyond 2^31; counts in float32.
+  # First, each of 49 experts has the mean load. Then one of them has 2 of 33 million assignments
+  # more than another, which float32 cannot represent. Catches a bias that moves because of rounding
+  # (49 shares of 1/49 do not have the mean 1/49), products of counts and E beyond 2^31, and counts
+  # in float32.
   even = jnp.full((1, 49), 700_001)
   uneven = even.at[0, 0].add(1).at[0, 1].add(-1)
   biases = [
@@ -389,8 +392,8 @@ ALL = RELATIVE | {"qkv_bias": True, "qk_norm": True, "ffn_bias": "additive", "mo
   ],
 )
 def test_any_mesh_computes_the_same(dispatcher, meshes, changes):
-  # Catches: a loss that is one shard's, a dispatch that mixes groups of two devices, constraints
-  # that do not act.
+  # Catches a loss of only one shard, a dispatch that mixes groups of two devices, and constraints
+  # without effect.
   batch = packed([[3, 5], [8], [4], [2, 2, 2], [8], [1, 7], [5], [6]])
   model = make(moe__dispatcher__name=dispatcher, num_kv_heads=2, **changes)
   variables = initialise(model, batch)

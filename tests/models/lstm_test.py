@@ -1,5 +1,8 @@
-"""The LSTM language model with experts: what it computes, what it may see, and that its options
-change no value."""
+"""Tests the LSTM language model with experts.
+
+The tests check what it computes, what a position may see, and that options such as scanning and
+rematerialisation change no value.
+"""
 
 import functools
 import operator
@@ -49,8 +52,10 @@ SIZES = {
 
 
 def packed(rows):
-  """tokens, segment_ids, positions of rows of documents, given as lengths; what is left of a row is
-  padding."""
+  """Returns tokens, segment_ids and positions of rows, for the lengths of each row's documents.
+
+  The rest of a row is padding.
+  """
   tokens = np.stack([np.random.default_rng(i).permutation(V)[:L] for i in range(len(rows))])
   segments, positions = np.zeros((2, len(rows), L), np.int32)
   for r, lengths in enumerate(rows):
@@ -60,8 +65,10 @@ def packed(rows):
 
 
 def settings(**changes):
-  """The config of a model of a few thousand weights; changes are keys of config.model, `__` for the
-  dot."""
+  """Returns the config of a model of a few thousand weights.
+
+  Changes are keys of config.model, with `__` instead of the dot.
+  """
   c = base.get_config()
   c.model.update(SIZES)
   c.model.update_from_flattened_dict(
@@ -75,7 +82,7 @@ def make(**changes):
 
 
 def initialise(model, batch):
-  """Variables whose router is not zero, as it begins, but decides."""
+  """Returns variables with large router weights, so that the router prefers some experts."""
   return jax.tree_util.tree_map_with_path(
     lambda path, w: 4 * w if "router" in path[-1].key else w, tiny.weights(model, *batch)
   )
@@ -86,9 +93,9 @@ def run(model, variables, batch, return_routing=False):
 
 
 def test_the_papers_layers_by_hand():
-  # x = e; x += lstm(x); x += sigmoid(sum of gate * expert(x)); x += lstm(x); logits = x W (appendix
-  # C.1). Catches: a sigmoid before the gates or none, a norm, experts behind the second LSTM, a
-  # residual that is missing.
+  # By appendix C.1, the model computes x = e, x += lstm(x), x += sigmoid(sum of gate * expert(x)),
+  # x += lstm(x) and logits = x W. Catches a missing sigmoid or one before the gates, a norm,
+  # experts after the second LSTM, and a missing residual.
   model, batch = make(scan_layers=False), packed([[3, 5], [6]])
   variables = initialise(model, batch)
   p, (tokens, _, positions) = variables["params"], batch
@@ -115,8 +122,9 @@ def test_the_papers_layers_by_hand():
 
 @pytest.mark.parametrize("changes", [{}, HIERARCHICAL], ids=["flat", "hierarchical"])
 def test_what_a_position_sees(changes):
-  # The row's tokens are distinct, so the gradient by a token's embedding says whether a position
-  # sees it. Catches: a state that crosses a document's end, experts' slots that do, a look ahead.
+  # The tokens of the row are distinct, so the gradient with respect to a token's embedding says
+  # whether a position sees it. Catches a state or experts' slots that cross a document's end, and
+  # positions that see later tokens.
   model = make(**changes)
   batch = tokens, segments, _ = packed([[3, 5]])
   variables = initialise(model, batch)
@@ -134,7 +142,7 @@ def test_what_a_position_sees(changes):
 
 
 def test_padding_changes_nothing():
-  # All tokens of a batch are one group. Catches: padding in losses or metrics.
+  # All tokens of a batch are one group. Catches padding in losses or metrics.
   batch = packed([[3, 4], [6]])
   more = tuple(jnp.concatenate([a, jnp.zeros((2, L), jnp.int32)]) for a in batch)
   small, large = make(moe__group_size=2 * L), make(moe__group_size=4 * L)
@@ -146,7 +154,8 @@ def test_padding_changes_nothing():
 
 
 def test_scanned_layers_equal_unrolled_layers():
-  # Four layers, experts behind 0 and 2: two repeats. Catches: parameters that repeats share.
+  # Four layers with experts after layers 0 and 2 give two repetitions. Catches parameters that
+  # repetitions share.
   scanned, unrolled = (make(num_layers=4, scan_layers=scan) for scan in (True, False))
   batch = packed([[3, 5], [8]])
   variables = initialise(scanned, batch)
@@ -170,7 +179,7 @@ def _loss(params, *batch, model):
 
 
 def _rematerialised():
-  """`(batch, a model without and one with, variables)`."""
+  """Returns (batch, [model without rematerialisation, model with it], variables)."""
   batch = packed([[8]])
   models = [make(remat=remat, dropout=0.3) for remat in ("none", "full")]
   return batch, models, initialise(models[0], batch)
@@ -178,7 +187,7 @@ def _rematerialised():
 
 @pytest.mark.every_variant
 def test_rematerialisation_changes_no_value():
-  # Catches: dropout or noise that is drawn anew in the backward pass.
+  # Catches dropout or noise that is drawn anew in the backward pass.
   batch, models, variables = _rematerialised()
   first, second = [
     tiny.quick_jit(jax.value_and_grad(functools.partial(_loss, model=model), has_aux=True))(
@@ -190,7 +199,7 @@ def test_rematerialisation_changes_no_value():
 
 
 def test_layers_are_rematerialised():
-  # Catches: an option that nobody reads.
+  # Catches an option that is not read.
   batch, models, variables = _rematerialised()
   programs = [
     str(jax.make_jaxpr(functools.partial(m.apply, train=False))(variables, *batch)) for m in models
@@ -199,11 +208,12 @@ def test_layers_are_rematerialised():
 
 
 def test_dropout_is_on_every_layers_output():
-  # The embedding, two LSTMs, the experts. Catches: one that has none; any at evaluation.
+  # Dropout follows the embedding, two LSTMs and the experts. Catches a missing dropout, and dropout
+  # at evaluation.
   model, batch = make(dropout=0.5), packed([[8]])
   variables = initialise(model, batch)
 
-  def of(train):
+  def num_dropouts(train):
     return str(
       jax.make_jaxpr(
         functools.partial(
@@ -212,13 +222,13 @@ def test_dropout_is_on_every_layers_output():
       )(variables, *batch)
     ).count("name=_bernoulli")
 
-  assert (of(True), of(False)) == (4, 0)
+  assert (num_dropouts(True), num_dropouts(False)) == (4, 0)
 
 
 def test_a_mesh_computes_the_same():
-  # A projected LSTM, a group of the whole batch, a hierarchical gate. Catches: a parameter without
-  # logical axes, units that are summed over copies, a group that lies on several devices and is
-  # balanced on each.
+  # The model has a projected LSTM, one group for the whole batch and a hierarchical gate. Catches a
+  # parameter without logical axes, units that are summed over copies, and a group that lies on
+  # several devices and is balanced on each of them.
   batch = packed([[3, 5], [8], [4], [2, 2, 2], [8], [1, 7], [5], [6]])
   model = make(**HIERARCHICAL, moe__group_size=8 * L, lstm_units=24)
   variables = initialise(model, batch)
@@ -241,8 +251,9 @@ def test_a_mesh_computes_the_same():
 
 
 def test_flops_and_operations_by_hand():
-  # Catches: time steps that the program has and the count has not, attention counted, a projection
-  # left out; gates of picked groups only in the one, of all groups in the other.
+  # Catches time steps that are missing in the count, attention that is counted, and a projection
+  # that is left out. The FLOPs contain the gates of all groups, the operations only those of the
+  # chosen groups.
   d, u, e = 16, 24, 4
   lstm = 2 * (8 * d * u + u * d)
   dense = settings(moe__num_experts=0, lstm_units=u)

@@ -1,5 +1,4 @@
-"""The networks of Jacobs et al. (1991): their sizes, and the paper's gradients through them, by
-NumPy."""
+"""Tests the networks of Jacobs et al. (1991): their sizes, outputs and gradients, by NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -36,22 +35,22 @@ def params(network):
   ],
 )
 def test_parameters(network, units, softmax, logistic):
-  # Catches: a missing bias, a gate with one column less, a second layer.
+  # Catches a missing bias, a gate with one column less, and a second layer.
   for outputs, expected in ((4, softmax), (1, logistic)):
     shapes = jax.eval_shape(network(units, outputs).init, jax.random.key(0), X)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
 
 
 def _by_hand(weights):
-  """p and o [N, E] of MIXTURE, in float64."""
+  """Returns the gate p and the outputs o of MIXTURE, both [N, E], in float64."""
   router, experts = (np.asarray(weights[name], np.float64) for name in ("router", "experts"))
   gate = np.exp(ONE @ router)
   return gate / gate.sum(-1, keepdims=True), sigmoid(ONE @ experts[..., 0].T)
 
 
 def test_gate_and_experts():
-  # Catches: gates of one case read as one expert's, a softmax over cases, a gate that does not see
-  # the bias.
+  # Catches gates whose axes of cases and experts are mixed up, a softmax over cases, and a gate
+  # without bias.
   weights = params(MIXTURE)
   gate, outputs = jax.jit(MIXTURE.apply)({"params": weights}, X)
   expected = _by_hand(weights)
@@ -67,11 +66,12 @@ def _posterior(p, o):
   return joint / joint.sum(-1, keepdims=True)
 
 
-WEIGHTINGS = {  # gradients with respect to o_i, by case and expert
+# The gradients of each error with respect to o_i, by case and expert.
+WEIGHTINGS = {
   "cooperative": lambda p, o: -2 * p * (TARGET - (p * o).sum(-1, keepdims=True)),
   "expected": lambda p, o: -2 * p * (TARGET - o),  # Eq. 1.4
-  "competitive": lambda p, o: -_posterior(p, o) * (TARGET - o),
-}  # Eq. 1.5
+  "competitive": lambda p, o: -_posterior(p, o) * (TARGET - o),  # Eq. 1.5
+}
 
 
 def _gradient(error, weights):
@@ -83,8 +83,9 @@ def _gradient(error, weights):
 
 @pytest.mark.parametrize("error", WEIGHTINGS)
 def test_experts_move_by_the_papers_weighting(error):
-  # Chain rule by hand: dE/dw = weighting * o (1 - o) * x. Catches: the prior for the posterior,
-  # experts that share a gradient, a stopped gradient, gates paired with the wrong experts.
+  # By the chain rule, dE/dw = weighting * o (1 - o) * x. Catches the prior instead of the
+  # posterior, experts that share a gradient, a stopped gradient, and gates that are paired with the
+  # wrong experts.
   weights = params(MIXTURE)
   p, o = _by_hand(weights)
   expected = (WEIGHTINGS[error](p, o) * o * (1 - o)).T @ ONE
@@ -94,7 +95,8 @@ def test_experts_move_by_the_papers_weighting(error):
 
 
 def test_the_gate_moves_from_prior_to_posterior():
-  # Under the competitive error dE/dx_j = p_j - h_j. Catches: a gate without gradient.
+  # With the competitive error, dE/dx_j = p_j - h_j, where h is the posterior. Catches a gate
+  # without gradient.
   weights = params(MIXTURE)
   p, o = _by_hand(weights)
   expected = ONE.T @ (p - _posterior(p, o))
@@ -104,8 +106,8 @@ def test_the_gate_moves_from_prior_to_posterior():
 
 
 def test_the_gate_begins_unbiased_and_the_experts_apart():
-  # Catches: experts that begin alike, which no error would ever part; a gate that begins with
-  # favourites.
+  # Catches experts that begin with the same weights, which no error would ever separate, and a gate
+  # that begins with preferences.
   network = AdaptiveMixture(4, 4)
   gate, outputs = network.apply({"params": params(network)}, X)
   np.testing.assert_allclose(gate, 0.25)
@@ -113,7 +115,7 @@ def test_the_gate_begins_unbiased_and_the_experts_apart():
 
 
 def test_back_propagation():
-  # Catches: a hidden layer without its nonlinearity or bias; an output that is no probability.
+  # Catches a hidden layer without nonlinearity or bias, and an output that is not a probability.
   network = BackPropagation(5, 1)
   weights = params(network)
   gate, outputs = network.apply({"params": weights}, X)
@@ -126,7 +128,7 @@ def test_back_propagation():
 
 
 def test_distribution():
-  # Catches: a softmax over one unit, which is 1 whatever the unit says.
+  # Catches a softmax over one unit, which is always 1.
   np.testing.assert_allclose(
     distribution(jnp.array([[0.0], [np.log(3.0)]])), [[0.5], [0.75]], rtol=1e-6
   )

@@ -1,4 +1,4 @@
-"""Blocks: the order of what they add, and what a stack of them gives each layer."""
+"""Tests the order of the sublayers of a block, and what a stack of layers gives to each layer."""
 
 import functools
 from collections.abc import Callable
@@ -20,26 +20,30 @@ pytestmark = pytest.mark.unit
 
 
 class Add(nn.Module):
-  """x -> constant; with `memory`, plus the sum of what it is given; as an FFN, plus the bias it is
-  given."""
+  """A sublayer that returns the constant `amount`.
+
+  Cross-attention adds the sums of the memory and its segments, and an FFN adds the balancing bias.
+
+  Attributes:
+    amount: The constant.
+    log: Called with (name of the sublayer, its input).
+  """
 
   amount: float
-  log: Callable  # gets (name, input)
+  log: Callable
 
   @nn.compact
-  def __call__(self, x, context, *given):
+  def __call__(self, x, context, *rest):
     self.log((self.name, x[0, 0, 0]))
     y = jnp.full_like(x, self.amount)
     if self.name == "cross_attention":
-      return y + jnp.sum(given[0]) + jnp.sum(given[1])
+      memory, memory_segments = rest
+      return y + jnp.sum(memory) + jnp.sum(memory_segments)
     if self.name not in ("ffn", "extra"):
       return y
-    bias = (
-      given[0].bias
-      if given and given[0] is not None and given[0].bias is not None
-      else jnp.zeros(1)
-    )
-    return y + bias[0], Aux(metrics={"bias": bias} if given and given[0] is not None else {})
+    routing = rest[0] if rest else None
+    bias = jnp.zeros(1) if routing is None or routing.bias is None else routing.bias
+    return y + bias[0], Aux(metrics={} if routing is None else {"bias": bias})
 
 
 class Same(nn.Module):
@@ -77,8 +81,8 @@ def block(log, **parts):
   ],
 )
 def test_order_of_a_block(parts, order, out):
-  # Catches: a sublayer that is left out or comes too early, one without its residual, a memory that
-  # does not reach it.
+  # Catches a sublayer that is left out, comes too early or has no residual, and a memory that does
+  # not reach the cross-attention.
   log = []
   y, _ = block(log, **parts)().apply({}, jnp.zeros((1, 2, 1)), CONTEXT)
   assert [name for name, _ in log] == order
@@ -98,8 +102,8 @@ class Model(nn.Module):
 
 
 def test_layers_take_their_rows_in_order():
-  # Catches: the row of another layer, a layer without experts that takes one, a bias that does not
-  # start at 0.
+  # Catches the row of another layer, a layer without experts that takes a row, and a bias that does
+  # not start at 0.
   model = Model((False, True, False, True))
   x = jnp.zeros((1, 2, 1))
   variables = model.init(jax.random.key(0), x)
@@ -110,9 +114,9 @@ def test_layers_take_their_rows_in_order():
 
 
 def test_salts_differ_by_layer_and_seed():
-  # Catches: a salt that the seed or the layer does not enter, a sum of the two (seed 0's layer 1
-  # would be seed 1's layer 0), a seed that counts for less when it is traced, as it is where seeds
-  # are trained together.
+  # Catches a salt that does not depend on the seed or on the layer, and the sum of the two, with
+  # which layer 1 of seed 0 would equal layer 0 of seed 1. Catches another salt for a traced seed,
+  # which occurs when several seeds are trained together.
   salts = np.stack([layer_salts(seed, 64) for seed in (*range(20), 2**31, 2**32 - 1)])
   assert salts.dtype == np.uint32 and len(np.unique(salts)) == salts.size
   traced = jax.vmap(lambda seed: layer_salts(seed, 64))(jnp.arange(20))
@@ -133,8 +137,10 @@ MODELS = {
 
 
 def chosen(model, batch):
-  """seed -> each token's first expert, [Lm, B, L], at evaluation. Where no weight decides, XLA
-  computes little else."""
+  """Returns a function from a seed to each token's first expert, [Lm, B, L], at evaluation.
+
+  If no weight influences the choice, XLA computes little else.
+  """
   return tiny.quick_jit(
     lambda seed: tiny.at_first(
       model.clone(seed=seed), jax.random.key(0), *batch, train=False, return_routing=True
@@ -145,9 +151,9 @@ def chosen(model, batch):
 @pytest.mark.numerics
 @pytest.mark.parametrize("name", MODELS)
 def test_every_layer_has_its_own_hash(name):
-  # The plan of each layer is computed here from the ids, the layer's place among those with
-  # experts, and the seed. Catches: one hash for all layers or repeats, rows of the wrong layer
-  # under a scan, a seed that the model ignores.
+  # The test computes the choices of each layer from the ids, the layer's index among the layers
+  # with experts, and the seed. Catches one hash for all layers or repetitions, rows of the wrong
+  # layer in a scan, and a seed that the model ignores.
   model, batch = make(**MODELS[name]), packed([[3, 5], [8]])
   hashes = [mix(batch[0], mix(salt, 0)) % 4 for salt in layer_salts(3, 2)]
   np.testing.assert_array_equal(chosen(model, batch)(3), np.stack(hashes))
@@ -155,9 +161,9 @@ def test_every_layer_has_its_own_hash(name):
 
 @pytest.mark.numerics
 def test_random_experts_at_evaluation_are_drawn_by_layer_group_and_seed():
-  # Four rows of the same tokens, one group each, in each of two layers. Catches: numbers that are
-  # the same in every layer, in every group, or in a model of another seed; numbers that change from
-  # call to call.
+  # There are four rows of the same tokens, one group each, and two layers. Catches random numbers
+  # that are the same in every layer, in every group or for another seed, and numbers that change
+  # from call to call.
   changes = HASH | {"moe__router__name": "random_choice", "scan_layers": False}
   run = chosen(make(**changes), tuple(jnp.tile(part, (4, 1)) for part in packed([[8]])))
   first, other = np.asarray(run(0)).reshape(8, -1), np.asarray(run(1)).reshape(8, -1)
@@ -166,7 +172,7 @@ def test_random_experts_at_evaluation_are_drawn_by_layer_group_and_seed():
 
 
 class Probe(nn.Module):
-  """An FFN that returns the constant 8 and reports what it is given."""
+  """An FFN that returns the constant 8 and reports its input."""
 
   @nn.compact
   def __call__(self, x, context, routing):
@@ -191,8 +197,9 @@ class Dropped(nn.Module):
 
 
 def test_scanned_layers_draw_their_own_dropout():
-  # From one FFN's input to the next, a position gains 16 or 0, and 2 or 0: the masks of those two
-  # sublayers. Catches: one mask for all layers of a scan (split_rngs without "dropout").
+  # From the input of one FFN to that of the next, the FFN adds 16 or 0 and the attention adds 2 or
+  # 0, depending on their dropout masks. Catches one mask for all layers of a scan (split_rngs
+  # without "dropout").
   _, aux = Dropped().apply({}, jnp.zeros((1, 32, 1)), rngs={"dropout": jax.random.key(0)})
   gained = np.diff(aux.metrics["x"], axis=0)
   assert gained.shape == (3, 32) and set(np.unique(gained)) == {0.0, 2.0, 16.0, 18.0}
@@ -201,17 +208,14 @@ def test_scanned_layers_draw_their_own_dropout():
 
 @pytest.mark.numerics
 def test_scanned_layers_draw_their_own_routing_noise():
-  # Experts at random in training, which depend on nothing but each layer's key.
-  # Catches: one key for all layers of a scan (split_rngs without "router").
+  # Random experts in training depend on nothing but the key of each layer. Catches one key for all
+  # layers of a scan (split_rngs without "router").
   model = make(moe__router__name="random_choice", moe__every=1, num_layers=4)
   batch = packed([[8]] * 4)
   keys = {"params": jax.random.key(0), "router": jax.random.key(1)}
   shapes = jax.eval_shape(lambda keys: model.init(keys, *batch, train=True), keys)
-  assert set(shapes["params"]) == {
-    "embedding",
-    "repeats",
-    "final_norm",
-  }  # all four layers are scanned
+  # All four layers are scanned.
+  assert set(shapes["params"]) == {"embedding", "repeats", "final_norm"}
   experts = tiny.quick_jit(
     lambda keys: tiny.at_first(model, keys, *batch, train=True, return_routing=True)[1].metrics[
       "top1_expert"

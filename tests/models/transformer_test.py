@@ -1,4 +1,4 @@
-"""Which parts a layer of a Transformer is given; what it does with them is in stack_test.py."""
+"""Tests which parts a layer of a Transformer gets; stack_test.py tests what it does with them."""
 
 import functools
 
@@ -15,7 +15,7 @@ class Part(nn.Module):
 
 
 def parts(has_experts, remat="none", **options):
-  """The names of the parts of a layer."""
+  """Returns the name of the layer's class, and the name of each of its parts."""
   make = {
     name: functools.partial(Part, name) for name in ("attention", "dense", "moe", "norm", "cross")
   }
@@ -29,7 +29,7 @@ def parts(has_experts, remat="none", **options):
 
 
 def test_experts_take_the_place_of_the_dense_ffn():
-  # Catches: experts in every layer or in none; an extra FFN in layers without experts.
+  # Catches experts in every layer or in none, and an extra FFN in layers without experts.
   dense = {"attention": "attention", "cross": "cross", "ffn": "dense", "extra": None}
   assert parts(False, extra_ffn=True) == ("Block", dense)
   assert parts(True) == ("Block", dense | {"ffn": "moe"})
@@ -38,5 +38,5 @@ def test_experts_take_the_place_of_the_dense_ffn():
 
 
 def test_remat_wraps_the_block():
-  # Catches: `remat` that is not read.
+  # Catches a `remat` that is not read.
   assert parts(True, remat="full")[0] != "Block"
