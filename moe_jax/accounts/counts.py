@@ -85,7 +85,7 @@ def parameter_counts(config: Config, vocab_size: int) -> tuple[int, int]:
 
 def parameters_by_kind(config: Config, vocab_size: int) -> dict[str, int]:
   """Parameters of each of `KINDS`; they add up to the total of `parameter_counts`."""
-  counts = dict.fromkeys(KINDS, 0)
+  counts: dict[str, int] = {name: 0 for name in KINDS}
   for leaf in parameters(config, vocab_size):
     counts[leaf.kind] += leaf.size
   return counts

@@ -7,6 +7,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ml_collections import ConfigDict, FrozenConfigDict
+
 from moe_jax.errors import ConfigError, choose
 from moe_jax.options import Config, arguments
 
@@ -36,10 +38,10 @@ def bind(
   return functools.partial(table[options["name"]], **dict(options.get(options["name"], {})))
 
 
-def _check_options(function: Callable, options: Any, field: str) -> None:
+def _check_options(function: Callable, options: Config, field: str) -> None:
   """Raises ConfigError unless `options` maps options of this function to allowed values."""
   keys = arguments(function)
-  if not isinstance(options, (Mapping, Config, Config)):
+  if not isinstance(options, (Mapping, ConfigDict, FrozenConfigDict)):
     raise ConfigError(
       field,
       options,

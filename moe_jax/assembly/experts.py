@@ -73,7 +73,7 @@ def encoder_model(m: Config) -> Config:
   encoder_priority says."""
   if not m.moe.encoder_priority:
     return m
-  own = ConfigDict(m.to_dict())
+  own: Config = ConfigDict(m.to_dict())
   own.moe.router[own.moe.router.name].priority = m.moe.encoder_priority
   return own
 
@@ -85,7 +85,7 @@ def router_of(e: Config) -> functools.partial:
   )
 
 
-def option(router: functools.partial, name: str, default=None):
+def option(router: functools.partial, name: str, default: Any = None) -> Any:
   """The value of a router's option; `default` if it has none of that name."""
   parameter = inspect.signature(router).parameters.get(name)
   return default if parameter is None else parameter.default
@@ -132,8 +132,9 @@ def _traced(
 ) -> RoutingPlan:
   router = functools.partial(function, **dict(options))
 
-  def shape(*dims):
-    return jax.ShapeDtypeStruct(dims, jnp.float32)
+  # Typed as Any, because `jax.eval_shape` takes shapes where the router takes arrays.
+  def shape(*dims: int, dtype: Any = jnp.float32) -> Any:
+    return jax.ShapeDtypeStruct(dims, dtype)
 
   fields = {
     "noise_std": (size, num_experts),
@@ -142,7 +143,7 @@ def _traced(
     "threshold": (num_experts,),
   }
   given = {field: shape(*fields[field]) for field in learned}
-  context = RoutingContext(token_ids=jax.ShapeDtypeStruct((size,), jnp.int32), train=True, **given)
+  context = RoutingContext(token_ids=shape(size, dtype=jnp.int32), train=True, **given)
   return jax.eval_shape(router, shape(size, num_experts), context)
 
 

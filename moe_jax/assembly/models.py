@@ -238,10 +238,13 @@ def _lstm(m: Config, vocab_size: int, platform: str) -> LanguageModel:
     Lstm, units=units, projected=0 if units == m.d_model else m.d_model, dtype=dtype
   )
   moe = moe_layer(m, dense, platform) if any(layers) else None
+  block: Any = functools.partial(
+    lstm_block, lstm=lstm, moe=moe, dropout=m.dropout, remat=m.remat
+  )
   return LanguageModel(
     vocab_size=vocab_size,
     has_experts=layers,
-    block=functools.partial(lstm_block, lstm=lstm, moe=moe, dropout=m.dropout, remat=m.remat),
+    block=block,
     dropout=m.dropout,
     scan_layers=m.scan_layers,
     **_of_every_family(m),
@@ -262,7 +265,7 @@ def _brainformer(m: Config, vocab_size: int, platform: str) -> LanguageModel:
     return {"layer": make(), "attends": kind(entry) == "attention", "width": own.d_model}
 
   sublayers = {entry: sublayer(entry, own) for entry, own in own_models(m).items()}
-  block = functools.partial(
+  block: Any = functools.partial(
     sublayer_block, sublayers=sublayers, norm=norm(m), dropout=m.dropout, dtype=dtype, remat=m.remat
   )
   return LanguageModel(

@@ -211,8 +211,9 @@ def use_preset(config: Config, name: str) -> None:
   with e.unlocked():
     for key, value in (NEUTRAL | keys).items():
       e[key] = value
-    e.router = ConfigDict(
+    section: Config = ConfigDict(
       {"name": router} | {each: dict(one.options) for each, one in ROUTERS.items()}
     )
-    e.router[router].update(options)
+    section[router].update(options)
+    e.router = section
   e.d_ff = max(round(width / (experts_a_token(m, length) + e.num_shared_experts)), 1)

@@ -32,7 +32,7 @@ def kind(entry: str) -> str:
   return choose("model.block", entry.partition(":")[0], tuple(SEARCH_SPACE), shown=entry)
 
 
-def options(entry: str) -> dict[str, int | float | str]:
+def options(entry: str) -> dict[str, Any]:
   """What a sublayer says of itself: "moe:gate=top_2,hidden=2048" -> {"gate": "top_2", "hidden":
   2048}.
 
@@ -85,7 +85,7 @@ def read(m: Config, entry: str) -> Config:
   that the config has for it. A capacity is the router's own capacity factor, where it has one, or
   model.moe.capacity_factor, with the config's basis.
   """
-  own = ConfigDict(m.to_dict())
+  own: Config = ConfigDict(m.to_dict())
   said = options(entry)
   with own.ignore_type():
     for name, key in KEYS[kind(entry)].items():

@@ -396,7 +396,9 @@ def _validate_mesh(config: Config, num_devices: int | None) -> None:
         f"needs {num_devices:,} devices, and no machine has more than "
         f"{MOST_DEVICES:,}; make an axis smaller",
       )
-  sizes = dict(zip(sharding.AXES, sharding.mesh_sizes(asked, num_devices), strict=True))
+  sizes: dict[str, int] = dict(
+    zip(sharding.AXES, sharding.mesh_sizes(asked, num_devices), strict=True)
+  )
   if wrong := _misfit(config, sizes):
     fits = sharding.nearest_meshes(sizes, num_devices, lambda others: not _misfit(config, others))
     field, value, remedy = wrong

@@ -264,7 +264,7 @@ def comparison(path: str, results: Mapping[str, Any]) -> dict[str, Any]:
     return {}
   place = next((p for p in (ROOT / path, Path(path)) if p.is_file()), None)
   try:
-    other = json.loads(place.read_text()) if place else None
+    other = json.loads(place.read_text() if place else "null")
     name = Path(str(other["config"]).partition(":")[0]).stem.replace("_", " ")
     scores = {
       s: float(other[measure][s]) for s in results[measure] if other[measure].get(s) is not None

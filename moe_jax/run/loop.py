@@ -8,7 +8,7 @@ import math
 import pathlib
 import time
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,7 +56,7 @@ class Run:
   draw: Callable[[], states.TrainState]
   abstract: states.TrainState
   evaluate: Callable[..., evaluate.Totals]
-  batches: Iterator
+  batches: Any
   checkpoints: Checkpoints
   writer: MetricsWriter
   progress: Progress
