@@ -94,6 +94,6 @@ def accumulate(
   return grads, jax.tree.map(lambda x: jnp.sum(x, axis=0), losses), metrics.combine(sums)
 
 
-def _rngs(own: Key[Array, ""], shared: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
+def _rngs(micro_key: Key[Array, ""], batch_key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
   """Returns the keys of Flax: dropout uses the microbatch's own key, routing noise the batch's."""
-  return {"dropout": jax.random.fold_in(own, 0), "router": jax.random.fold_in(shared, 1)}
+  return {"dropout": jax.random.fold_in(micro_key, 0), "router": jax.random.fold_in(batch_key, 1)}
