@@ -145,8 +145,8 @@ def find_key(dotted: str) -> Key | None:
     return KEYS[dotted]
   branch, _, name = dotted.rpartition(".")
   section, _, function = branch.rpartition(".")
-  known = FUNCTIONS.get(section, {})
-  return arguments(known[function]).get(name) if function in known else None
+  functions = FUNCTIONS.get(section, {})
+  return arguments(functions[function]).get(name) if function in functions else None
 
 
 def check_config(config: Any) -> None:
@@ -190,8 +190,8 @@ def _check_option(
   Unknown names are left to `bind`, which proposes the nearest.
   """
   function, _, name = dotted.removeprefix(f"{section}.").partition(".")
-  if function in functions and name in (known := arguments(functions[function])):
-    known[name].check(dotted, value)
+  if function in functions and name in (options := arguments(functions[function])):
+    options[name].check(dotted, value)
 
 
 def is_option(dotted: str) -> bool:

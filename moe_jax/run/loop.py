@@ -132,7 +132,7 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
     stack.enter_context(distributed.together())
     abstract, draw = _creation(config, mesh, model, optimizer)
     guard = Guard(GuardOptions.of(config.train.guard))
-    state, seconds, told = _begin(config, draw, abstract, checkpoints, batches, guard)
+    state, seconds, sentences = _begin(config, draw, abstract, checkpoints, batches, guard)
     n, tokens = int(state.step), config.train.batch_size * config.data.seq_len
     if first:
       devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
@@ -143,7 +143,7 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
     progress = stack.enter_context(
       contextlib.closing(Progress(config.train.steps, n, tokens, active=first))
     )
-    for sentence in [*told, *[writer.told] * bool(writer.told)]:
+    for sentence in [*sentences, *[writer.told] * bool(writer.told)]:
       progress.say(f"warning: {sentence}")
     _introduce(config, progress, vocab_size, mesh, n)
     eval_fn = evaluate.make_eval(config, model, mesh, tokenizer, sources)

@@ -205,13 +205,13 @@ class Checkpoints:
         faults[step] = fault or "cannot be read by another process"
         continue
       state, data, meta = content
-      told = [
+      sentences = [
         f"checkpoint {self.directory / str(bad)} {fault}; it was set aside in "
         f"{self._set_aside(bad)}, and the run goes on from step {step}"
         for bad, fault in faults.items()
       ]
-      told, self._told = self._told + told, []
-      return Restored(step, state, data, meta, told)
+      sentences, self._told = self._told + sentences, []
+      return Restored(step, state, data, meta, sentences)
     newest = max(faults)
     raise ConfigError(
       "checkpoint",
@@ -246,18 +246,18 @@ class Checkpoints:
     )
     with _reading(self.directory / str(step)):
       restored = self._manager.restore(step, args=args)
-    state, place = restored["state"], self.directory / str(step)
-    meta, digests = _unsealed(place, step, restored["data"], restored["meta"])
+    state, checkpoint = restored["state"], self.directory / str(step)
+    meta, digests = _unsealed(checkpoint, step, restored["data"], restored["meta"])
     if int(state.step) != step:
-      raise _unusable(place, f"is named {step} and holds step {int(state.step)}")
-    _compare(place, digests, digest.examine(state).digests)
+      raise _unusable(checkpoint, f"is named {step} and holds step {int(state.step)}")
+    _compare(checkpoint, digests, digest.examine(state).digests)
     return state, restored["data"], meta
 
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a checkpoint into the directory `set_aside` and returns its new path."""
-    place = _move_aside(self.directory, self.directory / str(step), str(step))
+    new_path = _move_aside(self.directory, self.directory / str(step), str(step))
     self._manager.reload()
-    return place
+    return new_path
 
 
 def steps(directory: pathlib.Path) -> list[int]:
@@ -274,19 +274,21 @@ def load_params(directory: pathlib.Path, step: int) -> PyTree:
   Raises:
     ConfigError: If the checkpoint cannot be read, or its weights are not those that were saved.
   """
-  place = pathlib.Path(directory).absolute() / str(step)
-  with _reading(place), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    tree = reader.metadata(place / "state").item_metadata.tree["params"]
+  checkpoint = pathlib.Path(directory).absolute() / str(step)
+  with _reading(checkpoint), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    tree = reader.metadata(checkpoint / "state").item_metadata.tree["params"]
     args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     item = {"params": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)}
     restored = reader.restore(
-      place / "state",
+      checkpoint / "state",
       args=ocp.args.PyTreeRestore(item=item, restore_args={"params": args}, partial_restore=True),
     )
-    data, meta = (json.loads((place / name / "metadata").read_text()) for name in ("data", "meta"))
-  _, digests = _unsealed(place, step, data, meta)
+    data, meta = (
+      json.loads((checkpoint / name / "metadata").read_text()) for name in ("data", "meta")
+    )
+  _, digests = _unsealed(checkpoint, step, data, meta)
   wanted = {name: value for name, value in digests.items() if name.startswith("params/")}
-  _compare(place, wanted, digest.examine(restored).digests)
+  _compare(checkpoint, wanted, digest.examine(restored).digests)
   return restored["params"]
 
 
@@ -316,16 +318,16 @@ def _without_damaged_notes(directory: pathlib.Path) -> list[str]:
   make all checkpoints unusable. The notes are the scores, and when and by what a checkpoint was
   written; the state does not need them.
   """
-  told = []
+  sentences = []
   for step in steps(directory):
     for note in ("metrics/metrics", "_CHECKPOINT_METADATA"):
       path = directory / str(step) / note
       if path.exists() and not _is_note(path):
-        place = _move_aside(directory, path, f"{step}-{path.name}")
-        told.append(
-          f"{path} is damaged and was moved to {place}; the checkpoint's state does not need it"
+        new_path = _move_aside(directory, path, f"{step}-{path.name}")
+        sentences.append(
+          f"{path} is damaged and was moved to {new_path}; the checkpoint's state does not need it"
         )
-  return told
+  return sentences
 
 
 def _is_note(path: pathlib.Path) -> bool:
@@ -343,10 +345,10 @@ def _move_aside(directory: pathlib.Path, path: pathlib.Path, name: str) -> pathl
   All processes must call this.
   """
   home = directory.parent / ASIDE
-  place, number = home / f"{directory.name}-{name}", 1
-  while place.exists():
+  new_path, number = home / f"{directory.name}-{name}", 1
+  while new_path.exists():
     number += 1
-    place = home / f"{directory.name}-{name}-{number}"
+    new_path = home / f"{directory.name}-{name}-{number}"
   # The processes first agree on a free name; then one of them moves the file, and all wait for it.
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
@@ -354,10 +356,10 @@ def _move_aside(directory: pathlib.Path, path: pathlib.Path, name: str) -> pathl
     multihost_utils.sync_global_devices("all know where to")
   if jax.process_index() == 0:
     home.mkdir(exist_ok=True)
-    os.rename(path, place)
+    os.rename(path, new_path)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("it is there")
-  return place
+  return new_path
 
 
 def _rank(metrics: Any) -> float:
@@ -372,9 +374,9 @@ def _sealed(step: int, data: dict, meta: dict, digests: dict[str, str]) -> dict[
 
 
 def _unsealed(
-  place: pathlib.Path, step: int, data: Any, stored: Any
+  checkpoint: pathlib.Path, step: int, data: Any, stored: Any
 ) -> tuple[dict, dict[str, str]]:
-  """Returns `(meta, digests)` of the item `meta` of the checkpoint at `place`.
+  """Returns `(meta, digests)` of a checkpoint's item `meta`; `checkpoint` is its directory.
 
   Raises:
     ConfigError: If there is no seal, or if it does not match the content.
@@ -384,14 +386,14 @@ def _unsealed(
   ]
   if not all(isinstance(part, (dict, str)) for part in (data, *parts)):
     raise _unusable(
-      place,
+      checkpoint,
       "has no seal: it is damaged, or was saved by a version of moe_jax whose checkpoints had no "
       "digests",
     )
   meta, digests, seal = parts
   if seal != _seal(step, data, meta, digests):
     raise _unusable(
-      place, "has changed since it was saved: its seal does not fit its items data and meta"
+      checkpoint, "has changed since it was saved: its seal does not fit its items data and meta"
     )
   return meta, digests
 
@@ -401,12 +403,12 @@ def _seal(step: int, *parts: Any) -> str:
   return hashlib.sha256(json.dumps([step, *parts], sort_keys=True).encode()).hexdigest()
 
 
-def _compare(place: pathlib.Path, wanted: dict[str, str], actual: dict[str, str]) -> None:
+def _compare(checkpoint: pathlib.Path, wanted: dict[str, str], actual: dict[str, str]) -> None:
   """Raises ConfigError if the digest of an array is not the one that was saved."""
   changed = [name for name in wanted if actual.get(name) != wanted[name]]
   if changed:
     raise _unusable(
-      place,
+      checkpoint,
       f"has changed since it was saved: of {len(wanted)} arrays {len(changed)} differ from their "
       f"digests, the first is {changed[0]}",
     )
@@ -419,14 +421,14 @@ def _listed(names: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def _reading(place: pathlib.Path):
+def _reading(checkpoint: pathlib.Path):
   """Turns every exception of its body into a ConfigError of one sentence."""
   _silence_abandoned()
   try:
     yield
   # Orbax, TensorStore, JSON and the file system have no common class of exceptions.
   except Exception as error:
-    raise _unusable(place, "cannot be read (it is damaged, or of another model)") from error
+    raise _unusable(checkpoint, "cannot be read (it is damaged, or of another model)") from error
 
 
 _ABANDONED = ("Event loop is closed", "while reading array index")
@@ -458,6 +460,6 @@ def _silence_abandoned() -> None:
       setattr(sys, name, filtered(hook, error_of))
 
 
-def _unusable(place: pathlib.Path, fault: str) -> ConfigError:
-  """Returns the error that says why the checkpoint at `place` cannot be used."""
-  return ConfigError("checkpoint", str(place), fault)
+def _unusable(checkpoint: pathlib.Path, fault: str) -> ConfigError:
+  """Returns the error that says why a checkpoint cannot be used."""
+  return ConfigError("checkpoint", str(checkpoint), fault)

@@ -102,9 +102,9 @@ def next_logits(
 
   The rest of the window is padding, which takes no slots of experts.
   """
-  place = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-  valid = jnp.broadcast_to(place < length, tokens.shape)
-  positions = jnp.broadcast_to(place, tokens.shape)
+  index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+  valid = jnp.broadcast_to(index < length, tokens.shape)
+  positions = jnp.broadcast_to(index, tokens.shape)
   logits, _ = model.apply(variables, tokens, valid.astype(jnp.int32), positions, train=False)
   return constrain(
     jax.lax.dynamic_index_in_dim(logits, length - 1, axis=1, keepdims=False), None, None
