@@ -92,7 +92,7 @@ def _attention_words(m: Config) -> str:
     m.clip_qkv
   )
   more += [f"window of {m.sliding_window}"] * bool(m.sliding_window)
-  biases = "relative biases, one table a stack" if m.relative_shared else "relative biases"
+  biases = "relative biases, one table per stack" if m.relative_shared else "relative biases"
   where = {"rope": f"rope (theta {m.rope_theta:g})", "relative": biases, "none": "no positions"}[
     m.position
   ]
@@ -125,7 +125,8 @@ def _routing_words(m: Config, seq_len: int) -> str:
   )
   lines = {
     "routing": f"{e.router['name']} ({options}) over {e.num_experts} experts of width {e.d_ff}, "
-    f"groups of {size} tokens, {experts_a_token(m, seq_len):g} experts a token, {_shared_words(e)}",
+    f"groups of {size} tokens, {experts_a_token(m, seq_len):g} experts per token, "
+    f"{_shared_words(e)}",
     "capacity": _capacity_words(e, router, size),
     "priority": option(router, "priority", "the router's own order"),
     "gates": f"{_norm_words(option(router, 'gate_norm'))}, times {e.routed_scale:g}; "
@@ -175,7 +176,7 @@ def _capacity_words(e: Config, router: functools.partial, size: int) -> str:
     factor = capacity.factor(train)
     words.append(
       f"{when}: "
-      + ("dropless" if slots is None else f"{slots} slots an expert ({factor:g} {basis})")
+      + ("dropless" if slots is None else f"{slots} slots per expert ({factor:g} {basis})")
     )
   return "; ".join(words)
 

@@ -254,13 +254,14 @@ def _begin(
   restored = checkpoints.restore(abstract)
   guard.restore(restored.meta["guard"])
   read = data.batches_of(restored.data)
-  if read not in (None, restored.step + guard.skipped_batches):
+  expected = restored.step + guard.skipped_batches
+  if read not in (None, expected):
     raise ConfigError(
       "checkpoint",
       str(checkpoints.directory / str(restored.step)),
       f"its place in the data is batch {read}, but {restored.step} steps and "
-      f"{guard.skipped_batches} batches that were skipped make another; restore this directory "
-      "from a copy, or start anew with another --workdir",
+      f"{guard.skipped_batches} batches that were skipped should make {expected}; restore this "
+      "directory from a copy, or start anew with another --workdir",
     )
   batches.set_state(restored.data)
   return restored.state, restored.meta["seconds"], restored.told

@@ -19,7 +19,7 @@ def test_switch():
   # Catches the capacity of training that is shown for both.
   lines = _lines("switch")
   assert lines["capacity"] == (
-    "training: 40 slots an expert (1.25 S/E); evaluation: 64 slots an expert (2 S/E)"
+    "training: 40 slots per expert (1.25 S/E); evaluation: 64 slots per expert (2 S/E)"
   )
   assert "k=1" in lines["routing"] and "groups of 256 tokens" in lines["routing"]
   assert "jitter 0.01 on its input" in lines["gates"] and lines["causal"].startswith(
@@ -32,7 +32,7 @@ def test_gshard_and_dropless():
   # There are 1.0 * 2 * 256 / 8 = 64 slots. Catches a missing K in S*K/E, and a leak that is shown
   # although nothing is dropped.
   gshard, mixtral = _lines("gshard"), _lines("mixtral")
-  assert "64 slots an expert (1 S*K/E)" in gshard["capacity"] and "displaces" in gshard["causal"]
+  assert "64 slots per expert (1 S*K/E)" in gshard["capacity"] and "displaces" in gshard["causal"]
   assert mixtral["capacity"] == "training: dropless; evaluation: dropless"
   assert mixtral["causal"].startswith("no later token")
 
@@ -52,7 +52,7 @@ def test_own_capacity_soft_and_dense():
   # Catches the layer's capacity that is shown for a router with its own, and a crash without
   # experts.
   lines = _lines("switch_no_token_left_behind")
-  assert lines["capacity"].startswith("training: 40 slots an expert (1.25 S/E)")
+  assert lines["capacity"].startswith("training: 40 slots per expert (1.25 S/E)")
   c = config({"model.moe.allow_noncausal_routing": True})
   assembly.use_preset(c, "soft_moe")
   assert "8 experts of 8 slots" in accounts.routing_summary(c)
@@ -87,7 +87,7 @@ def test_the_model_in_words():
     and "64 and 32 entries" in lines["embedding"]
   )
   assert (
-    "relative biases, one table a stack"
+    "relative biases, one table per stack"
     in _model(model__position="relative", model__relative_shared=True)["attention"]
   )
   assert "one more before each of the 5 layers' experts" in lines["ffn"]
