@@ -1,5 +1,4 @@
-"""What a config is, counted and said: parameters, FLOPs, bytes that are kept or sent, and a summary
-in words."""
+"""Facts that follow from a config: parameters, FLOPs, bytes kept or sent, and text summaries."""
 
 from moe_jax.accounts.counts import (
   KINDS,

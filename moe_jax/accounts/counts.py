@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a config, from the shapes of the real model."""
+"""Numbers of parameters and FLOPs of a config, from the shapes of the real model."""
 
 from __future__ import annotations
 
@@ -28,8 +28,13 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-  """One parameter of a model: where it is, its logical axes ("layers" where it is stacked) and its
-  number of values."""
+  """One parameter of a model.
+
+  Attributes:
+    path: The names along its path.
+    axes: The names of its logical axes. The axis of stacked layers is called "layers".
+    size: The number of its values.
+  """
 
   path: tuple[str, ...]
   axes: tuple[str | None, ...]
@@ -37,11 +42,11 @@ class Parameter:
 
   @property
   def kind(self) -> str:
-    """One of `KINDS`: shared and extra FFNs are dense ones, attention's norms are norms, a head is
-    an embedding.
+    """The parameter's kind, which is one of `KINDS`.
 
-    Widths are the matrices into and out of a Brainformer's sublayer of another width than the
-    residual stream's.
+    Shared and extra FFNs count as dense FFNs, the norms of attention as norms, and an output
+    projection as an embedding. "widths" are the matrices into and out of those sublayers of a
+    Brainformer whose width is not that of the residual stream.
     """
     if self.path[-1] == "relative_bias":
       return "relative bias"
@@ -61,18 +66,22 @@ class Parameter:
 
   @property
   def multiplies(self) -> bool:
-    """Whether it is a matrix that tokens are multiplied with, be it that an embedding is tied to
-    the output."""
+    """Whether it is a matrix by which tokens are multiplied; all embeddings count as such."""
     return self.kind not in ("norms", "relative bias") and not self.path[-1].endswith("_bias")
 
 
 def parameter_counts(config: Config, vocab_size: int) -> tuple[int, int]:
-  """(total, activated) parameters, by `jax.eval_shape` of the real model; activated: those that one
-  token meets.
+  """Returns the numbers of all parameters and of those that one token activates.
 
-  Of E experts a token meets A/S: K for token choice, the capacity factor on average for expert
-  choice, which may differ between a Brainformer's sublayers. The embedding counts in full in both,
-  and so do an encoder and its decoder, which meet different tokens of an example.
+  They are counted in the shapes that `jax.eval_shape` gives for the real model. Of E experts a
+  token activates A/S, which is K for token choice and on average the capacity factor for expert
+  choice. This number may differ between the sublayers of a Brainformer. The embedding counts in
+  full in both numbers. So do an encoder and its decoder, which process different tokens of an
+  example.
+
+  Args:
+    config: A config with all sections.
+    vocab_size: The size of the tokenizer's vocabulary, which counts if model.vocab_size is 0.
   """
   total, activated, shares = 0, 0.0, _expert_shares(config)
   for leaf in parameters(config, vocab_size):
@@ -84,83 +93,91 @@ def parameter_counts(config: Config, vocab_size: int) -> tuple[int, int]:
 
 
 def parameters_by_kind(config: Config, vocab_size: int) -> dict[str, int]:
-  """Parameters of each of `KINDS`; they add up to the total of `parameter_counts`."""
-  counts = dict.fromkeys(KINDS, 0)
+  """Returns the number of parameters of each of `KINDS`.
+
+  They add up to the total of `parameter_counts`, whose arguments these are, too.
+  """
+  counts: dict[str, int] = {name: 0 for name in KINDS}
   for leaf in parameters(config, vocab_size):
     counts[leaf.kind] += leaf.size
   return counts
 
 
 def flops_per_token(config: Config, vocab_size: int) -> float:
-  """FLOPs of the forward pass's matmuls a token: 2 a weight that the token meets, and attention.
+  """Returns the FLOPs per token of all matrix products of the forward pass.
 
-  A token is one of the data.seq_len positions of a row. In an encoder-decoder these are the
-  decoder's, and the work of the encoder on its data.encoder_len positions is divided among them;
-  the decoder's keys and values of what the encoder made are computed there, too.
+  They are 2 for each weight that the token activates, and those of attention. A token is one of the
+  data.seq_len positions of a row. In an encoder-decoder these are the positions of the decoder, and
+  the work on the data.encoder_len positions of the encoder is divided among them. That work
+  includes the keys and values of cross-attention.
 
-  Attention is counted as computed, over all positions that a query may see if it is the last of its
-  row: scores and averages of values, 4 L H P a layer, 2 L H (nope + rope + value) for latent
-  attention. Not counted: the embedding look-up, dispatch, norms, softmaxes. Training costs about
-  three times this.
+  Attention counts scores and weighted averages of values, over all positions that the last query of
+  a row can see: 4 L H P per layer, or 2 L H (nope + rope + value) for latent attention. Embedding
+  look-ups, dispatch, norms and softmaxes do not count. Training costs about three times as much.
   """
   m = config.model
+  # Embeddings that are only looked up, and not used as output projection, too.
   lookups = {"embedding"} if not m.tied_embeddings or m.target_vocab_size else set()
   lookups |= {"target_embedding"} if not m.tied_embeddings else set()
-  source = (
-    config.data.encoder_len / config.data.seq_len
-  )  # positions of the encoder for each of the decoder's
+  # Positions of the encoder per position of the decoder.
+  encoder_ratio = config.data.encoder_len / config.data.seq_len
   flops, shares = 0.0, _expert_shares(config)
   for leaf in parameters(config, vocab_size):
-    of_source = (
+    on_encoder_positions = (
       leaf.path[0] == "encoder"
       or "cross_attention" in leaf.path
       and leaf.path[-1] in ("key", "value")
     )
     if leaf.multiplies and leaf.path[-1] not in lookups:
-      met = shares[sublayer_at(m, leaf.path)] if leaf.kind == "experts" else 1
-      flops += 2 * leaf.size * met * (source if of_source else 1)
+      share = shares[sublayer_at(m, leaf.path)] if leaf.kind == "experts" else 1
+      flops += 2 * leaf.size * share * (encoder_ratio if on_encoder_positions else 1)
   return flops + _attention_flops(config)
 
 
 def operations_per_step(config: Config, vocab_size: int) -> float:
-  """Multiply-adds a time step as Shazeer et al. 2017 count them (Tables 7 and 8): of LSTMs, experts
-  and their gates.
+  """Returns the multiply-adds per time step as Shazeer et al. 2017 count them (Tables 7 and 8).
 
-  Not of embedding and softmax. Of hierarchical gates only those in the groups that a token picks;
-  this package computes them over all experts, which `flops_per_token` counts.
+  They are those of LSTMs, experts and gates, without embedding and softmax. Hierarchical gates
+  count only in the groups that a token picks. This package computes them over all experts, and
+  `flops_per_token` counts that.
   """
-  router, shares, picked, operations = router_of(config.model.moe), _expert_shares(config), 1.0, 0.0
+  router, shares, operations = router_of(config.model.moe), _expert_shares(config), 0.0
+  picked_groups = 1.0
   if config.model.moe.router["name"] == "hierarchical":
-    picked = option(router, "primary_k") / option(router, "groups")
+    picked_groups = option(router, "primary_k") / option(router, "groups")
   for leaf in parameters(config, vocab_size):
     if leaf.multiplies and leaf.kind != "embedding":
-      inside = leaf.kind == "router" and "primary" not in leaf.path[-1]
+      in_group = leaf.kind == "router" and "primary" not in leaf.path[-1]
       share = shares[sublayer_at(config.model, leaf.path)] if leaf.kind == "experts" else 1
-      operations += leaf.size * (picked if inside else share)
+      operations += leaf.size * (picked_groups if in_group else share)
   return operations
 
 
 def _attention_flops(config: Config) -> float:
+  """Returns the FLOPs per token of attention's scores and averages in all layers."""
   m, length = config.model, config.data.seq_len
   if m.family == "lstm":
     return 0.0
-  features = 2 * m.head_dim  # of a key and a value
+  # The features of a key and a value together.
+  features = 2 * m.head_dim
   if m.attention == "latent":
     features = m.latent.nope_dim + m.latent.rope_dim + m.latent.value_dim
-  seen = min(length, m.sliding_window or length)
+  visible = min(length, m.sliding_window or length)
   if entries := layout(m):
     models = own_models(m)
     heads = sum(models[entry].num_heads for entry in entries if kind(entry) == "attention")
-    return 2.0 * heads * features * seen
-  keys = m.num_layers * seen  # that a token's query meets in all layers
+    return 2.0 * heads * features * visible
+  # The number of keys per token, summed over all layers.
+  keys = m.num_layers * visible
   if m.family == "encoder_decoder":
     source = config.data.encoder_len
+    # Cross-attention, and the encoder's work divided among the decoder's positions.
     keys += m.num_layers * source + encoder_layers(m) * source * source / length
   return 2.0 * m.num_heads * features * keys
 
 
 def _expert_shares(config: Config) -> dict[str, float]:
-  """The share of all experts that one token meets, for each of `own_models`."""
+  """Returns the share of all experts that one token activates, for each of `own_models`."""
   experts = config.model.moe.num_experts
   return {
     entry: experts_a_token(m, config.data.seq_len) / experts if experts else 0.0
@@ -169,8 +186,12 @@ def _expert_shares(config: Config) -> dict[str, float]:
 
 
 def parameters(config: Config, vocab_size: int) -> list[Parameter]:
-  """The parameters of a config's model; `vocab_size` is the tokenizer's, used where
-  model.vocab_size is 0."""
+  """Returns the parameters of a config's model.
+
+  Args:
+    config: A config with all sections.
+    vocab_size: The size of the tokenizer's vocabulary, which counts if model.vocab_size is 0.
+  """
   boxed = jax.tree_util.tree_leaves_with_path(
     abstract_variables(config, vocab_size)["params"],
     is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned),

@@ -1,5 +1,4 @@
-"""What layers with experts send and receive, by the formula: the number that a compiled program is
-compared with."""
+"""The bytes that layers with experts exchange, by a formula to which a program is compared."""
 
 from __future__ import annotations
 
@@ -19,29 +18,36 @@ from moe_jax.options import Config
 
 
 def exchange_bytes(config: Config) -> float:
-  """Bytes a row of the batch that go to experts and back in one training step, in all layers, if
-  none stays at home.
+  """Returns the bytes that one training step sends to experts and back, per row of the batch.
 
-  A layer sends its rows of width D twice forward (to the experts and back) and twice backward, and
-  twice more where it is recomputed (model.remat). There is one row a slot, filled or not, or one an
-  assignment where nothing is dropped; [E, C, D] slots a group of S tokens are what GShard's
-  AllToAll carries (arXiv 2006.16668, Sec. 3.3). Of these bytes a device keeps 1/n where n devices
-  share the experts. On TPUs the dispatcher `scatter` sends rows twice more backward.
+  The result is the sum over all layers, as if no expert were on the token's own device. If n
+  devices share the experts, a device keeps 1/n of these bytes.
+
+  A layer sends vectors of width D twice in the forward pass (to the experts and back) and twice in
+  the backward pass, and twice more if it is recomputed (model.remat). There is one vector per slot,
+  whether it is filled or not, or one per assignment if nothing is dropped. The [E, C, D] slots per
+  group of S tokens are what GShard's AllToAll carries (arXiv 2006.16668, Sec. 3.3). On TPUs the
+  dispatcher `scatter` sends vectors twice more in the backward pass.
   """
   m, length = config.model, config.data.seq_len
-  of_encoder = sum(has_experts(m)[: encoder_layers(m)])
-  values = 0.0  # that go one way, once
-  for i, own in enumerate(layers_with_experts(m)):
-    tokens = config.data.encoder_len if i < of_encoder else length
-    values += tokens * rows_a_token(own, tokens) * own.d_model
+  encoder_layers_with_experts = sum(has_experts(m)[: encoder_layers(m)])
+  # The number of values that go in one direction, once.
+  values = 0.0
+  for i, layer_model in enumerate(layers_with_experts(m)):
+    tokens = config.data.encoder_len if i < encoder_layers_with_experts else length
+    values += tokens * rows_a_token(layer_model, tokens) * layer_model.d_model
   return (4 if m.remat == "none" else 6) * values * jnp.dtype(DTYPES[m.dtype]).itemsize
 
 
 def rows_a_token(m: Config, seq_len: int) -> float:
-  """Rows that travel for each token in training: E*C/S slots, or A/S assignments where nothing is
-  dropped.
+  """Returns the number of vectors that are sent per token in training.
 
-  Of rows of `seq_len` tokens, whose number may decide how E*C/S is rounded.
+  It is E*C/S (slots), or A/S (assignments) if nothing is dropped.
+
+  Args:
+    m: The section `model` of the config, as a layer reads it.
+    seq_len: The tokens per row, which may be the size S of a group and thus affect how the number
+      of slots is rounded.
   """
   e, size = m.moe, group_tokens(m.moe, seq_len)
   if e.soft_slots:

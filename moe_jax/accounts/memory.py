@@ -1,4 +1,4 @@
-"""What a training step keeps for its backward pass, from the shapes that JAX itself saves."""
+"""The bytes that a training step keeps for its backward pass, from the shapes that JAX saves."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from moe_jax.options import Config
 
 
 def activation_bytes(config: Config, vocab_size: int, vocab_shards: int = 1) -> float:
-  """Bytes a row (data.seq_len tokens, and their source) that `jax.vjp` of the loss saves, given
-  model.remat.
+  """Returns the bytes per row that `jax.vjp` of the loss saves, given model.remat.
 
-  Traced for batches of n and of 2n rows and subtracted, so that weights, which are saved once, do
-  not count; n is the smallest number of rows that holds whole groups. An estimate: XLA merges and
-  drops some of it, and to it comes what one layer needs while it is computed or recomputed, and
-  what the dispatcher sends. Logits are shared by `vocab_shards` devices.
+  A row has data.seq_len tokens, and an encoder's input where there is an encoder. The loss is
+  traced for batches of n and of 2n rows, and the results are subtracted. Weights, which are saved
+  once, therefore do not count. n is the smallest number of rows that holds whole routing groups.
+
+  This is an estimate. XLA merges and drops some of these arrays. Besides, a step needs memory for
+  the layer that is being computed or recomputed, and for what the dispatcher sends.
+
+  Args:
+    config: A config with all sections.
+    vocab_size: The size of the tokenizer's vocabulary, which counts if model.vocab_size is 0.
+    vocab_shards: The number of devices that share the logits of a row.
   """
   size = group_tokens(config.model.moe, config.data.seq_len)
   rows = size // math.gcd(size, config.data.seq_len)
@@ -31,6 +37,7 @@ def activation_bytes(config: Config, vocab_size: int, vocab_shards: int = 1) -> 
 
 
 def _saved(config: Config, vocab_size: int, rows: int, vocab_shards: int) -> float:
+  """Returns the bytes that the backward pass of a batch of `rows` rows saves, with the weights."""
   vocab_size = config.model.vocab_size or vocab_size
   model = FAMILIES[config.model.family](config.model, vocab_size, "gpu")
 
@@ -50,17 +57,20 @@ def _saved(config: Config, vocab_size: int, rows: int, vocab_shards: int) -> flo
       logits, aux = model.apply(
         {**variables, "params": params}, *inputs, train=True, rngs=keys, **encoder
       )
-      return jnp.sum(jax.nn.logsumexp(logits, axis=-1)), aux.losses  # stands for the cross-entropy
+      # This sum stands for the cross-entropy.
+      return jnp.sum(jax.nn.logsumexp(logits, axis=-1)), aux.losses
 
+    # The function that `jax.vjp` returns is a pytree, whose leaves are the saved arrays.
     return jax.vjp(loss, variables["params"])[1]
 
   variables = nn.unbox(abstract_variables(config, vocab_size))
-  kept = jax.tree.leaves(
+  saved = jax.tree.leaves(
     jax.eval_shape(backward, variables, jax.random.key(0), (ids(config.data.seq_len),) * 3, encoder)
   )
+  # An array whose last axis has one of these sizes counts as logits.
   logits = {vocab_size, config.model.target_vocab_size or vocab_size}
 
   def shards(leaf):
     return vocab_shards if leaf.shape and leaf.shape[-1] in logits else 1
 
-  return sum(leaf.size * leaf.dtype.itemsize / shards(leaf) for leaf in kept)
+  return sum(leaf.size * leaf.dtype.itemsize / shards(leaf) for leaf in saved)

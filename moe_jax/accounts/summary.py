@@ -1,5 +1,4 @@
-"""What a config's model and its routing are, in words: what `describe` and the header of a run
-print."""
+"""A config's model and routing in words, as `describe` and the header of a run print them."""
 
 from __future__ import annotations
 
@@ -22,11 +21,11 @@ from moe_jax.options import Config
 
 
 def model_summary(config: Config) -> str:
-  """The architecture in words, one line a question."""
+  """Returns the architecture in words, with one line for each aspect."""
   m = config.model
   encoder, layers = encoder_layers(m), has_experts(m)
   stacks = f"{encoder} + {m.num_layers}" if encoder else f"{m.num_layers}"
-  entries = (
+  vocabulary = (
     " and ".join(f"{size:,}" for size in (m.vocab_size, m.target_vocab_size) if size)
     or "the tokenizer's"
   )
@@ -57,7 +56,7 @@ def model_summary(config: Config) -> str:
       }
     )
     | {
-      "embedding": f"{entries} entries, {'tied to' if m.tied_embeddings else 'beside'} "
+      "embedding": f"{vocabulary} entries, {'tied to' if m.tied_embeddings else 'beside'} "
       "the output projection",
       "numbers": f"{m.dtype} activations, {'no norms' if m.family == 'lstm' else m.norm}, "
       f"dropout {m.dropout:g}, remat={m.remat}",
@@ -69,6 +68,7 @@ def model_summary(config: Config) -> str:
 
 
 def _recurrence_words(m: Config) -> dict[str, str]:
+  """Returns the lines about the LSTM layers and their experts."""
   units = m.lstm_units or m.d_model
   projected = f", projected to {m.d_model}" if units != m.d_model else ""
   lines = {"lstm": f"{units} units{projected}, zero state at the start of each document"}
@@ -80,6 +80,7 @@ def _recurrence_words(m: Config) -> dict[str, str]:
 
 
 def _attention_words(m: Config) -> str:
+  """Returns the line about attention."""
   if m.attention == "latent":
     queries = f"queries from {m.latent.query_rank}" if m.latent.query_rank else "full queries"
     return (
@@ -91,7 +92,7 @@ def _attention_words(m: Config) -> str:
     m.clip_qkv
   )
   more += [f"window of {m.sliding_window}"] * bool(m.sliding_window)
-  biases = "relative biases, one table a stack" if m.relative_shared else "relative biases"
+  biases = "relative biases, one table per stack" if m.relative_shared else "relative biases"
   where = {"rope": f"rope (theta {m.rope_theta:g})", "relative": biases, "none": "no positions"}[
     m.position
   ]
@@ -101,16 +102,18 @@ def _attention_words(m: Config) -> str:
 
 
 def routing_summary(config: Config) -> str:
-  """The resolved routing semantics in words, one line a question; "" for a dense model.
+  """Returns the routing in words, with one line for each aspect, or "" for a dense model.
 
-  A Brainformer's sublayers that route differently have such lines each.
+  If the sublayers of a Brainformer route differently, each kind of routing has its own lines.
   """
+  # The keys of a dict drop repetitions and keep the order.
   return "\n".join(
     dict.fromkeys(_routing_words(m, config.data.seq_len) for m in layers_with_experts(config.model))
   )
 
 
 def _routing_words(m: Config, seq_len: int) -> str:
+  """Returns the lines about the routing of layers that read `m` as their section `model`."""
   e = m.moe
   size = group_tokens(e, seq_len)
   if e.soft_slots:
@@ -122,7 +125,8 @@ def _routing_words(m: Config, seq_len: int) -> str:
   )
   lines = {
     "routing": f"{e.router['name']} ({options}) over {e.num_experts} experts of width {e.d_ff}, "
-    f"groups of {size} tokens, {experts_a_token(m, seq_len):g} experts a token, {_shared_words(e)}",
+    f"groups of {size} tokens, {experts_a_token(m, seq_len):g} experts per token, "
+    f"{_shared_words(e)}",
     "capacity": _capacity_words(e, router, size),
     "priority": option(router, "priority", "the router's own order"),
     "gates": f"{_norm_words(option(router, 'gate_norm'))}, times {e.routed_scale:g}; "
@@ -136,6 +140,7 @@ def _routing_words(m: Config, seq_len: int) -> str:
   return "\n".join(f"{name:>9}: {words}" for name, words in lines.items())
 
 
+# What each value of `looks_ahead` means for a causal model.
 CAUSAL = {
   "no": "no later token changes what an earlier one gets",
   "overflow": "where slots run out, a later token's first choice displaces an earlier one's second",
@@ -144,21 +149,25 @@ CAUSAL = {
 
 
 def _norm_words(gate_norm: str | None) -> str:
+  """Returns how gates are normalised; None means that the router has no such option."""
   return f"gate_norm={gate_norm}" if gate_norm else "normalised as the router defines"
 
 
 def _dropless(e: Config, router: functools.partial) -> bool:
+  """Returns whether experts have room for all tokens in training and in evaluation."""
   capacity = capacity_options(e, router)
   return capacity.capacity_factor is None and capacity.eval_capacity_factor is None
 
 
 def _shared_words(e: Config) -> str:
+  """Returns how many experts are shared by all tokens, and whether they are gated."""
   if not e.num_shared_experts:
     return "none shared"
   return f"{e.num_shared_experts} shared" + (" behind a sigmoid gate" if e.shared_gate else "")
 
 
 def _capacity_words(e: Config, router: functools.partial, size: int) -> str:
+  """Returns an expert's capacity in training and in evaluation, for groups of `size` tokens."""
   capacity = capacity_options(e, router)
   words, basis = [], {"tokens": "S/E", "assignments": "S*K/E"}[capacity.capacity_basis]
   assignments = trace_router(e, size).expert.shape[-1]
@@ -167,12 +176,13 @@ def _capacity_words(e: Config, router: functools.partial, size: int) -> str:
     factor = capacity.factor(train)
     words.append(
       f"{when}: "
-      + ("dropless" if slots is None else f"{slots} slots an expert ({factor:g} {basis})")
+      + ("dropless" if slots is None else f"{slots} slots per expert ({factor:g} {basis})")
     )
   return "; ".join(words)
 
 
 def _loss_words(m: Config) -> str:
+  """Returns the auxiliary losses with their weights and options."""
   weights = moe_loss_weights(m)
   words = [f"{name} {weight:g}" for name, weight in weights.items()]
   if {"balance", "device", "communication"} & set(weights):

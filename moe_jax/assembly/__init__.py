@@ -1,7 +1,6 @@
-"""From a ConfigDict to objects: models, layers, routers, presets, and the checks of what goes
-together.
+"""Builds models, layers and routers from a config, applies presets, and validates configs.
 
-Nothing outside this package and `accounts` reads `config.model`.
+Nothing outside this package and `accounts` reads the section `model` of a config.
 """
 
 from moe_jax.assembly.bind import bind

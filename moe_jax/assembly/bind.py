@@ -1,4 +1,4 @@
-"""From a name and options in a config to a function with its options bound."""
+"""Binds options of a config to the function that the config names."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from moe_jax.options import Config, arguments
 def bind(
   table: Mapping[str, Callable], options: Mapping[str, Any] | Config, field: str
 ) -> functools.partial:
-  """The function of `table` that `options` names, with its options bound.
+  """Returns the function of `table` that `options` names, with its options bound.
 
   Args:
-    table: name -> function whose keyword-only arguments are its options.
-    options: {"name": name, name: {option: value}, ...}; the options of other names are checked,
-      too, and not used.
-    field: dotted key of `options`, for messages.
+    table: Functions by name. The keyword-only arguments of each are its options.
+    options: {"name": name, name: {option: value}, ...}. The options of other names are checked, but
+      not used.
+    field: The dotted key of `options`, for messages.
 
   Raises:
-    ConfigError: no name, unknown name or option (with the nearest match), option of the wrong type
-      or out of bounds.
+    ConfigError: If there is no name, if a name or an option is unknown (the message proposes the
+      nearest one), or if an option has the wrong type or is out of bounds.
   """
   if "name" not in options:
     raise ConfigError(f"{field}.name", None, f"is missing; known: {', '.join(table)}")
@@ -38,7 +38,7 @@ def bind(
   return functools.partial(table[options["name"]], **dict(options.get(options["name"], {})))
 
 
-def _check_options(function: Callable, options: Any, field: str) -> None:
+def _check_options(function: Callable, options: Config, field: str) -> None:
   """Raises ConfigError unless `options` maps options of this function to allowed values."""
   keys = arguments(function)
   if not isinstance(options, (Mapping, ConfigDict, FrozenConfigDict)):

@@ -1,4 +1,4 @@
-"""The layers with experts of a config: `config.model.moe`."""
+"""Builds the layers with experts of a config from `config.model.moe`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ from moe_jax.routing import ROUTERS, Leak, RoutingContext, RoutingPlan
 
 
 def moe_layer(m: Config, dense: functools.partial, platform: str) -> functools.partial:
-  """What makes a layer with experts, where `dense` makes one without.
+  """Returns a factory for a layer with experts, which takes the place of the dense FFN.
 
   Args:
-    m: config.model.
-    dense: a bound `DenseFfn`; shared experts are such FFNs, of their own width and activation.
-    platform: of the devices that will run it.
+    m: The section `model` of the config.
+    dense: A factory for `DenseFfn`. It also makes the shared experts, with another width and
+      activation.
+    platform: The platform of the devices that will run the layer.
   """
   e = m.moe
   activation = e.activation or m.activation
@@ -69,24 +70,26 @@ def moe_layer(m: Config, dense: functools.partial, platform: str) -> functools.p
 
 
 def encoder_model(m: Config) -> Config:
-  """config.model as an encoder's layers read it: their router serves in the order that
-  encoder_priority says."""
+  """Returns config.model as an encoder's layers read it.
+
+  The router's option `priority` has the value of encoder_priority, unless that is "".
+  """
   if not m.moe.encoder_priority:
     return m
-  own = ConfigDict(m.to_dict())
-  own.moe.router[own.moe.router.name].priority = m.moe.encoder_priority
-  return own
+  copy: Config = ConfigDict(m.to_dict())
+  copy.moe.router[copy.moe.router.name].priority = m.moe.encoder_priority
+  return copy
 
 
 def router_of(e: Config) -> functools.partial:
-  """The function of the router that `config.model.moe` names, with its options bound."""
+  """Returns the function of the router that `config.model.moe` names, with its options bound."""
   return bind(
     {name: router.route for name, router in ROUTERS.items()}, e.router, "model.moe.router"
   )
 
 
-def option(router: functools.partial, name: str, default=None):
-  """The value of a router's option; `default` if it has none of that name."""
+def option(router: functools.partial, name: str, default: Any = None) -> Any:
+  """Returns the value of a router's option, or `default` if the router has no such option."""
   parameter = inspect.signature(router).parameters.get(name)
   return default if parameter is None else parameter.default
 
@@ -102,7 +105,8 @@ def capacity_options(e: Config, router: functools.partial) -> CapacityOptions:
 
 def _facts(e: Config, router: functools.partial) -> RouterFacts:
   """Returns what auxiliary losses must know about the router of config.model.moe."""
-  size = 64 * e.num_experts  # Any size will do that leaves K whole.
+  # Any size is suitable for which the number of assignments per token is whole.
+  size = 64 * e.num_experts
   k = max(round(trace_router(e, size).expert.shape[-1] / size), 1)
   smooth_load = ROUTERS[e.router["name"]].smooth_load
   load = (
@@ -116,13 +120,18 @@ def _facts(e: Config, router: functools.partial) -> RouterFacts:
 
 
 def trace_router(e: Config, size: int) -> RoutingPlan:
-  """The abstract plan of one group in training; raises what the router raises of its options."""
+  """Returns the abstract plan of one group of `size` tokens in training.
+
+  Raises:
+    ConfigError: If the router refuses its options.
+  """
   router = router_of(e)
   learned = ROUTERS[e.router["name"]].learned
   return _traced(router.func, tuple(router.keywords.items()), learned, e.num_experts, size)
 
 
-@functools.lru_cache(maxsize=256)  # many functions ask for the same plan
+# Many functions ask for the same plan, so it is cached.
+@functools.lru_cache(maxsize=256)
 def _traced(
   function: Callable,
   options: tuple[tuple[str, Any], ...],
@@ -130,10 +139,12 @@ def _traced(
   num_experts: int,
   size: int,
 ) -> RoutingPlan:
+  """Returns `trace_router`'s plan; all arguments are hashable for the cache."""
   router = functools.partial(function, **dict(options))
 
-  def shape(*dims):
-    return jax.ShapeDtypeStruct(dims, jnp.float32)
+  # Typed as Any, because `jax.eval_shape` takes shapes where the router takes arrays.
+  def shape(*dims: int, dtype: Any = jnp.float32) -> Any:
+    return jax.ShapeDtypeStruct(dims, dtype)
 
   fields = {
     "noise_std": (size, num_experts),
@@ -141,15 +152,15 @@ def _traced(
     "primary_noise_std": (size, option(router, "groups", 1)),
     "threshold": (num_experts,),
   }
-  given = {field: shape(*fields[field]) for field in learned}
-  context = RoutingContext(token_ids=jax.ShapeDtypeStruct((size,), jnp.int32), train=True, **given)
+  learned_fields = {field: shape(*fields[field]) for field in learned}
+  context = RoutingContext(token_ids=shape(size, dtype=jnp.int32), train=True, **learned_fields)
   return jax.eval_shape(router, shape(size, num_experts), context)
 
 
 def has_experts(m: Config) -> tuple[bool, ...]:
-  """For each layer of config.model, whether it has experts; those of an encoder come first.
+  """Returns for each layer of config.model whether it has experts.
 
-  A Brainformer's layers are its sublayers.
+  The layers of an encoder come first. A Brainformer's layers are its sublayers.
   """
   if entries := layout(m):
     return tuple(kind(entry) == "moe" for entry in entries)
@@ -163,8 +174,10 @@ def has_experts(m: Config) -> tuple[bool, ...]:
 
 
 def names_of_layers_with_experts(config: Config) -> list[str]:
-  """A name for each layer with experts, in their order: its number, counted in the encoder and the
-  decoder anew."""
+  """Returns a name for each layer with experts, in their order, such as "layer 3".
+
+  An encoder and its decoder are numbered separately, as in "decoder layer 0".
+  """
   layers, encoder = has_experts(config.model), encoder_layers(config.model)
 
   def name(i):
@@ -180,33 +193,42 @@ def names_of_layers_with_experts(config: Config) -> list[str]:
 
 
 def layers_with_experts(m: Config) -> tuple[Config, ...]:
-  """For each layer with experts, config.model as it reads it; those of an encoder come first."""
+  """Returns config.model as each layer with experts reads it; those of an encoder come first."""
   models = own_models(m)
-  read = [models[entry] for entry in layout(m)] or [encoder_model(m)] * encoder_layers(m) + [
-    m
-  ] * m.num_layers
-  return tuple(own for own, experts in zip(read, has_experts(m), strict=True) if experts)
+  layer_models = [models[entry] for entry in layout(m)]
+  if not layer_models:
+    layer_models = [encoder_model(m)] * encoder_layers(m) + [m] * m.num_layers
+  return tuple(
+    layer_model
+    for layer_model, experts in zip(layer_models, has_experts(m), strict=True)
+    if experts
+  )
 
 
 def encoder_layers(m: Config) -> int:
-  """The number of layers of config.model's encoder; 0 = it has none."""
+  """Returns the number of layers of config.model's encoder, or 0 if there is no encoder."""
   return (m.num_encoder_layers or m.num_layers) if m.family == "encoder_decoder" else 0
 
 
 def looks_ahead(e: Config) -> Leak:
-  """Returns whether the routing of config.model.moe looks ahead. Soft MoE mixes all tokens of a
-  group, so it does."""
+  """Returns whether the routing of config.model.moe looks ahead; see `routing.Leak`.
+
+  Soft MoE mixes all tokens of a group, so it looks ahead.
+  """
   return "yes" if e.soft_slots else ROUTERS[e.router["name"]].leak(**router_of(e).keywords)
 
 
 def group_tokens(e: Config, seq_len: int) -> int:
-  """S, tokens that are routed together in rows of this length."""
+  """Returns S, the number of tokens that are routed together, for rows of `seq_len` tokens."""
   return e.group_size or e.group_rows * seq_len
 
 
 def experts_a_token(m: Config, seq_len: int) -> float:
-  """A/S: K for token choice, on average the capacity factor for expert choice; E*p/S for Soft MoE's
-  p slots."""
+  """Returns A/S, the number of experts per token, for rows of `seq_len` tokens.
+
+  It is K for token choice, on average the capacity factor for expert choice, and E*p/S for Soft MoE
+  with p slots per expert.
+  """
   size = group_tokens(m.moe, seq_len)
   if m.moe.soft_slots:
     return m.moe.num_experts * m.moe.soft_slots / size
@@ -214,8 +236,7 @@ def experts_a_token(m: Config, seq_len: int) -> float:
 
 
 def loss_weights(config: Config) -> dict[str, float]:
-  """What each of `Aux.losses` is multiplied by in the training loss; those of weight 0 are not
-  there."""
+  """Returns the weight of each of `Aux.losses` in the training loss, without those of weight 0."""
   return moe_loss_weights(config.model)
 
 
@@ -226,5 +247,5 @@ def moe_loss_weights(m: Config) -> dict[str, float]:
 
 
 def bias_update_rate(config: Config) -> float:
-  """Step of the loss-free balancing bias; 0 = there is none."""
+  """Returns the step size of the loss-free balancing bias, or 0 if there is no such bias."""
   return config.model.moe.bias_update_rate if any(has_experts(config.model)) else 0.0

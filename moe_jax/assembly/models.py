@@ -1,4 +1,4 @@
-"""The model of a config."""
+"""Builds the model of a config."""
 
 from __future__ import annotations
 
@@ -46,18 +46,21 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def model(config: Config, vocab_size: int, mesh: jax.sharding.Mesh) -> nn.Module:
-  """The model of a config that `validate` accepts.
+  """Returns the model of a config.
 
   Args:
-    config: as of configs/base.py.
-    vocab_size: ids of the data; model.vocab_size, unless 0, must be at least that, and is used
-      instead.
-    mesh: where the model will run; its platform chooses among implementations.
+    config: A config that `validate` accepts.
+    vocab_size: The number of ids in the data. If model.vocab_size is not 0, it is used instead.
+    mesh: The mesh on which the model will run. Its platform chooses among implementations.
+
+  Raises:
+    ConfigError: If model.vocab_size or model.target_vocab_size is neither 0 nor at least
+      `vocab_size`.
   """
-  wanted = config.model.vocab_size
-  if wanted and wanted < vocab_size:
+  fixed = config.model.vocab_size
+  if fixed and fixed < vocab_size:
     raise ConfigError(
-      "model.vocab_size", wanted, f"the data hold {vocab_size} ids; use at least that, or 0"
+      "model.vocab_size", fixed, f"the data hold {vocab_size} ids; use at least that, or 0"
     )
   target = config.model.target_vocab_size
   if 0 < target < vocab_size:
@@ -65,14 +68,14 @@ def model(config: Config, vocab_size: int, mesh: jax.sharding.Mesh) -> nn.Module
       "model.target_vocab_size", target, f"the data hold {vocab_size} ids; use at least that, or 0"
     )
   family = choose("model.family", config.model.family, FAMILIES)
-  return family(config.model, wanted or vocab_size, sharding.platform(mesh)).clone(seed=config.seed)
+  return family(config.model, fixed or vocab_size, sharding.platform(mesh)).clone(seed=config.seed)
 
 
 def abstract_variables(config: Config, vocab_size: int) -> Any:
-  """The shapes of a config's model's variables, in Flax's boxes; traced once, and nothing is
-  allocated.
+  """Returns the shapes of the variables of a config's model, in Flax's boxes.
 
-  `vocab_size` is that of the data, used where the config has none of its own.
+  The model is traced once, and nothing is allocated. `vocab_size` is that of the data. If the
+  config has one of its own, that is used instead.
   """
   one_group = group_tokens(config.model.moe, config.data.seq_len)
   return _abstract_variables(
@@ -82,19 +85,18 @@ def abstract_variables(config: Config, vocab_size: int) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _abstract_variables(m: Config, vocab_size: int, tokens: int) -> Any:
-  built, ids = (
-    FAMILIES[m.family](m, vocab_size, "cpu"),
-    jax.ShapeDtypeStruct((1, tokens), jnp.int32),
-  )
+  """Returns `abstract_variables` for a row of `tokens` tokens; all arguments are hashable."""
+  module = FAMILIES[m.family](m, vocab_size, "cpu")
+  ids = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
 
   def init(key, *inputs):
-    return built.init(key, *inputs, train=False)
+    return module.init(key, *inputs, train=False)
 
   return jax.eval_shape(init, jax.random.key(0), ids, ids, ids)
 
 
 def fixed_vocab_size(config: Config) -> int:
-  """The vocabulary's size where the config fixes it; 0 = it is the tokenizer's."""
+  """Returns the size of the vocabulary if the config fixes it, or 0 if it is the tokenizer's."""
   return config.model.vocab_size
 
 
@@ -115,13 +117,15 @@ def latent(m: Config, **common) -> functools.partial:
 
 
 def norm(m: Config) -> functools.partial:
-  """What makes a norm of config.model."""
+  """Returns a factory for the norm of config.model."""
   return functools.partial(NORMS[m.norm], epsilon=m.norm_eps)
 
 
 def shared_table(m: Config) -> functools.partial | None:
-  """What makes the table of relative biases that a stack's layers share; None where each has its
-  own, or none."""
+  """Returns a factory for the table of relative biases that the layers of a stack share.
+
+  None means that each layer has its own table, or that there are no relative biases.
+  """
   if not m.relative_shared:
     return None
   return functools.partial(bias_table, num_heads=m.num_heads, num_buckets=m.relative_buckets)
@@ -158,9 +162,14 @@ def _of_every_family(m: Config) -> dict[str, Any]:
 def _transformer_block(
   m: Config, layers: Sequence[bool], scale: float, platform: str, **parts: Any
 ) -> functools.partial:
-  """Returns what makes the layers of a Transformer, `layers` of which have experts.
+  """Returns a factory for the layers of a Transformer.
 
-  `scale` is that of the initial output projections, and `parts` are the attentions.
+  Args:
+    m: The section `model` of the config.
+    layers: For each layer whether it has experts.
+    scale: The scale of the initial output projections.
+    platform: The platform of the devices that will run the model.
+    **parts: Factories for attention and, in a decoder that has an encoder, cross-attention.
   """
   dense = _dense_ffn(m, scale)
   return functools.partial(
@@ -176,8 +185,10 @@ def _transformer_block(
 
 
 def _decoder(m: Config, vocab_size: int, platform: str) -> LanguageModel:
+  """Returns a decoder-only Transformer."""
   layers = has_experts(m)
-  # Each addition to the residual stream starts with variance 1 / additions; their sum then has 1.
+  # Each addition to the residual stream starts with the variance 1 / additions, so that their sum
+  # has the variance 1.
   additions = 2 * m.num_layers + m.moe.extra_ffn * sum(layers)
   scale = additions**-0.5
   attention = ATTENTIONS[m.attention](m, output_scale=scale, dtype=DTYPES[m.dtype])
@@ -194,6 +205,7 @@ def _decoder(m: Config, vocab_size: int, platform: str) -> LanguageModel:
 
 
 def _encoder_decoder(m: Config, vocab_size: int, platform: str) -> EncoderDecoder:
+  """Returns a Transformer with an encoder and a decoder."""
   layers, split = has_experts(m), encoder_layers(m)
   return EncoderDecoder(
     vocab_size=vocab_size,
@@ -229,19 +241,21 @@ def _tower(m: Config, layers: tuple[bool, ...], platform: str, encoder: bool) ->
 
 
 def _lstm(m: Config, vocab_size: int, platform: str) -> LanguageModel:
+  """Returns a language model of LSTM layers, with experts between them."""
   layers, dtype = has_experts(m), DTYPES[m.dtype]
-  # The experts' output passes a sigmoid, which no factor on it keeps small; shared experts are such
-  # FFNs, too.
+  # The experts' output passes through a sigmoid, whose output no scale of initialisation keeps
+  # small. The factory is needed for shared experts.
   dense = _dense_ffn(m, 1.0)
   units = m.lstm_units or m.d_model
   lstm = functools.partial(
     Lstm, units=units, projected=0 if units == m.d_model else m.d_model, dtype=dtype
   )
   moe = moe_layer(m, dense, platform) if any(layers) else None
+  block: Any = functools.partial(lstm_block, lstm=lstm, moe=moe, dropout=m.dropout, remat=m.remat)
   return LanguageModel(
     vocab_size=vocab_size,
     has_experts=layers,
-    block=functools.partial(lstm_block, lstm=lstm, moe=moe, dropout=m.dropout, remat=m.remat),
+    block=block,
     dropout=m.dropout,
     scan_layers=m.scan_layers,
     **_of_every_family(m),
@@ -249,20 +263,21 @@ def _lstm(m: Config, vocab_size: int, platform: str) -> LanguageModel:
 
 
 def _brainformer(m: Config, vocab_size: int, platform: str) -> LanguageModel:
+  """Returns a Brainformer, whose layers are the sublayers of model.block."""
   entries, dtype = layout(m), DTYPES[m.dtype]
   scale = len(entries) ** -0.5
 
-  def sublayer(entry: str, own: Config) -> dict[str, Any]:
-    dense = _dense_ffn(own, scale)
+  def sublayer(entry: str, entry_model: Config) -> dict[str, Any]:
+    dense = _dense_ffn(entry_model, scale)
     make = {
-      "attention": lambda: grouped_query(own, output_scale=scale, dtype=dtype),
+      "attention": lambda: grouped_query(entry_model, output_scale=scale, dtype=dtype),
       "ffn": lambda: dense,
-      "moe": lambda: moe_layer(own, dense, platform),
+      "moe": lambda: moe_layer(entry_model, dense, platform),
     }[kind(entry)]
-    return {"layer": make(), "attends": kind(entry) == "attention", "width": own.d_model}
+    return {"layer": make(), "attends": kind(entry) == "attention", "width": entry_model.d_model}
 
-  sublayers = {entry: sublayer(entry, own) for entry, own in own_models(m).items()}
-  block = functools.partial(
+  sublayers = {entry: sublayer(entry, entry_model) for entry, entry_model in own_models(m).items()}
+  block: Any = functools.partial(
     sublayer_block, sublayers=sublayers, norm=norm(m), dropout=m.dropout, dtype=dtype, remat=m.remat
   )
   return LanguageModel(
@@ -277,6 +292,7 @@ def _brainformer(m: Config, vocab_size: int, platform: str) -> LanguageModel:
   )
 
 
+# For each value of model.family, a function (m, vocab_size, platform) -> model.
 FAMILIES = {
   "decoder": _decoder,
   "encoder_decoder": _encoder_decoder,

@@ -1,13 +1,13 @@
-"""The routing of each paper, with its own values: `--config.model.moe=NAME`.
+"""Routing presets with the values of the papers, chosen by `--config.model.moe=NAME`.
 
-A preset says everything about routing that its paper says: keys that it does not name take
-`NEUTRAL` values, never those of the config that it is put into. What belongs to a model's size
-stays the config's: which layers have experts, how many unless the paper has one number only, the
-dispatcher, and the hidden width that a token's experts have together, which is divided among as
-many as the preset activates.
+A preset sets every option of routing. Options that its paper does not mention get their `NEUTRAL`
+values, never those of the config to which the preset is applied. What belongs to the size of a
+model stays as the config says: which layers have experts, the dispatcher, the number of experts
+(unless the paper has only one), and the hidden width that a token's experts have together. That
+width is divided by the number of experts that the preset activates.
 
-Coefficients are converted to this package's losses, which are 1 at perfect balance (0 for CV^2):
-where a paper's loss is K at balance, its coefficient is multiplied by K here.
+Coefficients are converted to this package's losses, which are 1 at perfect balance (CV^2 is 0). If
+a paper's loss is K at balance, its coefficient is multiplied by K here.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _SHAZEER = {
   "load_loss": 0.1,
   "layer_reduce": "sum",
 }
-# The paper leaves the coefficient open; 0.01 is Mesh-TensorFlow's and GLaM's. 1.0 S*K/E is its
-# 2N/(G E).
+# The paper does not give the coefficient; 0.01 is that of Mesh-TensorFlow and GLaM. The capacity of
+# 1.0 S*K/E is the paper's 2N/(G E).
 _GSHARD = {
   "capacity_factor": 1.0,
   "capacity_basis": "assignments",
@@ -55,11 +55,11 @@ _ST_MOE = {
   "z_loss": 0.001,
 }
 
-# name -> (router, its options, keys of model.moe).
+# Each preset consists of the router's name, options of the router, and keys of model.moe.
 PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
   "adaptive_mixtures": ("adaptive_mixture", {}, {}),
   "noisy_top_k": ("noisy_top_k", {"k": 4}, _SHAZEER),
-  # MoE-256-h: 16 groups of 16 experts, 2 x 2 of them.
+  # MoE-256-h has 16 groups of 16 experts. A token picks 2 groups, and 2 experts of each.
   "hierarchical": (
     "hierarchical",
     {"groups": 16, "primary_k": 2, "k": 2},
@@ -95,16 +95,16 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
   "s_base": ("sinkhorn", {"k": 1}, {}),
   "hash": ("hash_layer", {"method": "random"}, {}),
   "random": ("random_choice", {"k": 1}, {}),
-  # 64 slots for a sequence of 128 tokens or so; the paper has as many slots as an image has
-  # patches.
+  # With 8 experts these are 64 slots, for sequences of about 128 tokens. The paper has as many
+  # slots as an image has patches.
   "soft_moe": ("top_k", {}, {"soft_slots": 8}),
-  # The released coefficient 0.02 is of Hugging Face's loss, which is K = 2 at balance.
+  # The released coefficient 0.02 belongs to Hugging Face's loss, which is K = 2 at balance.
   "mixtral": (
     "top_k",
     {"k": 2, "gate_norm": "top_k"},
     {"balance_loss": 0.02 * 2, "balance_over": "global"},
   ),
-  # Trained with MegaBlocks, whose loss is 1 at balance.
+  # DBRX was trained with MegaBlocks, whose loss is 1 at balance.
   "dbrx": (
     "top_k",
     {"k": 4, "gate_norm": "top_k"},
@@ -126,7 +126,8 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
     {"k": 8, "gate_norm": "none"},
     {"num_experts": 64, "balance_loss": 0.01, "z_loss": 0.001, "balance_over": "global"},
   ),
-  # Its CV^2 is of the unbiased variance, E/(E - 1) times ours; gates are multiplied by N/k.
+  # The CV^2 of LLaMA-MoE uses the unbiased variance, which is E/(E - 1) times this package's. Gates
+  # are multiplied by N/k.
   "llama_moe": (
     "noisy_top_k",
     {"k": 4, "noise_floor": 0.01},
@@ -187,32 +188,34 @@ def use_preset(config: Config, name: str) -> None:
   """Writes a preset into `config.model.moe`.
 
   Args:
-    config: as of configs/base.py, with experts.
-    name: a key of `PRESETS`.
+    config: A config whose model has experts.
+    name: A key of `PRESETS`.
 
   Raises:
-    ConfigError: there is no such preset, the config's model is dense, or a key of it is wrong.
+    ConfigError: If there is no such preset, if the config's model is dense, or if a value of the
+      config is not allowed.
   """
   if name in ROUTERS and name not in PRESETS:
     raise ConfigError(
       "model.moe", name, f"is a router and no preset; use --config.model.moe.router.name={name}"
     )
   router, options, keys = choose("model.moe", name, PRESETS)
-  check_config(config)  # what follows divides by some of its numbers
+  # The values must be checked first, because the code below divides by some of them.
+  check_config(config)
   m = config.model
   e, length = m.moe, config.data.seq_len
   if not e.num_experts:
     raise ConfigError(
       "model.moe", name, "the config's model is dense (num_experts=0); use a config with experts"
     )
-  width = e.d_ff * (
-    experts_a_token(m, length) + e.num_shared_experts
-  )  # of a token's experts together
+  # The hidden width of a token's experts together, which the preset keeps.
+  width = e.d_ff * (experts_a_token(m, length) + e.num_shared_experts)
   with e.unlocked():
     for key, value in (NEUTRAL | keys).items():
       e[key] = value
-    e.router = ConfigDict(
+    section: Config = ConfigDict(
       {"name": router} | {each: dict(one.options) for each, one in ROUTERS.items()}
     )
-    e.router[router].update(options)
+    section[router].update(options)
+    e.router = section
   e.d_ff = max(round(width / (experts_a_token(m, length) + e.num_shared_experts)), 1)

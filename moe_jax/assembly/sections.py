@@ -18,7 +18,17 @@ from moe_jax.dispatch import DISPATCHERS, CapacityOptions
 from moe_jax.errors import ConfigError
 from moe_jax.layers import AttentionOptions, GateOptions, GroupOptions, LatentOptions, LossOptions
 from moe_jax.models.options import ExpertOptions, ModelOptions
-from moe_jax.options import NOT_NEGATIVE, SEED, Bounds, Key, Options, arguments, keys, option
+from moe_jax.options import (
+  NOT_NEGATIVE,
+  SEED,
+  Bounds,
+  Config,
+  Key,
+  Options,
+  arguments,
+  keys,
+  option,
+)
 from moe_jax.routing import ROUTERS
 from moe_jax.sharding import MeshOptions, ShardingOptions
 from moe_jax.training.guard import GuardOptions
@@ -117,7 +127,7 @@ def default_config() -> ConfigDict:
   return config
 
 
-def _section(config: ConfigDict, dotted: str) -> ConfigDict:
+def _section(config: Config, dotted: str) -> Config:
   """Returns the section of this name, which is made if it is not there."""
   for name in filter(None, dotted.split(".")):
     if name not in config:
@@ -135,8 +145,8 @@ def find_key(dotted: str) -> Key | None:
     return KEYS[dotted]
   branch, _, name = dotted.rpartition(".")
   section, _, function = branch.rpartition(".")
-  known = FUNCTIONS.get(section, {})
-  return arguments(known[function]).get(name) if function in known else None
+  functions = FUNCTIONS.get(section, {})
+  return arguments(functions[function]).get(name) if function in functions else None
 
 
 def check_config(config: Any) -> None:
@@ -180,8 +190,8 @@ def _check_option(
   Unknown names are left to `bind`, which proposes the nearest.
   """
   function, _, name = dotted.removeprefix(f"{section}.").partition(".")
-  if function in functions and name in (known := arguments(functions[function])):
-    known[name].check(dotted, value)
+  if function in functions and name in (options := arguments(functions[function])):
+    options[name].check(dotted, value)
 
 
 def is_option(dotted: str) -> bool:

@@ -1,5 +1,7 @@
-"""How large a model and its batch are at least, by arithmetic: what no machine could hold is
-refused before tracing."""
+"""Lower bounds of the sizes of a model and its batch, which refuse impossible ones before tracing.
+
+The bounds are computed by arithmetic alone.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,26 @@ from moe_jax.models import find_pattern
 from moe_jax.models.options import LAYERS
 from moe_jax.options import Config
 
-# 1.1 PB: 170 times the 6.4 TB of Switch-C's 1.6 trillion float32 weights, and the memory of 14,000
-# H100s.
+# This is 1.1 PB, which is 170 times the 6.4 TB of Switch-C's 1.6 trillion float32 weights, and the
+# memory of 14,000 H100s.
 MOST_BYTES = 2**50
-BYTES = 4  # of a float32 value
-# Layers that are traced and compiled one by one, because nothing repeats or model.scan_layers is
-# off; as many as GPT-3 has. Tracing 128 takes a minute, compiling them far longer. Published models
-# have at most 3 before their pattern.
+# The bytes of a float32 value.
+BYTES = 4
+# The number of layers that may be traced and compiled one by one, because they do not repeat or
+# because model.scan_layers is False. GPT-3 has as many. Tracing 128 layers takes a minute, and
+# compiling them far longer. Published models have at most 3 layers before the pattern that repeats.
 MOST_COMPILED = 96
 DEEPEST = LAYERS.high
 
 
 def check_sizes(config: Config) -> None:
-  """Refuses a model or a batch of more than `MOST_BYTES`. All its numbers are within their bounds.
+  """Raises ConfigError if a model or a batch is too large for any machine.
+
+  The values of the config must be within their bounds already.
 
   Raises:
-    ConfigError: names the key that takes part in the largest product.
+    ConfigError: If the weights or a microbatch take more than `MOST_BYTES` (then the error names
+      the key that takes part in the largest product), or if there are too many layers.
   """
   m = config.model
   if m.family == "brainformer" and m.num_layers * len(m.block) > DEEPEST:
@@ -53,58 +59,92 @@ def check_sizes(config: Config) -> None:
 
 
 def _check_compiled(m: Config) -> None:
+  """Raises ConfigError if more than `MOST_COMPILED` layers would be compiled one by one."""
   layers, split = layout(m) or has_experts(m), encoder_layers(m)
   for tower in (layers[:split], layers[split:]):
     pattern = find_pattern(tower)
-    single = (
-      len(tower) - max(pattern.repeats - 1, 0) * pattern.period if m.scan_layers else len(tower)
-    )
-    if single > MOST_COMPILED:
+    # Of the layers that are scanned, only one period of the pattern is compiled.
+    scanned = max(pattern.repeats - 1, 0) * pattern.period if m.scan_layers else 0
+    compiled = len(tower) - scanned
+    if compiled > MOST_COMPILED:
       field = "scan_layers" if not m.scan_layers else "moe.first"
       raise ConfigError(
         f"model.{field}",
         m.moe.first if m.scan_layers else False,
-        f"{single} layers would be compiled one by one, and at most {MOST_COMPILED} may; must be "
+        f"{compiled} layers would be compiled one by one, and at most {MOST_COMPILED} may; must be "
         f"{'smaller' if m.scan_layers else True}",
       )
 
 
 def weights(m: Config) -> Iterator[tuple[str, int]]:
-  """`(key, number of weights that it multiplies)`, at least: two matrices an FFN or expert, no
-  biases or norms."""
+  """Yields lower bounds of the numbers of weights, each with a key that multiplies it.
+
+  An FFN or expert counts as two matrices; biases and norms do not count.
+
+  Args:
+    m: The section `model` of the config.
+
+  Yields:
+    `(dotted key, number of weights)`.
+  """
   yield "model.vocab_size", (m.vocab_size + m.target_vocab_size) * m.d_model
   layers = has_experts(m)
-  for entry, own in own_models(m).items():
+  # A Brainformer has an entry for each sublayer of its block; other families have the entry "".
+  for entry, layer_model in own_models(m).items():
     repeats = m.num_layers if entry else len(layers)
     attends = m.family != "lstm" and kind(entry or "attention") == "attention"
     if attends and m.attention != "latent":
-      yield "model.num_heads", repeats * 2 * own.d_model * own.num_heads * own.head_dim
-      yield "model.num_kv_heads", repeats * 2 * own.d_model * own.num_kv_heads * own.head_dim
+      yield (
+        "model.num_heads",
+        repeats * 2 * layer_model.d_model * layer_model.num_heads * layer_model.head_dim,
+      )
+      yield (
+        "model.num_kv_heads",
+        repeats * 2 * layer_model.d_model * layer_model.num_kv_heads * layer_model.head_dim,
+      )
     elif attends:
       yield (
         "model.num_heads",
-        repeats * own.num_heads * own.latent.value_dim * (own.latent.kv_rank + own.d_model),
+        repeats
+        * layer_model.num_heads
+        * layer_model.latent.value_dim
+        * (layer_model.latent.kv_rank + layer_model.d_model),
       )
     if m.family == "lstm":
-      yield "model.lstm_units", repeats * 4 * (own.lstm_units or own.d_model) * own.d_model
+      yield (
+        "model.lstm_units",
+        repeats * 4 * (layer_model.lstm_units or layer_model.d_model) * layer_model.d_model,
+      )
     elif entry == "" or kind(entry) == "ffn":
       dense = repeats if entry else layers.count(False)
-      yield "model.d_ff", dense * 2 * own.d_model * own.d_ff
-    if own.moe.num_experts and kind(entry or "moe") == "moe":
+      yield "model.d_ff", dense * 2 * layer_model.d_model * layer_model.d_ff
+    if layer_model.moe.num_experts and kind(entry or "moe") == "moe":
       sparse = repeats if entry else layers.count(True)
       yield (
         "model.moe.num_experts",
-        sparse * own.moe.num_experts * own.d_model * (2 * own.moe.d_ff + 1),
+        sparse * layer_model.moe.num_experts * layer_model.d_model * (2 * layer_model.moe.d_ff + 1),
       )
       yield (
         "model.moe.num_shared_experts",
-        sparse * own.moe.num_shared_experts * own.d_model * 2 * own.moe.d_ff,
+        sparse
+        * layer_model.moe.num_shared_experts
+        * layer_model.d_model
+        * 2
+        * layer_model.moe.d_ff,
       )
 
 
 def activations(config: Config) -> Iterator[tuple[str, int]]:
-  """`(key, number of values)` of the largest arrays of one layer for a microbatch and for a group
-  of tokens."""
+  """Yields the sizes of one layer's largest arrays, each with a key that multiplies it.
+
+  The arrays are those of a microbatch and of a routing group.
+
+  Args:
+    config: A config with all sections.
+
+  Yields:
+    `(dotted key, number of values)`.
+  """
   m, d, t = config.model, config.data, config.train
   rows = max(t.batch_size // t.accumulate_steps, 1)
   for name, length in {

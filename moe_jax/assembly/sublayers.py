@@ -1,5 +1,8 @@
-"""The sublayers of a Brainformer's block: from their text in `config.model.block` to what each
-one's layer reads."""
+"""The sublayers of a Brainformer's block, which `config.model.block` describes by text.
+
+The text of a sublayer, such as "moe:gate=top_2,hidden=2048", gives its kind and the options in
+which it differs from the rest of the config.
+"""
 
 from __future__ import annotations
 
@@ -15,42 +18,51 @@ from moe_jax.models import SEARCH_SPACE, find_pattern
 from moe_jax.options import Config
 from moe_jax.routing import ROUTERS
 
-# What an option of a sublayer takes the place of, in config.model; `gate` and `capacity` are the
-# router's, see `read`.
+# For each kind of sublayer, the keys of config.model that its options replace. The options `gate`
+# and `capacity` belong to the router; see `read`.
 KEYS: Mapping[str, Mapping[str, str]] = {
   "attention": {"width": "d_model", "heads": "num_heads"},
   "ffn": {"width": "d_model", "hidden": "d_ff", "activation": "activation"},
   "moe": {"width": "d_model", "hidden": "moe.d_ff", "activation": "moe.activation"},
 }
-# The paper's gates, by routers: GLaM's, which it compares itself with, and Expert Choice.
+# The routers of the paper's gates: that of GLaM, with which the paper compares, and Expert Choice.
 GATES = {"top_2": "gshard", "expert_choice": "expert_choice"}
 _NAMES = {"activation": ACTIVATIONS, "gate": GATES}
 
 
 def kind(entry: str) -> str:
-  """ "attention", "ffn" or "moe"."""
+  """Returns the kind of a sublayer: "attention", "ffn" or "moe"."""
   return choose("model.block", entry.partition(":")[0], tuple(SEARCH_SPACE), shown=entry)
 
 
-def options(entry: str) -> dict[str, int | float | str]:
-  """What a sublayer says of itself: "moe:gate=top_2,hidden=2048" -> {"gate": "top_2", "hidden":
-  2048}.
+def options(entry: str) -> dict[str, Any]:
+  """Returns the options in the text of a sublayer.
+
+  For example, "moe:gate=top_2,hidden=2048" has {"gate": "top_2", "hidden": 2048}.
 
   Raises:
-    ConfigError: an unknown kind of sublayer, an option that it has not or has twice, a value that
-      is none.
+    ConfigError: If the kind of sublayer or an option is unknown, if an option stands there twice,
+      or if a value is invalid.
   """
-  known, found = SEARCH_SPACE[kind(entry)], {}
+  search_space, values = SEARCH_SPACE[kind(entry)], {}
   for part in filter(None, entry.partition(":")[2].split(",")):
     name, _, value = part.partition("=")
-    example = choose("model.block", name, known, shown=entry)[0]
-    if name in found:
+    example = choose("model.block", name, search_space, shown=entry)[0]
+    if name in values:
       raise ConfigError("model.block", entry, f"{name} stands there twice; give it once")
-    found[name] = _value(entry, name, value, example)
-  return found
+    values[name] = _value(entry, name, value, example)
+  return values
 
 
 def _value(entry: str, name: str, value: str, example: int | float | str) -> int | float | str:
+  """Returns the value of an option, with the type of `example`; raises ConfigError if it has none.
+
+  Args:
+    entry: The text of the sublayer.
+    name: The name of the option.
+    value: The text of the value.
+    example: A valid value of the option.
+  """
   if isinstance(example, str):
     choose("model.block", value, _NAMES[name], shown=entry)
     return value
@@ -66,7 +78,7 @@ def _value(entry: str, name: str, value: str, example: int | float | str) -> int
 
 
 def write(kind: str, options: Mapping[str, Any]) -> str:
-  """The text of a sublayer; `options` reads it."""
+  """Returns the text of a sublayer; this is the inverse of `kind` and `options`."""
   return (
     kind
     + ":" * bool(options)
@@ -78,45 +90,54 @@ def write(kind: str, options: Mapping[str, Any]) -> str:
 
 
 def read(m: Config, entry: str) -> Config:
-  """config.model as this sublayer reads it: with what it says of itself in place of the keys that
-  all share.
+  """Returns config.model as a sublayer reads it, with the sublayer's options in place of its keys.
 
-  Heads bring key-value heads in the config's proportion. A gate brings its router, with the options
-  that the config has for it. A capacity is the router's own capacity factor, where it has one, or
-  model.moe.capacity_factor, with the config's basis.
+  The number of key-value heads changes in proportion to the number of heads. A gate selects its
+  router, with the options that the config has for that router. A capacity is the router's own
+  capacity factor, if it has one, or else model.moe.capacity_factor with the config's basis.
   """
-  own = ConfigDict(m.to_dict())
-  said = options(entry)
-  with own.ignore_type():
+  copy: Config = ConfigDict(m.to_dict())
+  values = options(entry)
+  with copy.ignore_type():
     for name, key in KEYS[kind(entry)].items():
-      if name in said:
-        own.update_from_flattened_dict({key: said[name]})
-    own.num_kv_heads = max(own.num_heads * m.num_kv_heads // m.num_heads, 1)
-    if "gate" in said:
-      own.moe.router.name = GATES[said["gate"]]
-    if "capacity" in said:
-      router = own.moe.router.name
-      place = own.moe.router[router] if "capacity_factor" in ROUTERS[router].options else own.moe
-      place.capacity_factor = said["capacity"]
-  return own
+      if name in values:
+        copy.update_from_flattened_dict({key: values[name]})
+    copy.num_kv_heads = max(copy.num_heads * m.num_kv_heads // m.num_heads, 1)
+    if "gate" in values:
+      copy.moe.router.name = GATES[values["gate"]]
+    if "capacity" in values:
+      router = copy.moe.router.name
+      has_own = "capacity_factor" in ROUTERS[router].options
+      section = copy.moe.router[router] if has_own else copy.moe
+      section.capacity_factor = values["capacity"]
+  return copy
 
 
 def layout(m: Config) -> tuple[str, ...]:
-  """The sublayers of all blocks, in order; () in another family than Brainformer's."""
+  """Returns the entries of all blocks' sublayers, in order; () if the family has no sublayers."""
   return tuple(m.block) * m.num_layers if m.family == "brainformer" else ()
 
 
 def own_models(m: Config) -> dict[str, Config]:
-  """entry of the block -> config.model as it reads it; {"": m} in other families, whose layers all
-  read the same."""
+  """Returns config.model as each sublayer reads it, by the entries of model.block.
+
+  In other families all layers read the same, and the result is {"": m}.
+  """
   return {entry: read(m, entry) for entry in m.block} if m.family == "brainformer" else {"": m}
 
 
 def sublayer_at(m: Config, path: Sequence[str]) -> str:
-  """The entry of the block, a key of `own_models`, that a parameter belongs to; any where it
-  belongs to none."""
+  """Returns the sublayer to which a parameter belongs, as a key of `own_models`.
+
+  A parameter outside of all sublayers gets an arbitrary one.
+
+  Args:
+    m: The section `model` of the config.
+    path: The names along the path of the parameter.
+  """
   entries = layout(m)
-  place = next((int(name.removeprefix("layer_")) for name in path if name.startswith("layer_")), 0)
+  index = next((int(name.removeprefix("layer_")) for name in path if name.startswith("layer_")), 0)
+  # Layers that are scanned are numbered within the pattern that repeats, which a prefix precedes.
   if path[0] == "repeats":
-    place += find_pattern(entries).prefix
-  return entries[place] if entries else ""
+    index += find_pattern(entries).prefix
+  return entries[index] if entries else ""

@@ -1,4 +1,4 @@
-"""What is wrong with a config, before anything is compiled."""
+"""The validation of a config, which reports what is wrong before anything is compiled."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ from moe_jax.sharding.mesh import MOST_DEVICES
 from moe_jax.training import optimizers
 from moe_jax.training.optimizers import OptimizerOptions
 
-# Schedules whose warm-up must end within the run. That of rsqrt also sets the scale of the decay,
-# as that of flat_rsqrt does, and neither knows the run's length: a short run is the beginning of a
-# long one.
+# Schedules whose warm-up must end within the run. In rsqrt and flat_rsqrt the number of warm-up
+# steps also sets the scale of the decay, and neither depends on the run's length. A short run with
+# one of them is the beginning of a longer one, so its warm-up may exceed it.
 _REACH_THEIR_PEAK = ("cosine", "wsd", "steps", "constant")
 
 
 def validate(config: Config, num_devices: int | None = None) -> None:
-  """Raises ConfigError for what is wrong with a config, before anything is compiled.
+  """Raises ConfigError if a config cannot be trained; nothing is compiled.
 
   Args:
-    config: as of configs/base.py.
-    num_devices: devices that the mesh must fit; None: only what holds on any number of devices is
-      checked.
+    config: The config.
+    num_devices: The number of devices that the mesh must fit. None means that it is not known; then
+      an axis of the mesh whose size is -1 counts as 1.
   """
   check_config(config)
   optimizers.validate(OptimizerOptions.of(config.optimizer))
@@ -57,19 +57,20 @@ def validate(config: Config, num_devices: int | None = None) -> None:
   _validate_objective(config)
   _validate_block(config.model)
   check_sizes(config)
-  for entry, own in own_models(config.model).items():
-    with _blamed(entry):
-      _validate_attention(own)
-      if own.moe.num_experts and kind(entry or "moe") == "moe":
-        _validate_experts(config, own)
+  for entry, layer_model in own_models(config.model).items():
+    with _blame_sublayer(entry):
+      _validate_attention(layer_model)
+      if layer_model.moe.num_experts and kind(entry or "moe") == "moe":
+        _validate_experts(config, layer_model)
   _validate_batch(config)
-  if config.optimizer.freeze:  # before a workdir is claimed
+  # `optimizers.make` would find an unknown name, too, but only after a workdir has been claimed.
+  if config.optimizer.freeze:
     optimizers.frozen(nn.unbox(abstract_variables(config, 1)["params"]), config.optimizer.freeze)
   _validate_mesh(config, num_devices)
 
 
 def _validate_warmup(config: Config) -> None:
-  """The learning rate gets to its peak within the run, where it rises to it in a line."""
+  """Checks that the learning rate reaches its peak within the run."""
   o, steps = config.optimizer, config.train.steps
   if o.schedule in _REACH_THEIR_PEAK and o.warmup_steps > steps:
     raise ConfigError(
@@ -82,7 +83,7 @@ def _validate_warmup(config: Config) -> None:
 
 
 def _validate_objective(config: Config) -> None:
-  """An encoder has something to read, and nobody makes what is not read."""
+  """Checks that the data objective suits the family: encoder-decoders need span corruption."""
   family, d = config.model.family, config.data
   needed = "span_corruption" if family == "encoder_decoder" else "next_token"
   if d.objective != needed:
@@ -96,8 +97,10 @@ def _validate_objective(config: Config) -> None:
 
 
 def _validate_block(m: Config) -> None:
-  """A Brainformer has sublayers, no other family has, and experts are there if and only if one of
-  them needs some."""
+  """Checks model.block, which Brainformers need and other families must not have.
+
+  A Brainformer has experts if and only if one of its sublayers is of the kind "moe".
+  """
   if (m.family == "brainformer") != bool(m.block):
     raise ConfigError(
       "model.block",
@@ -106,14 +109,14 @@ def _validate_block(m: Config) -> None:
       "('attention', 'moe:gate=top_2,hidden=2048', 'ffn'); must be () in other families",
     )
   for entry in m.block:
-    said = options(entry)
-    for name, value in said.items():
-      _check_own_number(entry, name, value)
+    values = options(entry)
+    for name, value in values.items():
+      _check_sublayer_option(entry, name, value)
     if kind(entry) == "moe" and not m.moe.num_experts:
       raise ConfigError(
         "model.block", entry, "there are no experts for it; set model.moe.num_experts"
       )
-    if m.moe.soft_slots and {"gate", "capacity"} & set(said):
+    if m.moe.soft_slots and {"gate", "capacity"} & set(values):
       raise ConfigError(
         "model.block",
         entry,
@@ -131,8 +134,8 @@ def _validate_block(m: Config) -> None:
     )
 
 
-def _check_own_number(entry: str, name: str, value: Any) -> None:
-  """What a sublayer says of itself has the bounds of the key that it takes the place of."""
+def _check_sublayer_option(entry: str, name: str, value: Any) -> None:
+  """Checks that a sublayer's option is within the bounds of the key that it replaces."""
   key = "moe.capacity_factor" if name == "capacity" else KEYS[kind(entry)].get(name)
   declared = find_key(f"model.{key}")
   if declared and isinstance(declared.rule, Bounds) and not declared.rule.hold(value):
@@ -140,8 +143,8 @@ def _check_own_number(entry: str, name: str, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def _blamed(entry: str) -> Iterator[None]:
-  """What is wrong inside is this sublayer's fault, where it says anything of itself."""
+def _blame_sublayer(entry: str) -> Iterator[None]:
+  """Turns a ConfigError of the body into one about this sublayer, if the sublayer has options."""
   try:
     yield
   except ConfigError as error:
@@ -153,6 +156,7 @@ def _blamed(entry: str) -> Iterator[None]:
 
 
 def _validate_attention(m: Config) -> None:
+  """Checks the options of attention and of relative biases."""
   if m.relative_shared and (
     m.position != "relative" or m.family not in ("decoder", "encoder_decoder")
   ):
@@ -191,7 +195,7 @@ def _validate_attention(m: Config) -> None:
     )
 
 
-# What latent attention has not, and what each key must then be.
+# Keys that latent attention does not support, with the values that they must have.
 _NOT_LATENT: Mapping[str, Any] = {
   "family": "decoder",
   "position": "rope",
@@ -201,7 +205,8 @@ _NOT_LATENT: Mapping[str, Any] = {
   "sliding_window": 0,
   "query_scale": 0.0,
 }
-# What LSTM layers, which have no attention and no dense FFN, have not.
+# Keys that LSTM layers, which have no attention and no dense FFN, do not support, with the values
+# that they must have.
 _NOT_LSTM: Mapping[str, Any] = {
   "attention": "grouped_query",
   "qkv_bias": False,
@@ -213,8 +218,9 @@ _NOT_LSTM: Mapping[str, Any] = {
 }
 
 
-def _refuse(m: Config, absent: Mapping[str, Any], who: str, instead: str) -> None:
-  for key, value in absent.items():
+def _refuse(m: Config, required: Mapping[str, Any], who: str, instead: str) -> None:
+  """Raises ConfigError if a key of config.model does not have the value that `who` requires."""
+  for key, value in required.items():
     if _get(m, key) != value:
       raise ConfigError(
         f"model.{key}", _get(m, key), f"{who} has only {value!r}; use that, or {instead}"
@@ -222,6 +228,7 @@ def _refuse(m: Config, absent: Mapping[str, Any], who: str, instead: str) -> Non
 
 
 def _validate_latent(m: Config) -> None:
+  """Checks the options of latent attention."""
   _refuse(m, _NOT_LATENT, "attention='latent'", "attention='grouped_query'")
   if m.latent.rope_dim % 2:
     raise ConfigError(
@@ -230,8 +237,12 @@ def _validate_latent(m: Config) -> None:
 
 
 def _validate_experts(config: Config, m: Config) -> None:
-  """Of the layers with experts that read `m`, which is config.model or what a sublayer makes of
-  it."""
+  """Checks the layers with experts that read `m`.
+
+  Args:
+    config: The config.
+    m: Its section `model`, as one of these layers reads it.
+  """
   e = m.moe
   if e.router.get("name") in PRESETS.keys() - ROUTERS.keys():
     raise ConfigError(
@@ -283,8 +294,7 @@ def _validate_experts(config: Config, m: Config) -> None:
 
 
 def _validate_encoder_priority(m: Config, router: functools.partial) -> None:
-  """There is an encoder, and its router has an order of service that can be another than the
-  decoder's."""
+  """Checks that there is an encoder whose router has the option `priority`."""
   value = m.moe.encoder_priority
   if m.family != "encoder_decoder" or m.moe.soft_slots or option(router, "priority") is None:
     raise ConfigError(
@@ -297,7 +307,7 @@ def _validate_encoder_priority(m: Config, router: functools.partial) -> None:
 
 
 def _validate_gates(router: functools.partial, name: str) -> None:
-  """A gate that is the constant 1 gives the router a gradient of zero."""
+  """Checks that no gate is the constant 1, because then the router would get no gradient."""
   k, norm = option(router, "k"), option(router, "gate_norm")
   if k == 1 and norm == "top_k":
     raise ConfigError(
@@ -321,6 +331,7 @@ def _validate_gates(router: functools.partial, name: str) -> None:
 
 
 def _validate_balancing(m: Config, name: str) -> None:
+  """Checks the options of load balancing; `name` is that of the router."""
   e, weights = m.moe, moe_loss_weights(m)
   if e.num_experts % e.devices:
     raise ConfigError("model.moe.devices", e.devices, f"must divide num_experts={e.num_experts}")
@@ -353,6 +364,7 @@ def _validate_balancing(m: Config, name: str) -> None:
 
 
 def _validate_batch(config: Config) -> None:
+  """Checks that microbatches and routing groups divide the batch."""
   t, e = config.train, config.model.moe
   if t.batch_size % t.accumulate_steps:
     raise ConfigError(
@@ -377,7 +389,7 @@ def _validate_batch(config: Config) -> None:
 
 
 def _lengths(config: Config) -> dict[str, int]:
-  """Of the rows whose tokens are routed."""
+  """Returns the lengths of the rows whose tokens are routed, by their keys of the section data."""
   d = config.data
   return {"seq_len": d.seq_len} | (
     {"encoder_len": d.encoder_len} if d.objective == "span_corruption" else {}
@@ -385,27 +397,38 @@ def _lengths(config: Config) -> dict[str, int]:
 
 
 def _validate_mesh(config: Config, num_devices: int | None) -> None:
+  """Checks that the mesh suits the devices, and that the model and the batch suit the mesh."""
   sharding.check_rules(dict(config.sharding))
-  asked = dict(config.mesh)
+  mesh = dict(config.mesh)
   if num_devices is None:
-    num_devices = math.prod(size for size in asked.values() if size > 0)  # -1 becomes 1
+    # An axis of size -1 gets all devices that remain, so it counts as 1 here.
+    num_devices = math.prod(size for size in mesh.values() if size > 0)
     if num_devices > MOST_DEVICES:
       raise ConfigError(
         "mesh",
-        asked,
+        mesh,
         f"needs {num_devices:,} devices, and no machine has more than "
         f"{MOST_DEVICES:,}; make an axis smaller",
       )
-  sizes = dict(zip(sharding.AXES, sharding.mesh_sizes(asked, num_devices), strict=True))
-  if wrong := _misfit(config, sizes):
+  sizes: dict[str, int] = dict(
+    zip(sharding.AXES, sharding.mesh_sizes(mesh, num_devices), strict=True)
+  )
+  if misfit := _misfit(config, sizes):
     fits = sharding.nearest_meshes(sizes, num_devices, lambda others: not _misfit(config, others))
-    field, value, remedy = wrong
+    field, value, remedy = misfit
     raise ConfigError(field, value, remedy + (f"; nearest meshes that fit: {fits}" if fits else ""))
 
 
 def _misfit(config: Config, sizes: Mapping[str, int]) -> tuple[str, Any, str] | None:
-  """The first (field, value, remedy) of what a mesh of these sizes does not divide; None if it
-  fits."""
+  """Returns the first reason why a mesh of these sizes does not suit a config.
+
+  Args:
+    config: The config.
+    sizes: The size of each axis of the mesh.
+
+  Returns:
+    `(field, value, remedy)` of a ConfigError, or None if the mesh suits.
+  """
   m, t = config.model, config.train
   if not m.moe.num_experts and sizes["expert"] > 1:
     return "mesh.expert", sizes["expert"], "a dense model has no experts to split; must be 1"
@@ -427,20 +450,26 @@ def _misfit(config: Config, sizes: Mapping[str, int]) -> tuple[str, Any, str] | 
       ),
     )
   kv_heads = () if m.attention == "latent" else ("num_kv_heads",)
-  split = ("num_heads", *kv_heads, "d_ff")
+  tensor_fields = ("num_heads", *kv_heads, "d_ff")
   if m.family == "lstm":
-    split = ("lstm_units" if m.lstm_units else "d_model",)
-  divided = {"fsdp": ("d_model",), "tensor": split}
+    tensor_fields = ("lstm_units" if m.lstm_units else "d_model",)
+  # For each axis of the mesh, the fields of config.model that its size must divide.
+  fields_of = {"fsdp": ("d_model",), "tensor": tensor_fields}
   if m.moe.num_experts:
-    divided |= {"expert": ("moe.num_experts",), "tensor": (*divided["tensor"], "moe.d_ff")}
-  for entry, own in {"": m, **own_models(m)}.items():
-    for axis, fields in divided.items():
+    fields_of |= {"expert": ("moe.num_experts",), "tensor": (*fields_of["tensor"], "moe.d_ff")}
+  for entry, layer_model in {"": m, **own_models(m)}.items():
+    for axis, fields in fields_of.items():
       for field in fields:
-        if _get(own, field) % sizes[axis]:
+        if _get(layer_model, field) % sizes[axis]:
           where = f" of model.block's {entry!r}" if entry else ""
-          return f"mesh.{axis}", sizes[axis], f"must divide model.{field}={_get(own, field)}{where}"
+          return (
+            f"mesh.{axis}",
+            sizes[axis],
+            f"must divide model.{field}={_get(layer_model, field)}{where}",
+          )
   return None
 
 
 def _get(config: Config, field: str) -> Any:
+  """Returns the value of a dotted key."""
   return functools.reduce(lambda node, key: node[key], field.split("."), config)

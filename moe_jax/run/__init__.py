@@ -1,2 +1,1 @@
-"""One config from its first step to its report: the loop, the compiled update, and what is left at
-the end."""
+"""The run of one config: the training loop, its compiled update, and the results at the end."""

@@ -1,5 +1,4 @@
-"""What a run leaves behind: final figures beside the ladder, a sample, a page of routed text, the
-report."""
+"""The end of a run: the final results beside the ladder, a sample, routed text, and the report."""
 
 from __future__ import annotations
 
@@ -26,9 +25,11 @@ from moe_jax.training.sample import next_logits, sample
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import apply
 
-ROOT = Path(__file__).resolve().parents[2]  # of the clone, which `report.compare` is relative to
+# The root of the clone, to which `report.compare` is relative.
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_BYTES, TEMPERATURE, SAMPLE_SEED = 200, 0.8, 0
-PAGE_TOKENS = 1024  # of each source, in routing.json
+# The number of tokens of each source in routing.json.
+PAGE_TOKENS = 1024
 
 
 def finish(
@@ -42,19 +43,28 @@ def finish(
   eval_fn: Callable[..., evaluate.Totals],
   run_info: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """Writes results.json, routing.json and report.html into the workdir, prints a table, and returns
-  the results.
+  """Writes the results and the report into the workdir, prints a table, and returns the results.
 
-  All processes take part in evaluating and sampling; the first one writes and prints. Whatever
-  takes long says now and then that it is at work. `train.final_eval_batches` and
-  `report.ladder_megabytes` make it shorter. Ctrl-C and SIGTERM end it at once: the last checkpoint
-  is saved already, and the same command begins with the finish again.
+  The files are results.json, routing.json and report.html. All processes take part in evaluating
+  and sampling; only the first one writes and prints. Long operations report at intervals that they
+  are at work. `train.final_eval_batches` and `report.ladder_megabytes` make them shorter. Ctrl-C
+  and SIGTERM end this function at once. That loses nothing, because the last checkpoint is saved
+  already and the same command begins with this function again.
 
   Args:
-    config: the run's; only `accounts` reads the model's part.
-    directory: the workdir.
-    eval_fn: see `evaluate.make_eval`.
-    run_info: config (path), command, steps, tokens, wall_seconds; copied into the results.
+    config: The config of the run. Only `accounts` reads its section `model`.
+    directory: The workdir.
+    model: The model.
+    state: The state after the last step.
+    tokenizer: The tokenizer of the data.
+    sources: The sources of the data.
+    mesh: The mesh on which the state lives.
+    eval_fn: The function that `evaluate.make_eval` returns.
+    run_info: Entries that are copied into the results: config (path), command, steps, tokens and
+      wall_seconds.
+
+  Returns:
+    The content of results.json. On all processes but the first it is {}.
   """
   with interruptible():
     return _finish(config, directory, model, state, tokenizer, sources, mesh, eval_fn, run_info)
@@ -63,6 +73,7 @@ def finish(
 def _finish(
   config, directory, model, state, tokenizer, sources, mesh, eval_fn, run_info
 ) -> dict[str, Any]:
+  """Does the work of `finish`."""
   first = jax.process_index() == 0
 
   def at_work(what):
@@ -71,6 +82,7 @@ def _finish(
   measure, _ = evaluate.MEASURES[config.data.objective]
   with at_work("evaluating the trained model on held-out text (train.final_eval_batches caps it)"):
     totals = evaluate.summary(eval_fn(state, config.train.final_eval_batches), measure)
+  # Only a model of the next token can continue a text.
   continues = config.data.objective == "next_token"
   variables = {"params": state.params} | (
     {"router_state": state.router_state} if state.router_state else {}
@@ -85,7 +97,7 @@ def _finish(
   if not first:
     return {}
 
-  def of(prefix):
+  def by_source(prefix):
     return {s.name: totals[f"{prefix}/{s.name}"] for s in sources}
 
   size = data.vocab_size(config.data, tokenizer)
@@ -99,8 +111,8 @@ def _finish(
         ladder[source.name] = rungs
   results = dict(run_info) | {
     "seed": config.seed,
-    measure: of(measure),
-    "loss": of("loss"),
+    measure: by_source(measure),
+    "loss": by_source("loss"),
     "ladder": ladder,
     "parameters": {"total": total, "activated": activated},
     "flops_per_token": accounts.flops_per_token(config, size),
@@ -108,6 +120,7 @@ def _finish(
     "hardware": workdir.hardware(mesh),
     "sample": text,
   }
+  # results.json has the packages under the name "versions".
   results |= {
     {"packages": "versions"}.get(name, name): value for name, value in workdir.versions().items()
   }
@@ -123,17 +136,19 @@ def _finish(
 
 
 def _say(text: str) -> None:
+  """Prints a line at once."""
   print(text, flush=True)
 
 
 def sample_text(
   config, model: nn.Module, variables: Mapping[str, Any], tokenizer: data.Tokenizer
 ) -> str:
-  """About `SAMPLE_BYTES` bytes that the model writes after the boundary, as a document's start."""
+  """Returns about `SAMPLE_BYTES` bytes that the model writes as the beginning of a document."""
   window, allowed = config.data.seq_len, tokenizer.byte_lengths > 0
   count = math.ceil(SAMPLE_BYTES / np.median(tokenizer.byte_lengths[allowed]))
   rows = config.train.batch_size // config.train.accumulate_steps
-  try:  # one row suffices, unless routing groups span several
+  # One row suffices unless routing groups span several. Tracing tells which is the case.
+  try:
     jax.eval_shape(
       lambda v: next_logits(model, v, np.zeros((1, window), np.int32), np.int32(1)), variables
     )
@@ -162,25 +177,32 @@ def routing_pages(
   sources: Sequence[data.Source],
   mesh: Mesh,
 ) -> dict[str, Any]:
-  """The first validation tokens of each source with each token's first-choice expert, for the
-  report; {} if dense.
+  """Returns the first validation tokens of each source, with their experts, for the report.
 
-  In an encoder-decoder they are the encoder's tokens and layers.
+  The expert of a token is its first choice. In an encoder-decoder the tokens and layers are those
+  of the encoder.
 
   Returns:
-    {"num_experts": E, "layers": [index of each of the Lm layers with experts], "pages": [{"source",
-     "pieces": [text, or None for a special token], "experts": [[expert] * tokens] * Lm}]};
-    an expert of E means nobody.
+    A dict, which is {} if the model has no routed layers:
+      num_experts: The number of experts E.
+      layers: The index of each of the Lm layers with experts.
+      pages: A dict for each source, with the entries
+        source: The name of the source.
+        pieces: The text of each token, or None for a special token.
+        experts: The expert of each token in each layer, [Lm][tokens]. E means no expert.
   """
 
-  def routed(variables, batch):
+  def route(variables, batch):
     _, aux = apply(model, variables, batch, train=False, return_routing=True)
     tokens, prefix = ("encoder_tokens", "encoder_") if "encoder_tokens" in batch else ("inputs", "")
-    seen = {"inputs": batch[tokens], "segment_ids": batch[f"{prefix}segment_ids"]}
-    found = {"top1_expert": f"{prefix}top1_expert", "load": "load"}
-    return seen | {name: aux.metrics[key] for name, key in found.items() if key in aux.metrics}
+    inputs = {"inputs": batch[tokens], "segment_ids": batch[f"{prefix}segment_ids"]}
+    metric_of = {"top1_expert": f"{prefix}top1_expert", "load": "load"}
+    return inputs | {
+      name: aux.metrics[metric] for name, metric in metric_of.items() if metric in aux.metrics
+    }
 
-  routed = jax.jit(routed, out_shardings=sharding.replicated(mesh))
+  # Replicated outputs can be read on every process.
+  route = jax.jit(route, out_shardings=sharding.replicated(mesh))
   rows, pages, experts = config.train.batch_size // config.train.accumulate_steps, [], 0
   index, count = sharding.reader(mesh)
   for source in sources:
@@ -194,51 +216,57 @@ def routing_pages(
     )
     if batch is None:
       continue
-    seen = jax.tree.map(np.asarray, routed(variables, evaluate.put(mesh, batch)))
-    if "top1_expert" not in seen:
+    routed = jax.tree.map(np.asarray, route(variables, evaluate.put(mesh, batch)))
+    if "top1_expert" not in routed:
       return {}
-    real = np.flatnonzero(seen["segment_ids"].ravel() > 0)[:PAGE_TOKENS]
-    chosen = seen["top1_expert"].reshape(len(seen["top1_expert"]), -1)[:, real]
+    real = np.flatnonzero(routed["segment_ids"].ravel() > 0)[:PAGE_TOKENS]
+    chosen = routed["top1_expert"].reshape(len(routed["top1_expert"]), -1)[:, real]
     pages.append(
       {
         "source": source.name,
-        "pieces": pieces(tokenizer, seen["inputs"].ravel()[real]),
+        "pieces": pieces(tokenizer, routed["inputs"].ravel()[real]),
         "experts": chosen.tolist(),
       }
     )
-    experts = seen["load"].shape[-1]
+    experts = routed["load"].shape[-1]
   experts_of = getattr(model, "encoder_experts", getattr(model, "has_experts", ()))
   layers = [i for i, has_experts in enumerate(experts_of) if has_experts]
   return {"num_experts": experts, "layers": layers, "pages": pages} if pages else {}
 
 
 def pieces(tokenizer: data.Tokenizer, ids: np.ndarray) -> list[str | None]:
-  """The text that each token stands for, with `\\xe2` for bytes that are not UTF-8 by themselves;
-  None for specials."""
+  r"""Returns the text that each token stands for, or None for a special token.
+
+  Bytes that are not UTF-8 by themselves are written as in `\xe2`.
+  """
   ids = np.asarray(ids)
-  lengths = np.append(tokenizer.byte_lengths, 0)[
-    np.minimum(ids, len(tokenizer.byte_lengths))
-  ]  # 0 of sentinels
+  # Sentinels are beyond the tokenizer's ids. They are mapped to an additional entry, whose length
+  # is 0.
+  lengths = np.append(tokenizer.byte_lengths, 0)[np.minimum(ids, len(tokenizer.byte_lengths))]
   text = tokenizer.decode(ids)
   ends = np.cumsum(lengths)
   if len(text) == lengths.sum():
-    found = [text[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-  else:  # a tokenizer that trims what it decodes
-    found = [tokenizer.decode([i]) for i in ids]
+    parts = [text[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+  else:
+    # This tokenizer strips the text that it decodes, so each token is decoded by itself.
+    parts = [tokenizer.decode([i]) for i in ids]
   return [
-    piece.decode("utf-8", "backslashreplace") if length else None
-    for piece, length in zip(found, lengths, strict=True)
+    part.decode("utf-8", "backslashreplace") if length else None
+    for part, length in zip(parts, lengths, strict=True)
   ]
 
 
 def source_ladder(settings, source: data.Source, most: int) -> dict[str, float] | None:
-  """The ladder of a source (see `data/ladder.py`); None if its text is large or its validation
-  split empty.
+  """Returns the ladder of a source (see `data/ladder.py`).
 
   Args:
-    settings: `config.data`.
-    source: of text.
-    most: bytes of training text, and of validation text, above which there is no ladder.
+    settings: The section `data` of the config.
+    source: The source of text.
+    most: The largest number of bytes of training text, and of validation text, for which the ladder
+      is computed. 0 means that there is no ladder.
+
+  Returns:
+    The ladder, or None if the text is larger than that or the validation split is empty.
   """
   if not most:
     return None
@@ -252,19 +280,23 @@ def source_ladder(settings, source: data.Source, most: int) -> dict[str, float] 
 
 
 def comparison(path: str, results: Mapping[str, Any]) -> dict[str, Any]:
-  """{"compare": {"label", MEASURE, "other_data"}} of another run's results.json; {} if there is
-  none to read.
+  """Returns the results of another run, as an entry of this run's results.
 
   Args:
-    path: relative to the clone or, failing that, to the working directory; "" = none.
-    results: this run's; sources whose text differs from theirs are listed in `other_data`.
+    path: The other run's results.json, relative to the clone or else to the working directory. ""
+      means that there is no other run.
+    results: The results of this run.
+
+  Returns:
+    `{"compare": {"label", MEASURE, "other_data"}}`, where `other_data` lists the sources whose text
+    differs between the runs; {} if there are no results to read.
   """
   measure, _ = measure_of(results)
   if not path:
     return {}
-  place = next((p for p in (ROOT / path, Path(path)) if p.is_file()), None)
+  file = next((p for p in (ROOT / path, Path(path)) if p.is_file()), None)
   try:
-    other = json.loads(place.read_text()) if place else None
+    other = json.loads(file.read_text() if file else "null")
     name = Path(str(other["config"]).partition(":")[0]).stem.replace("_", " ")
     scores = {
       s: float(other[measure][s]) for s in results[measure] if other[measure].get(s) is not None
@@ -275,18 +307,21 @@ def comparison(path: str, results: Mapping[str, Any]) -> dict[str, Any]:
       flush=True,
     )
     return {}
-  theirs = other.get("data") or {}
-  differ = [s for s in scores if theirs.get(s) != results["data"].get(s)]
-  return {"compare": {"label": name, measure: scores, "other_data": differ}}
+  other_fingerprints = other.get("data") or {}
+  different = [s for s in scores if other_fingerprints.get(s) != results["data"].get(s)]
+  return {"compare": {"label": name, measure: scores, "other_data": different}}
 
 
 def measure_of(results: Mapping[str, Any]) -> tuple[str, str]:
-  """The one of `evaluate.MEASURES` that results hold."""
+  """Returns the one of `evaluate.MEASURES` that the results hold: its name, and its unit."""
   return next((name, words) for name, words in evaluate.MEASURES.values() if name in results)
 
 
 def table(results: Mapping[str, Any]) -> str:
-  """The run's measure: a line for each source; this run, the compared one, the ladder."""
+  """Returns a table of the run's measure.
+
+  It has a line for each source, and columns for this run, the run to compare with, and the ladder.
+  """
   compare, (measure, words) = results.get("compare", {}), measure_of(results)
   rungs = list(dict.fromkeys(rung for ladder in results["ladder"].values() for rung in ladder))
   head = [words, "this run", *([compare["label"]] if compare else []), *rungs]
@@ -310,22 +345,23 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _cell(value: float | None) -> str:
+  """Returns a number with three decimals, or "-" if there is none that is finite."""
   return "-" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
 def _up_to(documents, limit: int) -> list[bytes] | None:
-  """All of the documents; None if they hold more than `limit` bytes."""
-  found, size = [], 0
+  """Returns all of the documents, or None if they hold more than `limit` bytes."""
+  collected, size = [], 0
   for document in documents:
     size += len(document)
     if size > limit:
       return None
-    found.append(document)
-  return found
+    collected.append(document)
+  return collected
 
 
 def _plain(value):
-  """JSON has no NaN: None stands for what is not finite."""
+  """Returns a value with None for numbers that are not finite, because JSON has no NaN."""
   if isinstance(value, Mapping):
     return {k: _plain(v) for k, v in value.items()}
   return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""The loop: the one place that logs, saves and reads the clock."""
+"""The training loop, which is the only place that logs, saves and reads the clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import pathlib
 import time
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,27 +27,30 @@ from moe_jax.training.metrics import MetricsWriter
 from moe_jax.training.progress import Progress, working
 
 
-@typing.no_type_check  # so that tests may put others in the place of what does I/O
+# The fields' types are not checked at run time, so that tests can pass objects that do no I/O.
+@typing.no_type_check
 @dataclasses.dataclass
 class Run:
-  """What the steps of one start of a run need.
+  """Everything that the steps of one start of a run need.
 
   Attributes:
-    config: as of configs/base.py, checked.
-    mesh: where the state lives.
-    update: (state, batch) -> (state, metrics), jitted; the state is donated.
-    draw: makes the state before the first step.
-    abstract: its shapes, dtypes and shardings.
-    evaluate: (state, number of batches) -> totals.
-    batches: the training data's iterator.
-    checkpoints, writer, progress, interrupt: where the loop saves, logs, shows, and hears of
-      signals.
-    guard: judges each step.
-    parameters: the paths of the weights, in the order of the metric "grad_norms".
-    layers: the names of the layers with experts.
-    clock: what `time.monotonic()` would have shown at the run's first step if it had never been
-      interrupted.
-    deadline: of `time.monotonic()`, at which this start saves and stops.
+    config: A config that `assembly.validate` accepts.
+    mesh: The mesh on which the state lives.
+    update: The jitted function (state, batch) -> (state, metrics), which donates the state.
+    draw: A function that makes the state before the first step.
+    abstract: The shapes, dtypes and shardings of the state.
+    evaluate: A function (state, number of batches) -> totals.
+    batches: The iterator of the training data, which also has `get_state` and `set_state`.
+    checkpoints: The checkpoints of the run.
+    writer: The writer of metrics and events.
+    progress: The display of the progress.
+    interrupt: The flag that a signal sets.
+    guard: The guard, which judges each step.
+    parameters: The paths of the weights, in the order of the metric "grad_norms".
+    layers: The names of the layers with experts.
+    clock: What `time.monotonic()` would have shown at the run's first step if the run had never
+      been interrupted.
+    deadline: The value of `time.monotonic()` at which this start saves and stops.
   """
 
   config: Any
@@ -56,7 +59,7 @@ class Run:
   draw: Callable[[], states.TrainState]
   abstract: states.TrainState
   evaluate: Callable[..., evaluate.Totals]
-  batches: Iterator
+  batches: Any
   checkpoints: Checkpoints
   writer: MetricsWriter
   progress: Progress
@@ -69,21 +72,22 @@ class Run:
 
 
 def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
-  """Trains until `train.steps`, a signal or `train.max_minutes`; goes on where the workdir's last
-  checkpoint left off.
+  """Trains until `train.steps`, a signal or `train.max_minutes`.
+
+  The run continues from the last checkpoint in the workdir, if there is one.
 
   Args:
-    config: checked already (`assembly.validate`, `workdir.check`).
-    directory: the workdir.
-    start: what `meta.json` shall remember of this start: config (its path), command.
+    config: A config that `assembly.validate` and `workdir.check` accept.
+    directory: The workdir.
+    start: What `meta.json` will hold of this start: config (its path) and command.
 
   Returns:
-    Whether the run is complete; False after a signal or `train.max_minutes`.
+    Whether the run is complete. It is not after a signal or `train.max_minutes`.
 
   Raises:
-    ConfigError: the data are missing or not those that the run began with, no checkpoint is whole,
-      or the disk is full.
-    Diverged: the loss, a gradient or a weight is not finite; the last checkpoint is from before.
+    ConfigError: If the data are missing or not those that the run began with, if no checkpoint is
+      undamaged, or if the disk is full.
+    Diverged: If the loss, a gradient or a weight is not finite. The last checkpoint is older.
   """
   first, begun = jax.process_index() == 0, time.monotonic()
   if first:
@@ -124,12 +128,11 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
     checkpoints = stack.enter_context(
       Checkpoints(directory / "checkpoints", config.train.keep_last, config.train.keep_best)
     )
-    stack.enter_context(
-      distributed.together()
-    )  # to leave `checkpoints` is to wait for all processes
+    # This is left before `checkpoints`, whose exit would wait for a process that has failed.
+    stack.enter_context(distributed.together())
     abstract, draw = _creation(config, mesh, model, optimizer)
     guard = Guard(GuardOptions.of(config.train.guard))
-    state, seconds, told = _begin(config, draw, abstract, checkpoints, batches, guard)
+    state, seconds, sentences = _begin(config, draw, abstract, checkpoints, batches, guard)
     n, tokens = int(state.step), config.train.batch_size * config.data.seq_len
     if first:
       devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
@@ -140,7 +143,7 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
     progress = stack.enter_context(
       contextlib.closing(Progress(config.train.steps, n, tokens, active=first))
     )
-    for sentence in [*told, *[writer.told] * bool(writer.told)]:
+    for sentence in [*sentences, *[writer.told] * bool(writer.told)]:
       progress.say(f"warning: {sentence}")
     _introduce(config, progress, vocab_size, mesh, n)
     eval_fn = evaluate.make_eval(config, model, mesh, tokenizer, sources)
@@ -186,13 +189,13 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
 
 
 def determinism(config) -> list[str]:
-  """Which arrays differ if the first step is done twice from the same state on the same batch; []
-  if none does.
+  """Returns which arrays differ if the first step is done twice on the same state and batch.
 
-  Nothing is written. The metrics of the step count, too, as "metrics/loss" and so on.
+  The arrays are those of the next state and the metrics of the step, with names such as
+  "metrics/loss". An empty list means that the step is deterministic. Nothing is written.
 
   Args:
-    config: checked already.
+    config: A config that `assembly.validate` accepts.
   """
   tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
   mesh = sharding.make_mesh(dict(config.mesh))
@@ -223,14 +226,14 @@ def determinism(config) -> list[str]:
       {"state": state, "metrics": metrics}
       for state, metrics in (update(draw(), batch) for _ in range(2))
     )
-    once, again = (digest.examine(found).digests for found in (once, again))
+    once, again = (digest.examine(result).digests for result in (once, again))
   return [name for name in once if once[name] != again[name]]
 
 
 def _creation(
   config, mesh, model, optimizer
 ) -> tuple[states.TrainState, Callable[[], states.TrainState]]:
-  """`(abstract, draw)` of the state before the first step."""
+  """Returns `(abstract, draw)` of the state before the first step; see `states.create`."""
   rows = config.train.batch_size // config.train.accumulate_steps
   return states.create(mesh, model, optimizer, config.seed, config.data.seq_len, rows)
 
@@ -238,26 +241,34 @@ def _creation(
 def _begin(
   config, draw, abstract, checkpoints, batches, guard
 ) -> tuple[states.TrainState, float, list[str]]:
-  """`(state, seconds trained, what to tell)`: freshly drawn, or of the newest whole checkpoint."""
+  """Returns the state from which this start trains.
+
+  It is that of the newest undamaged checkpoint, which also restores the guard and the position in
+  the data, or a new one if there is no checkpoint.
+
+  Returns:
+    The state; the seconds that the run has trained; and sentences to show.
+  """
   if checkpoints.resumed_step(config.train.steps) is None:
     return draw(), 0.0, []
   restored = checkpoints.restore(abstract)
   guard.restore(restored.meta["guard"])
   read = data.batches_of(restored.data)
-  if read not in (None, restored.step + guard.skipped_batches):
+  expected = restored.step + guard.skipped_batches
+  if read not in (None, expected):
     raise ConfigError(
       "checkpoint",
       str(checkpoints.directory / str(restored.step)),
       f"its place in the data is batch {read}, but {restored.step} steps and "
-      f"{guard.skipped_batches} batches that were skipped make another; restore this directory "
-      "from a copy, or start anew with another --workdir",
+      f"{guard.skipped_batches} batches that were skipped should make {expected}; restore this "
+      "directory from a copy, or start anew with another --workdir",
     )
   batches.set_state(restored.data)
   return restored.state, restored.meta["seconds"], restored.told
 
 
 def _introduce(config, progress, vocab_size: int, mesh, step: int) -> None:
-  """Says what is going to be trained."""
+  """Shows the size of the model and its routing."""
   total, activated = accounts.parameter_counts(config, vocab_size)
   progress.say(
     f"{total:,} parameters, {activated:,} of them activated by a token, on {mesh.size} devices; "
@@ -268,7 +279,11 @@ def _introduce(config, progress, vocab_size: int, mesh, step: int) -> None:
 
 
 def _steps(run: Run, state: states.TrainState) -> tuple[states.TrainState, str]:
-  """`(state, what stopped it)` after the remaining steps; "" if all of them were done."""
+  """Does the remaining steps.
+
+  Returns:
+    The state after the last step, and what stopped the run before its end ("" if nothing did).
+  """
   t, n = run.config.train, int(state.step)
   begun, unread = n, []
   while n < t.steps:
@@ -284,19 +299,20 @@ def _steps(run: Run, state: states.TrainState) -> tuple[states.TrainState, str]:
     ):
       state, metrics = run.update(state, evaluate.put(run.mesh, next(run.batches)))
     stop = _asked_to_stop(run, n)
-    # Between events the loss is read one step late, so that the device never waits for this thread;
-    # not so where the next step depends on it.
-    now = (
+    # Reading a loss waits for its step. In general the loss is read one step late, so that the
+    # device never waits for this thread. It is read at once if the next step depends on it, or if
+    # something is done after this step that needs it.
+    read_now = (
       run.guard.watches
       or stop
       or n == begun + 1
       or any(map(due, (t.log_every, t.eval_every, t.checkpoint_every)))
     )
     unread.append((n, metrics))
-    back = False
-    while len(unread) > (0 if now else 1):
-      loss, back = _judged(run, *unread.pop(0))
-    if back:
+    must_go_back = False
+    while len(unread) > (0 if read_now else 1):
+      loss, must_go_back = _judged(run, *unread.pop(0))
+    if must_go_back:
       state = _go_back(run, n)
       n = int(state.step)
       continue
@@ -305,8 +321,9 @@ def _steps(run: Run, state: states.TrainState) -> tuple[states.TrainState, str]:
     paused, score = time.monotonic(), None
     if due(t.eval_every):
       score = _evaluate(run, n, state)
-    # In the middle of a row of bad steps nobody knows yet whether they will be undone: the last
-    # checkpoint is from before, and a run that stops here will do them again.
+    # In the middle of a row of bad steps it is not yet known whether they will be undone. Nothing
+    # is saved then, so that the last checkpoint is from before them. A run that stops here will do
+    # these steps again.
     if (due(t.checkpoint_every) or stop) and (not run.guard.streak or n == t.steps):
       meta = {"seconds": time.monotonic() - run.clock, "guard": run.guard.state()}
       run.checkpoints.save(n, state, run.batches.get_state(), meta, score)
@@ -317,7 +334,11 @@ def _steps(run: Run, state: states.TrainState) -> tuple[states.TrainState, str]:
 
 
 def _judged(run: Run, n: int, metrics: dict[str, Any]) -> tuple[float, bool]:
-  """`(loss, whether the run must go back)` of step `n`, whose events are told."""
+  """Lets the guard judge step `n`, and shows and writes the events.
+
+  Returns:
+    The loss of the step, and whether the run must go back to a checkpoint.
+  """
   loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
   tensor = ""
   if not math.isfinite(norm):
@@ -327,22 +348,27 @@ def _judged(run: Run, n: int, metrics: dict[str, Any]) -> tuple[float, bool]:
     )
   kept = "" if math.isfinite(loss) and math.isfinite(norm) else run.checkpoints.kept()
   events = run.guard.judge(n, loss, norm, tensor, kept)
-  back = bool(events) and events[-1]["event"] == "rollback"
-  for event in events[:-1] if back else events:
+  must_go_back = bool(events) and events[-1]["event"] == "rollback"
+  # `_go_back` reports the rollback itself.
+  for event in events[:-1] if must_go_back else events:
     _tell(run, n, event)
   run.progress.step(n, loss)
-  return loss, back
+  return loss, must_go_back
 
 
 def _go_back(run: Run, n: int) -> states.TrainState:
-  """The state of the newest healthy checkpoint; the batches until step `n` are skipped, for the
-  iterator stays."""
+  """Goes back to the newest healthy checkpoint, and returns its state.
+
+  If there is none, the run begins anew. The data iterator is not moved, so that the batches up to
+  step `n` are skipped.
+  """
   run.checkpoints.wait()
   healthy = run.guard.healthy_before(n)
   if any(step < healthy for step in run.checkpoints.steps()):
     restored = run.checkpoints.restore(run.abstract, before=healthy)
     run.guard.restore(restored.meta["guard"], keep_counts=True)
-  else:  # nothing was saved yet
+  else:
+    # No healthy checkpoint has been saved yet.
     restored = Restored(0, run.draw(), {}, {}, [])
     run.guard.losses, run.guard.starved = [], []
   batch = n + run.guard.skipped_batches
@@ -364,15 +390,23 @@ def _go_back(run: Run, n: int) -> states.TrainState:
 
 
 def _log(run: Run, n: int, metrics: dict[str, Any], loss: float) -> None:
+  """Writes and shows the metrics of step `n`, and warns of experts that are starved."""
   load = metrics.get("moe/load")
   for event in run.guard.watch_load(None if load is None else np.asarray(load), run.layers):
     _tell(run, n, event)
-  shown = {name: value for name, value in metrics.items() if name != "grad_norms"}
-  run.writer.write(n, "train", shown | {"tokens_per_second": run.progress.log(loss)})
+  written = {name: value for name, value in metrics.items() if name != "grad_norms"}
+  run.writer.write(n, "train", written | {"tokens_per_second": run.progress.log(loss)})
 
 
 def _tell(run: Run, step: int, event: dict[str, Any], batch: int | None = None) -> None:
-  """Shows an event, and writes it with the number of the batch at which it happened."""
+  """Shows an event as a warning, and writes it with the number of the batch of its step.
+
+  Args:
+    run: The run.
+    step: The step at which the event happened.
+    event: The event, as `Guard` describes it.
+    batch: The number of the batch. None means that of `step`.
+  """
   run.progress.say(f"warning: {event['message']}")
   run.progress.trouble = run.guard.summary()
   run.writer.event(
@@ -381,7 +415,7 @@ def _tell(run: Run, step: int, event: dict[str, Any], batch: int | None = None) 
 
 
 def _evaluate(run: Run, n: int, state: states.TrainState) -> float:
-  """The measure on the validation text, which is also logged and shown."""
+  """Evaluates on the validation text, writes and shows the result, and returns the measure."""
   t = run.config.train
   measure, words = evaluate.MEASURES[run.config.data.objective]
   with working("evaluating", run.progress.say):
@@ -392,16 +426,15 @@ def _evaluate(run: Run, n: int, state: states.TrainState) -> float:
 
 
 def _asked_to_stop(run: Run, n: int) -> str:
-  """What asks the run to stop after this step, in words; "" if nothing does."""
-  # Clocks differ, so that several processes have to ask one another; they do so as often as they
-  # log.
-  asks = run.deadline < math.inf and (
+  """Returns the reason to stop after this step in words, or "" if there is none."""
+  # The clocks of several processes differ, so the processes have to agree that it is late. They
+  # communicate for that only as often as they log.
+  checks_clock = run.deadline < math.inf and (
     jax.process_count() == 1 or n % run.config.train.log_every == 0
   )
-  late = asks and distributed.any_process(time.monotonic() > run.deadline)
-  if jax.process_count() > 1 and run.checkpoints.reached_preemption(
-    n
-  ):  # all processes agree on the step
+  late = checks_clock and distributed.any_process(time.monotonic() > run.deadline)
+  # Orbax makes all processes agree on the step at which they stop.
+  if jax.process_count() > 1 and run.checkpoints.reached_preemption(n):
     return "preemption"
   return run.interrupt.name or (
     f"train.max_minutes={run.config.train.max_minutes:g}" if late else ""
@@ -409,6 +442,7 @@ def _asked_to_stop(run: Run, n: int) -> str:
 
 
 def _by_source(result: dict[str, float], measure: str) -> str:
+  """Returns the measure of each source as text."""
   prefix = f"{measure}/"
   return "  ".join(
     f"{name.removeprefix(prefix)} {x:.3f}" for name, x in result.items() if name.startswith(prefix)

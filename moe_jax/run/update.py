@@ -1,5 +1,4 @@
-"""The training step of a config as one jitted function: what the loop runs, and what a dry run
-compiles."""
+"""The training step of a config as one jitted function, for the training loop and for dry runs."""
 
 from __future__ import annotations
 
@@ -18,13 +17,15 @@ from moe_jax.training.step import train_step
 def make(
   config: Any, model: nn.Module, optimizer: optax.GradientTransformation, schedule: Callable
 ) -> Callable:
-  """`update(state, batch) -> (state, metrics)`: `train_step` of this config; the state is donated.
+  """Returns the jitted `update(state, batch) -> (state, metrics)` of a config.
+
+  It is `train_step` with the options of the config. The state is donated.
 
   Args:
-    config: as of configs/base.py, checked.
-    model: of `assembly.model`.
-    optimizer: of `optimizers.make`, as the next.
-    schedule: step -> learning rate.
+    config: A config that `assembly.validate` accepts.
+    model: The model of `assembly.model`.
+    optimizer: The optimizer of `optimizers.make`.
+    schedule: The schedule of `optimizers.make`, which maps a step to the learning rate.
   """
   return jax.jit(
     functools.partial(

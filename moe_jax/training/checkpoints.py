@@ -1,11 +1,10 @@
-"""Checkpoints: what a run needs to go on as if it had never stopped, saved by Orbax in the
-background.
+"""Checkpoints, from which a run continues as if it had never stopped; Orbax saves them.
 
-A checkpoint is a directory `checkpoints/<step>` that appears by one rename when it is complete.
-Items: `state` (weights, optimizer, router state, key, step), `data` (the iterator's place, JSON)
-and `meta` (JSON), which also holds a digest of every array of the state and a seal over all of
-this. Both are compared when the checkpoint is restored: a checkpoint that has changed on disk is
-never trained on.
+A checkpoint is a directory `checkpoints/<step>` that appears by one rename when it is complete. It
+is saved in the background. Its items are `state` (weights, optimizer, router state, key, step),
+`data` (the data iterator's position, JSON) and `meta` (JSON). `meta` also holds a digest of every
+array of the state and a seal, which is a hash of everything else. Both are compared when the
+checkpoint is restored, so that a run never trains on a checkpoint that has changed on disk.
 """
 
 from __future__ import annotations
@@ -34,22 +33,22 @@ from moe_jax.training import digest
 from moe_jax.training.state import TrainState
 
 ITEMS = ("state", "data", "meta")
-BITS = "bits_per_byte"  # the metric by which a checkpoint is best, whatever the run's measure
-ASIDE = (
-  "set_aside"  # beside `checkpoints`: where checkpoints go that a run cannot or must not go on from
-)
+# The name under which Orbax stores a checkpoint's score, whatever the run's measure is.
+BITS = "bits_per_byte"
+# The directory beside `checkpoints` for checkpoints from which a run cannot or must not continue.
+ASIDE = "set_aside"
 
 
 class Restored(typing.NamedTuple):
-  """What `Checkpoints.restore` read.
+  """The content of a checkpoint, as `Checkpoints.restore` returns it.
 
   Attributes:
-    step: of the checkpoint.
-    state: laid out as the abstract state said.
-    data: the iterator's place.
-    meta: as it was given to `save`.
-    told: a sentence for each newer checkpoint, or note of Orbax, that could not be used and was set
-      aside.
+    step: The checkpoint's step.
+    state: The state, with the shardings of the abstract state.
+    data: The position of the data iterator.
+    meta: The value that `save` got.
+    told: A sentence for each newer checkpoint, and for each of Orbax's notes, that was unusable and
+      was set aside.
   """
 
   step: int
@@ -60,20 +59,22 @@ class Restored(typing.NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of one run. A context manager: leaving it waits for the last save.
-
-  Args:
-    directory: created if missing. What a killed save left half-written there is removed.
-    keep_last: how many of the newest to keep, at least 1.
-    keep_best: how many of those with the lowest score to keep besides.
-  """
+  """The checkpoints of one run, as a context manager whose exit waits for the last save."""
 
   def __init__(self, directory: pathlib.Path, keep_last: int = 1, keep_best: int = 1):
+    """Opens the directory of the checkpoints.
+
+    Args:
+      directory: The directory, which is created if it is missing. Remains of a save that was killed
+        are removed from it.
+      keep_last: How many of the newest checkpoints to keep, at least 1.
+      keep_best: How many of those with the lowest score to keep in addition.
+    """
     self.directory = pathlib.Path(directory).absolute()
     self._told = _without_damaged_notes(self.directory)
-    # best_fn with max_to_keep would delete the newest checkpoint whenever two older ones are
-    # better.
-    keep = AnyPreservationPolicy(
+    # Orbax's combination of best_fn and max_to_keep would delete the newest checkpoint whenever two
+    # older ones have lower scores.
+    policy = AnyPreservationPolicy(
       [
         LatestN(keep_last),
         BestN(
@@ -82,7 +83,7 @@ class Checkpoints:
       ]
     )
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=keep,
+      preservation_policy=policy,
       best_fn=_rank,
       best_mode="min",
       cleanup_tmp_directories=True,
@@ -98,18 +99,20 @@ class Checkpoints:
     self._manager.close()
 
   def latest_step(self) -> int | None:
-    """The step of the newest checkpoint; None: there is no checkpoint."""
+    """Returns the step of the newest checkpoint, or None if there is no checkpoint."""
     return self._manager.latest_step()
 
   def steps(self) -> list[int]:
-    """The steps of all checkpoints, ascending."""
+    """Returns the steps of all checkpoints in ascending order."""
     return sorted(self._manager.all_steps())
 
   def resumed_step(self, steps: int) -> int | None:
-    """The latest step, from which a run of that many goes on; None: there is no checkpoint.
+    """Returns the latest step, from which a run of `steps` steps continues, or None.
+
+    None means that there is no checkpoint.
 
     Raises:
-      ConfigError: it is beyond them.
+      ConfigError: If the latest step is above `steps`.
     """
     latest = self.latest_step()
     if latest is not None and latest > steps:
@@ -130,39 +133,41 @@ class Checkpoints:
     *,
     require_finite: bool = True,
   ) -> None:
-    """Starts to save; returns when `state` may be donated. Does nothing if this step is already
-    there.
+    """Starts to save a checkpoint, and returns as soon as `state` may be donated.
+
+    If this step has a checkpoint already, nothing happens.
 
     Args:
-      step: of the state.
-      state: what to save.
-      data: the iterator's place.
-      meta: anything that JSON can hold.
-      score: of two checkpoints, the one with the lower score is the better; one that is not finite
-        ranks last.
-      require_finite: False for a state of several seeds, of which some may have diverged.
+      step: The step of the state.
+      state: The state to save.
+      data: The position of the data iterator.
+      meta: Anything that JSON can hold.
+      score: The score, by which the checkpoint with the lowest one is the best. A score that is not
+        finite ranks last. None means that there is none.
+      require_finite: Whether all numbers must be finite. False suits a state of several seeds, of
+        which some may have diverged.
 
     Raises:
-      Diverged: the state holds numbers that are not finite. Nothing is written.
+      Diverged: If the state holds numbers that are not finite. Then nothing is written.
     """
     if step in self.steps():
       return
-    found = digest.examine(state)
-    if found.nonfinite and require_finite:
+    examination = digest.examine(state)
+    if examination.nonfinite and require_finite:
       raise Diverged(
-        f"training has diverged: after step {step} {_listed(found.nonfinite)} no longer finite, so "
-        f"that this step was not saved; {self.kept()}"
+        f"training has diverged: after step {step} {_listed(examination.nonfinite)} no longer "
+        f"finite, so that this step was not saved; {self.kept()}"
       )
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state),
       data=ocp.args.JsonSave(data),
-      meta=ocp.args.JsonSave(_sealed(step, data, meta, found.digests)),
+      meta=ocp.args.JsonSave(_sealed(step, data, meta, examination.digests)),
     )
     metrics = None if score is None else {BITS: float(score)}
     self._manager.save(step, args=args, metrics=metrics, force=True)
 
   def kept(self) -> str:
-    """What is there to go on from, as a clause of a sentence."""
+    """Returns a clause that says which checkpoint a run could continue from."""
     self.wait()
     last = self.latest_step()
     return (
@@ -172,18 +177,18 @@ class Checkpoints:
     )
 
   def restore(self, abstract: TrainState, before: int | None = None) -> Restored:
-    """The newest checkpoint that is whole.
+    """Restores the newest checkpoint that is undamaged.
 
-    A newer one that cannot be read, or whose content is not what was saved, is set aside in the
-    directory `set_aside` beside `checkpoints`, once an older one has been restored.
+    Newer checkpoints that cannot be read, or whose content is not what was saved, are moved into
+    the directory `set_aside` beside `checkpoints`, but only after an older one has been restored.
 
     Args:
-      abstract: the shapes, dtypes and shardings of the state.
-      before: only checkpoints of lower steps are looked at; None: all are.
+      abstract: The shapes, dtypes and shardings of the state.
+      before: Only checkpoints of steps below this one are tried. None means that all are.
 
     Raises:
-      ConfigError: no checkpoint is whole, or they are another model's; all of them are left where
-        they are.
+      ConfigError: If no checkpoint is undamaged, or if they belong to another model. All of them
+        stay in place.
     """
     candidates = [
       step for step in sorted(self.steps(), reverse=True) if before is None or step < before
@@ -192,21 +197,21 @@ class Checkpoints:
     for step in candidates:
       fault = ""
       try:
-        found = self._read(step, abstract)
+        content = self._read(step, abstract)
       except ConfigError as error:
         fault = error.remedy
-      # A checkpoint that one process cannot read is no checkpoint for the others either.
+      # If one process cannot read a checkpoint, the other processes must not use it either.
       if distributed.any_process(bool(fault)):
         faults[step] = fault or "cannot be read by another process"
         continue
-      state, data, meta = found
-      told = [
+      state, data, meta = content
+      sentences = [
         f"checkpoint {self.directory / str(bad)} {fault}; it was set aside in "
         f"{self._set_aside(bad)}, and the run goes on from step {step}"
         for bad, fault in faults.items()
       ]
-      told, self._told = self._told + told, []
-      return Restored(step, state, data, meta, told)
+      sentences, self._told = self._told + sentences, []
+      return Restored(step, state, data, meta, sentences)
     newest = max(faults)
     raise ConfigError(
       "checkpoint",
@@ -222,15 +227,18 @@ class Checkpoints:
       self._set_aside(later)
 
   def reached_preemption(self, step: int) -> bool:
-    """Whether the cluster wants its machines back; the same on all processes. False without
-    `jax.distributed`."""
+    """Returns whether the cluster is going to preempt this job.
+
+    The answer is the same on all processes. Without `jax.distributed` it is False.
+    """
     return self._manager.reached_preemption(step)
 
   def wait(self) -> None:
-    """Returns when the save in progress is on disk."""
+    """Waits until the save in progress is on disk."""
     self._manager.wait_until_finished()
 
   def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict, dict]:
+    """Returns `(state, data, meta)` of a checkpoint; raises ConfigError if it is damaged."""
     args = ocp.args.Composite(
       state=ocp.args.StandardRestore(abstract),
       data=ocp.args.JsonRestore(),
@@ -238,51 +246,57 @@ class Checkpoints:
     )
     with _reading(self.directory / str(step)):
       restored = self._manager.restore(step, args=args)
-    state, place = restored["state"], self.directory / str(step)
-    meta, digests = _unsealed(place, step, restored["data"], restored["meta"])
+    state, checkpoint = restored["state"], self.directory / str(step)
+    meta, digests = _unsealed(checkpoint, step, restored["data"], restored["meta"])
     if int(state.step) != step:
-      raise _unusable(place, f"is named {step} and holds step {int(state.step)}")
-    _compare(place, digests, digest.examine(state).digests)
+      raise _unusable(checkpoint, f"is named {step} and holds step {int(state.step)}")
+    _compare(checkpoint, digests, digest.examine(state).digests)
     return state, restored["data"], meta
 
   def _set_aside(self, step: int) -> pathlib.Path:
-    """Moves a checkpoint into the directory `set_aside`; returns its new place."""
-    place = _move_aside(self.directory, self.directory / str(step), str(step))
+    """Moves a checkpoint into the directory `set_aside` and returns its new path."""
+    new_path = _move_aside(self.directory, self.directory / str(step), str(step))
     self._manager.reload()
-    return place
+    return new_path
 
 
 def steps(directory: pathlib.Path) -> list[int]:
-  """The complete checkpoints in `directory`, ascending; changes nothing."""
+  """Returns the steps of the complete checkpoints in `directory`, ascending; changes nothing."""
   names = [p.name for p in directory.iterdir()] if directory.is_dir() else []
   return sorted(int(name) for name in names if name.isdigit())
 
 
 def load_params(directory: pathlib.Path, step: int) -> PyTree:
-  """The weights of checkpoint `step` as NumPy arrays, on any machine: no mesh, no model.
+  """Returns the weights of checkpoint `step` as NumPy arrays.
+
+  This works on any machine, because it needs neither a mesh nor a model.
 
   Raises:
-    ConfigError: the checkpoint cannot be read, or its weights are not those that were saved.
+    ConfigError: If the checkpoint cannot be read, or its weights are not those that were saved.
   """
-  place = pathlib.Path(directory).absolute() / str(step)
-  with _reading(place), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    tree = reader.metadata(place / "state").item_metadata.tree["params"]
+  checkpoint = pathlib.Path(directory).absolute() / str(step)
+  with _reading(checkpoint), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    tree = reader.metadata(checkpoint / "state").item_metadata.tree["params"]
     args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     item = {"params": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)}
-    found = reader.restore(
-      place / "state",
+    restored = reader.restore(
+      checkpoint / "state",
       args=ocp.args.PyTreeRestore(item=item, restore_args={"params": args}, partial_restore=True),
     )
-    data, meta = (json.loads((place / name / "metadata").read_text()) for name in ("data", "meta"))
-  _, digests = _unsealed(place, step, data, meta)
+    data, meta = (
+      json.loads((checkpoint / name / "metadata").read_text()) for name in ("data", "meta")
+    )
+  _, digests = _unsealed(checkpoint, step, data, meta)
   wanted = {name: value for name, value in digests.items() if name.startswith("params/")}
-  _compare(place, wanted, digest.examine(found).digests)
-  return found["params"]
+  _compare(checkpoint, wanted, digest.examine(restored).digests)
+  return restored["params"]
 
 
 def parameters_sha256(params: PyTree) -> str:
-  """A fingerprint of the weights: SHA-256 over path, dtype, shape and bytes of each, in the order
-  of the paths."""
+  """Returns a fingerprint of the weights.
+
+  It is the SHA-256 over the path, dtype, shape and bytes of each weight, in the order of the paths.
+  """
   leaves = {name: np.asarray(leaf) for name, leaf in digest.paths(params).items()}
   sha = hashlib.sha256()
   for name in sorted(leaves):
@@ -293,135 +307,139 @@ def parameters_sha256(params: PyTree) -> str:
 
 
 def count(params: PyTree) -> int:
-  """Number of weights."""
+  """Returns the number of weights."""
   return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
 def _without_damaged_notes(directory: pathlib.Path) -> list[str]:
-  """Sets aside what Orbax notes beside a checkpoint, where it cannot be read; a sentence for each
-  such file.
+  """Sets aside Orbax's unreadable notes on checkpoints, and returns a sentence for each of them.
 
-  The state does not need these notes, which Orbax reads of all checkpoints before it restores any:
-  the scores, and when and by what the checkpoint was written.
+  Orbax reads the notes of all checkpoints before it restores any, so that one damaged note would
+  make all checkpoints unusable. The notes are the scores, and when and by what a checkpoint was
+  written; the state does not need them.
   """
-  told = []
+  sentences = []
   for step in steps(directory):
     for note in ("metrics/metrics", "_CHECKPOINT_METADATA"):
       path = directory / str(step) / note
       if path.exists() and not _is_note(path):
-        place = _move_aside(directory, path, f"{step}-{path.name}")
-        told.append(
-          f"{path} is damaged and was moved to {place}; the checkpoint's state does not need it"
+        new_path = _move_aside(directory, path, f"{step}-{path.name}")
+        sentences.append(
+          f"{path} is damaged and was moved to {new_path}; the checkpoint's state does not need it"
         )
-  return told
+  return sentences
 
 
 def _is_note(path: pathlib.Path) -> bool:
-  """Whether a file holds a JSON object, whose score is a number if it has one."""
+  """Returns whether a file holds a JSON object, whose score is a number if it has one."""
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    note = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError, RecursionError):
     return False
-  return isinstance(found, dict) and isinstance(found.get(BITS, 0.0), (int, float))
+  return isinstance(note, dict) and isinstance(note.get(BITS, 0.0), (int, float))
 
 
 def _move_aside(directory: pathlib.Path, path: pathlib.Path, name: str) -> pathlib.Path:
-  """Moves `path` into `set_aside` beside the checkpoints; returns its new place. All processes must
-  call it."""
+  """Moves `path` into `set_aside` beside the checkpoints, and returns its new path.
+
+  All processes must call this.
+  """
   home = directory.parent / ASIDE
-  place, number = home / f"{directory.name}-{name}", 1
-  while place.exists():
+  new_path, number = home / f"{directory.name}-{name}", 1
+  while new_path.exists():
     number += 1
-    place = home / f"{directory.name}-{name}-{number}"
+    new_path = home / f"{directory.name}-{name}-{number}"
+  # The processes first agree on a free name; then one of them moves the file, and all wait for it.
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices("all know where to")
   if jax.process_index() == 0:
     home.mkdir(exist_ok=True)
-    os.rename(path, place)
+    os.rename(path, new_path)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("it is there")
-  return place
+  return new_path
 
 
 def _rank(metrics: Any) -> float:
-  """A checkpoint's score, or infinity where it has none that can be compared: NaN is neither above
-  nor below others."""
+  """Returns a checkpoint's score, or infinity if it has no finite one; NaN cannot be ordered."""
   score = metrics.get(BITS) if isinstance(metrics, Mapping) else None
   return float(score) if isinstance(score, (int, float)) and math.isfinite(score) else math.inf
 
 
 def _sealed(step: int, data: dict, meta: dict, digests: dict[str, str]) -> dict[str, Any]:
-  """The item `meta`, with the arrays' digests and a SHA-256 of everything that is not an array."""
+  """Returns the item `meta` with the arrays' digests and a SHA-256 of all that is not an array."""
   return {"meta": meta, "digests": digests, "seal": _seal(step, data, meta, digests)}
 
 
 def _unsealed(
-  place: pathlib.Path, step: int, data: Any, stored: Any
+  checkpoint: pathlib.Path, step: int, data: Any, stored: Any
 ) -> tuple[dict, dict[str, str]]:
-  """`(meta, digests)` of the item `meta` of the checkpoint at `place`.
+  """Returns `(meta, digests)` of a checkpoint's item `meta`; `checkpoint` is its directory.
 
   Raises:
-    ConfigError: there is no seal, or it does not fit.
+    ConfigError: If there is no seal, or if it does not match the content.
   """
-  parts = [
+  parts: list[Any] = [
     stored.get(name) if isinstance(stored, dict) else None for name in ("meta", "digests", "seal")
   ]
   if not all(isinstance(part, (dict, str)) for part in (data, *parts)):
     raise _unusable(
-      place,
+      checkpoint,
       "has no seal: it is damaged, or was saved by a version of moe_jax whose checkpoints had no "
       "digests",
     )
   meta, digests, seal = parts
   if seal != _seal(step, data, meta, digests):
     raise _unusable(
-      place, "has changed since it was saved: its seal does not fit its items data and meta"
+      checkpoint, "has changed since it was saved: its seal does not fit its items data and meta"
     )
   return meta, digests
 
 
 def _seal(step: int, *parts: Any) -> str:
+  """Returns the SHA-256 of the step and of `parts` as JSON."""
   return hashlib.sha256(json.dumps([step, *parts], sort_keys=True).encode()).hexdigest()
 
 
-def _compare(place: pathlib.Path, wanted: dict[str, str], found: dict[str, str]) -> None:
-  """Raises ConfigError if an array is not what was saved."""
-  changed = [name for name in wanted if found.get(name) != wanted[name]]
+def _compare(checkpoint: pathlib.Path, wanted: dict[str, str], actual: dict[str, str]) -> None:
+  """Raises ConfigError if the digest of an array is not the one that was saved."""
+  changed = [name for name in wanted if actual.get(name) != wanted[name]]
   if changed:
     raise _unusable(
-      place,
+      checkpoint,
       f"has changed since it was saved: of {len(wanted)} arrays {len(changed)} differ from their "
       f"digests, the first is {changed[0]}",
     )
 
 
 def _listed(names: list[str]) -> str:
-  """Names as the subject of a sentence, with its verb."""
+  """Returns the names as the subject of a sentence, with its verb."""
   more = f" and {len(names) - 1} more arrays are" if len(names) > 1 else " is"
   return f"{names[0]}{more}"
 
 
 @contextlib.contextmanager
-def _reading(place: pathlib.Path):
-  """Turns whatever goes wrong in its body into one sentence."""
+def _reading(checkpoint: pathlib.Path):
+  """Turns every exception of its body into a ConfigError of one sentence."""
   _silence_abandoned()
   try:
     yield
-  except Exception as error:  # Orbax, TensorStore, JSON and the file system each have their own
-    raise _unusable(place, "cannot be read (it is damaged, or of another model)") from error
+  # Orbax, TensorStore, JSON and the file system have no common class of exceptions.
+  except Exception as error:
+    raise _unusable(checkpoint, "cannot be read (it is damaged, or of another model)") from error
 
 
 _ABANDONED = ("Event loop is closed", "while reading array index")
 
 
 def _silence_abandoned() -> None:
-  """Silences the readers and writers that Orbax abandons, for the rest of this process, and nothing
-  else.
+  """Suppresses the tracebacks of reads and writes that Orbax abandons, until this process ends.
 
-  When one array cannot be read or written, Orbax gives up on the others, each of which then prints
-  a traceback, some much later. The error itself is raised, and told in a sentence.
+  When one array cannot be read or written, Orbax gives up on the others. Each of them then prints a
+  traceback, some much later. The error itself is raised and reported in one sentence, so these
+  tracebacks only hide it. All other exceptions reach the hooks as before.
   """
 
   def filtered(hook, error_of):
@@ -430,7 +448,7 @@ def _silence_abandoned() -> None:
       if not any(text in str(error_of(*arguments)) for text in _ABANDONED):
         hook(*arguments)
 
-    silenced.silences_abandoned = True
+    typing.cast(Any, silenced).silences_abandoned = True
     return silenced
 
   for name, error_of in (
@@ -442,5 +460,6 @@ def _silence_abandoned() -> None:
       setattr(sys, name, filtered(hook, error_of))
 
 
-def _unusable(place: pathlib.Path, fault: str) -> ConfigError:
-  return ConfigError("checkpoint", str(place), fault)
+def _unusable(checkpoint: pathlib.Path, fault: str) -> ConfigError:
+  """Returns the error that says why a checkpoint cannot be used."""
+  return ConfigError("checkpoint", str(checkpoint), fault)

@@ -1,42 +1,50 @@
-"""Bits per byte of a model on each source's validation text; where only a part of the text is
-predicted, nats a target."""
+"""Evaluation of a model on the validation text of each source.
+
+The measure is bits per byte. Where only a part of the text is predicted it is nats per target.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from moe_jax import data, sharding
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import Batch, eval_step
 
-Totals = dict[
-  str, dict[str, float | np.ndarray]
-]  # source -> nats, tokens, bytes; arrays: see `over` of `make_eval`
+# Maps each source to its sums "nats", "tokens" and "bytes". They are floats, or arrays where
+# `make_eval` got an `over` that adds axes.
+Totals = dict[str, dict[str, Any]]
 
-# By data.objective: what a run is judged by, and its unit in words. What span corruption masks is
-# not all of the text, so that its nats are no length of a code for it.
+# For each value of data.objective, the measure by which a run is judged, and its unit in words.
+# Span corruption predicts only the masked part of the text, so that its nats are not the length of
+# a code for the text.
 MEASURES = {
   "next_token": ("bits_per_byte", "bits per byte"),
   "span_corruption": ("nats_per_target", "nats a target"),
 }
 
 
-def put(mesh: Mesh, batch: Batch) -> Batch:
-  """This process's rows (see `sharding.reader`) as a part of the global batch, on the mesh."""
-  place, (_, count) = sharding.batch_sharding(mesh), sharding.reader(mesh)
+def put(mesh: Mesh, batch: Mapping[str, Array | np.ndarray]) -> Batch:
+  """Returns the global batch on the mesh, of which `batch` holds this process's rows.
 
-  def whole(rows):
+  See `sharding.reader` for which rows those are.
+  """
+  batch_sharding, (_, count) = sharding.batch_sharding(mesh), sharding.reader(mesh)
+
+  def global_shape(rows):
     return (count * rows.shape[0], *rows.shape[1:])
 
   return {
-    name: jax.make_array_from_process_local_data(place, rows, whole(rows))
+    name: jax.make_array_from_process_local_data(batch_sharding, rows, global_shape(rows))
     for name, rows in batch.items()
   }
 
@@ -49,12 +57,21 @@ def make_eval(
   sources: Sequence[data.Source],
   over: Callable[[Callable], Callable] = lambda step: step,
 ) -> Callable[..., Totals]:
-  """`eval_fn(state, num_batches=0) -> Totals`; 0 batches = all of each source's validation text.
+  """Returns `eval_fn(state, num_batches=0) -> Totals`.
 
-  `over` is put around `eval_step` before it is compiled, such as a vmap over states; totals get
-  what axes that makes.
+  With 0 batches the function reads all of each source's validation text.
+
+  Args:
+    config: A config with all sections.
+    model: The model, called as in `step.apply`.
+    mesh: The mesh on which the states live.
+    tokenizer: The tokenizer, whose byte lengths say how many bytes a token stands for.
+    sources: The sources whose validation text is read.
+    over: A transformation of `eval_step` that is applied before it is compiled, such as a vmap over
+      states. The totals get the axes that it adds.
   """
-  special = data.vocab_size(config.data, tokenizer) - tokenizer.size  # sentinels stand for no byte
+  # Sentinels, which only span corruption has, stand for no byte.
+  special = data.vocab_size(config.data, tokenizer) - tokenizer.size
   lengths = np.pad(np.asarray(tokenizer.byte_lengths, np.int32), (0, special))
   step = jax.jit(over(functools.partial(eval_step, model=model)))
   batch_size = config.train.batch_size // config.train.accumulate_steps
@@ -82,12 +99,15 @@ def make_eval(
 
 
 def summary(totals: Totals, measure: str = "bits_per_byte") -> dict[str, float]:
-  """`<measure>/<source>`, `loss/<source>` (mean nats a target), and `<measure>` of all the text
-  together.
+  """Returns the measure and the loss of each source, and the measure of all the text together.
 
   Args:
-    totals: of all sources.
+    totals: The totals of all sources.
     measure: "bits_per_byte" or "nats_per_target".
+
+  Returns:
+    A dict with the keys `<measure>/<source>`, `loss/<source>` (mean nats per target) and
+    `<measure>`. A value is NaN if nothing was evaluated.
   """
 
   def mean(t):
@@ -96,9 +116,9 @@ def summary(totals: Totals, measure: str = "bits_per_byte") -> dict[str, float]:
   def bits(t):
     return t["nats"] / (math.log(2) * t["bytes"]) if t["bytes"] else math.nan
 
-  of = {"bits_per_byte": bits, "nats_per_target": mean}[measure]
-  result = {f"{measure}/{name}": of(t) for name, t in totals.items()}
+  score = {"bits_per_byte": bits, "nats_per_target": mean}[measure]
+  result = {f"{measure}/{name}": score(t) for name, t in totals.items()}
   result |= {f"loss/{name}": mean(t) for name, t in totals.items()}
   return result | {
-    measure: of({k: sum(t[k] for t in totals.values()) for k in ("nats", "tokens", "bytes")})
+    measure: score({k: sum(t[k] for t in totals.values()) for k in ("nats", "tokens", "bytes")})
   }

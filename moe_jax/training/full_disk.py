@@ -1,4 +1,4 @@
-"""A full disk told in one sentence, whichever library meets it."""
+"""Reports a full disk in one sentence, whichever library meets it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from collections.abc import Iterator
 
 from moe_jax.errors import ConfigError
 
-_WORDS = (
-  "no space left on device",
-  "disk quota exceeded",
-)  # of libraries that pass on a text instead of a number
+# Some libraries pass on the text of the error instead of its number.
+_WORDS = ("no space left on device", "disk quota exceeded")
 
 
 @contextlib.contextmanager
 def told(field: str, directory: pathlib.Path) -> Iterator[None]:
-  """Turns an exception of the body that comes from a full disk into a ConfigError about
-  `directory`.
+  """Turns an exception of the body that comes from a full disk into a ConfigError.
 
-  Threads of libraries that meet the full disk meanwhile, such as TensorBoard's, print no traceback
-  of their own.
+  Meanwhile the threads of libraries that meet the full disk, such as TensorBoard's, print no
+  traceback.
+
+  Args:
+    field: The config key that the ConfigError names.
+    directory: The directory that the ConfigError names.
   """
   hook = threading.excepthook
-  threading.excepthook = lambda told: None if _is_full(told.exc_value) else hook(told)
+  threading.excepthook = lambda failure: None if _is_full(failure.exc_value) else hook(failure)
   try:
     yield
   except ConfigError:
@@ -44,10 +45,11 @@ def told(field: str, directory: pathlib.Path) -> Iterator[None]:
 
 
 def _is_full(error: BaseException | None) -> bool:
-  """Whether this exception, or one that it came from, is about a full disk."""
-  seen = set()
-  while error is not None and id(error) not in seen:
-    seen.add(id(error))
+  """Returns whether this exception, or one of its causes, is about a full disk."""
+  # A chain of causes may contain a cycle, so each exception is visited once.
+  visited = set()
+  while error is not None and id(error) not in visited:
+    visited.add(id(error))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
       return True
     if any(words in str(error).lower() for words in _WORDS):

@@ -1,12 +1,12 @@
-"""What a run does about losses and gradients that are not finite, loss spikes, and experts that
-nobody visits.
+"""The guard of a run, which reacts to non-finite numbers, loss spikes and experts without tokens.
 
-GLaM (arXiv 2112.06905, Sec. 5.1) names two tricks for training at scale: to skip the update of a
-batch whose gradient has a NaN or an infinity, and to go on from an earlier healthy checkpoint after
-a rare large fluctuation of the loss. PaLM (arXiv 2204.02311, Sec. 5.1) adds that the batches about
-a spike are left out then. `Guard` decides; the skip itself is in `step.py` and the way back in
-`loop.py`. All decisions depend on the losses of the run alone, and what they need is saved with
-each checkpoint, so that a run that was killed decides as one that was not.
+GLaM (arXiv 2112.06905, Sec. 5.1) names two tricks for training at scale. One is to skip the update
+of a batch whose gradient has a NaN or an infinity. The other is to restart from an earlier healthy
+checkpoint after a rare large fluctuation of the loss. PaLM (arXiv 2204.02311, Sec. 5.1) adds that
+the batches around a spike are then skipped. `Guard` decides; the update is skipped in `step.py`,
+and the run is taken back in `loop.py`. All decisions depend on the run's metrics alone, and what
+they need is saved with each checkpoint. A run that was killed and resumed therefore decides as one
+that was not.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ import numpy as np
 from moe_jax.errors import Diverged
 from moe_jax.options import NOT_NEGATIVE, OPTIONAL_STEPS, STEPS, Bounds, Options, option
 
-FEWEST = 16  # good losses before a loss can be called a spike
-MAD_TO_SIGMA = (
-  1.4826  # the standard deviation of a normal distribution over its median absolute deviation
-)
-LEAST_SIGMA = 0.01  # of the median: a smooth stretch of the curve must not turn ripples into spikes
-STARVED_LINES = 3  # log lines in a row after which an expert counts as starved
+# The number of good losses that are needed before a loss can be called a spike.
+FEWEST = 16
+# The standard deviation of a normal distribution over its median absolute deviation.
+MAD_TO_SIGMA = 1.4826
+# The least sigma as a fraction of the median. Without it, the ripples of a smooth curve would count
+# as spikes.
+LEAST_SIGMA = 0.01
+# The number of log lines in a row after which an expert counts as starved.
+STARVED_LINES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Guard:
 
   @property
   def watches(self) -> bool:
-    """Whether each loss must be known before the next step is decided on."""
+    """Whether the loss of each step must be known before the next step begins."""
     return bool(
       self.options.skip_nonfinite or self.options.spike_sigmas or self.options.max_rollbacks
     )
@@ -96,17 +99,18 @@ class Guard:
   def judge(
     self, step: int, loss: float, norm: float, tensor: str, kept: str
   ) -> list[dict[str, Any]]:
-    """The events of a step; the last one is of kind "rollback" if the run must go back.
+    """Returns the events of a step; the last one is a "rollback" if the run must go back.
 
     Args:
-      step: that was done.
-      loss: of the step.
-      norm: of its gradient, before clipping.
-      tensor: the first parameter whose gradient is not finite; "" where all are.
-      kept: what there is to go on from, for the message.
+      step: The step that has just been done.
+      loss: The loss of the step.
+      norm: The norm of its gradient before clipping.
+      tensor: The first parameter whose gradient is not finite, or "" if all are finite.
+      kept: A clause that says which checkpoint the run could continue from; for the message.
 
     Raises:
-      Diverged: the step's numbers are not finite, and nothing is left that could be done about it.
+      Diverged: If the loss or the gradient is not finite, and neither skipping the update nor going
+        back to a checkpoint is left as a remedy.
     """
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite and not self._is_spike(loss):
@@ -130,29 +134,34 @@ class Guard:
       ]
     if not finite:
       raise Diverged(self._last_words(step, loss, norm, tensor, kept))
-    # Nobody goes back, so that the new level of the loss has to be taken as the usual one.
+    # The run does not go back, so the new level of the loss has to be accepted as the usual one.
     self.streak, self.losses = 0, []
     return events
 
   def healthy_before(self, step: int) -> int:
-    """Below which step a checkpoint counts as healthy, where `step` is the last of a row of bad
-    ones."""
+    """Returns the step below which checkpoints count as healthy.
+
+    Args:
+      step: The last step of the current row of bad steps.
+    """
     return step - self.streak + 1 - self.options.rollback_margin
 
   def went_back(self, step: int, to: int) -> None:
-    """Notes that the run has gone back from `step` to the checkpoint of step `to` and goes on with
-    new batches."""
+    """Records that the run has gone back from `step` to the checkpoint of step `to`.
+
+    The batches of the steps in between are not read again.
+    """
     self.rollbacks += 1
     self.skipped_batches += step - to
     self.streak = 0
 
   def watch_load(self, load: np.ndarray | None, layers: Sequence[str]) -> list[dict[str, Any]]:
-    """An event for each layer in which experts have just become starved.
+    """Returns an event for each layer in which experts have just become starved.
 
     Args:
-      load: [Lm, E], each expert's share of the assignments, at a log line; None: there are no
-        experts.
-      layers: the names of the Lm layers.
+      load: Each expert's share of the assignments at a log line, [Lm, E]. None means that there are
+        no experts.
+      layers: The names of the Lm layers.
     """
     if load is None or not self.options.starved_share:
       return []
@@ -170,38 +179,40 @@ class Guard:
     ]
 
   def state(self) -> dict[str, Any]:
-    """What a checkpoint must hold for `restore`; JSON."""
+    """Returns what a checkpoint must hold for `restore`, as JSON."""
     return {name: getattr(self, name) for name in _STATE}
 
   def restore(self, state: Mapping[str, Any], keep_counts: bool = False) -> None:
-    """Takes back what `state` returned.
+    """Restores what `state` returned.
 
     Args:
-      state: of a checkpoint.
-      keep_counts: the run goes back by itself, and what it has counted stays counted.
+      state: The value in a checkpoint.
+      keep_counts: Whether the counts stay as they are. This is so when a running run goes back.
     """
     for name in _STATE:
       if name in state and not (keep_counts and name in _COUNTS):
         setattr(self, name, state[name])
 
   def summary(self) -> str:
-    """What has happened until now, for the progress line; "" if nothing has."""
+    """Returns the counts so far in words for the progress line, or "" if all are 0."""
     counts = ((self.skipped_updates, "skipped update"), (self.rollbacks, "rollback"))
     return ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for count, what in counts if count)
 
   def _is_spike(self, loss: float) -> bool:
+    """Returns whether this loss is far above the last good ones."""
     if not self.options.spike_sigmas or len(self.losses) < min(FEWEST, self.options.spike_window):
       return False
     median, sigma = self._usual()
     return loss > median + self.options.spike_sigmas * sigma
 
   def _usual(self) -> tuple[float, float]:
-    """The median of the last good losses, and their spread in units of a standard deviation."""
+    """Returns the median of the last good losses, and their spread as a standard deviation."""
     median = statistics.median(self.losses)
     spread = statistics.median(abs(loss - median) for loss in self.losses)
     return median, max(MAD_TO_SIGMA * spread, LEAST_SIGMA * abs(median))
 
   def _spike(self, step: int, loss: float) -> dict[str, Any]:
+    """Returns the event of a spike."""
     median, sigma = self._usual()
     return {
       "event": "spike",
@@ -212,6 +223,7 @@ class Guard:
     }
 
   def _nonfinite(self, step: int, loss: float, norm: float, tensor: str) -> dict[str, Any]:
+    """Returns the event of a step that is not finite, and counts its update if it was skipped."""
     self.skipped_updates += self.options.skip_nonfinite
     then = (
       "its update was skipped"
@@ -226,6 +238,7 @@ class Guard:
     }
 
   def _starved(self, layer: str, experts: np.ndarray, load: np.ndarray) -> dict[str, Any]:
+    """Returns the event of a layer whose `experts` are starved; `load` is that of all experts."""
     fullest = int(load.argmax())
     return {
       "event": "starved",
@@ -238,6 +251,7 @@ class Guard:
     }
 
   def _last_words(self, step: int, loss: float, norm: float, tensor: str, kept: str) -> str:
+    """Returns the message of a run that has diverged, with remedies."""
     where = f", and the first tensor whose gradient is not finite is {tensor}" if tensor else ""
     tried = f" after {self.summary()}" if self.summary() else ""
     offer = (
@@ -258,10 +272,11 @@ _STATE = ("losses", "streak", "starved", *_COUNTS)
 
 
 def _plural(count: int, noun: str) -> str:
+  """Returns the count with the noun in singular or plural, as in "3 experts"."""
   return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _shortened(numbers: Sequence[int], most: int = 8) -> str:
-  """The first numbers of a list, in words."""
+  """Returns the first numbers of a list, and how many more there are."""
   rest = f" and {len(numbers) - most} more" if len(numbers) > most else ""
   return ", ".join(map(str, numbers[:most])) + rest

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT (Ctrl-C) as a flag that the loop reads between steps."""
+"""Turns SIGTERM and SIGINT (Ctrl-C) into a flag that the loop reads between steps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import jax
 
 
 class Interrupt:
-  """A context in which the first SIGTERM or SIGINT only sets `name`; a second SIGINT interrupts at
-  once.
+  """A context in which the first SIGTERM or SIGINT only sets `name`.
 
-  With several processes the signals are left alone: all must stop at the same step, which Orbax
-  agrees on.
+  A SIGINT after that interrupts at once. With several processes the signals are left alone, because
+  all processes must stop at the same step, on which Orbax makes them agree.
 
   Attributes:
-    name: of the signal that came; "" as long as none did.
+    name: The name of the last signal, or "" if there was none.
   """
 
   def __init__(self):
@@ -37,6 +36,7 @@ class Interrupt:
       signal.signal(number, handler)
 
   def _note(self, number, frame) -> None:
+    """Handles a signal."""
     del frame
     if self.name and number == signal.SIGINT:
       raise KeyboardInterrupt
@@ -45,9 +45,10 @@ class Interrupt:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-  """A body that SIGTERM ends as Ctrl-C does, by KeyboardInterrupt: for work that can be done again.
+  """Lets SIGTERM end the body as Ctrl-C does, by KeyboardInterrupt.
 
-  Only a process's main thread can say so; elsewhere nothing changes.
+  This suits work that can be done again. Python allows only the main thread to set signal handlers;
+  in other threads nothing changes.
   """
   if threading.current_thread() is not threading.main_thread():
     yield

@@ -1,5 +1,7 @@
-"""Where numbers go: `metrics.jsonl` (the record, one JSON object a line) and TensorBoard (a view of
-it)."""
+"""Writes the metrics of a run to `metrics.jsonl` and to TensorBoard.
+
+`metrics.jsonl` is the record, with one JSON object per line. TensorBoard shows the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +16,28 @@ from moe_jax.training import workdir
 
 
 class MetricsWriter:
-  """Appends to a run's metrics; everything after `step` is forgotten first, so a resumed run
-  repeats no line.
-
-  Args:
-    directory: the workdir.
-    step: the run goes on from here.
-    batch: and from this batch; events of later ones are forgotten, too. None: that of the step.
-    active: False on all processes but the first: nothing is written.
+  """Appends to the metrics of a run.
 
   Attributes:
-    told: a sentence about lines of the file that were damaged and are set aside in
-      `metrics.jsonl.damaged`; "" if there were none.
+    told: A sentence about damaged lines of the file, which were moved to `metrics.jsonl.damaged`;
+      "" if there were none.
   """
 
   def __init__(
     self, directory: pathlib.Path, step: int, batch: int | None = None, active: bool = True
   ):
-    self._file = self._board = None
+    """Opens the files, and first removes everything after `step`, so that no line is repeated.
+
+    Args:
+      directory: The workdir.
+      step: The step from which the run continues.
+      batch: The number of batches that the run has read. Lines of later batches are removed, too.
+        None means that it equals `step`.
+      active: Whether this process writes, which only the first one does.
+    """
+    # Both stay None on processes that write nothing.
+    self._file: Any = None
+    self._board: Any = None
     self.told = ""
     if not active:
       return
@@ -50,7 +56,7 @@ class MetricsWriter:
     self._keep([line for line in lines if line.get("batch", 0) <= batch], step)
 
   def _keep(self, lines: list[dict[str, Any]], step: int) -> None:
-    """Writes the lines up to `step`, and opens the file to append to them."""
+    """Rewrites the file with the lines up to `step`, and opens it to append to them."""
     import tensorboardX
 
     workdir.write_atomically(
@@ -62,15 +68,17 @@ class MetricsWriter:
     )
 
   def forget_after(self, step: int) -> None:
-    """Forgets everything after `step`, to which the run has gone back."""
+    """Removes everything after `step`, to which the run has gone back."""
     if self._file is None:
       return
     self.close()
     self._keep(_parse(self._path)[0], step)
 
   def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
-    """One line: `{"step", "kind"} | values`. Scalars also go to TensorBoard, as do arrays, one
-    curve an entry."""
+    """Writes the line `{"step", "kind"} | values`.
+
+    Scalars and arrays also go to TensorBoard; each entry of an array is a curve.
+    """
     if self._file is None:
       return
     values = {name: np.asarray(value, np.float64) for name, value in values.items()}
@@ -84,36 +92,39 @@ class MetricsWriter:
         self._board.add_scalar(tag, value[index], step)
 
   def event(self, step: int, event: dict[str, Any]) -> None:
-    """One line of kind "event": something that happened to the run, see `guard.py`."""
+    """Writes a line of kind "event", which is something that happened to the run (`guard.py`)."""
     if self._file is not None:
       self._file.write(json.dumps({"step": step, "kind": "event"} | event) + "\n")
 
   def close(self) -> None:
+    """Closes the files."""
     if self._file is not None:
       self._file.close()
       if self._board_lives():
         self._board.close()
 
   def _board_lives(self) -> bool:
-    """Whether TensorBoard's events are still written.
+    """Returns whether TensorBoard's events are still written.
 
     A full disk ends the thread that writes them. Its queue, which nobody empties any more, would
-    then block this thread for ever; the record itself, metrics.jsonl, tells of the disk.
+    then block this thread for ever. Writing the record itself, metrics.jsonl, raises the error
+    about the full disk.
     """
     writer = self._board.file_writer
     return writer is not None and writer.event_writer._worker.is_alive()
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of a `metrics.jsonl` that can be read; [] if there is no file."""
+  """Returns the lines of a `metrics.jsonl` that can be read, or [] if there is no file."""
   return _parse(path)[0]
 
 
 def _parse(path: pathlib.Path) -> tuple[list[dict[str, Any]], list[bytes]]:
-  """`(lines, damaged)`: the lines that are JSON objects with a whole number `step`, and those that
-  are not.
+  """Returns `(lines, damaged)`, the parsed lines of the file and those that cannot be used.
 
-  Blank lines are neither, nor is a last line without its end, which a kill has cut short.
+  A line must be a JSON object with a text `kind`, a whole number `step` and, if it has a `batch`, a
+  whole number there. Blank lines are left out. So is a last line without its end, which only means
+  that the run was killed in the middle of writing it.
   """
   lines, damaged = [], []
   texts = path.read_bytes().split(b"\n") if path.exists() else []
@@ -122,10 +133,12 @@ def _parse(path: pathlib.Path) -> tuple[list[dict[str, Any]], list[bytes]]:
       continue
     try:
       line = json.loads(text)
-    except (ValueError, RecursionError):  # ValueError covers what is not UTF-8
+    # ValueError includes the error about bytes that are not UTF-8.
+    except (ValueError, RecursionError):
       line = None
 
-    def whole(name, line=line):
+    # A bool is an int for `isinstance`, but not a number of steps.
+    def whole(name: str, line: Any = line) -> bool:
       return type(line.get(name, 0)) is int
 
     if (
@@ -136,14 +149,18 @@ def _parse(path: pathlib.Path) -> tuple[list[dict[str, Any]], list[bytes]]:
       and isinstance(line.get("kind"), str)
     ):
       lines.append(line)
+    # The file ends with a newline, so the last part is empty unless a line was cut short.
     elif number < len(texts):
       damaged.append(text)
   return lines, damaged
 
 
 def plain(value, digits: int = 7):
-  """Numbers, in lists or not, as JSON can say them: None stands for what is not finite. float32
-  holds seven digits."""
+  """Returns a number, or nested lists of numbers, in a form that JSON can hold.
+
+  None stands for numbers that are not finite. The default of seven digits is the precision of
+  float32.
+  """
   if isinstance(value, list):
     return [plain(v, digits) for v in value]
   return float(f"{value:.{digits}g}") if math.isfinite(value) else None

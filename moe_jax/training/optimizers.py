@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, and what makes an optimizer of its options."""
+"""Optimizers, learning-rate schedules, and a function that makes both from their options."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ from moe_jax.options import (
   option,
 )
 
-Schedule = Callable[[Any], Any]  # step (from 0) -> learning rate
+# A schedule maps a step, counted from 0, to the learning rate.
+Schedule = Callable[[Any], Any]
 
 
 def cosine(peak: float, steps: int, warmup: int, *, final_fraction: float, **_) -> Schedule:
-  """After the warm-up half a cosine, from `peak` down to `final_fraction * peak` at step `steps -
-  1`."""
+  """Returns a warm-up followed by half a cosine.
+
+  The cosine falls from `peak` to `final_fraction * peak` at step `steps - 1`.
+  """
 
   def rate(step):
     done = jnp.clip((step - warmup) / max(steps - 1 - warmup, 1), 0.0, 1.0)
@@ -42,17 +45,18 @@ def cosine(peak: float, steps: int, warmup: int, *, final_fraction: float, **_) 
 
 
 def rsqrt(peak: float, steps: int, warmup: int, **_) -> Schedule:
-  """After the warm-up `peak * sqrt(warmup / (step + 1))`; it does not know the run's length."""
+  """Returns a warm-up followed by `peak * sqrt(warmup / (step + 1))`, whatever the run's length."""
   return _warm(flat_rsqrt(peak, steps, warmup), peak, warmup)
 
 
 def wsd(
   peak: float, steps: int, warmup: int, *, final_fraction: float, decay_fraction: float, **_
 ) -> Schedule:
-  """Warm-up, stable, decay (MiniCPM): constant until the last `decay_fraction` of the steps, then a
-  straight line.
+  """Returns the schedule warmup-stable-decay of MiniCPM.
 
-  Deviation: MiniCPM decays exponentially; the line follows Hägele et al. 2024.
+  After the warm-up the learning rate is constant. In the last `decay_fraction` of the steps it
+  falls linearly to `final_fraction * peak`. Deviation: MiniCPM decays exponentially; the linear
+  decay follows Hägele et al. 2024.
   """
   length = max(round(steps * decay_fraction), 1)
 
@@ -64,8 +68,10 @@ def wsd(
 
 
 def flat_rsqrt(peak: float, steps: int, warmup: int, **_) -> Schedule:
-  """As `rsqrt`, but `peak` from the first step on instead of a warm-up: T5's 1/sqrt(max(step,
-  10,000)), peak 0.01."""
+  """Returns a schedule as `rsqrt`, but with `peak` during the warm-up instead of a rise to it.
+
+  T5 uses it as 1/sqrt(max(step, 10,000)), whose peak is 0.01.
+  """
   del steps
   return lambda step: (
     peak
@@ -76,17 +82,22 @@ def flat_rsqrt(peak: float, steps: int, warmup: int, **_) -> Schedule:
 def staircase(
   peak: float, steps: int, warmup: int, *, milestones: Sequence[float], milestone_factor: float, **_
 ) -> Schedule:
-  """After the warm-up `peak`, times `milestone_factor` from each of `milestones`, fractions of all
-  steps (DeepSeek)."""
+  """Returns a warm-up followed by steps down, as DeepSeek uses them.
 
-  def reached(step):
+  The learning rate is multiplied by `milestone_factor` at each of `milestones`, which are fractions
+  of all steps.
+  """
+
+  def reached_milestones(step):
     return sum(jnp.asarray(step >= round(fraction * steps), jnp.float32) for fraction in milestones)
 
-  return _warm(lambda step: peak * jnp.power(milestone_factor, reached(step)), peak, warmup)
+  return _warm(
+    lambda step: peak * jnp.power(milestone_factor, reached_milestones(step)), peak, warmup
+  )
 
 
 def constant(peak: float, steps: int, warmup: int, **_) -> Schedule:
-  """`peak` after the warm-up."""
+  """Returns a warm-up followed by the constant `peak`."""
   del steps
   return _warm(lambda step: jnp.full_like(jnp.asarray(step, jnp.float32), peak), peak, warmup)
 
@@ -102,8 +113,10 @@ SCHEDULES = {
 
 
 def _warm(rate: Schedule, peak: float, warmup: int) -> Schedule:
-  """`rate` preceded by a straight line: step n of the warm-up uses `peak * (n + 1) / warmup`, so
-  none is 0."""
+  """Returns the schedule `rate` with a linear warm-up in place of its first steps.
+
+  Step n of the warm-up uses `peak * (n + 1) / warmup`, so that no step has the learning rate 0.
+  """
 
   def warmed(step):
     step = jnp.asarray(step, jnp.float32)
@@ -112,12 +125,16 @@ def _warm(rate: Schedule, peak: float, warmup: int) -> Schedule:
   return warmed
 
 
-_UNDECAYED = ("scale", "bias", "threshold")  # how the names of vectors end
+# The endings of the names of vectors, which have no weight decay.
+_UNDECAYED = ("scale", "bias", "threshold")
 
 
 def decayed(params: PyTree) -> PyTree:
-  """Which leaves weight decay touches: matrices, not scales, biases and thresholds, however they
-  are stacked."""
+  """Returns for each leaf whether it has weight decay.
+
+  Matrices have it. Scales, biases and thresholds do not, even where they are stacked over layers
+  and thus have two axes.
+  """
 
   def name(path):
     return str(getattr(path[-1], "key", path[-1]))
@@ -128,22 +145,26 @@ def decayed(params: PyTree) -> PyTree:
 
 
 def adamw(schedule: Schedule, o: OptimizerOptions) -> optax.GradientTransformation:
-  """AdamW (Loshchilov and Hutter 2019, Algorithm 2); the decay is scaled by the learning rate."""
+  """Returns AdamW (Loshchilov and Hutter 2019, Alg. 2), with decay scaled by the learning rate."""
   return optax.adamw(
     schedule, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, mask=decayed
   )
 
 
 def adafactor(schedule: Schedule, o: OptimizerOptions) -> optax.GradientTransformation:
-  """Adafactor (Shazeer and Stern 2018): factored second moments, no first moment, steps relative to
-  the weights' RMS.
+  """Returns Adafactor (Shazeer and Stern 2018).
+
+  It has factored second moments, no first moment, and steps relative to the RMS of the weights. The
+  decay of the second moment is 1 - t^-0.8. An update whose RMS exceeds `o.update_clip` is scaled
+  down to it. The options b1, b2 and eps are not read.
 
   Layers and experts whose weights are stacked each have an Adafactor of their own, as in T5X, whose
-  factor rules call both axes BATCH: the second moment is factored, and the RMS of weights and
-  updates taken, a matrix at a time. Deviation: weight decay is decoupled and scaled by the learning
-  rate, as in `adamw`; b1, b2 and eps are not read. Deviation: of attention's [D, H, P] the two
-  longest dimensions are factored (Mesh-TensorFlow); T5X joins heads and P. The second moment's
-  decay is 1 - t^-0.8, and an update whose RMS exceeds `o.update_clip` is scaled down to it.
+  factor rules call both axes BATCH. Second moments are factored, and the RMS of weights and updates
+  computed, for each matrix separately.
+
+  Deviation: Weight decay is decoupled and scaled by the learning rate, as in `adamw`.
+  Deviation: Of attention's [D, H, P] the two longest dimensions are factored, as in
+  Mesh-TensorFlow; T5X joins heads and P.
   """
   decay = [optax.add_decayed_weights(o.weight_decay, mask=decayed)] if o.weight_decay else []
   one = optax.chain(
@@ -155,72 +176,82 @@ def adafactor(schedule: Schedule, o: OptimizerOptions) -> optax.GradientTransfor
 
 
 def stacked(path: Sequence[str], rank: int) -> int:
-  """How many leading axes of the weight at `path` count layers (of a scan) and experts; `rank` is
-  of the whole."""
+  """Returns how many leading axes of a weight count layers (of a scan) and experts.
+
+  Args:
+    path: The names along the path of the weight.
+    rank: The number of all axes of the weight.
+  """
   layers = "repeats" in path
   return layers + (path[-1] in EXPERT_AXES and rank - layers == len(EXPERT_AXES[path[-1]]))
 
 
 def _each_alone(one: optax.GradientTransformation) -> optax.GradientTransformation:
-  """`one`, whose first state is a `FactoredState` and whose others are empty, on every layer and
-  expert by itself.
+  """Applies the transformation `one` to the matrix of every layer and expert separately.
 
-  Its state has the shape that it has of whole trees, so that each slot's path ends with its
-  weight's.
+  The first of the states of `one` must be a `FactoredState`, and the others empty. The resulting
+  state is a single `FactoredState` of trees, as that of optax's Adafactor. Therefore the path of
+  each slot ends with the path of its weight, which `state.state_shardings` relies on.
   """
 
-  def alone(function, path, leaf, in_axes=0):
+  def per_matrix(function: Callable, path: Any, leaf: Any, in_axes: Any = 0) -> Callable:
     for _ in range(stacked(keys(path), leaf.ndim)):
       function = jax.vmap(function, in_axes)
     return function
 
-  def init(params):
+  def init(params: Any) -> optax.FactoredState:
+    def factors_of(weight: Any) -> Any:
+      state: Any = one.init(weight)
+      return state[0]
+
     each = jax.tree_util.tree_map_with_path(
-      lambda path, x: alone(lambda x: one.init(x)[0], path, x)(x), params
+      lambda path, weight: per_matrix(factors_of, path, weight)(weight), params
     )
     return _slots(each)._replace(count=jnp.zeros((), jnp.int32))
 
-  def update(grads, state, params):
-    def matrix(count, grad, row, col, v, param):
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update_matrix(count, grad, row, col, v, param):
       empty = [optax.EmptyState()] * 2
-      step, (factors, *_) = one.update(
-        grad, (optax.FactoredState(count, row, col, v), *empty), param
-      )
-      return step, factors
+      after: Any
+      step, after = one.update(grad, (optax.FactoredState(count, row, col, v), *empty), param)
+      return step, after[0]
 
     each = jax.tree_util.tree_map_with_path(
-      lambda path, grad, *rest: alone(matrix, path, grad, (None, 0, 0, 0, 0, 0))(
+      # `count` is the same for all matrices; everything else is mapped over.
+      lambda path, grad, *rest: per_matrix(update_matrix, path, grad, (None, 0, 0, 0, 0, 0))(
         state.count, grad, *rest
       ),
-      grads,
+      updates,
       state.v_row,
       state.v_col,
       state.v,
       params,
     )
 
-    def pair(leaf):
+    def is_pair(leaf):
       return isinstance(leaf, tuple)
 
-    steps, factors = (jax.tree.map(lambda leaf, i=i: leaf[i], each, is_leaf=pair) for i in range(2))
+    steps, factors = (
+      jax.tree.map(lambda leaf, i=i: leaf[i], each, is_leaf=is_pair) for i in range(2)
+    )
     return steps, _slots(factors)._replace(count=state.count + 1)
 
   return optax.GradientTransformation(init, update)
 
 
 def _slots(each: PyTree) -> optax.FactoredState:
-  """A tree of states as one state of trees."""
+  """Turns a tree of states into one state of trees."""
 
-  def state(leaf):
+  def is_state(leaf):
     return isinstance(leaf, optax.FactoredState)
 
   return optax.FactoredState(
-    *(jax.tree.map(lambda leaf, i=i: leaf[i], each, is_leaf=state) for i in range(4))
+    *(jax.tree.map(lambda leaf, i=i: leaf[i], each, is_leaf=is_state) for i in range(4))
   )
 
 
 def keys(path) -> tuple[str, ...]:
-  """The names along a path of `jax.tree_util`."""
+  """Returns the names along a path of `jax.tree_util`."""
   return tuple(
     str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
     for entry in path
@@ -273,7 +304,7 @@ class OptimizerOptions(Options):
 
 
 def validate(o: OptimizerOptions) -> None:
-  """Raises ConfigError if the milestones are no ascending fractions of the steps."""
+  """Raises ConfigError unless the milestones are ascending fractions between 0 and 1."""
   if not all(0 < m < 1 for m in o.milestones) or list(o.milestones) != sorted(o.milestones):
     raise ConfigError(
       "optimizer.milestones",
@@ -283,10 +314,10 @@ def validate(o: OptimizerOptions) -> None:
 
 
 def make(o: OptimizerOptions, steps: int) -> tuple[optax.GradientTransformation, Schedule]:
-  """Returns `(optimizer, schedule)` for `steps` steps; gradients are clipped by their global norm.
+  """Returns `(optimizer, schedule)` for `steps` steps.
 
-  Parameters that `o.freeze` names have no part in that norm and never change, not by weight decay
-  either.
+  The optimizer clips gradients by their global norm. The parameters that `o.freeze` names do not
+  count in that norm, and they never change, not even by weight decay.
   """
   schedule = choose("optimizer.schedule", o.schedule, SCHEDULES)(
     o.learning_rate,
@@ -298,27 +329,27 @@ def make(o: OptimizerOptions, steps: int) -> tuple[optax.GradientTransformation,
     milestone_factor=o.milestone_factor,
   )
   clip = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
-  still = (
+  freeze = (
     [optax.masked(optax.set_to_zero(), functools.partial(frozen, names=o.freeze))]
     if o.freeze
     else []
   )
-  return optax.chain(
-    *still, *clip, choose("optimizer.name", o.name, OPTIMIZERS)(schedule, o), *still
-  ), schedule
+  optimizer = choose("optimizer.name", o.name, OPTIMIZERS)(schedule, o)
+  # The first `freeze` keeps frozen parameters out of the norm, the second one out of weight decay.
+  return optax.chain(*freeze, *clip, optimizer, *freeze), schedule
 
 
 def frozen(params: PyTree, names: Sequence[str]) -> PyTree:
-  """Which leaves have one of `names` anywhere in their path.
+  """Returns for each leaf whether one of `names` is in its path.
 
   Raises:
-    ConfigError: a name is in no path.
+    ConfigError: If a name is in no path.
   """
 
   def parts(path):
     return {str(getattr(entry, "key", entry)) for entry in path}
 
-  known = set().union(*(parts(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)))
+  all_names = set().union(*(parts(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)))
   for name in names:
-    choose("optimizer.freeze", name, sorted(known))
+    choose("optimizer.freeze", name, sorted(all_names))
   return jax.tree_util.tree_map_with_path(lambda path, _: bool(parts(path) & set(names)), params)

@@ -1,5 +1,7 @@
-"""What a person sees while a run trains: a bar on a terminal, a line per log interval anywhere
-else."""
+"""The progress of a run on the screen.
+
+On a terminal it is a bar. Anywhere else it is a line for each log interval.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-SILENCE = 8.0  # seconds after which something that takes long says that it is still at work
+# Seconds after which a long operation reports that it is still at work.
+SILENCE = 8.0
 
 
 class Progress:
-  """Loss, tokens a second and time left of a run.
-
-  Args:
-    steps: the run's length.
-    start: steps done before.
-    tokens_per_step: over all processes.
-    active: False on all processes but the first: nothing is shown.
-    stream: where to; a bar if it is a terminal.
-    clock: seconds; tests pass their own.
+  """Shows the loss, the tokens per second and the remaining time of a run.
 
   Attributes:
-    trouble: what has gone wrong until now, in a few words; shown beside the loss.
+    trouble: What has gone wrong so far, in a few words that are shown beside the loss; "" if
+      nothing has.
   """
 
   def __init__(
@@ -36,6 +32,16 @@ class Progress:
     stream=None,
     clock=time.monotonic,
   ):
+    """Starts the clock, and the bar if `stream` is a terminal.
+
+    Args:
+      steps: The number of steps of the whole run.
+      start: The number of steps that were done before.
+      tokens_per_step: Tokens per step over all processes.
+      active: Whether anything is shown, which only the first process does.
+      stream: The stream to which the progress is written. None means standard output.
+      clock: A function that returns seconds. Tests pass their own.
+    """
     self._steps, self._tokens, self._active, self._clock = steps, tokens_per_step, active, clock
     self._stream = stream or sys.stdout
     self._step, self._seconds, self._marked, self._mark = start, 0.0, start, clock()
@@ -54,9 +60,10 @@ class Progress:
       )
 
   def step(self, step: int, loss: float) -> None:
-    """Tells that `step` steps are done, the last with this loss."""
+    """Records that `step` steps are done, the last of them with this loss."""
     self._step = step
-    if not self._begun:  # the first step is mostly compilation: the clock starts behind it
+    # The first step mostly consists of compilation, so the clock starts after it.
+    if not self._begun:
       now = self._clock()
       if self._bar is None:
         self.say(
@@ -71,8 +78,7 @@ class Progress:
       self._bar.update(step - self._bar.n)
 
   def log(self, loss: float) -> float:
-    """Ends a log interval: prints its line where there is no bar. Returns tokens a second since the
-    last one."""
+    """Ends a log interval and returns its tokens per second; prints a line if there is no bar."""
     rate = self._rate()
     now = self._clock()
     self._seconds += now - self._mark
@@ -91,11 +97,11 @@ class Progress:
     return rate * self._tokens
 
   def pause(self, seconds: float) -> None:
-    """Takes time that was no training (evaluation, saving) off the clock."""
+    """Takes time that was not spent on training (evaluation, saving) off the clock."""
     self._mark += seconds
 
   def went_back(self, step: int) -> None:
-    """Tells that the run goes on from an earlier step."""
+    """Records that the run has gone back and continues from an earlier step."""
     self._step = self._marked = self._first = step
     self._seconds, self._mark = 0.0, self._clock()
     if self._bar is not None:
@@ -111,27 +117,28 @@ class Progress:
       print(text, file=self._stream, flush=True)
 
   def close(self) -> None:
+    """Closes the bar if there is one."""
     if self._bar is not None:
       self._bar.close()
 
   def _suffix(self) -> str:
+    """Returns the trouble in parentheses, or ""."""
     return f"  ({self.trouble})" if self.trouble else ""
 
   def _rate(self) -> float:
-    """Steps a second since the last log."""
+    """Returns the steps per second since the last log line."""
     seconds = self._clock() - self._mark
     return (self._step - self._marked) / seconds if seconds > 0 else 0.0
 
 
 @contextlib.contextmanager
 def working(what: str, say: Callable[[str], None], every: float = SILENCE) -> Iterator[None]:
-  """Says now and then that the body is still at work, so that a person is never left without a sign
-  of life.
+  """Reports at intervals that the body is still at work.
 
   Args:
-    what: is being done, as the beginning of a sentence.
-    say: prints a line.
-    every: seconds between two lines; the first comes after as many.
+    what: What the body does, as the beginning of a sentence.
+    say: A function that prints a line.
+    every: Seconds before the first line and between two lines.
   """
   done, begun = threading.Event(), time.monotonic()
 
@@ -149,6 +156,7 @@ def working(what: str, say: Callable[[str], None], every: float = SILENCE) -> It
 
 
 def _short(number: float) -> str:
+  """Returns a number with a unit, as in "1.2M"."""
   for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
     if number >= size:
       return f"{number / size:.1f}{unit}"
@@ -156,6 +164,7 @@ def _short(number: float) -> str:
 
 
 def _duration(seconds: float) -> str:
+  """Returns a duration as hours:minutes:seconds."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""Autoregressive sampling: one token after another from softmax(logits / temperature)."""
+"""Autoregressive sampling, which draws each token from softmax(logits / temperature)."""
 
 from __future__ import annotations
 
@@ -30,20 +30,23 @@ def sample(
   """Draws continuations of `prompt`; the same key gives the same tokens.
 
   Args:
-    model: called as `model.apply(variables, tokens, segment_ids, positions, train=False) ->
-      (logits, aux)`.
-    variables: parameters and router state, as `model.apply` takes them.
-    prompt: at least one token; only its last `window` tokens are seen.
-    num_tokens: tokens to draw.
-    key: a typed PRNG key.
-    temperature: divides the logits; 0 takes the most likely token.
-    window: tokens of context; what is older is forgotten.
-    allowed: which tokens may be drawn, e.g. no specials; None = all. What is beyond its end may
-      not.
-    rows: independent continuations, the first axis of the result and the batch that the model sees.
+    model: The model, called as `model.apply(variables, tokens, segment_ids, positions,
+      train=False) -> (logits, aux)`.
+    variables: Parameters and router state, as `model.apply` takes them.
+    prompt: At least one token. The model reads only the last `window` tokens of it.
+    num_tokens: The number of tokens to draw.
+    key: A typed PRNG key.
+    temperature: The divisor of the logits. 0 takes the most likely token.
+    window: The number of tokens of context. Older tokens are dropped.
+    allowed: For each token whether it may be drawn; for example special tokens may not. Tokens
+      beyond its end may not be drawn. None means that all tokens may.
+    rows: The number of independent continuations, which are the batch that the model gets.
+
+  Returns:
+    The drawn tokens, without the prompt.
 
   Raises:
-    ValueError: if the prompt is empty or nothing is allowed.
+    ValueError: If the prompt is empty or no token is allowed.
   """
   if not len(prompt):
     raise ValueError("prompt is empty: start it with the tokenizer's boundary token")
@@ -59,10 +62,13 @@ def sample(
 
 
 class Window:
-  """The context as a window of fixed length, so that the model compiles once: `tokens` [rows,
-  window], `length` used.
+  """The context as a window of fixed length, so that the model is compiled only once.
 
-  With `next_logits` this is all that a key-value cache replaces.
+  A key-value cache would replace this class and `next_logits`, and nothing else.
+
+  Attributes:
+    tokens: The tokens of the context, [rows, window].
+    length: How many tokens of each row are in use.
   """
 
   def __init__(self, tokens: Int[np.ndarray, "rows window"], length: int):
@@ -70,13 +76,14 @@ class Window:
 
   @classmethod
   def start(cls, prompt: Sequence[int], window: int, rows: int) -> Window:
-    seen = np.asarray(prompt, np.int32)[-window:]
+    """Returns a window whose rows all hold the end of the prompt."""
+    end = np.asarray(prompt, np.int32)[-window:]
     tokens = np.zeros((rows, window), np.int32)
-    tokens[:, : len(seen)] = seen
-    return cls(tokens, len(seen))
+    tokens[:, : len(end)] = end
+    return cls(tokens, len(end))
 
   def append(self, token: Int[np.ndarray, "rows"]) -> Window:
-    """With one more token a row; a full window forgets its oldest."""
+    """Returns the window with one more token per row; a full window drops its oldest tokens."""
     full = self.length == self.tokens.shape[1]
     tokens = np.roll(self.tokens, -1, axis=1) if full else self.tokens.copy()
     length = self.length if full else self.length + 1
@@ -91,11 +98,13 @@ def next_logits(
   tokens: Int[Array, "rows window"],
   length: Int[Array, ""],
 ) -> Float[Array, "rows V"]:
-  """Logits of the token after the first `length`; the rest of the window is padding, which takes no
-  expert's slot."""
-  place = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-  valid = jnp.broadcast_to(place < length, tokens.shape)
-  positions = jnp.broadcast_to(place, tokens.shape)
+  """Returns the logits of the token that follows the first `length` tokens.
+
+  The rest of the window is padding, which takes no slots of experts.
+  """
+  index = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+  valid = jnp.broadcast_to(index < length, tokens.shape)
+  positions = jnp.broadcast_to(index, tokens.shape)
   logits, _ = model.apply(variables, tokens, valid.astype(jnp.int32), positions, train=False)
   return constrain(
     jax.lax.dynamic_index_in_dim(logits, length - 1, axis=1, keepdims=False), None, None
@@ -103,10 +112,11 @@ def next_logits(
 
 
 def draw(key, logits, temperature: float, allowed=None) -> Int[np.ndarray, "rows"]:
-  """One token a row from softmax(logits / temperature), restricted to `allowed`."""
+  """Draws one token per row from softmax(logits / temperature), restricted to `allowed`."""
   logits = np.asarray(logits, np.float32)
   if allowed is not None:
     logits = np.where(allowed, logits[:, : len(allowed)], -np.inf)
+  # The argmax of logits plus Gumbel noise is a sample of their softmax.
   if temperature > 0:
     logits = logits / temperature + np.asarray(jax.random.gumbel(key, logits.shape))
   return logits.argmax(-1).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Everything that a training step reads and writes, and where it lives on the mesh."""
+"""The state that a training step reads and writes, and its shardings on the mesh."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from moe_jax.training.optimizers import keys, stacked
 
 
 @typing.no_type_check
-@struct.dataclass
-class TrainState:
-  """What a run is at one moment, apart from its place in the data.
+class TrainState(struct.PyTreeNode):
+  """The state of a run between two steps, apart from its position in the data.
 
   Attributes:
-    step: updates done so far.
-    params: the model's weights, without Flax's metadata boxes.
-    opt_state: the optimizer's moments.
-    router_state: what balancing remembers ({} where it remembers nothing); changed by a rule, not
-      by a gradient.
-    rng: the run's key; step n draws from `fold_in(rng, n)`, so a resumed run draws what the first
-      would have drawn.
+    step: The number of updates done so far.
+    params: The model's weights, without Flax's metadata boxes.
+    opt_state: The optimizer's moments.
+    router_state: The state of load balancing, which a rule updates instead of a gradient. It is {}
+      if balancing has no state.
+    rng: The run's key. Step n draws from `fold_in(rng, n)`, so that a resumed run draws the same
+      numbers as one that was never interrupted.
   """
 
   step: Int[Array, ""]
@@ -43,7 +42,7 @@ class TrainState:
 def init_variables(
   model: nn.Module, key: Key[Array, ""], seq_len: int, batch_size: int = 1
 ) -> PyTree:
-  """The model's freshly drawn variables, in Flax's boxes that name each axis. Traceable."""
+  """Draws the model's variables, in Flax's boxes that name each axis; JAX can trace this."""
   tokens = jnp.zeros((batch_size, seq_len), jnp.int32)
   ones = jnp.ones_like(tokens)
   keys = {
@@ -59,15 +58,18 @@ def init_state(
   seq_len: int,
   batch_size: int = 1,
 ) -> TrainState:
-  """The state before the first step. Pure: `jit`, `eval_shape` and `vmap` over keys all work.
+  """Returns the state before the first step.
+
+  The function is pure: `jit`, `eval_shape` and `vmap` over keys all work.
 
   Args:
-    model: a model of `models/`.
-    optimizer: see `optimizers.py`.
-    key: the run's seed; weights come from `fold_in(key, 0)`, the steps' randomness from
-      `fold_in(key, 1)`.
-    seq_len: of the dummy input; no weight's shape depends on it.
-    batch_size: of the dummy input; must suit the mesh's data axes and the routing groups.
+    model: A model of `models/`.
+    optimizer: An optimizer of `optimizers.py`.
+    key: The key of the run. Weights are drawn from `fold_in(key, 0)`; the steps' randomness comes
+      from `fold_in(key, 1)`.
+    seq_len: The length of the dummy input's rows. No weight's shape depends on it.
+    batch_size: The number of the dummy input's rows, which must suit the mesh's data axes and the
+      routing groups.
   """
   return first_state(
     init_variables(model, jax.random.fold_in(key, 0), seq_len, batch_size), optimizer, key
@@ -77,8 +79,13 @@ def init_state(
 def first_state(
   boxed: PyTree, optimizer: optax.GradientTransformation, key: Key[Array, ""]
 ) -> TrainState:
-  """Returns the state before the first step, given what `init_variables` drew and the run's `key`.
-  Pure."""
+  """Returns the state before the first step, given its variables; the function is pure.
+
+  Args:
+    boxed: The result of `init_variables`.
+    optimizer: An optimizer of `optimizers.py`.
+    key: The key of the run, as in `init_state`.
+  """
   variables = _unbox(boxed)
   params = variables["params"]
   return TrainState(
@@ -91,48 +98,49 @@ def first_state(
 
 
 def state_shardings(mesh: Mesh, boxed: PyTree, abstract: TrainState) -> TrainState:
-  """A `NamedSharding` for every leaf of the state.
+  """Returns a state with a `NamedSharding` in place of every array.
 
-  Weights follow `sharding.RULES`; an optimizer's moment lies like the weight whose path ends its
-  own path and whose shape it has, and one of Adafactor's factors like that weight without the
-  dimension that it averages over. Everything else (counters) is replicated.
+  Weights follow `sharding.RULES`. A moment of the optimizer is sharded as the weight whose path is
+  the end of the moment's path and whose shape is equal. A factor of Adafactor is sharded as that
+  weight, without the dimension over which the factor averages. Everything else, which is counters,
+  is replicated.
 
   Args:
-    mesh: where the state will live.
-    boxed: the abstract result of `init_variables`.
-    abstract: the abstract result of `init_state`.
+    mesh: The mesh on which the state will live.
+    boxed: The abstract result of `init_variables`.
+    abstract: The abstract result of `init_state`.
   """
-  placed = sharding.param_shardings(mesh, boxed)
-  replicated = NamedSharding(mesh, PartitionSpec())
+  shardings = sharding.param_shardings(mesh, boxed)
+  replicated: Any = NamedSharding(mesh, PartitionSpec())
   weights = {
-    keys(path): (leaf.shape, place)
-    for (path, leaf), place in zip(
+    keys(path): (leaf.shape, weight_sharding)
+    for (path, leaf), weight_sharding in zip(
       jax.tree_util.tree_leaves_with_path(abstract.params),
-      jax.tree.leaves(placed["params"]),
+      jax.tree.leaves(shardings["params"]),
       strict=True,
     )
   }
 
-  def moment(path, leaf):
+  def moment_sharding(path, leaf):
     names = keys(path)
     for start in range(len(names)):
-      shape, place = weights.get(names[start:], (None, None))
+      shape, weight_sharding = weights.get(names[start:], (None, None))
       if shape == leaf.shape:
-        return place
-      if (
-        shape
-        and (lost := _averaged(names[start - 1], names[start:], shape, leaf.shape)) is not None
-      ):
-        return NamedSharding(
-          mesh, PartitionSpec(*(axes for i, axes in enumerate(place.spec) if i != lost))
-        )
+        return weight_sharding
+      if not shape:
+        continue
+      # The name before the weight's path is that of Adafactor's slot.
+      lost = _averaged(names[start - 1], names[start:], shape, leaf.shape)
+      if lost is not None:
+        spec = (axes for i, axes in enumerate(weight_sharding.spec) if i != lost)
+        return NamedSharding(mesh, PartitionSpec(*spec))
     return replicated
 
   return TrainState(
     step=replicated,
-    params=placed["params"],
-    opt_state=jax.tree_util.tree_map_with_path(moment, abstract.opt_state),
-    router_state=placed.get("router_state", {}),
+    params=shardings["params"],
+    opt_state=jax.tree_util.tree_map_with_path(moment_sharding, abstract.opt_state),
+    router_state=shardings.get("router_state", {}),
     rng=replicated,
   )
 
@@ -140,15 +148,24 @@ def state_shardings(mesh: Mesh, boxed: PyTree, abstract: TrainState) -> TrainSta
 def _averaged(
   slot: str, path: tuple[str, ...], weight: tuple[int, ...], factor: tuple[int, ...]
 ) -> int | None:
-  """The dimension of the weight at `path` that optax's `v_row` (the longest one) or `v_col` (the
-  next) has lost.
+  """Returns the dimension of a weight over which a factor of Adafactor averages.
 
-  Layers and experts do not count. None if it is no such factor.
+  Optax's `v_row` averages over the longest dimension, and `v_col` over the second longest. Axes
+  that count layers or experts are never averaged over.
+
+  Args:
+    slot: The name of the factor's slot.
+    path: The path of the weight.
+    weight: The shape of the weight.
+    factor: The shape of the leaf that may be a factor.
+
+  Returns:
+    The dimension, or None if the leaf is not such a factor.
   """
-  place, alone = {"v_row": -1, "v_col": -2}.get(slot), stacked(path, len(weight))
-  if place is None or len(weight) - alone < 2:
+  rank, num_stacked = {"v_row": -1, "v_col": -2}.get(slot), stacked(path, len(weight))
+  if rank is None or len(weight) - num_stacked < 2:
     return None
-  lost = alone + int(np.argsort(weight[alone:])[place])
+  lost = num_stacked + int(np.argsort(weight[num_stacked:])[rank])
   return lost if weight[:lost] + weight[lost + 1 :] == factor else None
 
 
@@ -160,8 +177,20 @@ def create(
   seq_len: int,
   batch_size: int = 1,
 ) -> tuple[TrainState, Any]:
-  """`(abstract, make)`: the state's shapes with their shardings, and a function that draws it onto
-  the mesh."""
+  """Returns the abstract initial state, and a function that draws the state on the mesh.
+
+  Args:
+    mesh: The mesh on which the state will live.
+    model: A model of `models/`.
+    optimizer: An optimizer of `optimizers.py`.
+    seed: The seed of the run's key.
+    seq_len: See `init_state`.
+    batch_size: See `init_state`.
+
+  Returns:
+    A state of `jax.ShapeDtypeStruct` with shardings, and a function without arguments that returns
+    the state.
+  """
 
   def init(key):
     return init_state(model, optimizer, key, seq_len, batch_size)
@@ -173,16 +202,18 @@ def create(
   abstract = jax.tree.map(
     lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places
   )
-  # Drawing numbers once is not worth optimising: on a CPU that would take longer than compiling the
-  # training step.
+  # This program runs only once, so it is not worth optimising. On a CPU that would take longer than
+  # compiling the training step.
   options = {"xla_backend_optimization_level": 0} if sharding.platform(mesh) == "cpu" else {}
   return abstract, lambda: jax.jit(init, out_shardings=places, compiler_options=options)(key)
 
 
 def _unbox(variables: PyTree) -> PyTree:
-  # nn.unbox would also look for logical rules in a context; where weights live is decided in
-  # `state_shardings`.
-  def boxed(leaf):
+  """Returns the variables without Flax's metadata boxes."""
+
+  # nn.unbox would also apply logical rules that it finds in a context. Here `state_shardings`
+  # decides where weights live.
+  def is_box(leaf):
     return isinstance(leaf, nn.LogicallyPartitioned)
 
-  return jax.tree.map(lambda leaf: leaf.value if boxed(leaf) else leaf, variables, is_leaf=boxed)
+  return jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, variables, is_leaf=is_box)

@@ -1,16 +1,21 @@
-"""One update and one evaluation, as pure functions: no I/O, no clock, no global; jit them, vmap
-them over seeds."""
+"""One update and one evaluation as pure functions, which can be jitted and vmapped over seeds.
+
+They do no I/O, read no clock and use no global variable.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PyTree
 
+from moe_jax import layers
 from moe_jax.models import update_router_state
 from moe_jax.routing import metrics as router_metrics
 from moe_jax.training.accumulate import Batch, accumulate
@@ -30,30 +35,31 @@ def train_step(
   bias_update_rate: float = 0.0,
   skip_nonfinite: bool = False,
 ) -> tuple[TrainState, dict[str, Array]]:
-  """One update: loss = cross-entropy + output z-loss + sum of weighted auxiliary losses.
+  """Does one update.
 
-  The cross-entropy (nats) is the mean over the batch's real targets. Losses, metrics and the update
-  are those of the whole batch, also where it is cut into microbatches: see `accumulate` for what
-  that costs and where it does not hold.
+  The loss is the cross-entropy, plus the weighted z-loss of the output softmax, plus the weighted
+  auxiliary losses. The cross-entropy (nats) is the mean over the batch's real targets. Losses,
+  metrics and the update are those of the whole batch, even if it is cut into microbatches. See
+  `accumulate` for what that costs, and for the exceptions.
 
   Args:
-    state: donate it.
-    batch: see `Batch`.
-    model: called as in `apply`.
-    optimizer, schedule: of `optimizers.make`; the schedule is only reported.
-    loss_weights: weight of each of `Aux.losses`.
-    accumulate_steps: microbatches; divides B.
-    output_z_loss: weight of the mean of log^2 Z of the output softmax.
-    bias_update_rate: step of the loss-free balancing bias; 0 leaves `router_state` alone.
-    skip_nonfinite: where the loss or the norm of the gradient is not finite only the step is
-      counted: weights, optimizer and router state stay as they were (GLaM, arXiv 2112.06905, Sec.
-      5.1).
+    state: The current state. The caller should donate it.
+    batch: The batch; see `Batch`.
+    model: The model, called as in `apply`.
+    optimizer: The optimizer of `optimizers.make`.
+    schedule: The schedule of `optimizers.make`, which is only reported.
+    loss_weights: The weight of each of `Aux.losses`.
+    accumulate_steps: The number of microbatches, which must divide B.
+    output_z_loss: The weight of the mean of log^2 Z of the output softmax.
+    bias_update_rate: The step size of the loss-free balancing bias. 0 leaves `router_state` alone.
+    skip_nonfinite: Whether an update is skipped if the loss or the norm of the gradient is not
+      finite. Then only the step is counted, and weights, optimizer and router state stay as they
+      were (GLaM, arXiv 2112.06905, Sec. 5.1).
 
   Returns:
-    The next state, and metrics: loss, cross_entropy, grad_norm (before clipping), grad_norms (of
-      each parameter, in the
-    order of the tree's leaves), learning_rate, the unweighted auxiliary losses, and `moe/...` by
-      layer.
+    The next state, and the metrics: loss, cross_entropy, output_z (if it has a weight), grad_norm
+    (before clipping), grad_norms (one per parameter, in the order of the tree's leaves),
+    learning_rate, the unweighted auxiliary losses, and `moe/...`, one entry per layer.
   """
   key = jax.random.fold_in(state.rng, state.step)
   total = jnp.maximum(jnp.sum(batch["segment_ids"] > 0), 1).astype(jnp.float32)
@@ -71,8 +77,8 @@ def train_step(
     nats, log_z = token_nats(logits, rows["targets"])
     real = rows["segment_ids"] > 0
 
-    # Over each row first: shorter sums round less, and are the same into however many microbatches
-    # the rows are cut.
+    # The sum over each row comes first. Such shorter sums round less, and they do not depend on the
+    # number of microbatches.
     def mean(values):
       return jnp.sum(jnp.sum(values * real, axis=-1)) / total
 
@@ -85,7 +91,7 @@ def train_step(
 
   grads, losses, sums = accumulate(
     jax.grad(loss_of, has_aux=True),
-    lambda *part: forward(*part)[1].shares,
+    lambda *arguments: forward(*arguments)[1].shares,
     state.params,
     batch,
     key,
@@ -109,9 +115,9 @@ def train_step(
     router_state=router_state,
   )
   if skip_nonfinite:
-    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-    kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
-    after = kept.replace(step=after.step)
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    selected = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+    after = selected.replace(step=after.step)
   return after, metrics
 
 
@@ -123,10 +129,21 @@ def eval_step(
   *,
   model: nn.Module,
 ) -> dict[str, Array]:
-  """Sums over the batch's real targets: `nats`, `tokens`, and `bytes` that those tokens stand for.
+  """Returns sums over the batch's real targets, from which bits per byte are computed.
 
-  Bits per byte = nats / (ln 2 * bytes); it compares models whatever their tokenizers. A document's
-  boundary costs nats and stands for no byte.
+  Bits per byte are nats / (ln 2 * bytes). They allow to compare models with different tokenizers.
+  The boundary of a document costs nats and stands for no byte.
+
+  Args:
+    params: The model's weights.
+    router_state: The state of load balancing, or {} if there is none.
+    batch: The batch; see `Batch`.
+    byte_lengths: The number of bytes that each token stands for.
+    model: The model, called as in `apply`.
+
+  Returns:
+    The sums `nats` (the cross-entropy), `tokens` (the real targets) and `bytes` (for which those
+    tokens stand).
   """
   variables = {"params": params} | ({"router_state": router_state} if router_state else {})
   logits, _ = apply(model, variables, batch, train=False)
@@ -139,24 +156,31 @@ def eval_step(
   }
 
 
-def apply(model: nn.Module, variables: PyTree, batch: Batch, **kwargs):
-  """What the model makes of a batch: `(tokens, segment_ids, positions, **kwargs) -> (logits, Aux)`.
+def apply(
+  model: nn.Module, variables: PyTree, batch: Batch, **kwargs: Any
+) -> tuple[Array, layers.Aux]:
+  """Returns the logits and the `Aux` of a batch.
 
-  A batch with an encoder's inputs adds `encoder={"tokens", "segment_ids", "positions"}`.
+  The model is called as `(tokens, segment_ids, positions, **kwargs)`. If the batch has inputs of an
+  encoder, the argument `encoder={"tokens", "segment_ids", "positions"}` is added.
   """
   prefix = "encoder_"
-  source = {
+  encoder_inputs = {
     name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)
   }
-  if source:
-    kwargs["encoder"] = source
-  return model.apply(variables, batch["inputs"], batch["segment_ids"], batch["positions"], **kwargs)
+  if encoder_inputs:
+    kwargs["encoder"] = encoder_inputs
+  # Flax's annotation also covers calls with mutable collections, which return something else.
+  output: Any = model.apply(
+    variables, batch["inputs"], batch["segment_ids"], batch["positions"], **kwargs
+  )
+  return output
 
 
 def token_nats(
-  logits: Float[Array, "B L V"], targets: Int[Array, "B L"]
+  logits: Float[Array, "B L V"], targets: Int[Array, "B L"] | Int[np.ndarray, "B L"]
 ) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
-  """`(-log p(target), log Z)` for each position, in float32."""
+  """Returns `(-log p(target), log Z)` for each position, in float32."""
   logits = logits.astype(jnp.float32)
   log_z = jax.nn.logsumexp(logits, axis=-1)
   return log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], log_z

@@ -1,9 +1,12 @@
-"""A run's directory: claimed by writing its config, refused to any other run.
+"""The directory of a run, which a run claims by writing its config; other runs are refused.
 
-config.json   the resolved config        meta.json      versions, data fingerprints, every start's
-command checkpoints/  see checkpoints.py         metrics.jsonl  see metrics.py, and tb/ for
-TensorBoard results.json, routing.json, report.html  written at the end set_aside/    checkpoints
-that the run could not or must not go on from
+config.json    the resolved config
+meta.json      versions, fingerprints of the data, and the command of every start
+checkpoints/   see checkpoints.py
+set_aside/     checkpoints from which the run could not or must not continue
+metrics.jsonl  see metrics.py
+tb/            events for TensorBoard
+results.json, routing.json, report.html   written at the end
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ import jax
 
 from moe_jax.errors import ConfigError
 
-# What may change between two starts of one run: it moves no number, or only says how long and how
-# often.
+# The keys that may change between two starts of one run. They do not change the result of a step,
+# or they only say how long the run is and how often something is done.
 FREE = (
   "mesh",
   "sharding",
@@ -47,7 +50,7 @@ FREE = (
   "data.tfds_dir",
   "model.remat",
 )
-# What a run writes, and whether each of these is a directory.
+# The names that a run writes, and for each whether it is a directory.
 FILES = {
   "config.json": False,
   "meta.json": False,
@@ -62,30 +65,33 @@ FILES = {
 }
 PACKAGES = ("moe_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _MISSING = "(not set)"
-TEMPORARY = ".tmp"  # how the names of files end that are not whole yet
+# The suffix of files that are still being written.
+TEMPORARY = ".tmp"
 
 
 def check(directory: pathlib.Path, config) -> None:
-  """Refuses a directory that cannot be, or is not, this run's. Writes nothing.
+  """Raises ConfigError unless the run of this config can use the directory; writes nothing.
 
   Raises:
-    ConfigError: a file, a directory that cannot be written, that holds something else, or that
-      holds another run.
+    ConfigError: If the path is a file, or if the directory cannot be written, holds something else
+      under one of the names that a run writes, or holds another run.
   """
   if directory.exists() and not directory.is_dir():
     raise ConfigError(
       "workdir", str(directory), "is a file; name a directory, which is created if missing"
     )
-  home = next(p for p in (directory, *directory.absolute().parents) if p.exists())
-  if not home.is_dir():
+  existing = next(p for p in (directory, *directory.absolute().parents) if p.exists())
+  if not existing.is_dir():
     raise ConfigError(
       "workdir",
       str(directory),
-      f"cannot be created, because {home} is a file; name another directory",
+      f"cannot be created, because {existing} is a file; name another directory",
     )
-  if not _writable(home):
+  if not _writable(existing):
     raise ConfigError(
-      "workdir", str(directory), f"{home} cannot be written; name a directory that you may write"
+      "workdir",
+      str(directory),
+      f"{existing} cannot be written; name a directory that you may write",
     )
   _check_kinds(directory)
   stored = read_json(directory / "config.json", dict)
@@ -109,8 +115,7 @@ def check(directory: pathlib.Path, config) -> None:
 
 
 def _check_kinds(directory: pathlib.Path) -> None:
-  """Refuses a file where the run needs a directory, a directory where it needs a file, and what
-  cannot be read."""
+  """Raises ConfigError if a name that a run writes is of the wrong kind, or a broken link."""
   for name, folder in FILES.items():
     path = directory / name
     if path.exists() and path.is_dir() != folder:
@@ -129,20 +134,21 @@ def _check_kinds(directory: pathlib.Path) -> None:
 
 
 def _has_checkpoints(directory: pathlib.Path) -> bool:
+  """Returns whether the workdir holds anything in `checkpoints`."""
   return (directory / "checkpoints").is_dir() and any((directory / "checkpoints").iterdir())
 
 
 def check_data(directory: pathlib.Path, fingerprints: dict[str, str], tokenizer: str) -> None:
-  """Refuses data or a tokenizer other than those that the run began with.
+  """Raises ConfigError if the data or the tokenizer are not those that the run began with.
 
   Args:
-    directory: the workdir.
-    fingerprints: of the data, by source.
-    tokenizer: the tokenizer's fingerprint.
+    directory: The workdir.
+    fingerprints: The fingerprints of the data by source.
+    tokenizer: The tokenizer's fingerprint.
 
   Raises:
-    ConfigError: names the first source that differs, or the tokenizer; or says that meta.json,
-      which remembers them, is gone or is not one of a run.
+    ConfigError: If the data of a source or the tokenizer differ, or if meta.json, which holds their
+      fingerprints, is missing beside checkpoints or is not the meta.json of a run.
   """
   meta = read_json(directory / "meta.json", dict)
   if meta is None:
@@ -183,8 +189,10 @@ def check_data(directory: pathlib.Path, fingerprints: dict[str, str], tokenizer:
 
 
 def claim(directory: pathlib.Path, config) -> None:
-  """Makes the directory this run's, before anything else is put there: writes `config.json` unless
-  there is one."""
+  """Claims the directory for this run by writing `config.json`, unless there is one.
+
+  This must come before anything else is written there.
+  """
   directory.mkdir(parents=True, exist_ok=True)
   if not (directory / "config.json").exists():
     write_json(directory / "config.json", plain(config))
@@ -192,10 +200,10 @@ def claim(directory: pathlib.Path, config) -> None:
 
 @contextlib.contextmanager
 def exclusive(directory: pathlib.Path) -> Iterator[None]:
-  """Holds the directory for this process. The system lets go of it however the process ends.
+  """Holds a lock on the directory, which the system releases however the process ends.
 
   Raises:
-    ConfigError: another process of this machine trains there.
+    ConfigError: If another process of this machine trains there.
   """
   with (directory / ".lock").open("a") as file:
     try:
@@ -206,15 +214,18 @@ def exclusive(directory: pathlib.Path) -> Iterator[None]:
         str(directory),
         "another process is training there; wait until it has ended, or name another directory",
       ) from error
-    except OSError:  # a file system without locks
+    except OSError:
+      # This file system has no locks.
       pass
     remove_temporaries(directory)
     yield
 
 
 def remove_temporaries(directory: pathlib.Path) -> None:
-  """Removes what `write_atomically` of a killed process left in a directory that this process
-  holds."""
+  """Removes temporary files that `write_atomically` left behind in a process that was killed.
+
+  The caller must hold the directory, so that no other process is just writing such a file.
+  """
   for name in FILES:
     for path in directory.glob(f".{name}.*{TEMPORARY}"):
       path.unlink(missing_ok=True)
@@ -223,8 +234,14 @@ def remove_temporaries(directory: pathlib.Path) -> None:
 def note_start(
   directory: pathlib.Path, config, facts: dict[str, Any], start: dict[str, Any]
 ) -> None:
-  """Adds a start to `meta.json`, which keeps the `facts` of the first, and renews `config.json`
-  (`FREE` keys vary)."""
+  """Adds a start of the run to `meta.json`, and writes `config.json` anew.
+
+  Args:
+    directory: The workdir.
+    config: The config of this start, of which the keys of `FREE` may have changed.
+    facts: What `meta.json` holds of the whole run. Only those of the first start are written.
+    start: What `meta.json` holds of this start. The time and the versions are added.
+  """
   meta = read_json(directory / "meta.json", dict) or facts | {"starts": []}
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
   meta["starts"].append({"time": now} | versions() | start)
@@ -233,31 +250,40 @@ def note_start(
 
 
 def versions() -> dict[str, Any]:
-  """Interpreter, packages, git commit (None outside a clone) and machine of this process."""
-  found = {}
+  """Returns the interpreter, packages, git commit (None outside a clone) and machine."""
+  packages = {}
   for name in PACKAGES:
     try:
-      found[name] = importlib.metadata.version(name)
+      packages[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-      found[name] = "not installed"
+      packages[name] = "not installed"
   return {
     "python": platform.python_version(),
-    "packages": found,
+    "packages": packages,
     "commit": _commit(),
     "machine": platform.platform(),
   }
 
 
 def hardware(mesh: jax.sharding.Mesh) -> str:
-  """The mesh's devices in words, as in "8 x TPU v4"."""
+  """Returns the mesh's devices in words, as in "8 x TPU v4"."""
   device = mesh.devices.flat[0]
   cores = f", {os.cpu_count()} cores" if device.platform == "cpu" else ""
   return f"{mesh.size} x {device.device_kind}{cores}"
 
 
 def first_difference(stored: dict, config: dict, prefix: str = "") -> tuple[str, Any, Any] | None:
-  """`(key, stored, new)` of the first field, in the config's order, that differs and is not in
-  `FREE`."""
+  """Returns the first difference between two configs in keys that must not change.
+
+  Args:
+    stored: The config of the first start, as JSON holds it.
+    config: The config of this start, as JSON would hold it.
+    prefix: The dotted name of the sections that are compared, with a dot at its end.
+
+  Returns:
+    `(key, stored value, new value)` of the first key, in the config's order, that differs and is
+    not in `FREE`; None if there is no such key.
+  """
   for key in [*config, *(k for k in stored if k not in config)]:
     name = prefix + key
     before, now = stored.get(key, _MISSING), config.get(key, _MISSING)
@@ -272,25 +298,25 @@ def first_difference(stored: dict, config: dict, prefix: str = "") -> tuple[str,
 
 
 def plain(config) -> dict[str, Any]:
-  """A ConfigDict as JSON would return it: tuples are lists."""
+  """Returns a ConfigDict as JSON would return it, with lists for tuples."""
   return json.loads(json.dumps(config.to_dict()))
 
 
 def read_json(path: pathlib.Path, kind: type = object) -> Any:
-  """The file's content; None if there is no file.
+  """Returns the content of a JSON file, or None if there is no file.
 
   Args:
-    path: of the file.
-    kind: what the content must be, such as dict.
+    path: The path of the file.
+    kind: The type that the content must have, such as dict.
 
   Raises:
-    ConfigError: it is not JSON, or of another kind.
+    ConfigError: If the file is not JSON, or if its content has another type.
   """
   if not path.exists():
     return None
   remedy = "restore that file, or name another directory"
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
   except (ValueError, OSError, RecursionError) as error:
     reason = (
       "it is nested too deeply"
@@ -300,21 +326,23 @@ def read_json(path: pathlib.Path, kind: type = object) -> Any:
     raise ConfigError(
       "workdir", str(path.parent), f"its {path.name} cannot be read ({reason}); {remedy}"
     ) from error
-  if not isinstance(found, kind):
+  if not isinstance(content, kind):
     raise ConfigError(
       "workdir",
       str(path.parent),
-      f"its {path.name} holds a {type(found).__name__} of JSON where an object is needed; {remedy}",
+      f"its {path.name} holds a {type(content).__name__} of JSON where an object is needed; "
+      f"{remedy}",
     )
-  return found
+  return content
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a value as indented JSON; see `write_atomically`."""
   write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Writes the whole file or, if killed, none of it."""
+  """Writes a file so that it is either complete or, if the process is killed, unchanged."""
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
   try:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -323,13 +351,16 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
       os.fsync(file.fileno())
     os.chmod(temporary, 0o644)
     os.replace(temporary, path)
-  except BaseException:  # a full disk must not be filled further
+  except BaseException:
+    # If the disk is full, the remains must not fill it further.
     pathlib.Path(temporary).unlink(missing_ok=True)
     raise
 
 
 def _writable(directory: pathlib.Path) -> bool:
-  try:  # os.access says yes to root on a read-only file system
+  """Returns whether files can be created in the directory."""
+  # `os.access` would return True for root even on a read-only file system.
+  try:
     with tempfile.TemporaryFile(dir=directory):
       return True
   except OSError:
@@ -337,9 +368,11 @@ def _writable(directory: pathlib.Path) -> bool:
 
 
 def _commit() -> str | None:
+  """Returns the git commit of the clone that this file is in, or None if it is in no clone."""
   try:
     root = pathlib.Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # installed, perhaps below somebody else's clone
+    # An installed package may lie below somebody else's clone, whose commit would be wrong.
+    if not (root / ".git").exists():
       return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a config."""
+"""The parameters and FLOPs of a config agree with values that are computed by hand."""
 
 import pytest
 from changed import config
@@ -12,12 +12,17 @@ R = "model.moe.router"
 
 
 def test_parameters_and_flops_by_hand():
-  # D=8, 2 heads of 4, F=16 gated, V=10, 2 layers of which the second has 4 experts of F=6, top-2,
-  # one shared expert. attention 4*8*8 = 256 and 2 norms of 8 a layer: 2 * 272 = 544; dense FFN
-  # 3*8*16 = 384; expert 3*8*6 = 144; router 32; shared 144; final norm 8; embedding 80. Total 544 +
-  # 384 + 4*144 + 32 + 144 + 8 + 80 = 1768; activated 1768 - 2*144 = 1480. Weights in matmuls: 1480
-  # less 5 norms of 8 = 1440; attention of L=16: 4 * 2 layers * 16 * 8 = 1024. Catches: norms
-  # counted as matmuls, shared experts as routed ones, an embedding counted twice.
+  # The model has D=8, 2 heads of 4, a gated FFN of F=16, V=10 and 2 layers. The second layer has 4
+  # experts of F=6 with top-2 routing, and one shared expert. By hand:
+  #   attention 4*8*8 = 256 and 2 norms of 8 per layer    2 * 272 = 544
+  #   dense FFN 3*8*16 = 384; an expert 3*8*6 = 144; router 32; shared expert 144
+  #   final norm 8; embedding 80
+  #   total                        544 + 384 + 4*144 + 32 + 144 + 8 + 80 = 1768
+  #   activated                    1768 - 2*144 = 1480
+  #   weights in matrix products   1480 - 5 norms of 8 = 1440
+  #   attention over L=16          4 * 2 layers * 16 * 8 = 1024
+  # Catches norms that count as matrix products, shared experts that count as routed ones, and an
+  # embedding that counts twice.
   sizes = {
     "model.d_model": 8,
     "model.num_layers": 2,
@@ -66,20 +71,19 @@ DENSE = {
   "model.activation": "relu",
   "data.seq_len": 16,
 }
-MATRICES = (
-  2 * 8 * 8 + 2 * 8 * 4 + 2 * 8 * 16 + 10 * 8
-)  # queries and output, keys and values, FFN, tied embedding
+# The weights of queries and output, of keys and values, of the FFN, and of the tied embedding.
+MATRICES = 2 * 8 * 8 + 2 * 8 * 4 + 2 * 8 * 16 + 10 * 8
 
 
 def test_vectors_are_no_matmuls():
-  # Catches: biases and looked-up relative positions that count 2 FLOPs a value, or as another
-  # kind's parameters.
+  # Catches biases and relative positions that count 2 FLOPs per value, or that count as parameters
+  # of another kind.
   vectors = config(
     DENSE | BIASES | {"model.qkv_bias": True, "model.qk_norm": True, "model.ffn_bias": "additive"}
   )
   assert accounts.flops_per_token(vectors, 10) == 2 * MATRICES + 4 * 16 * 8
-  # Biases of 8 + 4 + 4 on q, k, v and of 16 in the FFN; norms of 3 * 8 and 8 + 4; a bias of 2 heads
-  # x 8 buckets.
+  # There are biases of 8 + 4 + 4 for queries, keys and values and of 16 in the FFN, norms of 3 * 8
+  # and 8 + 4, and a relative bias of 2 heads x 8 buckets.
   assert accounts.parameters_by_kind(vectors, 10) == {
     "embedding": 80,
     "attention": 192 + 16,
@@ -94,7 +98,8 @@ def test_vectors_are_no_matmuls():
 
 
 def test_flops_of_a_window():
-  # Catches: scores counted that the window cuts off; a window longer than the row.
+  # Catches scores that count although they are outside the window, and a window that is longer than
+  # the row.
   windows = [
     accounts.flops_per_token(config(DENSE | {"model.sliding_window": w}), 10) for w in (0, 6, 99)
   ]
@@ -102,8 +107,8 @@ def test_flops_of_a_window():
 
 
 def test_flops_of_latent_attention():
-  # Scores over 4 + 2 features, averages of values of 3: 2 heads * 16 keys * 2 * 9. Catches:
-  # head_dim read.
+  # Scores have 4 + 2 features and values have 3, which makes 2 heads * 16 keys * 2 * 9. Catches the
+  # use of head_dim.
   latent = {
     f"model.latent.{key}": value
     for key, value in {
@@ -121,11 +126,15 @@ def test_flops_of_latent_attention():
 
 
 def test_a_brainformer_by_hand():
-  # Twice: attention of 2 heads of 4 at D=8 (4*8*8 = 256); experts of F=6 at width 4 (2 matrices:
-  # 2*4*6 = 48), of which top-2 meets 2 of 4, with 2*8*4 = 64 to and from that width and a router of
-  # 16; attention; experts of F=5 at D=8 (80), of which a capacity of 1 meets one, with a router of
-  # 32. Norms: 4*8 a block and 8. Catches: the share of one gate taken for all sublayers, or of the
-  # first stretch's sublayer for the second's; heads of the config counted in place of a sublayer's.
+  # There are two blocks with these sublayers:
+  #   attention with 2 heads of 4 at D=8, which has 4*8*8 = 256 weights;
+  #   4 experts of F=6 at width 4, with 2*4*6 = 48 each, of which a token activates 2 (top-2);
+  #     2*8*4 = 64 to and from that width, and a router of 16;
+  #   attention as before;
+  #   4 experts of F=5 at D=8, with 80 each, of which a capacity of 1 activates one; a router of 32.
+  # A block has norms of 4*8, and there is a final norm of 8. Catches the share of one gate that is
+  # used for all sublayers, or that of a sublayer outside of the scan for one inside, and the
+  # config's heads in place of the sublayer's.
   sizes = {
     "model.family": "brainformer",
     "model.num_layers": 2,
@@ -148,17 +157,16 @@ def test_a_brainformer_by_hand():
     c = config(sizes | {"model.scan_layers": scan})
     rest = 80 + 8 + 2 * (512 + 64 + 16 + 32 + 32)
     assert accounts.parameter_counts(c, 10) == (rest + 2 * 4 * (48 + 80), rest + 2 * (2 * 48 + 80))
-    attention = (
-      2 * 4 * 2 * 4 * 2 * 16
-    )  # 2 FLOPs, 4 layers, keys and values of 2 heads of 4, 16 positions
+    # 2 FLOPs, 4 layers, keys and values of 2 heads of 4, and 16 positions.
+    attention = 2 * 4 * 2 * 4 * 2 * 16
     assert accounts.flops_per_token(c, 10) == 2 * (rest - 8 - 64 + 2 * (2 * 48 + 80)) + attention
     assert accounts.parameters_by_kind(c, 10)["widths"] == 2 * 64
 
 
 def test_flops_of_an_encoder_decoder():
-  # 32 positions of the source for 16 of the target: the encoder counts twice a token, and so do the
-  # cross-attention's keys and values (2 * 8 * 4). Catches: an encoder that is free, a target's
-  # embedding that is looked up counted.
+  # There are 32 positions of the encoder for 16 of the decoder. The encoder therefore counts twice
+  # per token, and so do the keys and values of cross-attention (2 * 8 * 4). Catches an encoder that
+  # does not count, and an embedding of targets that counts although it is only looked up.
   both = (
     DENSE
     | BIASES
@@ -176,7 +184,7 @@ def test_flops_of_an_encoder_decoder():
 
 
 def test_a_changed_config_is_counted_anew():
-  # Catches: shapes that are remembered for a config object and not for what is in it.
+  # Catches shapes that are cached by the identity of a config and not by its content.
   c = config(DENSE)
   before = accounts.parameter_counts(c, 10)[0]
   c.model.d_ff += 1
@@ -187,7 +195,7 @@ def test_a_changed_config_is_counted_anew():
 
 
 def test_a_scanned_model_has_the_same_counts():
-  # Catches: leading layer axes that hide an expert's weights.
+  # Catches weights of experts that are not recognised behind a leading axis of layers.
   counts = [
     accounts.parameter_counts(config({"model.scan_layers": scan}), 264) for scan in (True, False)
   ]

@@ -1,4 +1,4 @@
-"""What a step keeps for its backward pass."""
+"""The bytes that a step keeps for its backward pass."""
 
 import pytest
 from changed import config
@@ -7,7 +7,7 @@ from moe_jax import accounts
 
 pytestmark = pytest.mark.unit
 
-# Two dense layers of D = 16, L = 8, V = 10; bytes a row.
+# Two dense layers with D = 16, L = 8 and V = 10.
 SMALL = {
   "model.d_model": 16,
   "model.num_layers": 2,
@@ -21,9 +21,9 @@ SMALL = {
 
 
 def test_the_least_is_each_layers_input():
-  # Catches: weights counted as activations, bytes of a batch in place of a row, a remat that is not
-  # read. With remat "full" a layer keeps its input, 8 * 16 float32; besides, the loss keeps some
-  # arrays of 8 x 10 and 8 x 16.
+  # With remat "full" a layer keeps its input, which is 8 * 16 float32 per row. Besides, the loss
+  # keeps some arrays of 8 x 10 and 8 x 16. Catches weights that are counted as activations, the
+  # bytes of a batch in place of a row, and a remat that is not read.
   full, deeper = (
     accounts.activation_bytes(config(SMALL | {"model.remat": "full", "model.num_layers": n}), 10)
     for n in (2, 6)
@@ -33,7 +33,7 @@ def test_the_least_is_each_layers_input():
 
 
 def test_less_recomputation_keeps_more():
-  # Catches: policies exchanged; with "none" attention keeps scores of L x L a head.
+  # With remat "none" attention keeps scores of L x L per head. Catches policies that are exchanged.
   def saved(remat):
     return accounts.activation_bytes(config(SMALL | {"model.remat": remat}), 10)
 
@@ -46,14 +46,14 @@ def test_less_recomputation_keeps_more():
 
 
 def test_groups_that_span_rows():
-  # Catches: a batch that holds no whole group. Groups of 12 tokens and rows of 8: three rows hold
-  # two groups.
+  # With groups of 12 tokens and rows of 8, three rows hold two groups. Catches a batch that does
+  # not hold whole groups.
   c = config(SMALL | {"model.moe.num_experts": 4, "model.moe.d_ff": 16, "model.moe.group_size": 12})
   assert accounts.activation_bytes(c, 10) > 0
 
 
 def test_an_encoder_and_its_decoder():
-  # Catches: a source that is not there or not counted.
+  # Catches an encoder's input that is missing or not counted.
   both = SMALL | {
     "model.family": "encoder_decoder",
     "model.position": "relative",

@@ -1,4 +1,4 @@
-"""The header of a run."""
+"""The summaries of model and routing that the header of a run shows."""
 
 import pytest
 from changed import config
@@ -15,11 +15,11 @@ def _lines(preset, changes=()):
 
 
 def test_switch():
-  # S = 256, E = 8: 1.25 * 256 / 8 = 40 slots, 64 at evaluation. Catches: the training capacity
-  # shown for both.
+  # With S = 256 and E = 8 there are 1.25 * 256 / 8 = 40 slots in training and 64 in evaluation.
+  # Catches the capacity of training that is shown for both.
   lines = _lines("switch")
   assert lines["capacity"] == (
-    "training: 40 slots an expert (1.25 S/E); evaluation: 64 slots an expert (2 S/E)"
+    "training: 40 slots per expert (1.25 S/E); evaluation: 64 slots per expert (2 S/E)"
   )
   assert "k=1" in lines["routing"] and "groups of 256 tokens" in lines["routing"]
   assert "jitter 0.01 on its input" in lines["gates"] and lines["causal"].startswith(
@@ -29,10 +29,10 @@ def test_switch():
 
 
 def test_gshard_and_dropless():
-  # 1.0 * 2 * 256 / 8 = 64 slots. Catches: K left out of S*K/E; a leak shown where nothing is
-  # dropped.
+  # There are 1.0 * 2 * 256 / 8 = 64 slots. Catches a missing K in S*K/E, and a leak that is shown
+  # although nothing is dropped.
   gshard, mixtral = _lines("gshard"), _lines("mixtral")
-  assert "64 slots an expert (1 S*K/E)" in gshard["capacity"] and "displaces" in gshard["causal"]
+  assert "64 slots per expert (1 S*K/E)" in gshard["capacity"] and "displaces" in gshard["causal"]
   assert mixtral["capacity"] == "training: dropless; evaluation: dropless"
   assert mixtral["causal"].startswith("no later token")
 
@@ -49,9 +49,10 @@ def test_shared_bias_and_scale():
 
 
 def test_own_capacity_soft_and_dense():
-  # Catches: the layer's capacity shown for a router that fills its own; a crash without experts.
+  # Catches the layer's capacity that is shown for a router with its own, and a crash without
+  # experts.
   lines = _lines("switch_no_token_left_behind")
-  assert lines["capacity"].startswith("training: 40 slots an expert (1.25 S/E)")
+  assert lines["capacity"].startswith("training: 40 slots per expert (1.25 S/E)")
   c = config({"model.moe.allow_noncausal_routing": True})
   assembly.use_preset(c, "soft_moe")
   assert "8 experts of 8 slots" in accounts.routing_summary(c)
@@ -64,8 +65,8 @@ def _model(**changes):
 
 
 def test_the_model_in_words():
-  # Catches: experts counted in layers that have none, a decoder called by its encoder's depth, an
-  # attention or a vocabulary of another kind.
+  # Catches experts that count in layers without any, the depth of an encoder in place of the
+  # decoder's, and words about another kind of attention or vocabulary.
   lines = _model()
   assert lines["model"] == "decoder, 4 layers of width 128, 2 with experts"
   assert lines["attention"] == "4 heads of 32, 4 of keys and values, rope (theta 10000)"
@@ -86,7 +87,7 @@ def test_the_model_in_words():
     and "64 and 32 entries" in lines["embedding"]
   )
   assert (
-    "relative biases, one table a stack"
+    "relative biases, one table per stack"
     in _model(model__position="relative", model__relative_shared=True)["attention"]
   )
   assert "one more before each of the 5 layers' experts" in lines["ffn"]

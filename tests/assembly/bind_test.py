@@ -1,4 +1,4 @@
-"""A name and its options become a function."""
+"""A name and its options in a config become a function with its options bound."""
 
 import pytest
 
@@ -9,7 +9,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_bind():
-  # Catches: options of one name bound to another; an int refused for a float.
+  # Catches options of one function that are bound to another, and an int that is refused in place
+  # of a float.
   table = {"a": lambda x, *, s=1.0, n=2: (x, s, n), "b": lambda x: x}
   assert assembly.bind(table, {"name": "a", "a": {"s": 3}, "b": {}}, "f")(0) == (0, 3, 2)
   assert assembly.bind(table, {"name": "b", "a": {"s": 3.0}}, "f")(5) == 5

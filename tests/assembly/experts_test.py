@@ -1,4 +1,4 @@
-"""The layers with experts of a config."""
+"""The layers with experts are built as the config says."""
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ R = "model.moe.router"
 
 
 def test_loss_weights_name_what_the_model_reports():
-  # Catches: a loss that is computed and not weighted, or weighted and not computed (a KeyError in
-  # the first step).
+  # Catches a loss that is computed but has no weight, and one that has a weight but is not computed
+  # (which would be a KeyError in the first step).
   c = config({"model.moe.z_loss": 0.0, "model.moe.load_loss": 0.5})
   assert assembly.loss_weights(c) == {"balance": 0.01, "load": 0.5}
   model = assembly.model(c, 264, sharding.make_mesh({"data": 1}))
@@ -32,8 +32,8 @@ def test_loss_weights_name_what_the_model_reports():
 
 @pytest.mark.parametrize("soft_slots", [0, 1])
 def test_experts_have_an_activation_of_their_own(soft_slots):
-  # Catches: dense FFNs that take the experts' (GLaM's are gated, its experts are not), shared
-  # experts that do not.
+  # Catches dense FFNs that use the experts' activation (GLaM's dense FFNs are gated, and its
+  # experts are not), and shared experts that do not use it.
   changes = {
     "model.ffn_bias": "additive",
     "model.moe.num_shared_experts": 1,
@@ -49,7 +49,8 @@ def test_experts_have_an_activation_of_their_own(soft_slots):
 
 
 def test_expert_choice_sizes_its_own_slots():
-  # Catches: the layer's capacity dropping what the router chose; dropless buffers of S slots.
+  # Catches a capacity of the layer that drops what the router has chosen, and dropless buffers of S
+  # slots.
   c = config(
     {
       f"{R}.name": "expert_choice",

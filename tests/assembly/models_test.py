@@ -1,4 +1,4 @@
-"""The model of a config."""
+"""The model is built as the config says."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ R, W = "model.moe.router", "model.moe.dispatcher"
 
 
 def test_vocabulary():
-  # Catches: an embedding smaller than the tokenizer.
+  # Catches an embedding that is smaller than the tokenizer's vocabulary.
   mesh = sharding.make_mesh({"data": 1})
   assert assembly.model(config(), 264, mesh).vocab_size == 264
   assert assembly.model(config({"model.vocab_size": 512}), 264, mesh).vocab_size == 512
@@ -29,14 +29,14 @@ def test_vocabulary():
 
 @pytest.mark.parametrize("family", assembly.FAMILIES)
 def test_the_seed_arrives_in_every_family(family):
-  # Catches: a family whose routers that learn nothing are the same for all seeds.
+  # Catches a family in which routers without weights are the same for all seeds.
   block = ("attention", "moe") if family == "brainformer" else ()
   c = config({"seed": 7, "model.family": family, "model.block": block})
   assert assembly.model(c, 264, sharding.make_mesh({"data": 1})).seed == 7
 
 
 def test_every_key_of_attention_arrives():
-  # Catches: a key of the config that nobody reads.
+  # Catches a key of the config that is not read.
   keys = {
     "position": "relative",
     "relative_buckets": 8,
@@ -63,8 +63,8 @@ def test_every_key_of_attention_arrives():
 
 
 def test_an_encoder_with_a_priority_of_its_own():
-  # Catches: batch-prioritised routing in the decoder, where it would look ahead, or in neither; a
-  # config that the model changes.
+  # Catches batch-prioritised routing in the decoder, where it would look ahead, or in neither
+  # tower, and a config that building a model changes.
   c = config(
     {
       "model.family": "encoder_decoder",
@@ -87,9 +87,9 @@ def test_an_encoder_with_a_priority_of_its_own():
 
 
 def test_stacks_of_an_encoder_decoder():
-  # Catches: a causal encoder, positions in cross-attention, no dropout on attention weights, one
-  # stack's layers given to the other, additions to the residual stream miscounted (8, 2 of them
-  # extra, and 2 * 3).
+  # Catches a causal encoder, positions in cross-attention, missing dropout of attention weights,
+  # layers of one tower in the other, and wrong numbers of additions to the residual stream. The
+  # encoder has 2 * 3 and 2 extra ones, which are 8, and the decoder has 3 * 2 and 1 extra one.
   c = config(
     {
       "model.family": "encoder_decoder",
@@ -124,7 +124,7 @@ def test_stacks_of_an_encoder_decoder():
 
 
 def test_lstms_are_projected_to_the_width_of_the_model():
-  # Catches: units that nobody reads, a projection where there is nothing to project.
+  # Catches lstm_units that are not read, and a projection between equal widths.
   mesh = sharding.make_mesh({"data": 1})
   for units, made, projected in ((0, 128, 0), (128, 128, 0), (96, 96, 128)):
     model = assembly.model(
@@ -139,8 +139,8 @@ def test_lstms_are_projected_to_the_width_of_the_model():
 
 
 def test_additions_to_the_residual_stream_are_counted():
-  # 4 layers, of which 2 have experts. Catches: extra FFNs that make the stream's first variance
-  # exceed 1.
+  # There are 4 layers, of which 2 have experts. Catches extra FFNs that make the variance of the
+  # residual stream exceed 1 at the start.
   mesh = sharding.make_mesh({"data": 1})
   for extra, additions in ((False, 8), (True, 10)):
     model = assembly.model(config({"model.moe.extra_ffn": extra}), 264, mesh)
@@ -161,7 +161,7 @@ def test_additions_to_the_residual_stream_are_counted():
   ),
 )
 def test_every_choice_builds_and_traces(router, dispatcher):
-  # Catches: a router or dispatcher that the tables list and the model cannot hold.
+  # Catches a router or dispatcher that is in its table but does not work in a model.
   c = config(
     {
       f"{R}.name": router,

@@ -1,4 +1,4 @@
-"""The routing of each paper, put into a config."""
+"""Presets write the routing of a paper into a config."""
 
 import pytest
 from changed import config
@@ -34,13 +34,13 @@ def preset(name, changes=()):
 
 
 def test_every_router_has_a_preset():
-  # Catches: a router that no one can choose by its paper.
+  # Catches a router that cannot be chosen by its paper.
   assert {router for router, _, _ in assembly.PRESETS.values()} == set(ROUTERS)
 
 
 def test_a_preset_says_everything():
-  # Catches: a new key of model.moe whose value a preset would inherit from the config that it is
-  # put into.
+  # Catches a new key of model.moe whose value a preset would inherit from the config to which it is
+  # applied.
   keys = set(config().model.moe)
   assert keys == set(NEUTRAL) | OF_SIZE
   for router, options, said in assembly.PRESETS.values():
@@ -51,7 +51,8 @@ def test_a_preset_says_everything():
 
 @pytest.mark.parametrize("name", assembly.PRESETS)
 def test_presets_are_valid_or_refused_for_looking_ahead(name):
-  # Catches: an option that does not fit the paper's number of experts; a silent leak.
+  # Catches an option that does not suit the paper's number of experts, and a silent leak of later
+  # tokens.
   c = preset(name)
   router, options, keys = assembly.PRESETS[name]
   try:
@@ -69,7 +70,7 @@ def test_presets_are_valid_or_refused_for_looking_ahead(name):
 
 
 def test_nothing_is_inherited():
-  # Catches: Switch's gates, jitter and capacity left over in Mixtral.
+  # Catches gates, jitter and capacity of Switch that remain in Mixtral.
   first = preset("mixtral", {"model.moe.jitter": 0.1, "model.moe.router.top_k.priority": "token"})
   again = preset("switch")
   assembly.use_preset(again, "mixtral")
@@ -77,8 +78,8 @@ def test_nothing_is_inherited():
 
 
 def test_a_token_meets_as_many_hidden_units_as_before():
-  # base: top-2 of width 512 = 1024. Catches: comparisons at other activated FLOPs; shared experts
-  # that do not count.
+  # The base config has top-2 routing with experts of width 512, which makes 1024. Catches presets
+  # with other activated FLOPs, and shared experts that do not count.
   for name in assembly.PRESETS:
     c = preset(name)
     e = c.model.moe
@@ -88,9 +89,10 @@ def test_a_token_meets_as_many_hidden_units_as_before():
 
 
 def test_by_the_papers():
-  # A few values that are easy to get wrong by a factor: see the comments in presets.py.
+  # These values are easy to get wrong by a factor; see the comments in presets.py.
   assert preset("mixtral").model.moe.balance_loss == pytest.approx(0.04)
-  assert preset("gshard").model.moe.capacity_basis == "assignments"  # 2N/(G E) slots
+  # GShard has 2N/(G E) slots.
+  assert preset("gshard").model.moe.capacity_basis == "assignments"
   assert preset("deepseek_v3").model.moe.router.sigmoid_bias.to_dict() == {
     "k": 8,
     "groups": 8,
@@ -109,7 +111,7 @@ def test_by_the_papers():
 
 
 def test_unknown_and_dense():
-  # Catches: a KeyError; a dense config that silently gets experts.
+  # Catches a KeyError, and a dense config that silently gets experts.
   with pytest.raises(ConfigError, match="did you mean 'switch'"):
     preset("swich")
   with pytest.raises(ConfigError, match="dense"):

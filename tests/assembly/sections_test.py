@@ -1,4 +1,4 @@
-"""Every key has bounds, and no value of any type gets past them as anything but a sentence."""
+"""Every key has bounds, and a value of any type is either valid or refused in one sentence."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 
 
 def flat(c, prefix=""):
-  """All dotted keys that are no branches, with their values."""
+  """Returns all dotted keys that are not sections, with their values."""
   found = {}
   for key, value in c.items():
     found |= (
@@ -28,7 +28,7 @@ def flat(c, prefix=""):
 
 
 def put(changes):
-  """The base config with values that ConfigDict itself would convert or refuse."""
+  """Returns the base config with values that ConfigDict itself would convert or refuse."""
   c = config()
   with c.unlocked():
     for key, value in changes.items():
@@ -40,12 +40,12 @@ def put(changes):
 
 
 def test_the_default_config_has_every_option_and_no_other_key():
-  # Catches: a section that the config lacks; a key that no class declares.
+  # Catches a section that the config lacks, and a key that no class declares.
   assert {key for key in flat(config()) if not is_option(key)} == set(KEYS)
 
 
 def test_every_option_is_documented_and_accepts_its_default():
-  # Catches: an option without words for `--help`; a default that its own bounds refuse.
+  # Catches an option without a text for `--help`, and a default that its own bounds refuse.
   for dotted, key in KEYS.items():
     assert key.doc.endswith(".") and key.doc[0] == key.doc[0].upper() or key.doc[0] in "0123456789"
     key.check(dotted, key.default)
@@ -56,13 +56,13 @@ def test_every_option_is_documented_and_accepts_its_default():
 
 
 def bounds_of(key):
-  """The bounds of a key's number; None if it holds none."""
+  """Returns the bounds of a key's number, or None if the key does not hold a number."""
   declared = find_key(key)
   return declared.rule if declared and isinstance(declared.rule, Bounds) else None
 
 
 def test_every_number_has_finite_bounds():
-  # Catches: an option that may be infinite.
+  # Catches an option that may be infinite.
   for key, value in flat(config()).items():
     if isinstance(value, (int, float)) and not isinstance(value, bool):
       bounds = bounds_of(key)
@@ -74,7 +74,8 @@ def test_every_number_has_finite_bounds():
 
 
 def test_none_is_for_keys_whose_default_is_none():
-  # Catches: a None that surfaces in arithmetic later; a placeholder that a declaration forgot.
+  # Catches a None that would only fail in later arithmetic, and a declaration that does not allow
+  # the None of its placeholder.
   optional = {dotted for dotted, key in KEYS.items() if key.optional}
   assert {key for key, value in flat(config()).items() if value is None} == optional
 
@@ -113,7 +114,7 @@ BAD = (
   ],
 )
 def test_no_number_is_infinite_huge_or_of_another_type(value):
-  # Catches: a bound on one side only; an int of a thousand digits that cannot even be printed.
+  # Catches a bound on only one side, and an int with hundreds of digits that fills the message.
   for key in NUMBERS:
     if not (value is None and find_key(key).optional):
       with pytest.raises(ConfigError) as error:
@@ -162,7 +163,7 @@ def test_no_number_is_infinite_huge_or_of_another_type(value):
   ],
 )
 def test_wrong_keys_and_values(changes, field, words):
-  # Catches: each check of the table removed.
+  # Catches a missing check of any kind in the table.
   with pytest.raises(ConfigError) as error:
     assembly.validate(
       put(changes) if set(changes) <= {*flat(config()), "model", "model.moe"} else config(changes)
@@ -184,7 +185,7 @@ def test_wrong_keys_and_values(changes, field, words):
   ],
 )
 def test_a_missing_key(key):
-  # Catches: a KeyError or AttributeError of whoever reads it first.
+  # Catches a KeyError or AttributeError in the code that reads the key first.
   c = config()
   *parents, name = key.split(".")
   with c.unlocked():
@@ -213,7 +214,7 @@ ODD = st.one_of(
 @example("model.moe.group_size", 2**30)
 @example("model.d_model", 2**20)
 def test_any_value_of_any_type_is_valid_or_told_in_a_sentence(key, value):
-  # Catches: whatever exception a check, or the tracing of a router, lets through.
+  # Catches any other exception of a check or of tracing a router.
   try:
     assembly.validate(put({key: value}))
   except ConfigError as error:
@@ -224,7 +225,7 @@ def test_any_value_of_any_type_is_valid_or_told_in_a_sentence(key, value):
 @settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.tuples(st.sampled_from(sorted(flat(config()))), ODD), min_size=2, max_size=4))
 def test_several_at_once(changes):
-  # Catches: a check that relies on what a later one refuses.
+  # Catches a check that relies on a condition that is only checked later.
   try:
     assembly.validate(put(dict(changes)))
   except ConfigError as error:

@@ -1,4 +1,4 @@
-"""What no machine could hold is refused by arithmetic, and what has been published is not."""
+"""Models that no machine could hold are refused by arithmetic, and published models are not."""
 
 import pytest
 from changed import config
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.unit
   ],
 )
 def test_beyond_any_memory(changes, field):
-  # Catches: a product that is left to the tracer, which overflows or never ends.
+  # Catches a product that is left to the tracer, which overflows or does not end.
   with pytest.raises(ConfigError, match="smaller") as error:
     assembly.validate(config(changes))
   assert error.value.field == field
@@ -41,7 +41,8 @@ def test_beyond_any_memory(changes, field):
   ],
 )
 def test_layers_that_do_not_repeat(changes, field):
-  # Catches: a model whose layers are traced one by one for hours; a deep one that repeats refused.
+  # Catches a model whose layers would be traced one by one for hours, and a deep model that is
+  # refused although its layers repeat.
   if not field:
     return assembly.validate(config(changes))
   with pytest.raises(ConfigError, match="(97|151) layers would be compiled one by one") as error:
@@ -61,7 +62,7 @@ def test_layers_that_do_not_repeat(changes, field):
   ],
 )
 def test_the_largest_published_models_have_room(name):
-  # Catches: arithmetic that counts too much; a limit that a paper's own model meets.
+  # Catches arithmetic that counts too much, and a limit that refuses the model of a paper.
   from moe_jax.commands import load_config
 
   c = load_config("configs/" + name.replace(":", ".py:"))

@@ -1,4 +1,4 @@
-"""The text of a block, and what its sublayers read."""
+"""The text of a Brainformer's block decides which values its sublayers read."""
 
 import pytest
 from changed import config
@@ -11,7 +11,7 @@ MOE = "moe:gate=top_2,hidden=96,capacity=1.5"
 
 
 def test_text_and_back():
-  # Catches: numbers left as text, an option that is lost on the way.
+  # Catches numbers that stay text, and an option that is lost on the way.
   assert sublayers.kind("ffn") == "ffn" and sublayers.options("ffn") == {}
   assert sublayers.options(MOE) == {"gate": "top_2", "hidden": 96, "capacity": 1.5}
   for text in ("attention", "attention:width=64,heads=2", MOE):
@@ -26,8 +26,8 @@ def _model(block, **changes):
 
 
 def test_what_a_sublayer_reads():
-  # Catches: a key that is not replaced, or in the config that all share; a capacity that a router
-  # of its own ignores.
+  # Catches a key that is not replaced, or is replaced in the config that all sublayers share, and a
+  # capacity that a router with its own capacity factor ignores.
   m = _model(
     (
       "attention:width=96,heads=6",
@@ -56,8 +56,8 @@ def test_what_a_sublayer_reads():
 
 
 def test_whose_parameter():
-  # The block is a prefix and twice "moe:hidden=8", "ffn", stacked once: the scan begins at 1.
-  # Catches: the place in the scan taken for that in the model.
+  # The block consists of a prefix and twice "moe:hidden=8", "ffn". There is one block, and the scan
+  # begins at sublayer 1. Catches an index in the scan that is taken for an index in the model.
   m = _model(("attention", "moe:hidden=8", "ffn", "moe:hidden=8", "ffn"))
   m.num_layers = 1
 

@@ -1,4 +1,4 @@
-"""Wrong configs become a sentence that names field, value and remedy."""
+"""A wrong config is refused in a sentence that names the field, the value and a remedy."""
 
 import pytest
 from changed import config
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.unit
 
 
 def test_the_base_config_is_valid():
-  # Catches: a check that refuses the default.
+  # Catches a check that refuses the default config.
   for devices in (None, 1, 2, 8):
     assembly.validate(config(), devices)
 
@@ -19,7 +19,9 @@ R, W = "model.moe.router", "model.moe.dispatcher"
 SPANS = {"model.family": "encoder_decoder", "data.objective": "span_corruption"}
 T5 = {"model.family": "encoder_decoder", "data.objective": "span_corruption"}
 BRAIN = {"model.family": "brainformer", "model.block": ("attention", "moe")}
-WRONG = [  # changes, the field that is blamed, words of the remedy
+# Each entry has changes of the base config, the field that the error names, and words of the
+# remedy.
+WRONG = [
   ({f"{R}.name": "swich"}, f"{R}.name", "known: adaptive_mixture, "),
   ({f"{R}.name": "expert_choise"}, f"{R}.name", "did you mean 'expert_choice'"),
   ({f"{W}.name": "groupd"}, f"{W}.name", "did you mean 'grouped'"),
@@ -277,7 +279,7 @@ WRONG = [  # changes, the field that is blamed, words of the remedy
   ids=[" ".join(f"{k}={v}" for k, v in wrong[0].items()) for wrong in WRONG],
 )
 def test_mistakes_are_refused_by_name(changes, field, words):
-  # Catches: each check removed; a remedy that does not say what would be right.
+  # Catches a missing check of any kind in the table, and a remedy that does not say what is right.
   with pytest.raises(ConfigError) as error:
     assembly.validate(config(changes), 8)
   assert error.value.field == field and words in str(error.value)
@@ -292,7 +294,7 @@ def test_mistakes_are_refused_by_name(changes, field, words):
   ],
 )
 def test_meshes_of_machines_that_are_not_here(mesh, field):
-  # Catches: a search through all products of divisors, which takes hours for such a number of
+  # Catches a search through all products of divisors, which takes hours for such a number of
   # devices.
   with pytest.raises(ConfigError) as error:
     assembly.validate(config(mesh))
@@ -300,29 +302,30 @@ def test_meshes_of_machines_that_are_not_here(mesh, field):
 
 
 def test_schedules_that_do_not_know_the_length_of_the_run_may_be_cut_short():
-  # Catches: a few steps of a paper's config refused, whose warm-up is the constant of its decay.
+  # Catches a short run of a paper's config that is refused although its warm-up is also the
+  # constant of the decay.
   for schedule in ("rsqrt", "flat_rsqrt"):
     assembly.validate(config({"optimizer.schedule": schedule, "optimizer.warmup_steps": 10_000}))
   assembly.validate(config({"optimizer.warmup_steps": 1000}))
 
 
 def test_dense_models_need_no_experts_to_be_right():
-  # Catches: keys of experts that a dense model trips over.
+  # Catches a dense model that is refused because of keys of experts.
   assembly.validate(
     config({"model.moe.num_experts": 0, "model.moe.first": 99, f"{R}.top_k.k": 99}), 8
   )
 
 
 def test_an_encoder_decoder_is_valid():
-  # Catches: layers of the encoder alone that have experts refused, keys of an encoder that a
-  # decoder trips over.
+  # Catches a refused model in which only the encoder has layers with experts, and a decoder that is
+  # refused because of keys of an encoder.
   assembly.validate(config(T5), 8)
   assembly.validate(config(T5 | {"model.num_encoder_layers": 2, "model.num_layers": 1}), 8)
   assembly.validate(config({"data.encoder_len": 1}), 8)
 
 
 def test_an_lstm_is_valid():
-  # Catches: heads, which it has not, that must fit.
+  # Catches an LSTM that is refused because of its number of heads, which it does not use.
   assembly.validate(
     config(
       {
@@ -340,7 +343,8 @@ def test_an_lstm_is_valid():
 
 
 def test_a_brainformer_is_valid():
-  # Catches: a block without experts refused, a gate that looks ahead refused where it is meant.
+  # Catches a block without experts that is refused, and a gate that looks ahead and is refused
+  # although that is allowed.
   assembly.validate(config(BRAIN), 8)
   assembly.validate(
     config(BRAIN | {"model.block": ("attention", "ffn"), "model.moe.num_experts": 0}), 8
@@ -358,8 +362,8 @@ def test_a_brainformer_is_valid():
 
 
 def test_only_what_is_used_must_fit():
-  # Catches: a head of odd width refused without RoPE; key-value heads, which latent attention has
-  # not, that must fit.
+  # Catches a head of odd width that is refused without RoPE, and latent attention that is refused
+  # because of key-value heads, which it does not have.
   assembly.validate(config({"model.position": "relative", "model.head_dim": 31}), 8)
   assembly.validate(
     config(
@@ -376,7 +380,7 @@ def test_only_what_is_used_must_fit():
 
 
 def test_noncausal_routing_on_demand():
-  # Catches: a refusal that cannot be overruled.
+  # Catches a refusal that cannot be overruled.
   assembly.validate(
     config({f"{R}.name": "expert_choice", "model.moe.allow_noncausal_routing": True})
   )

@@ -1,4 +1,4 @@
-"""What a run leaves behind, on a model of a few thousand weights."""
+"""The results that a run writes at its end, for a model of a few thousand weights."""
 
 import json
 import math
@@ -27,7 +27,7 @@ INFO = {
 
 
 def parts(directory, **changes):
-  """The arguments of `finish.finish` for an untrained model, up to `run_info`."""
+  """Returns the arguments of `finish.finish` for an untrained model, without `run_info`."""
   config = tiny.config(directory, **changes)
   workdir = directory / "run"
   workdir.mkdir()
@@ -45,8 +45,8 @@ def parts(directory, **changes):
 
 
 def test_leaves_results_routing_report_and_a_table(tmp_path, capsys):
-  # Catches a figure that is not of the whole validation split, a page whose experts do not fit its
-  # tokens, a lost file.
+  # Catches a score of only a part of the validation split, a page whose experts do not match its
+  # tokens, and a missing file.
   other = {"config": "configs/dense_baseline.py:quickstart", "bits_per_byte": {}}
   (tmp_path / "other.json").write_text(json.dumps(other))
   arguments = parts(tmp_path, report__compare=str(tmp_path / "other.json"))
@@ -82,7 +82,8 @@ def test_leaves_results_routing_report_and_a_table(tmp_path, capsys):
   routing = json.loads((workdir / "routing.json").read_text())
   (page,) = routing["pages"]
   assert routing["num_experts"] == 4 and routing["layers"] == [0] and len(page["experts"]) == 1
-  assert len(page["pieces"]) == len(page["experts"][0]) == 4 * 32  # one batch: less than a page
+  # One batch has fewer tokens than a page.
+  assert len(page["pieces"]) == len(page["experts"][0]) == 4 * 32
   text = source.documents("validation")[0].decode()
   assert page["pieces"][0] is None and "".join(page["pieces"][1:21]) == text[:20]
   assert set(page["experts"][0]) <= {0, 1, 2, 3}
@@ -103,7 +104,7 @@ def test_leaves_results_routing_report_and_a_table(tmp_path, capsys):
 
 
 def test_dense_run_has_no_routing(tmp_path):
-  # Catches the page of a former run, or an empty one, left in the workdir of a dense run.
+  # Catches a dense run that leaves the page of an earlier run, or an empty page, in its workdir.
   arguments = parts(tmp_path, model__moe__num_experts=0)
   (arguments[1] / "routing.json").write_text("{}")
   finish.finish(*arguments, INFO)
@@ -112,8 +113,8 @@ def test_dense_run_has_no_routing(tmp_path):
 
 
 def test_sample_is_the_same_each_time_and_made_of_bytes(tmp_path):
-  # Catches a seed taken from the clock, and a crash where one sequence (24) is no whole number of
-  # routing groups (16).
+  # Catches a seed that is taken from the clock, and a crash if a sequence (24 tokens) is not a
+  # whole number of routing groups (16 tokens).
   config, _, model, state, tokenizer, *_ = parts(
     tmp_path, model__moe__group_size=16, data__seq_len=24
   )
@@ -136,8 +137,8 @@ class Trims(Words):
 
 
 def test_pieces_are_the_text_of_each_token():
-  # Catches the halves of a character shown as U+FFFD, specials shown as text, and tokenizers that
-  # trim.
+  # Catches parts of a character that are shown as U+FFFD, special tokens that are shown as text,
+  # and a failure with tokenizers that strip the text that they decode.
   assert finish.pieces(Bytes(), np.array([256, 97, 0xC3, 0xA9, 10])) == [
     None,
     "a",
@@ -150,7 +151,7 @@ def test_pieces_are_the_text_of_each_token():
 
 
 def test_large_or_empty_sources_get_no_ladder(tmp_path):
-  # Catches an hour of n-grams at the end of a run on C4, and a division by no bytes.
+  # Catches an hour of n-grams at the end of a run on C4, and a division by a length of 0.
   def subset(texts):
     text, ends = np.frombuffer(b"".join(texts), np.uint8), np.cumsum([len(t) for t in texts])
     return Subset(InMemory([str(i) for i in range(len(texts))], text, ends), range(len(texts)))
@@ -183,7 +184,7 @@ def test_large_or_empty_sources_get_no_ladder(tmp_path):
   ],
 )
 def test_comparison_that_cannot_be_read_is_told_and_left_out(tmp_path, capsys, content):
-  # Catches a finished run that dies because a file to compare with is not there.
+  # Catches a finished run that fails because there is no file to compare with.
   path = tmp_path / "results.json"
   if content is not None:
     path.write_text(content)
@@ -193,7 +194,7 @@ def test_comparison_that_cannot_be_read_is_told_and_left_out(tmp_path, capsys, c
 
 
 def test_table_without_ladder_or_value():
-  # Catches a format that dies on NaN and on a source without a ladder.
+  # Catches a format that fails for NaN or for a source without a ladder.
   results = {
     "bits_per_byte": {"a": math.nan, "bb": 2.0},
     "ladder": {"bb": {"unigram": 4.0, "lzma": 1.0}},

@@ -1,5 +1,7 @@
-"""The order of events in the loop, with everything around it acted: log, evaluate, save, stop,
-refuse NaN."""
+"""The training loop logs, evaluates, saves and stops in the right order.
+
+Everything around the loop is replaced by objects that record its calls.
+"""
 
 import json
 import math
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.unit
 
 
 class Recorder:
-  """Stands for checkpoints, writer, progress and interrupt, and remembers what they were told."""
+  """Takes the place of checkpoints, writer, progress and interrupt, and records all calls."""
 
   def __init__(self, stop_at=None):
     self.events, self.name, self.stop_at, self.directory = (
@@ -105,8 +107,10 @@ def run(
   batches=None,
   **changes,
 ):
-  """Trains seven steps; `losses` gives the loss of a batch by its number. Returns (step, what
-  stopped it, events)."""
+  """Trains seven steps, and returns (step, what stopped the run, events).
+
+  `losses` maps the number of a batch to its loss.
+  """
   config = tiny.config(
     tmp_path,
     **{
@@ -149,8 +153,8 @@ def run(
 
 
 def test_logs_evaluates_and_saves_when_due(tmp_path):
-  # Catches: a last step that is not saved; a checkpoint whose data state is a batch ahead; a save
-  # before its evaluation.
+  # Catches a last step that is not saved, a checkpoint whose position in the data is a batch ahead,
+  # and a save before the evaluation of the same step.
   bits = evaluate.summary({"a": {"nats": 1.0, "tokens": 1, "bytes": 1}})["bits_per_byte"]
   step, stopped, events = run(tmp_path, Recorder())
   assert (step, stopped) == (7, "")
@@ -169,20 +173,20 @@ def test_logs_evaluates_and_saves_when_due(tmp_path):
 
 
 def test_a_resumed_run_goes_on_with_the_same_events(tmp_path):
-  # Catches: intervals counted from the start of the process.
+  # Catches intervals that are counted from the start of the process.
   assert run(tmp_path, Recorder(), begun=3)[2] == run(tmp_path, Recorder())[2][3:]
 
 
 def test_a_signal_finishes_the_step_and_saves(tmp_path):
-  # Catches: a step lost, a step too many, no save.
+  # Catches a lost step, an additional step, and a missing save.
   step, stopped, events = run(tmp_path, Recorder(stop_at=5))
   assert (step, stopped, events[-1]) == (5, "SIGTERM", ("save", 5, 5, None))
 
 
 @pytest.mark.parametrize("at", [3, 5])
 def test_nan_stops_before_it_is_saved(tmp_path, at):
-  # Catches: a diverged model that replaces the last good checkpoint: at step 3 the save is due in
-  # the same step.
+  # Catches a diverged model that replaces the last good checkpoint. At step 3 a save is due in the
+  # same step.
   recorder = Recorder()
   with pytest.raises(Diverged, match=f"step {at} the loss is nan .* finite is b/w") as error:
     run(tmp_path, recorder, lambda n: float("nan") if n >= at else 1.0)
@@ -192,7 +196,7 @@ def test_nan_stops_before_it_is_saved(tmp_path, at):
 
 
 def test_every_steps_loss_is_looked_at_once(tmp_path):
-  # Catches: a NaN between two logs that goes unnoticed or is told of a later step.
+  # Catches a NaN between two log lines that is not noticed, or is reported for a later step.
   recorder = Recorder()
   run(tmp_path, recorder)
   assert [e[1] for e in recorder.events if e[0] == "shown"] == [1, 2, 3, 4, 5, 6, 7]
@@ -202,8 +206,8 @@ NAN = math.nan
 
 
 def test_a_rollback_goes_on_from_a_healthy_checkpoint_with_new_batches(tmp_path):
-  # Catches: the bad batches trained on again; a checkpoint taken in the middle of a row of bad
-  # steps; lost counts.
+  # Catches bad batches that are trained on again, a checkpoint that is saved in the middle of a row
+  # of bad steps, and lost counts.
   recorder, guard = (
     Recorder(),
     Guard(GuardOptions(skip_nonfinite=True, patience=2, max_rollbacks=1)),
@@ -213,8 +217,8 @@ def test_a_rollback_goes_on_from_a_healthy_checkpoint_with_new_batches(tmp_path)
   )
   told = [e for e in events if e[0] in ("save", "nonfinite", "rollback", "restore")]
   bits = told[0][3]
-  # Step 6 is due to be saved, but bad; after step 7 the run goes back to 3, whose next batch is
-  # number 8.
+  # Step 6 is due to be saved, but it is bad. After step 7 the run goes back to step 3, after which
+  # it reads batch 8.
   assert told == [
     ("save", 3, 3, bits),
     ("nonfinite", 6, 6),
@@ -230,27 +234,27 @@ def test_a_rollback_goes_on_from_a_healthy_checkpoint_with_new_batches(tmp_path)
 
 
 def test_a_rollback_before_the_first_checkpoint_begins_anew(tmp_path):
-  # Catches: max() of nothing.
+  # Catches a max() of an empty list.
   guard = Guard(GuardOptions(max_rollbacks=1))
   step, _, events = run(tmp_path, Recorder(), lambda n: NAN if n == 2 else 1.0, guard=guard)
   assert ("rollback", 0, 2) in events and (step, guard.skipped_batches) == (7, 2)
 
 
 def test_a_signal_in_a_row_of_bad_steps_saves_nothing(tmp_path):
-  # Catches: the healthy checkpoint replaced by one that the run would have to go back behind.
+  # Catches a healthy checkpoint that is replaced by one in a row of bad steps.
   recorder, guard = Recorder(stop_at=5), Guard(GuardOptions(skip_nonfinite=True, patience=9))
   step, stopped, events = run(tmp_path, recorder, lambda n: NAN if n >= 4 else 1.0, guard=guard)
   assert (step, stopped, sorted(recorder.saved)) == (5, "SIGTERM", [3])
 
 
 def test_the_clock_stops_a_start_that_has_had_its_minutes(tmp_path):
-  # Catches: a job that its queue kills before it has saved.
+  # Catches a job that its queue kills before it has saved.
   step, stopped, events = run(tmp_path, Recorder(), deadline=0.0, train__max_minutes=1.5)
   assert (step, stopped, events[-1]) == (1, "train.max_minutes=1.5", ("save", 1, 1, None))
 
 
 def test_a_batch_of_a_checkpoint_must_fit_its_step(tmp_path):
-  # Catches: a run that goes on from another place in its data.
+  # Catches a run that continues from another position in its data.
   config = tiny.config(tmp_path)
   meta = {"seconds": 1.0, "guard": Guard(skipped_batches=2).state()}
   place = types.SimpleNamespace(set_state=lambda data: None)
@@ -274,7 +278,7 @@ def test_a_batch_of_a_checkpoint_must_fit_its_step(tmp_path):
 def test_a_step_that_draws_other_numbers_each_time_is_not_deterministic(
   tmp_path, monkeypatch, noisy, different
 ):
-  # Catches: a check that compares a state with itself, or not the metrics.
+  # Catches a check that compares a state with itself, or that ignores the metrics.
   calls = []
 
   def make(config, model, optimizer, schedule):

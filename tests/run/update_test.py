@@ -1,4 +1,4 @@
-"""The jitted step is the config's."""
+"""The jitted step has the options of the config."""
 
 import jax
 import pytest
@@ -16,7 +16,8 @@ pytestmark = pytest.mark.unit
   "changes", [{}, {"train__accumulate_steps": 2}, {"train__output_z_loss": 0.1}]
 )
 def test_the_config_reaches_the_step_and_the_state_is_donated(tmp_path, changes):
-  # Catches: a key of config.train that is not passed on, a state that is copied and so held twice.
+  # Catches a key of config.train that is not passed on, and a state that is copied and thus held
+  # twice in memory.
   config = tiny.config(tmp_path, **changes)
   mesh = sharding.make_mesh({"data": 1})
   model, (optimizer, schedule) = (
@@ -31,6 +32,5 @@ def test_the_config_reaches_the_step_and_the_state_is_donated(tmp_path, changes)
   lowered = traced.lower()
   assert all(leaf.donated for leaf in jax.tree.leaves(lowered.args_info[0][0]))
   assert ("output_z" in lowered.out_info[1]) == ("train__output_z_loss" in changes)
-  assert ("i32[2,2,32]" in str(traced.jaxpr)) == (
-    "train__accumulate_steps" in changes
-  )  # [steps, rows, length]
+  # Microbatches have the shape [steps, rows, length].
+  assert ("i32[2,2,32]" in str(traced.jaxpr)) == ("train__accumulate_steps" in changes)

@@ -1,8 +1,8 @@
-"""An update does not depend on into how many microbatches its batch is cut, nor on the mesh:
-losses, metrics, gradients and router bias agree to 1e-6, with every preset's routing noise on.
+"""An update does not depend on the number of microbatches or on the mesh.
 
-All presets hold for this, those with a capacity too, because a routing group is a row: what
-competes for a slot, and so what is dropped, is the same in every cut.
+Losses, metrics, gradients and router bias agree to 1e-6, with every preset's routing noise on. This
+holds for all presets, also for those with a capacity. The reason is that a routing group is a row
+here, so that the same tokens compete for slots, and the same are dropped, in all microbatches.
 """
 
 import functools
@@ -25,8 +25,8 @@ from moe_jax.training.step import train_step
 pytestmark = pytest.mark.numerics
 
 E, ROWS, LENGTH, SOURCE, V = 16, 32, 16, 24, 264
-# One layer of experts between the embedding and the softmax compiles fastest; other families have
-# tests of their own.
+# A model with one layer of experts between the embedding and the softmax compiles fastest. Other
+# families have tests of their own.
 CHANGES = {
   "model.family": "brainformer",
   "model.block": ("moe",),
@@ -45,7 +45,7 @@ CHANGES = {
   "train.batch_size": ROWS,
   "mesh.data": 1,
 }
-# E experts can be in four groups, but not in the paper's 16 of two at least.
+# E experts can form four groups, but not the paper's 16 groups of at least two experts.
 FEWER = {"hierarchical": {"model.moe.router.hierarchical.groups": 4}}
 NOT_CAUSAL = {
   "model.family": "decoder",
@@ -97,7 +97,7 @@ def config_of(preset, changes=()):
 
 @functools.cache
 def batch_of(encodes):
-  """Rows of different tokens, so that no two compete on equal terms, and of different lengths."""
+  """Returns rows of different lengths, whose tokens all differ so that no two have equal scores."""
   rng = np.random.default_rng(0)
 
   def rows(prefix, length):
@@ -118,7 +118,7 @@ def batch_of(encodes):
 
 
 def keep_gradients():
-  """An optimizer that steps down the gradient and remembers it."""
+  """Returns an optimizer that does gradient descent and keeps the gradient as its state."""
   return optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
     lambda grads, before, params=None: (jax.tree.map(lambda g: -0.1 * g, grads), grads),
@@ -126,8 +126,7 @@ def keep_gradients():
 
 
 def draw(abstract):
-  """A state of these shapes whose weights are all random, those that a router begins at zero
-  too."""
+  """Returns a state of these shapes with random weights, even where a router begins at zero."""
   rng = np.random.default_rng(0)
 
   def one(leaf):
@@ -146,7 +145,7 @@ def draw(abstract):
 
 
 def setup(preset, changes=(), steps=1, mesh="data=1"):
-  """`(step, state, batch, mesh)`: an update that is not compiled yet and what it is called with."""
+  """Returns `(step, state, batch, mesh)`, an update that is not compiled yet and its arguments."""
   sizes = {f"mesh.{axis}": int(n) for axis, n in (part.split("=") for part in mesh.split())}
   config = config_of(preset, dict(changes) | sizes | {"train.accumulate_steps": steps})
   devices = sharding.make_mesh(dict(config.mesh))
@@ -169,7 +168,7 @@ def setup(preset, changes=(), steps=1, mesh="data=1"):
 
 
 def update(preset, changes=(), steps=1, mesh="data=1"):
-  """What one update makes: {"gradients", "params", "router_state", "metrics"}."""
+  """Returns {"gradients", "params", "router_state", "metrics"} of one update."""
   step, state, batch, devices = setup(preset, changes, steps, mesh)
   with jax.set_mesh(devices):
     after, metrics = tiny.quick_jit(step)(state, evaluate.put(devices, batch))
@@ -192,9 +191,9 @@ def assert_same(found, expected):
   jax.tree.map(np.testing.assert_array_equal, found["router_state"], expected["router_state"])
 
 
-# One preset of each kind: noise in two levels and losses of importance and load, thresholds that
-# are learned, slots in place of assignments, a bias that moves. `OTHERS` and `MESHED` have jitter,
-# losses by device and experts at random.
+# One preset of each kind: with noise in two levels and losses of importance and load, with learned
+# thresholds, with slots in place of assignments, and with a bias that moves. `OTHERS` and `MESHED`
+# add jitter, losses by device and random experts.
 KINDS = {"hierarchical", "strictly_balanced", "soft_moe", "deepseek_v3"}
 CUTS = tiny.often(
   {(preset, 4) for preset in KINDS},
@@ -213,17 +212,17 @@ MESHED = tiny.often(
 
 @pytest.mark.parametrize(("preset", "steps"), CUTS)
 def test_microbatches_make_the_update_of_the_whole_batch(preset, steps):
-  # Catches: f and P of a microbatch in a loss over the batch; auxiliary losses that are summed over
-  # microbatches or averaged whatever their padding; metrics that are; one key, or a key of its own,
-  # for the noise of each microbatch; a group that draws another one's noise; a bias moved by
-  # rounded shares.
+  # Catches a loss over the batch that uses f and P of a microbatch; auxiliary losses or metrics
+  # that are summed over microbatches, or averaged without regard to padding; routing noise that is
+  # the same in all microbatches, or depends on them; a group that draws the noise of another one;
+  # and a bias that is moved by rounded shares.
   assert_same(update(preset, steps=steps), whole(preset))
 
 
 @pytest.mark.parametrize(("preset", "steps", "mesh"), MESHED)
 def test_microbatches_on_a_mesh(preset, steps, mesh):
-  # Catches: rows that go to another microbatch on a mesh; real tokens, f or counts of one device's
-  # rows.
+  # Catches rows that go to another microbatch on a mesh, and numbers of real tokens, f or counts
+  # that only cover the rows of one device.
   assert_same(update(preset, steps=steps, mesh=mesh), whole(preset))
 
 
@@ -237,14 +236,15 @@ def test_microbatches_on_a_mesh(preset, steps, mesh):
   ],
 )
 def test_other_models_and_groups(preset, changes):
-  # Catches: a family that does not hand the microbatch to its layers; f of one layer given to
+  # Catches a family that does not pass the microbatch to its layers; f of one layer that is used in
   # another, under a scan or from the encoder to the decoder; the decoder's number of tokens in the
-  # encoder; noise by group where a row has two; f of the devices forgotten.
+  # encoder; noise that is drawn by group although a row has two groups; and a forgotten f of the
+  # devices.
   assert_same(update(preset, changes, steps=4), whole(preset, tuple(changes.items())))
 
 
 def keys_of(steps):
-  """The keys {"dropout", "router"} of each microbatch, [steps, 2]."""
+  """Returns the keys {"dropout", "router"} of each microbatch, [steps, 2]."""
 
   def grad_of(params, rows, rngs, micro):
     index = 0 if micro is None else micro.index
@@ -262,8 +262,8 @@ def keys_of(steps):
 
 
 def test_keys_of_microbatches():
-  # Catches: the same dropout in all microbatches; router noise by a key that depends on the
-  # microbatch or their number.
+  # Catches microbatches that all have the same dropout, and a key of routing noise that depends on
+  # the microbatch or on the number of microbatches.
   one, four = keys_of(1), keys_of(4)
   assert len({tuple(key) for key in four["dropout"]}) == 4 and not np.array_equal(
     one["dropout"][0], one["router"][0]
@@ -272,8 +272,8 @@ def test_keys_of_microbatches():
 
 
 def test_each_row_is_in_one_microbatch():
-  # Row r of 6 is in microbatch r mod 3. Catches: consecutive rows in a microbatch, which would move
-  # between devices.
+  # Row r of 6 must be in microbatch r mod 3. Catches microbatches of consecutive rows, which would
+  # have to move between devices.
   def grad_of(rows_of, rows, rngs, micro):
     return rows_of.at[rows["row"]].set(micro.index), ({}, {"logit_max": micro.tokens})
 
@@ -290,16 +290,16 @@ def flops(over, steps):
 
 
 def test_only_losses_over_the_batch_cost_another_forward_pass():
-  # Catches: a first pass where no loss needs f; one that is differentiated, or makes what f does
-  # not depend on: logits of the vocabulary and the last layer's experts, which are nearly all of
-  # this model.
+  # Catches a first pass although no loss needs f, and one that is differentiated or computes what f
+  # does not depend on. That is the logits and the last layer's experts, which are nearly all of
+  # this model's work.
   assert flops("group", 4) == flops("group", 1)
   once = flops("global", 1)
   assert once < flops("global", 4) < 1.02 * once
 
 
 def test_seeds_can_be_mapped():
-  # Catches: a first pass that asks a mapped value for its number.
+  # Catches a first pass that needs the concrete value of an array, which vmap does not have.
   step, state, batch, _ = setup("mixtral", steps=2)
   many = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
   _, metrics = jax.eval_shape(jax.vmap(step, in_axes=(0, None)), many, batch)

@@ -1,5 +1,4 @@
-"""Checkpoints: bit-exact, the latest and the best kept, half-written ones ignored, damaged ones set
-aside."""
+"""Checkpoints are bit-exact, the latest and the best are kept, and damaged ones are set aside."""
 
 import json
 import shutil
@@ -49,7 +48,7 @@ def same(a, b):
 
 
 def save(directory, bits, keep=(1, 1), **changes):
-  """Saves step n with `bits[n]` (None: not evaluated)."""
+  """Saves each step n of `bits` with the score `bits[n]`; None means that it was not evaluated."""
   with Checkpoints(directory, *keep) as c:
     for step, value in bits.items():
       c.save(step, make_state(step, **changes), {"batches": step}, {"seconds": 0.5}, value)
@@ -57,7 +56,8 @@ def save(directory, bits, keep=(1, 1), **changes):
 
 
 def test_restores_every_bit_also_onto_another_mesh(tmp_path):
-  # Catches: an item left out (key, optimizer, data); a restore that keeps the saved layout.
+  # Catches an item that is left out (key, optimizer, data), and a restore that keeps the sharding
+  # of the saved state.
   save(tmp_path, {3: 2.0}, sizes={"expert": 4})
   expected = make_state(3, {"data": 2, "expert": 2})
   with Checkpoints(tmp_path) as c:
@@ -68,7 +68,7 @@ def test_restores_every_bit_also_onto_another_mesh(tmp_path):
 
 
 def test_the_state_may_be_donated_while_it_is_written(tmp_path):
-  # Catches: a save that reads, in the background, memory that the next steps already write to.
+  # Catches a save that reads memory in the background while the next steps write to it.
   place = NamedSharding(sharding.make_mesh({"data": 1}), PartitionSpec())
   state = jax.device_put(
     TrainState(
@@ -93,28 +93,27 @@ def test_the_state_may_be_donated_while_it_is_written(tmp_path):
 
 
 def test_keeps_the_latest_and_the_best(tmp_path):
-  # Catches: the newest deleted because two older ones are better; checkpoints without a score kept
-  # for ever.
+  # Catches a newest checkpoint that is deleted because two older ones are better, and checkpoints
+  # without a score that are kept for ever.
   save(tmp_path, {1: 3.0, 2: 1.0, 3: 2.0, 4: None, 5: 2.5, 6: None})
   assert checkpoints.steps(tmp_path) == [2, 6]
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])
 def test_a_score_that_is_no_number_ranks_last(tmp_path, score):
-  # Catches: NaN, which Orbax takes for the best of all, so that every good checkpoint is deleted.
+  # Catches a NaN that Orbax takes for the best score of all, so that good checkpoints are deleted.
   save(tmp_path, {1: 1.0, 2: 2.0, 3: score, 4: score})
   assert checkpoints.steps(tmp_path) == [1, 4]
 
 
 def test_as_many_are_kept_as_were_asked_for(tmp_path):
-  # Catches: keep_last and keep_best exchanged, or one of them not passed on.
+  # Catches keep_last and keep_best that are exchanged or not passed on.
   save(tmp_path, {1: 1.0, 2: 2.0, 3: 3.0, 4: 9.0, 5: 8.0, 6: 7.0}, keep=(3, 2))
   assert checkpoints.steps(tmp_path) == [1, 2, 4, 5, 6]
 
 
 def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
-  # Catches: weights that the update itself has ruined, saved in place of good ones; a moment that
-  # is not looked at.
+  # Catches ruined weights that are saved in place of good ones, and a moment that is not examined.
   save(tmp_path, {1: 1.0})
   good = make_state(2)
   ruined = good.replace(opt_state=({"mu": good.opt_state[0]["mu"].at[3, 1].set(jnp.inf)}, ()))
@@ -128,14 +127,14 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path):
 
 
 def test_a_step_is_saved_once(tmp_path):
-  # Catches: StepAlreadyExistsError when a signal comes at a step that was just saved.
+  # Catches a StepAlreadyExistsError when a signal comes at a step that was just saved.
   save(tmp_path, {1: 1.0})
   save(tmp_path, {1: None, 2: None})
   assert checkpoints.steps(tmp_path) == [1, 2]
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path):
-  # Catches: a half-written checkpoint restored, or kept for ever.
+  # Catches a half-written checkpoint that is restored or kept for ever.
   save(tmp_path, {1: 1.0, 2: 0.5})
   shutil.copytree(tmp_path / "2", tmp_path / "3.orbax-checkpoint-tmp")
   shutil.rmtree(tmp_path / "3.orbax-checkpoint-tmp" / "state")
@@ -148,7 +147,7 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
 
 
 def test_a_deletion_that_was_killed_does_no_harm(tmp_path):
-  # Catches: a run that cannot resume because an old checkpoint, on its way out, has lost its files.
+  # Catches a run that cannot resume because an older checkpoint was only partly deleted.
   save(tmp_path, {1: 0.1, 2: 0.5})
   for item in ("state", "metrics"):
     shutil.rmtree(tmp_path / "1" / item)
@@ -200,8 +199,8 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_set_aside_and_an_older_one_taken(tmp_path, damage):
-  # Catches: a bit flip that is trained on in silence; a traceback from TensorStore; a run that
-  # silently starts anew; a damaged checkpoint that is deleted, or in the way of the next save of
+  # Catches a flipped bit on which a run silently trains, a traceback of TensorStore, a run that
+  # silently begins anew, and a damaged checkpoint that is deleted or that prevents the next save of
   # its step.
   home = tmp_path / "checkpoints"
   save(home, {2: 1.0, 4: 2.0})
@@ -226,8 +225,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_an_older_one_taken(tmp_path, dama
 @pytest.mark.parametrize("note", ["metrics/metrics", "_CHECKPOINT_METADATA"])
 @pytest.mark.parametrize("content", [b"[]", b'"x"', b"{", b"", b"\xff{}", b"[" * 100_000, None])
 def test_damaged_notes_of_orbax_cost_no_checkpoint(tmp_path, note, content):
-  # Catches: a manager that cannot be made at all because one score is damaged, with whatever Orbax
-  # raises then.
+  # Catches an Orbax manager that cannot even be constructed because one score is damaged.
   home = tmp_path / "checkpoints"
   save(home, {2: 1.0, 4: 2.0})
   path = home / "4" / note
@@ -248,7 +246,8 @@ def test_damaged_notes_of_orbax_cost_no_checkpoint(tmp_path, note, content):
 
 
 def test_where_no_checkpoint_is_whole_nothing_changes(tmp_path):
-  # Catches: the last copy of the weights moved or deleted; a run that silently starts anew.
+  # Catches the last copy of the weights that is moved or deleted, and a run that silently begins
+  # anew.
   home = tmp_path / "checkpoints"
   save(home, {2: 1.0, 4: 2.0})
   for step in (2, 4):
@@ -264,8 +263,8 @@ def test_where_no_checkpoint_is_whole_nothing_changes(tmp_path):
 
 
 def test_a_run_that_goes_back_sets_later_checkpoints_aside(tmp_path):
-  # Catches: a step that is not saved again because its number is there; an unhealthy checkpoint
-  # restored.
+  # Catches a step that is not saved again because it has a checkpoint already, and an unhealthy
+  # checkpoint that is restored.
   home = tmp_path / "checkpoints"
   save(home, {2: 1.0, 4: 2.0, 6: 3.0}, keep=(3, 1))
   with Checkpoints(home, 3) as c:
@@ -276,7 +275,7 @@ def test_a_run_that_goes_back_sets_later_checkpoints_aside(tmp_path):
 
 
 def test_another_models_checkpoint_is_refused(tmp_path):
-  # Catches: weights restored into shapes that are not theirs.
+  # Catches weights that are restored into other shapes.
   save(tmp_path, {2: 1.0})
   other = abstract(make_state(2))
   w = other.params["layer"]["w"]
@@ -286,8 +285,8 @@ def test_another_models_checkpoint_is_refused(tmp_path):
 
 
 def test_a_state_that_is_not_what_its_digests_say_is_not_restored(tmp_path, monkeypatch):
-  # Damage that the storage's own checksums let pass. Catches: digests that are written and never
-  # compared.
+  # The storage's own checksums do not detect this damage. Catches digests that are written but
+  # never compared.
   save(tmp_path, {2: 2.0})
   true = checkpoints.digest.examine
 
@@ -301,7 +300,7 @@ def test_a_state_that_is_not_what_its_digests_say_is_not_restored(tmp_path, monk
 
 
 def test_what_is_set_aside_again_gets_another_name(tmp_path):
-  # Catches: a damaged checkpoint that overwrites an earlier one; numbers that go down.
+  # Catches a damaged checkpoint that overwrites one that was set aside earlier.
   names = []
   for _ in range(3):
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
@@ -312,7 +311,7 @@ def test_what_is_set_aside_again_gets_another_name(tmp_path):
 
 
 def test_weights_that_have_changed_do_not_load(tmp_path):
-  # Catches: inspect, which prints a fingerprint of damaged weights as if they were the run's.
+  # Catches an `inspect` that prints a fingerprint of damaged weights as if they were the run's.
   save(tmp_path, {2: 1.0})
   flip(tmp_path / "2" / "state" / "d")
   with pytest.raises(ConfigError, match="has changed|cannot be read"):
@@ -320,8 +319,8 @@ def test_weights_that_have_changed_do_not_load(tmp_path):
 
 
 def test_weights_load_without_model_or_mesh_and_hash_alike(tmp_path):
-  # Catches: a hash that depends on layout or order, or that misses a flipped bit, a renamed or a
-  # reshaped weight.
+  # Catches a hash that depends on the sharding or the order of the weights, or that does not depend
+  # on a number, a name or a shape.
   save(tmp_path, {2: 1.0}, sizes={"expert": 8})
   loaded = checkpoints.load_params(tmp_path, 2)
   params = make_state(2).params

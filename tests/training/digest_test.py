@@ -1,5 +1,4 @@
-"""Digests: equal on every mesh, changed by any change, and they name the arrays that are not
-finite."""
+"""Digests are equal on every mesh and differ after any change, and non-finite arrays are named."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ pytestmark = pytest.mark.unit
 
 
 def test_a_digest_is_the_sums_of_bits_and_of_bits_times_places():
-  # Catches: a place that is not the row-major one; a sum in 32 bits.
+  # Catches an index that is not the row-major one, and a sum in 32 bits.
   values = np.array([[1, 2, 3], [4, 5, 6]], np.uint32)
   assert digest.examine({"x": values}).digests == {"x": f"{21:016x}{2 + 6 + 12 + 20 + 30:016x}"}
   large = np.full(2**10, 2**32 - 1, np.uint32)
@@ -25,7 +24,7 @@ def test_a_digest_is_the_sums_of_bits_and_of_bits_times_places():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool", "float16"])
 def test_every_mesh_gives_the_same_digest(dtype):
-  # Catches: shards counted twice where they are copies, or placed from 0 each.
+  # Catches replicas that are counted twice, and shards whose indices all begin at 0.
   values = np.random.default_rng(0).integers(0, 2, (8, 4, 6)).astype(jnp.dtype(dtype))
   expected = digest.examine({"x": values}).digests
   for sizes, spec in (
@@ -44,7 +43,7 @@ def test_every_mesh_gives_the_same_digest(dtype):
 
 
 def test_any_flipped_bit_and_any_exchange_changes_it():
-  # Catches: bits that are rounded away (a sum of floats), a sum that does not know the order.
+  # Catches a sum of floats, which rounds bits away, and a sum that does not depend on the order.
   values = np.random.default_rng(1).standard_normal((5, 7)).astype(np.float32)
   whole = digest.examine(values).digests
   for bit in range(0, values.nbytes * 8, 13):
@@ -58,7 +57,7 @@ def test_any_flipped_bit_and_any_exchange_changes_it():
 
 
 def test_arrays_are_named_by_their_paths_and_those_not_finite_listed():
-  # Catches: integers and keys taken for floats; an infinity in the last place overlooked.
+  # Catches integers and keys that are taken for floats, and an overlooked infinity at the end.
   tree = {
     "a": {"w": jnp.ones((3, 4)).at[2, 3].set(jnp.inf), "n": jnp.int32(7)},
     "k": jax.random.key(3),

@@ -27,8 +27,8 @@ class Uniform(nn.Module):
 
 @pytest.mark.parametrize("sizes", [{"data": 1}, {"data": 4}])
 def test_a_uniform_model_costs_log_v_a_target(tmp_path, sizes):
-  # Catches: bytes of the text that are never a target, or twice; padding of the last batch counted;
-  # a sum per device.
+  # Catches bytes of the text that are never a target or are one twice, padding of the last batch
+  # that is counted, and sums of one device only.
   config = tiny.config(tmp_path)
   tokenizer, sources = data.make_tokenizer("bytes"), data.make_sources(config.data)
   mesh = sharding.make_mesh(sizes)
@@ -47,8 +47,8 @@ def test_a_uniform_model_costs_log_v_a_target(tmp_path, sizes):
 
 
 def test_sources_are_averaged_by_bytes():
-  # Catches: a mean of the sources' values, which weighs a small source like a large one. (10 + 60)
-  # / (10 + 30) = 1.75
+  # Catches a mean of the sources' values, in which a small source has the weight of a large one.
+  # The right value is (10 + 60) / (10 + 30) = 1.75.
   totals = {
     "a": {"nats": 10 * math.log(2), "tokens": 5, "bytes": 10},
     "b": {"nats": 60 * math.log(2), "tokens": 6, "bytes": 30},
@@ -63,8 +63,8 @@ def test_sources_are_averaged_by_bytes():
 
 
 def test_nats_per_target():
-  # 10 nats of 5 targets and 60 of 6. Catches: bits per byte of a part of the text; a mean of the
-  # sources' means.
+  # One source has 10 nats in 5 targets, and the other one has 60 nats in 6 targets. Catches bits
+  # per byte of only a part of the text, and a mean of the sources' means.
   totals = {
     "a": {"nats": 10.0, "tokens": 5, "bytes": 10},
     "b": {"nats": 60.0, "tokens": 6, "bytes": 30},
@@ -77,7 +77,7 @@ def test_nats_per_target():
 
 
 class Source(nn.Module):
-  """As sure of a target as the encoder's first token says."""
+  """A uniform model that fails unless it gets the inputs of an encoder."""
 
   @nn.compact
   def __call__(self, tokens, segment_ids, positions, *, train, encoder):
@@ -86,8 +86,8 @@ class Source(nn.Module):
 
 
 def test_an_encoder_gets_its_inputs(tmp_path):
-  # Catches: a batch's source that is not passed on; targets without a row in the table of bytes;
-  # padding counted.
+  # Catches inputs of the encoder that are not passed on, targets that are missing in the table of
+  # byte lengths, and padding that is counted.
   config = tiny.config(tmp_path, data__objective="span_corruption", data__encoder_len=40)
   tokenizer, sources = data.make_tokenizer("bytes"), data.make_sources(config.data)
   eval_fn = evaluate.make_eval(

@@ -1,5 +1,4 @@
-"""A full disk is one sentence, however deep the library that met it; other errors stay what they
-are."""
+"""A full disk is reported in one sentence, whichever library meets it; other errors pass."""
 
 import errno
 import pathlib
@@ -33,7 +32,7 @@ def raised(error, cause=None):
   ],
 )
 def test_a_full_disk_is_told_in_a_sentence(error, cause):
-  # Catches: 459 lines of TensorStore's traceback; an error number that another library has wrapped.
+  # Catches the 459 lines of TensorStore's traceback, and an error that another library has wrapped.
   with pytest.raises(
     ConfigError, match="workdir='runs/x': there is no room left .* free some space"
   ):
@@ -41,7 +40,7 @@ def test_a_full_disk_is_told_in_a_sentence(error, cause):
 
 
 def test_other_errors_pass():
-  # Catches: a mistake of the program that is blamed on the disk.
+  # Catches a bug of the program that is blamed on the disk.
   for error in (OSError(errno.EIO, "broken"), KeyError("x"), ConfigError("a", 1, "b")):
     with pytest.raises(type(error)) as found:
       raised(error)
@@ -49,8 +48,8 @@ def test_other_errors_pass():
 
 
 def test_threads_that_meet_the_full_disk_are_silent_and_others_are_not(monkeypatch):
-  # Catches: a traceback of a library's thread beside the sentence, or a mistake in a thread that
-  # nobody sees.
+  # Catches the traceback of a library's thread beside the sentence, and a hidden error of another
+  # thread.
   seen = []
   monkeypatch.setattr(threading, "excepthook", lambda told: seen.append(type(told.exc_value)))
 

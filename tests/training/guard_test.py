@@ -1,4 +1,4 @@
-"""The guard: what counts as a bad step, when a run goes back, when it stops, and what it says."""
+"""The guard decides which steps are bad, when a run goes back, and when it stops."""
 
 import json
 import math
@@ -14,7 +14,7 @@ NAN = math.nan
 
 
 def judge(guard, losses, start=1, norms=None):
-  """The kinds of events of these losses, step by step."""
+  """Returns the kinds of events of each step with these losses."""
   return [
     [
       event["event"]
@@ -25,7 +25,7 @@ def judge(guard, losses, start=1, norms=None):
 
 
 def test_without_options_only_what_is_not_finite_matters():
-  # Catches: a guard that is on by default, or one that lets a NaN pass.
+  # Catches a guard that is on by default, and one that ignores a NaN.
   guard = Guard()
   assert not guard.watches
   assert judge(guard, [1.0, 100.0, 0.1]) == [[], [], []]
@@ -40,9 +40,10 @@ def test_without_options_only_what_is_not_finite_matters():
 
 
 def test_a_spike_is_measured_in_robust_sigmas():
-  # Catches: a mean and a standard deviation, which one earlier spike would have moved; no least
-  # spread.
-  def after(spread):  # a guard that has seen twenty losses with median 2 and this median deviation
+  # Catches a mean and a standard deviation, which one earlier spike would move, and a guard without
+  # a least spread.
+  def after(spread):
+    """Returns a guard after twenty losses with the median 2 and this median deviation."""
     guard = Guard(GuardOptions(spike_sigmas=6.0))
     assert judge(guard, [2.0 + spread * (-1) ** n for n in range(20)]) == [[]] * 20
     return guard
@@ -54,14 +55,13 @@ def test_a_spike_is_measured_in_robust_sigmas():
   guard = after(0.1)
   assert judge(guard, [2.0 + 6.1 * sigma]) == [["spike"]] and guard.streak == 1
   assert judge(guard, [2.0]) == [[]] and guard.streak == 0
-  assert (
-    judge(Guard(GuardOptions(spike_sigmas=6.0)), [2.0] * 10 + [50.0]) == [[]] * 11
-  )  # too few losses to know
+  # Ten losses are too few to call anything a spike.
+  assert judge(Guard(GuardOptions(spike_sigmas=6.0)), [2.0] * 10 + [50.0]) == [[]] * 11
 
 
 def test_patience_then_back_then_divergence():
-  # Catches: a run that goes back at once or never; one that goes back for ever; counts that are
-  # lost on the way.
+  # Catches a run that goes back at once, never, or again and again, and counts that are lost when
+  # it goes back.
   guard = Guard(GuardOptions(skip_nonfinite=True, patience=3, max_rollbacks=1))
   assert judge(guard, [1.0, NAN, NAN, 1.0, NAN, NAN]) == [
     [],
@@ -81,21 +81,21 @@ def test_patience_then_back_then_divergence():
 
 
 def test_without_skipping_one_bad_gradient_is_enough_to_go_back():
-  # Catches: steps that are done with weights that are NaN.
+  # Catches steps with weights that are NaN.
   guard = Guard(GuardOptions(patience=5, max_rollbacks=2, rollback_margin=10))
   assert judge(guard, [NAN], start=30) == [["nonfinite", "rollback"]]
   assert guard.healthy_before(30) == 20
 
 
 def test_a_new_level_is_accepted_where_nobody_goes_back():
-  # Catches: an alarm in every step for the rest of the run.
+  # Catches an alarm in every step for the rest of the run.
   guard = Guard(GuardOptions(spike_sigmas=5.0, patience=2))
   kinds = judge(guard, [1.0] * 20 + [3.0] * 40)
   assert kinds[20:22] == [["spike"], ["spike"]] and kinds[22:] == [[]] * 38
 
 
 def test_what_it_knows_survives_a_checkpoint():
-  # Catches: decisions that differ in a run that was killed.
+  # Catches decisions that differ in a run that was killed and resumed.
   guard = Guard(GuardOptions(skip_nonfinite=True, spike_sigmas=4.0, patience=9, starved_share=0.1))
   judge(guard, [1.0, 1.1] * 10 + [NAN, 9.0])
   guard.watch_load(np.array([[0.5, 0.5, 0.0]]), ["layer 1"])
@@ -108,7 +108,8 @@ def test_what_it_knows_survives_a_checkpoint():
 
 
 def test_starved_experts_are_named_once_with_their_layer():
-  # Catches: an alarm for one thin batch, one at every log line, an expert of another layer.
+  # Catches an alarm after a single batch, an alarm at every log line, and the name of a wrong
+  # layer.
   guard = Guard(GuardOptions(starved_share=0.2))
   balanced, collapsed = np.full((2, 4), 0.25), np.array([[0.25] * 4, [0.0, 0.96, 0.04, 0.0]])
 

@@ -1,4 +1,4 @@
-"""The first signal asks, the second SIGINT insists."""
+"""The first signal asks the run to stop, and a second SIGINT interrupts it."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.unit
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_sets_the_name_and_kills_nothing(number):
-  # Catches: a handler for one of the two only, or one that outlives the loop.
+  # Catches a handler for only one of the two signals, and a handler that outlives the loop.
   before = signal.getsignal(number)
   with Interrupt() as interrupt:
     assert interrupt.name == ""
@@ -23,7 +23,7 @@ def test_a_signal_sets_the_name_and_kills_nothing(number):
 
 
 def test_a_second_ctrl_c_interrupts():
-  # Catches: a program that cannot be stopped while it saves.
+  # Catches a program that cannot be stopped while it saves.
   with pytest.raises(KeyboardInterrupt):
     with Interrupt():
       os.kill(os.getpid(), signal.SIGINT)
@@ -31,7 +31,7 @@ def test_a_second_ctrl_c_interrupts():
 
 
 def test_work_that_can_be_done_again_ends_at_once():
-  # Catches: a finish that SIGTERM kills without a word, or a handler that outlives it.
+  # Catches work that SIGTERM kills without an exception, and a handler that outlives it.
   before = signal.getsignal(signal.SIGTERM)
   with pytest.raises(KeyboardInterrupt):
     with interruptible():

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line an event, none twice after a resume, none lost."""
+"""metrics.jsonl has one line per event; after a resume none is lost and none is repeated."""
 
 import json
 
@@ -11,8 +11,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_lines_after_the_restored_step_are_dropped(tmp_path):
-  # Catches: a resumed run that repeats steps 3 and 4; a line that a kill cut short and the next one
-  # is glued to.
+  # Catches a resumed run that repeats steps 3 and 4, and a line that is appended to one that a kill
+  # has cut short.
   writer = metrics.MetricsWriter(tmp_path, 0)
   for step in (1, 2, 3, 4):
     writer.write(step, "train", {"loss": float(step)})
@@ -46,8 +46,8 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path):
   ],
 )
 def test_a_damaged_line_costs_only_itself(tmp_path, bad):
-  # Catches: all history before or after a broken line deleted on resume; the broken line thrown
-  # away; no word about it.
+  # Catches a resume that deletes all lines before or after a damaged one, and one that deletes the
+  # damaged line or does not report it.
   path = tmp_path / "metrics.jsonl"
   good = [json.dumps({"step": n, "kind": "train", "loss": float(n)}).encode() for n in (1, 2, 3)]
   path.write_bytes(b"\n".join([good[0], b"", bad, good[1], b"  ", good[2], b""]))
@@ -68,14 +68,15 @@ def test_a_damaged_line_costs_only_itself(tmp_path, bad):
 
 
 def test_events_stay_when_the_run_goes_back(tmp_path):
-  # Catches: a rollback that nobody can see afterwards; one told twice after a kill; curves with two
-  # values a step.
+  # Catches a rollback that leaves no trace, a rollback that is written twice after a kill, and
+  # curves with two values for a step.
   writer = metrics.MetricsWriter(tmp_path, 0)
   for step in (2, 4, 6):
     writer.write(step, "train", {"loss": 1.0})
   writer.forget_after(4)
-  writer.event(4, {"event": "rollback", "batch": 6})  # after step 6, which was batch 6
-  writer.write(6, "train", {"loss": 2.0})  # batch 8
+  # The rollback happened after step 6, which read batch 6. The new step 6 reads batch 8.
+  writer.event(4, {"event": "rollback", "batch": 6})
+  writer.write(6, "train", {"loss": 2.0})
   writer.close()
 
   def kinds():
@@ -84,14 +85,13 @@ def test_events_stay_when_the_run_goes_back(tmp_path):
   assert kinds() == [(2, "train"), (4, "train"), (4, "event"), (6, "train")]
   metrics.MetricsWriter(tmp_path, 6, 8).close()
   assert len(kinds()) == 4
-  metrics.MetricsWriter(
-    tmp_path, 4, 4
-  ).close()  # from the checkpoint before the rollback, which will happen again
+  # A run that continues from the checkpoint before the rollback will go back again.
+  metrics.MetricsWriter(tmp_path, 4, 4).close()
   assert kinds() == [(2, "train"), (4, "train")]
 
 
 def test_arrays_are_lists_and_nan_is_null(tmp_path):
-  # Catches: NaN, which is no JSON; an array written as its repr.
+  # Catches a NaN, which is not valid JSON, and an array that is written as its repr.
   writer = metrics.MetricsWriter(tmp_path, 0)
   writer.write(
     1, "train", {"loss": np.float32("nan"), "moe/load": np.array([[0.25, 0.75]], np.float32)}
@@ -102,7 +102,7 @@ def test_arrays_are_lists_and_nan_is_null(tmp_path):
 
 
 def test_tensorboard_gets_a_curve_an_entry(tmp_path):
-  # Catches: scalars that never reach the event file.
+  # Catches scalars that never reach the event file.
   writer = metrics.MetricsWriter(tmp_path, 0)
   writer.write(1, "train", {"loss": 1.0, "moe/load": np.ones((1, 2))})
   writer.close()
@@ -111,7 +111,7 @@ def test_tensorboard_gets_a_curve_an_entry(tmp_path):
 
 
 def test_other_processes_write_nothing(tmp_path):
-  # Catches: processes that overwrite each other's lines.
+  # Catches processes that overwrite each other's lines.
   writer = metrics.MetricsWriter(tmp_path, 0, active=False)
   writer.write(1, "train", {"loss": 1.0})
   writer.close()
@@ -120,7 +120,7 @@ def test_other_processes_write_nothing(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_board_whose_thread_has_died_blocks_nobody(tmp_path, monkeypatch):
-  # Catches: a run that hangs for ever on a full disk, because nobody empties the queue of
+  # Catches a run that hangs for ever on a full disk, because nobody empties the queue of
   # TensorBoard's events.
   writer = metrics.MetricsWriter(tmp_path, 0)
   worker = writer._board.file_writer.event_writer._worker

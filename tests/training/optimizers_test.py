@@ -1,5 +1,4 @@
-"""Schedules at their corners, and what an optimizer's update does to a matrix and to a norm
-scale."""
+"""Schedules have the right values at their corners, and optimizers treat each kind of parameter."""
 
 import dataclasses
 
@@ -31,7 +30,7 @@ def rates(name, at, *, steps=100, warmup=10, **options):
 
 @pytest.mark.parametrize("name", [name for name in optimizers.SCHEDULES if name != "flat_rsqrt"])
 def test_warmup_is_a_line_that_reaches_the_peak(name):
-  # Catches: a first step of rate 0, a warm-up that ends one step early or late.
+  # Catches a first step with the rate 0, and a warm-up that ends one step early or late.
   after = 2 * (10 / 11) ** 0.5 if name == "rsqrt" else 2.0
   np.testing.assert_allclose(rates(name, [0, 4, 9, 10]), [0.2, 1.0, 2.0, after], rtol=1e-5)
 
@@ -39,27 +38,26 @@ def test_warmup_is_a_line_that_reaches_the_peak(name):
 @pytest.mark.parametrize(
   "name, at, expected",
   [
-    ("cosine", [99, 200], [0.2, 0.2]),  # final_fraction * peak at the last step and behind it
+    # The rate is final_fraction * peak at the last step and after it.
+    ("cosine", [99, 200], [0.2, 0.2]),
     ("cosine", [10 + 89 // 2], [2 * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * 44 / 89)))]),
     ("rsqrt", [39, 89], [2 * (10 / 40) ** 0.5, 2 * (10 / 90) ** 0.5]),
-    ("wsd", [50, 79, 89, 99], [2.0, 2.0, 1.1, 0.2]),  # flat, then a line over the last 20 steps
+    # The rate is constant, and then falls linearly over the last 20 steps.
+    ("wsd", [50, 79, 89, 99], [2.0, 2.0, 1.1, 0.2]),
     ("constant", [50, 99, 1000], [2.0, 2.0, 2.0]),
-    (
-      "flat_rsqrt",
-      [0, 9, 10, 39],
-      [2.0, 2.0, 2 * (10 / 11) ** 0.5, 1.0],
-    ),  # no warm-up before the peak
+    # The rate is at its peak from the first step on.
+    ("flat_rsqrt", [0, 9, 10, 39], [2.0, 2.0, 2 * (10 / 11) ** 0.5, 1.0]),
     ("steps", [59, 60, 89, 90, 99, 1000], [2.0, 1.0, 1.0, 0.5, 0.5, 0.5]),
   ],
 )
 def test_after_the_warmup(name, at, expected):
-  # Catches: a decay that misses final_fraction at the last step, rsqrt of (step - warmup).
+  # Catches a decay that misses final_fraction at the last step, and an rsqrt of (step - warmup).
   np.testing.assert_allclose(rates(name, at), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", optimizers.SCHEDULES)
 def test_no_warmup(name):
-  # Catches: a division by zero where warmup_steps is 0.
+  # Catches a division by zero if warmup_steps is 0.
   assert np.isfinite(rates(name, [0, 1, 99], warmup=0)).all()
   assert rates(name, [0], warmup=0) == [2.0]
 
@@ -71,7 +69,7 @@ def settings(**changes):
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_weight_decay_only_on_matrices(name):
-  # Catches: decay of norm scales, also of those that a scan over layers has stacked into a matrix.
+  # Catches weight decay of norm scales, also of those that a scan over layers stacks into a matrix.
   params = {
     "kernel": jnp.ones((2, 3)),
     "norm": {"scale": jnp.ones(3)},
@@ -86,7 +84,8 @@ def test_weight_decay_only_on_matrices(name):
 
 
 def test_adamw_first_step_is_the_sign_times_the_rate():
-  # Catches: b1 and b2 exchanged or bias correction lost: then the first step is not g / |g|.
+  # Catches b1 and b2 that are exchanged, and a missing bias correction. In both cases the first
+  # step would not be g / |g|.
   optimizer, _ = optimizers.make(settings(weight_decay=0.0, clip_norm=0.0), 10)
   params = {"w": jnp.zeros((1, 2))}
   updates, _ = optimizer.update({"w": jnp.array([[3.0, -0.01]])}, optimizer.init(params), params)
@@ -94,8 +93,8 @@ def test_adamw_first_step_is_the_sign_times_the_rate():
 
 
 def test_gradients_are_clipped_by_their_global_norm():
-  # Catches: clipping by value or by leaf. Norm of (3, 4) is 5: both shrink to a fifth, which Adam's
-  # second step shows.
+  # Catches clipping by value or by leaf. The norm of (3, 4) is 5, so both gradients shrink to a
+  # fifth, which Adam's first moment shows.
   params = {"a": jnp.zeros((1, 1)), "b": jnp.zeros((1, 1))}
   optimizer, _ = optimizers.make(settings(weight_decay=0.0, clip_norm=1.0), 10)
   _, state = optimizer.update(
@@ -106,15 +105,14 @@ def test_gradients_are_clipped_by_their_global_norm():
 
 
 def test_adafactor_factors_its_second_moment():
-  # Catches: an Adafactor that stores a whole second moment, which is its only point.
+  # Catches an Adafactor that stores whole second moments, although its purpose is to avoid that.
   params = {"w": jnp.ones((256, 512))}
   optimizer, _ = optimizers.make(settings(name="adafactor", weight_decay=0.0), 10)
   assert sum(x.size for x in jax.tree.leaves(optimizer.init(params))) < 2000
 
 
 def adafactor_alone(weight, gradients, rate, clip):
-  """What Adafactor (Shazeer and Stern 2018, Algorithms 4 and 5) makes of one matrix or vector, in
-  NumPy."""
+  """Applies Adafactor (Shazeer and Stern 2018, Algorithms 4 and 5) to one array, in NumPy."""
 
   def rms(x):
     return np.sqrt(np.mean(np.square(x)))
@@ -135,9 +133,9 @@ def adafactor_alone(weight, gradients, rate, clip):
 
 
 def test_adafactor_takes_layers_and_experts_each_alone():
-  # Of [layers, E, D, F] and [layers, E, F]; E is the longest axis of the first, so that optax alone
-  # would factor it. Catches: second moments averaged over experts, an update clipped, or scaled, by
-  # what other experts or layers do.
+  # The shapes are [layers, E, D, F] and [layers, E, F]. E is the longest axis of the first, so that
+  # optax by itself would factor it. Catches second moments that are averaged over experts, and
+  # updates that are clipped or scaled depending on other experts or layers.
   rng = np.random.default_rng(0)
   shapes = {"up": (1, 131, 128, 130), "hidden_bias": (2, 3, 130)}
 
@@ -169,7 +167,8 @@ def test_adafactor_takes_layers_and_experts_each_alone():
   )
   params = tree(jax.tree.map(jnp.asarray, weights))
   state = optimizer.init(params)
-  assert max(x.size for x in jax.tree.leaves(state)) == 131 * 130  # of v_col
+  # The largest array is v_col.
+  assert max(x.size for x in jax.tree.leaves(state)) == 131 * 130
   for gradient in gradients:
     updates, state = optimizer.update(tree(gradient), state, params)
     params = jax.tree.map(jnp.add, params, updates)
@@ -197,7 +196,8 @@ def test_adafactor_takes_layers_and_experts_each_alone():
   ],
 )
 def test_stacked_weights_are_those_whose_first_axes_are_layers_and_experts(changes):
-  # Catches: a stack under another name, a dense FFN or attention taken for experts.
+  # Catches stacked weights under another name, and a dense FFN or attention that is taken for
+  # experts.
   variables = assembly.abstract_variables(config({"model.num_layers": 6} | changes), 264)
 
   def boxed(leaf):
@@ -212,9 +212,9 @@ def test_stacked_weights_are_those_whose_first_axes_are_layers_and_experts(chang
 
 
 def test_adafactor_clips_its_updates():
-  # Catches: update_clip that is not read, or read after the step was scaled by the weights' RMS.
-  # Adafactor's first step divides a gradient by its own size, so that an update of RMS 1 is cut to
-  # update_clip.
+  # Catches an update_clip that is not read, or only after the step was scaled by the weights' RMS.
+  # Adafactor's first step divides a gradient by its own size, so that an update of RMS 1 is clipped
+  # to update_clip.
   def step(clip):
     optimizer, _ = optimizers.make(
       settings(name="adafactor", weight_decay=0.0, clip_norm=0.0, update_clip=clip), 10
@@ -242,7 +242,7 @@ def test_adafactor_clips_its_updates():
   ],
 )
 def test_mistakes_name_the_field(key, value, words):
-  # Catches: a mistake that only optax notices.
+  # Catches a mistake that only optax would notice.
   config = base.get_config()
   config.optimizer[key] = value
   with pytest.raises(ConfigError, match=words) as error:
@@ -251,8 +251,8 @@ def test_mistakes_name_the_field(key, value, words):
 
 
 def test_frozen_parameters_never_change():
-  # Catches: weight decay on what is frozen; its gradient in the global norm, which would shrink all
-  # other steps.
+  # Catches weight decay of frozen parameters, and a global norm that includes their gradients and
+  # would thus shrink all other steps.
   params = {"ffn": {"router": jnp.ones((2, 2)), "up": jnp.ones((2, 2))}}
   grads = {"ffn": {"router": jnp.full((2, 2), 1e6), "up": jnp.full((2, 2), 0.1)}}
 
@@ -268,15 +268,16 @@ def test_frozen_parameters_never_change():
 
 
 def test_freezing_what_there_is_not():
-  # Catches: a misspelt name that silently trains.
+  # Catches a misspelt name, whose parameter would silently train.
   o = optimizers.OptimizerOptions(freeze=("ruoter",))
   with pytest.raises(ConfigError, match="did you mean 'router'"):
     optimizers.make(o, 10)[0].init({"router": jnp.ones(2), "up": jnp.ones(2)})
 
 
 def test_what_decays():
-  # Biases of heads, buckets and experts have two axes and more, and a multiplicative bias begins at
-  # 1. Catches: decay by the number of axes alone; a name that is compared whole.
+  # Biases of heads, buckets and experts have two or more axes, and a multiplicative bias begins at
+  # 1. Catches weight decay that depends on the number of axes alone, and a comparison with whole
+  # names instead of their endings.
   params = {
     name: jnp.ones((2, 3, 4))
     for name in (

@@ -1,4 +1,4 @@
-"""What a run shows: lines in a log, a bar on a terminal, nothing on the other processes."""
+"""A run shows lines in a log, a bar on a terminal, and nothing on other processes."""
 
 import io
 import time
@@ -23,10 +23,12 @@ class Terminal(io.StringIO):
 
 
 def test_a_line_has_loss_rate_and_time_left():
-  # Catches: compilation counted in the rate, time left reckoned from all steps of a resumed run.
+  # Catches a rate that includes compilation, and a remaining time that counts the steps before a
+  # resume.
   clock, out = Clock(), io.StringIO()
   progress = Progress(steps=1011, start=1000, tokens_per_step=500, stream=out, clock=clock)
-  clock.now += 100.0  # the first step compiles
+  # The first step compiles.
+  clock.now += 100.0
   progress.step(1001, 5.0)
   for n in range(1002, 1007):
     clock.now += 2.0
@@ -39,7 +41,7 @@ def test_a_line_has_loss_rate_and_time_left():
 
 
 def test_time_of_evaluation_does_not_count():
-  # Catches: a rate that drops after every evaluation.
+  # Catches a rate that drops after every evaluation.
   clock = Clock()
   progress = Progress(10, 0, 100, stream=io.StringIO(), clock=clock)
   progress.step(1, 1.0)
@@ -51,7 +53,7 @@ def test_time_of_evaluation_does_not_count():
 
 
 def test_a_terminal_gets_a_bar_and_no_lines():
-  # Catches: a bar that is never drawn; log lines that tear it.
+  # Catches a bar that is never drawn, and log lines that interrupt it.
   out = Terminal()
   progress = Progress(4, 0, 100, stream=out)
   for n in range(1, 5):
@@ -64,7 +66,7 @@ def test_a_terminal_gets_a_bar_and_no_lines():
 
 
 def test_other_processes_are_silent():
-  # Catches: one copy of each line a process.
+  # Catches a copy of each line from every process.
   out = io.StringIO()
   progress = Progress(4, 0, 100, active=False, stream=out)
   progress.step(1, 1.0)
@@ -74,7 +76,7 @@ def test_other_processes_are_silent():
 
 
 def test_what_takes_long_says_that_it_is_at_work():
-  # Catches: silence; a thread that goes on speaking after the work is done.
+  # Catches silence, and a thread that keeps reporting after the work is done.
   said = []
   with working("counting", said.append, every=0.01):
     while not said:
@@ -85,8 +87,8 @@ def test_what_takes_long_says_that_it_is_at_work():
 
 
 def test_trouble_stays_in_sight_and_going_back_is_no_progress():
-  # Catches: skipped updates that only one line tells; a bar or a rate that counts steps twice after
-  # a rollback.
+  # Catches skipped updates that only one line mentions, and a bar or a rate that counts steps twice
+  # after a rollback.
   clock, out = Clock(), io.StringIO()
   progress = Progress(steps=100, start=0, tokens_per_step=10, stream=out, clock=clock)
   progress.trouble = "2 skipped updates"
@@ -97,4 +99,5 @@ def test_trouble_stays_in_sight_and_going_back_is_no_progress():
   progress.went_back(20)
   clock.now += 1.0
   progress.step(30, 1.0)
-  assert progress.log(1.0) == 100.0  # ten steps of ten tokens in a second
+  # Ten steps of ten tokens take a second.
+  assert progress.log(1.0) == 100.0

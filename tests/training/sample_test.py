@@ -1,4 +1,4 @@
-"""Sampling, from models whose next token is known."""
+"""Sampling is tested with models whose next token is known."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,7 @@ V = 7
 
 
 class Rule(nn.Module):
-  """Logits that favour a token computed from the window: `rule(tokens, segment_ids, positions)` [B,
-  L]."""
+  """A model whose logits favour the tokens `rule(tokens, segment_ids, positions)` [B, L]."""
 
   rule: object
   sharpness: float = 50.0
@@ -36,14 +35,14 @@ def successor(tokens, segment_ids, positions):
 
 
 def test_each_token_follows_the_last_one_also_beyond_the_window():
-  # Catches logits read one place early or late, and a window that stops moving when it is full.
+  # Catches logits that are read one position early or late, and a full window that stops moving.
   assert run(successor, [2], 9).tolist() == [[3, 4, 5, 6, 0, 1, 2, 3, 4]]
   assert run(successor, [0, 0, 0, 0, 0, 4], 3).tolist() == [[5, 6, 0]]
 
 
 def test_the_window_forgets_the_oldest_token():
-  # Catches a window that keeps the prompt's start: the rule copies the first token it sees, 4
-  # tokens back.
+  # Catches a window that keeps the prompt's start. The rule copies the first token of the window,
+  # which is 4 tokens back.
   def first(tokens, segment_ids, positions):
     return jnp.broadcast_to(tokens[:, :1], tokens.shape)
 
@@ -68,8 +67,8 @@ def test_deterministic_in_the_key():
 
 
 def test_only_what_is_allowed_is_drawn():
-  # Catches specials and ids beyond the tokenizer's size in the text: 5 and 6 are beyond `allowed`,
-  # 1 is not allowed.
+  # Catches special tokens and ids beyond the tokenizer's size in the text. Here 5 and 6 are beyond
+  # the end of `allowed`, and 1 is not allowed.
   allowed = np.array([True, False, True, True, True])
   drawn = run(successor, [0], 100, sharpness=0.0, allowed=allowed, rows=3)
   assert set(drawn.ravel().tolist()) == {0, 2, 3, 4}
@@ -78,8 +77,8 @@ def test_only_what_is_allowed_is_drawn():
 
 
 def test_temperature():
-  # Catches logits multiplied by the temperature: at sharpness 2 and temperature 0.5, p(favourite) =
-  # e^4 / (e^4 + 6).
+  # Catches logits that are multiplied by the temperature. At sharpness 2 and temperature 0.5 the
+  # favoured token has the probability e^4 / (e^4 + 6).
   rows = 4000
   for temperature, expected in ((0.5, np.exp(4) / (np.exp(4) + 6)), (2.0, np.e / (np.e + 6))):
     drawn = run(successor, [0], 1, sharpness=2.0, temperature=temperature, rows=rows)
@@ -95,7 +94,7 @@ def test_compiles_once():
 
 
 def test_bad_input_and_nothing_to_draw():
-  # Catches an empty prompt that reads the logits at place -1.
+  # Catches an empty prompt, for which the logits at position -1 would be read.
   with pytest.raises(ValueError, match="prompt"):
     run(successor, [], 1)
   with pytest.raises(ValueError, match="allowed"):

@@ -1,4 +1,4 @@
-"""The state before the first step: a pure function of the seed, laid out over the mesh."""
+"""The state before the first step is a pure function of the seed, and is sharded over the mesh."""
 
 import jax
 import numpy as np
@@ -27,9 +27,9 @@ def make(tmp_path, sizes, **changes):
 
 
 def test_factors_lie_like_what_is_left_of_their_weights(tmp_path):
-  # Adafactor keeps a row and a column of each matrix of at least 128 x 128. Catches: factors
-  # replicated on every device (gigabytes where experts are many), or split along the dimension that
-  # they have lost.
+  # Adafactor keeps a row and a column of each matrix of at least 128 x 128. Catches factors that
+  # are replicated on every device (which takes gigabytes with many experts), or that are split
+  # along the dimension that they do not have.
   (abstract, _), _ = make(
     tmp_path,
     {"expert": 2, "tensor": 2},
@@ -46,15 +46,14 @@ def test_factors_lie_like_what_is_left_of_their_weights(tmp_path):
     next(spec for key, spec in specs.items() if key.endswith(f"{slot}{path}"))
     for slot in ("v_row", "v_col")
   )
-  assert row[-2:] == ("expert", None) and col[-2:] == (
-    "expert",
-    "tensor",
-  )  # of [.., E, D, F]: D is left, then F
+  # Of the weight [.., E, D, F] the row keeps D, and the column keeps F.
+  assert row[-2:] == ("expert", None) and col[-2:] == ("expert", "tensor")
 
 
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_moments_lie_like_their_weights(tmp_path, name):
-  # Catches: optimizer states replicated on every device, the larger part of a big run's memory.
+  # Catches optimizer states that are replicated on every device, although they take the larger part
+  # of a big run's memory.
   (abstract, _), (mesh, *_) = make(tmp_path, {"data": 2, "expert": 4}, optimizer__name=name)
   weights = {
     jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(abstract.params)
@@ -73,8 +72,8 @@ def test_moments_lie_like_their_weights(tmp_path, name):
 
 
 def test_the_same_seed_gives_the_same_state_on_any_mesh(tmp_path):
-  # Catches: weights that depend on how they are split; a seed that is not used; boxes left on the
-  # weights.
+  # Catches weights that depend on their sharding, a seed that is not used, and weights that are
+  # still in Flax's boxes.
   (abstract, draw), (_, model, optimizer, config) = make(tmp_path, {"data": 1})
   (_, draw8), _ = make(tmp_path, {"data": 2, "fsdp": 2, "expert": 2})
   one, eight = draw().params, draw8().params
@@ -89,7 +88,7 @@ def test_the_same_seed_gives_the_same_state_on_any_mesh(tmp_path):
 
 
 def test_init_can_be_mapped_over_seeds(tmp_path):
-  # Catches: an initialisation that needs a concrete key.
+  # Catches an initialisation that needs a concrete key.
   _, (mesh, model, optimizer, config) = make(tmp_path, {"data": 1})
   keys = jax.vmap(jax.random.key)(np.arange(3))
   many = jax.eval_shape(

@@ -1,5 +1,4 @@
-"""The pure steps: what is in the loss, that microbatches add up, that seeds can be mapped, bits of
-a uniform model."""
+"""The pure steps compute the right losses and metrics, and they can be mapped over seeds."""
 
 import functools
 import math
@@ -55,7 +54,7 @@ def setup(tmp_path, edit=None, **changes):
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory):
-  """`(step, state, weights)`: compiled once for the tests that need nothing special."""
+  """Returns `(step, state, weights)`, compiled once for the tests that need nothing special."""
   config, step, state = setup(tmp_path_factory.mktemp("usual"), optimizer__learning_rate=0.01)
   return (
     tiny.quick_jit(functools.partial(step, output_z_loss=0.5)),
@@ -65,7 +64,7 @@ def usual(tmp_path_factory):
 
 
 def test_loss_is_the_sum_of_its_parts(usual):
-  # Catches: a weight applied twice or not at all; the output z-loss forgotten.
+  # Catches a weight that is applied twice or not at all, and a missing output z-loss.
   step, state, weights = usual
   _, m = step(state, batch_of(4, 32))
   expected = (
@@ -73,13 +72,12 @@ def test_loss_is_the_sum_of_its_parts(usual):
   )
   assert set(weights) == {"balance", "z"}
   np.testing.assert_allclose(m["loss"], expected, rtol=1e-6)
-  assert float(m["learning_rate"]) == pytest.approx(
-    5e-3
-  )  # half of the peak: step 0 of a warm-up of 2
+  # Step 0 of a warm-up of 2 steps has half of the peak.
+  assert float(m["learning_rate"]) == pytest.approx(5e-3)
 
 
 def test_padding_changes_nothing(usual):
-  # Catches: padding that takes experts' slots, is attended to, or counts in a loss or a gradient.
+  # Catches padding that takes slots of experts, is attended to, or counts in a loss or a gradient.
   step, state, _ = usual
   batch = batch_of(4, 32, padded=20)
   other = batch_of(4, 32, seed=1)
@@ -93,8 +91,8 @@ def test_padding_changes_nothing(usual):
 
 
 def test_rows_of_padding_do_not_dilute_the_loss(usual):
-  # Two rows, then those two again or padding. Catches: a mean over all tokens of the batch, real or
-  # not.
+  # The batch has two rows, followed by the same rows or by padding. Catches a mean over all tokens
+  # that includes padding.
   step, state, _ = usual
   batch = batch_of(4, 32)
   twice = {name: np.concatenate([values[:2], values[:2]]) for name, values in batch.items()}
@@ -104,7 +102,7 @@ def test_rows_of_padding_do_not_dilute_the_loss(usual):
 
 
 def test_a_few_steps_learn(usual):
-  # Catches: an update of the wrong sign.
+  # Catches an update of the wrong sign.
   step, state, _ = usual
   batch, losses = batch_of(4, 32), []
   for _ in range(6):
@@ -114,7 +112,7 @@ def test_a_few_steps_learn(usual):
 
 
 def test_randomness_comes_from_the_step(tmp_path):
-  # Catches: the same noise at every step; noise that differs between two runs of the same step.
+  # Catches noise that is the same at every step, and noise that differs when a step is repeated.
   config, step, state = setup(tmp_path, model__dropout=0.5)
   step, batch = tiny.quick_jit(step), batch_of(4, 32)
 
@@ -125,7 +123,7 @@ def test_randomness_comes_from_the_step(tmp_path):
 
 
 def test_seeds_can_be_mapped(usual):
-  # Catches: I/O or a concrete value in the step; runs that see each other.
+  # Catches I/O in the step, a need for concrete values, and runs that influence each other.
   step, state, _ = usual
   many = jax.tree.map(lambda x: jnp.stack([x, x]), state)
   many = many.replace(
@@ -141,7 +139,7 @@ def test_seeds_can_be_mapped(usual):
 
 
 def test_the_balancing_bias_moves_against_the_load(tmp_path):
-  # Catches: a router state that is never updated, or pushed the wrong way.
+  # Catches a router state that is never updated or moves in the wrong direction.
   config, step, state = setup(tmp_path, model__moe__bias_update_rate=0.125)
   after, m = tiny.quick_jit(functools.partial(step, bias_update_rate=0.125))(state, batch_of(4, 32))
   bias = np.asarray(after.router_state["bias"])
@@ -150,7 +148,7 @@ def test_the_balancing_bias_moves_against_the_load(tmp_path):
 
 
 class Uniform(nn.Module):
-  """Says that each of V tokens is equally likely."""
+  """A model in which each of V tokens is equally likely."""
 
   vocab_size: int
 
@@ -161,8 +159,8 @@ class Uniform(nn.Module):
 
 
 def test_a_uniform_model_has_log2_v_bits_a_byte():
-  # Catches: bits for nats, padding counted, a boundary's cost left out, tokens for bytes.
-  # 256 ids, one byte each: 8 bits.
+  # Each of 256 ids stands for one byte, which costs 8 bits. Catches bits in place of nats, padding
+  # that is counted, the missing cost of a boundary, and tokens in place of bytes.
   model, batch = Uniform(256), batch_of(2, 8, padded=3, vocab=256)
   sums = steps.eval_step(
     {"scale": jnp.zeros(())},
@@ -185,8 +183,8 @@ def test_a_uniform_model_has_log2_v_bits_a_byte():
 
 
 def test_bytes_are_those_that_tokens_stand_for():
-  # Catches: byte lengths looked up by input instead of target. Targets 2, 3 (padding): token 2
-  # stands for 5 bytes.
+  # The only real target is token 2, which stands for 5 bytes. Catches byte lengths that are looked
+  # up by input instead of target.
   batch = {
     "inputs": np.array([[1, 2]]),
     "targets": np.array([[2, 3]]),
@@ -204,7 +202,7 @@ def test_bytes_are_those_that_tokens_stand_for():
   np.testing.assert_allclose(sums["nats"], math.log(4), rtol=1e-6)
 
 
-# One for each router, and those with parts of their own: a tanh gate, a shared gate, Soft MoE.
+# One preset for each router, and those with special parts: a tanh gate, a shared gate, Soft MoE.
 PRESETS = (
   "adaptive_mixtures",
   "llama_moe",
@@ -230,8 +228,8 @@ PRESETS = (
   "name", tiny.often({"hierarchical", "strictly_balanced", "soft_moe"}, PRESETS)
 )
 def test_presets_train(tmp_path, name):
-  # Catches: a preset whose learned inputs, losses or state the step cannot carry; a router that
-  # does not train.
+  # Catches a preset whose learned inputs, losses or state the step does not support, and a router
+  # that does not train.
   def changed(c):
     c.model.moe.allow_noncausal_routing = True
     assembly.use_preset(c, name)

@@ -1,5 +1,4 @@
-"""A workdir belongs to one run: other configs and other data are refused, and nothing in it
-changes."""
+"""A workdir belongs to one run; other configs and other data are refused without any change."""
 
 import json
 import os
@@ -19,8 +18,8 @@ def config(tmp_path):
 
 
 def test_first_difference_skips_what_moves_no_number(config):
-  # Catches: a run that cannot be lengthened or moved to another mesh; one that resumes with another
-  # learning rate.
+  # Catches a run that cannot be lengthened or moved to another mesh, and one that resumes with
+  # another learning rate.
   stored, other = workdir.plain(config), workdir.plain(config)
   other["mesh"]["data"], other["train"]["steps"], other["data"]["threads"] = 4, 999, 7
   assert workdir.first_difference(stored, other) is None
@@ -29,7 +28,7 @@ def test_first_difference_skips_what_moves_no_number(config):
 
 
 def test_another_runs_directory_is_refused_and_untouched(tmp_path, config):
-  # Catches: config.json overwritten before it is compared.
+  # Catches a config.json that is overwritten before it is compared.
   workdir.claim(tmp_path, config)
   workdir.note_start(
     tmp_path, config, {"data": {"a": "1" * 64}, "tokenizer": "bytes"}, {"command": "x"}
@@ -50,7 +49,7 @@ def test_another_runs_directory_is_refused_and_untouched(tmp_path, config):
 
 
 def test_a_second_start_is_added(tmp_path, config):
-  # Catches: a resume that forgets how the run began.
+  # Catches a resume that forgets how the run began.
   for command in ("first", "second"):
     workdir.claim(tmp_path, config)
     workdir.note_start(tmp_path, config, {"data": {"a": "1"}}, {"command": command})
@@ -62,7 +61,7 @@ def test_a_second_start_is_added(tmp_path, config):
 
 
 def test_places_that_cannot_be_a_workdir(tmp_path, config):
-  # Catches: a late OSError, after the data were prepared.
+  # Catches an OSError that only comes after the data were prepared.
   (tmp_path / "file").write_text("")
   (tmp_path / "orphan" / "checkpoints" / "10").mkdir(parents=True)
   (tmp_path / "broken").mkdir()
@@ -81,8 +80,8 @@ def test_places_that_cannot_be_a_workdir(tmp_path, config):
 
 @pytest.mark.parametrize("name", workdir.FILES)
 def test_what_stands_in_the_place_of_a_runs_file(tmp_path, config, name):
-  # Catches: a traceback, late, for a directory where a file must be and the other way round, or a
-  # link to nothing.
+  # Catches a late traceback because of a directory in place of a file, a file in place of a
+  # directory, or a broken link.
   place = tmp_path / name
   place.write_text("x") if workdir.FILES[name] else place.mkdir()
   with pytest.raises(ConfigError, match=f"its {name} is a .* and must be a .*; move it away"):
@@ -110,8 +109,8 @@ def test_what_stands_in_the_place_of_a_runs_file(tmp_path, config, name):
   ],
 )
 def test_config_and_meta_of_another_content(tmp_path, config, content):
-  # Catches: AttributeError, RecursionError or UnicodeDecodeError; data not compared because
-  # meta.json is empty.
+  # Catches an AttributeError, RecursionError or UnicodeDecodeError, and data that are not compared
+  # because meta.json is empty.
   (tmp_path / "checkpoints" / "2").mkdir(parents=True)
   (tmp_path / "meta.json").write_bytes(content.encode("utf-8", "surrogateescape"))
   with pytest.raises(
@@ -125,7 +124,7 @@ def test_config_and_meta_of_another_content(tmp_path, config, content):
 
 
 def test_checkpoints_without_meta_are_not_trusted(tmp_path):
-  # Catches: a data check that is off once meta.json is deleted.
+  # Catches a data check that is skipped once meta.json is deleted.
   workdir.check_data(tmp_path, {"a": "1"}, "bytes")
   (tmp_path / "checkpoints" / "2").mkdir(parents=True)
   with pytest.raises(ConfigError, match="no meta.json, which says what data"):
@@ -133,8 +132,8 @@ def test_checkpoints_without_meta_are_not_trusted(tmp_path):
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path, monkeypatch):
-  # Catches: temporaries that pile up with each kill; one that is left by a full disk; a user's file
-  # removed with them.
+  # Catches temporary files that accumulate with each kill or stay after a full disk, and a user's
+  # file that is removed with them.
   for name in (
     ".config.json.ab12.tmp",
     ".metrics.jsonl.cd34.tmp",
@@ -154,7 +153,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path, monkeypatc
 
 
 def test_a_directory_that_cannot_be_written(tmp_path, config, monkeypatch):
-  # Catches: no check at all. (Root may write anywhere, so the refusal of the file system is acted.)
+  # Catches a missing check. Root may write anywhere, so the file system's refusal is simulated.
   def refuse(*_, **__):
     raise PermissionError
 
@@ -164,7 +163,7 @@ def test_a_directory_that_cannot_be_written(tmp_path, config, monkeypatch):
 
 
 def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
-  # Catches: a file truncated by a kill between open and write.
+  # Catches a file that is truncated by a kill between open and write.
   path = tmp_path / "x.json"
   workdir.write_json(path, 1)
 
@@ -178,8 +177,8 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
 
 
 def test_two_processes_cannot_train_in_one_directory(tmp_path):
-  # Catches: checkpoints and metrics of two runs interleaved; a directory that stays locked after
-  # its process ended.
+  # Catches two runs whose checkpoints and metrics mix, and a directory that stays locked after its
+  # process has ended.
   with workdir.exclusive(tmp_path):
     with pytest.raises(ConfigError, match="workdir=.*another process is training there"):
       with workdir.exclusive(tmp_path):
