@@ -73,18 +73,14 @@ def line_chart(
       the title.
     levels: Reference lines. They widen the range of y.
     note: One line of text under the title, e.g. the unit.
-    log: Whether the y axis is logarithmic. Values <= 0 then leave gaps.
+    log: Whether the y axis is logarithmic. Values and edges of bands that are <= 0 then leave gaps.
     top: Upper bound of the range of y, for curves whose early values would squeeze the rest.
     bottom: Lower end of the range of y. None derives it from the data.
     width: Width of the SVG in pixels.
     height: Height of the SVG in pixels.
     x_label: The label of the x axis.
   """
-  lines = [
-    line._replace(y=np.where(line.y > 0, line.y, np.nan) if log else line.y)
-    for line in lines
-    if len(line.x)
-  ]
+  lines = [_positive(line) if log else line for line in lines if len(line.x)]
   levels = [level for level in levels if math.isfinite(level.y) and (level.y > 0 or not log)]
   num_missing = sum(int((~np.isfinite(line.y)).sum()) for line in lines)
   if not lines:
@@ -137,7 +133,7 @@ def line_file(
   Args:
     title: The title, written above the plot.
     lines: The lines to draw, as in `line_chart`.
-    log: Whether the y axis is logarithmic.
+    log: Whether the y axis is logarithmic. Values and edges of bands that are <= 0 then leave gaps.
     width: Width of the plot in pixels. A `y_label` adds to it.
     height: Height of the plot in pixels. The title and the legend add to it.
     x_label: The label of the x axis.
@@ -145,6 +141,7 @@ def line_file(
     top: Upper bound of the range of y, as in `line_chart`.
     beside: Whether each label stands beside the last point of its line in place of a legend.
   """
+  lines = [_positive(line) if log else line for line in lines]
   inner = (width - _LEFT - 16, height - _TOP - _BOTTOM)
   xs, ys = _range([line.x for line in lines] + [np.zeros(1)]), _y_range(lines, (), top, None, log)
   body = _axes(inner, xs, ys, log, x_label) + _plot(lines, inner, xs, ys, log, x_label)
@@ -233,6 +230,16 @@ def _note(note: str) -> str:
   return f'<p class="note">{html.escape(note)}</p>' if note else ""
 
 
+def _positive(line: Line) -> Line:
+  """Returns `line` with nan for each value and each edge of its band that has no logarithm."""
+
+  def mask(y):
+    return np.where(y > 0, y, np.nan)
+
+  band = (mask(line.band[0]), mask(line.band[1])) if line.band else None
+  return line._replace(y=mask(line.y), band=band)
+
+
 def _range(values: Sequence[np.ndarray]) -> tuple[float, float]:
   """Returns the least and the greatest finite value, widened if they are equal."""
   finite = np.concatenate([v[np.isfinite(v)] for v in values])
@@ -241,7 +248,10 @@ def _range(values: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def _y_range(lines, levels, top, bottom, log) -> tuple[float, float]:
-  """Returns the range of y that shows the data and the levels, with a margin."""
+  """Returns the range of y that shows the data and the levels, with a margin.
+
+  If `log` is set, the values that are not positive have been replaced by nan.
+  """
   bands = [edge for line in lines for edge in line.band or ()]
   low, high = _range([line.y for line in lines] + bands + [np.array([level.y for level in levels])])
   if top > low:
@@ -303,6 +313,8 @@ def _band(x, edges, colour: str) -> str:
   drawn = np.isfinite(edges[0]) & np.isfinite(edges[1])
   low, high = (np.clip(edge[drawn], -9999, 9999).tolist() for edge in edges)
   x = x[drawn].tolist()
+  if not x:
+    return ""
   if len(x) == 1:
     return (
       f'<path d="M{x[0]:.1f} {low[0]:.1f}V{high[0]:.1f}" stroke="{colour}" stroke-width="1.2"/>'
