@@ -21,6 +21,7 @@ from moe_jax.report.colours import LOAD_LABELS, LOAD_SCALE, load_pixels, png
 # Font size in SVG units. The page shows a chart at about its own size, so a unit is about a pixel.
 _FONT = 12
 _TOP, _BOTTOM, _LEFT = 10, 40, 50  # margins around the plotting area, px
+_Span = tuple[float, float]  # the (low, high) ends of a range of the data
 
 
 class Line(NamedTuple):
@@ -240,14 +241,14 @@ def _positive(line: Line) -> Line:
   return line._replace(y=mask(line.y), band=band)
 
 
-def _range(values: Sequence[np.ndarray]) -> tuple[float, float]:
+def _range(values: Sequence[np.ndarray]) -> _Span:
   """Returns the least and the greatest finite value, widened if they are equal."""
   finite = np.concatenate([v[np.isfinite(v)] for v in values])
   low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
   return (low, high) if high > low else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
 
 
-def _y_range(lines, levels, top, bottom, log) -> tuple[float, float]:
+def _y_range(lines, levels, top, bottom, log) -> _Span:
   """Returns the range of y that shows the data and the levels, with a margin.
 
   If `log` is set, the values that are not positive have been replaced by nan.
@@ -263,7 +264,7 @@ def _y_range(lines, levels, top, bottom, log) -> tuple[float, float]:
   return (low - margin if bottom is None else min(bottom, low)), high + margin
 
 
-def _scale(value, low: float, high: float, log: bool = False):
+def _scale(value, low: float, high: float, *, log: bool = False):
   """Returns the position of `value` between `low` (0) and `high` (1)."""
   if log:
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -271,7 +272,7 @@ def _scale(value, low: float, high: float, log: bool = False):
   return (value - low) / (high - low)
 
 
-def _plot(lines, inner, xs, ys, log, x_label) -> str:
+def _plot(lines, inner, xs: _Span, ys: _Span, log, x_label) -> str:
   """Draws the lines in a nested SVG, which clips them at the edges of the plot."""
   width, height = inner
   body = ""
@@ -325,7 +326,7 @@ def _band(x, edges, colour: str) -> str:
   )
 
 
-def _names(lines, inner, xs, ys, log) -> str:
+def _names(lines, inner, xs: _Span, ys: _Span, log) -> str:
   """Writes each line's label beside its last finite point, moved down to avoid other labels."""
   width, height = inner
   ends = []
@@ -357,7 +358,7 @@ def _names(lines, inner, xs, ys, log) -> str:
   return body
 
 
-def _levels(levels, inner, ys, log) -> str:
+def _levels(levels, inner, ys: _Span, log) -> str:
   """Draws the levels as dashed lines and pushes their names apart so that none covers another."""
   width, height = inner
   placed = sorted(
@@ -378,7 +379,7 @@ def _levels(levels, inner, ys, log) -> str:
   return body
 
 
-def _axes(inner, xs, ys, log, x_label) -> str:
+def _axes(inner, xs: _Span, ys: _Span, log, x_label) -> str:
   """Draws the grid lines and labels of the y axis, and the x axis."""
   width, height = inner
   body = ""
@@ -389,7 +390,7 @@ def _axes(inner, xs, ys, log, x_label) -> str:
   return body + _x_axis(inner, xs, x_label)
 
 
-def _x_axis(inner, xs, label) -> str:
+def _x_axis(inner, xs: _Span, label) -> str:
   """Draws the x axis with its ticks and its label."""
   width, height = inner
   base = _TOP + height
