@@ -1,7 +1,7 @@
 """Tests that each config resolves to its snapshot in `config_snapshots/`, and that it is valid.
 
-The diff of the snapshots shows all configs that a changed default affects. After an intended change,
-run `python tests/configs_test.py`, look at the diff, and list the changes under Numerics in
+The diff of the snapshots shows all configs that a changed default affects. After an intended
+change, run `python tests/configs_test.py`, look at the diff, and list the changes under Numerics in
 CHANGELOG.
 """
 

@@ -20,9 +20,9 @@ def described(capfd, *arguments):
 
 
 def test_a_small_config_by_hand(capfd):
-  # The numbers are computed by hand for D = 8, 2 heads of 4, F = 16 gated and V = 264 (bytes), as in
-  # tests/accounts/counts_test.py, with an embedding of 2112. Adam keeps two float32 per parameter
-  # and two counters.
+  # The numbers are computed by hand for D = 8, 2 heads of 4, F = 16 gated and V = 264 (bytes), as
+  # in tests/accounts/counts_test.py, with an embedding of 2112. Adam keeps two float32 per
+  # parameter and two counters.
   # Catches another vocabulary, and moments that are not counted.
   sizes = {
     "d_model": 8,

@@ -81,8 +81,8 @@ def test_all_forms_equal_the_definition(activation, ffn_bias):
 
 @pytest.mark.parametrize("activation, ffn_bias", [("relu", "none"), ("swiglu", "none"), *BIASED])
 def test_ragged_groups_with_an_idle_expert(activation, ffn_bias):
-  # Catches group sizes that are read as boundaries, an empty group that shifts the next one, and the
-  # bias of another expert.
+  # Catches group sizes that are read as boundaries, an empty group that shifts the next one, and
+  # the bias of another expert.
   experts, rows = make(activation, ffn_bias), jax.random.normal(jax.random.key(9), (5, D))
   actual = experts.ragged(rows, jnp.array([2, 0, 3]))
   expected = np.concatenate(
@@ -102,7 +102,8 @@ def test_weights_are_cast_to_the_rows_dtype_and_gradients_are_not():
 
 
 def test_protocol_and_gating():
-  # Catches a missing form that the dispatchers call, and a third matrix in an FFN that is not gated.
+  # Catches a missing form that the dispatchers call, and a third matrix in an FFN that is not
+  # gated.
   assert isinstance(make("gelu"), ExpertFunction)
   assert [is_gated(a) for a in ("gelu", "relu", "geglu", "swiglu")] == [False, False, True, True]
   assert set(make("gelu").weights) == {"up", "down"} and set(make("geglu").weights) == {

@@ -26,8 +26,8 @@ from moe_jax.training import state as states
 pytestmark = pytest.mark.smoke
 
 
-# In this order, they have: a bias that balancing changes, and latent attention; recurrent layers and
-# learned noise; a block of sublayers; two stacks, span corruption and Adafactor.
+# In this order, they have: a bias that balancing changes, and latent attention; recurrent layers
+# and learned noise; a block of sublayers; two stacks, span corruption and Adafactor.
 LOOP = ("deepseek_v3", "lstm_moe", "brainformer", "gshard")
 
 
@@ -92,8 +92,8 @@ def test_a_shrunk_config_takes_a_step_saves_resumes_and_evaluates(
   family, variant, deep, tmp_path, monkeypatch
 ):
   # Catches a config whose parts do not work together when a step is compiled, state of a router, an
-  # optimizer or a data pipeline that a checkpoint cannot hold, and a model that cannot be evaluated,
-  # sampled from or reported on.
+  # optimizer or a data pipeline that a checkpoint cannot hold, and a model that cannot be
+  # evaluated, sampled from or reported on.
   config = tiny.shrink(importlib.import_module(f"configs.{family}").get_config(variant), tmp_path)
   if not deep:
     shallow(config)

@@ -10,8 +10,8 @@ import pytest
 
 pytestmark = pytest.mark.unit
 
-# The values of all rows that do not override them. Queries, keys and values have no biases, norms or
-# clipping, and there is no sliding window.
+# The values of all rows that do not override them. Queries, keys and values have no biases, norms
+# or clipping, and there is no sliding window.
 COMMON = {
   "model.family": "decoder",
   "model.attention": "grouped_query",
@@ -82,7 +82,8 @@ TABLE = {
     "model.qkv_bias": True,
     "model.moe.shared_gate": True,
   },
-  # allenai/OLMoE-1B-7B-0924/config.json: clip_qkv null. Its q_norm and k_norm use rms_norm_eps, too.
+  # allenai/OLMoE-1B-7B-0924/config.json: clip_qkv null. Its q_norm and k_norm use rms_norm_eps,
+  # too.
   "olmoe:1b_7b": OPEN | {"model.rope_theta": 1e4, "model.norm_eps": 1e-5, "model.qk_norm": True},
   # databricks/dbrx-base/config.json: clip_qkv 8, rope_theta 5e5. The norm is
   # nn.LayerNorm(bias=False), whose eps is 1e-5.

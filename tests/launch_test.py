@@ -71,8 +71,9 @@ def losses(tmp_path, name):
 
 
 def test_two_processes_train_like_one_and_one_goes_on_with_their_checkpoint(tmp_path):
-  # Catches rows that are read twice or not at all, values that differ between processes, a checkpoint
-  # that only the same number of processes can read, and a run of several processes that never ends.
+  # Catches rows that are read twice or not at all, values that differ between processes, a
+  # checkpoint that only the same number of processes can read, and a run of several processes that
+  # never ends.
   done = subprocess.run(
     [
       sys.executable,
@@ -114,7 +115,8 @@ def saved(tmp_path):
 def test_one_of_two_is_killed_and_of_the_next_two_one_is_told_to_stop(tmp_path, capfd):
   # The processes are not supervised, as on a cluster.
   # Catches a survivor that hangs or prints nothing but the stack trace of the runtime, a restart
-  # that begins anew, and two processes that stop at different steps or report that they were killed.
+  # that begins anew, and two processes that stop at different steps or report that they were
+  # killed.
   outputs = []
 
   def printed(words):

@@ -74,7 +74,8 @@ def test_every_room_has_its_place():
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_rooms_before_it(room):
-  # Catches an import of layers/ in dispatch/, even inside a function. There can be no cycles either.
+  # Catches an import of layers/ in dispatch/, even inside a function. There can be no cycles
+  # either.
   allowed = set(ROOMS[: ROOMS.index(room) + 1])
   wrong = [
     f"{p}:{line} imports {name}"
