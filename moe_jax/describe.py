@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Sequence
 
-from moe_jax import train
+from moe_jax.commands import guarded, parse
 
 
 def run() -> None:
@@ -24,10 +24,10 @@ def main(argv: Sequence[str]) -> int:
   """Prints the description; returns the exit code."""
 
   def say(rest: Sequence[str]) -> int:
-    print(describe(train.parse(rest, workdir=False).config))
+    print(describe(parse(rest, workdir=False).config))
     return 0
 
-  return train.guarded(argv, __doc__, say)
+  return guarded(argv, __doc__, say)
 
 
 def describe(config) -> str:

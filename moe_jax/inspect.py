@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from moe_jax import train
+from moe_jax.commands import guarded
 from moe_jax.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
       print(f"{name}: {value}")
     return 0
 
-  return train.guarded(argv, None, say)
+  return guarded(argv, None, say)
 
 
 def describe(directory: pathlib.Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from moe_jax import train
+from moe_jax.commands import Flag, guarded, parse, take_flags
 from moe_jax.errors import whole
 
 MOST = 1024  # maximum number of processes, and of devices per process
@@ -40,21 +40,19 @@ def main(argv: Sequence[str]) -> int:
   Args:
     argv: The command line, beginning with the program's name.
   """
-  return train.guarded(argv, __doc__, lambda rest: _launch(rest[1:]))
+  return guarded(argv, __doc__, lambda rest: _launch(rest[1:]))
 
 
 def _launch(args: Sequence[str]) -> int:
-  numbers = {"processes": 2, "devices": 1}
-  passed = []
-  for arg in args:
-    flag, _, value = arg.removeprefix("--").partition("=")
-    if flag in numbers:
-      numbers[flag] = whole(flag, value, 1, MOST)
-    else:
-      passed.append(arg)
+  """Checks the arguments of the command, starts the processes and waits for them."""
+  values, passed = take_flags(args, (Flag("processes"), Flag("devices")), passes=True)
+  processes, devices = (
+    whole(name, values.get(name, default), 1, MOST)
+    for name, default in (("processes", "2"), ("devices", "1"))
+  )
   # Checks the arguments here, so that a mistake is reported once and not by each process.
-  train.parse(["train", *passed])
-  return supervise(start(numbers["processes"], numbers["devices"], passed))
+  parse(["train", *passed])
+  return supervise(start(processes, devices, passed))
 
 
 def start(processes: int, devices: int, args: Sequence[str]) -> list[subprocess.Popen]:

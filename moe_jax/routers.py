@@ -23,11 +23,11 @@ from jaxtyping import Array, Float
 
 from moe_jax.assembly.presets import PRESETS
 from moe_jax.assembly.sections import NEUTRAL
+from moe_jax.commands import guarded
 from moe_jax.errors import ConfigError
 from moe_jax.layers import LOSSES, LossOptions, RouterFacts, load_without_noise
 from moe_jax.layers.moe_losses import auxiliary_losses
 from moe_jax.routing import ROUTERS, RoutingContext
-from moe_jax.train import guarded
 
 # The sizes of the examples on which losses are evaluated.
 EXPERTS, TOKENS, DEVICES = 16, 64, 4

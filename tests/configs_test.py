@@ -49,7 +49,7 @@ pytestmark = pytest.mark.unit
 def resolved(name: str) -> str:
   """Returns a config as JSON."""
   # Imported here because jaxtyping's import hook must come first.
-  from moe_jax.train import load_config
+  from moe_jax.commands import load_config
 
   return json.dumps(load_config(f"configs/{name}").to_dict(), indent=1) + "\n"
 
@@ -93,7 +93,7 @@ def test_every_config_has_a_snapshot():
 def test_every_config_is_valid(name):
   # Catches a config whose mistakes only show when somebody runs it.
   from moe_jax import accounts, assembly
-  from moe_jax.train import load_config
+  from moe_jax.commands import load_config
 
   config = load_config(f"configs/{name}")
   assembly.validate(config, 1)

@@ -154,7 +154,7 @@ TABLE = {
 def flat(name):
   """Returns the values of a config by dotted key."""
   # Imported here because jaxtyping's import hook must come first.
-  from moe_jax.train import load_config
+  from moe_jax.commands import load_config
 
   values, sections = {}, [("", load_config(f"configs/{name.replace(':', '.py:')}").to_dict())]
   # The list grows while it is read, by the sections within each section.

@@ -128,7 +128,7 @@ OFTEN = {
 def load(name):
   """Returns the config with a name such as "switch:c"."""
   # Imported here because jaxtyping's import hook must come first.
-  from moe_jax.train import load_config
+  from moe_jax.commands import load_config
 
   return load_config(f"configs/{name.replace(':', '.py:')}")
 

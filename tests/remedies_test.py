@@ -30,7 +30,7 @@ def mentions(pattern):
 
 def test_keys_exist():
   # Catches a key that was renamed although a text still recommends it.
-  from moe_jax.train import _keys
+  from moe_jax.commands.command_line import _keys
 
   valid_keys = set(_keys(config()))
   matches = mentions(r"--config\.([a-z_][\w.]*\w)")

@@ -1,6 +1,5 @@
 """Tests the training command: its messages for mistakes, and runs that are killed and resumed."""
 
-import errno
 import json
 import os
 import pathlib
@@ -10,12 +9,10 @@ import sys
 
 import pytest
 import tiny
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from moe_jax import data, train
+from moe_jax import commands, data, train
 from moe_jax import inspect as inspection
-from moe_jax.errors import EXIT_DIVERGED, ConfigError, Diverged
+from moe_jax.errors import EXIT_DIVERGED, Diverged
 from moe_jax.run import loop
 from moe_jax.training import metrics, workdir
 
@@ -179,7 +176,7 @@ def test_a_workdir_that_is_not_this_runs(tmp_path, capfd):
   # Catches files of another run that are overwritten, and a new run that silently begins because a
   # checkpoint is damaged.
   place = tmp_path / "run"
-  config = train.parse(arguments(tmp_path)).config
+  config = commands.parse(arguments(tmp_path)).config
   workdir.claim(place, config)
   source = config.data.sources[0]
   workdir.note_start(
@@ -232,168 +229,6 @@ def test_determinism_is_checked_and_nothing_is_written(
   monkeypatch.setattr(loop, "determinism", lambda config: different)
   assert train.main(arguments(tmp_path, "--check_determinism")) == code
   assert words in "".join(capfd.readouterr()) and not (tmp_path / "run").exists()
-
-
-def test_routing_presets_on_the_command_line(tmp_path, capfd):
-  # Catches a preset that overrides other flags, whether they come before or after it, and a
-  # traceback for an unknown preset.
-  def parse(*extra):
-    return train.parse(arguments(tmp_path) + list(extra)).config.model.moe
-
-  e = parse(
-    "--config.model.moe=st_moe",
-    "--config.model.moe.z_loss=0.5",
-    "--config.model.moe.router.st_moe.k=3",
-  )
-  assert (
-    e.router["name"] == "st_moe"
-    and e.router.st_moe.k == 3
-    and e.z_loss == 0.5
-    and e.capacity_factor == 1.25
-  )
-  assert parse("--config.model.moe.z_loss=0.5", "--config.model.moe=st_moe").z_loss == 0.5
-  assert train.main([*arguments(tmp_path), "--config.model.moe=gshrad"]) == 2
-  assert "did you mean 'gshard'" in capfd.readouterr().err
-  # A preset needs the form --config.model.moe=NAME, with the =.
-  assert train.main([*arguments(tmp_path), "--config.model.moe", "gshard"]) == 2
-  assert "model.moe='': known: " in capfd.readouterr().err
-
-
-def test_none_on_the_command_line(tmp_path):
-  # Catches an option that cannot be set back to None, and a None that overrides a later flag.
-  def parse(*extra):
-    return train.parse(arguments(tmp_path) + list(extra)).config.model.moe
-
-  flag = "--config.model.moe.capacity_factor"
-  switch = "--config.model.moe=switch"
-  for flags in (
-    [switch, f"{flag}=None"],
-    [f"{flag}=2.0", f"{flag}=none"],
-    [flag, "2", flag, "None"],
-  ):
-    assert parse(*flags).capacity_factor is None
-  assert parse(f"{flag}=None", f"{flag}=2").capacity_factor == 2.0
-  assert (
-    parse(
-      "--config.model.moe=switch", "--config.model.moe.eval_capacity_factor=None"
-    ).capacity_factor
-    == 1.25
-  )
-
-
-ALL = sorted(train._keys(train.load_config("configs/base.py")))
-
-
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
-@given(
-  st.lists(
-    st.tuples(
-      st.sampled_from(["--config.", "-config.", "--noconfig.", "--", ""]),
-      st.one_of(st.sampled_from(ALL), st.text(max_size=6)),
-      st.sampled_from(["=", " ", ""]),
-      st.one_of(
-        st.text(max_size=6),
-        st.integers().map(str),
-        st.floats().map(str),
-        st.sampled_from(
-          ["None", "True", "1e400", "(1,", "('a',)", "[]", "{}", "switch", "9" * 5000]
-        ),
-      ),
-    ),
-    min_size=1,
-    max_size=3,
-  )
-)
-def test_any_command_line_is_read_or_told_in_a_sentence(words):
-  # Catches exceptions of absl, ml_collections or ast for strange arguments.
-  args = ["train", "--config=configs/base.py", "--workdir=x"]
-  for dashes, key, equals, value in words:
-    args += (
-      [f"{dashes}{key}={value}"]
-      if equals == "="
-      else [f"{dashes}{key}", *[value] * (equals == " ")]
-    )
-  try:
-    train.parse(args)
-  except ConfigError as error:
-    assert len(str(error)) < 4000
-
-
-@pytest.mark.parametrize(
-  "error, code, words",
-  [
-    (
-      OSError(errno.ENOSPC, "No space left on device", "x/y"),
-      1,
-      ["x/y: No space left", "saved before is kept"],
-    ),
-    (PermissionError(errno.EACCES, "Permission denied", "z"), 1, ["z: Permission denied"]),
-    (MemoryError(), 1, ["not enough memory", "kept"]),
-    (KeyboardInterrupt(), 130, ["interrupted"]),
-    (ConfigError("a", 1, "must be 2"), 2, ["a=1: must be 2"]),
-  ],
-)
-def test_what_is_no_bug_is_told_in_one_sentence(capsys, error, code, words):
-  # Catches 459 lines of traceback for a full disk.
-  def action(rest):
-    raise error
-
-  assert train.guarded(["x"], "", action) == code
-  message = capsys.readouterr().err
-  assert message.startswith("error: ") and message.count("\n") == 1
-  assert all(word in message for word in words)
-
-
-def test_a_bug_is_told_with_its_traceback(capsys):
-  # Catches a bug that is reported like a mistake of the user, without a traceback.
-  def action(rest):
-    raise KeyError("surprise")
-
-  assert train.guarded(["x"], "", action) == 1
-  message = capsys.readouterr().err
-  assert "Traceback" in message and "in action" in message
-  assert message.splitlines()[-1].startswith("error: KeyError: 'surprise'")
-  assert "is a bug" in message and "kept" in message
-
-
-def test_nobody_reads_the_output(tmp_path):
-  # Catches a traceback of BrokenPipeError with `| head`, also one from Python's own flush at exit.
-  code = (
-    "import sys; from moe_jax import train; "
-    "sys.exit(train.guarded(['x'], '', lambda _: print('x' * 9**6) or 0))"
-  )
-  done = subprocess.run(
-    ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -c 1', sys.executable, code],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
-  assert (done.returncode, done.stdout, done.stderr) == (0, "x", "")
-
-
-def test_another_pipe_that_breaks_is_a_bug(capsys):
-  # Catches the death of another process that is mistaken for a reader of the output that has closed
-  # the pipe.
-  def action(rest):
-    raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-
-  assert train.guarded(["x"], "", action) == 1
-  assert "is a bug" in capsys.readouterr().err
-
-
-def test_configs_are_found_from_anywhere(tmp_path, monkeypatch):
-  # Catches a path that works only inside the repository, and a file of the repository that is used
-  # in place of one in the working directory.
-  monkeypatch.chdir(tmp_path)
-  for name in ("configs/quickstart.py", "quickstart.py"):
-    assert train.load_config(name).model.family == "decoder"
-  (tmp_path / "mine.py").write_text(
-    "from configs import base\ndef get_config(steps):\n  c = base.get_config()\n"
-    "  c.train.steps = int(steps)\n  return c\n"
-  )
-  command = train.parse(["train", "--config", "mine.py:77", "--workdir", "w", "--config.seed", "3"])
-  assert (command.config.train.steps, command.config.seed, command.path) == (77, 3, "mine.py:77")
 
 
 def execute(argv, **environment):
@@ -472,7 +307,7 @@ def test_an_encoder_decoder_trains_stops_resumes_and_reports(tmp_path, capfd):
 # the checkpoint of step 4 is complete and is about to be renamed. "NEVER 0" sends nothing.
 DRIVER = """
 import os, pathlib, signal, sys
-from moe_jax import data, train
+from moe_jax import commands, data, train
 from moe_jax.run import finish
 finish.finish = lambda *args, **kwargs: print("finished")
 what, step = os.environ["STOP"].split()

@@ -7,6 +7,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ml_collections import ConfigDict, FrozenConfigDict
+
 from moe_jax.errors import ConfigError, choose
 from moe_jax.options import Config, arguments
 
@@ -39,7 +41,7 @@ def bind(
 def _check_options(function: Callable, options: Any, field: str) -> None:
   """Raises ConfigError unless `options` maps options of this function to allowed values."""
   keys = arguments(function)
-  if not isinstance(options, (Mapping, Config, Config)):
+  if not isinstance(options, (Mapping, ConfigDict, FrozenConfigDict)):
     raise ConfigError(
       field,
       options,

@@ -31,7 +31,6 @@ that says why.
 from __future__ import annotations
 
 import ctypes
-import difflib
 import os
 import pathlib
 import sys
@@ -42,10 +41,18 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from moe_jax import train
+from moe_jax.commands import Flag, guarded, parse, take_flags
+from moe_jax.commands.flags import switch
 from moe_jax.errors import ConfigError, whole
 
-FLAGS = ("topology", "mesh", "slices", "fast", "search", "workdir")
+FLAGS = (
+  Flag("topology"),
+  Flag("mesh"),
+  Flag("slices"),
+  Flag("fast", bare=""),
+  Flag("search", bare=""),
+  Flag("workdir"),
+)
 COMPILES = 8  # candidates that --search compiles by default
 ARENAS = 2  # heaps of the memory allocator
 # Blocks of at least this many bytes are taken from the system one by one, and are returned to it
@@ -67,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     argv: The command line, beginning with the name of the program.
   """
   spare_memory()
-  return train.guarded(argv, __doc__, _dry_run)
+  return guarded(argv, __doc__, _dry_run)
 
 
 def spare_memory() -> None:
@@ -90,10 +97,10 @@ def _dry_run(argv: Sequence[str]) -> int:
   from moe_jax.dryrun.machine import meshes, topology
   from moe_jax.dryrun.page import document, text
 
-  flags, rest = take_flags(argv)
-  command = train.parse(rest, workdir=False)
+  flags, rest = take_flags(argv[1:], FLAGS)
+  command = parse([argv[0], *rest], workdir=False)
   machine = topology.parse(flags.get("topology"), whole("slices", flags.get("slices", "1")))
-  fast = _switch("fast", flags.get("fast"))
+  fast = switch("fast", flags.get("fast"))
   workdir = pathlib.Path(flags.get("workdir") or default_workdir(command.path, machine))
   if "search" in flags:
     if "mesh" in flags:
@@ -118,44 +125,6 @@ def _dry_run(argv: Sequence[str]) -> int:
     return 0
   print(f"error: {text.shortage(report)}; --search ranks what fits", file=sys.stderr, flush=True)
   return 1
-
-
-def take_flags(argv: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
-  """Splits a command line into this command's flags and all other arguments.
-
-  A flag without "=" takes the next argument as its value, except for --fast and --search, whose
-  value is then "".
-
-  Args:
-    argv: The command line, beginning with the name of the program.
-
-  Returns:
-    Flag name to value, and the other arguments, beginning with the name of the program.
-
-  Raises:
-    ConfigError: If a flag is neither one of `FLAGS` nor a flag of the config.
-  """
-  flags, rest, i = {}, list(argv[:1]), 1
-  while i < len(argv):
-    name, equals, value = argv[i].partition("=")
-    bare = name.lstrip("-")
-    if name.startswith("-") and bare in FLAGS:
-      if not equals and bare not in ("fast", "search"):
-        i += 1
-        value = argv[i] if i < len(argv) else ""
-      flags[bare] = value
-    elif name.startswith("-") and not bare.removeprefix("no").startswith("config"):
-      near = difflib.get_close_matches(bare, [*FLAGS, "config"], 1)
-      raise ConfigError(
-        "flag",
-        argv[i],
-        (f"did you mean --{near[0]}? " if near else "") + "the flags are --config, "
-        f"--config.KEY, {', '.join(f'--{flag}' for flag in FLAGS)}, --debug",
-      )
-    else:
-      rest.append(argv[i])
-    i += 1
-  return flags, rest
 
 
 def set_mesh(config: Any, mesh: str | None) -> None:
@@ -197,13 +166,6 @@ def default_workdir(path: str, machine: Any) -> str:
     str(machine).replace(" ", ""),
   ]
   return str(pathlib.Path("runs/dryrun") / "-".join(words).replace(":", "_"))
-
-
-def _switch(flag: str, value: str | None) -> bool:
-  """Returns whether a flag that takes no value is on; None means that it is absent."""
-  if value not in (None, "", "true", "false"):
-    raise ConfigError(flag, value, "takes no value")
-  return value in ("", "true")
 
 
 if __name__ == "__main__":

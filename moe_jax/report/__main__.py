@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_jax.commands import guarded
 from moe_jax.report import write_report
-from moe_jax.train import guarded
 
 
 def main() -> int:

@@ -62,7 +62,7 @@ def test_layers_that_do_not_repeat(changes, field):
 )
 def test_the_largest_published_models_have_room(name):
   # Catches: arithmetic that counts too much; a limit that a paper's own model meets.
-  from moe_jax.train import load_config
+  from moe_jax.commands import load_config
 
   c = load_config("configs/" + name.replace(":", ".py:"))
   count = sum(number for _, number in sizes.weights(c.model))

@@ -119,7 +119,7 @@ def test_a_search(tmp_path, monkeypatch, capsys):
     ([*GLAM, "--mesh=data"], ["mesh='data'", "data=4,expert=64"]),
     ([*GLAM, "--mesh=expret=4"], ["data, fsdp, expert, tensor"]),
     ([*GLAM, "--slices=0"], ["slices='0'", "at least 1"]),
-    ([*GLAM, "--fast=no"], ["takes no value"]),
+    ([*GLAM, "--fast=no"], ["must be --fast alone"]),
     ([*GLAM, "--search", "--mesh=data=4"], ["leave one of the two out"]),
     ([*GLAM, "--mesh=data=3,expert=4"], ["nearest"]),
     ([*GLAM, "--config.model.remat=half"], ["model.remat='half'"]),

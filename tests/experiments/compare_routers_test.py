@@ -15,8 +15,8 @@ from experiments.compare_routers import __main__ as command
 from experiments.compare_routers import figures, measures, study, table
 from moe_jax import accounts, assembly
 from moe_jax.assembly.experts import experts_a_token, looks_ahead
+from moe_jax.commands import parse
 from moe_jax.routing import ROUTERS, RoutingContext
-from moe_jax.train import parse
 
 pytestmark = pytest.mark.unit
 SCALES = ("desk", "gpu")

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.paper_scale import __main__ as command
 from experiments.paper_scale import page, rows
-from moe_jax import assembly, train
+from moe_jax import assembly
 from moe_jax.dryrun import __main__ as dryrun
 from moe_jax.dryrun.machine import meshes, topology
 
@@ -21,7 +21,7 @@ def test_rows_suit_their_machines(name):
   # Catches: a mesh that its model or batch does not divide, or that leaves devices out; a misspelt
   # key.
   flags, rest = dryrun.take_flags(["dryrun", *rows.ROWS[name].arguments()])
-  config = train.parse(rest, workdir=False).config
+  config = commands.parse(rest, workdir=False).config
   machine = topology.parse(flags["topology"])
   dryrun.set_mesh(config, flags["mesh"])
   assembly.validate(config, machine.num_devices)

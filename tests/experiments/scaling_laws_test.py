@@ -12,8 +12,8 @@ from experiments.scaling_laws import __main__ as command
 from experiments.scaling_laws import figures, fit, grid, points, recovery
 from experiments.scaling_laws.laws import LAWS, Points
 from moe_jax import assembly
+from moe_jax.commands import parse
 from moe_jax.errors import ConfigError
-from moe_jax.train import parse
 
 pytestmark = pytest.mark.unit
 HERE = pathlib.Path(command.__file__).resolve().parent

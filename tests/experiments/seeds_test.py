@@ -12,8 +12,8 @@ from flax import linen as nn
 
 from experiments import seeds
 from moe_jax import assembly, data, sharding, train
+from moe_jax.commands import parse
 from moe_jax.run import update
-from moe_jax.train import parse
 from moe_jax.training import checkpoints
 from moe_jax.training.state import TrainState, init_state
 from tests import tiny

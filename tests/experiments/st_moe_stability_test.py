@@ -14,7 +14,7 @@ from experiments.st_moe_stability.findings import Finding
 from experiments.st_moe_stability.outcome import Mean, outcome
 from experiments.st_moe_stability.stability import is_unstable, running_median
 from moe_jax import accounts, assembly
-from moe_jax.train import parse
+from moe_jax.commands import parse
 
 pytestmark = pytest.mark.unit
 KNOWN = rows.ablations(rows.DESK)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_jax import train
+from moe_jax import commands
 from moe_jax.dryrun.machine import measured
 
 pytestmark = pytest.mark.unit
@@ -12,7 +12,7 @@ def test_each_figure_is_of_a_config():
   # Catches a misspelt variant, whose figure would never be shown.
   for name in measured.TABLE:
     family, _, variant = name.partition(":")
-    train.load_config(f"configs/{family}.py:{variant}")
+    commands.load_config(f"configs/{family}.py:{variant}")
 
 
 def test_found_by_the_path_on_the_command_line():

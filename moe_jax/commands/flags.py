@@ -1,0 +1,85 @@
+"""Splits a command line into the flags of a command and everything else."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+
+from moe_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+  """A flag of a command, `--name=value`.
+
+  Attributes:
+    name: The name without dashes.
+    doc: What the flag does; it may be empty where the command's own text describes it.
+    bare: The value that the flag has where no "=" follows it. None means that the value is then the
+      next argument.
+  """
+
+  name: str
+  doc: str = ""
+  bare: str | None = None
+
+
+def take_flags(
+  argv: Sequence[str], known: Sequence[Flag], config: bool = True, passes: bool = False
+) -> tuple[dict[str, str], list[str]]:
+  """Returns the values of a command's flags by name, and all other arguments in their order.
+
+  Args:
+    argv: The arguments, without the program.
+    known: The flags of the command.
+    config: Whether flags of a config (`--config=FILE`, `--config.KEY=VALUE`) are other arguments.
+    passes: Whether every flag that is not known is an other argument.
+
+  Raises:
+    ConfigError: There is no such flag; the nearest one is proposed.
+  """
+  by_name: Mapping[str, Flag] = {flag.name: flag for flag in known}
+  values, rest, i = {}, [], 0
+  while i < len(argv):
+    name, equals, value = argv[i].partition("=")
+    bare = name.lstrip("-")
+    if not name.startswith("-"):
+      rest.append(argv[i])
+    elif bare in by_name:
+      flag = by_name[bare]
+      if not equals:
+        if flag.bare is None:
+          i += 1
+          value = argv[i] if i < len(argv) else ""
+        else:
+          value = flag.bare
+      values[bare] = value
+    elif passes or (config and bare.removeprefix("no").startswith("config")):
+      rest.append(argv[i])
+    else:
+      raise _unknown(argv[i], bare, by_name, config)
+    i += 1
+  return values, rest
+
+
+def _unknown(arg: str, bare: str, known: Mapping[str, Flag], config: bool) -> ConfigError:
+  """Returns the mistake of a flag that there is not."""
+  names = [*(["config"] if config else []), *known]
+  near = difflib.get_close_matches(bare, names, 1)
+  hint = f"did you mean --{near[0]}? " if near else ""
+  of_config = ["--config", "--config.KEY"] if config else []
+  listed = ", ".join([*of_config, *(f"--{name}" for name in known), "--debug"])
+  return ConfigError("flag", arg, f"{hint}the flags are {listed}")
+
+
+def switch(name: str, value: str | None) -> bool:
+  """Returns whether a flag that is on or off is on; None means that it is not given.
+
+  Raises:
+    ConfigError: The value is neither of true, false and nothing.
+  """
+  states = {None: False, "": True, "true": True, "True": True, "false": False, "False": False}
+  if value not in states:
+    raise ConfigError(name, value, f"must be --{name} alone, --{name}=true or --{name}=false")
+  return states[value]
