@@ -1,19 +1,23 @@
-"""Mixture-of-Experts research in JAX. A token's way is the reading order of the package:
+"""Mixture-of-Experts models for research in JAX.
 
-    routing   who goes where        (logits [S, E], context) -> RoutingPlan        pure functions of
-                                    one group
-    dispatch  how tokens travel     (plan, x [G, S, D], experts) -> y              one file a
-                                    strategy, all equal
-    experts   what is computed      weights as a pytree
-    layers    Linen, thin           own the parameters, return (y, Aux)
-    models    whole networks        token ids -> (logits, Aux)
-    training  steps, state, optimizers, checkpoints
-    assembly  these objects, made from a config and checked
-    accounts  what a config costs: parameters, FLOPs, bytes, words
-    run       one config from its first step to its report
+The package is best read in the order in which a token passes through it:
 
-Each imports only what stands above it. `data/`, `sharding/`, `hlo/` and `errors.py` may be imported
-by all.
+    routing   Assigns tokens to experts: (logits [S, E], context) -> RoutingPlan. Routers are pure
+              functions of one group of tokens.
+    dispatch  Moves tokens to their experts and back: (plan, x [G, S, D], experts) -> y. Each
+              strategy has a file, and all compute the same function.
+    experts   The computation of the experts, with weights as a pytree.
+    layers    Thin Linen modules that own the parameters and return (y, Aux).
+    models    Whole networks: token ids -> (logits, Aux).
+    training  Training steps, training state, optimizers and checkpoints.
+    assembly  Checks a config and builds these objects from it.
+    accounts  Computes what a config costs in parameters, FLOPs and bytes, and describes it.
+    run       Runs one config from its first step to its report.
+
+Each of them imports only those above it. `data/`, `sharding/`, `hlo/` and `errors.py` may be
+imported by all.
+
+In shapes, formulas and names:
 
 | letter | meaning                          | word       | meaning                          |
 |--------|----------------------------------|------------|----------------------------------|
@@ -24,14 +28,26 @@ by all.
 | D, F   | model width, expert width        | gate       | combine weight                   |
 | H, V   | heads, vocabulary                | Lm         | layers that have experts         |
 
-Citations in docstrings: GShard (Lepikhin et al. 2020), Switch (Fedus et al. 2021), GLaM (Du et al.
-2021), V-MoE (Riquelme et al. 2021), ST-MoE (Zoph et al. 2022), Expert Choice (Zhou et al. 2022),
-DeepSeekMoE (Dai et al. 2024).
+Docstrings cite these papers by name: GShard (Lepikhin et al. 2020), Switch (Fedus et al. 2021),
+GLaM (Du et al. 2021), V-MoE (Riquelme et al. 2021), ST-MoE (Zoph et al. 2022), Expert Choice (Zhou
+et al. 2022), DeepSeekMoE (Dai et al. 2024).
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
-# Public name -> module; imported at first use, so that `import moe_jax` costs nothing.
+# Type checkers do not see the imports of `__getattr__` below.
+if TYPE_CHECKING:
+  from moe_jax.dispatch import DISPATCHERS
+  from moe_jax.errors import ConfigError
+  from moe_jax.experts import Experts
+  from moe_jax.layers import Aux, MoeLayer
+  from moe_jax.models import LanguageModel
+  from moe_jax.routing import ROUTERS, RoutingContext, RoutingPlan
+  from moe_jax.sharding import make_mesh
+
+# Public name -> the module that defines it. Modules are imported when a name is first used, so that
+# `import moe_jax` takes no time.
 _PUBLIC = {
   "Aux": "moe_jax.layers",
   "ConfigError": "moe_jax.errors",
@@ -45,14 +61,27 @@ _PUBLIC = {
   "make_mesh": "moe_jax.sharding",
 }
 
-__all__ = sorted(_PUBLIC)
+__all__ = [
+  "DISPATCHERS",
+  "ROUTERS",
+  "Aux",
+  "ConfigError",
+  "Experts",
+  "LanguageModel",
+  "MoeLayer",
+  "RoutingContext",
+  "RoutingPlan",
+  "make_mesh",
+]
 
 
 def __getattr__(name: str):
+  """Imports the module of a public name and returns the object with this name."""
   if name not in _PUBLIC:
     raise AttributeError(f"module 'moe_jax' has no attribute {name!r}")
   return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
 def __dir__():
+  """Lists the public names, including those that have not been imported yet."""
   return [*globals(), *__all__]

@@ -1,9 +1,8 @@
-"""Several processes that train one model: JAX's multi-controller runtime, joined before anything
-else asks for devices.
+"""Starts JAX's multi-controller runtime, in which several processes train one model.
 
-Every process runs the same command. Under SLURM (`srun`), Open MPI (`mpirun`) and on TPU slices
-with a list of hosts in the environment they find each other; elsewhere
-`--distributed=HOST:PORT,PROCESSES,INDEX` says it.
+Every process runs the same command and joins the others before anything asks JAX for devices. Under
+SLURM (`srun`), under Open MPI (`mpirun`), and on TPU slices whose environment lists several hosts,
+the processes find each other. Elsewhere each needs `--distributed=HOST:PORT,PROCESSES,INDEX`.
 """
 
 from __future__ import annotations
@@ -14,57 +13,72 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from moe_jax.errors import ConfigError
 
-DETECT = "detect"  # the flag's default: join where the environment tells of several processes
-HEARTBEAT_SECONDS = (
-  20  # without a sign of life, after which a process counts as dead and the others end
-)
-JOIN_SECONDS = 300  # for all processes to come
+# The flag's default, which joins other processes only if the environment shows that there are some.
+DETECT = "detect"
+# A process that has sent no heartbeat for so long is taken for dead, and the others end.
+HEARTBEAT_SECONDS = 20
+JOIN_SECONDS = 300  # the longest time to wait until all processes have joined
 _LAST_WORDS = (
   "error: this process was killed, or ended because another one is gone; the same command in all "
   "processes goes on from the last checkpoint"
 )
+# The program of the process that prints `_LAST_WORDS`. It waits until its input is closed, and
+# prints nothing if something was written into it before.
 _SPEAKER = "import sys; sys.stdin.read() or print(sys.argv[1], file=sys.stderr)"
 
 
 def initialize(how: str, environ: Mapping[str, str] = os.environ) -> None:
-  """Joins the other processes; does nothing where there are none. Before any use of JAX's devices.
+  """Joins the other processes of the run, or does nothing if there are none.
+
+  This must be called before anything uses JAX's devices.
 
   Args:
-    how: "detect"; "auto": whatever JAX finds, asking the metadata server of a Cloud TPU too; "off";
-      or "HOST:PORT,PROCESSES,INDEX", with the address of process 0.
-    environ: of the process.
+    how: "detect" joins if `several` recognises a launcher. "auto" leaves the detection to JAX,
+      which also asks the metadata server of a Cloud TPU. "off" never joins.
+      "HOST:PORT,PROCESSES,INDEX" gives the address of process 0, the number of processes, and the
+      index of this one.
+    environ: The environment variables of the process.
 
   Raises:
-    ConfigError: `how` is none of these, or the processes do not find each other.
+    ConfigError: If `how` is none of these, or if the processes do not find each other.
   """
   if how == "off" or how == DETECT and not several(environ):
     return
-  given = {} if how in (DETECT, "auto") else explicit(how)
+  arguments = {} if how in (DETECT, "auto") else explicit(how)
   _leave_last_words()
-  import jax  # not at the top: a mistake on the command line is told before JAX is loaded
+  # Imported here so that mistakes on the command line are reported before JAX is loaded.
+  import jax
 
   try:
     jax.distributed.initialize(
-      **given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=JOIN_SECONDS
+      **arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=JOIN_SECONDS
     )
   except (RuntimeError, ValueError) as error:
     raise ConfigError(
       "distributed",
       how,
       f"the processes did not find each other: {error}; start the same command in "
-      "each of them, or say --distributed=HOST:PORT,PROCESSES,INDEX, or off",
+      "each of them, or set --distributed=HOST:PORT,PROCESSES,INDEX, or off",
     ) from error
 
 
 def several(environ: Mapping[str, str]) -> bool:
-  """Whether the environment is that of one of several processes that a launcher started
-  together."""
-  if (
-    "SLURM_STEP_NODELIST" in environ and "SLURM_PROCID" in environ
-  ):  # of srun; a batch script alone has no step
+  """Returns whether a launcher has started this process together with others.
+
+  The launchers that are recognised are srun, mpirun, and those of TPU slices.
+
+  Args:
+    environ: The environment variables of the process.
+
+  Raises:
+    ConfigError: If a variable that should hold a number of processes holds something else.
+  """
+  # These are set by srun. A batch script outside srun is no step, and so has no list of its nodes.
+  if "SLURM_STEP_NODELIST" in environ and "SLURM_PROCID" in environ:
     return (
       _count(
         environ, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
@@ -79,27 +93,27 @@ def several(environ: Mapping[str, str]) -> bool:
 
 
 def _count(environ: Mapping[str, str], name: str) -> int:
-  """The number that a variable holds; 1 where it is not set.
+  """Returns the number in an environment variable, or 1 if the variable is not set.
 
   Raises:
-    ConfigError: it holds something else.
+    ConfigError: If the variable holds something else.
   """
   text = environ.get(name, "1").strip()
   if not (text.isascii() and text.isdigit() and len(text) < 10):
     raise ConfigError(
       f"environment variable {name}",
       text,
-      "must be a number of processes; unset it, or say "
+      "must be a number of processes; unset it, or set "
       "--distributed=off or --distributed=HOST:PORT,PROCESSES,INDEX",
     )
   return int(text)
 
 
-def explicit(how: str) -> dict[str, str | int]:
-  """The arguments of `jax.distributed.initialize` in "HOST:PORT,PROCESSES,INDEX".
+def explicit(how: str) -> dict[str, Any]:
+  """Parses "HOST:PORT,PROCESSES,INDEX" into arguments of `jax.distributed.initialize`.
 
   Raises:
-    ConfigError: it is not of this form.
+    ConfigError: If `how` does not have this form.
   """
   address, *numbers = how.split(",")
   host, _, port = address.rpartition(":")
@@ -131,9 +145,11 @@ def explicit(how: str) -> dict[str, str | int]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-  """Ends this process at once where its body fails for want of another one; does nothing else.
+  """Returns a context manager that ends this process at once if another process is lost.
 
-  Outside of it stands what would wait for the others, such as a checkpoint that is being saved.
+  A lost process shows as an error of JAX's runtime in the body. With one process, errors are raised
+  as usual. Code that waits for the other processes when it is left, such as the saving of a
+  checkpoint, must be outside this context, because it would wait for ever.
   """
   import jax
 
@@ -148,11 +164,12 @@ def together() -> Iterator[None]:
       file=sys.stderr,
       flush=True,
     )
-    os._exit(1)  # the usual way out waits for all processes
+    # A normal exit would wait for all processes.
+    os._exit(1)
 
 
 def any_process(flag: bool) -> bool:
-  """Whether `flag` is so on any process; all of them have to ask."""
+  """Returns whether `flag` is True on any process. All processes must call this together."""
   import jax
 
   if jax.process_count() == 1:
@@ -164,20 +181,21 @@ def any_process(flag: bool) -> bool:
 
 
 def _leave_last_words() -> None:
-  """Has a process of its own print `_LAST_WORDS` if this one ends otherwise than by Python's usual
-  way out.
+  """Starts a process that prints `_LAST_WORDS` if this one does not exit normally.
 
-  JAX's runtime aborts a process whose partners are gone from a thread of its own, with a trace of
-  its C++; nothing in this process can speak after that, or after SIGKILL.
+  If other processes are lost, JAX's runtime aborts this one from a thread of C++, with a stack
+  trace. Nothing in this process can print a message after that, or after SIGKILL.
   """
+  # The speaker has a session of its own, so that Ctrl-C does not reach it.
   speaker = subprocess.Popen(
     [sys.executable, "-I", "-S", "-c", _SPEAKER, _LAST_WORDS],
     stdin=subprocess.PIPE,
     start_new_session=True,
-  )  # Ctrl-C is not for it
+  )
 
   def done():
-    with contextlib.suppress(OSError):  # it may have been killed
+    # The speaker may have been killed.
+    with contextlib.suppress(OSError):
       speaker.communicate(b"done")
 
   atexit.register(done)

@@ -1,4 +1,4 @@
-"""The exceptions that a command tells in one sentence, and the exit code that each of them has."""
+"""The exceptions that commands report in one sentence, and the exit codes of commands."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
-# Exit codes of every command. 1 is left to Python, which ends so after an exception that nobody
-# expected.
-EXIT_INPUT = 2  # a `ConfigError`
-EXIT_DIVERGED = 3  # a `Diverged`
-LONGEST = 300  # characters of a value in a message
+# Exit codes of every command. The code 1 is left to Python, which uses it after an unexpected
+# exception.
+EXIT_INPUT = 2  # after a `ConfigError`
+EXIT_DIVERGED = 3  # after a `Diverged`
+LONGEST = 300  # maximum number of characters of a value in a message
 
 
 class Diverged(RuntimeError):
-  """Training has left the finite numbers, or keeps leaving them; what was saved before is kept."""
+  """Training has diverged: its numbers are no longer finite. What was saved before is kept."""
 
 
 class ConfigError(ValueError):
-  """Bad input, told in one sentence that names the field, the value and the remedy.
+  """Bad input, with a message of one sentence that names the field, the value and the remedy.
 
-  Commands print the sentence and exit with code 2; the traceback is shown only with `--debug`.
+  Commands print the sentence and exit with code 2. They show the traceback only with `--debug`.
 
   Args:
-    field: dotted config key, flag or path that is wrong, e.g. "model.moe.router.name".
-    value: the offending value (shown with `repr`, of which at most `LONGEST` characters).
-    remedy: what is wrong and what would be right, as the rest of the sentence.
+    field: The dotted config key, flag or path that is wrong, e.g. "model.moe.router.name".
+    value: The wrong value. The message shows at most `LONGEST` characters of its `repr`.
+    remedy: What is wrong and what would be right, as the rest of the sentence.
   """
 
   def __init__(self, field: str, value: object, remedy: str):
@@ -34,52 +34,56 @@ class ConfigError(ValueError):
 
 
 def shown(value: object) -> str:
-  """`repr(value)` on one line, without its middle where it is longer than `LONGEST` characters;
-  never raises."""
+  """Returns `repr(value)` on one line, shortened to about `LONGEST` characters; never raises."""
+  # Python refuses to convert integers of more than 4300 digits to text.
   if isinstance(value, int) and value.bit_length() > 4 * LONGEST:
-    return (
-      f"{'-' * (value < 0)}2**{value.bit_length() - 1}..."  # Python refuses to print some of these
-    )
+    return f"{'-' * (value < 0)}2**{value.bit_length() - 1}..."
   try:
     text = repr(value)
-  except Exception as error:  # of whatever class the value is, or a part of it is such a number
+  # The `repr` of a class may raise anything, and a part of the value may be such an integer.
+  except Exception as error:
     text = f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
   return shorten(text if isinstance(value, str) else " ".join(text.split()))
 
 
 def shorten(text: str) -> str:
-  """Without its middle, if it is longer than `LONGEST` characters."""
+  """Returns `text`, without its middle if it is longer than `LONGEST` characters."""
   return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 3 :]}"
 
 
 def whole(field: str, text: str | None, low: int = 1, high: int = 2**20) -> int:
-  """The whole number that a flag's text says.
+  """Parses the value of a flag as a whole number in [low, high].
+
+  Args:
+    field: The name of the flag, for the message.
+    text: The value. None means that the flag has none.
+    low: The smallest number that is allowed.
+    high: The largest number that is allowed, below 10**18.
 
   Raises:
-    ConfigError: it says none, or one outside of [low, high].
+    ConfigError: If the text is not a whole number, or if it is out of range.
   """
-  # Not str.isdigit, which holds for "²", of which int() makes no number; nor does it of 5,000
-  # digits.
+  # `str.isdigit` would accept "²", which int() does not parse, and int() also refuses numbers of
+  # more than 4300 digits.
   if not text or not text.isdecimal() or len(text) > 18 or not low <= int(text) <= high:
     raise ConfigError(field, text, f"must be a whole number, at least {low:,} and at most {high:,}")
   return int(text)
 
 
 def choose(field: str, name: Any, table: Collection[str], shown: object = None) -> Any:
-  """`table[name]` of a literal table, or `name` itself where the table is only a list of names.
+  """Looks a name up, and returns `table[name]` or, if the table is no mapping, `name`.
 
   Args:
-    field: dotted config key that holds `name`.
-    name: one of `table`.
-    table: names, or a mapping from names.
-    shown: what the user wrote, where `name` is only a part of it.
+    field: The dotted config key that holds `name`.
+    name: The name. If it is not a string, it is not in the table.
+    table: The known names, or a mapping from them.
+    shown: What the user wrote, if `name` is only a part of it. None means `name`.
 
   Raises:
-    ConfigError: there is no such name; proposes the nearest and lists all.
+    ConfigError: If there is no such name. The message proposes the nearest name and lists all.
   """
-  if (
-    isinstance(name, str) and name in table
-  ):  # nothing else is a name, and some values have no hash
+  # The type is checked first, because values that are not hashable cannot be looked up.
+  if isinstance(name, str) and name in table:
     return table[name] if isinstance(table, Mapping) else name
   near = (
     difflib.get_close_matches(shorten(name), table, n=1, cutoff=0.5)

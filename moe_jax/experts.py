@@ -75,17 +75,21 @@ def add_bias(ffn_bias: str, hidden: Array, bias: Array | None) -> Array:
     hidden: The hidden units, [..., F].
     bias: A vector of shape [F], or an array that broadcasts with `hidden`. It is not read for
       "none".
+
+  Raises:
+    ValueError: If the bias is None although `ffn_bias` needs one.
   """
-  return (
-    hidden if ffn_bias == "none" else FFN_BIASES[ffn_bias][0](hidden, bias.astype(hidden.dtype))
-  )
+  if ffn_bias == "none":
+    return hidden
+  if bias is None:
+    raise ValueError(f"ffn_bias {ffn_bias!r} needs a bias")
+  return FFN_BIASES[ffn_bias][0](hidden, bias.astype(hidden.dtype))
 
 
 # JAX rebuilds pytrees with placeholder leaves that are not arrays, so the checks of shapes at run
 # time are switched off for this class.
 @typing.no_type_check
-@struct.dataclass
-class Experts:
+class Experts(struct.PyTreeNode):
   """E feed-forward networks, down(f(up x)), or down(f(gate x) * up x) if they are gated.
 
   Weights are cast to the dtype of the rows that they are applied to. Their gradients have the dtype
@@ -114,7 +118,7 @@ class Experts:
     return self.up.shape[0]
 
   @property
-  def weights(self) -> dict[str, Array]:
+  def weights(self) -> dict[str, Any]:
     """All weights by name. Every leaf has a leading axis E."""
     gate = {"gate": self.gate} if is_gated(self.activation) else {}
     bias = {} if self.ffn_bias == "none" else {"hidden_bias": self.hidden_bias}

@@ -1,13 +1,14 @@
-"""Train with several processes on this machine: a stand-in for a pod, and the way to try a launch
-script's command.
+"""Trains with several processes on this machine, as on a pod.
+
+This is also a way to try the command of a launch script.
 
   python -m moe_jax.launch --processes=4 --devices=2 --config=configs/quickstart.py
     --workdir=runs/several [...]
 
-Starts `python -m moe_jax.train` N times, each process with that many CPU devices, and prints what
-they say. When one of them dies the others are ended within half a minute and the exit code is 1;
-the same command goes on from the last checkpoint, with any number of processes that divides the
-batch.
+It starts as many processes of `python -m moe_jax.train` as --processes says, each with --devices
+CPU devices, and prints their output. If one of them dies, the others are ended within half a minute
+and the exit code is 1. The same command then resumes from the last checkpoint, with any number of
+processes that divides the batch.
 """
 
 from __future__ import annotations
@@ -24,33 +25,46 @@ from collections.abc import Sequence
 from moe_jax.commands import Flag, guarded, parse, take_flags
 from moe_jax.errors import whole
 
-MOST = 1024  # processes, and devices of each, on one machine
-GRACE_SECONDS = 25.0  # for the others to end by themselves after one has died
+MOST = 1024  # maximum number of processes, and of devices per process
+GRACE_SECONDS = 25.0  # time that the others have to end by themselves after one has died
 
 
 def run() -> None:
-  """The console entry point."""
+  """Runs the command line and exits. This is the console entry point."""
   sys.exit(main(sys.argv))
 
 
 def main(argv: Sequence[str]) -> int:
-  """Does what the command line says; returns the exit code."""
+  """Runs the command line and returns the exit code.
+
+  Args:
+    argv: The command line, beginning with the program's name.
+  """
   return guarded(argv, __doc__, lambda rest: _launch(rest[1:]))
 
 
 def _launch(args: Sequence[str]) -> int:
+  """Checks the arguments of the command, starts the processes and waits for them."""
   values, passed = take_flags(args, (Flag("processes"), Flag("devices")), passes=True)
   processes, devices = (
     whole(name, values.get(name, default), 1, MOST)
     for name, default in (("processes", "2"), ("devices", "1"))
   )
-  parse(["train", *passed])  # so that a mistake is told once, and not by each process
+  # Checks the arguments here, so that a mistake is reported once and not by each process.
+  parse(["train", *passed])
   return supervise(start(processes, devices, passed))
 
 
 def start(processes: int, devices: int, args: Sequence[str]) -> list[subprocess.Popen]:
-  """The processes, which find each other at a free port of this machine; what they print gets their
-  number."""
+  """Starts the processes, which find each other at a free port of this machine.
+
+  Their output is printed, each line with the index of its process.
+
+  Args:
+    processes: The number of processes.
+    devices: The number of CPU devices of each process.
+    args: The arguments of `moe_jax.train`.
+  """
   children = []
   for index, command in enumerate(commands(processes, args)):
     child = subprocess.Popen(
@@ -67,7 +81,7 @@ def start(processes: int, devices: int, args: Sequence[str]) -> list[subprocess.
 
 
 def commands(processes: int, args: Sequence[str]) -> list[list[str]]:
-  """The command line of each process, with the address of a free port of this machine."""
+  """Returns the command line of each process, with the address of a free port of this machine."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
@@ -84,16 +98,24 @@ def commands(processes: int, args: Sequence[str]) -> list[list[str]]:
 
 
 def environment(devices: int) -> dict[str, str]:
-  """Of a process with that many CPU devices."""
+  """Returns the environment variables of a process with `devices` CPU devices."""
   flags = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count={devices}"
   return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip(), "PYTHONUNBUFFERED": "1"}
 
 
 def supervise(children: Sequence[subprocess.Popen], grace: float = GRACE_SECONDS) -> int:
-  """Waits for all to end, and ends the others when one has died; returns the exit code of the
-  whole.
+  """Waits until all processes have ended, and ends the others if one has died.
 
-  SIGTERM and Ctrl-C are passed on: the run saves at a step that all agree on, and ends.
+  SIGTERM and Ctrl-C are passed on as SIGTERM. The run then saves at a step that all processes agree
+  on, and ends.
+
+  Args:
+    children: The processes.
+    grace: The number of seconds that the others have to end by themselves after one has died.
+
+  Returns:
+    0 if all processes ended with 0. Otherwise the exit code of the first process that did not, or 1
+    if a signal ended it.
   """
 
   def pass_on(number, frame):
@@ -108,9 +130,8 @@ def supervise(children: Sequence[subprocess.Popen], grace: float = GRACE_SECONDS
       if all(child.poll() == 0 for child in children):
         return 0
       time.sleep(0.1)
-    index, code = next(
-      (i, child.poll()) for i, child in enumerate(children) if child.poll() not in (None, 0)
-    )
+    # The process that has failed, which is the one whose exit code is neither None nor 0.
+    index, code = next((i, status) for i, child in enumerate(children) if (status := child.poll()))
     end = time.monotonic() + grace
     while time.monotonic() < end and any(child.poll() is None for child in children):
       time.sleep(0.1)
@@ -132,7 +153,8 @@ def supervise(children: Sequence[subprocess.Popen], grace: float = GRACE_SECONDS
 
 
 def _echo(index: int, child: subprocess.Popen) -> None:
-  for line in child.stdout:
+  """Prints the lines that a process writes, each with the index of the process."""
+  for line in child.stdout or ():
     print(f"[{index}] {line}", end="", flush=True)
 
 

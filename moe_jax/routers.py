@@ -1,8 +1,9 @@
-"""Say which routers there are: `python -m moe_jax.routers [--write FILE]`.
+"""Lists the routers and presets: `python -m moe_jax.routers [--write FILE]`.
 
-Prints two Markdown tables, of `ROUTERS` and of the presets that `--config.model.moe=NAME` takes.
-Papers and equations come from the routers' docstrings, options from their signatures, values of
-losses from running them. `--write README.md` puts the tables between that file's markers.
+The command prints two Markdown tables: the routers in `ROUTERS`, and the presets that
+`--config.model.moe=NAME` accepts. Papers and equations come from the docstrings of the routers,
+options from their signatures, and values of losses from running them. `--write README.md` writes
+the tables between the markers in that file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,18 +29,25 @@ from moe_jax.layers import LOSSES, LossOptions, RouterFacts, load_without_noise
 from moe_jax.layers.moe_losses import auxiliary_losses
 from moe_jax.routing import ROUTERS, RoutingContext
 
-EXPERTS, TOKENS, DEVICES = 16, 64, 4  # of the examples at which losses are evaluated
+# The sizes of the examples on which losses are evaluated.
+EXPERTS, TOKENS, DEVICES = 16, 64, 4
+# The losses whose values are shown. They are 0 or 1 at perfect balance.
 BALANCING = ("balance", "device", "communication", "importance", "load")
+# The words of the column "causal-safe" for each `Leak`.
 CAUSAL = {"no": "yes", "overflow": "yes, but for second choices where slots run out", "yes": "no"}
 
 
 def run() -> None:
-  """The console entry point."""
+  """Runs the command line and exits. This is the console entry point."""
   sys.exit(main(sys.argv[1:]))
 
 
 def main(argv: Sequence[str]) -> int:
-  """Prints or writes the tables; returns the exit code."""
+  """Prints or writes the tables and returns the exit code.
+
+  Args:
+    argv: The arguments, without the program's name.
+  """
   return guarded(["routers", *argv], None, lambda rest: _main(rest[1:]))
 
 
@@ -68,7 +77,7 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def router_table() -> str:
-  """A row a router."""
+  """Returns the Markdown table of the routers, with one row per router."""
   rows = [
     (
       f"`{name}`",
@@ -92,7 +101,11 @@ def router_table() -> str:
 
 
 def preset_table() -> str:
-  """A row a preset: what it says beside its router's defaults and `NEUTRAL`."""
+  """Returns the Markdown table of the presets, with one row per preset.
+
+  A row lists the options that the preset gives its router, and the keys of `model.moe` whose values
+  differ from `NEUTRAL`.
+  """
 
   def show(values):
     return ", ".join(
@@ -102,43 +115,52 @@ def preset_table() -> str:
 
   rows = []
   for name, (router, options, keys) in PRESETS.items():
-    said = {key: value for key, value in keys.items() if value != NEUTRAL.get(key)}
+    changes = {key: value for key, value in keys.items() if value != NEUTRAL.get(key)}
     soft = "soft_slots" in keys
-    looks = "yes" if soft else ROUTERS[router].leak(**options)
-    if looks == "overflow" and not keys.get("capacity_factor") and "capacity_factor" not in options:
-      looks = "no"  # dropless: there is no slot to lose
+    leak = "yes" if soft else ROUTERS[router].leak(**options)
+    # A dropless layer has no slots that could run out.
+    if leak == "overflow" and not keys.get("capacity_factor") and "capacity_factor" not in options:
+      leak = "no"
     rows.append(
       (
         f"`{name}`",
         "Soft MoE layer" if soft else f"`{router}`",
         "" if soft else show(options),
-        show(said),
-        CAUSAL[looks],
+        show(changes),
+        CAUSAL[leak],
       )
     )
   return _markdown(("preset", "router", "its options", "keys of `model.moe`", "causal-safe"), rows)
 
 
 def paper(router: Callable) -> str:
-  """The paragraph of the docstring that begins with "Paper: "."""
-  found = [" ".join(block.split()) for block in _paragraphs(router) if block.startswith("Paper: ")]
-  if len(found) != 1:
+  """Returns the paragraph of a router's docstring that begins with "Paper: ", without this prefix.
+
+  Raises:
+    ValueError: If the docstring does not have exactly one such paragraph.
+  """
+  papers = [" ".join(block.split()) for block in _paragraphs(router) if block.startswith("Paper: ")]
+  if len(papers) != 1:
     raise ValueError(
       f"the docstring of {router.__name__} needs one paragraph that begins with 'Paper: '"
     )
-  return found[0].removeprefix("Paper: ").rstrip(".")
+  return papers[0].removeprefix("Paper: ").rstrip(".")
 
 
 def equation(router: Callable) -> str:
-  """The first indented paragraph of the docstring."""
-  found = [block for block in _paragraphs(router) if block.startswith("    ")]
-  if not found:
+  """Returns the first indented paragraph of a router's docstring on one line.
+
+  Raises:
+    ValueError: If the docstring has no indented paragraph.
+  """
+  indented = [block for block in _paragraphs(router) if block.startswith("    ")]
+  if not indented:
     raise ValueError(
       f"the docstring of {router.__name__} needs its equation as an indented paragraph"
     )
-  # A line that is indented more than the first goes on with the line before it.
-  margin, lines = len(found[0]) - len(found[0].lstrip()), []
-  for line in found[0].splitlines():
+  # A line that is indented more than the first one continues the line before it.
+  margin, lines = len(indented[0]) - len(indented[0].lstrip()), []
+  for line in indented[0].splitlines():
     words = " ".join(line.split())
     if lines and len(line) - len(line.lstrip()) > margin:
       lines[-1] += f" {words}"
@@ -148,8 +170,13 @@ def equation(router: Callable) -> str:
 
 
 def balance_values(name: str) -> str:
-  """What the losses that presets use with this router are at perfect balance and at collapse, by
-  running it."""
+  """Returns the values of a router's balancing losses at perfect balance and at collapse, as text.
+
+  The losses are those that presets use with this router. Their values come from running it.
+
+  Returns:
+    Text such as "importance 0 → 15, load 0 → 3", or "none" if no preset uses such a loss.
+  """
   used = {
     key.removesuffix("_loss")
     for router, _, keys in PRESETS.values()
@@ -159,9 +186,8 @@ def balance_values(name: str) -> str:
   names = tuple(each for each in BALANCING if each in used)
   if not names:
     return "none"
-  losses = jax.jit(
-    functools.partial(_losses, name, names)
-  )  # compiled once, not operation by operation
+  # Without jit, every operation would be compiled by itself.
+  losses = jax.jit(functools.partial(_losses, name, names))
   balanced, collapsed = (losses(*example(name, collapsed=c)) for c in (False, True))
   return ", ".join(
     f"{each} {_short(float(balanced[each]))} → {_short(float(collapsed[each]))}" for each in names
@@ -171,6 +197,15 @@ def balance_values(name: str) -> str:
 def _losses(
   name: str, names: tuple[str, ...], logits: Float[Array, "S E"], context: RoutingContext
 ) -> dict[str, Float[Array, ""]]:
+  """Returns the losses of a router on one group of tokens.
+
+  Args:
+    name: The name of the router.
+    names: The losses that are evaluated, of which the first determines the preset whose settings
+      of the losses are used.
+    logits: The router outputs.
+    context: The other inputs of the router.
+  """
   router = ROUTERS[name]
   options, plan = router.options, router.route(logits, context)
   k = max(plan.expert.shape[-1] // TOKENS, 1)
@@ -183,7 +218,7 @@ def _losses(
   keys = next(
     keys for preset, _, keys in PRESETS.values() if preset == name and f"{names[0]}_loss" in keys
   )
-  weights = {f"{loss}_loss": float(loss in names) for loss in LOSSES}
+  weights: dict[str, Any] = {f"{loss}_loss": float(loss in names) for loss in LOSSES}
   loss = LossOptions(
     **weights,
     balance_counts="all",
@@ -193,20 +228,29 @@ def _losses(
   )
   facts = RouterFacts(k=k, devices_a_token=min(options.get("kept_groups", k), devices), load=load)
 
+  # The losses expect an axis of groups.
   def batch(tree):
     return jax.tree.map(lambda leaf: leaf[None], tree)
 
   context = batch(context).replace(valid=jnp.ones((1, TOKENS), bool))
-  return auxiliary_losses(loss, facts, *batch((logits, plan)), context)
+  return auxiliary_losses(loss, facts, batch(logits), batch(plan), context)
 
 
 def example(name: str, collapsed: bool) -> tuple[Float[Array, "S E"], RoutingContext]:
-  """Logits and context at which a router is perfectly balanced, or sends every token to the same
-  experts."""
+  """Returns inputs for which a router is perfectly balanced, or collapsed.
+
+  Args:
+    name: The name of the router.
+    collapsed: Whether the router should send every token to the same experts.
+
+  Returns:
+    (logits, context) of one group of tokens.
+  """
   token, learned = jnp.arange(TOKENS)[:, None], ROUTERS[name].learned
   groups = ROUTERS[name].options["groups"] if "primary" in learned else 1
   in_group = EXPERTS // groups
-  shift = 0 if collapsed else 1  # each token prefers the expert after the last one's
+  # At balance, each token prefers the expert after that of the previous token.
+  shift = 0 if collapsed else 1
   scale = 200.0 if collapsed else 4.0
 
   def prefer(first, size):
@@ -225,10 +269,10 @@ def example(name: str, collapsed: bool) -> tuple[Float[Array, "S E"], RoutingCon
 
 
 def replace(text: str, name: str, table: str) -> str:
-  """`text` with `table` between the markers of that name.
+  """Returns `text` with `table` in place of what is between the markers of this name.
 
   Raises:
-    ConfigError: there are no such markers.
+    ConfigError: If there are no such markers.
   """
   start, end = f"<!-- table:{name} -->\n", f"\n<!-- /table:{name} -->"
   pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)

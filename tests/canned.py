@@ -1,10 +1,10 @@
-"""A dry run's report as `plan.plan` makes it, with round numbers."""
+"""Reports of dry runs with round numbers, in the form in which `plan.plan` returns them."""
 
 GIB = 2**30
 
 
 def report(**changes):
-  """One that fits, unless changes say otherwise."""
+  """Returns a report of a program that fits; `changes` replace its entries."""
   made = {
     "config": "configs/glam.py:64b_64e",
     "topology": "v4:8x8x16",
@@ -75,7 +75,7 @@ def report(**changes):
 
 
 def too_large():
-  """One that does not fit."""
+  """Returns a report of a program that does not fit."""
   keys = ("flops", "roofline", "collectives", "exchange", "paper", "seconds")
   made = report(
     fits=False,

@@ -1,11 +1,12 @@
-"""configs/base.py with changes."""
+"""Returns configs/base.py with changes."""
 
 import functools
 
 
 def config(changes=()):
-  """The base config with {"dotted.key": value} set, whatever the types."""
-  from configs import base  # not at the top: jaxtyping's import hook comes first
+  """Returns the base config with {"dotted.key": value} set, even to values of other types."""
+  # Imported here because jaxtyping's import hook must come first.
+  from configs import base
 
   c = base.get_config()
   for field, value in dict(changes).items():

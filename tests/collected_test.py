@@ -1,4 +1,4 @@
-"""Pytest collects every file of tests that lies below tests/."""
+"""Tests that pytest collects every test file below tests/."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ TESTS = pathlib.Path(__file__).resolve().parent
 
 @pytest.mark.smoke
 def test_every_file_of_tests_is_collected(tmp_path):
-  """Catches: a folder that pytest passes over because of its name, such as "build", or a file that
-  no pattern matches.
-
-  The files' names are collected in a copy of the tree in which each holds one empty test, because
-  to import the real ones takes half a minute.
-  """
+  # Catches a folder that pytest skips because of its name, such as "build", and a file that no
+  # pattern matches.
+  # The files are collected in a copy of the tree in which each contains one empty test, because
+  # importing the real ones takes half a minute.
   written = {path.relative_to(TESTS.parent).as_posix() for path in TESTS.rglob("*_test.py")}
   for name in written:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

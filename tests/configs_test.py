@@ -1,8 +1,8 @@
-"""Each config as it resolves, kept in `config_snapshots/`: a changed default shows its blast radius
-in the diff.
+"""Tests that each config resolves to its snapshot in `config_snapshots/`, and that it is valid.
 
-After a change that is meant: `python tests/configs_test.py`, look at the diff, and put what moved
-under Numerics in CHANGELOG.
+The diff of the snapshots shows all configs that a changed default affects. After an intended
+change, run `python tests/configs_test.py`, look at the diff, and list the changes under Numerics in
+CHANGELOG.
 """
 
 import importlib
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SNAPSHOTS = ROOT / "tests" / "config_snapshots"
-# Of papers, each with a variant "desk".
+# The configs of papers, each of which has a variant "desk".
 FAMILIES = (
   "brainformer",
   "dbrx",
@@ -41,36 +41,39 @@ CONFIGS = (
   "dense_baseline.py:desk",
   *(f"{family}.py:desk" for family in FAMILIES),
 )
-NO_CONFIGS = {"shared.py"}  # what files of configs/ share
+NO_CONFIGS = {"shared.py"}  # helpers that the files of configs/ share
 
 pytestmark = pytest.mark.unit
 
 
 def resolved(name: str) -> str:
-  from moe_jax.commands import load_config  # not at the top: jaxtyping's import hook comes first
+  """Returns a config as JSON."""
+  # Imported here because jaxtyping's import hook must come first.
+  from moe_jax.commands import load_config
 
   return json.dumps(load_config(f"configs/{name}").to_dict(), indent=1) + "\n"
 
 
 def snapshot(name: str) -> pathlib.Path:
+  """Returns the path of a config's snapshot."""
   return SNAPSHOTS / (name.replace(".py", "").replace(":", "_") + ".json")
 
 
 def leaves(values, prefix=""):
-  """Every dotted key with its value; the options of routers that are not used are left out."""
-  found = {}
+  """Returns every dotted key with its value, without the options of routers that are not used."""
+  flat = {}
   for key, value in values.items():
     if not isinstance(value, dict):
-      found[prefix + key] = value
+      flat[prefix + key] = value
     elif "name" not in values or key == values["name"]:
-      found |= leaves(value, f"{prefix}{key}.")
-  return found
+      flat |= leaves(value, f"{prefix}{key}.")
+  return flat
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_resolves_as_before(name):
-  # Catches: a default changed for one experiment that silently changes the others. An option that
-  # is new since the snapshot must have its default.
+  # Catches a default that is changed for one experiment and silently changes the others. An option
+  # that is new since the snapshot must have its default.
   from moe_jax.assembly.sections import find_key
 
   now, before = leaves(json.loads(resolved(name))), leaves(json.loads(snapshot(name).read_text()))
@@ -81,14 +84,14 @@ def test_a_config_resolves_as_before(name):
 
 
 def test_every_config_has_a_snapshot():
-  # Catches: a new config file that nobody watches.
+  # Catches a new config file without a snapshot.
   files = {p.name for p in (ROOT / "configs").glob("*.py")} - NO_CONFIGS
   assert files == {name.partition(":")[0] for name in CONFIGS}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_is_valid(name):
-  # Catches: a config that is only found to be wrong by whoever runs it.
+  # Catches a config whose mistakes only show when somebody runs it.
   from moe_jax import accounts, assembly
   from moe_jax.commands import load_config
 
@@ -100,7 +103,7 @@ def test_every_config_is_valid(name):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_variant_is_valid(family):
-  # Catches: a size of a paper that its own groups, heads or batch do not divide.
+  # Catches a size of a paper that is not divisible by its own groups, heads or batch.
   from moe_jax import assembly
   from moe_jax.errors import ConfigError
 
@@ -109,26 +112,25 @@ def test_every_variant_is_valid(family):
     c = module.get_config(variant)
     assembly.validate(c)
     assert c.paper.name and c.paper.parameters
-  assert module.get_config() == module.get_config(
-    next(iter(module.VARIANTS))
-  )  # the one that "desk" shrinks
+  # The default is the first variant, which is also the one that "desk" shrinks.
+  assert module.get_config() == module.get_config(next(iter(module.VARIANTS)))
   with pytest.raises(ConfigError, match="config='desks': did you mean 'desk'"):
     module.get_config("desks")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_desk_keeps_the_routing_and_shrinks_the_rest(family):
-  # Catches: a desk model that routes otherwise than its paper, that is no desk's size, or whose
-  # experts of a token are not as wide as its dense FFN.
+  # Catches a desk model that routes differently from its paper, that is too large, or whose experts
+  # per token are together not as wide as its dense FFN.
   from moe_jax import accounts
   from moe_jax.assembly.experts import experts_a_token
 
   module = importlib.import_module(f"configs.{family}")
   small, c = module.get_config("desk"), module.get_config()
-  sized = ("num_experts", "d_ff", "group_size", "group_rows", "dispatcher")
+  size_keys = ("num_experts", "d_ff", "group_size", "group_rows", "dispatcher")
 
   def keep(e):
-    return {key: value for key, value in e.to_dict().items() if key not in sized}
+    return {key: value for key, value in e.to_dict().items() if key not in size_keys}
 
   assert keep(small.model.moe) == keep(c.model.moe)
   for key in (
@@ -151,14 +153,14 @@ def test_desk_keeps_the_routing_and_shrinks_the_rest(family):
   assert accounts.parameter_counts(small, 364)[0] < 10e6 and small.train.steps == 800
   e = small.model.moe
   if e.num_experts:
-    together = e.d_ff * (experts_a_token(small.model, small.data.seq_len) + e.num_shared_experts)
-    assert abs(together - small.model.d_ff) < 8
+    width = e.d_ff * (experts_a_token(small.model, small.data.seq_len) + e.num_shared_experts)
+    assert abs(width - small.model.d_ff) < 8
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_dense_twin_has_the_activated_flops_of_its_family(family):
-  # Catches: a twin without the shared experts, the extra FFN or the other activation of its
-  # family's experts; a family that has no twin.
+  # Catches a twin without the shared experts, the extra FFN or the other activation of its family's
+  # experts, and a family that has no twin.
   from configs import dense_baseline
   from moe_jax import accounts, assembly
 
@@ -171,7 +173,7 @@ def test_a_dense_twin_has_the_activated_flops_of_its_family(family):
   total, activated = accounts.parameter_counts(twin, 364)
   assert total == activated
   assert not twin.model.moe.balance_loss and not twin.model.moe.z_loss
-  # The router is what the family has over.
+  # The twin lacks only the FLOPs of the router.
   assert 0.96 < accounts.flops_per_token(twin, 364) / accounts.flops_per_token(config, 364) <= 1
   differs = {
     key for key, value in config.model.items() if key != "moe" and twin.model[key] != value

@@ -1,6 +1,7 @@
-"""Eight CPU devices stand in for a mesh. The environment is set before anything imports JAX.
+"""Sets the environment of the tests before anything imports JAX; a mesh has eight CPU devices.
 
-Nothing of moe_jax is imported here: jaxtyping's import hook (see pyproject.toml) must come first.
+Nothing of moe_jax is imported here, because jaxtyping's import hook (see pyproject.toml) must come
+first.
 """
 
 import atexit
@@ -13,9 +14,9 @@ import sys
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# A program of a test runs for a moment, and optimising its machine code would take ten times as
-# long. The FLOPs and collectives that tests assert are the same. XLA ends the process for a flag
-# that it does not know.
+# A test's program runs only for a moment, and optimising its machine code would take ten times as
+# long. The FLOPs and collectives that tests check are the same without it. The last flag depends on
+# the version of jaxlib, because XLA ends the process if it does not know a flag.
 QUICK = [
   "--xla_backend_optimization_level=0",
   "--xla_llvm_disable_expensive_passes=true",
@@ -25,11 +26,13 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
   QUICK.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(["--xla_force_host_platform_device_count=8", *QUICK])
 
-# Tracing makes very many objects that live on, and looking for garbage among them takes time.
+# Tracing creates very many objects that stay alive, and the garbage collector would spend much time
+# on them.
 gc.set_threshold(100_000)
 
-# What several tests, or the programs that they start, compile is compiled once. The first process
-# makes the folder; its workers and the programs inherit the variable.
+# Programs that several tests, or the processes that they start, compile are compiled only once. The
+# first process creates the folder of the cache. Its workers and the processes that tests start
+# inherit the variable.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="moe_jax_compiled_")
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
@@ -40,8 +43,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # for `import reference`
 sys.path.insert(0, str(ROOT))  # for `experiments` and `configs`, which are not installed
 
-# Files whose tests take longest. They come first, so that no process is left alone with one at the
-# end.
+# The files whose tests take longest. They come first, so that at the end no worker is still busy
+# with one of them while the others are idle.
 LONG = (
   "families_test.py",
   "launch_test.py",
@@ -68,6 +71,6 @@ LONG = (
 
 
 def pytest_collection_modifyitems(items):
-  """Puts the tests of `LONG` first; all others keep their order."""
+  """Moves the tests of the files in `LONG` to the front; all others keep their order."""
   rank = {str(ROOT / "tests" / name): number for number, name in enumerate(LONG)}
   items.sort(key=lambda item: rank.get(str(item.path), len(LONG)))

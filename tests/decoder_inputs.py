@@ -1,5 +1,4 @@
-"""A decoder of a few thousand weights, or another family of the same sizes, and rows of packed
-documents."""
+"""A language model with a few thousand weights, and rows of packed documents as its inputs."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +20,11 @@ SIZES = {
 
 
 def make(**changes):
-  """The model; changes are keys of config.model, `moe__` before those of its experts."""
+  """Returns the model.
+
+  Args:
+    **changes: Keys of config.model and their values. `__` stands for a dot, as in `moe__d_ff`.
+  """
   c = base.get_config()
   c.model.update(SIZES)
   c.model.update_from_flattened_dict(
@@ -31,8 +34,11 @@ def make(**changes):
 
 
 def packed(rows):
-  """tokens, segment_ids, positions of rows of documents, given as lengths; what is left of a row is
-  padding."""
+  """Returns (tokens, segment_ids, positions) of rows of packed documents.
+
+  Args:
+    rows: The lengths of the documents of each row. The rest of a row is padding.
+  """
   tokens = np.stack([np.random.default_rng(i).permutation(V)[:L] for i in range(len(rows))])
   segments, positions = np.zeros((2, len(rows), L), np.int32)
   for r, lengths in enumerate(rows):
@@ -43,8 +49,10 @@ def packed(rows):
 
 
 def initialise(model, batch):
+  """Returns random variables of the model, see `tiny.weights`."""
   return tiny.weights(model, *batch)
 
 
 def run(model, variables, batch, return_routing=False, **others):
+  """Applies the model outside training and returns its outputs."""
   return tiny.applied(model, train=False, return_routing=return_routing)(variables, batch, others)

@@ -1,4 +1,4 @@
-"""What the command says of a config, by hand for a small one and in time for the largest."""
+"""Tests the output of `moe_jax.describe`, for small configs and for the largest one."""
 
 import re
 import subprocess
@@ -11,8 +11,8 @@ from moe_jax import describe
 pytestmark = pytest.mark.smoke
 
 
-def said(capfd, *arguments):
-  """The lines of a command that must succeed."""
+def described(capfd, *arguments):
+  """Runs the command, which must succeed, and returns the lines that it prints."""
   assert describe.main(["describe", *arguments]) == 0
   out, err = capfd.readouterr()
   assert not err
@@ -20,9 +20,10 @@ def said(capfd, *arguments):
 
 
 def test_a_small_config_by_hand(capfd):
-  # D = 8, 2 heads of 4, F = 16 gated, V = 264 (bytes): as in tests/accounts/counts_test.py, with an
-  # embedding of 2112. Adam keeps two float32 a parameter, two counters. Catches: another
-  # vocabulary, moments that are not counted.
+  # The numbers are computed by hand for D = 8, 2 heads of 4, F = 16 gated and V = 264 (bytes), as
+  # in tests/accounts/counts_test.py, with an embedding of 2112. Adam keeps two float32 per
+  # parameter and two counters.
+  # Catches another vocabulary, and moments that are not counted.
   sizes = {
     "d_model": 8,
     "num_layers": 2,
@@ -34,7 +35,7 @@ def test_a_small_config_by_hand(capfd):
     "moe.d_ff": 6,
     "moe.num_shared_experts": 1,
   }
-  lines = said(
+  lines = described(
     capfd,
     "--config=configs/base.py",
     *(f"--config.model.{k}={v}" for k, v in sizes.items()),
@@ -66,8 +67,9 @@ def test_a_small_config_by_hand(capfd):
 
 
 def test_dense_models_and_notes(capfd):
-  # Catches: a routing of a model that has none, a claim of 0 shown, a note that is lost.
-  lines = said(capfd, "--config=configs/t5.py:large_geglu")
+  # Catches a routing section for a model without experts, a claim of 0 that is shown, and a note
+  # that is lost.
+  lines = described(capfd, "--config=configs/t5.py:large_geglu")
   assert not any("routing" in line or "activated (" in line for line in lines)
   assert lines[-1].strip() == (
     "paper: T5 claims 7.39e+08 parameters (ours +1.52%); Table 9's GEGLU FFN; ReLU of 4096 "
@@ -76,8 +78,9 @@ def test_dense_models_and_notes(capfd):
 
 
 def test_claims_without_embedding_and_in_operations(capfd):
-  # Catches: an LSTM shown with attention and norms, claims of Table 8 compared with other counts.
-  lines = said(capfd, "--config=configs/lstm_moe.py:news_131072_h")
+  # Catches an LSTM that is shown with attention and norms, and claims of Table 8 that are compared
+  # with other counts.
+  lines = described(capfd, "--config=configs/lstm_moe.py:news_131072_h")
   text = "\n".join(lines)
   assert (
     "lstm: 512 units, zero state at the start" in text
@@ -110,7 +113,7 @@ def test_claims_without_embedding_and_in_operations(capfd):
   ],
 )
 def test_a_mistake_is_one_sentence(capfd, arguments, words):
-  # Catches: a traceback; flags of training that do nothing here.
+  # Catches a traceback, and flags of training that would be ignored here.
   assert describe.main(["describe", *arguments]) == 2
   out, err = capfd.readouterr()
   assert not out and err.startswith("error: ") and err.count("\n") == 1
@@ -118,8 +121,8 @@ def test_a_mistake_is_one_sentence(capfd, arguments, words):
 
 
 def test_a_trillion_parameters_as_a_process():
-  # Catches: anything of the model's size that is allocated (6 TB here). It takes seconds; the
-  # machine may be busy.
+  # Catches an allocation of the size of the model, which has 6 TB here. The command takes seconds;
+  # the limit allows for a busy machine.
   done = subprocess.run(
     [sys.executable, "-m", "moe_jax.describe", "--config=configs/switch.py:c"],
     capture_output=True,

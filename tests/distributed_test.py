@@ -1,4 +1,4 @@
-"""How processes find each other."""
+"""Tests how processes find each other, and what they print if one is lost."""
 
 import subprocess
 import sys
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.unit
   ],
 )
 def test_launchers_are_recognised(environ, joins):
-  # Catches: eight runs in one workdir where one of eight processes was meant, and a lone run that
-  # waits for others.
+  # Catches eight separate runs in one workdir in place of one run of eight processes, and a single
+  # process that waits for others.
   assert distributed.several(environ) == joins
 
 
@@ -42,14 +42,14 @@ def test_launchers_are_recognised(environ, joins):
   "how", ["10.0.0.1", "10.0.0.1:1234", "10.0.0.1:1234,2", "10.0.0.1:x,2,0", "h:1,2,2", "on"]
 )
 def test_a_wrong_flag_is_one_sentence(how, tmp_path, capfd):
-  # Catches: a traceback, or minutes of waiting for processes that will never come.
+  # Catches a traceback, and minutes of waiting for processes that will never come.
   argv = ["train", "--config=configs/base.py", f"--workdir={tmp_path}/run", f"--distributed={how}"]
   assert train.main(argv) == 2
   assert capfd.readouterr().err.startswith(f"error: distributed={how!r}")
 
 
 def test_the_flag_is_read():
-  # Catches: processes counted from 1, a port that is lost.
+  # Catches processes that are counted from 1, and a port that is lost.
   assert distributed.explicit("10.0.0.1:1234,4,3") == {
     "coordinator_address": "10.0.0.1:1234",
     "num_processes": 4,
@@ -71,8 +71,8 @@ time.sleep(100)
 
 @pytest.mark.smoke
 def test_a_process_that_waits_for_nobody_notices_too():
-  # Between two exchanges, as while a program is compiled. Catches: a survivor whose last words are
-  # the runtime's trace.
+  # The survivor is between two exchanges with the other process, as it is while it compiles.
+  # Catches a survivor whose last output is the stack trace of the runtime.
   pair = [
     subprocess.Popen(
       [sys.executable, "-c", IDLE, command[-1]],
@@ -88,12 +88,13 @@ def test_a_process_that_waits_for_nobody_notices_too():
       assert process.poll() is None
   pair[0].kill()
   for process in pair:
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode and said.splitlines()[-1] == distributed._LAST_WORDS
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode and output.splitlines()[-1] == distributed._LAST_WORDS
 
 
 def test_who_ends_as_usual_has_no_last_words():
-  # Catches: an error after each run, and after each mistake on the command line.
+  # Catches a message about a killed process after each run, and after each mistake on the command
+  # line.
   program = "from moe_jax import distributed; distributed._leave_last_words(); raise SystemExit({})"
   for code in (0, 2):
     done = subprocess.run(
@@ -104,6 +105,6 @@ def test_who_ends_as_usual_has_no_last_words():
 
 @pytest.mark.parametrize("text", ["many", "", "2.5", "-1", "9" * 40, "\u00b2"])
 def test_an_environment_that_holds_no_number_is_told(text):
-  # Catches: a traceback of int() from a variable that a scheduler has left half-written.
+  # Catches a traceback of int() for a variable that a scheduler has set to something else.
   with pytest.raises(ConfigError, match="SLURM_NTASKS.*--distributed=off"):
     distributed.several({"SLURM_STEP_NODELIST": "a", "SLURM_PROCID": "0", "SLURM_NTASKS": text})

@@ -1,4 +1,4 @@
-"""The sentence that a user sees."""
+"""Tests the messages of errors, and the functions that check flags and names."""
 
 import pytest
 
@@ -8,29 +8,28 @@ pytestmark = pytest.mark.unit
 
 
 def test_the_sentence_names_field_value_and_remedy():
-  # Catches: a message that leaves out one of the three, or shows a string without its quotes.
+  # Catches a message that leaves out one of the three, or shows a string without its quotes.
   error = ConfigError("model.moe.router.name", "swich", "known: top_k, expert_choice")
   assert str(error) == "model.moe.router.name='swich': known: top_k, expert_choice"
   assert (error.field, error.value) == ("model.moe.router.name", "swich")
 
 
 def test_it_is_a_value_error():
-  # Catches: callers of the library, who expect bad arguments to be ValueErrors, no longer catching
-  # it.
+  # Catches a change that stops callers, who expect ValueErrors for bad arguments, from catching it.
   with pytest.raises(ValueError, match="train.steps=0"):
     raise ConfigError("train.steps", 0, "must be at least 1")
 
 
 @pytest.mark.parametrize("text", ["", None, "0", "1.0", "-1", "\u00b2", "9" * 5000, "11", " 1"])
 def test_whole_numbers_of_flags(text):
-  # Catches: a ValueError of int() for what str.isdigit takes for a number; processes without end.
+  # Catches a ValueError of int() for text that str.isdigit accepts, and a missing upper bound.
   assert whole("n", "10", 1, 10) == 10
   with pytest.raises(ConfigError, match="at least 1 and at most 10"):
     whole("n", text, 1, 10)
 
 
 def test_any_value_can_be_shown():
-  # Catches: an error message that raises itself, or that fills the screen.
+  # Catches an error message whose construction raises, or that fills the screen.
   class Odd:
     def __repr__(self):
       raise KeyError("odd")
@@ -41,8 +40,8 @@ def test_any_value_can_be_shown():
 
 
 def test_the_nearest_name_is_proposed():
-  # Catches: an error that does not say what would be right; one that shows a part of what the user
-  # wrote.
+  # Catches an error that does not say what would be right, and one that shows only a part of what
+  # the user wrote.
   table = {"text": 1, "embedded": 2}
   with pytest.raises(
     ConfigError, match=r"^f='emb:x': did you mean 'embedded'\? known: text, embedded$"

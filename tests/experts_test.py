@@ -1,4 +1,4 @@
-"""The three forms of the experts agree with each other and with a loop."""
+"""Tests that the three forms of the experts agree with their definition in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def make(activation, ffn_bias="none", key=0):
 
 
 def by_hand(experts, e, rows):
-  """Plain NumPy, activations from their definitions."""
+  """Returns the output of expert `e` in plain NumPy, with activations from their definitions."""
   up = rows @ np.asarray(experts.up[e])
 
   def gelu(v):
@@ -69,8 +69,8 @@ BIASED = [
   "activation, ffn_bias", [(activation, "none") for activation in ACTIVATIONS] + BIASED
 )
 def test_all_forms_equal_the_definition(activation, ffn_bias):
-  # Catches: up and gate swapped, the activation on the wrong product, experts' weights mixed up, a
-  # bias before the activation.
+  # Catches up and gate swapped, the activation of the wrong product, weights of another expert, and
+  # a bias before the activation.
   experts, x = make(activation, ffn_bias), jax.random.normal(jax.random.key(9), (E, N, D))
   expected = np.stack([by_hand(experts, e, np.asarray(x[e])) for e in range(E)])
   np.testing.assert_allclose(experts.buffers(x), expected, rtol=1e-4, atol=1e-5)
@@ -81,8 +81,8 @@ def test_all_forms_equal_the_definition(activation, ffn_bias):
 
 @pytest.mark.parametrize("activation, ffn_bias", [("relu", "none"), ("swiglu", "none"), *BIASED])
 def test_ragged_groups_with_an_idle_expert(activation, ffn_bias):
-  # Catches: group sizes read as boundaries, an empty group that shifts the next, another expert's
-  # bias.
+  # Catches group sizes that are read as boundaries, an empty group that shifts the next one, and
+  # the bias of another expert.
   experts, rows = make(activation, ffn_bias), jax.random.normal(jax.random.key(9), (5, D))
   actual = experts.ragged(rows, jnp.array([2, 0, 3]))
   expected = np.concatenate(
@@ -92,7 +92,7 @@ def test_ragged_groups_with_an_idle_expert(activation, ffn_bias):
 
 
 def test_weights_are_cast_to_the_rows_dtype_and_gradients_are_not():
-  # Catches: float32 matmuls under bfloat16 activations; gradients rounded to bfloat16.
+  # Catches float32 matmuls with bfloat16 activations, and gradients that are rounded to bfloat16.
   experts, x = make("swiglu", "additive"), jnp.ones((E, N, D), jnp.bfloat16)
   assert experts.buffers(x).dtype == jnp.bfloat16
   grads = jax.grad(lambda experts: experts.buffers(x).astype(jnp.float32).sum())(experts)
@@ -102,8 +102,8 @@ def test_weights_are_cast_to_the_rows_dtype_and_gradients_are_not():
 
 
 def test_protocol_and_gating():
-  # Catches: a form that the dispatchers call and that is missing; a third matrix in a two-matrix
-  # FFN.
+  # Catches a missing form that the dispatchers call, and a third matrix in an FFN that is not
+  # gated.
   assert isinstance(make("gelu"), ExpertFunction)
   assert [is_gated(a) for a in ("gelu", "relu", "geglu", "swiglu")] == [False, False, True, True]
   assert set(make("gelu").weights) == {"up", "down"} and set(make("geglu").weights) == {

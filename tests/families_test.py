@@ -1,9 +1,8 @@
-"""Every paper's config, shrunk by one rule: it trains, saves, goes on from there, evaluates and
-reports.
+"""Tests that the config of every paper, shrunk, trains, saves, resumes, evaluates and reports.
 
-`make test` takes one variant of four families whose state differs most through the whole loop, and
-one of each other family through one compiled step; `make test-all` takes all variants through the
-loop.
+`make test` runs the whole loop for one variant of the four families whose states differ most, and
+one compiled step for one variant of each other family. `make test-all` runs the loop for all
+variants.
 """
 
 import contextlib
@@ -27,13 +26,13 @@ from moe_jax.training import state as states
 pytestmark = pytest.mark.smoke
 
 
-# A bias that balancing moves and latent attention; recurrent layers and learned noise; sublayers of
-# their own; two stacks, span corruption and Adafactor.
+# In this order, they have: a bias that balancing changes, and latent attention; recurrent layers
+# and learned noise; a block of sublayers; two stacks, span corruption and Adafactor.
 LOOP = ("deepseek_v3", "lstm_moe", "brainformer", "gshard")
 
 
 def _variants():
-  """`(family, variant, whether it is as deep as it can be shrunk to)` of each case."""
+  """Yields the cases (family, variant, deep); cases that are not `deep` use `shallow`."""
   for family in FAMILIES:
     for i, variant in enumerate(importlib.import_module(f"configs.{family}").VARIANTS):
       if not i and family in LOOP:
@@ -44,8 +43,10 @@ def _variants():
 
 
 def shallow(config):
-  """Leaves a dense layer, where the family has them, and one with experts, or one block of a
-  Brainformer."""
+  """Reduces the number of layers to the fewest that have all kinds of layers of the family.
+
+  This is a dense layer, if the family has any, and one with experts, or one block of a Brainformer.
+  """
   m, e = config.model, config.model.moe
   e.first, e.every = min(e.first, 1), min(e.every, 2)
   m.num_layers = 1 if m.block else max(e.first + 1, e.every if e.num_experts else 1)
@@ -54,8 +55,8 @@ def shallow(config):
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in LOOP])
 def test_a_shrunk_config_takes_a_step(family, tmp_path):
-  # Catches: a config whose parts do not go together once a step is compiled, or one whose
-  # parameters do not train.
+  # Catches a config whose parts do not work together when a step is compiled, and parameters that
+  # are not trained.
   config = tiny.shrink(importlib.import_module(f"configs.{family}").get_config(), tmp_path)
   shallow(config)
   assembly.validate(config, 1)
@@ -64,11 +65,13 @@ def test_a_shrunk_config_takes_a_step(family, tmp_path):
   optimizer, schedule = optimizers.make(
     optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
   )
-  # Compiling what draws the weights would take as long as compiling the step; `LOOP` does it.
+  # Compiling the model's initialisation would take as long as compiling the step. It is tested with
+  # the families in `LOOP`.
   drawn = tiny.weights(
     model, *[jnp.zeros((config.train.batch_size, config.data.seq_len), jnp.int32)] * 3
   )
-  before = jax.tree.map(np.array, drawn["params"])  # the step is given the arrays themselves
+  # Copies the weights, because the step is given the arrays themselves and may reuse their memory.
+  before = jax.tree.map(np.array, drawn["params"])
   with (
     jax.set_mesh(mesh),
     contextlib.closing(
@@ -88,15 +91,16 @@ def test_a_shrunk_config_takes_a_step(family, tmp_path):
 def test_a_shrunk_config_takes_a_step_saves_resumes_and_evaluates(
   family, variant, deep, tmp_path, monkeypatch
 ):
-  # Catches: a config whose parts do not go together once a step is compiled; state of a router, an
-  # optimizer or a data pipeline that a checkpoint cannot hold; a model that cannot be evaluated,
-  # sampled from or reported on.
+  # Catches a config whose parts do not work together when a step is compiled, state of a router, an
+  # optimizer or a data pipeline that a checkpoint cannot hold, and a model that cannot be
+  # evaluated, sampled from or reported on.
   config = tiny.shrink(importlib.import_module(f"configs.{family}").get_config(variant), tmp_path)
   if not deep:
     shallow(config)
   place = tmp_path / "run"
   with monkeypatch.context() as early:
-    early.setattr(finish, "finish", lambda *args, **kwargs: {})  # stops after its checkpoint
+    # The first run stops after its checkpoint.
+    early.setattr(finish, "finish", lambda *args, **kwargs: {})
     _train(config, place, 1)
   _train(config, place, 2)
   results = json.loads((place / "results.json").read_text())

@@ -1,8 +1,7 @@
-"""What each family's architecture and losses are in published code or papers, beside what its
-config resolves to.
+"""Compares the architecture and losses of each family's config with published code and papers.
 
-The values here are typed from the sources that the comments name and not from the configs. Sizes
-are in papers_test.py, routing in routing/ and published/.
+The values here are copied from the sources that the comments name and not from the configs. Sizes
+are tested in papers_test.py, and routing in routing/ and published/.
 """
 
 import functools
@@ -11,8 +10,8 @@ import pytest
 
 pytestmark = pytest.mark.unit
 
-# What all rows share unless they say otherwise. No biases, norms or cuts on queries, keys and
-# values; no window.
+# The values of all rows that do not override them. Queries, keys and values have no biases, norms
+# or clipping, and there is no sliding window.
 COMMON = {
   "model.family": "decoder",
   "model.attention": "grouped_query",
@@ -25,8 +24,9 @@ COMMON = {
   "model.dropout": 0.0,
   "model.relative_shared": False,
 }
-# Released configurations of decoders: hidden_act silu with a gate, attention_bias false,
-# tie_word_embeddings false; and in the code nothing between the embedding and the first layer.
+# The released configurations of decoders have a gated hidden_act silu, attention_bias false and
+# tie_word_embeddings false. In their code there is nothing between the embedding and the first
+# layer.
 OPEN = COMMON | {
   "model.position": "rope",
   "model.activation": "swiglu",
@@ -37,7 +37,7 @@ OPEN = COMMON | {
 }
 # T5 1.1 in T5X and flaxformer: `shared_relative_position_bias_factory` in encoder and decoder, 32
 # buckets up to 128, T5LayerNorm's epsilon 1e-6, embeddings of standard deviation 1, no factor on
-# queries, Z_LOSS = 0.0001.
+# queries, and Z_LOSS = 0.0001.
 T5 = COMMON | {
   "model.family": "encoder_decoder",
   "model.position": "relative",
@@ -52,9 +52,9 @@ T5 = COMMON | {
   "optimizer.name": "adafactor",
   "optimizer.weight_decay": 0.0,
 }
-# Paper: a bias a layer, gated GELU in dense FFNs, no dropout. Lingvo's DenseLmTemplate: 32 buckets
-# up to 128, one embedding, z_loss 1e-4; what it divides logits by is here what rows are multiplied
-# by.
+# The paper has a relative bias per layer, gated GELU in dense FFNs, and no dropout. Lingvo's
+# DenseLmTemplate has 32 buckets up to 128, one embedding, and z_loss 1e-4. It divides the logits by
+# the factor by which the rows of the embedding are multiplied here.
 GLAM = COMMON | {
   "model.position": "relative",
   "model.relative_buckets": 32,
@@ -73,8 +73,8 @@ TABLE = {
   # mistralai/Mixtral-8x7B-v0.1/config.json: rope_theta 1e6, rms_norm_eps 1e-5, sliding_window null.
   "mixtral:8x7b": OPEN | {"model.rope_theta": 1e6, "model.norm_eps": 1e-5},
   "mixtral:8x22b": OPEN | {"model.rope_theta": 1e6, "model.norm_eps": 1e-5},
-  # Qwen/Qwen1.5-MoE-A2.7B/config.json; biases on q, k, v and the gate of the shared expert are in
-  # its code.
+  # Qwen/Qwen1.5-MoE-A2.7B/config.json. The biases on q, k and v and the gate of the shared expert
+  # are in its code.
   "qwen1_5_moe:a2_7b": OPEN
   | {
     "model.rope_theta": 1e6,
@@ -82,11 +82,11 @@ TABLE = {
     "model.qkv_bias": True,
     "model.moe.shared_gate": True,
   },
-  # allenai/OLMoE-1B-7B-0924/config.json: clip_qkv null; its q_norm and k_norm have rms_norm_eps,
+  # allenai/OLMoE-1B-7B-0924/config.json: clip_qkv null. Its q_norm and k_norm use rms_norm_eps,
   # too.
   "olmoe:1b_7b": OPEN | {"model.rope_theta": 1e4, "model.norm_eps": 1e-5, "model.qk_norm": True},
-  # databricks/dbrx-base/config.json: clip_qkv 8, rope_theta 5e5; nn.LayerNorm(bias=False), whose
-  # eps is 1e-5.
+  # databricks/dbrx-base/config.json: clip_qkv 8, rope_theta 5e5. The norm is
+  # nn.LayerNorm(bias=False), whose eps is 1e-5.
   "dbrx:132b": OPEN
   | {
     "model.rope_theta": 5e5,
@@ -94,8 +94,8 @@ TABLE = {
     "model.norm_eps": 1e-5,
     "model.clip_qkv": 8.0,
   },
-  # deepseek-ai/deepseek-moe-16b-base, DeepSeek-V2, DeepSeek-V2-Lite, DeepSeek-V3: config.json of
-  # each.
+  # The config.json of deepseek-ai/deepseek-moe-16b-base, DeepSeek-V2, DeepSeek-V2-Lite and
+  # DeepSeek-V3.
   "deepseek_moe:16b": OPEN
   | {"model.rope_theta": 1e4, "model.norm_eps": 1e-6, "model.moe.shared_gate": False},
   "deepseek_v2:236b": OPEN
@@ -104,18 +104,19 @@ TABLE = {
   | {"model.attention": "latent", "model.rope_theta": 1e4, "model.norm_eps": 1e-6},
   "deepseek_v3:671b": OPEN
   | {"model.attention": "latent", "model.rope_theta": 1e4, "model.norm_eps": 1e-6},
-  # meta-llama/Llama-2-7b-hf and llama-moe/LLaMA-MoE-v1-*: rms_norm_eps 1e-5 (LLaMA's own was 1e-6).
+  # meta-llama/Llama-2-7b-hf and llama-moe/LLaMA-MoE-v1-*: rms_norm_eps 1e-5 (LLaMA 1 had
+  # 1e-6).
   "llama_moe:3_5b_4_16": OPEN | {"model.rope_theta": 1e4, "model.norm_eps": 1e-5},
-  # Mesh-TensorFlow's and T5X's T5; FFN and ties as of Switch's Table 9 where its counts fit, see
-  # configs/t5.py.
+  # T5 in Mesh-TensorFlow and T5X. The FFN and the tied embeddings are those of Switch's Table 9
+  # where its parameter counts fit, see configs/t5.py.
   "t5:base": T5 | {"model.activation": "relu", "model.tied_embeddings": True},
   "t5:xxl": T5 | {"model.activation": "geglu", "model.tied_embeddings": False},
   # flaxformer, t5x/configs/moe/models/switch_classic_base.gin: activations ('relu',),
   # output_logits_factory None.
   "switch:base_128e": T5 | {"model.activation": "relu", "model.tied_embeddings": True},
   "switch:xxl_128e": T5 | {"model.activation": "geglu", "model.tied_embeddings": False},
-  # The same, st_moe_base.gin and st_moe_32b.gin: activations ('gelu', 'linear'), a head of its own,
-  # extra_mlp.
+  # flaxformer, st_moe_base.gin and st_moe_32b.gin: activations ('gelu', 'linear'), a head that is
+  # not tied to the embedding, extra_mlp.
   "st_moe:32b": T5
   | {
     "model.activation": "geglu",
@@ -123,8 +124,8 @@ TABLE = {
     "model.moe.extra_ffn": True,
     "model.moe.z_loss": 1e-3,
   },
-  # Paper, A.2: ReLU, dropout 0.1. Lingvo's gshard_builder: relative_attention_type 'bias', which is
-  # one a layer.
+  # Paper, A.2: ReLU, dropout 0.1. Lingvo's gshard_builder: relative_attention_type 'bias', which
+  # means a relative bias per layer.
   "gshard:600b": T5
   | {
     "model.activation": "relu",
@@ -137,7 +138,8 @@ TABLE = {
   "glam:64b_64e": GLAM,
   "expert_choice:8b_64e": GLAM,
   "brainformer:100m_32e": GLAM | {"model.family": "brainformer"},
-  # Shazeer et al. 2017, appendix C: dropout 0.1, ReLU experts, a softmax of its own; no norms.
+  # Shazeer et al. 2017, appendix C: dropout 0.1, ReLU experts, a softmax that is not tied to the
+  # embedding, and no norms.
   "lstm_moe:moe_256": {
     "model.family": "lstm",
     "model.dropout": 0.1,
@@ -150,36 +152,39 @@ TABLE = {
 
 @functools.cache
 def flat(name):
-  """The config's keys, dotted."""
-  from moe_jax.commands import load_config  # not at the top: jaxtyping's import hook comes first
+  """Returns the values of a config by dotted key."""
+  # Imported here because jaxtyping's import hook must come first.
+  from moe_jax.commands import load_config
 
-  found, rest = {}, [("", load_config(f"configs/{name.replace(':', '.py:')}").to_dict())]
-  for prefix, part in rest:
-    for key, value in part.items():
+  values, sections = {}, [("", load_config(f"configs/{name.replace(':', '.py:')}").to_dict())]
+  # The list grows while it is read, by the sections within each section.
+  for prefix, section in sections:
+    for key, value in section.items():
       if isinstance(value, dict):
-        rest.append((f"{prefix}{key}.", value))
+        sections.append((f"{prefix}{key}.", value))
       else:
-        found[prefix + key] = value
-  return found
+        values[prefix + key] = value
+  return values
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_family_is_as_published(name):
-  # Catches: a default of base.py that a family inherits unseen: scaled embeddings, another epsilon,
-  # a table of biases a layer, an output z-loss that its recipe has.
+  # Catches a default of base.py that a family should override, such as scaled embeddings, another
+  # epsilon, a table of relative biases per layer, or a missing output z-loss.
   assert {key: flat(name)[key] for key in TABLE[name]} == TABLE[name]
 
 
 def test_every_family_is_in_the_table():
-  # Catches: a family that nobody compared with its source.
+  # Catches a family that has not been compared with its source.
   from configs_test import FAMILIES
 
   assert {name.partition(":")[0] for name in TABLE} == set(FAMILIES)
 
 
 def test_gelu_is_the_tanh_form():
-  # Lingvo: tf.nn.gelu(x, approximate=True); flaxformer: jax.nn.gelu, whose default it is. Catches:
-  # the erf form.
+  # Lingvo uses tf.nn.gelu(x, approximate=True), and flaxformer uses jax.nn.gelu, whose default is
+  # the tanh form.
+  # Catches the erf form.
   import jax.numpy as jnp
   import numpy as np
 

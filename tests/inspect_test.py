@@ -1,4 +1,4 @@
-"""What inspect says of a workdir, and of a directory that is none."""
+"""Tests what `moe_jax.inspect` prints of a workdir, and of a directory that is no workdir."""
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ pytestmark = pytest.mark.unit
 
 
 def make(tmp_path, weight=1.0):
+  """Returns a workdir with one checkpoint, whose 6 weights all have the value `weight`."""
   place = tmp_path / "run"
   config = tiny.config(tmp_path)
   workdir.claim(place, config)
@@ -35,26 +36,25 @@ def make(tmp_path, weight=1.0):
 
 
 def test_says_what_a_workdir_holds(tmp_path, capsys):
-  # Catches: a field that later commands and scripts read, gone.
+  # Catches the loss of a field that other commands and scripts read.
   place = make(tmp_path)
   assert inspection.main(["inspect", str(place)]) == 0
-  told = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-  assert told["step"] == "3" and told["checkpoints"] == "3" and told["config"] == "configs/x.py"
-  assert (
-    told["parameters"] == "6" and told["data embedded:prose"] == "ab" and "jax " in told["versions"]
-  )
-  assert told["parameters_sha256"] == checkpoints.parameters_sha256({"w": jnp.ones((2, 3))})
-  assert len(told["parameters_sha256"]) == 64
+  fields = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+  assert fields["step"] == "3" and fields["checkpoints"] == "3"
+  assert fields["config"] == "configs/x.py" and fields["parameters"] == "6"
+  assert fields["data embedded:prose"] == "ab" and "jax " in fields["versions"]
+  assert fields["parameters_sha256"] == checkpoints.parameters_sha256({"w": jnp.ones((2, 3))})
+  assert len(fields["parameters_sha256"]) == 64
 
 
 def test_other_weights_have_another_hash(tmp_path):
-  # Catches: a hash of names and shapes only.
+  # Catches a hash of names and shapes only.
   a, b = make(tmp_path / "a"), make(tmp_path / "b", weight=1.0000001)
   assert inspection.describe(a)["parameters_sha256"] != inspection.describe(b)["parameters_sha256"]
 
 
 def test_a_run_without_checkpoints(tmp_path, capsys):
-  # Catches: a traceback for a run that was killed before its first save.
+  # Catches a traceback for a run that was killed before its first save.
   workdir.claim(tmp_path / "run", tiny.config(tmp_path))
   assert inspection.main(["inspect", str(tmp_path / "run")]) == 0
   assert "checkpoints: none" in capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_a_run_without_checkpoints(tmp_path, capsys):
   ],
 )
 def test_what_is_no_workdir(tmp_path, capsys, what, words):
-  # Catches: a traceback, or exit code 0.
+  # Catches a traceback, and the exit code 0.
   (tmp_path / "empty").mkdir()
   (tmp_path / "file").write_text("")
   workdir.claim(tmp_path / "damaged", tiny.config(tmp_path))
@@ -81,6 +81,6 @@ def test_what_is_no_workdir(tmp_path, capsys, what, words):
 
 
 def test_usage(capsys):
-  # Catches: an argument that is silently ignored.
+  # Catches an argument that is silently ignored.
   assert inspection.main(["inspect"]) == 2 and "usage" in capsys.readouterr().err
   assert inspection.main(["inspect", "--help"]) == 0 and "usage" in capsys.readouterr().out

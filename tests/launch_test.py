@@ -1,4 +1,4 @@
-"""Several processes on this machine: they train like one, and do not outlive each other."""
+"""Tests that several processes train like one, and that none outlives another."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def test_a_mistake_is_told_once_and_not_by_each_process(tmp_path, capfd):
-  # Catches: N copies of the same error.
+  # Catches N copies of the same error.
   argv = [
     "launch",
     "--processes=3",
@@ -34,11 +34,12 @@ def test_a_mistake_is_told_once_and_not_by_each_process(tmp_path, capfd):
 
 
 def children(*programs):
+  """Starts a process for each Python program."""
   return [subprocess.Popen([sys.executable, "-c", program]) for program in programs]
 
 
 def test_when_one_process_dies_the_others_end(capfd):
-  # Catches: processes that wait for ever for one that is gone, an exit code of 0.
+  # Catches processes that wait for ever for one that is gone, and the exit code 0.
   die = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
   started = time.monotonic()
   assert launch.supervise(children("import time; time.sleep(60)", die), grace=0.5) == 1
@@ -51,6 +52,7 @@ def test_when_one_process_dies_the_others_end(capfd):
 
 
 def command(tmp_path, name, *extra):
+  """Returns the arguments of a tiny run in the workdir `name`, without the mesh."""
   flags = [
     flag
     for flag in tiny.flags(tmp_path, train__steps=4, train__eval_every=4)
@@ -60,6 +62,7 @@ def command(tmp_path, name, *extra):
 
 
 def losses(tmp_path, name):
+  """Returns step -> training loss of the run in the workdir `name`."""
   return {
     line["step"]: line["loss"]
     for line in metrics.read(tmp_path / name / "metrics.jsonl")
@@ -68,8 +71,9 @@ def losses(tmp_path, name):
 
 
 def test_two_processes_train_like_one_and_one_goes_on_with_their_checkpoint(tmp_path):
-  # Catches: rows read twice or by nobody, values that differ between processes, a checkpoint that
-  # only as many processes can read, a run that only ends where there is one.
+  # Catches rows that are read twice or not at all, values that differ between processes, a
+  # checkpoint that only the same number of processes can read, and a run of several processes that
+  # never ends.
   done = subprocess.run(
     [
       sys.executable,
@@ -84,7 +88,8 @@ def test_two_processes_train_like_one_and_one_goes_on_with_their_checkpoint(tmp_
     timeout=500,
   )
   assert done.returncode == 0 and "[0] report: " in done.stdout, done.stdout + done.stderr
-  assert not re.search(r"\[1\] (?!\[Gloo)", done.stdout)  # the second is silent
+  # The second process prints nothing, except for messages of Gloo.
+  assert not re.search(r"\[1\] (?!\[Gloo)", done.stdout)
   constant = "--config.optimizer.schedule=constant"
   assert train.main(["train", *command(tmp_path, "run", constant), "--config.mesh.data=1"]) == 0
   assert train.main(["train", *command(tmp_path, "whole", constant), "--config.mesh.data=1"]) == 0
@@ -100,6 +105,7 @@ def wait_for(condition, seconds=120):
 
 
 def saved(tmp_path):
+  """Returns the step of the latest checkpoint, or 0 if there is none."""
   return max(
     (int(path.name) for path in tmp_path.glob("run/checkpoints/*") if path.name.isdigit()),
     default=0,
@@ -107,14 +113,15 @@ def saved(tmp_path):
 
 
 def test_one_of_two_is_killed_and_of_the_next_two_one_is_told_to_stop(tmp_path, capfd):
-  # Nobody ends the others, as on a cluster. Catches: a survivor that hangs, or ends with nothing
-  # but the runtime's trace; a restart that begins anew; two that stop at different steps, or say
-  # that they were killed.
-  said = []
+  # The processes are not supervised, as on a cluster.
+  # Catches a survivor that hangs or prints nothing but the stack trace of the runtime, a restart
+  # that begins anew, and two processes that stop at different steps or report that they were
+  # killed.
+  outputs = []
 
-  def heard(words):
-    said.append(capfd.readouterr().out)
-    return words in "".join(said)
+  def printed(words):
+    outputs.append(capfd.readouterr().out)
+    return words in "".join(outputs)
 
   args = command(
     tmp_path,
@@ -129,7 +136,7 @@ def test_one_of_two_is_killed_and_of_the_next_two_one_is_told_to_stop(tmp_path, 
   first[1].kill()
   assert first[0].wait(60) not in (None, 0)
   wait_for(
-    lambda: heard(
+    lambda: printed(
       "[0] error: this process was killed, or ended because another one is gone; the same command"
     )
   )
@@ -138,16 +145,16 @@ def test_one_of_two_is_killed_and_of_the_next_two_one_is_told_to_stop(tmp_path, 
   wait_for(lambda: saved(tmp_path) > step)
   second[1].send_signal(signal.SIGTERM)
   assert [child.wait(60) for child in second] == [0, 0]
-  wait_for(lambda: heard(f"stopped by preemption after step {saved(tmp_path)} of"))
-  assert "".join(said).count("error: ") == 2  # of the first two
-  assert (
-    heard(f"going on from step {step}") and saved(tmp_path) % 20
-  )  # no checkpoint that was due anyway
+  wait_for(lambda: printed(f"stopped by preemption after step {saved(tmp_path)} of"))
+  # Only the first two processes have printed errors.
+  assert "".join(outputs).count("error: ") == 2
+  # The last checkpoint is not one of those that are saved every 20 steps.
+  assert printed(f"going on from step {step}") and saved(tmp_path) % 20
 
 
 @pytest.mark.every_variant
 def test_a_process_that_is_killed_ends_the_others_and_all_go_on(tmp_path):
-  # Catches: survivors that hang, and a restart that cannot go on.
+  # Catches survivors that hang, and a restart that cannot resume.
   argv = [
     sys.executable,
     "-m",
@@ -158,9 +165,7 @@ def test_a_process_that_is_killed_ends_the_others_and_all_go_on(tmp_path):
   run = subprocess.Popen(
     argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
   )
-  seen = []
   for line in run.stdout:
-    seen.append(line)
     if line.startswith("[0] step 200/"):
       break
   workers = subprocess.run(

@@ -1,4 +1,4 @@
-"""The import arrow of the house: each room of moe_jax imports only rooms to its left."""
+"""Tests that each room of moe_jax (a package or a module) imports only the rooms before it."""
 
 import ast
 import pathlib
@@ -8,7 +8,8 @@ import pytest
 pytestmark = pytest.mark.unit
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "moe_jax"
-# The leaves, a token's way, what is made of a config, and what a user calls.
+# The rooms in their order: those that use no others, those that a token passes through, those that
+# work on a config, and those that a user calls.
 ROOMS = (
   "errors",
   "options",
@@ -29,33 +30,37 @@ ROOMS = (
   "dryrun",
   "commands",
 )
-COMMANDS = ("train", "launch", "describe", "routers", "inspect", "commands")  # and each __main__.py
+# The modules of the room "commands", to which each __main__.py belongs, too.
+COMMANDS = ("train", "launch", "describe", "routers", "inspect", "commands")
+# The rooms that may import only "errors" and "options".
 ALONE = ("errors", "options", "hlo", "distributed", "sharding", "data")
 
 
 def _room(path: pathlib.Path) -> str:
+  """Returns the room that a file of the package belongs to."""
   name = path.relative_to(PACKAGE).with_suffix("").parts[0]
   return "commands" if name in COMMANDS or path.name == "__main__.py" else name
 
 
 def _imports(path: pathlib.Path):
-  """(room, line) for each import of the package, also those inside functions."""
+  """Yields (room, line) for each import of the package, including imports inside functions."""
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom):
-      assert node.level == 0, f"{path}:{node.lineno}: relative imports hide the arrow"
+      assert node.level == 0, f"{path}:{node.lineno}: a relative import does not name its room"
       if node.module == "moe_jax":
-        yield from ((_called(alias.name), node.lineno) for alias in node.names)
+        yield from ((_room_named(alias.name), node.lineno) for alias in node.names)
       elif node.module and node.module.startswith("moe_jax."):
-        yield _called(node.module.split(".")[1]), node.lineno
+        yield _room_named(node.module.split(".")[1]), node.lineno
     elif isinstance(node, ast.Import):
       yield from (
-        (_called(a.name.split(".")[1]), node.lineno)
+        (_room_named(a.name.split(".")[1]), node.lineno)
         for a in node.names
         if a.name.startswith("moe_jax.")
       )
 
 
-def _called(name: str) -> str:
+def _room_named(name: str) -> str:
+  """Returns the room of a module or package directly below moe_jax."""
   return "commands" if name in COMMANDS else name
 
 
@@ -63,14 +68,14 @@ FILES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.p
 
 
 def test_every_room_has_its_place():
-  # Catches: a new package that no arrow is drawn for.
+  # Catches a new package that has no place in the order.
   assert {_room(path) for path in FILES} == set(ROOMS)
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_rooms_to_its_left(room):
-  # Catches: an import of layers/ from dispatch/, in whatever function it hides; so there is no
-  # cycle either.
+def test_a_room_imports_only_rooms_before_it(room):
+  # Catches an import of layers/ in dispatch/, even inside a function. There can be no cycles
+  # either.
   allowed = set(ROOMS[: ROOMS.index(room) + 1])
   wrong = [
     f"{p}:{line} imports {name}"
@@ -84,9 +89,8 @@ def test_a_room_imports_only_rooms_to_its_left(room):
 
 @pytest.mark.parametrize("room", ALONE)
 def test_leaves_import_nothing_but_errors_and_options(room):
-  # Catches: the data pipeline or the mesh depending on a model, a parser of programs depending on a
-  # mesh.
-  # A reader of programs needs nothing of ours.
+  # Catches a data pipeline or a mesh that depends on a model, and a parser of programs that depends
+  # on a mesh. "hlo" may not even import "errors" and "options".
   allowed = {room} if room == "hlo" else {room, "errors", "options"}
   wrong = [
     f"{p}:{line} imports {name}"
@@ -99,7 +103,7 @@ def test_leaves_import_nothing_but_errors_and_options(room):
 
 
 def test_routing_and_dispatch_know_no_linen():
-  # Catches: a router that owns parameters. Routers and dispatchers are pure functions.
+  # Catches a router that owns parameters. Routers and dispatchers are pure functions.
   for stage in ("routing", "dispatch"):
     for path in (PACKAGE / stage).rglob("*.py"):
       modules = {
@@ -118,7 +122,7 @@ def test_routing_and_dispatch_know_no_linen():
 
 
 def test_only_assembly_and_accounts_read_the_model_config():
-  # Catches: a module that reaches into config.model, which would tie it to one config schema.
+  # Catches a module that reads config.model, which would tie it to one schema of configs.
   readers = [
     p.relative_to(PACKAGE).as_posix()
     for p in FILES
@@ -129,6 +133,7 @@ def test_only_assembly_and_accounts_read_the_model_config():
 
 
 def _reads_the_model_config(node: ast.AST) -> bool:
+  """Returns whether a node is the attribute `model` of an expression that ends with "config"."""
   return (
     isinstance(node, ast.Attribute)
     and node.attr == "model"
@@ -137,7 +142,7 @@ def _reads_the_model_config(node: ast.AST) -> bool:
 
 
 def test_tests_mirror_the_package():
-  # Catches: a module that lands without a test of its own.
+  # Catches a new module without a test file.
   tests = {
     p.relative_to(PACKAGE.parent / "tests").as_posix()
     for p in (PACKAGE.parent / "tests").rglob("*_test.py")
@@ -145,10 +150,14 @@ def test_tests_mirror_the_package():
   missing = []
   for path in PACKAGE.rglob("*.py"):
     relative = path.relative_to(PACKAGE)
-    # Declarations of options are tested all together, in assembly/sections_test.py.
-    declares = path.name == "options.py" and relative.parts[0] in ("models", "data", "training")
+    # Declarations of options are tested together in assembly/sections_test.py.
+    declares_options = path.name == "options.py" and relative.parts[0] in (
+      "models",
+      "data",
+      "training",
+    )
     mirror = relative.with_name(f"{path.stem}_test.py").as_posix()
-    if path.name == "__init__.py" or declares or mirror in tests:
+    if path.name == "__init__.py" or declares_options or mirror in tests:
       continue
     missing.append(relative.as_posix())
   assert not missing, missing

@@ -1,4 +1,4 @@
-"""How options are declared, described, checked and read."""
+"""Tests how options are declared, checked and read."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -24,7 +24,7 @@ class Example(Options):
 
 
 def test_rules_follow_from_annotations():
-  # Catches: an annotation whose bounds or choices are lost; a float that must be whole.
+  # Catches an annotation whose bounds or choices are lost, and a float that must be whole.
   rules = {name: key.rule for name, key in keys(Example).items()}
   assert rules == {
     "share": Bounds(0, 1, "a share", below=True),
@@ -63,25 +63,26 @@ def test_rules_follow_from_annotations():
   ],
 )
 def test_what_is_refused(name, value, words):
-  # Catches: a rule that lets a wrong type or a number beyond its bounds pass.
+  # Catches a rule that accepts a wrong type or a number out of bounds.
   with pytest.raises(ConfigError, match="example\\." + name) as error:
     keys(Example)[name].check(f"example.{name}", value)
   assert words in str(error.value)
 
 
 def test_of_reads_a_section():
-  # Catches: lists, which have no hash; whole numbers where a float is meant; other keys.
+  # Catches lists that stay lists and so have no hash, integers that do not become floats, and a
+  # failure for keys of other sections.
   section = {"share": 0, "count": 3, "factor": 2, "name": "b", "flag": False, "text": "t"}
   section |= {"weights": [1, 0], "words": ["y"], "another": 5}
-  found = Example.of(section)
-  assert found == Example(0.0, 3, 2.0, "b", False, "t", (1.0, 0.0), ("y",))
-  assert [type(value) for value in (found.share, found.factor, *found.weights)] == [float] * 4
-  assert Example.of(section | {"factor": None}).factor is None and hash(found)
+  options = Example.of(section)
+  assert options == Example(0.0, 3, 2.0, "b", False, "t", (1.0, 0.0), ("y",))
+  assert [type(value) for value in (options.share, options.factor, *options.weights)] == [float] * 4
+  assert Example.of(section | {"factor": None}).factor is None and hash(options)
 
 
 def test_arguments_of_a_function():
-  # Catches: positional arguments taken for options; bounds of an annotation that are lost; a
-  # function of a user's own, without annotations, whose options have no rule.
+  # Catches positional arguments that are taken for options, bounds of an annotation that are lost,
+  # and a user's function without annotations whose options are not checked.
   def declared(x, *, k: Annotated[int, Bounds(1, 4, "few")] = 2, name: str = "n"):
     return x, k, name
 

@@ -1,10 +1,8 @@
-"""The parameters of every model of the papers, counted from the shapes of the real models.
+"""Tests the parameter counts of every model of the papers, from the shapes of the real models.
 
-Each row: the config, the integers that a counter of our own, written from the papers'
-hyper-parameters, gives for all and for activated parameters (without biases, two norms a layer and
-a last one, both embeddings unless tied), what that counter leaves out, and how far the paper's
-claim, which the config carries, may be off. WRONG: the claim contradicts the paper's own
-hyper-parameters; the config's note says why.
+The expected counts come from a separate counter, which was written from the hyper-parameters in the
+papers. It counts no biases, two norms per layer and one at the end, and both embeddings unless they
+are tied. The counts are also compared with the claims of the papers, which the configs contain.
 """
 
 import functools
@@ -15,12 +13,16 @@ from moe_jax import accounts
 
 pytestmark = pytest.mark.unit
 
+# The "tolerance" of a claim that contradicts the hyper-parameters of its own paper. The note of the
+# config says why.
 WRONG = "wrong"
+# The parameters that the counter leaves out; see `left_out`.
 BIAS, NORMS, EXTRA, BALANCE = "relative bias", "norms", "norms of extra FFNs", "balancing bias"
 GSHARD = GLAM = (BIAS, NORMS)
 T5 = (BIAS,)
-# config, total, activated, left out, tolerance of the claim of total and of activated (None: there
-# is no claim)
+# Each row has the config, the counter's number of all parameters and of activated parameters, what
+# the counter leaves out, and the relative tolerances of the paper's claims of all and of activated
+# parameters. None means that there is no such claim.
 TABLE = [
   ("gshard:600b", 619_366_318_080, 1_495_007_232, GSHARD, 0.07, None),
   ("gshard:200b", 206_520_975_360, 563_871_744, GSHARD, 0.07, None),
@@ -74,8 +76,8 @@ TABLE = [
   ("llama_moe:3_0b_2_16", 6_742_618_112, 2_955_161_600, (), 0.01, 0.02),
   ("llama_moe:3_5b_4_16", 6_742_618_112, 3_496_226_816, (), 0.01, 0.002),
   ("llama_moe:3_5b_2_8", 6_740_514_816, 3_494_123_520, (), 0.01, 0.002),
-  # The counter's 1,968,140,800 and 316,633,600 are of experts 853 1/3 wide. Here they are 853, and
-  # 64 (8) experts in each of 9 layers have 3 * 1280 / 3 parameters less.
+  # The counter gives 1,968,140,800 and 316,633,600 for experts of width 853 1/3. Here they are 853
+  # wide, so that each of 64 (activated: 8) experts in 9 layers has 3 * 1280 / 3 parameters less.
   ("deepseek_moe:2b", 1_967_403_520, 316_541_440, (), 0.02, 0.06),
   ("deepseek_moe:16b", 16_375_728_128, 2_828_650_496, (), 0.002, 0.011),
   ("deepseek_moe:145b", 144_478_294_016, 22_052_851_712, (), 0.001, 0.007),
@@ -93,7 +95,8 @@ TABLE = [
 ]
 
 
-# Of each family the sizes whose layers differ; the others: make test-all.
+# The configs that `make test` counts, which are those of each family whose layers differ in kind.
+# `make test-all` counts the others, too.
 OFTEN = {
   "gshard:12_5b",
   "t5:base",
@@ -123,34 +126,46 @@ OFTEN = {
 
 
 def load(name):
-  from moe_jax.commands import load_config  # not at the top: jaxtyping's import hook comes first
+  """Returns the config with a name such as "switch:c"."""
+  # Imported here because jaxtyping's import hook must come first.
+  from moe_jax.commands import load_config
 
   return load_config(f"configs/{name.replace(':', '.py:')}")
 
 
 @functools.cache
 def counts(name):
-  """(config, total, activated, by kind); no config here needs a tokenizer's size."""
+  """Returns (config, all parameters, activated parameters, parameters by kind)."""
   c = load(name)
+  # All these configs set the size of the vocabulary, so that the one given here is not used.
   return c, *accounts.parameter_counts(c, 0), accounts.parameters_by_kind(c, 0)
 
 
 def left_out(m, names):
-  """What our counter leaves out (negative: what only it counts), from the config's dimensions."""
+  """Returns the numbers of parameters that the counter leaves out, by name.
+
+  A number is negative if only the counter counts these parameters.
+
+  Args:
+    m: `config.model`.
+    names: The names of what the counter leaves out.
+  """
   stacks = 2 if m.family == "encoder_decoder" else 1
-  layers = m.num_layers * (len(m.block) // 2 or 1)  # a block's sublayers, in pairs, are layers
+  # Two sublayers of a block correspond to one layer.
+  layers = m.num_layers * (len(m.block) // 2 or 1)
   sparse = (
     sum(i >= m.moe.first and (i - m.moe.first) % m.moe.every == 0 for i in range(m.num_layers))
     * stacks
   )
-  of = {
-    # Of each stack of T5 and its descendants; of each layer's self-attention elsewhere.
+  numbers = {
+    # T5 and its descendants have a table per stack, and the others one per layer.
     BIAS: 32 * m.num_heads * stacks * (1 if m.relative_shared else layers),
     NORMS: m.d_model * (5 * layers + 2 if stacks == 2 else 2 * layers + 1),
     EXTRA: m.d_model * sparse,
-    BALANCE: -m.moe.num_experts * sparse,  # router state here
+    # The counter counts this bias, which is state of the router here and no parameter.
+    BALANCE: -m.moe.num_experts * sparse,
   }
-  return {name: of[name] for name in names}
+  return {name: numbers[name] for name in names}
 
 
 @pytest.mark.parametrize(
@@ -161,8 +176,8 @@ def left_out(m, names):
   ],
 )
 def test_parameters(name, total, activated, absent, tolerance, activated_tolerance):
-  # Catches: any matrix that a layer has too many or too few, a norm or bias that a paper's model
-  # has not, experts in the wrong layers, a head that is tied where the paper's is not.
+  # Catches a matrix too many or too few, a norm or bias that the model of the paper does not have,
+  # experts in the wrong layers, and a tied head where that of the paper is not tied.
   c, ours, ours_activated, kinds = counts(name)
   absent = left_out(c.model, absent)
   assert (ours - sum(absent.values()), ours_activated - sum(absent.values())) == (total, activated)
@@ -181,21 +196,21 @@ def test_parameters(name, total, activated, absent, tolerance, activated_toleran
 
 
 def test_every_variant_is_in_the_table():
-  # Catches: a new variant that nobody counts.
+  # Catches a new variant that is not counted.
   import importlib
 
   families = {name.partition(":")[0] for name, *_ in TABLE}
-  there = {
+  variants = {
     f"{family}:{variant}"
     for family in families
     for variant in importlib.import_module(f"configs.{family}").VARIANTS
   }
-  assert there == {name for name, *_ in TABLE} >= OFTEN
+  assert variants == {name for name, *_ in TABLE} >= OFTEN
 
 
 def test_the_32_billion_of_st_moe():
-  # With capacity factor 1.25 a token takes 1.25 slots. Catches: experts that are counted among
-  # other kinds.
+  # With a capacity factor of 1.25 a token takes 1.25 slots on average.
+  # Catches experts that are counted among other kinds.
   c, total, _, kinds = counts("st_moe:32b")
   activated = (
     total - kinds["experts"] * (1 - 1.25 / 64) - sum(left_out(c.model, (BIAS, EXTRA)).values())
@@ -207,14 +222,14 @@ def test_the_32_billion_of_st_moe():
   "name, total",
   [
     ("t5:base", 222_903_552),  # Hugging Face's t5-base
-    ("t5:large", 737_668_096),  # its t5-large
-    ("t5:xxl", 11_135_332_352),  # its t5-v1_1-xxl
-    ("glam:137b", 137_702_416_384),
+    ("t5:large", 737_668_096),  # Hugging Face's t5-large
+    ("t5:xxl", 11_135_332_352),  # Hugging Face's t5-v1_1-xxl
+    ("glam:137b", 137_702_416_384),  # Lingvo's DenseLm128B8x8
   ],
-)  # Lingvo's DenseLm128B8x8
+)
 def test_totals_of_released_code(name, total):
-  # Catches: a table of relative biases a layer where T5 has one a stack, or one where GLaM has one
-  # a layer; a norm too many or too few.
+  # Catches a table of relative biases per layer where T5 has one per stack, a single table where
+  # GLaM has one per layer, and a norm too many or too few.
   assert counts(name)[1] == total
 
 
@@ -223,11 +238,12 @@ def test_totals_of_released_code(name, total):
   [("100m_32e", 1, (3.19e9, 3.33e9)), ("1b_64e", 2, (30e9, 52e9)), ("8b_64e", 4, (158e9, None))],
 )
 def test_totals_of_the_blocks_that_were_found(variant, grown, claims):
-  # Table 3's totals allow three MoE sublayers of three matrices and hidden width 2048 in
-  # Brainformer-1, but not at 100M/32E, where they make 61 % of the claim: its rows are not one
-  # block at three sizes. Four of two matrices and 4096 fit Brainformer-2's rows. The other
-  # sublayers, here attention and dense FFNs of no paper, weigh little. Catches: a stack of another
-  # number of blocks, experts whose width does not grow.
+  # The totals in Table 3 fit three MoE sublayers with three matrices and hidden width 2048 in
+  # Brainformer-1, except at 100M/32E, where these have 61 % of the claimed parameters. Its rows are
+  # therefore not one block at three sizes. Four MoE sublayers with two matrices and hidden width
+  # 4096 fit the rows of Brainformer-2. The other sublayers have few parameters; the attention and
+  # dense FFNs used for them here are not those of the paper.
+  # Catches a stack with another number of blocks, and experts whose width does not grow.
   first = (
     "attention",
     f"moe:hidden={2048 * grown},activation=geglu",
@@ -242,7 +258,8 @@ def test_totals_of_the_blocks_that_were_found(variant, grown, claims):
 
 
 def test_activated_without_the_input_embedding():
-  # DeepSeek's claims. Catches: one embedding where there are two.
+  # The numbers are claims of DeepSeek.
+  # Catches one embedding where there are two.
   for name, billions in (
     ("deepseek_v2:236b", 20.85),
     ("deepseek_v2:lite", 2.45),
@@ -263,15 +280,16 @@ def test_activated_without_the_input_embedding():
   ],
 )
 def test_training_flops_of_a_sequence(name, claim, within):
-  # DeepSeekMoE's Tables 1, 3 and 6: FLOPs of training on one sequence. Catches: routed experts that
-  # all count, an embedding that is multiplied, attention that is left out (5% at 16B).
+  # DeepSeekMoE's Tables 1, 3 and 6 give the FLOPs of training on one sequence.
+  # Catches FLOPs of experts that a token is not routed to, an embedding that is counted as a
+  # matmul, and attention that is left out (5% at 16B).
   c = load(name)
   assert abs(3 * accounts.flops_per_token(c, 0) * c.data.seq_len / claim - 1) < within
 
 
-# Shazeer et al. 2017, Tables 7 and 8, without embedding and softmax. Parameters by our own counter,
-# whose LSTMs have no biases; those of the biases, one a gate; multiply-adds a time step by the same
-# counter.
+# Shazeer et al. 2017, Tables 7 and 8, without embedding and softmax. Each row has the variant, the
+# parameters by a separate counter whose LSTMs have no biases, the parameters of the biases, of
+# which each gate has one vector, and the multiply-adds per time step by the same counter.
 LSTM_TABLE = [
   ("moe_4", 8_392_704, 4096, 8_392_704),
   ("moe_32", 37_781_504, 4096, 8_421_376),
@@ -299,10 +317,11 @@ LSTM_TABLE = [
   "variant, matrices, biases, operations", LSTM_TABLE, ids=[row[0] for row in LSTM_TABLE]
 )
 def test_lstm_parameters_and_operations(variant, matrices, biases, operations):
-  # All that is printed is ours to its last digit, except the total of MoE-34M (5.94B, printed 6.0)
-  # and the operations of MoE-256 (8.65M, printed 8.6); the parameters of MoE-143M only with its
-  # biases. Catches: any matrix too many or too few, a gate without noise, tied embeddings, gates of
-  # all groups or experts that a token does not visit counted.
+  # The numbers agree with all printed ones to the last digit, except for the total of MoE-34M
+  # (5.94B, printed as 6.0) and the operations of MoE-256 (8.65M, printed as 8.6). Those of MoE-143M
+  # agree only if the biases are counted.
+  # Catches a matrix too many or too few, a gate without noise, tied embeddings, and operations of
+  # gates of all groups, or of experts that a token does not visit.
   c, total, _, kinds = counts(f"lstm_moe:{variant}")
   ours, done, paper = total - kinds["embedding"], accounts.operations_per_step(c, 0), c.paper
   assert (ours, done) == (matrices + biases, operations)
@@ -324,7 +343,7 @@ def test_lstm_parameters_and_operations(variant, matrices, biases, operations):
 
 
 def test_every_lstm_variant_is_in_the_table():
-  # Catches: a new variant that nobody counts.
+  # Catches a new variant that is not counted.
   from configs import lstm_moe
 
   assert set(lstm_moe.VARIANTS) == {row[0] for row in LSTM_TABLE}

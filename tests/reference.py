@@ -1,21 +1,21 @@
-"""The oracle: routing, capacity and experts as plain NumPy loops in float64, written from the
-papers, sharing no code.
+"""Reference implementations of routing, capacity and experts as plain NumPy loops in float64.
 
-An assignment is a tuple (token, expert, gate); a plan is a list of them in priority order, without
-those that name nobody.
+They are written from the papers and share no code with moe_jax. An assignment is a tuple (token,
+expert, gate). A plan is a list of assignments in order of priority, without those to no expert.
 """
 
 import numpy as np
 
 
 def softmax(logits):
+  """Returns the softmax over the last axis, in float64."""
   logits = np.asarray(logits, np.float64)
   e = np.exp(logits - logits.max(axis=-1, keepdims=True))
   return e / e.sum(axis=-1, keepdims=True)
 
 
 def top_k(logits, k, gate_norm="top_k", priority="choice", valid=None, bias=None):
-  """Token choice: GShard Algorithm 1, Switch Sec. 2.1; V-MoE's batch priority."""
+  """Returns the plan of token choice (GShard Algorithm 1, Switch Sec. 2.1, V-MoE for "gate")."""
   probs = softmax(logits)
   num_tokens, num_experts = probs.shape
   chosen, gates = {}, {}
@@ -23,9 +23,8 @@ def top_k(logits, k, gate_norm="top_k", priority="choice", valid=None, bias=None
     if valid is not None and not valid[t]:
       continue
     score = [probs[t, e] + (0.0 if bias is None else float(bias[e])) for e in range(num_experts)]
-    chosen[t] = sorted(range(num_experts), key=lambda e: (-score[e], e))[
-      :k
-    ]  # ties: the lower index
+    # Among equal scores, the lower index comes first.
+    chosen[t] = sorted(range(num_experts), key=lambda e: (-score[e], e))[:k]
     total = sum(probs[t, e] for e in chosen[t])
     gates[t] = [probs[t, e] / (total if gate_norm == "top_k" else 1.0) for e in chosen[t]]
   tokens = list(chosen)
@@ -39,14 +38,15 @@ def top_k(logits, k, gate_norm="top_k", priority="choice", valid=None, bias=None
 
 
 def expert_choice(logits, capacity_factor, valid=None):
-  """Zhou et al. 2022: each expert takes its best C = c*S/E tokens."""
+  """Returns the plan in which each expert takes its best C = c*S/E tokens (Zhou et al. 2022)."""
   probs = softmax(logits)
   num_tokens, num_experts = probs.shape
   capacity = min(max(round(capacity_factor * num_tokens / num_experts), 1), num_tokens)
   tokens = [t for t in range(num_tokens) if valid is None or valid[t]]
   plan = []
   for e in range(num_experts):
-    best = sorted(tokens, key=lambda t: (-probs[t, e], t))[:capacity]  # ties: the earlier token
+    # Among equal probabilities, the earlier token comes first.
+    best = sorted(tokens, key=lambda t: (-probs[t, e], t))[:capacity]
     plan += [(t, e, probs[t, e]) for t in best]
   return plan
 
@@ -55,25 +55,31 @@ ROUTERS = {"top_k": top_k, "expert_choice": expert_choice}
 
 
 def drop_overflow(plan, num_experts, capacity):
-  """The first `capacity` assignments of each expert (None: all)."""
+  """Returns the first `capacity` assignments of each expert, or all if `capacity` is None."""
   count = [0] * num_experts
   kept = []
   for token, expert, gate in plan:
     if capacity is None or count[expert] < capacity:
       kept.append((token, expert, gate))
-    count[expert] += 1  # GShard: "whether or not it fitted"
+    # GShard increments the counter "whether or not it fitted".
+    count[expert] += 1
   return kept
 
 
 def swiglu_expert(x, up, gate, down):
-  """One expert on one row: down(silu(gate x) * up x)."""
+  """Returns the output of one expert for one row, down(silu(gate x) * up x)."""
   g = x @ gate
   return (g / (1.0 + np.exp(-g)) * (x @ up)) @ down
 
 
 def moe(kept, x, weights):
-  """y_t = sum of gate * expert(x_t) over the kept assignments of t. weights: {"up", "gate",
-  "down"}, leading axis E."""
+  """Returns y_t, the sum of gate * expert(x_t) over the kept assignments of token t.
+
+  Args:
+    kept: The assignments, as `drop_overflow` returns them.
+    x: [S, D] The tokens.
+    weights: The weights "up", "gate" and "down" of the experts, each with a leading axis E.
+  """
   w = {name: np.asarray(leaf, np.float64) for name, leaf in weights.items()}
   x = np.asarray(x, np.float64)
   y = np.zeros_like(x)
@@ -85,7 +91,6 @@ def moe(kept, x, weights):
 
 
 def assignments(plan):
-  """A RoutingPlan of one group as a list of (token, expert, gate), without those that name
-  nobody."""
+  """Converts a RoutingPlan of one group to a list of assignments, without those to no expert."""
   triples = zip(np.asarray(plan.token), np.asarray(plan.expert), np.asarray(plan.gate), strict=True)
   return [(int(t), int(e), float(g)) for t, e, g in triples if e < plan.num_experts]

@@ -46,6 +46,7 @@ class Page(html.parser.HTMLParser):
 
 
 def report(path):
+  """Writes the report of a workdir and returns its text, the parsed page, and its headings."""
   made = write_report(path)
   assert made == path / "report.html"
   text = made.read_text(encoding="utf-8")

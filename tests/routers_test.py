@@ -1,4 +1,4 @@
-"""The tables of routers and presets are made from the code, and README has them."""
+"""Tests the tables of routers and presets, and that README contains them."""
 
 import pathlib
 
@@ -15,7 +15,7 @@ README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 
 
 def test_the_readme_has_the_tables(capsys):
-  # Catches: a router, option or docstring that changed without `python -m moe_jax.routers --write
+  # Catches a router, option or docstring that changed without `python -m moe_jax.routers --write
   # README.md`.
   assert routers.main([]) == 0
   printed = capsys.readouterr().out.strip()
@@ -30,9 +30,10 @@ def test_the_readme_has_the_tables(capsys):
 
 
 def test_values_at_balance_and_collapse():
-  # E = 16. Catches: a loss of another scale; K of a router that is not its own. See papers'
-  # definitions in losses.py: balance E/K of gshard (K = 2), load E/K - 1 of noisy top-4, E - 1 of
-  # importance; 8 devices of which 3 are used.
+  # The values at collapse follow from the definitions in losses.py with E = 16: balance is E/K for
+  # gshard (K = 2), load is E/K - 1 for noisy top-4, importance is E - 1, and the losses of
+  # device_limited are 8/3 with 8 devices of which 3 are used.
+  # Catches a loss of another scale, and a loss that is computed with the K of another router.
   value = routers.balance_values
   assert value("gshard") == "balance 1 → 8"
   assert value("noisy_top_k") == value("hierarchical") == "importance 0 → 15, load 0 → 3"
@@ -60,7 +61,7 @@ def test_docstrings():
 
 
 def test_writing(tmp_path, capsys):
-  # Catches: a file without markers that is overwritten, a traceback for a missing one.
+  # Catches a file without markers that is overwritten, and a traceback for a missing file.
   file = tmp_path / "a.md"
   file.write_text("nothing")
   assert routers.main([f"--write={file}"]) == 2 and file.read_text() == "nothing"

@@ -1,4 +1,4 @@
-"""Workdirs as a run would leave them, without a run: what the tests of the report read."""
+"""Writes workdirs like those that runs leave behind, for the tests of the report."""
 
 import json
 import math
@@ -19,14 +19,17 @@ def write_workdir(
   stop: int | None = None,
   nan_from: float = math.inf,
 ) -> pathlib.Path:
-  """A workdir of a run with `layers` MoE layers.
+  """Writes the workdir of a run and returns its path.
 
   Args:
-    experts: 0 = a dense run.
-    stop: the run was killed after this step: no results, no routing, half a line at the end of its
-      metrics.
-    nan_from: from this step on, the loss and the load are not finite (null, as
-      `training/metrics.py` writes it), which an event tells.
+    path: The folder, which must not exist.
+    experts: The number of experts per layer. 0 means a dense run.
+    layers: The number of layers with experts. The model has as many dense layers, too.
+    steps: The number of training steps.
+    stop: The step after which the run was killed. It then has no results and no routing, and half a
+      line at the end of its metrics. None means that the run finished.
+    nan_from: The step from which on the loss and the load are not finite, which is reported as an
+      event. Such values are null, as `training/metrics.py` writes them.
   """
   path.mkdir(parents=True)
   rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""A model of a few thousand weights on a few kilobytes of text: what end-to-end tests train."""
+"""Configs, models and text for end-to-end tests, with a few thousand weights and kilobytes."""
 
 import functools
 import pathlib
@@ -13,7 +13,8 @@ from moe_jax import options
 from moe_jax.dispatch import CapacityOptions
 from moe_jax.layers import LOSSES, GateOptions, GroupOptions, LossOptions
 
-# As command-line overrides, so that tests in this process and in others train the same thing.
+# The changes of configs/base.py, in the form of command-line overrides, so that tests train the
+# same model in this process and in others.
 OVERRIDES = {
   "model.d_model": 16,
   "model.num_layers": 1,
@@ -24,7 +25,7 @@ OVERRIDES = {
   "model.moe.first": 0,
   "model.moe.d_ff": 32,
   "model.moe.num_experts": 4,
-  "model.moe.dispatcher.name": "einsum",  # compiles fastest
+  "model.moe.dispatcher.name": "einsum",  # the dispatcher that compiles fastest
   "data.seq_len": 32,
   "data.threads": 1,
   "data.validation_fraction": 0.3,
@@ -37,26 +38,31 @@ OVERRIDES = {
   "optimizer.warmup_steps": 2,
   "mesh.data": 1,
 }
-quick_jit = functools.partial(
-  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)  # compiles faster
+# A `jax.jit` that compiles faster, because XLA optimises less.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 WORDS = (
   "the expert routes a token to one of many small networks and each learns what it sees best"
 ).split()
 
 
 def weights(model, *inputs, seed=0, **kwargs):
-  """Random variables of a model; scales of norms are 1, and no bias is 0.
+  """Returns random variables of a model, in which scales of norms are 1 and no bias is 0.
 
-  Drawn by NumPy: compiling what Flax draws them with would take as long as compiling what a test is
-  about.
+  They are drawn with NumPy, because compiling Flax's initialisers would take as long as compiling
+  the program that is tested.
+
+  Args:
+    model: The Flax module.
+    *inputs: Inputs of the model, of which only the shapes matter.
+    seed: The seed of the random numbers.
+    **kwargs: Keyword arguments of the model.
   """
   shapes = nn.unbox(
     jax.eval_shape(lambda key: model.init(key, *inputs, train=False, **kwargs), jax.random.key(0))
   )
   draw = np.random.default_rng(seed)
 
-  def one(path, leaf):
+  def draw_leaf(path, leaf):
     if path[0].key != "params":
       return np.zeros(leaf.shape, leaf.dtype)
     ones = path[-1].key in ("scale", "hidden_bias")
@@ -64,21 +70,26 @@ def weights(model, *inputs, seed=0, **kwargs):
       leaf.dtype
     )
 
-  return jax.tree.map(jax.numpy.asarray, jax.tree_util.tree_map_with_path(one, shapes))
+  return jax.tree.map(jax.numpy.asarray, jax.tree_util.tree_map_with_path(draw_leaf, shapes))
 
 
 @functools.cache
 def applied(model, **kwargs):
-  """The compiled `f(variables, inputs, others)` that applies a model; calls with the same arguments
-  share it."""
+  """Returns a compiled f(variables, inputs, others) that applies a model.
+
+  Calls with the same arguments return the same function, which is compiled once. `others` are
+  keyword arguments that may be arrays, and `kwargs` are static.
+  """
   return quick_jit(
     lambda variables, inputs, others: model.apply(variables, *inputs, **others, **kwargs)
   )
 
 
 def first_embedding(model, *inputs):
-  """The embedding that a model begins with. Nothing else is asked for, so that XLA draws nothing
-  else."""
+  """Returns the initial embedding of a model.
+
+  The function returns nothing else, so that XLA removes the initialisation of all other weights.
+  """
 
   def first(key):
     return model.init(key, *inputs, train=False)["params"]["embedding"].unbox()
@@ -87,7 +98,10 @@ def first_embedding(model, *inputs):
 
 
 def often(chosen, values):
-  """Parameters of a test; those that are not `chosen` are left to `make test-all`."""
+  """Returns `values` as parameters of a test; `make test` uses only those in `chosen`.
+
+  `make test-all` uses them all.
+  """
   cases = [value if isinstance(value, tuple) else (value,) for value in values]
   return [
     pytest.param(*case, marks=() if value in chosen else pytest.mark.every_variant)
@@ -96,13 +110,20 @@ def often(chosen, values):
 
 
 def at_first(model, keys, *inputs, **kwargs):
-  """`(logits, Aux)` of a model whose weights are drawn on the spot; `keys` as of `init`."""
+  """Initialises a model and returns its (logits, Aux).
+
+  Args:
+    model: The Flax module.
+    keys: The PRNG keys, as for `init`.
+    *inputs: The inputs of the model.
+    **kwargs: Keyword arguments of the model.
+  """
   variables = model.init(keys, *inputs, **kwargs)
   return model.apply(variables, *inputs, rngs=keys if isinstance(keys, dict) else None, **kwargs)
 
 
 def write_corpus(directory: pathlib.Path) -> pathlib.Path:
-  """A folder of text files, the same each time."""
+  """Writes text files into a folder, which are the same each time, and returns the folder."""
   directory.mkdir(parents=True, exist_ok=True)
   draw = random.Random(0)
   for i in range(40):
@@ -111,18 +132,19 @@ def write_corpus(directory: pathlib.Path) -> pathlib.Path:
 
 
 def overrides(directory: pathlib.Path, **changes) -> dict:
-  """`OVERRIDES` on a corpus under `directory`, with changes (`__` stands for the dot)."""
+  """Returns `OVERRIDES` for a corpus in `directory`, with changes, where `__` stands for a dot."""
   corpus = write_corpus(directory / "corpus")
   paths = {"data.sources": (f"text:{corpus}/*.txt",), "data.cache_dir": str(directory / "cache")}
   return OVERRIDES | paths | {key.replace("__", "."): value for key, value in changes.items()}
 
 
 def flags(directory: pathlib.Path, **changes) -> list[str]:
+  """Returns `overrides` as command-line flags."""
   return [f"--config.{key}={value}" for key, value in overrides(directory, **changes).items()]
 
 
 def config(directory: pathlib.Path, **changes):
-  """The ConfigDict that those flags make of configs/base.py."""
+  """Returns configs/base.py with `overrides`, as a ConfigDict."""
   from configs import base
 
   c = base.get_config()
@@ -131,11 +153,10 @@ def config(directory: pathlib.Path, **changes):
 
 
 def shrink(c, directory: pathlib.Path):
-  """A paper's config, whatever its size, at `OVERRIDES`' size: architecture and routing stay, the
-  numbers go down.
+  """Shrinks the config of a paper to about the size of `OVERRIDES`, and returns it.
 
-  Four layers a stack, which is as many as the first layer with experts needs in each paper; at most
-  16 experts.
+  The architecture and the routing stay the same. Each stack gets four layers, which suffices for at
+  least one layer with experts in the config of each paper, and each layer at most 16 experts.
   """
   from configs import shared
 
@@ -165,16 +186,16 @@ def shrink(c, directory: pathlib.Path):
 
 
 def loss_options(*names, **keys):
-  """The options of exactly these losses, each with the weight 1."""
+  """Returns options in which exactly these losses are used, each with weight 1."""
   return LossOptions(**{f"{name}_loss": float(name in names) for name in LOSSES}, **keys)
 
 
 def moe_fields(**keys):
-  """Keys of `model.moe` as the fields of a `MoeLayer` that hold them; other fields as given."""
+  """Returns fields of a `MoeLayer`, with keys of `model.moe` gathered into the fields for them."""
   fields = {}
   sections = {"gate": GateOptions, "groups": GroupOptions, "capacity": CapacityOptions}
   for name, section in sections.items():
-    own = {key: keys.pop(key) for key in options.keys(section) if key in keys}
-    if own:
-      fields[name] = section(**own)
+    section_keys = {key: keys.pop(key) for key in options.keys(section) if key in keys}
+    if section_keys:
+      fields[name] = section(**section_keys)
   return fields | keys

@@ -1,5 +1,4 @@
-"""The command: mistakes end in one sentence, and a run that is killed ends like one that was
-not."""
+"""Tests the training command: its messages for mistakes, and runs that are killed and resumed."""
 
 import json
 import os
@@ -11,7 +10,7 @@ import sys
 import pytest
 import tiny
 
-from moe_jax import data, train
+from moe_jax import commands, data, train
 from moe_jax import inspect as inspection
 from moe_jax.errors import EXIT_DIVERGED, Diverged
 from moe_jax.run import loop
@@ -23,17 +22,22 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def _hooks(monkeypatch):
-  for name in ("excepthook", "unraisablehook"):  # a damaged checkpoint replaces them
+  """Restores the hooks of `sys` after each test, because a damaged checkpoint replaces them."""
+  for name in ("excepthook", "unraisablehook"):
     monkeypatch.setattr(sys, name, getattr(sys, name))
 
 
 def arguments(tmp_path, *extra, **changes):
+  """Returns the command line of a tiny run, with `extra` flags and `changes` of its config."""
   flags = tiny.flags(tmp_path, **changes)
   return ["train", "--config=configs/base.py", f"--workdir={tmp_path / 'run'}", *flags, *extra]
 
 
 def fails(capfd, argv, *words):
-  """The message of a command that must fail with one sentence, code 2 and no traceback."""
+  """Runs a command that must fail with code 2 and one line, and returns that line.
+
+  The line must begin with "error: " and contain `words`.
+  """
   assert train.main(argv) == 2
   err = [line for line in capfd.readouterr().err.splitlines() if line]
   assert len(err) == 1 and err[0].startswith("error: "), err
@@ -121,13 +125,13 @@ def fails(capfd, argv, *words):
   ],
 )
 def test_a_mistake_on_the_command_line(tmp_path, capfd, extra, words):
-  # Catches: a mistake that surfaces as a traceback, or only after something was written.
+  # Catches a mistake that is reported with a traceback, or only after something was written.
   fails(capfd, arguments(tmp_path, *extra), *words)
   assert not (tmp_path / "run").exists()
 
 
 def test_mistakes_in_files(tmp_path, capfd):
-  # Catches: files read too late, or errors of the libraries that read them passed on.
+  # Catches files that are read too late, and exceptions of the libraries that read them.
   (tmp_path / "empty.txt").write_text("")
   fails(
     capfd, arguments(tmp_path, data__sources=f"text:{tmp_path}/empty.txt"), "data.sources", "empty"
@@ -169,7 +173,8 @@ def test_mistakes_in_files(tmp_path, capfd):
 
 
 def test_a_workdir_that_is_not_this_runs(tmp_path, capfd):
-  # Catches: another run's files overwritten; a damaged checkpoint that silently starts a new run.
+  # Catches files of another run that are overwritten, and a new run that silently begins because a
+  # checkpoint is damaged.
   place = tmp_path / "run"
   config = commands.parse(arguments(tmp_path)).config
   workdir.claim(place, config)
@@ -198,13 +203,13 @@ def test_a_workdir_that_is_not_this_runs(tmp_path, capfd):
 
 
 def test_debug_shows_the_traceback(tmp_path, capfd):
-  # Catches: --debug that does nothing.
+  # Catches a flag --debug that does nothing.
   assert train.main(arguments(tmp_path, "--debug", "--config.optimizer.name=adam")) == 2
   assert "Traceback" in capfd.readouterr().err
 
 
 def test_divergence_has_an_exit_code_of_its_own(tmp_path, capfd, monkeypatch):
-  # Catches: a NaN run that counts as a success, or cannot be told from a crash.
+  # Catches a run with NaNs that counts as a success, or cannot be distinguished from a crash.
   def diverge(*_):
     raise Diverged("training has diverged: at step 3")
 
@@ -220,16 +225,16 @@ def test_divergence_has_an_exit_code_of_its_own(tmp_path, capfd, monkeypatch):
 def test_determinism_is_checked_and_nothing_is_written(
   tmp_path, capfd, monkeypatch, different, code, words
 ):
-  # Catches: a check that trains, claims the workdir, or ends with 0 whatever it found.
+  # Catches a check that trains, writes into the workdir, or always ends with 0.
   monkeypatch.setattr(loop, "determinism", lambda config: different)
   assert train.main(arguments(tmp_path, "--check_determinism")) == code
   assert words in "".join(capfd.readouterr()) and not (tmp_path / "run").exists()
 
 
 def execute(argv, **environment):
-  one_device = (
-    f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # the last one holds
-  )
+  """Runs Python with these arguments, one CPU device and these environment variables."""
+  # If XLA's flag for the number of devices occurs twice, the last one counts.
+  one_device = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
   environment = os.environ | {"XLA_FLAGS": one_device} | environment
   return subprocess.run(
     [sys.executable, *argv], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
@@ -237,7 +242,7 @@ def execute(argv, **environment):
 
 
 def test_as_a_process_a_mistake_exits_with_2(tmp_path):
-  # Catches: an exit code lost on the way out, noise of the libraries on standard error.
+  # Catches an exit code that is lost, and output of libraries on standard error.
   done = execute(
     ["-m", "moe_jax.train", *arguments(tmp_path, "--config.model.moe.router.name=swich")[1:]]
   )
@@ -249,8 +254,9 @@ def test_as_a_process_a_mistake_exits_with_2(tmp_path):
 
 @pytest.mark.every_variant
 def test_an_encoder_decoder_trains_stops_resumes_and_reports(tmp_path, capfd):
-  # Catches: any part of a run that takes a decoder for granted: initialisation, steps, checkpoints,
-  # evaluation, the report; a resumed run that masks other spans than one that was not interrupted.
+  # Catches a part of a run that assumes a decoder, such as initialisation, steps, checkpoints,
+  # evaluation or the report, and a resumed run that masks other spans than one that was not
+  # interrupted.
   changes = dict(
     model__family="encoder_decoder",
     model__position="relative",
@@ -296,12 +302,12 @@ def test_an_encoder_decoder_trains_stops_resumes_and_reports(tmp_path, capfd):
   assert one == other
 
 
-# A run without its report that sends itself a signal: "TERM 3" when it reads batch 3, "KILL 2" when
-# it reads batch 2, "SAVE 4" = SIGKILL when the checkpoint of step 4 is complete and about to get
-# its name.
+# A run without a report that sends itself the signal in the variable STOP. "TERM 3" sends SIGTERM
+# when batch 3 is read, and "KILL 2" sends SIGKILL when batch 2 is read. "SAVE 4" sends SIGKILL when
+# the checkpoint of step 4 is complete and is about to be renamed. "NEVER 0" sends nothing.
 DRIVER = """
 import os, pathlib, signal, sys
-from moe_jax import data, train
+from moe_jax import commands, data, train
 from moe_jax.run import finish
 finish.finish = lambda *args, **kwargs: print("finished")
 what, step = os.environ["STOP"].split()
@@ -330,9 +336,10 @@ sys.exit(train.main(sys.argv))
 
 @pytest.mark.every_variant
 def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path):
-  # Catches: anything that a checkpoint forgets (a moment, the bias, the key, the place in the
-  # data), a batch read twice, a half-written checkpoint that is trusted, metrics told twice. Noise,
-  # dropout and the bias make each of them show.
+  # The noise, the dropout and the bias make the result depend on the whole state.
+  # Catches state that a checkpoint lacks (a moment, the bias, the key, the position in the data), a
+  # batch that is read twice, a half-written checkpoint that is used, and metrics that are logged
+  # twice.
   argv = arguments(
     tmp_path,
     model__dropout=0.1,
@@ -377,8 +384,9 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path):
   assert (one["step"], one["starts"], other["starts"]) == (6, 1, 4)
   assert one["parameters_sha256"] == other["parameters_sha256"]
 
-  # Catches: the tracebacks of readers that Orbax abandons when one fails, which only a process of
-  # its own shows.
+  # If one of Orbax's readers fails, it abandons the others. Their tracebacks only show in a
+  # separate process.
+  # Catches these tracebacks.
   for file in (tmp_path / "run" / "checkpoints" / "6" / "state").rglob("d/*"):
     os.truncate(file, 10)
   for command in (["-m", "moe_jax.train", *argv], ["-m", "moe_jax.inspect", str(tmp_path / "run")]):

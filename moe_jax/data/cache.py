@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import pathlib
 import secrets
@@ -63,7 +64,7 @@ def key(*parts: object) -> str:
 
 def built(
   path: pathlib.Path,
-  write: Callable[[BinaryIO], None],
+  write: Callable[[BinaryIO], object],
   good: Callable[[UInt8[np.ndarray, " n"]], bool] = lambda content: True,
 ) -> pathlib.Path:
   """Returns `path`, after writing the file if it does not exist or is damaged.
@@ -79,7 +80,7 @@ def built(
 
   Args:
     path: The path of the file.
-    write: Writes the content into an open file.
+    write: Writes the content into an open file. What it returns is ignored.
     good: Returns whether content with the right digest can be used.
 
   Raises:
@@ -98,12 +99,12 @@ def built(
   return path
 
 
-def replace(path: pathlib.Path, write: Callable[[BinaryIO], None], trailer: bool = True) -> None:
+def replace(path: pathlib.Path, write: Callable[[BinaryIO], object], trailer: bool = True) -> None:
   """Writes a new file at `path` atomically; see `built`.
 
   Args:
     path: The path of the file, which may exist.
-    write: Writes the content into an open file.
+    write: Writes the content into an open file. What it returns is ignored.
     trailer: Whether a trailer is added. False is meant for content with a digest of its own.
 
   Raises:
@@ -195,7 +196,7 @@ def _is_whole(path: pathlib.Path, good: Callable[[UInt8[np.ndarray, " n"]], bool
   return False
 
 
-def _digest(file: BinaryIO, size: int) -> bytes:
+def _digest(file: io.BufferedIOBase, size: int) -> bytes:
   """Returns the SHA-256 digest of the first `size` bytes and leaves the file at their end."""
   # The file is read and not mapped, because it may be truncated meanwhile.
   digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
@@ -206,7 +207,7 @@ def _digest(file: BinaryIO, size: int) -> bytes:
   return digest.digest()
 
 
-def _identity(file: BinaryIO) -> tuple[int, int, int]:
+def _identity(file: io.BufferedIOBase) -> tuple[int, int, int]:
   """Returns the inode, the size in bytes and the time of the last write of an open file."""
   stat = os.fstat(file.fileno())
   return stat.st_ino, stat.st_size, stat.st_mtime_ns

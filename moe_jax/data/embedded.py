@@ -106,7 +106,7 @@ def _write(file: BinaryIO) -> None:
 def _read(path: pathlib.Path) -> dict[str, tuple[InMemory, str]]:
   """Returns the documents and the fingerprint of each domain in an .npz file."""
   out = {}
-  with np.load(io.BytesIO(cache.content(path))) as arrays:
+  with np.load(io.BytesIO(cache.content(path).data)) as arrays:
     for domain in DOMAINS:
       keys, ends, text = (arrays[f"{domain}.{part}"] for part in ("keys", "ends", "text"))
       digest = hashlib.sha256(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -163,7 +164,7 @@ class _Stretches:
       content = file.read(end - start)
     return self._parse(content, f"{path} at byte {start}")
 
-  def _verified_stamp(self, number: int, file: BinaryIO) -> tuple[int, int]:
+  def _verified_stamp(self, number: int, file: io.BufferedReader) -> tuple[int, int]:
     """Returns the new stamp of a file whose stamp has changed but whose content has not.
 
     A file may have been touched or copied over itself. Its content is hashed only once after that.

@@ -258,8 +258,8 @@ class _BatchIterator(grain.DatasetIterator):
 
   def __next__(self) -> dict[str, np.ndarray]:
     map_rows = self._pool.map if self._pool else map
-    if self._corruption:
-      rows = list(map_rows(self._corrupted, self._rows))
+    if corruption := self._corruption:
+      rows = list(map_rows(lambda row: self._corrupted(corruption, row), self._rows))
       out = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     else:
       out = batch(
@@ -267,11 +267,12 @@ class _BatchIterator(grain.DatasetIterator):
       )
     return out | {"positions_of_rows": np.array([r.position for r in self._rows], np.int64)}
 
-  def _corrupted(self, row: Row) -> dict[str, np.ndarray]:
+  @staticmethod
+  def _corrupted(corruption: SpanCorruption, row: Row) -> dict[str, np.ndarray]:
     """Returns the next row with masked spans."""
     # The key is different for each window of each row.
     key = row.first, *row.position
-    return self._corruption.example(row.window(self._corruption.raw)[:-1], "stream", *key)
+    return corruption.example(row.window(corruption.raw)[:-1], "stream", *key)
 
   def close(self) -> None:
     if self._pool:

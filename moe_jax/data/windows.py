@@ -100,7 +100,9 @@ class Windows:
 
   def __init__(self, flat: np.ndarray, seq_len: int):
     self._flat, self._seq_len = flat, seq_len
-    self._unchanged = cache.Unchanged(flat.filename) if isinstance(flat, np.memmap) else None
+    self._unchanged = None
+    if isinstance(flat, np.memmap) and flat.filename is not None:
+      self._unchanged = cache.Unchanged(flat.filename)
 
   def __len__(self) -> int:
     return (len(self._flat) - 1) // self._seq_len
@@ -162,16 +164,17 @@ class TrainWindows:
     import grain
 
     dataset = self._dataset
-    if self._corruption:
+    corruption = self._corruption
+    if corruption:
       # The spans depend on the index in the endless sequence of all rows, so that each epoch masks
       # other spans.
       dataset = dataset.map_with_index(
-        lambda i, tokens: self._corruption.example(tokens[:-1], "train", i)
+        lambda i, tokens: corruption.example(tokens[:-1], "train", i)
       )
     batches = local_rows(dataset, self._rows, self._batches).batch(
       self._rows.size, drop_remainder=True
     )
-    if not self._corruption:
+    if not corruption:
       batches = batches.map(functools.partial(batch, boundary=self._boundary))
     ahead = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=4 * self._threads)
     return iter(batches.to_iter_dataset(ahead))

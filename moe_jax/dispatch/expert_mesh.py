@@ -122,7 +122,7 @@ def over_mesh(
     experts = _gather(experts, placement.weights, gathered)
     if has_all_experts:
       y = alone(plan, x, experts)
-    elif "expert" in placement.tokens:
+    elif exchange is not None and "expert" in placement.tokens:
       y = exchange(plan, x, experts, placement.expert)
     else:
       y = jax.lax.psum(alone(own_experts(plan, experts.num_experts), x, experts), "expert")

@@ -15,8 +15,7 @@ from jaxtyping import Array, Float, Int
 
 
 @typing.no_type_check
-@struct.dataclass
-class Routes:
+class Routes(struct.PyTreeNode):
   """The maps between T tokens, A assignments and P slots in both directions.
 
   Each slot holds the row of one token. Empty slots hold an arbitrary row, which is not used.

@@ -24,7 +24,7 @@ _SMALLEST = 8
 # whose matmuls take as long.
 _CHUNK_COST = 24
 
-Loads = Int[Array, "*E"] | Int[np.ndarray, "*E"]
+Loads = typing.TypeVar("Loads", Int[Array, "*E"], Int[np.ndarray, "*E"])
 
 
 def size_classes(rows: int, experts: int) -> tuple[int, ...]:
@@ -74,8 +74,7 @@ def most_rows(rows: int, experts: int) -> int:
 # JAX rebuilds pytrees with placeholder leaves that are not arrays, so the checks of shapes at run
 # time are switched off for this class.
 @typing.no_type_check
-@struct.dataclass
-class Layout:
+class Layout(struct.PyTreeNode):
   """The positions of the experts' rows in memory.
 
   The rows of expert e are [first[e], first[e] + load[e]). They are cut into chunks[e] chunks of the

@@ -225,7 +225,8 @@ def _without_cache() -> Iterator[None]:
 
   JAX would write programs for absent machines into it, but could not read them.
   """
-  before = jax.config.jax_enable_compilation_cache
+  # JAX defines the attributes of its options at run time, where type checkers do not see them.
+  before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
   jax.config.update("jax_enable_compilation_cache", False)
   try:
     yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -36,7 +36,8 @@ def matmul_flops(
       `trips`, or if a matmul is a library's custom call that does not state its shape.
   """
   compiled = (function if hasattr(function, "lower") else jax.jit(function)).lower(*args).compile()
-  return hlo_matmul_flops(compiled.as_text(), trips)
+  # `as_text` returns None only on backends that have no HLO.
+  return hlo_matmul_flops(cast(str, compiled.as_text()), trips)
 
 
 def hlo_matmul_flops(text: str, trips: Mapping[str, int | float] | None = None) -> float:

@@ -61,7 +61,7 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
     start, limit = _value(module, module[loop.home].operand(loop), element), _value(module, *other)
     body = module[called["body"]]
     step = _moved(module, called["body"], element, body.instructions[body.root], element)
-    if None not in (start, limit, step) and step:
+    if start is not None and limit is not None and step:
       return _trips(start, limit, step, sense)
   return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,8 @@ def _ints(text):
 
 
 Groups = tuple[tuple[int, ...], ...]
+# The groups of a match, as `re.Match.groups` returns them. An optional group may be None.
+_Fields = Sequence[str | Any]
 
 LISTED = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
 IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
@@ -26,39 +29,39 @@ LINKED = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 SLICES = re.compile(r'_xla_megascale_target="?(\{.*?\}(?:x\{[\d:,]*\}|\}))')
 
 
-def listed(found: Sequence[str | None]) -> Groups:
+def listed(fields: _Fields) -> Groups:
   """Reads groups that are written out, such as {{0,1},{2,3}}.
 
   Args:
-    found: The fields of a match of `LISTED`.
+    fields: The groups of a match of `LISTED`.
   """
-  return tuple(tuple(_ints(group)) for group in re.findall(r"\{([\d,]+)\}", found[0]))
+  return tuple(tuple(_ints(group)) for group in re.findall(r"\{([\d,]+)\}", fields[0]))
 
 
-def iota(found: Sequence[str | None]) -> Groups:
+def iota(fields: _Fields) -> Groups:
   """Reads groups that are written as a reshaped range of numbers, such as [4,2]<=[2,4]T(1,0).
 
   In the example the numbers 0, 1, 2... take the shape [2,4], are transposed, and are then cut into
   4 groups of 2.
 
   Args:
-    found: The fields of a match of `IOTA`.
+    fields: The groups of a match of `IOTA`.
   """
-  shape, source, order = map(_ints, found)
+  shape, source, order = map(_ints, fields)
   devices = np.arange(math.prod(source)).reshape(source).transpose(order or None)
   return tuple(map(tuple, devices.reshape(shape).tolist()))
 
 
-def named(found: Sequence[str | None]) -> Groups:
+def named(fields: _Fields) -> Groups:
   """Reads groups that extend along named axes of a mesh, such as mesh['a'=4,'b'=2] {'b'}.
 
   The mesh may list its devices in another order. A group may extend along a part of an axis:
   'a':(2)2 is the part of size 2 that comes after a more significant part of size 2.
 
   Args:
-    found: The fields of a match of `NAMED`.
+    fields: The groups of a match of `NAMED`.
   """
-  axes, devices, over = found
+  axes, devices, over = fields
   names, sizes = zip(
     *((name, int(size)) for name, size in re.findall(r"'?([\w.\-]+)'?=(\d+)", axes)), strict=True
   )
@@ -89,14 +92,14 @@ def named(found: Sequence[str | None]) -> Groups:
   return tuple(map(tuple, array.reshape(-1, math.prod(shape[i] for i in grouped)).tolist()))
 
 
-def linked(found: Sequence[str | None]) -> Groups:
+def linked(fields: _Fields) -> Groups:
   """Reads source-target pairs as groups of devices between which data travel, in one or more steps.
 
   Args:
-    found: The fields of a match of `LINKED`.
+    fields: The groups of a match of `LINKED`.
   """
   group_of: dict[int, list[int]] = {}
-  for source, target in re.findall(r"(\d+),(\d+)", found[0]):
+  for source, target in re.findall(r"(\d+),(\d+)", fields[0]):
     a, b = (group_of.setdefault(int(d), [int(d)]) for d in (source, target))
     # Two groups that a pair connects become one.
     if a is not b:

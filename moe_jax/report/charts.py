@@ -21,6 +21,7 @@ from moe_jax.report.colours import LOAD_LABELS, LOAD_SCALE, load_pixels, png
 # Font size in SVG units. The page shows a chart at about its own size, so a unit is about a pixel.
 _FONT = 12
 _TOP, _BOTTOM, _LEFT = 10, 40, 50  # margins around the plotting area, px
+_Span = tuple[float, float]  # the (low, high) ends of a range of the data
 
 
 class Line(NamedTuple):
@@ -73,18 +74,14 @@ def line_chart(
       the title.
     levels: Reference lines. They widen the range of y.
     note: One line of text under the title, e.g. the unit.
-    log: Whether the y axis is logarithmic. Values <= 0 then leave gaps.
+    log: Whether the y axis is logarithmic. Values and edges of bands that are <= 0 then leave gaps.
     top: Upper bound of the range of y, for curves whose early values would squeeze the rest.
     bottom: Lower end of the range of y. None derives it from the data.
     width: Width of the SVG in pixels.
     height: Height of the SVG in pixels.
     x_label: The label of the x axis.
   """
-  lines = [
-    line._replace(y=np.where(line.y > 0, line.y, np.nan) if log else line.y)
-    for line in lines
-    if len(line.x)
-  ]
+  lines = [_positive(line) if log else line for line in lines if len(line.x)]
   levels = [level for level in levels if math.isfinite(level.y) and (level.y > 0 or not log)]
   num_missing = sum(int((~np.isfinite(line.y)).sum()) for line in lines)
   if not lines:
@@ -137,7 +134,7 @@ def line_file(
   Args:
     title: The title, written above the plot.
     lines: The lines to draw, as in `line_chart`.
-    log: Whether the y axis is logarithmic.
+    log: Whether the y axis is logarithmic. Values and edges of bands that are <= 0 then leave gaps.
     width: Width of the plot in pixels. A `y_label` adds to it.
     height: Height of the plot in pixels. The title and the legend add to it.
     x_label: The label of the x axis.
@@ -145,6 +142,7 @@ def line_file(
     top: Upper bound of the range of y, as in `line_chart`.
     beside: Whether each label stands beside the last point of its line in place of a legend.
   """
+  lines = [_positive(line) if log else line for line in lines]
   inner = (width - _LEFT - 16, height - _TOP - _BOTTOM)
   xs, ys = _range([line.x for line in lines] + [np.zeros(1)]), _y_range(lines, (), top, None, log)
   body = _axes(inner, xs, ys, log, x_label) + _plot(lines, inner, xs, ys, log, x_label)
@@ -233,15 +231,28 @@ def _note(note: str) -> str:
   return f'<p class="note">{html.escape(note)}</p>' if note else ""
 
 
-def _range(values: Sequence[np.ndarray]) -> tuple[float, float]:
+def _positive(line: Line) -> Line:
+  """Returns `line` with nan for each value and each edge of its band that has no logarithm."""
+
+  def mask(y):
+    return np.where(y > 0, y, np.nan)
+
+  band = (mask(line.band[0]), mask(line.band[1])) if line.band else None
+  return line._replace(y=mask(line.y), band=band)
+
+
+def _range(values: Sequence[np.ndarray]) -> _Span:
   """Returns the least and the greatest finite value, widened if they are equal."""
   finite = np.concatenate([v[np.isfinite(v)] for v in values])
   low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
   return (low, high) if high > low else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
 
 
-def _y_range(lines, levels, top, bottom, log) -> tuple[float, float]:
-  """Returns the range of y that shows the data and the levels, with a margin."""
+def _y_range(lines, levels, top, bottom, log) -> _Span:
+  """Returns the range of y that shows the data and the levels, with a margin.
+
+  If `log` is set, the values that are not positive have been replaced by nan.
+  """
   bands = [edge for line in lines for edge in line.band or ()]
   low, high = _range([line.y for line in lines] + bands + [np.array([level.y for level in levels])])
   if top > low:
@@ -253,7 +264,7 @@ def _y_range(lines, levels, top, bottom, log) -> tuple[float, float]:
   return (low - margin if bottom is None else min(bottom, low)), high + margin
 
 
-def _scale(value, low: float, high: float, log: bool = False):
+def _scale(value, low: float, high: float, *, log: bool = False):
   """Returns the position of `value` between `low` (0) and `high` (1)."""
   if log:
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -261,7 +272,7 @@ def _scale(value, low: float, high: float, log: bool = False):
   return (value - low) / (high - low)
 
 
-def _plot(lines, inner, xs, ys, log, x_label) -> str:
+def _plot(lines, inner, xs: _Span, ys: _Span, log, x_label) -> str:
   """Draws the lines in a nested SVG, which clips them at the edges of the plot."""
   width, height = inner
   body = ""
@@ -303,6 +314,8 @@ def _band(x, edges, colour: str) -> str:
   drawn = np.isfinite(edges[0]) & np.isfinite(edges[1])
   low, high = (np.clip(edge[drawn], -9999, 9999).tolist() for edge in edges)
   x = x[drawn].tolist()
+  if not x:
+    return ""
   if len(x) == 1:
     return (
       f'<path d="M{x[0]:.1f} {low[0]:.1f}V{high[0]:.1f}" stroke="{colour}" stroke-width="1.2"/>'
@@ -313,7 +326,7 @@ def _band(x, edges, colour: str) -> str:
   )
 
 
-def _names(lines, inner, xs, ys, log) -> str:
+def _names(lines, inner, xs: _Span, ys: _Span, log) -> str:
   """Writes each line's label beside its last finite point, moved down to avoid other labels."""
   width, height = inner
   ends = []
@@ -345,7 +358,7 @@ def _names(lines, inner, xs, ys, log) -> str:
   return body
 
 
-def _levels(levels, inner, ys, log) -> str:
+def _levels(levels, inner, ys: _Span, log) -> str:
   """Draws the levels as dashed lines and pushes their names apart so that none covers another."""
   width, height = inner
   placed = sorted(
@@ -366,7 +379,7 @@ def _levels(levels, inner, ys, log) -> str:
   return body
 
 
-def _axes(inner, xs, ys, log, x_label) -> str:
+def _axes(inner, xs: _Span, ys: _Span, log, x_label) -> str:
   """Draws the grid lines and labels of the y axis, and the x axis."""
   width, height = inner
   body = ""
@@ -377,7 +390,7 @@ def _axes(inner, xs, ys, log, x_label) -> str:
   return body + _x_axis(inner, xs, x_label)
 
 
-def _x_axis(inner, xs, label) -> str:
+def _x_axis(inner, xs: _Span, label) -> str:
   """Draws the x axis with its ticks and its label."""
   width, height = inner
   base = _TOP + height

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,13 +52,17 @@ class Workdir(NamedTuple):
   events: Sequence[Mapping[str, Any]]
 
 
-def read_workdir(path: str | Path) -> Workdir:
+def read_workdir(path: str | os.PathLike) -> Workdir:
   """Reads all files of the workdir at `path` that exist."""
   path = Path(path)
-  files = [_read_json(path / f"{name}.json") for name in ("config", "meta", "results", "routing")]
+  config, meta, results, routing = (
+    _read_json(path / f"{name}.json") for name in ("config", "meta", "results", "routing")
+  )
   lines = _read_lines(path / "metrics.jsonl")
   events = [line for line in lines if line.get("kind") == "event"]
-  return Workdir(path, *files, _by_step(lines, "train"), _by_step(lines, "eval"), events)
+  return Workdir(
+    path, config, meta, results, routing, _by_step(lines, "train"), _by_step(lines, "eval"), events
+  )
 
 
 def curve(lines: Sequence[Mapping[str, Any]], name: str) -> Curve | None:
@@ -195,13 +200,14 @@ def numbers(value: Any) -> np.ndarray | None:
     return np.asarray(value, float)
   except (TypeError, ValueError):
     pass
+  if not isinstance(value, list):
+    return np.asarray(number(value))
+  parts = [part for part in map(numbers, value) if part is not None]
+  if len(parts) < len(value):
+    return None
   try:
-    return (
-      np.stack([numbers(v) for v in value])
-      if isinstance(value, list)
-      else np.asarray(number(value))
-    )
-  except (TypeError, ValueError):
+    return np.stack(parts)
+  except ValueError:
     return None
 
 

@@ -39,6 +39,7 @@ def routing_section(routing: Mapping[str, Any], layers: Sequence[str]) -> str:
   body = "".join(
     _page(page, chosen[i][0], counts[i], max_tokens, experts) for i, page in enumerate(pages)
   )
+  controls = _controls(layers, np.sum(counts, axis=0))
   data = {"experts": experts, "layers": list(layers), "pages": [page.tolist() for page in chosen]}
   return (
     '<h2>Held-out text by expert</h2><p class="lead">Each token of the first validation pages '
@@ -46,7 +47,7 @@ def routing_section(routing: Mapping[str, Any], layers: Sequence[str]) -> str:
     "its first-choice expert. · is a space, ↵ a line's end, → a tab, ◆ the start of a document or "
     "a masked span. Point at a token for its experts in all layers; click an expert to see only "
     "its tokens.</p>"
-    f'<style>{_classes(experts)}</style><div id="routing">{_controls(layers, sum(counts))}<div '
+    f'<style>{_classes(experts)}</style><div id="routing">{controls}<div '
     f'class="pages">{body}</div></div><script type="application/json" '
     f'id="routing-data">{_script_safe(data)}</script><script>{SCRIPT}</script>'
   )

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -32,7 +32,16 @@ from moe_jax.report.routing_page import routing_section
 from moe_jax.report.style import CSS
 
 POINTS = 400  # maximum number of points of a line
-SMALL = {"width": 374, "height": 210}  # px; the size of charts that stand three in a row
+
+
+class _Size(TypedDict):
+  """The size of a chart in pixels, as arguments of `line_chart`."""
+
+  width: int
+  height: int
+
+
+SMALL: _Size = {"width": 374, "height": 210}  # the size of charts that stand three in a row
 MOST_EVENTS = 50  # maximum number of events that are listed
 # The kinds of events in words. The keys are those of metrics.jsonl.
 _EVENTS = {

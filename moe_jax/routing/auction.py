@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -77,7 +79,7 @@ def auction(
   num_bidders = len(is_bidder)
   state = (jnp.full(num_bidders, num_experts), jnp.zeros(num_bidders), jnp.zeros(num_experts), 0)
   state = jax.lax.while_loop(not_done(max_rounds), bid, state)
-  rounds = state[-1]
+  rounds = cast(Array, state[-1])  # `while_loop` has made an array of the 0
   # Each round of `fill` places all remaining tokens or fills an expert, so E rounds suffice.
   expert, *_ = jax.lax.while_loop(not_done(rounds + num_experts), fill, state)
   return expert[:num_tokens], rounds

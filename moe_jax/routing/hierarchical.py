@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -74,9 +76,12 @@ def hierarchical(
   # The logarithm of the first choice's probability is the sum of the logarithms of the group's
   # probability and of the expert's probability within the group. log_sigmoid turns the logarithm
   # of the odds of an event into the logarithm of its probability.
-  first = sum(
-    jax.nn.log_sigmoid(log_odds(level, choice[:, 0]))
-    for level, choice in ((primary, group), (inside[:, 0], member[:, 0]))
+  first = cast(
+    Array,
+    sum(
+      jax.nn.log_sigmoid(log_odds(level, choice[:, 0]))
+      for level, choice in ((primary, group), (inside[:, 0], member[:, 0]))
+    ),
   )
   return token_choice(
     expert.reshape(num_tokens, primary_k * k),
@@ -112,9 +117,10 @@ def load(
   num_tokens, num_experts = logits.shape
   _check(num_experts, groups, primary_k, k)
   primary, secondary = _noisy(logits, context, groups)
+  clean = learned("hierarchical", context, "primary")
   primary_std = learned("hierarchical", context, "primary_noise_std")
   secondary_std = learned("hierarchical", context, "noise_std").reshape(secondary.shape)
-  in_groups = losses.chosen_probability(context.primary, primary, primary_k, primary_std)  # [S, N]
+  in_groups = losses.chosen_probability(clean, primary, primary_k, primary_std)  # [S, N]
   in_members = losses.chosen_probability(
     logits.reshape(secondary.shape), secondary, k, secondary_std
   )  # [S, N, E/N]

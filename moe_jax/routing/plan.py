@@ -12,8 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 # JAX rebuilds pytrees with placeholder leaves that are not arrays, so the checks of shapes at run
 # time are switched off for this class and the next.
 @typing.no_type_check
-@struct.dataclass
-class RoutingPlan:
+class RoutingPlan(struct.PyTreeNode):
   """The list of assignments of tokens to experts for one group of S tokens, in order of priority.
 
   Under `jax.vmap` over groups every array gains a leading axis G. Every plan satisfies four
@@ -43,8 +42,7 @@ class RoutingPlan:
 
 
 @typing.no_type_check
-@struct.dataclass
-class RoutingContext:
+class RoutingContext(struct.PyTreeNode):
   """The inputs of a router besides the logits.
 
   The docstring of each router names the fields that it reads. A field that is None is not provided.

@@ -49,8 +49,10 @@ def random_choice(
   """
   num_experts = logits.shape[-1]
   check_k("random_choice", k, num_experts)
-  is_random = context.train and context.key is not None
-  key = context.key if is_random else _fixed_key(seed, context)
+  if context.train and context.key is not None:
+    key = context.key
+  else:
+    key = _fixed_key(seed, context)
   _, expert = jax.lax.top_k(jax.random.uniform(key, logits.shape), k)  # [S, K]
   return token_choice(expert, jnp.full(expert.shape, 1.0 / k), context, num_experts)
 

@@ -165,7 +165,7 @@ def nearest_meshes(
       abs(math.log(size / want)) for size, want in zip(shape, wanted, strict=True) if want > 0
     )
 
-  meshes = (
+  meshes: Iterator[Mapping[str, int]] = (
     dict(zip(AXES, shape, strict=True)) for shape in sorted(shapes, key=lambda s: (distance(s), s))
   )
 

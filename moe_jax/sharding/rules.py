@@ -147,7 +147,7 @@ def spec(
     KeyError: If a logical axis is not in the table.
   """
   used: set[str] = set()
-  rules = RULES | dict(_changes.value)
+  rules = {**RULES, **dict(_changes.value)}
   entries = []
   for axis, dimension in zip(axes, shape, strict=True):
     mesh_axes = tuple(

@@ -1,28 +1,29 @@
-"""One form for what a router of ours and a published one choose, and how both get the same logits.
+"""Helpers that give the same logits to our routers and published ones, and compare their choices.
 
-Ours are compared with installed packages, not with copies of them: see `make test-reference`.
-Without torch and transformers the tests of this folder are skipped.
+The published routers are those of installed packages and not copies of them, see `make
+test-reference`. Without torch and transformers, the tests in this folder are skipped.
 """
 
 import numpy as np
 
 
 def draw(*shape, seed=0):
-  """Float32 logits without ties, whose order torch leaves open."""
+  """Returns float32 logits without ties, because torch does not define the order of equal ones."""
   return np.random.default_rng(seed).normal(scale=2.0, size=shape).astype(np.float32)
 
 
 def feed(router, weight, logits):
-  """`router` of torch on hidden states that are the logits themselves: its weight becomes the
-  identity.
+  """Applies a torch router to these logits.
+
+  The weight of the router is set to the identity, so that its logits are its inputs.
 
   Args:
-    router: a module.
-    weight: the router's weight [E, D], D = E.
-    logits: [..., E].
+    router: The module.
+    weight: [E, D] The weight of the router, with D = E.
+    logits: [..., E] The logits.
 
   Returns:
-    The hidden states, whose gradient is that of the logits, and what the router returns.
+    The input of the router, whose gradient is that of the logits, and the output of the router.
   """
   import torch
 
@@ -33,7 +34,7 @@ def feed(router, weight, logits):
 
 
 def table(token, expert, gate, tokens, num_experts):
-  """[S, E]: the gate of each pair (token, expert) that was chosen, NaN for those that were not."""
+  """Returns [S, E], the gate of each chosen pair (token, expert) and NaN for all other pairs."""
   chosen = np.full((tokens, num_experts), np.nan)
   token, expert, gate = (np.asarray(a).reshape(-1) for a in (token, expert, gate))
   real = expert < num_experts
@@ -43,18 +44,18 @@ def table(token, expert, gate, tokens, num_experts):
 
 
 def of_plan(plan, tokens):
-  """The table of our plan of one group."""
+  """Returns the table of a plan of one group."""
   return table(plan.token, plan.expert, plan.gate, tokens, plan.num_experts)
 
 
 def of_choices(expert, gate, num_experts):
-  """The table of two torch tensors [S, K]."""
+  """Returns the table of two torch tensors [S, K]."""
   token = np.repeat(np.arange(len(expert)), expert.shape[1])
   return table(token, expert.numpy(), gate.detach().numpy(), len(expert), num_experts)
 
 
 def assert_same(ours, theirs):
-  """The same pairs are chosen, with the same gates."""
+  """Checks that two tables choose the same pairs with the same gates."""
   np.testing.assert_array_equal(
     np.isnan(ours), np.isnan(theirs), err_msg="other experts are chosen"
   )

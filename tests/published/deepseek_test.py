@@ -1,4 +1,4 @@
-"""DeepSeek-V2, V2-Lite and V3 in transformers, at their published sizes."""
+"""Compares routers with DeepSeek-V2, V2-Lite and V3 in transformers, at their published sizes."""
 
 import pytest
 
@@ -23,8 +23,11 @@ S = 48
 
 
 def theirs(module, config, logits, bias=None):
-  """Their table. They scale gates, which our layer does (`routed_scale`): that factor is divided
-  out."""
+  """Returns the table of a router of transformers.
+
+  It scales the gates by a factor that our layer applies (`routed_scale`), so that the factor is
+  divided out here.
+  """
   router = module(config)
   if bias is not None:
     router.e_score_correction_bias.copy_(torch.tensor(bias))
@@ -33,7 +36,7 @@ def theirs(module, config, logits, bias=None):
 
 
 def test_v2_lite():
-  # Catches: gates that are renormalised.
+  # Catches gates that are renormalised.
   config = DeepseekV2Config(
     hidden_size=64,
     num_attention_heads=1,
@@ -48,8 +51,8 @@ def test_v2_lite():
 
 @pytest.mark.parametrize("kept", [1, 3, 8])
 def test_v2(kept):
-  # Catches: devices ranked by a sum instead of by their best expert, a softmax over the kept
-  # devices only, experts dealt to devices in turn instead of in blocks.
+  # Catches devices that are ranked by a sum and not by their best expert, a softmax over the kept
+  # devices only, and experts that are assigned to devices in turn and not in blocks.
   config = DeepseekV2Config(
     hidden_size=160,
     num_attention_heads=1,
@@ -68,9 +71,10 @@ def test_v2(kept):
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("groups, kept", [(1, 1), (8, 4), (8, 1)])
 def test_v3(groups, kept, norm):
-  # A bias of both signs that moves choices. Catches: a gate that is biased, groups ranked without
-  # the bias or by their best expert alone, gates not renormalised, experts of groups that are not
-  # kept chosen for their positive score.
+  # The bias has both signs and changes the choices.
+  # Catches a gate that contains the bias, groups that are ranked without the bias or by their best
+  # expert alone, gates that are not renormalised, and experts of groups that are not kept but are
+  # chosen because their score is positive.
   config = DeepseekV3Config(
     hidden_size=256,
     n_routed_experts=256,
@@ -92,6 +96,5 @@ def test_v3(groups, kept, norm):
   expected = theirs(DeepseekV3TopkRouter, config, logits, bias)
   compare.assert_same(compare.of_plan(plan, S), expected)
   plain = sigmoid_bias(jnp.asarray(logits), RoutingContext(), k=8, groups=groups, kept_groups=kept)
-  assert np.any(
-    np.isnan(compare.of_plan(plain, S)) != np.isnan(expected)
-  )  # or the bias would be no test
+  # Without the bias, other experts are chosen. Otherwise the bias would not be tested.
+  assert np.any(np.isnan(compare.of_plan(plain, S)) != np.isnan(expected))

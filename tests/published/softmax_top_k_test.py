@@ -1,5 +1,7 @@
-"""Mixtral, Qwen1.5-MoE, OLMoE and DBRX in transformers, at their published sizes: softmax over all
-experts, top-K."""
+"""Compares `top_k` with Mixtral, Qwen1.5-MoE, OLMoE and DBRX in transformers.
+
+All of them choose the top K of a softmax over all experts. They have their published sizes.
+"""
 
 import functools
 import types
@@ -30,12 +32,13 @@ S = 48
 
 
 def _router(module, config):
+  """Returns a router and its weight."""
   router = module(config)
   return router, router.weight
 
 
 def _dbrx(num_experts, k):
-  """DBRX chooses in its FFN, from logits that its router makes."""
+  """Returns a router and its weight for DBRX, whose FFN makes the choices from the logits."""
   ffn = dbrx.DbrxFFN(
     types.SimpleNamespace(
       ffn_config=DbrxFFNConfig(
@@ -51,8 +54,9 @@ def _dbrx(num_experts, k):
   return route, ffn.router.layer.weight
 
 
-# name -> (E, K, gate_norm, (E, K) -> (router: hidden -> (logits, gates, experts), its weight),
-# module)
+# Each entry has the number of experts E, the number of experts per token K, the `gate_norm`, a
+# function that maps (E, K) to a router and its weight, and the module with the balance loss. A
+# router maps hidden states to (logits, gates, experts).
 MODELS = {
   "mixtral": (
     8,
@@ -89,8 +93,8 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_choices_gates_and_their_gradient(name):
-  # Catches: gates (not) renormalised against what the model's published config says, softmax over
-  # the kept logits only where it is over all, a gradient through the choice.
+  # Catches gates that are renormalised although the published config says otherwise, or the
+  # reverse, a softmax over the kept logits only, and a gradient through the choice.
   num_experts, k, gate_norm, make, _ = MODELS[name]
   logits = compare.draw(S, num_experts)
   hidden, (_, gate, expert) = compare.feed(*make(num_experts, k), logits)
@@ -109,12 +113,13 @@ def test_choices_gates_and_their_gradient(name):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_balance_loss_is_k_times_ours(name, masked):
-  # Theirs sums over the K choices, so that it is K at perfect balance; ours counts shares of
-  # choices and is 1. Catches: another factor, padding that counts in f, in P or in the number of
-  # tokens.
+  # The loss of transformers sums over the K choices, so that it is K at perfect balance. Ours
+  # counts shares of choices and is 1.
+  # Catches another factor, and padding that counts in f, in P or in the number of tokens.
   num_experts, k, gate_norm, _, module = MODELS[name]
   logits = compare.draw(S, num_experts, seed=1)
-  logits[:, 0] += 3.0  # out of balance
+  # Expert 0 is chosen more often than the others.
+  logits[:, 0] += 3.0
   valid = np.arange(S) % 12 < 7 if masked else np.ones(S, bool)
   mask = torch.tensor(valid.reshape(4, -1).astype(np.int64)) if masked else None
   theirs = module.load_balancing_loss_func((torch.tensor(logits),), num_experts, k, mask)
@@ -127,9 +132,9 @@ def test_balance_loss_is_k_times_ours(name, masked):
 
 
 def test_balance_loss_of_several_layers_is_of_averaged_terms():
-  # transformers averages f and P over the layers, and then multiplies them; ours are products by
-  # layer, averaged. Two layers that are out of balance on different experts tell the two apart.
-  # Catches: terms that cannot be averaged as theirs are.
+  # transformers averages f and P over the layers and then multiplies them, whereas ours averages
+  # the products of the layers. The two differ if two layers prefer different experts.
+  # Catches terms that cannot be averaged as in transformers.
   both = compare.draw(2, S, 8, seed=2)
   both[0, :, 0] += 4.0
   both[1, :, 1] += 4.0
@@ -143,8 +148,8 @@ def test_balance_loss_of_several_layers_is_of_averaged_terms():
 
 
 def test_z_loss():
-  # ST-MoE's z-loss, of which transformers has one implementation, in Switch Transformers.
-  # Catches: the square of a mean, a log of mean exp, another base.
+  # transformers implements ST-MoE's z-loss only in Switch Transformers.
+  # Catches the square of a mean, the logarithm of a mean of exponentials, and another base.
   logits = compare.draw(2, S, 8, seed=3)
   ours = losses.over_groups(jnp.stack([losses.z(l, None) for l in jnp.asarray(logits)]), None)
   assert float(switch.router_z_loss_func(torch.tensor(logits))) == pytest.approx(

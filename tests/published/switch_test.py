@@ -1,4 +1,4 @@
-"""Switch Transformers in transformers: top-1 with a capacity, and the balance loss of the paper."""
+"""Compares top-1 routing, drops and balance loss with Switch Transformers in transformers."""
 
 import functools
 
@@ -24,7 +24,7 @@ ROUTER = functools.partial(top_k, k=1, gate_norm="none")
 
 
 def logits():
-  """Of G sequences; expert 0 is asked for by many."""
+  """Returns the logits of G sequences, in which many tokens prefer expert 0."""
   values = compare.draw(G, S, E)
   values[..., 0] += 1.5
   return values
@@ -32,10 +32,11 @@ def logits():
 
 @pytest.mark.parametrize("capacity", [2, 5, S])
 def test_choices_gates_and_drops(capacity):
-  # transformers takes the slots an expert as a number, `expert_capacity`, and leaves Eq. 3 to the
-  # reader; it also returns the probability of tokens that it drops, whose one-hot row is zero: the
-  # mask is applied here. Catches: drops of other tokens than the last ones, capacity of the batch
-  # instead of a sequence, gates of 1.
+  # The config of transformers has the number of slots per expert, `expert_capacity`, and does not
+  # compute it with Eq. 3. The router also returns the probabilities of tokens that it drops, whose
+  # one-hot rows are zero, so that they are masked here.
+  # Catches drops of other tokens than the last ones, a capacity of the batch and not of a sequence,
+  # and gates of 1.
   config = SwitchTransformersConfig(d_model=E, num_experts=E, expert_capacity=capacity)
   router = switch.SwitchTransformersTop1Router(config).eval()
   _, (expert, probability, _) = compare.feed(router, router.classifier.weight, logits())
@@ -48,9 +49,10 @@ def test_choices_gates_and_drops(capacity):
 
 
 def test_balance_loss():
-  # By sequence and then averaged; of first choices before capacity, as in Eqs. 4 to 6. With one
-  # choice a token there is no factor between the two, and our two ways of counting agree. Catches:
-  # f and P averaged over sequences before they are multiplied; a factor of E.
+  # The loss of first choices before capacity is computed by sequence and then averaged, as in
+  # Eqs. 4 to 6. With one choice per token the two losses have the same scale, and our two ways of
+  # counting agree.
+  # Catches f and P that are averaged over sequences before they are multiplied, and a factor of E.
   values = jnp.asarray(logits())
   theirs = switch.load_balancing_loss_func(
     torch.softmax(torch.tensor(logits()), -1), torch.argmax(torch.tensor(logits()), -1)

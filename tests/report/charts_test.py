@@ -108,6 +108,29 @@ def test_a_band_lies_around_its_line_and_in_the_plot():
   assert "nan" not in made and ">bits</text>" in made
 
 
+@pytest.mark.parametrize("draw", [line_chart, line_file])
+def test_a_logarithmic_axis_leaves_gaps_where_there_is_no_logarithm(draw):
+  # Catches a value or an edge of a band <= 0 that sets the range of a logarithmic axis: the range
+  # would fall back to (0.1, 10), and the values 200 to 800 would lie outside the plot.
+  edges = np.array([-50.0, 100.0, 0.0, 400.0]), np.array([300.0, 400.0, 600.0, 1600.0])
+  made = draw("t", [line(200, 400, 0, 800)._replace(band=edges)], log=True)
+  (strokes,) = points(made)
+  assert [len(stroke) for stroke in strokes] == [2, 1]
+  ys = [y for stroke in strokes for _, y in stroke]
+  assert 0 < ys[2] < ys[1] < ys[0] < 250
+  # Equal ratios are equal distances.
+  np.testing.assert_allclose(ys[0] - ys[1], ys[1] - ys[2], atol=0.11)
+  # Only the second and the fourth point have both edges.
+  around = re.search(r'd="M([^"]*)Z" fill="#0072b2" opacity', made)[1]
+  assert len(around.split("L")) == 4 and not re.search(r'="[^"]*(nan|inf)', made)
+
+
+def test_a_band_without_any_finite_edge_is_not_drawn():
+  # Catches the path "MZ", which is not valid SVG.
+  edges = np.array([-1.0, -1.0]), np.array([2.0, 4.0])
+  assert "MZ" not in line_file("t", [line(1, 2)._replace(band=edges)], log=True)
+
+
 def test_a_point_has_a_bar_and_its_name_beside_it():
   # Catches a point without its error bar, names that overlap or are outside the picture, and a
   # legend in addition to the names.

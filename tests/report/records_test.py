@@ -83,6 +83,8 @@ def test_numbers():
   # Catches an exception for null or text, and a ragged list that is accepted.
   assert math.isnan(numbers(None)) and math.isnan(numbers("x"))
   assert numbers([[1, 2], [3]]) is None
+  # Each of the two inner lists is ragged, so that both are None.
+  assert numbers([[[1], [2, 3]], [[1], [2, 3]]]) is None
 
 
 def test_thin_keeps_means_and_the_last_step():

@@ -123,7 +123,7 @@ def bound(
   finite = times | {
     axes: duration for axes, duration in networks.items() if math.isfinite(duration)
   }
-  binds = max(finite, key=finite.get)
+  binds = max(finite, key=finite.__getitem__)
   slowest = finite[binds]
   cycles = program.cycles / chip.clock if program.cycles and chip.clock else None
 

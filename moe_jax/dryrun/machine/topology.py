@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -84,7 +85,8 @@ def parse(text: str | None, slices: int = 1) -> Topology:
     raise ConfigError(
       "topology", text, "is missing; name a machine, as in --topology=v4:8x8x16 or h100:128x8"
     )
-  kind, separator, sizes = re.match(r"([^:\-]*)([:\-]?)(.*)", text.strip().lower()).groups()
+  # Each part of this pattern may be empty, so that it matches any text exactly once.
+  ((kind, separator, sizes),) = re.findall(r"\A([^:\-]*)([:\-]?)(.*)", text.strip().lower())
   kind = _ALIASES.get(kind, kind)
   if kind not in CHIPS:
     raise ConfigError(
@@ -186,12 +188,12 @@ def make_devices(topology: Topology) -> list:
   )
 
 
-def _request(topology: Topology) -> tuple[str, dict]:
+def _request(topology: Topology) -> tuple[str, dict[str, Any]]:
   """Returns the topology name and the options for `get_topology_desc`."""
   chip, shape = topology.chip, "x".join(map(str, topology.shape))
   if chip.platform == "cuda":
     return "", {"target_config": gpu_target(chip.kind), "topology": f"{topology.slices}x{shape}"}
-  options = {"num_slices": topology.slices} if topology.slices > 1 else {}
+  options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
   if chip.kind == "v4":
     # Without this there would be two devices per chip, which is not how a v4 is used in practice.
     options["chip_config_name"] = "megacore"
