@@ -241,7 +241,7 @@ def _tower(m: Config, layers: tuple[bool, ...], platform: str, encoder: bool) ->
 
 
 def _lstm(m: Config, vocab_size: int, platform: str) -> LanguageModel:
-  """Returns a language model of LSTM layers, with experts between them."""
+  """Returns a language model of LSTM layers, some of which have experts."""
   layers, dtype = has_experts(m), DTYPES[m.dtype]
   # The experts' output passes through a sigmoid, whose output no scale of initialisation keeps
   # small. The factory is needed for shared experts.
