@@ -39,9 +39,10 @@ demo-multiprocess: venv  ## the quickstart's first steps on 1, 2 and 4 processes
 paper-scale: .venv-dryrun/installed  ## docs/paper_scale.md: the papers' models compiled for machines of the papers' size
 	.venv-dryrun/bin/python -m experiments paper_scale run
 
-check: venv  ## lint and format
+check: venv  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 
 bench: venv  ## each dispatcher beside a dense FFN of the same activated FLOPs, and what each router costs
 	$(BIN)/python -m experiments bench dispatchers

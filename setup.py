@@ -32,6 +32,7 @@ setup(
       "hypothesis>=6.100",
       "coverage>=7.10",
       "ruff>=0.12",
+      "pyright[nodejs]>=1.1.400",
     ],
     "cuda": ["jax[cuda13]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],

@@ -1,9 +1,8 @@
-"""What the papers' configs share: how a size is put into a config, training recipes, and the size
-for a desk.
+"""What the papers' configs share: sizes, training recipes, and the size for a desk.
 
-Tokenizers are files that you bring: `--config.data.tokenizer=sentencepiece:FILE`, `hf:FILE`, or
-`bytes`. TFDS datasets are prepared once, see README; where a paper's data are not public, C4 stands
-in.
+You bring the tokenizer as a file: `--config.data.tokenizer=sentencepiece:FILE` or `hf:FILE`, or you
+use `bytes`. TFDS datasets are prepared once; see the README. Where the data of a paper are not
+public, C4 stands in.
 """
 
 from configs import base, quickstart
@@ -13,18 +12,19 @@ from moe_jax.errors import choose
 
 
 def paper_scale(preset, sizes):
-  """The base config with a paper's routing, then its sizes.
+  """Returns the base config with the routing and the sizes of a paper.
 
   Args:
-    preset: a name of `assembly.PRESETS`.
-    sizes: dotted key -> value; key-value heads and the experts' width are those of the queries and
-      of the dense FFN where it does not name them. A preset's own numbers of experts count only
-      where it does not name them either.
+    preset: A name of `assembly.PRESETS`.
+    sizes: Dotted key -> value. If it does not name them, the number of key-value heads is that of
+      query heads, the experts' width is that of the dense FFN, and the numbers of experts are those
+      of the preset.
   """
   c = base.get_config()
   assembly.use_preset(c, preset)
   c.model.dtype, c.model.remat = "bfloat16", "full"
-  heads = c.model.num_kv_heads  # of families that have none, nobody reads them
+  # Families without attention do not name heads, and nobody reads theirs.
+  heads = c.model.num_kv_heads
   same = {
     "model.num_kv_heads": sizes.get("model.num_heads", heads),
     "model.moe.d_ff": sizes["model.d_ff"],
@@ -40,16 +40,17 @@ def paper_scale(preset, sizes):
 
 
 def variant(name, variants, columns=()):
-  """The sizes of a variant, dotted key -> value; those of "desk" are the first one's, which `desk`
-  then shrinks.
+  """Returns the sizes of a variant, dotted key -> value.
+
+  Those of "desk" are the sizes of the first variant, which `desk` then shrinks.
 
   Args:
-    name: what follows the colon in --config=configs/FAMILY.py:NAME.
-    variants: name -> such sizes, or only their values, in the order of `columns`.
-    columns: the keys of such values.
+    name: What follows the colon in --config=configs/FAMILY.py:NAME.
+    variants: Name -> sizes, or name -> the values alone, in the order of `columns`.
+    columns: The keys of such values.
 
   Raises:
-    ConfigError: there is no such variant.
+    ConfigError: There is no such variant.
   """
   known = {**variants, "desk": next(iter(variants.values()))}
   found = choose("config", name, known)
@@ -57,13 +58,13 @@ def variant(name, variants, columns=()):
 
 
 def t5(c, sequences, steps, encoder_len=512, seq_len=114):
-  """The T5 1.1 encoder-decoder: RMSNorm, no scale on queries or embeddings, one table of relative
-  biases a stack.
+  """Makes a config the T5 1.1 encoder-decoder, with its training.
 
-  Its training is Adafactor, and 1e-4 of the output softmax's log^2 Z: the default of
-  Mesh-TensorFlow's T5, of T5X, and of flaxformer's configurations of mixtures of experts, those of
-  Switch and ST-MoE among them; the papers do not mention it. A row of 512 tokens with 15% of them
-  masked in spans of 3 has 114 to restore.
+  It has RMSNorm, no scale on queries or embeddings, and one table of relative biases a stack. It is
+  trained by Adafactor, with 1e-4 of the output softmax's log^2 Z. The papers do not mention
+  that weight; it is the default of Mesh-TensorFlow's T5, of T5X, and of flaxformer's configurations
+  of mixtures of experts, among them those of Switch and ST-MoE. A row of 512 tokens, 15% of which
+  are masked in spans of 3, has 114 tokens to restore.
   """
   c.model.family = "encoder_decoder"
   c.model.position, c.model.query_scale, c.model.embed_scale = "relative", 1.0, False
@@ -76,28 +77,30 @@ def t5(c, sequences, steps, encoder_len=512, seq_len=114):
 
 
 def open_decoder(c, norm_eps):
-  """What all open decoders here share: an output projection of its own, and embeddings that nothing
-  multiplies.
+  """Gives a config what all open decoders share.
 
-  They begin with standard deviation 1/sqrt(d_model), which is near the 0.02 of most released code;
-  see `Decoder`.
+  They have an output projection of its own and embeddings that nothing multiplies, which start with
+  standard deviation 1/sqrt(d_model), near the 0.02 of most released code; see `LanguageModel`.
 
   Args:
+    c: The config to change.
     norm_eps: `rms_norm_eps` of the released configuration.
   """
   c.model.tied_embeddings, c.model.embed_scale, c.model.norm_eps = False, False, norm_eps
 
 
 def adafactor(c):
-  """Adafactor without decay or global clipping; rate 0.01 for 10,000 steps, then 1/sqrt(step) (T5,
-  GShard, GLaM)."""
+  """Sets Adafactor without weight decay or global clipping (T5, GShard, GLaM).
+
+  The learning rate is 0.01 for 10,000 steps and then 1/sqrt(step).
+  """
   o = c.optimizer
   o.name, o.schedule, o.learning_rate, o.warmup_steps = "adafactor", "flat_rsqrt", 0.01, 10_000
   o.weight_decay = o.clip_norm = 0.0
 
 
 def adamw(c, learning_rate, warmup_steps, schedule="cosine", **keys):
-  """AdamW with b2 0.95, decay 0.1 and clipping at 1, as of all open models here; rates differ."""
+  """Sets AdamW with b2 0.95, decay 0.1 and clipping at 1, as in all open models here."""
   c.optimizer.learning_rate, c.optimizer.warmup_steps, c.optimizer.schedule = (
     learning_rate,
     warmup_steps,
@@ -108,18 +111,18 @@ def adamw(c, learning_rate, warmup_steps, schedule="cosine", **keys):
 
 
 def batch(c, sequences, seq_len, tokens):
-  """`sequences` rows of `seq_len` tokens a step, until `tokens` have been read."""
+  """Sets `sequences` rows of `seq_len` tokens a step, and steps until `tokens` have been read."""
   c.train.batch_size, c.data.seq_len = sequences, seq_len
   c.train.steps = round(tokens / (sequences * seq_len))
 
 
 def desk(c):
-  """The same architecture and routing, half as wide as configs/quickstart.py and with its training:
-  minutes on a CPU.
+  """Shrinks a config to a desk, where it trains in minutes on a CPU; returns it.
 
-  Four layers of width 64 (a stack), 16 experts at most, and experts of which a token's together are
-  as wide as the dense FFN. An encoder reads 128 tokens, and its decoder as many as at the paper's
-  scale in proportion.
+  Architecture and routing stay, with four layers of width 64 in each stack, 16 experts at most, and
+  the training of configs/quickstart.py. The experts that a token visits are together as wide as the
+  dense FFN. An encoder reads 128 tokens, and its decoder as many as at the paper's scale in
+  proportion.
   """
   m, e, quick = c.model, c.model.moe, quickstart.get_config()
   m.num_kv_heads = max(quick.model.num_heads * m.num_kv_heads // m.num_heads, 1)

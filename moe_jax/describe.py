@@ -1,9 +1,11 @@
-"""Say what a config is: `python -m moe_jax.describe --config=configs/mixtral.py:8x7b
-[--config.key=value] [--debug]`.
+"""Describes the model of a config.
 
-Architecture, routing, parameters, FLOPs and memory, and how far they are from what the paper
-claims. Everything comes from the shapes of the real model and optimizer: no parameter is made,
-whatever the size. Exit code 2: the command is wrong, told in one sentence.
+  python -m moe_jax.describe --config=configs/mixtral.py:8x7b [--config.key=value] [--debug]
+
+It prints the architecture, the routing, the parameters, FLOPs and memory, and how far these are
+from what the paper claims. Everything is computed from the shapes of the real model and optimizer;
+no parameter is allocated, whatever the size. Exit code 2: the command is wrong, which one sentence
+explains.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from moe_jax.commands import guarded, parse
+from moe_jax.options import Config
 
 
 def run() -> None:
@@ -21,7 +24,7 @@ def run() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-  """Prints the description; returns the exit code."""
+  """Prints the description and returns the exit code."""
 
   def say(rest: Sequence[str]) -> int:
     print(describe(parse(rest, workdir=False).config))
@@ -30,11 +33,11 @@ def main(argv: Sequence[str]) -> int:
   return guarded(argv, __doc__, say)
 
 
-def describe(config) -> str:
-  """What `config` is, one line a question.
+def describe(config: Config) -> str:
+  """Returns the description of a config, one line for each question.
 
   Raises:
-    ConfigError: the config is wrong, or it needs the size of a tokenizer that is not there.
+    ConfigError: The config is wrong, or it needs the size of a tokenizer that is not there.
   """
   from moe_jax import accounts, assembly, data
 
@@ -62,7 +65,7 @@ def describe(config) -> str:
   return "\n".join(line for line in lines if line)
 
 
-def _memory(config, vocab_size: int, total: int) -> str:
+def _memory(config: Config, vocab_size: int, total: int) -> str:
   import jax
   from flax import linen as nn
 
@@ -84,8 +87,8 @@ def _memory(config, vocab_size: int, total: int) -> str:
   )
 
 
-def _claim(config, vocab_size: int, total: int, activated: int) -> str:
-  """The paper's claim and how far the counts are from it; "" where there is none."""
+def _claim(config: Config, vocab_size: int, total: int, activated: int) -> str:
+  """Returns the paper's claim and how far the counts are from it; "" if there is none."""
   from moe_jax import accounts
 
   paper, kinds = config.paper, accounts.parameters_by_kind(config, vocab_size)
@@ -103,7 +106,7 @@ def _claim(config, vocab_size: int, total: int, activated: int) -> str:
 
 
 def _bytes(count: int | float) -> str:
-  """In units of 1000."""
+  """Returns a number of bytes in words, in units of 1000."""
   units = ("B", "kB", "MB", "GB", "TB")
   step = min(int(math.log10(max(count, 1)) / 3), len(units) - 1)
   return f"{count / 1000**step:.4g} {units[step]}"

@@ -1,4 +1,4 @@
-"""Say what a workdir holds: `python -m moe_jax.inspect DIR`."""
+"""Tells what a workdir holds: `python -m moe_jax.inspect DIR`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ def run() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-  """Prints one `field: value` a line; returns the exit code (2: no workdir, or it cannot be
-  read)."""
+  """Prints one line `field: value` for each fact, and returns the exit code.
+
+  It is 2 if the directory is no workdir or cannot be read.
+  """
   arguments = [arg for arg in argv[1:] if arg != "--debug"]
   if len(arguments) != 1 or arguments[0].startswith("-"):
     print(
@@ -36,11 +38,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def describe(directory: pathlib.Path) -> dict[str, Any]:
-  """What a workdir holds; `parameters_sha256` is equal for two runs exactly if all their weights
-  are, bit for bit.
+  """Returns the facts about a workdir, by name.
+
+  The fact `parameters_sha256` is equal for two runs exactly if all their weights are, bit for bit.
 
   Raises:
-    ConfigError: the directory is no workdir, or its checkpoint is damaged.
+    ConfigError: The directory is no workdir, or its checkpoint is damaged.
   """
   from moe_jax.training import workdir
 

@@ -206,6 +206,7 @@ def _job(study: Study, options: argparse.Namespace) -> Job:
     ConfigError: There is no such scale, row or key.
   """
   name, scale = _scale_of(study, options)
+  assert study.rows is not None, "a study without rows has no verb that asks for them"
   chosen = choose_rows(study.rows(name), options.only)
   values = _settings(options.set)
   seeds = None if options.seeds is None else whole("seeds", options.seeds, high=1000)

@@ -25,7 +25,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -126,7 +126,8 @@ def over_states(model: nn.Module, seeds: int, together: bool, step: Callable) ->
 
 def _axes() -> TrainState:
   """Returns the vmapped axes of a state: the seeds share its `step` only."""
-  return TrainState(step=None, **dict.fromkeys(VARIED, 0))
+  axes: Any = {"step": None, **dict.fromkeys(VARIED, 0)}
+  return TrainState(**axes)
 
 
 @dataclasses.dataclass
@@ -165,7 +166,7 @@ class Record:
   def point(self, n: int, metrics: dict[str, np.ndarray], maps_every: int) -> None:
     """Adds the metrics of step `n` to the curves, and the loads once every `maps_every` steps."""
     self.train["step"].append(n)
-    values = {name: metrics[name] for name in SCALARS}
+    values: dict[str, Any] = {name: metrics[name] for name in SCALARS}
     moe = {
       name.removeprefix("moe/"): value for name, value in metrics.items() if name.startswith("moe/")
     }
@@ -413,13 +414,12 @@ def _means(summaries: Sequence[dict[str, float]], measure: str) -> list[float]:
   ]
 
 
-def _append(curves: dict[str, list], values: dict[str, Sequence[float]]) -> None:
+def _append(curves: dict[str, list], values: Mapping[str, Any]) -> None:
   """Adds a point to the curve of each seed."""
   for name, of_seeds in values.items():
     curves.setdefault(name, [[] for _ in of_seeds])
-    for curve, value in zip(
-      curves[name], plain(np.asarray(of_seeds, np.float64).tolist()), strict=True
-    ):
+    points: Any = plain(np.asarray(of_seeds, np.float64).tolist())
+    for curve, value in zip(curves[name], points, strict=True):
       curve.append(value)
 
 
@@ -442,19 +442,20 @@ def _main(rest: Sequence[str], argv: Sequence[str]) -> int:
       f"is not read here, where seeds 0 to {seeds - 1} are trained; leave it out",
     )
   command = parse([arg for arg in rest if arg != "--apart" and not arg.startswith("--seeds=")])
-  config = command.config
+  config, directory = command.config, command.workdir
+  assert directory is not None, "`parse` refuses a command without --workdir"
   assembly.validate(config, 1)
   with config.ignore_type():
     # The list makes this run a different one from runs of moe_jax.train, and of more seeds.
     config.seed = list(range(seeds))
-  workdir.check(command.workdir, config)
+  workdir.check(directory, config)
   from absl import logging as absl_logging
 
   absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of things that are as they should be
   logging.getLogger("jax").setLevel(logging.WARNING)
   outcome = train(
     config,
-    command.workdir,
+    directory,
     seeds,
     "--apart" not in rest,
     {
@@ -463,11 +464,9 @@ def _main(rest: Sequence[str], argv: Sequence[str]) -> int:
     },
   )
   if outcome is None:
-    print(
-      f"stopped; saved in {command.workdir}; the same command goes on from there", file=sys.stderr
-    )
+    print(f"stopped; saved in {directory}; the same command goes on from there", file=sys.stderr)
     return 0
-  workdir.write_json(command.workdir / "results.json", outcome)
+  workdir.write_json(directory / "results.json", outcome)
   return 0
 
 

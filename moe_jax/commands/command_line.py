@@ -12,11 +12,12 @@ from absl import flags
 from moe_jax import distributed
 from moe_jax.commands.config_file import ROOT, expand, load_config
 from moe_jax.errors import ConfigError, shorten
+from moe_jax.options import Config
 
 CHECK = "--check_determinism"
 PRESET = "config.model.moe"  # the flag that takes a routing preset by name
-# What absl and ml_collections raise of a command line; absl's own errors are ValueErrors or
-# AttributeErrors.
+# The exceptions that absl and ml_collections raise about a command line. Errors of absl are
+# ValueErrors or AttributeErrors.
 _OVERRIDE_ERRORS = (
   flags.Error,
   AttributeError,
@@ -32,31 +33,31 @@ _OVERRIDE_ERRORS = (
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-  """A command line, read.
+  """What a command line says.
 
   Attributes:
-    config: resolved and locked.
-    path: where it came from.
-    workdir: None: not asked for.
-    distributed: see `distributed.initialize`.
+    config: The config with all overrides, locked.
+    path: The value of --config.
+    workdir: The value of --workdir; None where the command has no such flag.
+    distributed: The value of --distributed; see `distributed.initialize`.
   """
 
-  config: object
+  config: Config
   path: str
   workdir: pathlib.Path | None
   distributed: str = distributed.DETECT
 
 
 def parse(argv: Sequence[str], workdir: bool = True) -> Command:
-  """Reads a command line.
+  """Reads the command line of a command that works on a config.
 
   Args:
-    argv: `argv[0]` is the program.
-    workdir: whether there must be a --workdir; otherwise there is no such flag.
+    argv: The command line; `argv[0]` is the program.
+    workdir: Whether the command needs a --workdir; otherwise it has no such flag.
 
   Raises:
-    ConfigError: a flag is missing, unknown or malformed; the config's file is missing or broken; an
-      override names no key or has the wrong type.
+    ConfigError: A flag is missing, unknown or malformed; the config's file is missing or broken; or
+      an override names no key or has a value of the wrong type.
   """
   for arg in argv:
     if "\0" in arg:
@@ -102,19 +103,18 @@ def parse(argv: Sequence[str], workdir: bool = True) -> Command:
   return Command(config, path, expand("workdir", values.workdir), values.distributed)
 
 
-def _override(config, args: Sequence[str], values) -> list[str]:
-  """Writes the overrides of a command line into the config, its other flags into `values`; returns
-  what is no flag."""
+def _override(config: Config, args: Sequence[str], values) -> list[str]:
+  """Writes overrides into the config and other flags into `values`; returns what is no flag."""
   from ml_collections import config_flags
 
   config_flags.DEFINE_config_dict(
-    "config", config, flag_values=values, sys_argv=args, lock_config=True
+    "config", config, flag_values=values, sys_argv=list(args), lock_config=True
   )
   return values(args)[1:]
 
 
 def _take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
-  """`(value of --config, all other arguments)`."""
+  """Returns the value of --config and all other arguments."""
   path, rest, i = None, [], 0
   while i < len(argv):
     flag, equals, value = argv[i].partition("=")
@@ -139,9 +139,8 @@ def _take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
   return path, rest
 
 
-def _take_preset(args: Sequence[str], config) -> list[str]:
-  """Writes the presets that `--config.model.moe=NAME` names into the config; returns the other
-  arguments."""
+def _take_preset(args: Sequence[str], config: Config) -> list[str]:
+  """Writes the presets of `--config.model.moe=NAME` into the config; returns what is left."""
   from moe_jax import assembly
 
   rest = []
@@ -154,37 +153,37 @@ def _take_preset(args: Sequence[str], config) -> list[str]:
   return rest
 
 
-def _take_none(args: Sequence[str], config) -> list[str]:
-  """Writes None where the last word on a key that may be None is `None`; returns the arguments on
-  other keys.
+def _take_none(args: Sequence[str], config: Config) -> list[str]:
+  """Writes None into keys whose last override is `None`; returns the other arguments.
 
-  ml_collections reads the text after = as the key's type, of which None is not.
+  ml_collections could not do it: it reads the text after = as a value of the key's type.
   """
   from moe_jax.assembly.sections import KEYS
 
   rest = list(args)
   for key in (name for name, key in KEYS.items() if key.optional):
     flags = (f"--config.{key}", f"-config.{key}")
-    given = []  # (place, number of arguments, value)
+    # For each override of this key: its place, how many arguments it takes, and its value.
+    overrides = []
     for i, arg in enumerate(rest):
       flag, equals, value = arg.partition("=")
       if flag in flags and (equals or i + 1 < len(rest)):
-        given.append((i, 1 if equals else 2, value if equals else rest[i + 1]))
-    said = [value.strip().lower() == "none" for *_, value in given]
-    if said and said[-1]:
+        overrides.append((i, 1 if equals else 2, value if equals else rest[i + 1]))
+    are_none = [value.strip().lower() == "none" for *_, value in overrides]
+    if are_none and are_none[-1]:
       _branch(config, key)[key.rpartition(".")[2]] = None
     gone = {
       place + n
-      for (place, number, _), none in zip(given, said, strict=True)
+      for (place, number, _), is_none in zip(overrides, are_none, strict=True)
       for n in range(number)
-      if none or said[-1]
+      if is_none or are_none[-1]
     }
     rest = [arg for i, arg in enumerate(rest) if i not in gone]
   return rest
 
 
-def _check_keys(args: Sequence[str], config) -> None:
-  """Refuses `--config.KEY` if there is no such key, with the nearest one that there is."""
+def _check_keys(args: Sequence[str], config: Config) -> None:
+  """Raises ConfigError, which proposes the nearest key, if `--config.KEY` names no key."""
   for arg in args:
     flag, equals, value = arg.lstrip("-").partition("=")
     if not arg.startswith("-") or not flag.removeprefix("no").startswith("config."):
@@ -206,8 +205,8 @@ def _check_keys(args: Sequence[str], config) -> None:
       raise ConfigError(key, value if equals else "", _instead(key, value, config))
 
 
-def _instead(key: str, value: str, config) -> str:
-  """What to say where `--config.KEY=VALUE` names a branch."""
+def _instead(key: str, value: str, config: Config) -> str:
+  """Returns the remedy where `--config.KEY=VALUE` names a section instead of a key."""
   from moe_jax import assembly
 
   holds = "holds other keys and is no value itself; "
@@ -223,8 +222,11 @@ def _instead(key: str, value: str, config) -> str:
 
 
 def _override_error(args: Sequence[str], path: str, error: Exception) -> ConfigError:
-  """What is wrong with the override that `error` (of absl or config_flags) complains about: the
-  first that fails alone."""
+  """Returns what is wrong with the overrides that `error` complains about.
+
+  absl and config_flags do not say which override they mean, so each one is tried alone, and the
+  first that fails is reported.
+  """
   for i, arg in enumerate(args[1:], 1):
     flag, equals, value = arg.partition("=")
     key = flag.lstrip("-").removeprefix("config.")
@@ -246,8 +248,8 @@ def _override_error(args: Sequence[str], path: str, error: Exception) -> ConfigE
   return ConfigError("flag", shorten(" ".join(args[1:])), shorten(str(error)))
 
 
-def _keys(config, prefix: str = "") -> list[str]:
-  """All dotted keys, branches too."""
+def _keys(config: Config, prefix: str = "") -> list[str]:
+  """Returns all dotted keys, sections included."""
   found = []
   for key, value in config.items():
     found.append(prefix + key)
@@ -255,8 +257,8 @@ def _keys(config, prefix: str = "") -> list[str]:
   return found
 
 
-def _branch(config, key: str):
-  """The branch that holds a dotted key; of a key that ends with a dot, what it holds itself."""
+def _branch(config: Config, key: str) -> Config:
+  """Returns the section that holds a dotted key; a key that ends with a dot is a section itself."""
   for name in key.split(".")[:-1]:
     config = config[name]
   return config

@@ -3,46 +3,50 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
+import importlib.machinery
 import pathlib
 import sys
+import types
 
 from moe_jax.errors import ConfigError, shorten, shown
+from moe_jax.options import Config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]  # The clone, where configs/ is.
 LARGEST_CONFIG = 1_000_000  # bytes
 
 
-def load_config(path: str):
-  """The ConfigDict of `FILE.py[:VARIANT]`: `get_config()`, or `get_config(VARIANT)`.
+def load_config(path: str) -> Config:
+  """Returns what `get_config()`, or `get_config(VARIANT)`, of `FILE.py[:VARIANT]` returns.
 
   Args:
-    path: relative to the working directory or, failing that, to the clone or its `configs/`.
+    path: The file, relative to the working directory or, if it is not there, to the clone or its
+      folder `configs/`; and perhaps a colon and a variant.
 
   Raises:
-    ConfigError: there is no such file, or it does not define a config.
+    ConfigError: There is no such file, or it does not define a valid config.
   """
   from moe_jax.assembly.sections import check_config
 
   name, colon, variant = path.partition(":")
   file = _find_config(path, name)
-  for place in (
-    str(ROOT),
-    str(file.resolve().parent.parent),
-  ):  # so that it can say `from configs import base`
+  # These folders let the file say `from configs import base`.
+  for place in (str(ROOT), str(file.resolve().parent.parent)):
     if place not in sys.path:
       sys.path.append(place)
   try:
-    spec = importlib.util.spec_from_file_location("_config", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loader = importlib.machinery.SourceFileLoader("_config", str(file))
+    module = types.ModuleType(loader.name)
+    module.__file__ = str(file)
+    loader.exec_module(module)
     config = module.get_config(*([variant] if colon else []))
     if hasattr(config, "lock"):
       config.lock()
-      config.to_dict()  # whose values may be computed from others
+      # Values may be computed from others, which fails only when they are asked for.
+      config.to_dict()
   except ConfigError:
     raise
-  except (Exception, SystemExit) as error:  # whatever a user's Python file may raise
+  except (Exception, SystemExit) as error:
+    # The Python file of a user may raise anything.
     raise ConfigError(
       "config",
       path,
@@ -65,7 +69,7 @@ def load_config(path: str):
 
 
 def _find_config(path: str, name: str) -> pathlib.Path:
-  """The file that `--config=path` names, whose part before a colon is `name`."""
+  """Returns the file that `--config=path` names; `name` is the part before the colon."""
   tried = [expand("config", name), ROOT / name, ROOT / "configs" / name]
   try:
     file = next((p for p in tried if p.is_file()), None)
@@ -103,6 +107,15 @@ def _find_config(path: str, name: str) -> pathlib.Path:
 
 
 def expand(flag: str, path: str) -> pathlib.Path:
+  """Returns a path with ~ replaced by the home directory.
+
+  Args:
+    flag: The flag that the path was given with, for the message.
+    path: The path.
+
+  Raises:
+    ConfigError: There is no such user.
+  """
   try:
     return pathlib.Path(path).expanduser()
   except RuntimeError as error:
