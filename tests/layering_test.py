@@ -161,3 +161,11 @@ def test_tests_mirror_the_package():
       continue
     missing.append(relative.as_posix())
   assert not missing, missing
+
+
+def test_public_names_can_be_imported():
+  # Catches a public name that type checkers see but that cannot be imported, or the reverse.
+  import moe_jax
+
+  assert set(moe_jax.__all__) == set(moe_jax._PUBLIC) <= set(dir(moe_jax))
+  assert all(getattr(moe_jax, name) is not None for name in moe_jax.__all__)
