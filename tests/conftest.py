@@ -53,7 +53,7 @@ LONG = (
   "models/encoder_decoder_test.py",
   "training/accumulate_test.py",
   "sharding/parallel_test.py",
-  "models/decoder_test.py",
+  "models/language_model_test.py",
   "dispatch/conformance_test.py",
   "experiments/common/seeds_test.py",
   "training/step_test.py",

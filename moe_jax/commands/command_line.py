@@ -199,7 +199,7 @@ def _check_keys(args: Sequence[str], config: Config) -> None:
         key,
         value if equals else "",
         "there is no such key; "
-        + (f"did you mean {near[0]}?" if near else "configs/base.py lists all keys"),
+        + (f"did you mean {near[0]}?" if near else "docs/options.md and --help=all list all keys"),
       )
     if hasattr(_branch(config, key + "."), "items"):
       raise ConfigError(key, value if equals else "", _instead(key, value, config))
