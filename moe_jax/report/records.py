@@ -187,7 +187,7 @@ def number(value: Any) -> float:
   """Returns `value` as a float, or NaN if it is not a number (null, text, "NaN")."""
   try:
     return float(value)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):  # an int may be too large for a float
     return math.nan
 
 
@@ -198,7 +198,7 @@ def numbers(value: Any) -> np.ndarray | None:
   """
   try:
     return np.asarray(value, float)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     pass
   if not isinstance(value, list):
     return np.asarray(number(value))

@@ -82,6 +82,7 @@ def test_what_an_encoder_decoder_is_judged_by_and_how_its_layers_are_called(tmp_
 def test_numbers():
   # Catches an exception for null or text, and a ragged list that is accepted.
   assert math.isnan(numbers(None)) and math.isnan(numbers("x"))
+  assert math.isnan(number(10**400)) and np.isnan(numbers([10**400, 1])[0])
   assert numbers([[1, 2], [3]]) is None
   # Each of the two inner lists is ragged, so that both are None.
   assert numbers([[[1], [2, 3]], [[1], [2, 3]]]) is None
