@@ -16,63 +16,85 @@ activations are bfloat16, about which the paper says nothing.
 
 from configs import shared
 
-COLUMNS = (
-  "model.num_layers",
-  "model.d_model",
-  "model.num_heads",
-  "model.d_ff",
-  "model.vocab_size",
-  "model.moe.d_ff",
-  "model.moe.num_experts",
-  "model.moe.num_shared_experts",
-  "model.moe.first",
-  "optimizer.learning_rate",
-  "train.steps",
-  "paper.parameters",
-  "paper.activated",
-  "paper.note",
-)
 HALF = (
   "the paper's own FLOPs (Table 6) also give 13.6B activated: 8.6B fewer than 145B's, not 10.0B"
 )
-# The columns are layers, width, heads, width of the dense FFN, vocabulary, width of an expert,
-# routed experts, shared experts, first layer with experts, learning rate, steps, and the paper's
-# claims (parameters, activated parameters, note).
 VARIANTS = {
-  "16b": (28, 2048, 16, 10_944, 102_400, 1408, 64, 2, 1, 4.2e-4, 106_449, 16.4e9, 2.8e9, ""),
-  "2b": (9, 1280, 10, 3413, 8192, 853, 63, 1, 0, 1.08e-3, 25_000, 2e9, 0.3e9, ""),
-  "145b": (62, 4096, 32, 10_944, 102_400, 1408, 128, 4, 1, 3e-4, 13_000, 144.6e9, 22.2e9, ""),
-  "142b_half": (
-    62,
-    4096,
-    32,
-    10_944,
-    102_400,
-    1408,
-    128,
-    2,
-    1,
-    3e-4,
-    13_000,
-    142.3e9,
-    12.2e9,
-    HALF,
+  "16b": shared.size(
+    layers=28,
+    width=2048,
+    heads=16,
+    ffn=10_944,
+    vocabulary=102_400,
+    expert_width=1408,
+    experts=64,
+    num_shared_experts=2,
+    first=1,
+    learning_rate=4.2e-4,
+    steps=106_449,
+    parameters=16.4e9,
+    activated=2.8e9,
   ),
-  "gshard_137b": (
-    62,
-    4096,
-    32,
-    10_923,
-    102_400,
-    10_923,
-    16,
-    0,
-    1,
-    3e-4,
-    13_000,
-    136.5e9,
-    21.6e9,
-    "",
+  "2b": shared.size(
+    layers=9,
+    width=1280,
+    heads=10,
+    ffn=3413,
+    vocabulary=8192,
+    expert_width=853,
+    experts=63,
+    num_shared_experts=1,
+    first=0,
+    learning_rate=1.08e-3,
+    steps=25_000,
+    parameters=2e9,
+    activated=0.3e9,
+  ),
+  "145b": shared.size(
+    layers=62,
+    width=4096,
+    heads=32,
+    ffn=10_944,
+    vocabulary=102_400,
+    expert_width=1408,
+    experts=128,
+    num_shared_experts=4,
+    first=1,
+    learning_rate=3e-4,
+    steps=13_000,
+    parameters=144.6e9,
+    activated=22.2e9,
+  ),
+  "142b_half": shared.size(
+    layers=62,
+    width=4096,
+    heads=32,
+    ffn=10_944,
+    vocabulary=102_400,
+    expert_width=1408,
+    experts=128,
+    num_shared_experts=2,
+    first=1,
+    learning_rate=3e-4,
+    steps=13_000,
+    parameters=142.3e9,
+    activated=12.2e9,
+    note=HALF,
+  ),
+  "gshard_137b": shared.size(
+    layers=62,
+    width=4096,
+    heads=32,
+    ffn=10_923,
+    vocabulary=102_400,
+    expert_width=10_923,
+    experts=16,
+    num_shared_experts=0,
+    first=1,
+    learning_rate=3e-4,
+    steps=13_000,
+    parameters=136.5e9,
+    activated=21.6e9,
   ),
 }
 PRESETS = {"145b": "deepseek_moe_145b", "142b_half": "deepseek_moe_145b", "gshard_137b": "gshard"}
@@ -84,7 +106,7 @@ CONSTANT = ("145b", "142b_half", "gshard_137b")
 
 def get_config(variant="16b"):
   """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
-  sizes = shared.variant(variant, VARIANTS, COLUMNS)
+  sizes = shared.variant(variant, VARIANTS)
   preset = PRESETS.get(variant, "deepseek_moe")
   c = shared.paper_scale(preset, sizes | {"model.head_dim": 128, "model.moe.every": 1})
   c.paper.name = "DeepSeekMoE"

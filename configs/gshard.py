@@ -23,24 +23,28 @@ Open:
 
 from configs import shared
 
-COLUMNS = (
-  "model.moe.num_experts",
-  "model.num_layers",
-  "train.batch_size",
-  "model.moe.group_size",
-  "model.remat",
-  "paper.parameters",
-)
-# The columns are experts, layers of each stack, sequences of 1024 tokens per batch, tokens per
-# core, recomputation, and the paper's claim (parameters).
 VARIANTS = {
-  "600b": (2048, 18, 4096, 2048, "full", 600e9),
-  "200b": (2048, 6, 4096, 2048, "none", 200e9),
-  "150b": (512, 18, 1024, 2048, "full", 150e9),
-  "50b": (512, 6, 1024, 2048, "none", 50e9),
-  "37b": (128, 18, 1024, 8192, "full", 37e9),
-  "12_5b": (128, 6, 1024, 8192, "none", 12.5e9),
-  "1t": (2048, 30, 4096, 2048, "full", 1e12),
+  "600b": shared.size(
+    experts=2048, layers=18, batch_size=4096, group_size=2048, remat="full", parameters=600e9
+  ),
+  "200b": shared.size(
+    experts=2048, layers=6, batch_size=4096, group_size=2048, remat="none", parameters=200e9
+  ),
+  "150b": shared.size(
+    experts=512, layers=18, batch_size=1024, group_size=2048, remat="full", parameters=150e9
+  ),
+  "50b": shared.size(
+    experts=512, layers=6, batch_size=1024, group_size=2048, remat="none", parameters=50e9
+  ),
+  "37b": shared.size(
+    experts=128, layers=18, batch_size=1024, group_size=8192, remat="full", parameters=37e9
+  ),
+  "12_5b": shared.size(
+    experts=128, layers=6, batch_size=1024, group_size=8192, remat="none", parameters=12.5e9
+  ),
+  "1t": shared.size(
+    experts=2048, layers=30, batch_size=4096, group_size=2048, remat="full", parameters=1e12
+  ),
 }
 LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "ja", "ko", "pt", "ru", "tr", "zh-cn")
 
@@ -57,7 +61,7 @@ def get_config(variant="600b"):
       "model.vocab_size": 64_000,
       "model.target_vocab_size": 32_000,
     }
-    | shared.variant(variant, VARIANTS, COLUMNS),
+    | shared.variant(variant, VARIANTS),
   )
   c.paper.name, c.paper.note = "GShard", "the paper may count in binary billions, 2^30"
   shared.t5(

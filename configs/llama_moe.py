@@ -12,18 +12,10 @@ and its sampling weights. That the learning rate decays as a cosine is from memo
 
 from configs import shared
 
-COLUMNS = (
-  "model.moe.num_experts",
-  "model.moe.router.noisy_top_k.k",
-  "model.moe.d_ff",
-  "paper.activated",
-)
-# The columns are experts, experts per token, width of an expert, and the paper's claim (activated
-# parameters).
 VARIANTS = {
-  "3_5b_4_16": (16, 4, 688, 3.5e9),
-  "3_0b_2_16": (16, 2, 688, 3.0e9),
-  "3_5b_2_8": (8, 2, 1376, 3.5e9),
+  "3_5b_4_16": shared.size(experts=16, experts_a_token=4, expert_width=688, activated=3.5e9),
+  "3_0b_2_16": shared.size(experts=16, experts_a_token=2, expert_width=688, activated=3.0e9),
+  "3_5b_2_8": shared.size(experts=8, experts_a_token=2, expert_width=1376, activated=3.5e9),
 }
 LLAMA_2_7B = {
   "model.d_model": 4096,
@@ -38,7 +30,7 @@ LLAMA_2_7B = {
 
 def get_config(variant="3_5b_4_16"):
   """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
-  sizes = shared.variant(variant, VARIANTS, COLUMNS)
+  sizes = shared.variant(variant, VARIANTS)
   experts, k = sizes["model.moe.num_experts"], sizes["model.moe.router.noisy_top_k.k"]
   c = shared.paper_scale("llama_moe", LLAMA_2_7B | sizes)
   c.paper.name = "LLaMA-MoE"

@@ -39,22 +39,64 @@ def paper_scale(preset, sizes):
   return c
 
 
-def variant(name, variants, columns=()):
+# What a keyword of `size` sets.
+SIZES = {
+  "layers": "model.num_layers",
+  "width": "model.d_model",
+  "heads": "model.num_heads",
+  "ffn": "model.d_ff",
+  "vocabulary": "model.vocab_size",
+  "expert_width": "model.moe.d_ff",
+  "experts": "model.moe.num_experts",
+  "num_shared_experts": "model.moe.num_shared_experts",
+  "first": "model.moe.first",
+  "learning_rate": "optimizer.learning_rate",
+  "steps": "train.steps",
+  "parameters": "paper.parameters",
+  "activated": "paper.activated",
+  "note": "paper.note",
+  "head_dim": "model.head_dim",
+  "batch_size": "train.batch_size",
+  "group_size": "model.moe.group_size",
+  "remat": "model.remat",
+  "experts_a_token": "model.moe.router.noisy_top_k.k",
+  "lstm_units": "model.lstm_units",
+  "dropout": "model.dropout",
+  "without_embedding": "paper.without_embedding",
+  "operations": "paper.operations",
+  "extra_ffn": "model.moe.extra_ffn",
+  "group_rows": "model.moe.group_rows",
+  "activation": "model.activation",
+  "tied_embeddings": "model.tied_embeddings",
+  # configs/lstm_moe.py makes keys of these.
+  "gates": "gates",
+  "groups": "groups",
+  "gpus": "gpus",
+}
+
+
+def size(**values):
+  """Returns sizes by their dotted keys; the keywords are those of `SIZES`.
+
+  A table of a paper reads well as a list of such calls, one for each row.
+  """
+  return {choose("size", name, SIZES): value for name, value in values.items()}
+
+
+def variant(name, variants):
   """Returns the sizes of a variant, dotted key -> value.
 
   Those of "desk" are the sizes of the first variant, which `desk` then shrinks.
 
   Args:
     name: What follows the colon in --config=configs/FAMILY.py:NAME.
-    variants: Name -> sizes, or name -> the values alone, in the order of `columns`.
-    columns: The keys of such values.
+    variants: Name -> sizes.
 
   Raises:
     ConfigError: There is no such variant.
   """
   known = {**variants, "desk": next(iter(variants.values()))}
-  found = choose("config", name, known)
-  return dict(zip(columns, found, strict=True)) if columns else dict(found)
+  return dict(choose("config", name, known))
 
 
 def t5(c, sequences, steps, encoder_len=512, seq_len=114):

@@ -24,35 +24,76 @@ Deviation: weights are initialised with standard deviation 1/sqrt(fan_in)
 
 from configs import shared
 
-COLUMNS = (
-  "model.d_model",
-  "model.d_ff",
-  "model.num_heads",
-  "model.head_dim",
-  "model.num_layers",
-  "model.moe.num_experts",
-  "model.moe.extra_ffn",
-  "model.moe.group_rows",
-  "paper.parameters",
-  "paper.activated",
-  "paper.note",
-)
 NAME = "the paper's 32B are what 1.25 slots a token activate (capacity factor 1.25), not top-2"
-# The columns are width, width of FFNs and experts, heads, width of a head, layers of each stack,
-# experts, whether there are extra FFNs, rows per group, and the paper's claims (parameters,
-# activated parameters, note).
 VARIANTS = {
-  "32b": (5120, 20_480, 64, 128, 24, 64, True, 8, 269e9, 32e9, NAME),
-  "32b_27": (5120, 20_480, 64, 128, 27, 64, False, 8, 269e9, 32e9, NAME),
-  "l": (1024, 2816, 16, 64, 24, 32, True, 4, 4.1e9, 0.0, ""),
-  "l_27": (1024, 2816, 16, 64, 27, 32, False, 4, 4.1e9, 0.0, ""),
-  "dense_l": (1024, 2816, 16, 64, 27, 0, False, 1, 0.8e9, 0.0, ""),
+  "32b": shared.size(
+    width=5120,
+    ffn=20_480,
+    heads=64,
+    head_dim=128,
+    layers=24,
+    experts=64,
+    extra_ffn=True,
+    group_rows=8,
+    parameters=269e9,
+    activated=32e9,
+    note=NAME,
+  ),
+  "32b_27": shared.size(
+    width=5120,
+    ffn=20_480,
+    heads=64,
+    head_dim=128,
+    layers=27,
+    experts=64,
+    extra_ffn=False,
+    group_rows=8,
+    parameters=269e9,
+    activated=32e9,
+    note=NAME,
+  ),
+  "l": shared.size(
+    width=1024,
+    ffn=2816,
+    heads=16,
+    head_dim=64,
+    layers=24,
+    experts=32,
+    extra_ffn=True,
+    group_rows=4,
+    parameters=4.1e9,
+    activated=0.0,
+  ),
+  "l_27": shared.size(
+    width=1024,
+    ffn=2816,
+    heads=16,
+    head_dim=64,
+    layers=27,
+    experts=32,
+    extra_ffn=False,
+    group_rows=4,
+    parameters=4.1e9,
+    activated=0.0,
+  ),
+  "dense_l": shared.size(
+    width=1024,
+    ffn=2816,
+    heads=16,
+    head_dim=64,
+    layers=27,
+    experts=0,
+    extra_ffn=False,
+    group_rows=1,
+    parameters=0.8e9,
+    activated=0.0,
+  ),
 }
 
 
 def get_config(variant="32b"):
   """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
-  c = shared.paper_scale("st_moe", shared.variant(variant, VARIANTS, COLUMNS))
+  c = shared.paper_scale("st_moe", shared.variant(variant, VARIANTS))
   c.paper.name = "ST-MoE"
   # A batch has 2^20 tokens; the 32B models read 1.5T tokens.
   shared.t5(c, sequences=2048, steps=1_430_511 if variant.startswith("32b") else 500_000)

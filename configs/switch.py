@@ -27,42 +27,139 @@ weights.
 
 from configs import shared, t5
 
-COLUMNS = (
-  "model.d_model",
-  "model.d_ff",
-  "model.num_heads",
-  "model.num_layers",
-  "model.activation",
-  "model.tied_embeddings",
-  "model.moe.num_experts",
-  "model.moe.group_rows",
-  "paper.parameters",
-  "paper.note",
-)
 XXL_64 = "64 experts (Table 9) make half the claim; the released 128 make it"
 GEGLU = "Table 9's GEGLU FFN; the released ReLU of 4096 fits the claim"
-# The columns are width, width of FFNs and experts, heads of width 64, layers of each stack, kind of
-# FFN, whether embeddings are tied, experts, rows of 512 tokens per group, and the paper's claim
-# (parameters, note).
 VARIANTS = {
-  "base_128e": (768, 3072, 12, 12, "relu", True, 128, 16, 7.41e9, ""),
-  "base_16e": (768, 3072, 12, 12, "relu", True, 16, 16, 1.1e9, ""),
-  "base_32e": (768, 3072, 12, 12, "relu", True, 32, 16, 2.0e9, ""),
-  "base_64e": (768, 3072, 12, 12, "relu", True, 64, 16, 3.8e9, ""),
-  "base_256e": (768, 3072, 12, 12, "relu", True, 256, 16, 14.7e9, ""),
-  "large_128e": (1024, 4096, 16, 24, "relu", True, 128, 8, 26e9, ""),
-  "large_128e_geglu": (1024, 2816, 16, 24, "geglu", True, 128, 8, 26e9, GEGLU),
-  "xxl_128e": (4096, 10_240, 64, 24, "geglu", False, 128, 8, 395e9, ""),
-  "xxl_64e": (4096, 10_240, 64, 24, "geglu", False, 64, 8, 395e9, XXL_64),
-  "c": (2080, 6144, 32, 15, "relu", False, 2048, 4, 1.571e12, ""),
-  "c_30_heads": (2080, 6144, 30, 15, "relu", False, 2048, 4, 1.571e12, ""),
+  "base_128e": shared.size(
+    width=768,
+    ffn=3072,
+    heads=12,
+    layers=12,
+    activation="relu",
+    tied_embeddings=True,
+    experts=128,
+    group_rows=16,
+    parameters=7.41e9,
+  ),
+  "base_16e": shared.size(
+    width=768,
+    ffn=3072,
+    heads=12,
+    layers=12,
+    activation="relu",
+    tied_embeddings=True,
+    experts=16,
+    group_rows=16,
+    parameters=1.1e9,
+  ),
+  "base_32e": shared.size(
+    width=768,
+    ffn=3072,
+    heads=12,
+    layers=12,
+    activation="relu",
+    tied_embeddings=True,
+    experts=32,
+    group_rows=16,
+    parameters=2.0e9,
+  ),
+  "base_64e": shared.size(
+    width=768,
+    ffn=3072,
+    heads=12,
+    layers=12,
+    activation="relu",
+    tied_embeddings=True,
+    experts=64,
+    group_rows=16,
+    parameters=3.8e9,
+  ),
+  "base_256e": shared.size(
+    width=768,
+    ffn=3072,
+    heads=12,
+    layers=12,
+    activation="relu",
+    tied_embeddings=True,
+    experts=256,
+    group_rows=16,
+    parameters=14.7e9,
+  ),
+  "large_128e": shared.size(
+    width=1024,
+    ffn=4096,
+    heads=16,
+    layers=24,
+    activation="relu",
+    tied_embeddings=True,
+    experts=128,
+    group_rows=8,
+    parameters=26e9,
+  ),
+  "large_128e_geglu": shared.size(
+    width=1024,
+    ffn=2816,
+    heads=16,
+    layers=24,
+    activation="geglu",
+    tied_embeddings=True,
+    experts=128,
+    group_rows=8,
+    parameters=26e9,
+    note=GEGLU,
+  ),
+  "xxl_128e": shared.size(
+    width=4096,
+    ffn=10_240,
+    heads=64,
+    layers=24,
+    activation="geglu",
+    tied_embeddings=False,
+    experts=128,
+    group_rows=8,
+    parameters=395e9,
+  ),
+  "xxl_64e": shared.size(
+    width=4096,
+    ffn=10_240,
+    heads=64,
+    layers=24,
+    activation="geglu",
+    tied_embeddings=False,
+    experts=64,
+    group_rows=8,
+    parameters=395e9,
+    note=XXL_64,
+  ),
+  "c": shared.size(
+    width=2080,
+    ffn=6144,
+    heads=32,
+    layers=15,
+    activation="relu",
+    tied_embeddings=False,
+    experts=2048,
+    group_rows=4,
+    parameters=1.571e12,
+  ),
+  "c_30_heads": shared.size(
+    width=2080,
+    ffn=6144,
+    heads=30,
+    layers=15,
+    activation="relu",
+    tied_embeddings=False,
+    experts=2048,
+    group_rows=4,
+    parameters=1.571e12,
+  ),
 }
 
 
 def get_config(variant="base_128e"):
   """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   every_layer = {"model.moe.first": 0, "model.moe.every": 1} if variant.startswith("c") else {}
-  c = t5.architecture("Switch", variant, shared.variant(variant, VARIANTS, COLUMNS) | every_layer)
+  c = t5.architecture("Switch", variant, shared.variant(variant, VARIANTS) | every_layer)
   if every_layer:
     c.model.moe.capacity_factor, c.model.moe.min_capacity = 1.0, 2
   if variant.startswith("xxl"):

@@ -10,39 +10,51 @@ curves can be compared: 2^20 tokens per batch and 550,000 steps.
 
 from configs import shared
 
-COLUMNS = (
-  "model.d_model",
-  "model.d_ff",
-  "model.num_heads",
-  "model.num_layers",
-  "model.activation",
-  "model.tied_embeddings",
-  "paper.parameters",
-  "paper.note",
-)
-# The columns are width, width of FFNs, heads of width 64, layers of each stack, kind of FFN,
-# whether embeddings are tied, and the paper's claim (parameters, note).
 VARIANTS = {
-  "base": (768, 3072, 12, 12, "relu", True, 223e6, ""),
-  "large": (1024, 4096, 16, 24, "relu", True, 739e6, ""),
-  "large_geglu": (
-    1024,
-    2816,
-    16,
-    24,
-    "geglu",
-    True,
-    739e6,
-    "Table 9's GEGLU FFN; ReLU of 4096 is 739M's",
+  "base": shared.size(
+    width=768,
+    ffn=3072,
+    heads=12,
+    layers=12,
+    activation="relu",
+    tied_embeddings=True,
+    parameters=223e6,
   ),
-  "xxl": (4096, 10_240, 64, 24, "geglu", False, 11e9, ""),
+  "large": shared.size(
+    width=1024,
+    ffn=4096,
+    heads=16,
+    layers=24,
+    activation="relu",
+    tied_embeddings=True,
+    parameters=739e6,
+  ),
+  "large_geglu": shared.size(
+    width=1024,
+    ffn=2816,
+    heads=16,
+    layers=24,
+    activation="geglu",
+    tied_embeddings=True,
+    parameters=739e6,
+    note="Table 9's GEGLU FFN; ReLU of 4096 is 739M's",
+  ),
+  "xxl": shared.size(
+    width=4096,
+    ffn=10_240,
+    heads=64,
+    layers=24,
+    activation="geglu",
+    tied_embeddings=False,
+    parameters=11e9,
+  ),
 }
 
 
 def get_config(variant="base"):
   """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   return architecture(
-    "T5", variant, shared.variant(variant, VARIANTS, COLUMNS) | {"model.moe.num_experts": 0}
+    "T5", variant, shared.variant(variant, VARIANTS) | {"model.moe.num_experts": 0}
   )
 
 
