@@ -176,8 +176,8 @@ class EncoderDecoder(nn.Module):
     x, decoder_aux = self.decoder(self.decoder_experts, name="decoder")(
       self._embed(target_table, tokens), context, decoder_routing
     )
-    aux = _join(encoder_aux, decoder_aux)
-    return self._logits(x, target_table), reduce_losses(aux, self.layer_reduce)
+    aux = reduce_losses(_join(encoder_aux, decoder_aux), self.layer_reduce)
+    return self._logits(x, target_table), aux
 
   @property
   def has_experts(self) -> tuple[bool, ...]:
