@@ -11,6 +11,7 @@ from moe_jax.report.records import (
   curve,
   layer_names,
   measure,
+  number,
   numbers,
   page_layers,
   read_workdir,
