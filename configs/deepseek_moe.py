@@ -19,6 +19,19 @@ from configs import shared
 HALF = (
   "the paper's own FLOPs (Table 6) also give 13.6B activated: 8.6B fewer than 145B's, not 10.0B"
 )
+# What several rows of the paper's table share.
+_145B = shared.size(
+  layers=62,
+  width=4096,
+  heads=32,
+  ffn=10_944,
+  vocabulary=102_400,
+  expert_width=1408,
+  experts=128,
+  first=1,
+  learning_rate=3e-4,
+  steps=13_000,
+)
 VARIANTS = {
   "16b": shared.size(
     layers=28,
@@ -50,49 +63,15 @@ VARIANTS = {
     parameters=2e9,
     activated=0.3e9,
   ),
-  "145b": shared.size(
-    layers=62,
-    width=4096,
-    heads=32,
-    ffn=10_944,
-    vocabulary=102_400,
-    expert_width=1408,
-    experts=128,
-    num_shared_experts=4,
-    first=1,
-    learning_rate=3e-4,
-    steps=13_000,
-    parameters=144.6e9,
-    activated=22.2e9,
-  ),
-  "142b_half": shared.size(
-    layers=62,
-    width=4096,
-    heads=32,
-    ffn=10_944,
-    vocabulary=102_400,
-    expert_width=1408,
-    experts=128,
-    num_shared_experts=2,
-    first=1,
-    learning_rate=3e-4,
-    steps=13_000,
-    parameters=142.3e9,
-    activated=12.2e9,
-    note=HALF,
-  ),
-  "gshard_137b": shared.size(
-    layers=62,
-    width=4096,
-    heads=32,
+  "145b": _145B | shared.size(num_shared_experts=4, parameters=144.6e9, activated=22.2e9),
+  "142b_half": _145B
+  | shared.size(num_shared_experts=2, parameters=142.3e9, activated=12.2e9, note=HALF),
+  "gshard_137b": _145B
+  | shared.size(
     ffn=10_923,
-    vocabulary=102_400,
     expert_width=10_923,
     experts=16,
     num_shared_experts=0,
-    first=1,
-    learning_rate=3e-4,
-    steps=13_000,
     parameters=136.5e9,
     activated=21.6e9,
   ),

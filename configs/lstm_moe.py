@@ -32,255 +32,112 @@ GATES = {
   "none": "noisy_top_k",
 }
 EMBEDDED = "4,313.9M and two matrices of 793,471 x 1024 make 5.94B"
+# What several rows of the paper's table share.
+_WORDS = shared.size(
+  width=512,
+  expert_width=1024,
+  groups=0,
+  lstm_units=0,
+  dropout=0.1,
+  gpus=16,
+  parameters=0.8e9,
+  operations=8.4e6,
+)
+_WORDS_H = shared.size(
+  gates="hierarchical", width=512, expert_width=1024, groups=16, lstm_units=0, dropout=0.2, gpus=16
+)
+_WIDE_H = shared.size(gates="hierarchical", width=1024, groups=16, gpus=16, parameters=6.0e9)
+_NEWS = shared.size(
+  width=512,
+  expert_width=1024,
+  groups=0,
+  lstm_units=0,
+  dropout=0.0,
+  gpus=32,
+  parameters=0.1e9,
+  operations=8.4e6,
+)
+_NEWS_H = shared.size(
+  gates="hierarchical", width=512, expert_width=1024, lstm_units=0, dropout=0.0, gpus=32
+)
 VARIANTS = {
-  "moe_256": shared.size(
-    gates="flat",
-    width=512,
-    experts=256,
-    expert_width=1024,
-    groups=0,
-    lstm_units=0,
-    dropout=0.1,
-    gpus=16,
-    without_embedding=272.9e6,
-    parameters=1.1e9,
-    operations=8.6e6,
+  "moe_256": _WORDS
+  | shared.size(
+    gates="flat", experts=256, without_embedding=272.9e6, parameters=1.1e9, operations=8.6e6
   ),
-  "moe_4": shared.size(
-    gates="flat",
-    width=512,
-    experts=4,
-    expert_width=1024,
-    groups=0,
-    lstm_units=0,
-    dropout=0.1,
-    gpus=16,
-    without_embedding=8.4e6,
-    parameters=0.8e9,
-    operations=8.4e6,
+  "moe_4": _WORDS | shared.size(gates="flat", experts=4, without_embedding=8.4e6),
+  "moe_32": _WORDS
+  | shared.size(gates="flat", experts=32, without_embedding=37.8e6, parameters=0.9e9),
+  "moe_256_h": _WORDS_H
+  | shared.size(
+    experts=256, dropout=0.1, without_embedding=272.9e6, parameters=1.1e9, operations=8.4e6
   ),
-  "moe_32": shared.size(
-    gates="flat",
-    width=512,
-    experts=32,
-    expert_width=1024,
-    groups=0,
-    lstm_units=0,
-    dropout=0.1,
-    gpus=16,
-    without_embedding=37.8e6,
-    parameters=0.9e9,
-    operations=8.4e6,
-  ),
-  "moe_256_h": shared.size(
-    gates="hierarchical",
-    width=512,
-    experts=256,
-    expert_width=1024,
-    groups=16,
-    lstm_units=0,
-    dropout=0.1,
-    gpus=16,
-    without_embedding=272.9e6,
-    parameters=1.1e9,
-    operations=8.4e6,
-  ),
-  "moe_1024_h": shared.size(
-    gates="hierarchical",
-    width=512,
-    experts=1024,
-    expert_width=1024,
-    groups=16,
-    lstm_units=0,
-    dropout=0.2,
-    gpus=16,
-    without_embedding=1079.0e6,
-    parameters=1.9e9,
-    operations=8.5e6,
-  ),
-  "moe_4096_h": shared.size(
-    gates="hierarchical",
-    width=512,
-    experts=4096,
-    expert_width=1024,
-    groups=16,
-    lstm_units=0,
-    dropout=0.2,
-    gpus=16,
-    without_embedding=4303.4e6,
-    parameters=5.1e9,
-    operations=8.9e6,
-  ),
-  "moe_34m": shared.size(
-    gates="hierarchical",
-    width=1024,
+  "moe_1024_h": _WORDS_H
+  | shared.size(experts=1024, without_embedding=1079.0e6, parameters=1.9e9, operations=8.5e6),
+  "moe_4096_h": _WORDS_H
+  | shared.size(experts=4096, without_embedding=4303.4e6, parameters=5.1e9, operations=8.9e6),
+  "moe_34m": _WIDE_H
+  | shared.size(
     experts=1024,
     expert_width=2048,
-    groups=16,
     lstm_units=0,
     dropout=0.3,
-    gpus=16,
     without_embedding=4313.9e6,
-    parameters=6.0e9,
     operations=33.8e6,
     note=EMBEDDED,
   ),
-  "moe_143m": shared.size(
-    gates="hierarchical",
-    width=1024,
+  "moe_143m": _WIDE_H
+  | shared.size(
     experts=256,
     expert_width=8192,
-    groups=16,
     lstm_units=4096,
     dropout=0.4,
-    gpus=16,
     without_embedding=4371.1e6,
-    parameters=6.0e9,
     operations=142.7e6,
   ),
-  "moe_1_wide": shared.size(
-    gates="wide",
-    width=512,
-    experts=1,
-    expert_width=4096,
-    groups=0,
-    lstm_units=0,
-    dropout=0.1,
-    gpus=16,
-    without_embedding=8.4e6,
-    parameters=0.8e9,
-    operations=8.4e6,
+  "moe_1_wide": _WORDS
+  | shared.size(gates="wide", experts=1, expert_width=4096, without_embedding=8.4e6),
+  "4xlstm_512": _WORDS | shared.size(gates="none", experts=0, without_embedding=8.4e6),
+  "lstm_2048_512": _WORDS
+  | shared.size(
+    gates="none", experts=0, lstm_units=2048, without_embedding=9.4e6, operations=9.4e6
   ),
-  "4xlstm_512": shared.size(
-    gates="none",
-    width=512,
-    experts=0,
-    expert_width=1024,
-    groups=0,
-    lstm_units=0,
-    dropout=0.1,
-    gpus=16,
-    without_embedding=8.4e6,
-    parameters=0.8e9,
-    operations=8.4e6,
+  "news_32": _NEWS | shared.size(gates="flat", experts=32, without_embedding=37.8e6),
+  "news_256_h": _NEWS_H
+  | shared.size(
+    experts=256, groups=32, without_embedding=272.9e6, parameters=0.4e9, operations=8.4e6
   ),
-  "lstm_2048_512": shared.size(
-    gates="none",
-    width=512,
-    experts=0,
-    expert_width=1024,
-    groups=0,
-    lstm_units=2048,
-    dropout=0.1,
-    gpus=16,
-    without_embedding=9.4e6,
-    parameters=0.8e9,
-    operations=9.4e6,
+  "news_1024_h": _NEWS_H
+  | shared.size(
+    experts=1024, groups=32, without_embedding=1079.0e6, parameters=1.2e9, operations=8.5e6
   ),
-  "news_32": shared.size(
-    gates="flat",
-    width=512,
-    experts=32,
-    expert_width=1024,
-    groups=0,
-    lstm_units=0,
-    dropout=0.0,
-    gpus=32,
-    without_embedding=37.8e6,
-    parameters=0.1e9,
-    operations=8.4e6,
+  "news_4096_h": _NEWS_H
+  | shared.size(
+    experts=4096, groups=64, without_embedding=4303.4e6, parameters=4.4e9, operations=8.6e6
   ),
-  "news_256_h": shared.size(
-    gates="hierarchical",
-    width=512,
-    experts=256,
-    expert_width=1024,
-    groups=32,
-    lstm_units=0,
-    dropout=0.0,
-    gpus=32,
-    without_embedding=272.9e6,
-    parameters=0.4e9,
-    operations=8.4e6,
+  "news_16384_h": _NEWS_H
+  | shared.size(
+    experts=16_384, groups=128, without_embedding=17_201.0e6, parameters=17.3e9, operations=8.8e6
   ),
-  "news_1024_h": shared.size(
-    gates="hierarchical",
-    width=512,
-    experts=1024,
-    expert_width=1024,
-    groups=32,
-    lstm_units=0,
-    dropout=0.0,
-    gpus=32,
-    without_embedding=1079.0e6,
-    parameters=1.2e9,
-    operations=8.5e6,
-  ),
-  "news_4096_h": shared.size(
-    gates="hierarchical",
-    width=512,
-    experts=4096,
-    expert_width=1024,
-    groups=64,
-    lstm_units=0,
-    dropout=0.0,
-    gpus=32,
-    without_embedding=4303.4e6,
-    parameters=4.4e9,
-    operations=8.6e6,
-  ),
-  "news_16384_h": shared.size(
-    gates="hierarchical",
-    width=512,
-    experts=16_384,
-    expert_width=1024,
-    groups=128,
-    lstm_units=0,
-    dropout=0.0,
-    gpus=32,
-    without_embedding=17_201.0e6,
-    parameters=17.3e9,
-    operations=8.8e6,
-  ),
-  "news_65536_h": shared.size(
-    gates="hierarchical",
-    width=512,
+  "news_65536_h": _NEWS_H
+  | shared.size(
     experts=65_536,
-    expert_width=1024,
     groups=256,
-    lstm_units=0,
-    dropout=0.0,
     gpus=64,
     without_embedding=68_791.0e6,
     parameters=68.9e9,
     operations=9.2e6,
   ),
-  "news_131072_h": shared.size(
-    gates="hierarchical",
-    width=512,
+  "news_131072_h": _NEWS_H
+  | shared.size(
     experts=131_072,
-    expert_width=1024,
     groups=256,
-    lstm_units=0,
-    dropout=0.0,
     gpus=128,
     without_embedding=137_577.6e6,
     parameters=137.7e9,
     operations=9.7e6,
   ),
-  "news_4xlstm_512": shared.size(
-    gates="none",
-    width=512,
-    experts=0,
-    expert_width=1024,
-    groups=0,
-    lstm_units=0,
-    dropout=0.0,
-    gpus=32,
-    without_embedding=8.4e6,
-    parameters=0.1e9,
-    operations=8.4e6,
-  ),
+  "news_4xlstm_512": _NEWS | shared.size(gates="none", experts=0, without_embedding=8.4e6),
 }
 
 

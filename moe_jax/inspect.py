@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from moe_jax.commands import guarded
+from moe_jax.commands import guarded, take_flags
+from moe_jax.commands.flags import positional
 from moe_jax.errors import ConfigError
 
 
@@ -21,20 +22,14 @@ def main(argv: Sequence[str]) -> int:
 
   It is 2 if the directory is no workdir or cannot be read.
   """
-  arguments = [arg for arg in argv[1:] if arg != "--debug"]
-  if len(arguments) != 1 or arguments[0].startswith("-"):
-    print(
-      "usage: python -m moe_jax.inspect DIR",
-      file=sys.stderr if arguments != ["--help"] else sys.stdout,
-    )
-    return 0 if arguments == ["--help"] else 2
 
-  def say(rest: Sequence[str]) -> int:
-    for name, value in describe(pathlib.Path(rest[1])).items():
+  def print_facts(rest: Sequence[str]) -> int:
+    _, arguments = take_flags(rest[1:], (), config=False)
+    for name, value in describe(pathlib.Path(positional(arguments, ["DIR"])[0])).items():
       print(f"{name}: {value}")
     return 0
 
-  return guarded(argv, None, say)
+  return guarded(argv, __doc__, print_facts)
 
 
 def describe(directory: pathlib.Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ the tables between the markers in that file.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import inspect
 import pathlib
@@ -23,7 +22,8 @@ from jaxtyping import Array, Float
 
 from moe_jax.assembly.presets import PRESETS
 from moe_jax.assembly.sections import NEUTRAL
-from moe_jax.commands import guarded
+from moe_jax.commands import Flag, guarded, take_flags
+from moe_jax.commands.flags import positional
 from moe_jax.errors import ConfigError
 from moe_jax.layers import LOSSES, LossOptions, RouterFacts, load_without_noise
 from moe_jax.layers.moe_losses import auxiliary_losses
@@ -48,27 +48,22 @@ def main(argv: Sequence[str]) -> int:
   Args:
     argv: The arguments, without the program's name.
   """
-  return guarded(["routers", *argv], None, lambda rest: _main(rest[1:]))
+  return guarded(["routers", *argv], __doc__, lambda rest: _main(rest[1:]))
 
 
 def _main(argv: Sequence[str]) -> int:
-  parser = argparse.ArgumentParser(
-    prog="python -m moe_jax.routers", description="Lists the routers and presets."
-  )
-  parser.add_argument(
-    "--write", metavar="FILE", help="put the tables between the markers of a Markdown file"
-  )
-  flags = parser.parse_args(argv)
+  flags, rest = take_flags(argv, (Flag("write"),), config=False)
+  positional(rest, [])
   tables = {"routers": router_table(), "presets": preset_table()}
-  if not flags.write:
+  if "write" not in flags:
     print("\n\n".join(tables.values()))
     return 0
-  file = pathlib.Path(flags.write)
+  file = pathlib.Path(flags["write"])
   try:
     text = file.read_text()
   except (OSError, ValueError) as error:
     raise ConfigError(
-      "write", flags.write, f"{error}; give a text file with the markers of README.md"
+      "write", flags["write"], f"{error}; give a text file with the markers of README.md"
     ) from error
   for name, table in tables.items():
     text = replace(text, name, table)

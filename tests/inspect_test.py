@@ -82,5 +82,11 @@ def test_what_is_no_workdir(tmp_path, capsys, what, words):
 
 def test_usage(capsys):
   # Catches an argument that is silently ignored.
-  assert inspection.main(["inspect"]) == 2 and "usage" in capsys.readouterr().err
-  assert inspection.main(["inspect", "--help"]) == 0 and "usage" in capsys.readouterr().out
+  for arguments, words in (
+    ([], "DIR=None: is missing; the arguments are DIR"),
+    (["a", "b"], "argument='b': is one too many"),
+    (["--dir=a"], "flag='--dir=a': the flags are --debug"),
+  ):
+    assert inspection.main(["inspect", *arguments]) == 2
+    assert words in capsys.readouterr().err
+  assert inspection.main(["inspect", "--help"]) == 0 and "inspect DIR" in capsys.readouterr().out

@@ -31,14 +31,21 @@ def bind(
   if "name" not in options:
     raise ConfigError(f"{field}.name", None, f"is missing; known: {', '.join(table)}")
   choose(f"{field}.name", options["name"], table)
-  for name in options:
-    if name != "name":
-      choose(field, name, table)
-      _check_options(table[name], options[name], f"{field}.{name}")
+  check_options(table, options, field)
   return functools.partial(table[options["name"]], **dict(options.get(options["name"], {})))
 
 
-def _check_options(function: Callable, options: Config, field: str) -> None:
+def check_options(
+  table: Mapping[str, Callable], options: Mapping[str, Any] | Config, field: str
+) -> None:
+  """Raises ConfigError, as `bind` does, for wrong options of any function of `table`."""
+  for name in options:
+    if name != "name":
+      choose(field, name, table)
+      _check_function(table[name], options[name], f"{field}.{name}")
+
+
+def _check_function(function: Callable, options: Config, field: str) -> None:
   """Raises ConfigError unless `options` maps options of this function to allowed values."""
   keys = arguments(function)
   if not isinstance(options, (Mapping, ConfigDict, FrozenConfigDict)):

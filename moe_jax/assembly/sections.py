@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
+from moe_jax.assembly.bind import check_options
 from moe_jax.data.options import DataOptions
 from moe_jax.dispatch import DISPATCHERS, CapacityOptions
 from moe_jax.errors import ConfigError
@@ -177,21 +178,7 @@ def check_config(config: Any) -> None:
   for section, functions in FUNCTIONS.items():
     if f"{section}.name" not in values:
       raise ConfigError(f"{section}.name", None, "is missing; see configs/base.py")
-    for dotted, value in values.items():
-      if dotted.startswith(f"{section}.") and dotted != f"{section}.name":
-        _check_option(section, functions, dotted, value)
-
-
-def _check_option(
-  section: str, functions: Mapping[str, Callable[..., Any]], dotted: str, value: Any
-) -> None:
-  """Raises ConfigError if an option of a router or dispatcher has a value that is not allowed.
-
-  Unknown names are left to `bind`, which proposes the nearest.
-  """
-  function, _, name = dotted.removeprefix(f"{section}.").partition(".")
-  if function in functions and name in (options := arguments(functions[function])):
-    options[name].check(dotted, value)
+    check_options(functions, _section(config, section), section)
 
 
 def is_option(dotted: str) -> bool:

@@ -15,13 +15,11 @@ class Flag:
 
   Attributes:
     name: The name without dashes.
-    doc: What the flag does; it may be empty where the command's own text describes it.
     bare: The value that the flag has where no "=" follows it. None means that the value is then the
       next argument.
   """
 
   name: str
-  doc: str = ""
   bare: str | None = None
 
 
@@ -71,6 +69,21 @@ def _unknown(arg: str, bare: str, known: Mapping[str, Flag], config: bool) -> Co
   of_config = ["--config", "--config.KEY"] if config else []
   listed = ", ".join([*of_config, *(f"--{name}" for name in known), "--debug"])
   return ConfigError("flag", arg, f"{hint}the flags are {listed}")
+
+
+def positional(rest: Sequence[str], names: Sequence[str]) -> list[str]:
+  """Returns the arguments that are no flags, one for each name.
+
+  Raises:
+    ConfigError: There are more or fewer of them.
+  """
+  if len(rest) < len(names):
+    missing = names[len(rest)]
+    raise ConfigError(missing, None, f"is missing; the arguments are {' '.join(names)}")
+  if len(rest) > len(names):
+    remedy = f"the arguments are {' '.join(names)}" if names else "there are only flags"
+    raise ConfigError("argument", rest[len(names)], f"is one too many; {remedy}")
+  return list(rest)
 
 
 def switch(name: str, value: str | None) -> bool:

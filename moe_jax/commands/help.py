@@ -13,9 +13,9 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
 from moe_jax.assembly.sections import FUNCTIONS, SECTIONS
-from moe_jax.commands.flags import Flag, take_flags
+from moe_jax.commands.flags import Flag, positional, take_flags
 from moe_jax.commands.guarded import guarded
-from moe_jax.errors import choose
+from moe_jax.errors import ConfigError, choose
 from moe_jax.options import Key, arguments, keys
 
 _WIDTH = 96
@@ -30,9 +30,14 @@ from the declarations; `python -m moe_jax.train --help=model.moe` prints one sec
 
 def main(argv: Sequence[str]) -> int:
   """Prints all options, or writes the page; returns the exit code."""
-  flags, _ = take_flags(argv[1:], (Flag("write"),), config=False)
+  flags, rest = take_flags(argv[1:], (Flag("write"),), config=False)
+  positional(rest, [])
   if "write" in flags:
-    pathlib.Path(flags["write"]).write_text(page())
+    try:
+      pathlib.Path(flags["write"]).write_text(page())
+    except OSError as error:
+      remedy = f"{error.strerror}; give a file that can be written, such as docs/options.md"
+      raise ConfigError("write", flags["write"], remedy) from error
   else:
     print(section_text("all"))
   return 0

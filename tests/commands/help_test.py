@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from moe_jax.assembly.sections import KEYS
+from moe_jax.commands import guarded
 from moe_jax.commands import help as helping
 from moe_jax.errors import ConfigError
 
@@ -35,3 +36,13 @@ def test_write(tmp_path, capsys):
   assert helping.main(["help", f"--write={tmp_path / 'page.md'}"]) == 0
   assert (tmp_path / "page.md").read_text() == helping.page() and not capsys.readouterr().out
   assert helping.main(["help"]) == 0 and "--config.seed=0" in capsys.readouterr().out
+
+
+def test_mistakes(tmp_path, capsys):
+  # Catches: a traceback for a folder that is not there; an argument that is silently ignored.
+  for argument, words in (
+    (f"--write={tmp_path / 'no' / 'page.md'}", "give a file that can be written"),
+    ("page.md", "argument='page.md': is one too many; there are only flags"),
+  ):
+    assert guarded(["help", argument], "", helping.main) == 2
+    assert words in capsys.readouterr().err
