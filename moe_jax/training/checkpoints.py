@@ -330,13 +330,29 @@ def _without_damaged_notes(directory: pathlib.Path) -> list[str]:
   return sentences
 
 
+# The types of what Orbax's notes hold. Any other type would end the construction of its manager.
+_NOTE_TYPES: Mapping[str, tuple[type, ...]] = {
+  BITS: (int, float),
+  "item_handlers": (dict, str),
+  "metrics": (dict,),
+  "performance_metrics": (dict,),
+  "custom_metadata": (dict,),
+  "init_timestamp_nsecs": (int,),
+  "commit_timestamp_nsecs": (int,),
+}
+
+
 def _is_note(path: pathlib.Path) -> bool:
-  """Returns whether a file holds a JSON object, whose score is a number if it has one."""
+  """Returns whether a file holds a JSON object whose known entries have the right types."""
   try:
     note = json.loads(path.read_text(encoding="utf-8"))
   except (OSError, ValueError, RecursionError):
     return False
-  return isinstance(note, dict) and isinstance(note.get(BITS, 0.0), (int, float))
+  if not isinstance(note, dict) or note.get(BITS, 0.0) is None:
+    return False
+  return all(
+    note.get(name) is None or isinstance(note[name], types) for name, types in _NOTE_TYPES.items()
+  )
 
 
 def _move_aside(directory: pathlib.Path, path: pathlib.Path, name: str) -> pathlib.Path:

@@ -245,6 +245,28 @@ def test_damaged_notes_of_orbax_cost_no_checkpoint(tmp_path, note, content):
   )
 
 
+@pytest.mark.parametrize(
+  "field, value",
+  [
+    ("item_handlers", True),
+    ("metrics", [1]),
+    ("performance_metrics", "x"),
+    ("custom_metadata", False),
+    ("init_timestamp_nsecs", "x"),
+    ("commit_timestamp_nsecs", {"a": 1}),
+  ],
+)
+def test_an_entry_of_another_type_costs_no_checkpoint(tmp_path, field, value):
+  # Catches a note that is JSON, but of which Orbax's manager refuses one entry.
+  home = tmp_path / "checkpoints"
+  save(home, {2: 1.0, 4: 2.0})
+  path = home / "4" / "_CHECKPOINT_METADATA"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+  with Checkpoints(home) as c:
+    step, _, _, _, told = c.restore(abstract(make_state(4)))
+  assert step == 4 and len(told) == 1 and str(path) in told[0]
+
+
 def test_where_no_checkpoint_is_whole_nothing_changes(tmp_path):
   # Catches the last copy of the weights that is moved or deleted, and a run that silently begins
   # anew.
