@@ -39,12 +39,10 @@ def describe(config: Config) -> str:
   Raises:
     ConfigError: The config is wrong, or it needs the size of a tokenizer that is not there.
   """
-  from moe_jax import accounts, assembly, data
+  from moe_jax import accounts, assembly
 
   assembly.validate(config)
-  vocab_size = assembly.fixed_vocab_size(config)
-  if not vocab_size:
-    vocab_size = data.vocab_size(config.data, data.tokenizer_of(config.data))
+  vocab_size = assembly.vocab_size(config)
   total, activated = accounts.parameter_counts(config, vocab_size)
   flops = accounts.flops_per_token(config, vocab_size)
   lines = [

@@ -18,6 +18,7 @@ import tiny
 from configs_test import FAMILIES
 
 from moe_jax import assembly, data, sharding
+from moe_jax.data.options import DataOptions
 from moe_jax.run import finish, loop
 from moe_jax.run import update as updates
 from moe_jax.training import metrics, optimizers, workdir
@@ -60,8 +61,9 @@ def test_a_shrunk_config_takes_a_step(family, tmp_path):
   config = tiny.shrink(importlib.import_module(f"configs.{family}").get_config(), tmp_path)
   shallow(config)
   assembly.validate(config, 1)
-  tokenizer, mesh = data.tokenizer_of(config.data), sharding.make_mesh({"data": 1})
-  model = assembly.model(config, data.vocab_size(config.data, tokenizer), mesh)
+  options = DataOptions.of(config.data)
+  tokenizer, mesh = data.tokenizer_of(options), sharding.make_mesh({"data": 1})
+  model = assembly.model(config, data.vocab_size(options, tokenizer), mesh)
   optimizer, schedule = optimizers.make(
     optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
   )
@@ -75,9 +77,7 @@ def test_a_shrunk_config_takes_a_step(family, tmp_path):
   with (
     jax.set_mesh(mesh),
     contextlib.closing(
-      data.train_iterator(
-        config.data, tokenizer, data.make_sources(config.data), config.train.batch_size
-      )
+      data.train_iterator(options, tokenizer, data.make_sources(options), config.train.batch_size)
     ) as batches,
   ):
     state = states.first_state(drawn, optimizer, jax.random.key(0))

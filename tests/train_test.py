@@ -12,6 +12,7 @@ import tiny
 
 from moe_jax import commands, data, train
 from moe_jax import inspect as inspection
+from moe_jax.data.options import DataOptions
 from moe_jax.errors import EXIT_DIVERGED, Diverged
 from moe_jax.run import loop
 from moe_jax.training import metrics, workdir
@@ -189,7 +190,7 @@ def test_a_workdir_that_is_not_this_runs(tmp_path, capfd):
   (place / "meta.json").unlink()
   (place / "checkpoints" / "4" / "state").mkdir(parents=True)
   fails(capfd, arguments(tmp_path), "workdir=", "no meta.json", "restore that file")
-  sources = data.fingerprints(data.make_sources(config.data))
+  sources = data.fingerprints(data.make_sources(DataOptions.of(config.data)))
   workdir.note_start(place, config, {"config": "x", "data": sources, "tokenizer": "bytes"}, {})
   fails(
     capfd,

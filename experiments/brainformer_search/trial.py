@@ -19,6 +19,7 @@ from configs import base
 from experiments.brainformer_search import search
 from moe_jax import accounts, assembly, data, sharding
 from moe_jax.assembly.sublayers import kind, options
+from moe_jax.data.options import DataOptions
 from moe_jax.run import update
 from moe_jax.training import evaluate, optimizers
 from moe_jax.training import state as states
@@ -175,10 +176,17 @@ def _text():
   fingerprints of the text.
   """
   c = config(("attention:width=16,heads=1",))
-  tokenizer, sources = data.tokenizer_of(c.data), data.make_sources(c.data)
-  with contextlib.closing(data.train_iterator(c.data, tokenizer, sources, ROWS)) as stream:
+  data_options = DataOptions.of(c.data)
+  tokenizer, sources = data.tokenizer_of(data_options), data.make_sources(data_options)
+  with contextlib.closing(data.train_iterator(data_options, tokenizer, sources, ROWS)) as stream:
     batches = [jax.tree.map(np.asarray, next(stream)) for _ in range(BATCHES)]
-  return batches, tokenizer, sources, data.vocab_size(c.data, tokenizer), data.fingerprints(sources)
+  return (
+    batches,
+    tokenizer,
+    sources,
+    data.vocab_size(data_options, tokenizer),
+    data.fingerprints(sources),
+  )
 
 
 def fingerprints(_: None = None) -> dict[str, str]:
@@ -232,9 +240,10 @@ def _bits(block: search.Block, model, state) -> float:
 def _evaluator(block: search.Block, model):
   """Returns a function from a state to the held-out bits per byte of each source."""
   c = config(block)
-  c.train.batch_size = EVAL_ROWS
   _, tokenizer, sources, _, _ = _text()
-  evaluate_state = evaluate.make_eval(c, model, _mesh(), tokenizer, sources)
+  evaluate_state = evaluate.make_eval(
+    DataOptions.of(c.data), EVAL_ROWS, dict(c.sharding), model, _mesh(), tokenizer, sources
+  )
 
   def bits(state):
     summary = evaluate.summary(evaluate_state(state, EVAL_BATCHES))

@@ -35,12 +35,14 @@ from tqdm import tqdm
 
 from experiments.common.entry import guarded, parse
 from moe_jax import accounts, assembly, data, sharding
+from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError
 from moe_jax.run import update
 from moe_jax.training import evaluate, optimizers, workdir
 from moe_jax.training.checkpoints import Checkpoints
 from moe_jax.training.interrupt import Interrupt
 from moe_jax.training.metrics import plain
+from moe_jax.training.options import TrainOptions
 from moe_jax.training.state import TrainState, init_state
 from moe_jax.training.step import Batch
 
@@ -203,21 +205,25 @@ def train(
     ConfigError: The command is wrong in one of the ways that `moe_jax.train` refuses, or the
       workdir has other seeds.
   """
-  tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
-  size, fingerprints = data.vocab_size(config.data, tokenizer), data.fingerprints(sources)
-  measure = evaluate.MEASURES[config.data.objective][0]
+  data_options = DataOptions.of(config.data)
+  train_options = TrainOptions.of(config.train)
+  tokenizer, sources = data.tokenizer_of(data_options), data.make_sources(data_options)
+  size, fingerprints = data.vocab_size(data_options, tokenizer), data.fingerprints(sources)
+  measure = evaluate.MEASURES[data_options.objective][0]
   workdir.check_data(directory, fingerprints, tokenizer.fingerprint)
   mesh = sharding.make_mesh({"data": 1})
   model = assembly.model(_of_one_seed(config), size, mesh)
   optimizer, schedule = optimizers.make(
-    optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
+    optimizers.OptimizerOptions.of(config.optimizer), train_options.steps
   )
-  rows = config.train.batch_size // config.train.accumulate_steps
+  rows = train_options.microbatch
   one = functools.partial(update.make, config, optimizer=optimizer, schedule=schedule)
   step = jax.jit(over_seeds(one, model, seeds, together), donate_argnums=0)
-  make = functools.partial(draw, model, optimizer, seeds, config.data.seq_len, rows)
+  make = functools.partial(draw, model, optimizer, seeds, data_options.seq_len, rows)
   over = functools.partial(over_states, model, seeds, together)
-  totals = evaluate.make_eval(config, model, mesh, tokenizer, sources, over)
+  totals = evaluate.make_eval(
+    data_options, rows, dict(config.sharding), model, mesh, tokenizer, sources, over
+  )
 
   def evaluator(state, batches):
     return _summaries(totals(state, batches), seeds, measure)
@@ -225,16 +231,16 @@ def train(
   with contextlib.ExitStack() as stack:
     batches = stack.enter_context(
       contextlib.closing(
-        data.train_iterator(config.data, tokenizer, sources, config.train.batch_size)
+        data.train_iterator(data_options, tokenizer, sources, train_options.batch_size)
       )
     )
     workdir.claim(directory, config)
     stack.enter_context(workdir.exclusive(directory))
     checkpoints = stack.enter_context(
-      Checkpoints(directory / "checkpoints", config.train.keep_last, config.train.keep_best)
+      Checkpoints(directory / "checkpoints", train_options.keep_last, train_options.keep_best)
     )
     record, seconds = Record.empty(seeds), 0.0
-    if checkpoints.resumed_step(config.train.steps) is None:
+    if checkpoints.resumed_step(train_options.steps) is None:
       state = jax.jit(make)()
     else:
       place = sharding.replicated(mesh)

@@ -13,6 +13,7 @@ import numpy as np
 from experiments.common import sweep
 from experiments.common.entry import parse
 from moe_jax import assembly, data, sharding
+from moe_jax.data.options import DataOptions
 from moe_jax.training import checkpoints, metrics
 
 # (w_importance, w_load) -> the paper's test perplexity, CV(Importance), CV(Load), and max(Load) /
@@ -81,9 +82,10 @@ def balance(row: sweep.Row, directory: pathlib.Path) -> dict[str, Any]:
   with config.unlocked():
     # The model reports only losses whose weight is not 0.
     config.model.moe.importance_loss = config.model.moe.load_loss = 1.0
-  tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
+  data_options = DataOptions.of(config.data)
+  tokenizer, sources = data.tokenizer_of(data_options), data.make_sources(data_options)
   model = assembly.model(
-    config, data.vocab_size(config.data, tokenizer), sharding.make_mesh({"data": 1})
+    config, data.vocab_size(data_options, tokenizer), sharding.make_mesh({"data": 1})
   )
   saved = directory / "checkpoints"
   params = checkpoints.load_params(saved, checkpoints.steps(saved)[-1])
@@ -107,9 +109,9 @@ def balance(row: sweep.Row, directory: pathlib.Path) -> dict[str, Any]:
       "evaluated_max_over_mean": balance[False]["max_over_mean"],
     }
 
-  batches = data.train_iterator(config.data, tokenizer, sources, config.train.batch_size)
+  batches = data.train_iterator(data_options, tokenizer, sources, config.train.batch_size)
   # The batches after the last one that was trained on.
-  batches.set_state({"pipeline": config.data.pipeline, "batches": config.train.steps})
+  batches.set_state({"pipeline": data_options.pipeline, "batches": config.train.steps})
   measured = [measure(next(batches), jax.random.key(i)) for i in range(BATCHES)]
   batches.close()
   lines = [line for line in metrics.read(directory / "metrics.jsonl") if line["kind"] == "train"]

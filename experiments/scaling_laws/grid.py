@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.common.entry import parse
 from experiments.common.sweep import Row
-from moe_jax import accounts, assembly, data
+from moe_jax import accounts, assembly
 
 # "sizes" are the width and layers of the dense models, each trained for each number of "steps".
 # "routed" are the sizes at which the number of experts varies, with the most steps. At these sizes,
@@ -115,9 +115,7 @@ def point(line: Mapping[str, Any]) -> dict[str, float]:
 def _sizes(*arguments: str) -> dict[str, float]:
   """Returns the columns of a point that follow from the config."""
   config = parse(["", *arguments], workdir=False).config
-  vocab_size = assembly.fixed_vocab_size(config) or data.vocab_size(
-    config.data, data.tokenizer_of(config.data)
-  )
+  vocab_size = assembly.vocab_size(config)
   total, activated = accounts.parameter_counts(config, vocab_size)
   embeddings = accounts.parameters_by_kind(config, vocab_size)["embedding"]
   experts, width = config.model.moe.num_experts, config.model.moe.d_ff

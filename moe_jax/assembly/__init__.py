@@ -5,7 +5,13 @@ Nothing outside this package and `accounts` reads the section `model` of a confi
 
 from moe_jax.assembly.bind import bind
 from moe_jax.assembly.experts import bias_update_rate, loss_weights, names_of_layers_with_experts
-from moe_jax.assembly.models import FAMILIES, abstract_variables, fixed_vocab_size, model
+from moe_jax.assembly.models import (
+  FAMILIES,
+  abstract_variables,
+  fixed_vocab_size,
+  model,
+  vocab_size,
+)
 from moe_jax.assembly.presets import PRESETS, use_preset
 from moe_jax.assembly.validate import validate
 
@@ -21,4 +27,5 @@ __all__ = [
   "names_of_layers_with_experts",
   "use_preset",
   "validate",
+  "vocab_size",
 ]

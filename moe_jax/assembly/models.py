@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import FrozenConfigDict
 
-from moe_jax import sharding
+from moe_jax import data, sharding
 from moe_jax.assembly.experts import (
   encoder_layers,
   encoder_model,
@@ -21,6 +21,7 @@ from moe_jax.assembly.experts import (
   moe_layer,
 )
 from moe_jax.assembly.sublayers import kind, layout, own_models
+from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError, choose
 from moe_jax.layers import (
   NORMS,
@@ -98,6 +99,19 @@ def _abstract_variables(m: Config, vocab_size: int, tokens: int) -> Any:
 def fixed_vocab_size(config: Config) -> int:
   """Returns the size of the vocabulary if the config fixes it, or 0 if it is the tokenizer's."""
   return config.model.vocab_size
+
+
+def vocab_size(config: Config) -> int:
+  """Returns the number of token ids of a config.
+
+  It is the config's own `model.vocab_size`, or else that of the tokenizer and the sentinels of span
+  corruption. The tokenizer is read only in the second case.
+
+  Raises:
+    ConfigError: If the tokenizer is needed and cannot be read.
+  """
+  options = DataOptions.of(config.data)
+  return fixed_vocab_size(config) or data.vocab_size(options, data.tokenizer_of(options))
 
 
 def grouped_query(m: Config, **common) -> functools.partial:

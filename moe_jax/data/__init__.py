@@ -32,6 +32,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from moe_jax.data.options import DataOptions
 from moe_jax.data.rows import Rows, process_rows
 from moe_jax.data.sources import Source, fingerprints, make_sources
 from moe_jax.data.span_corruption import span_corruption
@@ -69,19 +70,19 @@ _MOST_THREADS = 1024
 PIPELINES = {"windows": TrainWindows, "stream": _stream}
 
 
-def tokenizer_of(data) -> Tokenizer:
-  """Returns the tokenizer that `data` (config.data) describes; see `make_tokenizer`."""
+def tokenizer_of(data: DataOptions) -> Tokenizer:
+  """Returns the tokenizer that `data` describes; see `make_tokenizer`."""
   return make_tokenizer(data.tokenizer, data.bos, data.eos)
 
 
-def vocab_size(data, tokenizer: Tokenizer) -> int:
+def vocab_size(data: DataOptions, tokenizer: Tokenizer) -> int:
   """Returns the number of token ids in batches, including the sentinels of span corruption."""
   corruption = span_corruption(data, tokenizer.size, tokenizer.boundary)
   return tokenizer.size + (len(corruption.sentinels) if corruption else 0)
 
 
 def train_iterator(
-  data,
+  data: DataOptions,
   tokenizer: Tokenizer,
   sources: Sequence[Source],
   batch_size: int,
@@ -100,7 +101,7 @@ def train_iterator(
   after n batches is the same on every process and can be restored on any number of processes.
 
   Args:
-    data: `config.data`.
+    data: The options of the data.
     tokenizer: The tokenizer of all sources.
     sources: The sources, in the order of `data.weights`.
     batch_size: Number of rows of the global batch.
@@ -123,7 +124,7 @@ def train_iterator(
 
 
 def validation_batches(
-  data,
+  data: DataOptions,
   tokenizer: Tokenizer,
   source: Source,
   batch_size: int,
@@ -139,7 +140,7 @@ def validation_batches(
   process.
 
   Args:
-    data: `config.data`.
+    data: The options of the data.
     tokenizer: The tokenizer of the source.
     source: The source whose validation documents are read.
     batch_size: Number of rows of the global batch.
@@ -157,7 +158,7 @@ def validation_batches(
   return validation_windows(data, tokenizer, source, rows, _seq_len(data, seq_len), num_batches)
 
 
-def _seq_len(data, seq_len: int | None) -> int:
+def _seq_len(data: DataOptions, seq_len: int | None) -> int:
   """Returns `seq_len`, or `data.seq_len` if it is None, after checking that it is positive."""
   length = data.seq_len if seq_len is None else seq_len
   if length < 1:

@@ -31,6 +31,7 @@ from absl import logging
 
 from moe_jax.data import cache
 from moe_jax.data.documents import InMemory, Subset, split
+from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError, choose
 
 _RECIPE = 1  # Increase this when the text that the functions below produce changes.
@@ -57,12 +58,12 @@ _LEFT_OUT = {
 }
 
 
-def embedded(name: str, data) -> tuple[str, dict[str, Subset]]:
+def embedded(name: str, data: DataOptions) -> tuple[str, dict[str, Subset]]:
   """Opens the source `embedded:DOMAIN` and returns its fingerprint and its splits.
 
   Args:
     name: The source as `data.sources` names it.
-    data: `config.data`.
+    data: The options of the data.
 
   Raises:
     ConfigError: If there is no such domain, or if the files of the standard library are missing.

@@ -15,12 +15,13 @@ from typing import BinaryIO
 import numpy as np
 
 from moe_jax.data.documents import Subset, split
+from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError
 
 _PIECE = 2**16  # bytes; a longer text file is split into several documents
 
 
-def text(name: str, data) -> tuple[str, dict[str, Subset]]:
+def text(name: str, data: DataOptions) -> tuple[str, dict[str, Subset]]:
   """Opens the source `text:FILE`, `text:FOLDER` or `text:GLOB`.
 
   A folder stands for all files in it, recursively. Hidden files and folders are skipped. Files are
@@ -31,7 +32,7 @@ def text(name: str, data) -> tuple[str, dict[str, Subset]]:
 
   Args:
     name: The source as `data.sources` names it.
-    data: `config.data`.
+    data: The options of the data.
 
   Returns:
     The fingerprint of the text, and its splits.
@@ -42,14 +43,14 @@ def text(name: str, data) -> tuple[str, dict[str, Subset]]:
   return _open(name, data, _pieces, lambda content, where: content)
 
 
-def jsonl(name: str, data) -> tuple[str, dict[str, Subset]]:
+def jsonl(name: str, data: DataOptions) -> tuple[str, dict[str, Subset]]:
   """Opens the source `jsonl:FILE`, `jsonl:FOLDER` or `jsonl:GLOB`.
 
   Each line is a JSON object, whose string `data.text_field` is a document.
 
   Args:
     name: The source as `data.sources` names it.
-    data: `config.data`.
+    data: The options of the data.
 
   Returns:
     The fingerprint of the text, and its splits.
@@ -189,7 +190,7 @@ class _Stretches:
 
 def _open(
   name: str,
-  data,
+  data: DataOptions,
   cut: Callable[[BinaryIO], Iterator[tuple[int, int]]],
   parse: Callable[[bytes, str], bytes],
 ) -> tuple[str, dict[str, Subset]]:
@@ -197,7 +198,7 @@ def _open(
 
   Args:
     name: The source as `data.sources` names it.
-    data: `config.data`.
+    data: The options of the data.
     cut: Yields the (start, end) of each document of an open file, in bytes.
     parse: See `_Stretches`.
   """

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from moe_jax.data.documents import Subset
+from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError, choose
 
 
@@ -29,25 +30,25 @@ class Source:
 
 
 # Each kind of source imports its module only when it is used.
-def _embedded(name, data):
+def _embedded(name, data: DataOptions):
   from moe_jax.data.embedded import embedded
 
   return embedded(name, data)
 
 
-def _text(name, data):
+def _text(name, data: DataOptions):
   from moe_jax.data.files import text
 
   return text(name, data)
 
 
-def _jsonl(name, data):
+def _jsonl(name, data: DataOptions):
   from moe_jax.data.files import jsonl
 
   return jsonl(name, data)
 
 
-def _tfds(name, data):
+def _tfds(name, data: DataOptions):
   from moe_jax.data.tfds import tfds
 
   return tfds(name, data)
@@ -56,7 +57,7 @@ def _tfds(name, data):
 SOURCES = {"embedded": _embedded, "text": _text, "jsonl": _jsonl, "tfds": _tfds}
 
 
-def make_sources(data) -> list[Source]:
+def make_sources(data: DataOptions) -> list[Source]:
   """Returns the sources that `data.sources` names, in that order.
 
   Raises:

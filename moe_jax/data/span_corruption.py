@@ -30,6 +30,7 @@ import numpy as np
 from jaxtyping import Int32, Integer
 
 from moe_jax.data import cache
+from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError
 
 SENTINELS = 100  # The smallest number of sentinels, which is that of T5.
@@ -218,12 +219,12 @@ class SpanCorruption:
 
 
 def span_corruption(
-  data, tokenizer_size: int, boundary: int, seq_len: int | None = None
+  data: DataOptions, tokenizer_size: int, boundary: int, seq_len: int | None = None
 ) -> SpanCorruption | None:
-  """Returns the span corruption that `data` (config.data) asks for.
+  """Returns the span corruption that `data` asks for.
 
   Args:
-    data: `config.data`.
+    data: The options of the data.
     tokenizer_size: The size of the tokenizer, above which the ids of the sentinels are.
     boundary: The id that starts a document.
     seq_len: The number of targets of a row. None means `data.seq_len`.

@@ -21,6 +21,7 @@ from grain import experimental as grain_experimental
 
 from moe_jax.data import states
 from moe_jax.data.mixture import mix, weights
+from moe_jax.data.options import DataOptions
 from moe_jax.data.rows import Rows, batch
 from moe_jax.data.sources import Source
 from moe_jax.data.span_corruption import SpanCorruption, span_corruption
@@ -108,7 +109,7 @@ class TrainStream:
   number of these batches.
 
   Args:
-    data: `config.data`.
+    data: The options of the data.
     tokenizer: The tokenizer of all sources.
     sources: The sources of the mixture.
     rows: The rows of the global batch that this process reads.
@@ -120,7 +121,12 @@ class TrainStream:
   """
 
   def __init__(
-    self, data, tokenizer: Tokenizer, sources: Sequence[Source], rows: Rows, seq_len: int
+    self,
+    data: DataOptions,
+    tokenizer: Tokenizer,
+    sources: Sequence[Source],
+    rows: Rows,
+    seq_len: int,
   ):
     documents = [source.documents("train") for source in sources]
     shares = weights(data.weights, sources, [len(d) for d in documents])

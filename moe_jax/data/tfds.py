@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from moe_jax.data.documents import Subset, split
+from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError
 
 
@@ -48,7 +49,7 @@ class Examples:
     return f"{self._split}:{i}"
 
 
-def tfds(name: str, data) -> tuple[str, dict[str, Subset]]:
+def tfds(name: str, data: DataOptions) -> tuple[str, dict[str, Subset]]:
   """Opens the source `tfds:NAME[:VERSION]`.
 
   The validation documents are those of the split `data.validation_split`. If that is "", examples
@@ -57,7 +58,7 @@ def tfds(name: str, data) -> tuple[str, dict[str, Subset]]:
 
   Args:
     name: The source as `data.sources` names it.
-    data: `config.data`.
+    data: The options of the data.
 
   Returns:
     The fingerprint of the text, and its splits.
@@ -127,7 +128,7 @@ def tfds(name: str, data) -> tuple[str, dict[str, Subset]]:
   return fingerprint, split(name, parts[0], data.validation_fraction)
 
 
-def _folder(name: str, data) -> Any:
+def _folder(name: str, data: DataOptions) -> Any:
   """Returns the folder DATA_DIR/NAME/VERSION of the dataset.
 
   If the source names no version, this is the newest one that is prepared.

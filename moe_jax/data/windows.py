@@ -16,6 +16,7 @@ from absl import logging
 from moe_jax.data import cache, states
 from moe_jax.data.documents import Subset
 from moe_jax.data.mixture import local_rows, mix, weights
+from moe_jax.data.options import DataOptions
 from moe_jax.data.rows import Rows, batch
 from moe_jax.data.sources import Source
 from moe_jax.data.span_corruption import span_corruption
@@ -25,14 +26,14 @@ from moe_jax.errors import ConfigError
 _FORMAT = 2  # Increase this when the content of a flat file changes.
 
 
-def flat_tokens(data, tokenizer: Tokenizer, source: Source, split: str) -> np.ndarray:
+def flat_tokens(data: DataOptions, tokenizer: Tokenizer, source: Source, split: str) -> np.ndarray:
   """Returns the tokens of a split of a source, memory-mapped from the cache.
 
   The tokens are: boundary, tokens of document 0, boundary, tokens of document 1, ..., boundary. If
   the tokenizer has an `eos`, the tokens of each document end with it.
 
   Args:
-    data: `config.data`.
+    data: The options of the data.
     tokenizer: The tokenizer.
     source: The source.
     split: "train" or "validation".
@@ -120,7 +121,7 @@ class TrainWindows:
   The state is the number of batches that were returned.
 
   Args:
-    data: `config.data`.
+    data: The options of the data.
     tokenizer: The tokenizer of all sources.
     sources: The sources of the mixture.
     rows: The rows of the global batch that this process reads.
@@ -132,7 +133,12 @@ class TrainWindows:
   """
 
   def __init__(
-    self, data, tokenizer: Tokenizer, sources: Sequence[Source], rows: Rows, seq_len: int
+    self,
+    data: DataOptions,
+    tokenizer: Tokenizer,
+    sources: Sequence[Source],
+    rows: Rows,
+    seq_len: int,
   ):
     self._corruption = span_corruption(data, tokenizer.size, tokenizer.boundary, seq_len)
     length = self._corruption.raw if self._corruption else seq_len
@@ -212,7 +218,12 @@ def _check_window(source: Source, record: Windows, window: str) -> None:
 
 
 def validation_windows(
-  data, tokenizer: Tokenizer, source: Source, rows: Rows, seq_len: int, num_batches: int
+  data: DataOptions,
+  tokenizer: Tokenizer,
+  source: Source,
+  rows: Rows,
+  seq_len: int,
+  num_batches: int,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields batches of windows of the validation split; see `moe_jax.data.validation_batches`."""
   flat = flat_tokens(data, tokenizer, source, "validation")

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from moe_jax import assembly, data, sharding
+from moe_jax import assembly, sharding
 from moe_jax.dryrun import cache
 from moe_jax.dryrun.machine.chips import GIB
 from moe_jax.dryrun.machine.topology import Topology
@@ -24,6 +24,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.run import update as updates
 from moe_jax.training import optimizers
 from moe_jax.training import state as states
+from moe_jax.training.options import TrainOptions
 
 # Options with which the TPU compiler takes seconds instead of minutes.
 FAST = {"exec_time_optimization_effort": -1.0}
@@ -62,16 +63,6 @@ class Lowered(NamedTuple):
   state: states.TrainState
   vocab_size: int
   seconds: float
-
-
-def vocabulary(config) -> int:
-  """Returns the number of ids of the config or, if it fixes none, of the tokenizer.
-
-  Only in the second case must the tokenizer be available.
-  """
-  return assembly.fixed_vocab_size(config) or data.vocab_size(
-    config.data, data.tokenizer_of(config.data)
-  )
 
 
 def make_model(config, vocab_size: int, mesh: jax.sharding.Mesh) -> nn.Module:
@@ -123,12 +114,12 @@ def lower(config, mesh: jax.sharding.Mesh) -> Lowered:
 
   Where there is a choice of implementations, the platform of the mesh's devices decides.
   """
-  start, vocab_size = time.monotonic(), vocabulary(config)
+  start, vocab_size = time.monotonic(), assembly.vocab_size(config)
   model = make_model(config, vocab_size, mesh)
   optimizer, schedule = optimizers.make(
     optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
   )
-  rows = config.train.batch_size // config.train.accumulate_steps
+  rows = TrainOptions.of(config.train).microbatch
   with sharding.use_rules(dict(config.sharding)):
     state, _ = states.create(mesh, model, optimizer, config.seed, config.data.seq_len, rows)
     with jax.set_mesh(mesh):

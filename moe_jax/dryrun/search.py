@@ -123,7 +123,7 @@ def candidates(config: Any, topology: Topology, devices: Sequence) -> Iterator[C
     topology: The machine.
     devices: The machine's devices.
   """
-  vocab_size = compile.vocabulary(config)
+  vocab_size = assembly.vocab_size(config)
 
   with_remat = functools.cache(lambda remat: changed(config, {"model.remat": remat}))
   saved = functools.cache(

@@ -16,10 +16,12 @@ from jax.sharding import Mesh
 from moe_jax import accounts, data, sharding
 from moe_jax.data.cache import cache_dir
 from moe_jax.data.ladder import cached_ladder
+from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError
 from moe_jax.report import write_report
 from moe_jax.training import evaluate, workdir
 from moe_jax.training.interrupt import interruptible
+from moe_jax.training.options import TrainOptions
 from moe_jax.training.progress import working
 from moe_jax.training.sample import next_logits, sample
 from moe_jax.training.state import TrainState
@@ -75,15 +77,17 @@ def _finish(
 ) -> dict[str, Any]:
   """Does the work of `finish`."""
   first = jax.process_index() == 0
+  data_options = DataOptions.of(config.data)
+  train_options = TrainOptions.of(config.train)
 
   def at_work(what):
     return working(what, _say if first else lambda _: None)
 
-  measure, _ = evaluate.MEASURES[config.data.objective]
+  measure, _ = evaluate.MEASURES[data_options.objective]
   with at_work("evaluating the trained model on held-out text (train.final_eval_batches caps it)"):
-    totals = evaluate.summary(eval_fn(state, config.train.final_eval_batches), measure)
+    totals = evaluate.summary(eval_fn(state, train_options.final_eval_batches), measure)
   # Only a model of the next token can continue a text.
-  continues = config.data.objective == "next_token"
+  continues = data_options.objective == "next_token"
   variables = {"params": state.params} | (
     {"router_state": state.router_state} if state.router_state else {}
   )
@@ -92,22 +96,28 @@ def _finish(
     sharding.use_rules(dict(config.sharding)),
     at_work("sampling and routing held-out text"),
   ):
-    text = sample_text(config, model, variables, tokenizer) if continues else ""
-    routing = routing_pages(config, model, variables, tokenizer, sources, mesh)
+    sampled = ""
+    if continues:
+      sampled = sample_text(
+        model, variables, tokenizer, data_options.seq_len, train_options.microbatch
+      )
+    routing = routing_pages(
+      data_options, train_options.microbatch, model, variables, tokenizer, sources, mesh
+    )
   if not first:
     return {}
 
   def by_source(prefix):
     return {s.name: totals[f"{prefix}/{s.name}"] for s in sources}
 
-  size = data.vocab_size(config.data, tokenizer)
+  size = data.vocab_size(data_options, tokenizer)
   total, activated = accounts.parameter_counts(config, size)
   ladder = {}
   for source in sources if continues else ():
     with at_work(
       f"n-gram models and LZMA of {source.name} (report.ladder_megabytes=0 leaves them out)"
     ):
-      if rungs := source_ladder(config.data, source, round(config.report.ladder_megabytes * 1e6)):
+      if rungs := source_ladder(data_options, source, round(config.report.ladder_megabytes * 1e6)):
         ladder[source.name] = rungs
   results = dict(run_info) | {
     "seed": config.seed,
@@ -118,7 +128,7 @@ def _finish(
     "flops_per_token": accounts.flops_per_token(config, size),
     "data": data.fingerprints(sources),
     "hardware": workdir.hardware(mesh),
-    "sample": text,
+    "sample": sampled,
   }
   # results.json has the packages under the name "versions".
   results |= {
@@ -130,7 +140,7 @@ def _finish(
   if routing:
     workdir.write_atomically(directory / "routing.json", json.dumps(routing))
   path = write_report(directory)
-  shown = f"sample, temperature {TEMPERATURE}:\n{text}\n\n" if continues else ""
+  shown = f"sample, temperature {TEMPERATURE}:\n{sampled}\n\n" if continues else ""
   print(f"\n{table(results)}\n\n{shown}report: {path}", flush=True)
   return results
 
@@ -141,20 +151,32 @@ def _say(text: str) -> None:
 
 
 def sample_text(
-  config, model: nn.Module, variables: Mapping[str, Any], tokenizer: data.Tokenizer
+  model: nn.Module,
+  variables: Mapping[str, Any],
+  tokenizer: data.Tokenizer,
+  window: int,
+  batch_size: int,
 ) -> str:
-  """Returns about `SAMPLE_BYTES` bytes that the model writes as the beginning of a document."""
-  window, allowed = config.data.seq_len, tokenizer.byte_lengths > 0
+  """Returns about `SAMPLE_BYTES` bytes that the model writes as the beginning of a document.
+
+  Args:
+    model: The model.
+    variables: Its variables.
+    tokenizer: The tokenizer of the data.
+    window: The number of tokens that the model reads at once.
+    batch_size: The number of rows that the model can always read at once. One row is read if the
+      model's groups of tokens allow it.
+  """
+  allowed = tokenizer.byte_lengths > 0
   count = math.ceil(SAMPLE_BYTES / np.median(tokenizer.byte_lengths[allowed]))
-  rows = config.train.batch_size // config.train.accumulate_steps
   # One row suffices unless routing groups span several. Tracing tells which is the case.
+  rows = 1
   try:
     jax.eval_shape(
       lambda v: next_logits(model, v, np.zeros((1, window), np.int32), np.int32(1)), variables
     )
-    rows = 1
   except ConfigError:
-    pass
+    rows = batch_size
   ids = sample(
     model,
     variables,
@@ -170,7 +192,8 @@ def sample_text(
 
 
 def routing_pages(
-  config,
+  options: DataOptions,
+  batch_size: int,
   model: nn.Module,
   variables: Mapping[str, Any],
   tokenizer: data.Tokenizer,
@@ -181,6 +204,15 @@ def routing_pages(
 
   The expert of a token is its first choice. In an encoder-decoder the tokens and layers are those
   of the encoder.
+
+  Args:
+    options: The options of the data.
+    batch_size: The number of rows of a batch, over all processes.
+    model: The model.
+    variables: Its variables.
+    tokenizer: The tokenizer of the data.
+    sources: The sources of the data.
+    mesh: The mesh on which the variables live.
 
   Returns:
     A dict, which is {} if the model has no routed layers:
@@ -203,13 +235,13 @@ def routing_pages(
 
   # Replicated outputs can be read on every process.
   route = jax.jit(route, out_shardings=sharding.replicated(mesh))
-  rows, pages, experts = config.train.batch_size // config.train.accumulate_steps, [], 0
+  pages, experts = [], 0
   index, count = sharding.reader(mesh)
   for source in sources:
     batch = next(
       iter(
         data.validation_batches(
-          config.data, tokenizer, source, rows, process_index=index, process_count=count
+          options, tokenizer, source, batch_size, process_index=index, process_count=count
         )
       ),
       None,
@@ -256,11 +288,11 @@ def pieces(tokenizer: data.Tokenizer, ids: np.ndarray) -> list[str | None]:
   ]
 
 
-def source_ladder(settings, source: data.Source, most: int) -> dict[str, float] | None:
+def source_ladder(options: DataOptions, source: data.Source, most: int) -> dict[str, float] | None:
   """Returns the ladder of a source (see `data/ladder.py`).
 
   Args:
-    settings: The section `data` of the config.
+    options: The options of the data.
     source: The source of text.
     most: The largest number of bytes of training text, and of validation text, for which the ladder
       is computed. 0 means that there is no ladder.
@@ -275,8 +307,8 @@ def source_ladder(settings, source: data.Source, most: int) -> dict[str, float] 
     train, validation = (_up_to(source.documents(split), most) for split in ("train", "validation"))
     return (train, validation) if train is not None and validation and any(validation) else None
 
-  key = f"{source.fingerprint} {settings.validation_fraction} {settings.validation_split}"
-  return cached_ladder(key, documents, cache_dir(settings.cache_dir))
+  key = f"{source.fingerprint} {options.validation_fraction} {options.validation_split}"
+  return cached_ladder(key, documents, cache_dir(options.cache_dir))
 
 
 def comparison(path: str, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from moe_jax import accounts, assembly, data, distributed, sharding
+from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError
 from moe_jax.run import finish
 from moe_jax.run import update as updates
@@ -24,6 +25,7 @@ from moe_jax.training.checkpoints import Checkpoints, Restored
 from moe_jax.training.guard import Guard, GuardOptions
 from moe_jax.training.interrupt import Interrupt
 from moe_jax.training.metrics import MetricsWriter
+from moe_jax.training.options import TrainOptions
 from moe_jax.training.progress import Progress, working
 
 
@@ -34,7 +36,8 @@ class Run:
   """Everything that the steps of one start of a run need.
 
   Attributes:
-    config: A config that `assembly.validate` accepts.
+    options: The options of the section `train`.
+    objective: What is learned, a key of `evaluate.MEASURES`.
     mesh: The mesh on which the state lives.
     update: The jitted function (state, batch) -> (state, metrics), which donates the state.
     draw: A function that makes the state before the first step.
@@ -53,7 +56,8 @@ class Run:
     deadline: The value of `time.monotonic()` at which this start saves and stops.
   """
 
-  config: Any
+  options: TrainOptions
+  objective: str
   mesh: jax.sharding.Mesh
   update: Callable
   draw: Callable[[], states.TrainState]
@@ -90,11 +94,15 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
     Diverged: If the loss, a gradient or a weight is not finite. The last checkpoint is older.
   """
   first, begun = jax.process_index() == 0, time.monotonic()
+  data_options = DataOptions.of(config.data)
+  train_options = TrainOptions.of(config.train)
   if first:
-    print(f"{start['config']} -> {directory}; reading {', '.join(config.data.sources)}", flush=True)
+    print(
+      f"{start['config']} -> {directory}; reading {', '.join(data_options.sources)}", flush=True
+    )
   with full_disk.told("workdir", directory), contextlib.ExitStack() as stack:
-    tokenizer = data.tokenizer_of(config.data)
-    sources = data.make_sources(config.data)
+    tokenizer = data.tokenizer_of(data_options)
+    sources = data.make_sources(data_options)
     mesh = sharding.make_mesh(dict(config.mesh))
     facts = {
       "config": start["config"],
@@ -102,10 +110,10 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
       "tokenizer": tokenizer.fingerprint,
     }
     workdir.check_data(directory, facts["data"], facts["tokenizer"])
-    vocab_size = data.vocab_size(config.data, tokenizer)
+    vocab_size = data.vocab_size(data_options, tokenizer)
     model = assembly.model(config, vocab_size, mesh)
     optimizer, schedule = optimizers.make(
-      optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
+      optimizers.OptimizerOptions.of(config.optimizer), train_options.steps
     )
     stack.enter_context(jax.set_mesh(mesh))
     stack.enter_context(sharding.use_rules(dict(config.sharding)))
@@ -113,10 +121,10 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
     batches = stack.enter_context(
       contextlib.closing(
         data.train_iterator(
-          config.data,
+          data_options,
           tokenizer,
           sources,
-          config.train.batch_size,
+          train_options.batch_size,
           process_index=index,
           process_count=count,
         )
@@ -126,14 +134,16 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
       workdir.claim(directory, config)
       stack.enter_context(workdir.exclusive(directory))
     checkpoints = stack.enter_context(
-      Checkpoints(directory / "checkpoints", config.train.keep_last, config.train.keep_best)
+      Checkpoints(directory / "checkpoints", train_options.keep_last, train_options.keep_best)
     )
     # This is left before `checkpoints`, whose exit would wait for a process that has failed.
     stack.enter_context(distributed.together())
     abstract, draw = _creation(config, mesh, model, optimizer)
     guard = Guard(GuardOptions.of(config.train.guard))
-    state, seconds, sentences = _begin(config, draw, abstract, checkpoints, batches, guard)
-    n, tokens = int(state.step), config.train.batch_size * config.data.seq_len
+    state, seconds, sentences = _begin(
+      train_options.steps, draw, abstract, checkpoints, batches, guard
+    )
+    n, tokens = int(state.step), train_options.batch_size * data_options.seq_len
     if first:
       devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
       workdir.note_start(directory, config, facts, start | {"step": n, "devices": devices})
@@ -141,14 +151,17 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
       contextlib.closing(MetricsWriter(directory, n, n + guard.skipped_batches, first))
     )
     progress = stack.enter_context(
-      contextlib.closing(Progress(config.train.steps, n, tokens, active=first))
+      contextlib.closing(Progress(train_options.steps, n, tokens, active=first))
     )
     for sentence in [*sentences, *[writer.told] * bool(writer.told)]:
       progress.say(f"warning: {sentence}")
     _introduce(config, progress, vocab_size, mesh, n)
-    eval_fn = evaluate.make_eval(config, model, mesh, tokenizer, sources)
+    eval_fn = evaluate.make_eval(
+      data_options, train_options.microbatch, dict(config.sharding), model, mesh, tokenizer, sources
+    )
     run = Run(
-      config,
+      train_options,
+      data_options.objective,
       mesh,
       updates.make(config, model, optimizer, schedule),
       draw,
@@ -163,14 +176,14 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
       list(digest.paths(state.params)),
       assembly.names_of_layers_with_experts(config),
       time.monotonic() - seconds,
-      begun + 60 * config.train.max_minutes if config.train.max_minutes else math.inf,
+      begun + 60 * train_options.max_minutes if train_options.max_minutes else math.inf,
     )
     state, stopped = _steps(run, state)
     seconds, n = time.monotonic() - run.clock, int(state.step)
 
   if stopped:
     progress.say(
-      f"stopped by {stopped} after step {n} of {config.train.steps}; saved in {directory}; the "
+      f"stopped by {stopped} after step {n} of {train_options.steps}; saved in {directory}; the "
       "same command goes on from there"
     )
     return False
@@ -197,11 +210,13 @@ def determinism(config) -> list[str]:
   Args:
     config: A config that `assembly.validate` accepts.
   """
-  tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
+  data_options = DataOptions.of(config.data)
+  train_options = TrainOptions.of(config.train)
+  tokenizer, sources = data.tokenizer_of(data_options), data.make_sources(data_options)
   mesh = sharding.make_mesh(dict(config.mesh))
-  model = assembly.model(config, data.vocab_size(config.data, tokenizer), mesh)
+  model = assembly.model(config, data.vocab_size(data_options, tokenizer), mesh)
   optimizer, schedule = optimizers.make(
-    optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
+    optimizers.OptimizerOptions.of(config.optimizer), train_options.steps
   )
   with (
     jax.set_mesh(mesh),
@@ -211,10 +226,10 @@ def determinism(config) -> list[str]:
     index, count = sharding.reader(mesh)
     with contextlib.closing(
       data.train_iterator(
-        config.data,
+        data_options,
         tokenizer,
         sources,
-        config.train.batch_size,
+        train_options.batch_size,
         process_index=index,
         process_count=count,
       )
@@ -234,12 +249,12 @@ def _creation(
   config, mesh, model, optimizer
 ) -> tuple[states.TrainState, Callable[[], states.TrainState]]:
   """Returns `(abstract, draw)` of the state before the first step; see `states.create`."""
-  rows = config.train.batch_size // config.train.accumulate_steps
+  rows = TrainOptions.of(config.train).microbatch
   return states.create(mesh, model, optimizer, config.seed, config.data.seq_len, rows)
 
 
 def _begin(
-  config, draw, abstract, checkpoints, batches, guard
+  steps, draw, abstract, checkpoints, batches, guard
 ) -> tuple[states.TrainState, float, list[str]]:
   """Returns the state from which this start trains.
 
@@ -249,7 +264,7 @@ def _begin(
   Returns:
     The state; the seconds that the run has trained; and sentences to show.
   """
-  if checkpoints.resumed_step(config.train.steps) is None:
+  if checkpoints.resumed_step(steps) is None:
     return draw(), 0.0, []
   restored = checkpoints.restore(abstract)
   guard.restore(restored.meta["guard"])
@@ -284,7 +299,7 @@ def _steps(run: Run, state: states.TrainState) -> tuple[states.TrainState, str]:
   Returns:
     The state after the last step, and what stopped the run before its end ("" if nothing did).
   """
-  t, n = run.config.train, int(state.step)
+  t, n = run.options, int(state.step)
   begun, unread = n, []
   while n < t.steps:
     n += 1
@@ -416,12 +431,13 @@ def _tell(run: Run, step: int, event: dict[str, Any], batch: int | None = None) 
 
 def _evaluate(run: Run, n: int, state: states.TrainState) -> float:
   """Evaluates on the validation text, writes and shows the result, and returns the measure."""
-  t = run.config.train
-  measure, words = evaluate.MEASURES[run.config.data.objective]
+  measure, words = evaluate.MEASURES[run.objective]
   with working("evaluating", run.progress.say):
-    result = evaluate.summary(run.evaluate(state, t.eval_batches), measure)
+    result = evaluate.summary(run.evaluate(state, run.options.eval_batches), measure)
   run.writer.write(n, "eval", result)
-  run.progress.say(f"step {n}/{t.steps}  validation {words}: " + _by_source(result, measure))
+  run.progress.say(
+    f"step {n}/{run.options.steps}  validation {words}: " + _by_source(result, measure)
+  )
   return result[measure]
 
 
@@ -430,15 +446,13 @@ def _asked_to_stop(run: Run, n: int) -> str:
   # The clocks of several processes differ, so the processes have to agree that it is late. They
   # communicate for that only as often as they log.
   checks_clock = run.deadline < math.inf and (
-    jax.process_count() == 1 or n % run.config.train.log_every == 0
+    jax.process_count() == 1 or n % run.options.log_every == 0
   )
   late = checks_clock and distributed.any_process(time.monotonic() > run.deadline)
   # Orbax makes all processes agree on the step at which they stop.
   if jax.process_count() > 1 and run.checkpoints.reached_preemption(n):
     return "preemption"
-  return run.interrupt.name or (
-    f"train.max_minutes={run.config.train.max_minutes:g}" if late else ""
-  )
+  return run.interrupt.name or (f"train.max_minutes={run.options.max_minutes:g}" if late else "")
 
 
 def _by_source(result: dict[str, float], measure: str) -> str:

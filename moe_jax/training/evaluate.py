@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from moe_jax import data, sharding
+from moe_jax.data.options import DataOptions
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import Batch, eval_step
 
@@ -50,7 +51,9 @@ def put(mesh: Mesh, batch: Mapping[str, Array | np.ndarray]) -> Batch:
 
 
 def make_eval(
-  config,
+  options: DataOptions,
+  batch_size: int,
+  rules: Mapping[str, Sequence[str]],
   model: nn.Module,
   mesh: Mesh,
   tokenizer: data.Tokenizer,
@@ -62,7 +65,9 @@ def make_eval(
   With 0 batches the function reads all of each source's validation text.
 
   Args:
-    config: A config with all sections.
+    options: The options of the data.
+    batch_size: The number of rows of a batch, over all processes.
+    rules: The section `sharding` of the config, for `sharding.use_rules`.
     model: The model, called as in `step.apply`.
     mesh: The mesh on which the states live.
     tokenizer: The tokenizer, whose byte lengths say how many bytes a token stands for.
@@ -71,18 +76,17 @@ def make_eval(
       states. The totals get the axes that it adds.
   """
   # Sentinels, which only span corruption has, stand for no byte.
-  special = data.vocab_size(config.data, tokenizer) - tokenizer.size
+  special = data.vocab_size(options, tokenizer) - tokenizer.size
   lengths = np.pad(np.asarray(tokenizer.byte_lengths, np.int32), (0, special))
   step = jax.jit(over(functools.partial(eval_step, model=model)))
-  batch_size = config.train.batch_size // config.train.accumulate_steps
 
   def evaluate(state: TrainState, num_batches: int = 0) -> Totals:
     totals, (index, count) = {}, sharding.reader(mesh)
-    with jax.set_mesh(mesh), sharding.use_rules(dict(config.sharding)):
+    with jax.set_mesh(mesh), sharding.use_rules(rules):
       for source in sources:
         total = {"nats": 0.0, "tokens": 0.0, "bytes": 0.0}
         for batch in data.validation_batches(
-          config.data,
+          options,
           tokenizer,
           source,
           batch_size,

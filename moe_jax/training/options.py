@@ -42,3 +42,8 @@ class TrainOptions(Options):
   final_eval_batches: Annotated[int, OPTIONAL_STEPS] = option(
     0, "Batches of each source that the last evaluation reads; 0 is the whole validation split."
   )
+
+  @property
+  def microbatch(self) -> int:
+    """The sequences of a microbatch, over all processes."""
+    return self.batch_size // self.accumulate_steps

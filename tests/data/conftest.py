@@ -5,34 +5,31 @@ import pathlib
 import sys
 
 import pytest
-from ml_collections import config_dict
+
+from moe_jax.data.options import DataOptions
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import mutations
 
 
+class EditableOptions(DataOptions):
+  """Options of the data that a test may assign to."""
+
+  def __setattr__(self, name, value):
+    assert hasattr(self, name), f"there is no option {name}"
+    object.__setattr__(self, name, value)
+
+
 @pytest.fixture
 def data(tmp_path):
-  """Returns an unlocked `config.data` whose cache belongs to this test alone."""
-  return config_dict.ConfigDict(
-    dict(
-      sources=("embedded:prose", "embedded:code", "embedded:tables"),
-      weights=(),
-      pipeline="windows",
-      tokenizer="bytes",
-      seq_len=16,
-      validation_fraction=0.25,
-      seed=0,
-      threads=0,
-      cache_dir=str(tmp_path / "cache"),
-      tfds_dir=str(tmp_path / "tfds"),
-      text_field="text",
-      validation_split="",
-      objective="next_token",
-      encoder_len=24,
-      noise_density=0.15,
-      mean_span=3.0,
-    )
+  """Returns options of the data that can be assigned to, with a cache of this test alone."""
+  return EditableOptions(
+    seq_len=16,
+    validation_fraction=0.25,
+    threads=0,
+    cache_dir=str(tmp_path / "cache"),
+    tfds_dir=str(tmp_path / "tfds"),
+    encoder_len=24,
   )
 
 

@@ -141,10 +141,9 @@ def test_tensorflow_is_not_needed(prepared):
   # Catches an import of TensorFlow, which is not installed and would take seconds if it were.
   script = (
     "import sys\n"
-    "from ml_collections import ConfigDict\n"
+    "from moe_jax.data.options import DataOptions\n"
     "from moe_jax.data.tfds import tfds\n"
-    "data = ConfigDict(dict(tfds_dir=sys.argv[1], text_field='text', "
-    "validation_split='held_out'))\n"
+    "data = DataOptions(tfds_dir=sys.argv[1], validation_split='held_out')\n"
     "print(len(tfds('tfds:little_text', data)[1]['validation']), 'tensorflow' in sys.modules)\n"
   )
   import moe_jax

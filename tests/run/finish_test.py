@@ -2,7 +2,6 @@
 
 import json
 import math
-import types
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ import tiny
 
 from moe_jax import assembly, data, sharding
 from moe_jax.data.documents import InMemory, Subset
+from moe_jax.data.options import DataOptions
 from moe_jax.data.tokenizers import Bytes
 from moe_jax.run import finish
 from moe_jax.training import evaluate, optimizers
@@ -31,16 +31,21 @@ def parts(directory, **changes):
   config = tiny.config(directory, **changes)
   workdir = directory / "run"
   workdir.mkdir()
-  tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
+  data_options, rules = DataOptions.of(config.data), dict(config.sharding)
+  tokenizer, sources = data.tokenizer_of(data_options), data.make_sources(data_options)
   mesh = sharding.make_mesh(dict(config.mesh))
   model = assembly.model(config, tokenizer.size, mesh)
   optimizer, _ = optimizers.make(
     optimizers.OptimizerOptions.of(config.optimizer), config.train.steps
   )
   with jax.set_mesh(mesh):
-    _, make = states.create(mesh, model, optimizer, 0, config.data.seq_len, config.train.batch_size)
+    _, make = states.create(
+      mesh, model, optimizer, 0, data_options.seq_len, config.train.batch_size
+    )
     state = make()
-  eval_fn = evaluate.make_eval(config, model, mesh, tokenizer, sources)
+  eval_fn = evaluate.make_eval(
+    data_options, config.train.batch_size, rules, model, mesh, tokenizer, sources
+  )
   return config, workdir, model, state, tokenizer, sources, mesh, eval_fn
 
 
@@ -117,11 +122,9 @@ def test_dense_run_has_no_routing(tmp_path):
 def test_sample_is_the_same_each_time_and_made_of_bytes(tmp_path):
   # Catches a seed that is taken from the clock, and a crash if a sequence (24 tokens) is not a
   # whole number of routing groups (16 tokens).
-  config, _, model, state, tokenizer, *_ = parts(
-    tmp_path, model__moe__group_size=16, data__seq_len=24
-  )
+  _, _, model, state, tokenizer, *_ = parts(tmp_path, model__moe__group_size=16, data__seq_len=24)
   one, two = (
-    finish.sample_text(config, model, {"params": state.params}, tokenizer) for _ in range(2)
+    finish.sample_text(model, {"params": state.params}, tokenizer, 24, 4) for _ in range(2)
   )
   assert one == two and len(one) > 20
 
@@ -158,20 +161,18 @@ def test_large_or_empty_sources_get_no_ladder(tmp_path):
     text, ends = np.frombuffer(b"".join(texts), np.uint8), np.cumsum([len(t) for t in texts])
     return Subset(InMemory([str(i) for i in range(len(texts))], text, ends), range(len(texts)))
 
-  settings = types.SimpleNamespace(
-    validation_fraction=0.1, validation_split="", cache_dir=str(tmp_path)
-  )
+  options = DataOptions(validation_fraction=0.1, cache_dir=str(tmp_path))
 
   def source(train, validation):
     return data.Source(
       "s", f"{train}{validation}", {"train": subset(train), "validation": subset(validation)}
     )
 
-  assert finish.source_ladder(settings, source([b"12345", b"123456"], [b"1"]), 10) is None
-  assert finish.source_ladder(settings, source([b"12345"], []), 10) is None
-  assert finish.source_ladder(settings, source([b"12345"], [b""]), 10) is None
-  assert finish.source_ladder(settings, source([b"1"], [b"1"]), 0) is None
-  assert finish.source_ladder(settings, source([b"12345", b"12345"], [b"1"]), 10)["unigram"] > 0
+  assert finish.source_ladder(options, source([b"12345", b"123456"], [b"1"]), 10) is None
+  assert finish.source_ladder(options, source([b"12345"], []), 10) is None
+  assert finish.source_ladder(options, source([b"12345"], [b""]), 10) is None
+  assert finish.source_ladder(options, source([b"1"], [b"1"]), 0) is None
+  assert finish.source_ladder(options, source([b"12345", b"12345"], [b"1"]), 10)["unigram"] > 0
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from moe_jax.run import loop
 from moe_jax.training import evaluate
 from moe_jax.training.checkpoints import Restored
 from moe_jax.training.guard import Guard, GuardOptions
+from moe_jax.training.options import TrainOptions
 from moe_jax.training.state import TrainState
 
 pytestmark = pytest.mark.unit
@@ -132,7 +133,8 @@ def run(
 
   totals = {"a": {"nats": 1.0, "tokens": 1, "bytes": 1}}
   one = loop.Run(
-    config,
+    TrainOptions.of(config.train),
+    "next_token",
     sharding.make_mesh({"data": 1}),
     update,
     fresh,

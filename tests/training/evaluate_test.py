@@ -10,6 +10,7 @@ import tiny
 from flax import linen as nn
 
 from moe_jax import data, sharding
+from moe_jax.data.options import DataOptions
 from moe_jax.layers import Aux
 from moe_jax.training import evaluate
 from moe_jax.training.state import TrainState
@@ -29,10 +30,10 @@ class Uniform(nn.Module):
 def test_a_uniform_model_costs_log_v_a_target(tmp_path, sizes):
   # Catches bytes of the text that are never a target or are one twice, padding of the last batch
   # that is counted, and sums of one device only.
-  config = tiny.config(tmp_path)
-  tokenizer, sources = data.make_tokenizer("bytes"), data.make_sources(config.data)
+  options = DataOptions.of(tiny.config(tmp_path).data)
+  tokenizer, sources = data.make_tokenizer("bytes"), data.make_sources(options)
   mesh = sharding.make_mesh(sizes)
-  eval_fn = evaluate.make_eval(config, Uniform(tokenizer.size), mesh, tokenizer, sources)
+  eval_fn = evaluate.make_eval(options, 4, {}, Uniform(tokenizer.size), mesh, tokenizer, sources)
   state = TrainState(
     step=jnp.int32(0), params={}, opt_state=(), router_state={}, rng=jax.random.key(0)
   )
@@ -89,16 +90,15 @@ def test_an_encoder_gets_its_inputs(tmp_path):
   # Catches inputs of the encoder that are not passed on, targets that are missing in the table of
   # byte lengths, and padding that is counted.
   config = tiny.config(tmp_path, data__objective="span_corruption", data__encoder_len=40)
-  tokenizer, sources = data.make_tokenizer("bytes"), data.make_sources(config.data)
-  eval_fn = evaluate.make_eval(
-    config, Source(), sharding.make_mesh({"data": 1}), tokenizer, sources
-  )
+  options, mesh = DataOptions.of(config.data), sharding.make_mesh({"data": 1})
+  tokenizer, sources = data.make_tokenizer("bytes"), data.make_sources(options)
+  eval_fn = evaluate.make_eval(options, 4, {}, Source(), mesh, tokenizer, sources)
   state = TrainState(
     step=jnp.int32(0), params={}, opt_state=(), router_state={}, rng=jax.random.key(0)
   )
   (total,) = eval_fn(state).values()
   np.testing.assert_allclose(total["nats"] / total["tokens"], math.log(364), rtol=1e-6)
-  batches = data.validation_batches(config.data, tokenizer, sources[0], 4)
+  batches = data.validation_batches(options, tokenizer, sources[0], 4)
   assert (
     total["tokens"] == sum((b["segment_ids"] > 0).sum() for b in batches)
     and 0 < total["bytes"] < total["tokens"]

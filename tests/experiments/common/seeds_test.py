@@ -14,6 +14,7 @@ from flax import linen as nn
 from experiments.common import seeds
 from moe_jax import assembly, data, sharding, train
 from moe_jax.commands import parse
+from moe_jax.data.options import DataOptions
 from moe_jax.run import update
 from moe_jax.training import checkpoints
 from moe_jax.training.state import TrainState, init_state
@@ -44,9 +45,10 @@ def test_seeds_together_are_seeds_alone(tmp_path, together):
   # Catches: one key for all seeds, seeds that see each other, a wrong axis, another order of the
   # data.
   config = parse(command(tmp_path, "unused", train__batch_size=4)).config
-  tokenizer, sources = data.tokenizer_of(config.data), data.make_sources(config.data)
+  options = DataOptions.of(config.data)
+  tokenizer, sources = data.tokenizer_of(options), data.make_sources(options)
   model = assembly.model(
-    config, data.vocab_size(config.data, tokenizer), sharding.make_mesh({"data": 1})
+    config, data.vocab_size(options, tokenizer), sharding.make_mesh({"data": 1})
   )
   optimizer = optax.sgd(
     0.1, momentum=0.9
@@ -55,7 +57,7 @@ def test_seeds_together_are_seeds_alone(tmp_path, together):
     update.make, config, optimizer=optimizer, schedule=optax.constant_schedule(0.1)
   )
   step = make(model)
-  batches = data.train_iterator(config.data, tokenizer, sources, 4)
+  batches = data.train_iterator(options, tokenizer, sources, 4)
   batches = [next(batches) for _ in range(3)]
   alone = []
   for seed in range(2):
