@@ -8,7 +8,9 @@ setup(
   description="Mixture-of-Experts research in JAX: comparable routers, from a laptop to a pod",
   license="Apache-2.0",
   python_requires=">=3.11",
-  packages=find_packages(include=["moe_jax", "moe_jax.*"]),
+  # The configs are installed with the package, so that `--config=mixtral:desk` needs no clone.
+  packages=[*find_packages(include=["moe_jax", "moe_jax.*"]), "moe_jax.configs"],
+  package_dir={"moe_jax.configs": "configs"},
   install_requires=[
     "jax>=0.10,<0.13",
     "flax>=0.12.6,<0.13",
@@ -22,6 +24,7 @@ setup(
     "tensorboardX>=2.6.4,<3",
     "tqdm>=4.66,<5",
     "sentencepiece>=0.2.1,<0.3",
+    "filelock>=3",  # for JAX's cache of compiled programs, which is bounded
     "tokenizers>=0.22,<1",
   ],
   extras_require={
@@ -43,12 +46,5 @@ setup(
     "studies": ["matplotlib>=3.8", "praat-parselmouth>=0.4.5"],
     "reference": ["torch==2.13.0", "transformers>=5.23", "st-moe-pytorch>=0.1.8"],
   },
-  entry_points={
-    "console_scripts": [
-      "moe-jax-train=moe_jax.train:run",
-      "moe-jax-inspect=moe_jax.inspect:run",
-      "moe-jax-describe=moe_jax.describe:run",
-      "moe-jax-dryrun=moe_jax.dryrun.__main__:run",
-    ]
-  },
+  entry_points={"console_scripts": ["moe-jax=moe_jax.__main__:run"]},
 )

@@ -22,16 +22,17 @@ def get_config():
 
   c.data.seq_len = 128
 
-  c.optimizer.learning_rate = 4e-3
-  c.optimizer.warmup_steps = 50
-  c.optimizer.final_fraction = 0.02
-
   c.train.batch_size = 16
   c.train.steps = 800
   c.train.log_every = 20
   c.train.eval_every = 200
   c.train.eval_batches = 8
   c.train.checkpoint_every = 200
+
+  c.optimizer.learning_rate = 4e-3
+  # A share of the steps, 50 of 800, so that a shorter run has a shorter warmup.
+  c.optimizer.warmup_steps = c.train.get_ref("steps") // 16
+  c.optimizer.final_fraction = 0.02
 
   c.report.compare = "experiments/embedded_corpus/dense_quickstart.json"
   return c

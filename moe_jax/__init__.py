@@ -38,12 +38,14 @@ from typing import TYPE_CHECKING
 
 # Type checkers do not see the imports of `__getattr__` below.
 if TYPE_CHECKING:
+  from moe_jax.assembly.layer import moe_layer
   from moe_jax.dispatch import DISPATCHERS
   from moe_jax.errors import ConfigError
   from moe_jax.experts import Experts
-  from moe_jax.layers import Aux, MoeLayer
+  from moe_jax.layers import Aux, LayerContext, LossOptions, MoeLayer
   from moe_jax.models import LanguageModel
-  from moe_jax.routing import ROUTERS, RoutingContext, RoutingPlan
+  from moe_jax.routing import ROUTERS, Router, RoutingContext, RoutingPlan
+  from moe_jax.run.load import load_run
   from moe_jax.sharding import make_mesh
 
 # Public name -> the module that defines it. Modules are imported when a name is first used, so that
@@ -54,11 +56,16 @@ _PUBLIC = {
   "DISPATCHERS": "moe_jax.dispatch",
   "LanguageModel": "moe_jax.models",
   "Experts": "moe_jax.experts",
+  "LayerContext": "moe_jax.layers",
+  "LossOptions": "moe_jax.layers",
   "MoeLayer": "moe_jax.layers",
   "ROUTERS": "moe_jax.routing",
+  "Router": "moe_jax.routing",
   "RoutingContext": "moe_jax.routing",
   "RoutingPlan": "moe_jax.routing",
+  "load_run": "moe_jax.run.load",
   "make_mesh": "moe_jax.sharding",
+  "moe_layer": "moe_jax.assembly.layer",
 }
 
 __all__ = [
@@ -68,10 +75,15 @@ __all__ = [
   "ConfigError",
   "Experts",
   "LanguageModel",
+  "LayerContext",
+  "LossOptions",
   "MoeLayer",
+  "Router",
   "RoutingContext",
   "RoutingPlan",
+  "load_run",
   "make_mesh",
+  "moe_layer",
 ]
 
 

@@ -18,11 +18,6 @@ from moe_jax.commands import guarded, parse
 from moe_jax.options import Config
 
 
-def run() -> None:
-  """The console entry point."""
-  sys.exit(main(sys.argv))
-
-
 def main(argv: Sequence[str]) -> int:
   """Prints the description and returns the exit code."""
 
@@ -111,4 +106,4 @@ def _bytes(count: int | float) -> str:
 
 
 if __name__ == "__main__":
-  run()
+  sys.exit(main(sys.argv))

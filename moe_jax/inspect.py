@@ -12,11 +12,6 @@ from moe_jax.commands.flags import positional
 from moe_jax.errors import ConfigError
 
 
-def run() -> None:
-  """The console entry point."""
-  sys.exit(main(sys.argv))
-
-
 def main(argv: Sequence[str]) -> int:
   """Prints one line `field: value` for each fact, and returns the exit code.
 
@@ -90,4 +85,4 @@ def _weights(directory: pathlib.Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  run()
+  sys.exit(main(sys.argv))

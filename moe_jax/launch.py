@@ -29,11 +29,6 @@ MOST = 1024  # maximum number of processes, and of devices per process
 GRACE_SECONDS = 25.0  # time that the others have to end by themselves after one has died
 
 
-def run() -> None:
-  """Runs the command line and exits. This is the console entry point."""
-  sys.exit(main(sys.argv))
-
-
 def main(argv: Sequence[str]) -> int:
   """Runs the command line and returns the exit code.
 
@@ -159,4 +154,4 @@ def _echo(index: int, child: subprocess.Popen) -> None:
 
 
 if __name__ == "__main__":
-  run()
+  sys.exit(main(sys.argv))

@@ -37,18 +37,13 @@ BALANCING = ("balance", "device", "communication", "importance", "load")
 CAUSAL = {"no": "yes", "overflow": "yes, but for second choices where slots run out", "yes": "no"}
 
 
-def run() -> None:
-  """Runs the command line and exits. This is the console entry point."""
-  sys.exit(main(sys.argv[1:]))
-
-
 def main(argv: Sequence[str]) -> int:
   """Prints or writes the tables and returns the exit code.
 
   Args:
-    argv: The arguments, without the program's name.
+    argv: The command line, beginning with the program's name.
   """
-  return guarded(["routers", *argv], __doc__, lambda rest: _main(rest[1:]))
+  return guarded(argv, __doc__, lambda rest: _main(rest[1:]))
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -294,4 +289,4 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-  run()
+  sys.exit(main(sys.argv))

@@ -13,6 +13,11 @@ lists the names. `--help=SECTION` prints the keys of a section of the config (ru
 model.latent, model.moe, model.moe.router, model.moe.dispatcher, data, optimizer, train,
 train.guard, mesh, sharding, paper, report), and `--help=all` prints all of them.
 
+Compiled programs are kept in the cache folder, ~/.cache/moe_jax or data.cache_dir, so that a second
+start is faster; JAX_ENABLE_COMPILATION_CACHE=false switches that off.
+
+--router=FILE.py:NAME trains with a router of your own file.
+
 --check_determinism does the first step twice, compares all bits and writes nothing. --debug adds
 the traceback to every mistake.
 
@@ -37,11 +42,6 @@ from moe_jax.commands import Command, guarded, parse
 from moe_jax.commands.command_line import CHECK
 
 EXIT_DIFFERENT = 4  # --check_determinism found a difference
-
-
-def run() -> None:
-  """The console entry point."""
-  sys.exit(main(sys.argv))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,8 +77,11 @@ def _train(command: Command, argv: Sequence[str], check: bool = False) -> int:
   # Orbax warns about normal situations, and logs as errors what it also raises.
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger("jax").setLevel(logging.WARNING)
-  from moe_jax.run import loop
+  from moe_jax.data.cache import cache_dir
+  from moe_jax.run import compiled, loop
 
+  if warning := compiled.use_cache(cache_dir(config.data.cache_dir)):
+    print(f"warning: {warning}", file=sys.stderr)
   with distributed.together():
     if check:
       return _check_determinism(loop.determinism(config))
@@ -102,4 +105,4 @@ def _check_determinism(different: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  run()
+  sys.exit(main(sys.argv))

@@ -102,7 +102,7 @@ def test_claims_without_embedding_and_in_operations(capfd):
   "arguments, words",
   [
     (["--config=configs/switch.py:d"], ["config='d'", "c_30_heads", "desk"]),
-    (["--config=configs/mixtal.py"], ["no such file", "did you mean configs/mixtral.py?"]),
+    (["--config=configs/mixtal.py"], ["no such file", "did you mean mixtral?"]),
     (["--config=configs/mixtral.py", "--config.model.d_modle=4"], ["did you mean model.d_model?"]),
     (
       ["--config=configs/mixtral.py", "--workdir=x"],

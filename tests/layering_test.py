@@ -31,7 +31,7 @@ ROOMS = (
   "commands",
 )
 # The modules of the room "commands", to which each __main__.py belongs, too.
-COMMANDS = ("train", "launch", "describe", "routers", "inspect", "commands")
+COMMANDS = ("train", "launch", "describe", "routers", "inspect", "compare", "commands")
 # The rooms that may import only "errors" and "options".
 ALONE = ("errors", "options", "hlo", "distributed", "sharding", "data")
 

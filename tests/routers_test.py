@@ -17,7 +17,7 @@ README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 def test_the_readme_has_the_tables(capsys):
   # Catches a router, option or docstring that changed without `python -m moe_jax.routers --write
   # README.md`.
-  assert routers.main([]) == 0
+  assert routers.main(["routers"]) == 0
   printed = capsys.readouterr().out.strip()
   tables = [routers.router_table(), routers.preset_table()]
   assert printed == "\n\n".join(tables)
@@ -64,8 +64,8 @@ def test_writing(tmp_path, capsys):
   # Catches a file without markers that is overwritten, and a traceback for a missing file.
   file = tmp_path / "a.md"
   file.write_text("nothing")
-  assert routers.main([f"--write={file}"]) == 2 and file.read_text() == "nothing"
-  assert routers.main([f"--write={tmp_path / 'no.md'}"]) == 2
+  assert routers.main(["routers", f"--write={file}"]) == 2 and file.read_text() == "nothing"
+  assert routers.main(["routers", f"--write={tmp_path / 'no.md'}"]) == 2
   assert capsys.readouterr().err.count("error: ") == 2
   with pytest.raises(ConfigError, match="table:x"):
     routers.replace("", "x", "")

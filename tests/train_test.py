@@ -83,7 +83,7 @@ def fails(capfd, argv, *words):
     (["--workdir="], ["workdir=''", "missing"]),
     (
       ["--config=configs/quickstrat.py"],
-      ["quickstrat.py", "no such file", "did you mean configs/quickstart.py?"],
+      ["quickstrat.py", "no such file", "did you mean quickstart?"],
     ),
     (["--config=configs/quickstart.py:variant"], ["configs/quickstart.py:variant", "get_config"]),
     (["--config="], ["config=''", "is missing", "configs/"]),

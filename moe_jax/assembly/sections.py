@@ -30,7 +30,7 @@ from moe_jax.options import (
   keys,
   option,
 )
-from moe_jax.routing import ROUTERS
+from moe_jax.routing import ROUTERS, Router
 from moe_jax.sharding import MeshOptions, ShardingOptions
 from moe_jax.training.guard import GuardOptions
 from moe_jax.training.optimizers import OptimizerOptions
@@ -99,9 +99,9 @@ KEYS: Mapping[str, Key] = {
   for name, key in keys(each).items()
 }
 # Sections that hold a name and, for each name that is possible, the options of the function.
-FUNCTIONS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
+FUNCTIONS: Mapping[str, dict[str, Callable[..., Any]]] = {
   "model.moe.router": {name: router.route for name, router in ROUTERS.items()},
-  "model.moe.dispatcher": DISPATCHERS,
+  "model.moe.dispatcher": dict(DISPATCHERS),
 }
 _FIRST_NAMES = {"model.moe.router": "top_k", "model.moe.dispatcher": "grouped"}
 # What a routing preset writes where its paper says nothing: key of model.moe -> value.
@@ -111,6 +111,21 @@ NEUTRAL: Mapping[str, Any] = {
   for name, key in keys(each).items()
   if key.preset
 }
+
+
+def register_router(name: str, router: Router) -> None:
+  """Makes a router of a user's own known under a name, beside those of the package.
+
+  Configs that are made afterwards have a section with its options.
+
+  Raises:
+    ConfigError: A router of the package has this name.
+  """
+  if ROUTERS.get(name, router).route.__module__.startswith("moe_jax."):
+    raise ConfigError("router", name, "is a router of moe_jax; give yours another name")
+
+  ROUTERS[name] = router
+  FUNCTIONS["model.moe.router"][name] = router.route
 
 
 def default_config() -> ConfigDict:

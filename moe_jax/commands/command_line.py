@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from moe_jax import distributed
-from moe_jax.commands.config_file import ROOT, expand, load_config
+from moe_jax.commands.config_file import config_names, expand, load_config
+from moe_jax.commands.flags import Flag, take_flags
 from moe_jax.errors import ConfigError, shorten
 from moe_jax.options import Config
 
@@ -65,8 +66,11 @@ def parse(argv: Sequence[str], workdir: bool = True) -> Command:
         "argument", arg, "holds a NUL character, which no name and no path can hold; leave it out"
       )
   path, rest = _take_config(argv)
+  router, rest = _take_router(rest)
   config = load_config(path)
   rest = _take_none(_take_preset(rest, config), config)
+  if router:
+    _branch(config, "model.moe.router.name").name = router
   _check_keys(rest, config)
   values = flags.FlagValues()
   if workdir:
@@ -80,6 +84,7 @@ def parse(argv: Sequence[str], workdir: bool = True) -> Command:
     known = [
       "--config",
       "--config.KEY",
+      "--router",
       *["--workdir", "--distributed", CHECK] * workdir,
       "--debug",
     ]
@@ -127,16 +132,27 @@ def _take_config(argv: Sequence[str]) -> tuple[str, list[str]]:
       rest.append(argv[i])
     i += 1
   if not path:
-    known = sorted(
-      p.name for p in (ROOT / "configs").glob("*.py") if p.name not in ("base.py", "shared.py")
-    )
     raise ConfigError(
-      "config",
-      path,
-      "is missing; give --config=configs/X.py, X one of "
-      + ", ".join(name.removesuffix(".py") for name in known),
+      "config", path, f"is missing; give --config=NAME, one of {', '.join(config_names())}"
     )
   return path, rest
+
+
+def _take_router(args: Sequence[str]) -> tuple[str, list[str]]:
+  """Registers the router of `--router=FILE.py:NAME`; returns its name, and the other arguments.
+
+  It must be known before the config is loaded, which then has the router's options. The name is ""
+  without such a flag.
+  """
+  values, rest = take_flags(args, (Flag("router"),), passes=True)
+  if "router" not in values:
+    return "", rest
+  from moe_jax.assembly.sections import register_router
+  from moe_jax.commands.router_file import load_router
+
+  name, router = load_router(values["router"])
+  register_router(name, router)
+  return name, rest
 
 
 def _take_preset(args: Sequence[str], config: Config) -> list[str]:

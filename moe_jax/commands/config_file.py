@@ -11,7 +11,11 @@ import types
 from moe_jax.errors import ConfigError, shorten, shown
 from moe_jax.options import Config
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]  # The clone, where configs/ is.
+ROOT = pathlib.Path(__file__).resolve().parents[2]  # the clone, or where packages are installed
+# The folder of the configs: that of the clone, or the copy inside an installed package.
+CONFIGS = next(p for p in (ROOT / "configs", ROOT / "moe_jax" / "configs") if p.is_dir())
+# The files in it that other configs are made from.
+_SHARED = ("base", "shared")
 LARGEST_CONFIG = 1_000_000  # bytes
 
 
@@ -19,8 +23,9 @@ def load_config(path: str) -> Config:
   """Returns what `get_config()`, or `get_config(VARIANT)`, of `FILE.py[:VARIANT]` returns.
 
   Args:
-    path: The file, relative to the working directory or, if it is not there, to the clone or its
-      folder `configs/`; and perhaps a colon and a variant.
+    path: The file, and perhaps a colon and a variant. The file is relative to the working directory
+      or, if it is not there, to the clone; a config of the folder `configs/` needs no more than its
+      name, such as "mixtral:desk".
 
   Raises:
     ConfigError: There is no such file, or it does not define a valid config.
@@ -29,10 +34,7 @@ def load_config(path: str) -> Config:
 
   name, colon, variant = path.partition(":")
   file = _find_config(path, name)
-  # These folders let the file say `from configs import base`.
-  for place in (str(ROOT), str(file.resolve().parent.parent)):
-    if place not in sys.path:
-      sys.path.append(place)
+  _make_importable(file.resolve().parent)
   try:
     loader = importlib.machinery.SourceFileLoader("_config", str(file))
     module = types.ModuleType(loader.name)
@@ -68,9 +70,32 @@ def load_config(path: str) -> Config:
   return config
 
 
+def config_names() -> list[str]:
+  """Returns the names of all configs of the folder `configs/`, for `--config=NAME`."""
+  return sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem not in _SHARED)
+
+
+def _make_importable(folder: pathlib.Path) -> None:
+  """Lets a config in this folder say `from configs import base`.
+
+  `configs` is then the folder of the configs that come with the package and, if the config's own
+  folder has that name, that folder, too.
+  """
+  if CONFIGS.parent == ROOT:
+    places = sys.path
+    wanted = [ROOT, folder.parent]
+  else:
+    # Beside the installed configs lie the modules of moe_jax, which must not be importable without
+    # their package.
+    module = sys.modules.setdefault("configs", types.ModuleType("configs"))
+    places = module.__dict__.setdefault("__path__", [])
+    wanted = [CONFIGS, *([folder] if folder.name == "configs" else [])]
+  places += [str(place) for place in dict.fromkeys(wanted) if str(place) not in places]
+
+
 def _find_config(path: str, name: str) -> pathlib.Path:
   """Returns the file that `--config=path` names; `name` is the part before the colon."""
-  tried = [expand("config", name), ROOT / name, ROOT / "configs" / name]
+  tried = [expand("config", name), ROOT / name, CONFIGS / name, CONFIGS / f"{name}.py"]
   try:
     file = next((p for p in tried if p.is_file()), None)
     size = file.stat().st_size if file else 0
@@ -83,15 +108,13 @@ def _find_config(path: str, name: str) -> pathlib.Path:
       raise ConfigError(
         "config", path, "is a directory; give a file in it, such as configs/quickstart.py"
       )
-    near = difflib.get_close_matches(
-      pathlib.Path(name).stem, [p.stem for p in (ROOT / "configs").glob("*.py")], 1
-    )
+    near = difflib.get_close_matches(pathlib.Path(name).stem, config_names(), 1)
     raise ConfigError(
       "config",
       path,
       "there is no such file"
       + (
-        f"; did you mean configs/{near[0]}.py?"
+        f"; did you mean {near[0]}?"
         if near
         else "; give the path of a config such as configs/quickstart.py"
       ),

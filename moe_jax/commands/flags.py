@@ -31,7 +31,8 @@ def take_flags(
   Args:
     argv: The arguments, without the program.
     known: The flags of the command.
-    config: Whether flags of a config (`--config=FILE`, `--config.KEY=VALUE`) are other arguments.
+    config: Whether flags of a config (`--config=FILE`, `--config.KEY=VALUE`, `--router=...`) are
+      other arguments.
     passes: Whether every flag that is not known is an other argument.
 
   Raises:
@@ -53,7 +54,7 @@ def take_flags(
         else:
           value = flag.bare
       values[bare] = value
-    elif passes or (config and bare.removeprefix("no").startswith("config")):
+    elif passes or (config and _is_of_config(bare)):
       rest.append(argv[i])
     else:
       raise _unknown(argv[i], bare, by_name, config)
@@ -61,12 +62,17 @@ def take_flags(
   return values, rest
 
 
+def _is_of_config(name: str) -> bool:
+  """Returns whether `commands.parse` reads the flag of this name."""
+  return name == "router" or name.removeprefix("no").startswith("config")
+
+
 def _unknown(arg: str, bare: str, known: Mapping[str, Flag], config: bool) -> ConfigError:
   """Returns the mistake of a flag that there is not."""
-  names = [*(["config"] if config else []), *known]
+  names = [*(["config", "router"] if config else []), *known]
   near = difflib.get_close_matches(bare, names, 1)
   hint = f"did you mean --{near[0]}? " if near else ""
-  of_config = ["--config", "--config.KEY"] if config else []
+  of_config = ["--config", "--config.KEY", "--router"] if config else []
   listed = ", ".join([*of_config, *(f"--{name}" for name in known), "--debug"])
   return ConfigError("flag", arg, f"{hint}the flags are {listed}")
 

@@ -62,11 +62,6 @@ BLOCK = 1 << 16
 _MALLOC = {-8: ARENAS, -3: BLOCK, -1: BLOCK}
 
 
-def run() -> None:
-  """Runs the command with the arguments of the process, and exits with its code."""
-  sys.exit(main(sys.argv))
-
-
 def main(argv: Sequence[str]) -> int:
   """Runs the command and returns its exit code.
 
@@ -169,4 +164,4 @@ def default_workdir(path: str, machine: Any) -> str:
 
 
 if __name__ == "__main__":
-  run()
+  sys.exit(main(sys.argv))

@@ -127,7 +127,7 @@ class LayerContext(struct.PyTreeNode):
   """What every layer of a model receives beside the activations of B sequences of L tokens.
 
   Attributes:
-    token_ids: Vocabulary ids.
+    token_ids: Vocabulary ids; None if no router of the model reads them.
     segment_ids: Document of each token within its row, from 1; 0 is padding.
     positions: Place of each token in its document, from 0.
     train: Whether dropout, jitter and noise are on.
@@ -143,7 +143,7 @@ class LayerContext(struct.PyTreeNode):
       table, or that there is none.
   """
 
-  token_ids: Int[Array, "B L"]
+  token_ids: Int[Array, "B L"] | None
   segment_ids: Int[Array, "B L"]
   positions: Int[Array, "B L"]
   train: bool = struct.field(pytree_node=False, default=False)
@@ -152,6 +152,19 @@ class LayerContext(struct.PyTreeNode):
   memory_segments: Int[Array, "B M"] | None = None
   micro: Microbatch | None = None
   bias_table: Float[Array, "H N"] | None = None
+
+  @classmethod
+  def of_rows(
+    cls, batch: int, length: int, train: bool = False, token_ids: Int[Array, "B L"] | None = None
+  ) -> LayerContext:
+    """Returns the context of rows that hold one document each, without padding."""
+    shape = (batch, length)
+    return cls(
+      token_ids=token_ids,
+      segment_ids=jnp.ones(shape, jnp.int32),
+      positions=jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), shape),
+      train=train,
+    )
 
 
 @typing.no_type_check

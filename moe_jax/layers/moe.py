@@ -108,16 +108,21 @@ class MoeLayer(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting | None = None
+    self,
+    x: Float[Array, "B L D"],
+    context: LayerContext | None = None,
+    routing: LayerRouting | None = None,
   ) -> tuple[Float[Array, "B L D"], Aux]:
     """Returns the output of the layer, and its losses and metrics.
 
     Args:
       x: Activations of B rows of L tokens.
-      context: What the layer must know about the tokens.
+      context: What the layer must know about the tokens. None means that each row is one document
+        without padding, at evaluation (`LayerContext.of_rows`).
       routing: The bias, the stored plan, the loss terms and the salt of this layer. None means that
         there are none of these.
     """
+    context = context or LayerContext.of_rows(*x.shape[:2])
     size = self.groups.tokens(*x.shape[:2])
 
     def grouped(t):
@@ -152,7 +157,7 @@ class MoeLayer(nn.Module):
     router_context = RoutingContext(
       key=keys,
       valid=valid,
-      token_ids=grouped(context.token_ids),
+      token_ids=None if context.token_ids is None else grouped(context.token_ids),
       group=jnp.arange(groups.shape[0]),
       bias=routing.bias,
       salt=routing.salt,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.options import COUNT_OF_EXPERTS, NOT_NEGATIVE, OneOf, Options, option
@@ -78,6 +79,10 @@ class LossOptions(Options):
   def weights(self) -> dict[str, float]:
     """The weight of each loss whose weight is not 0, by the loss's key in `LOSSES`."""
     return {name: weight for name in LOSSES if (weight := getattr(self, f"{name}_loss"))}
+
+  def total(self, losses: Mapping[str, Float[Array, ""]]) -> Float[Array, ""]:
+    """Returns the weighted sum of a layer's losses, `Aux.losses`; it is 0 at initialisation."""
+    return sum((self.weights[name] * loss for name, loss in losses.items()), jnp.float32(0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,16 +14,20 @@ from moe_jax.commands.flags import positional
 from moe_jax.report import write_report
 
 
-def main() -> int:
-  """Runs the command, prints the path of the written report, and returns the exit code."""
+def main(argv: Sequence[str]) -> int:
+  """Prints the path of the written report and returns the exit code.
 
-  def write_and_print_path(argv: Sequence[str]) -> int:
-    _, rest = take_flags(argv[1:], (), config=False)
+  Args:
+    argv: The command line, beginning with the program's name.
+  """
+
+  def write_and_print_path(arguments: Sequence[str]) -> int:
+    _, rest = take_flags(arguments[1:], (), config=False)
     print(write_report(Path(positional(rest, ["DIR"])[0])))
     return 0
 
-  return guarded(sys.argv, __doc__, write_and_print_path)
+  return guarded(argv, __doc__, write_and_print_path)
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(main(sys.argv))

@@ -71,10 +71,19 @@ def page(run: Workdir) -> str:
       _config(run),
     )
   )
-  title = html.escape(f"{_name(run)}: run report")
+  return document(f"{_name(run)}: run report", body)
+
+
+def document(title: str, body: str) -> str:
+  """Returns an HTML document with the style sheet of the reports.
+
+  Args:
+    title: The title of the page, as plain text.
+    body: The content, as HTML.
+  """
   return (
     '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-    f'<meta name="viewport" content="width=device-width"><title>{title}</title>'
+    f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
     f"<style>{CSS}</style></head><body>{body}</body></html>\n"
   )
 
@@ -146,13 +155,13 @@ def _tiles(run: Workdir, done: float) -> str:
   speed = curve(run.train, "tokens_per_second")
   speeds = speed.values[np.isfinite(speed.values)] if speed is not None else []
   tiles = [
-    ("parameters", _count(parameters.get("total"))),
-    ("activated per token", _count(parameters.get("activated"))),
-    ("FLOPs per token", _count(run.results.get("flops_per_token"))),
+    ("parameters", count_words(parameters.get("total"))),
+    ("activated per token", count_words(parameters.get("activated"))),
+    ("FLOPs per token", count_words(run.results.get("flops_per_token"))),
     ("steps", f"{number(run.results.get('steps', done)):g}"),
-    ("training tokens", _count(run.results.get("tokens"))),
-    ("training time", _time(number(run.results.get("wall_seconds")))),
-    ("tokens per second", _count(np.median(speeds)) if len(speeds) else ""),
+    ("training tokens", count_words(run.results.get("tokens"))),
+    ("training time", time_words(number(run.results.get("wall_seconds")))),
+    ("tokens per second", count_words(np.median(speeds)) if len(speeds) else ""),
   ]
   return (
     '<div class="tiles">'
@@ -407,7 +416,7 @@ def _bits(value: Any) -> str:
   return f"{number(value):.3f}" if math.isfinite(number(value)) else "–"
 
 
-def _count(value: Any) -> str:
+def count_words(value: Any) -> str:
   """Returns a count in short form, e.g. "1.23 M" for 1234567, or "" if it is not finite."""
   value = number(value)
   if not math.isfinite(value):
@@ -418,7 +427,7 @@ def _count(value: Any) -> str:
   return f"{value:g}"
 
 
-def _time(seconds: float) -> str:
+def time_words(seconds: float) -> str:
   """Returns a duration in seconds, minutes or hours, or "" if it is not finite."""
   if not math.isfinite(seconds):
     return ""

@@ -8,7 +8,7 @@ import math
 import pathlib
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -409,8 +409,26 @@ def _log(run: Run, n: int, metrics: dict[str, Any], loss: float) -> None:
   load = metrics.get("moe/load")
   for event in run.guard.watch_load(None if load is None else np.asarray(load), run.layers):
     _tell(run, n, event)
+  run.progress.routing = routing_words(metrics)
   written = {name: value for name, value in metrics.items() if name != "grad_norms"}
   run.writer.write(n, "train", written | {"tokens_per_second": run.progress.log(loss)})
+
+
+def routing_words(metrics: Mapping[str, Any]) -> str:
+  """Returns how a step's routers used their experts, in a few words, or "" without experts.
+
+  The words give the largest drop rate of a layer, if anything was dropped; the largest load of an
+  expert as a multiple of an even load; and the largest magnitude of a router's logit.
+  """
+  if "moe/load" not in metrics:
+    return ""
+  load = np.asarray(metrics["moe/load"])
+  dropped = float(np.max(metrics["moe/drop_rate"]))
+  return (
+    (f"dropped {dropped:.1%}, " if dropped else "")
+    + f"max load {load.max() * load.shape[-1]:.1f}x, "
+    + f"max logit {float(np.max(metrics['moe/logit_max'])):.1f}"
+  )
 
 
 def _tell(run: Run, step: int, event: dict[str, Any], batch: int | None = None) -> None:

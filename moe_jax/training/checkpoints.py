@@ -267,29 +267,40 @@ def steps(directory: pathlib.Path) -> list[int]:
 
 
 def load_params(directory: pathlib.Path, step: int) -> PyTree:
-  """Returns the weights of checkpoint `step` as NumPy arrays.
+  """Returns the weights of checkpoint `step`; see `load_variables`."""
+  return load_variables(directory, step)["params"]
+
+
+def load_variables(directory: pathlib.Path, step: int) -> dict[str, PyTree]:
+  """Returns the variables of the model in checkpoint `step` as NumPy arrays.
 
   This works on any machine, because it needs neither a mesh nor a model.
+
+  Returns:
+    The weights as "params" and, if the model has one, the state of loss-free balancing as
+    "router_state", as `model.apply` takes them.
 
   Raises:
     ConfigError: If the checkpoint cannot be read, or its weights are not those that were saved.
   """
   checkpoint = pathlib.Path(directory).absolute() / str(step)
   with _reading(checkpoint), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    tree = reader.metadata(checkpoint / "state").item_metadata.tree["params"]
+    saved = reader.metadata(checkpoint / "state").item_metadata.tree
+    tree = {name: saved[name] for name in ("params", "router_state") if saved.get(name)}
     args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    item = {"params": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)}
+    item = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     restored = reader.restore(
       checkpoint / "state",
-      args=ocp.args.PyTreeRestore(item=item, restore_args={"params": args}, partial_restore=True),
+      args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True),
     )
     data, meta = (
       json.loads((checkpoint / name / "metadata").read_text()) for name in ("data", "meta")
     )
   _, digests = _unsealed(checkpoint, step, data, meta)
-  wanted = {name: value for name, value in digests.items() if name.startswith("params/")}
+  read = tuple(f"{name}/" for name in tree)
+  wanted = {name: value for name, value in digests.items() if name.startswith(read)}
   _compare(checkpoint, wanted, digest.examine(restored).digests)
-  return restored["params"]
+  return restored
 
 
 def parameters_sha256(params: PyTree) -> str:

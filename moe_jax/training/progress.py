@@ -21,6 +21,7 @@ class Progress:
   Attributes:
     trouble: What has gone wrong so far, in a few words that are shown beside the loss; "" if
       nothing has.
+    routing: How the experts are used, in a few words that are shown beside the loss, or "".
   """
 
   def __init__(
@@ -46,7 +47,7 @@ class Progress:
     self._stream = stream or sys.stdout
     self._step, self._seconds, self._marked, self._mark = start, 0.0, start, clock()
     self._begun, self._first, self._bar = False, start, None
-    self.trouble = ""
+    self.trouble = self.routing = ""
     if active and self._stream.isatty():
       import tqdm
 
@@ -122,8 +123,9 @@ class Progress:
       self._bar.close()
 
   def _suffix(self) -> str:
-    """Returns the trouble in parentheses, or ""."""
-    return f"  ({self.trouble})" if self.trouble else ""
+    """Returns the use of the experts, and the trouble in parentheses, as far as there are any."""
+    trouble = f"({self.trouble})" if self.trouble else ""
+    return "".join(f"  {words}" for words in (self.routing, trouble) if words)
 
   def _rate(self) -> float:
     """Returns the steps per second since the last log line."""

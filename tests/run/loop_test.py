@@ -174,6 +174,19 @@ def test_logs_evaluates_and_saves_when_due(tmp_path):
   ]
 
 
+def test_the_use_of_the_experts_in_words():
+  # Catches a mean over layers that hides the one that drops, and a load that is no multiple.
+  metrics = {
+    "moe/load": np.array([[0.5, 0.5], [0.9, 0.1]]),
+    "moe/drop_rate": np.array([0.0, 0.25]),
+    "moe/logit_max": np.array([3.0, 12.25]),
+  }
+  assert loop.routing_words(metrics) == "dropped 25.0%, max load 1.8x, max logit 12.2"
+  metrics["moe/drop_rate"] = np.zeros(2)
+  assert loop.routing_words(metrics).startswith("max load")
+  assert loop.routing_words({"loss": 1.0}) == ""
+
+
 def test_a_resumed_run_goes_on_with_the_same_events(tmp_path):
   # Catches intervals that are counted from the start of the process.
   assert run(tmp_path, Recorder(), begun=3)[2] == run(tmp_path, Recorder())[2][3:]

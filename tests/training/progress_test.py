@@ -91,11 +91,11 @@ def test_trouble_stays_in_sight_and_going_back_is_no_progress():
   # after a rollback.
   clock, out = Clock(), io.StringIO()
   progress = Progress(steps=100, start=0, tokens_per_step=10, stream=out, clock=clock)
-  progress.trouble = "2 skipped updates"
+  progress.trouble, progress.routing = "2 skipped updates", "max load 1.5x"
   clock.now += 1.0
   progress.step(50, 1.0)
   progress.log(1.0)
-  assert out.getvalue().rstrip().endswith("(2 skipped updates)")
+  assert out.getvalue().rstrip().endswith("max load 1.5x  (2 skipped updates)")
   progress.went_back(20)
   clock.now += 1.0
   progress.step(30, 1.0)

@@ -1,0 +1,114 @@
+"""All commands of the package: `python -m moe_jax COMMAND ...` or `moe-jax COMMAND ...`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from moe_jax.errors import EXIT_INPUT, ConfigError, choose
+
+
+class Entry(NamedTuple):
+  """A command.
+
+  Attributes:
+    module: The module whose `main(argv)` it is.
+    summary: What it does, in a line.
+  """
+
+  module: str
+  summary: str
+
+
+COMMANDS = {
+  "train": Entry("moe_jax.train", "trains a config, or goes on with a run that stopped"),
+  "launch": Entry("moe_jax.launch", "trains with several processes on this machine"),
+  "describe": Entry("moe_jax.describe", "prints the size and the cost of a config's model"),
+  "inspect": Entry("moe_jax.inspect", "prints what a run's workdir holds"),
+  "report": Entry("moe_jax.report.__main__", "rebuilds the report of a run"),
+  "compare": Entry("moe_jax.compare", "compares runs: overlaid curves and tables on one page"),
+  "routers": Entry("moe_jax.routers", "lists the routers and the presets"),
+  "dryrun": Entry(
+    "moe_jax.dryrun.__main__", "compiles a training step for a machine that is not there"
+  ),
+}
+# The keys that the overview shows, because most commands change one of them.
+_COMMON_KEYS = (
+  "model.d_model",
+  "model.num_layers",
+  "model.moe.num_experts",
+  "model.moe.capacity_factor",
+  "data.sources",
+  "data.tokenizer",
+  "optimizer.learning_rate",
+  "train.steps",
+  "train.batch_size",
+  "mesh.data",
+  "mesh.expert",
+)
+
+
+def run() -> None:
+  """The console entry point."""
+  sys.exit(main(sys.argv))
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the command that `argv[1]` names with the arguments after it, and returns its exit code.
+
+  Without a command, or with --help in its place, it prints an overview.
+  """
+  name = argv[1] if len(argv) > 1 else "--help"
+  if name in ("-h", "--help", "help"):
+    print(overview())
+    return 0
+  try:
+    entry = choose("command", name, COMMANDS)
+  except ConfigError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return EXIT_INPUT
+  # A command is imported only when it is used: `dryrun` sets what JAX reads when it is imported.
+  return importlib.import_module(entry.module).main([name, *argv[2:]])
+
+
+def overview() -> str:
+  """Returns the commands, configs, presets and most used keys as text."""
+  import textwrap
+
+  from moe_jax.assembly.presets import PRESETS
+  from moe_jax.assembly.sections import find_key
+  from moe_jax.commands.config_file import config_names
+
+  def listed(names: Sequence[str]) -> str:
+    return textwrap.fill(", ".join(names), 96, initial_indent="  ", subsequent_indent="  ")
+
+  width = max(map(len, COMMANDS))
+  commands = "\n".join(f"  {name:{width}}  {entry.summary}" for name, entry in COMMANDS.items())
+  keys = {name: key for name in _COMMON_KEYS if (key := find_key(name))}
+  lines = "\n".join(
+    f"  --config.{name}={key.default}\n"
+    + textwrap.fill(key.doc, 96, initial_indent="      ", subsequent_indent="      ")
+    for name, key in keys.items()
+  )
+  return f"""usage: python -m moe_jax COMMAND ... (or moe-jax COMMAND ...)
+
+Commands; each has --help:
+{commands}
+
+An example:
+  python -m moe_jax train --config=quickstart --workdir=runs/quickstart
+
+Configs, for --config=NAME or --config=NAME:VARIANT, such as mixtral:desk or mixtral:8x7b:
+{listed(config_names())}
+
+Routings of the papers, for --config.model.moe=NAME:
+{listed(sorted(PRESETS))}
+
+Some keys with their defaults; --help=all, or docs/options.md, has all of them:
+{lines}"""
+
+
+if __name__ == "__main__":
+  run()

@@ -1,0 +1,77 @@
+"""The model of a run, for work on its weights in Python."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+from absl import logging
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from moe_jax import assembly, sharding
+from moe_jax.assembly.sections import check_config, default_config
+from moe_jax.errors import ConfigError
+from moe_jax.options import Config
+from moe_jax.training import checkpoints, workdir
+
+
+class LoadedRun(NamedTuple):
+  """A trained model.
+
+  Attributes:
+    model: The model, for one device. `step.apply(model, variables, batch)` calls it on a batch.
+    variables: Its variables as NumPy arrays, as `model.apply` takes them.
+    config: The config of the run.
+  """
+
+  model: nn.Module
+  variables: dict[str, Any]
+  config: Config
+
+
+def load_run(directory: str | os.PathLike, step: int | None = None) -> LoadedRun:
+  """Returns the model of a run with the variables of one of its checkpoints.
+
+  Args:
+    directory: The --workdir of the run.
+    step: The step of the checkpoint. None means the newest one.
+
+  Raises:
+    ConfigError: If the folder is no workdir, or has no such checkpoint or only a damaged one, or if
+      the tokenizer, which says how many ids the model has, cannot be read.
+  """
+  folder = pathlib.Path(directory)
+  stored = workdir.read_json(folder / "config.json", dict)
+  if not stored:
+    raise ConfigError(
+      "workdir", str(folder), "holds no config.json; give the --workdir of a run of moe_jax.train"
+    )
+  config = default_config()
+  with config.unlocked(), config.ignore_type():
+    _merge(config, stored)
+  check_config(config)
+  saved = checkpoints.steps(folder / "checkpoints")
+  if not saved or step not in (None, *saved):
+    listed = f"its checkpoints are {', '.join(map(str, saved))}" if saved else "it has none"
+    raise ConfigError("step", step, f"{folder} has no such checkpoint; {listed}")
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)  # Orbax warns about files that its own checkpoints lack.
+  try:
+    variables = checkpoints.load_variables(
+      folder / "checkpoints", saved[-1] if step is None else step
+    )
+  finally:
+    logging.set_verbosity(before)
+  mesh = sharding.make_mesh({"data": 1})
+  return LoadedRun(assembly.model(config, assembly.vocab_size(config), mesh), variables, config)
+
+
+def _merge(config: ConfigDict, stored: dict[str, Any]) -> None:
+  """Writes stored values over those of a config, section by section."""
+  for name, value in stored.items():
+    if isinstance(value, dict) and isinstance(config.get(name), ConfigDict):
+      _merge(config[name], value)
+    else:
+      config[name] = value
