@@ -1,7 +1,7 @@
 """What the papers' configs share: sizes, training recipes, and the size for a desk.
 
 You bring the tokenizer as a file: `--config.data.tokenizer=sentencepiece:FILE` or `hf:FILE`, or you
-use `bytes`. TFDS datasets are prepared once; see the README. Where the data of a paper are not
+use `bytes`. docs/tutorials/c4_from_zero.md shows how to prepare both. Where the data of a paper are not
 public, C4 stands in.
 """
 

@@ -12,11 +12,7 @@ STUDY = Study(
   name="desk_twins",
   about="Do the papers' routings pay at a desk, against a dense twin of equal activated FLOPs?",
   scales={
-    "desk": Scale(
-      "about 1.6M tokens a run on CPU cores",
-      RESULTS,
-      (HERE / "README.md", HERE.parent.parent / "README.md"),
-    )
+    "desk": Scale("about 1.6M tokens a run on CPU cores", RESULTS, (HERE / "README.md",))
   },
   rows=lambda scale: table.ROWS,
   table=lambda scale: {"desk_twins": table.table(journal.load(RESULTS))},
