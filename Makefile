@@ -6,7 +6,11 @@ LIBTPU := .venv/libtpu
 TESTS := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := PYTHONPATH=$(LIBTPU) $(BIN)/python $(TESTS)
 
-.PHONY: run desk venv test test-all test-reference coverage mutation demo-multiprocess paper-scale check bench fuzz soak faults memory clean
+.DEFAULT_GOAL := help
+.PHONY: help run desk venv test test-all test-reference coverage mutation demo-multiprocess paper-scale check bench docs fuzz soak faults memory clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F ': *' '{ name = $$1; sub(/^[^:]*: */, ""); printf "%-18s %s\n", name, $$0 }'
 
 run: venv  ## train configs/quickstart.py on the embedded corpus: a few minutes on two CPU cores
 	$(BIN)/python -m moe_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
@@ -48,6 +52,9 @@ bench: venv  ## each dispatcher beside a dense FFN of the same activated FLOPs, 
 	$(BIN)/python -m experiments bench dispatchers
 	$(BIN)/python -m experiments bench routing
 
+docs: .venv-docs/installed  ## the site of docs/, the studies and the Python API in site/, every link checked
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+
 venv: .venv/installed  ## .venv with the package and its test extra, and nothing else
 
 .venv/installed: setup.py
@@ -68,6 +75,9 @@ $(LIBTPU)/asked: .venv/installed
 	  .venv-dryrun/bin/python -m pip install --quiet --disable-pip-version-check --no-deps jax-cuda12-plugin==$$V \
 	  jax-cuda12-pjrt==$$V nvidia-cuda-nvcc-cu12 || echo "no GPU compiler for jax $$V: rows of GPUs are left out" >&2
 	@touch $@
+
+.venv-docs/installed: setup.py
+	$(call install,.venv-docs,docs)
 
 .venv-reference/installed: setup.py
 	$(call install,.venv-reference,$(REFERENCE))
@@ -96,4 +106,4 @@ memory: venv  ## 20,000 steps of a small run, whose memory must not grow: some m
 	$(BIN)/python -m experiments reliability memory --write
 
 clean:  ## everything that the other targets made, except runs/
-	rm -rf .venv .venv-dryrun .venv-reference *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-docs .venv-dryrun .venv-reference site *.egg-info .pytest_cache .ruff_cache

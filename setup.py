@@ -44,6 +44,13 @@ setup(
     "eval": ["lm-eval>=0.4.9"],
     # The figures of experiments/, and the data of experiments/vowels.
     "studies": ["matplotlib>=3.8", "praat-parselmouth>=0.4.5"],
+    # Material for MkDocs does not work with MkDocs 2.
+    "docs": [
+      "mkdocs>=1.6,<2",
+      "mkdocs-material>=9.8,<10",
+      "mkdocstrings[python]>=1.0,<2",
+      "ruff>=0.12",
+    ],
     "reference": ["torch==2.13.0", "transformers>=5.23", "st-moe-pytorch>=0.1.8"],
   },
   entry_points={"console_scripts": ["moe-jax=moe_jax.__main__:run"]},

@@ -7,7 +7,7 @@
 
 Model, data and training are otherwise the same. The twin of a paper's family keeps its layers as
 they are, including extra FFNs, and has a single expert, which every token visits, in each layer
-with experts. A test compares the FLOPs of both; the README has the tables.
+with experts. A test compares the FLOPs of both; docs/results.md says where the tables are.
 """
 
 import importlib

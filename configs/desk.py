@@ -5,8 +5,8 @@
 Training takes up to 45 minutes on two CPU cores. A token visits 2 of the 16 experts, the gates are
 renormalised over these two (GShard, Mixtral), and no token is dropped.
 
-Expected result: fewer bits per byte than the byte trigram and 4-gram models in every domain; the
-README has the table.
+Expected result: fewer bits per byte than the byte trigram and 4-gram models in every domain;
+experiments/embedded_corpus/README.md has the table.
 """
 
 from configs import base

@@ -1,8 +1,8 @@
 """What the papers' configs share: sizes, training recipes, and the size for a desk.
 
 You bring the tokenizer as a file: `--config.data.tokenizer=sentencepiece:FILE` or `hf:FILE`, or you
-use `bytes`. TFDS datasets are prepared once; see the README. Where the data of a paper are not
-public, C4 stands in.
+use `bytes`. C4 stands in where the data of a paper are not public. The tutorial
+docs/tutorials/c4_from_zero.md shows how to make a tokenizer and how to prepare C4.
 """
 
 from configs import base, quickstart

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from moe_jax.errors import EXIT_INPUT, ConfigError, choose
+from moe_jax.errors import choose
 
 
 class Entry(NamedTuple):
@@ -61,16 +61,20 @@ def main(argv: Sequence[str]) -> int:
   Without a command, or with --help in its place, it prints an overview.
   """
   name = argv[1] if len(argv) > 1 else "--help"
-  if name in ("-h", "--help", "help"):
-    print(overview())
-    return 0
-  try:
-    entry = choose("command", name, COMMANDS)
-  except ConfigError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return EXIT_INPUT
-  # A command is imported only when it is used: `dryrun` sets what JAX reads when it is imported.
-  return importlib.import_module(entry.module).main([name, *argv[2:]])
+  if name in COMMANDS:
+    # Only the command itself is imported: `dryrun` sets what JAX reads when it is imported.
+    return importlib.import_module(COMMANDS[name].module).main([name, *argv[2:]])
+  from moe_jax.commands import guarded
+
+  return guarded(argv[:1], None, lambda _: _other(name))
+
+
+def _other(name: str) -> int:
+  """Prints the overview if help is asked for; otherwise there is no such command."""
+  if name not in ("-h", "--help", "help"):
+    choose("command", name, COMMANDS)
+  print(overview())
+  return 0
 
 
 def overview() -> str:

@@ -2,8 +2,8 @@
 
 The command prints two Markdown tables: the routers in `ROUTERS`, and the presets that
 `--config.model.moe=NAME` accepts. Papers and equations come from the docstrings of the routers,
-options from their signatures, and values of losses from running them. `--write README.md` writes
-the tables between the markers in that file.
+options from their signatures, and values of losses from running them. `--write docs/routers.md`
+writes the tables between the markers in that file.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _main(argv: Sequence[str]) -> int:
     text = file.read_text()
   except (OSError, ValueError) as error:
     raise ConfigError(
-      "write", flags["write"], f"{error}; give a text file with the markers of README.md"
+      "write", flags["write"], f"{error}; give a text file with the markers of docs/routers.md"
     ) from error
   for name, table in tables.items():
     text = replace(text, name, table)

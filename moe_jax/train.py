@@ -16,7 +16,7 @@ train.guard, mesh, sharding, paper, report), and `--help=all` prints all of them
 Compiled programs are kept in the cache folder, ~/.cache/moe_jax or data.cache_dir, so that a second
 start is faster; JAX_ENABLE_COMPILATION_CACHE=false switches that off.
 
---router=FILE.py:NAME trains with a router of your own file.
+--router=FILE.py:NAME trains with a router of your own file; NAME is its function, or a `Router`.
 
 --check_determinism does the first step twice, compares all bits and writes nothing. --debug adds
 the traceback to every mistake.

@@ -1,4 +1,4 @@
-"""Tests the tables of routers and presets, and that README contains them."""
+"""Tests the tables of routers and presets, and that docs/routers.md contains them."""
 
 import pathlib
 
@@ -11,20 +11,20 @@ from moe_jax.routing import ROUTERS
 
 pytestmark = pytest.mark.unit
 
-README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
+PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "routers.md"
 
 
-def test_the_readme_has_the_tables(capsys):
+def test_the_page_has_the_tables(capsys):
   # Catches a router, option or docstring that changed without `python -m moe_jax.routers --write
-  # README.md`.
+  # docs/routers.md`.
   assert routers.main(["routers"]) == 0
   printed = capsys.readouterr().out.strip()
   tables = [routers.router_table(), routers.preset_table()]
   assert printed == "\n\n".join(tables)
-  text = README.read_text()
+  text = PAGE.read_text()
   for name, table in zip(("routers", "presets"), tables, strict=True):
     assert routers.replace(text, name, table) == text, (
-      "run python -m moe_jax.routers --write README.md"
+      "run python -m moe_jax.routers --write docs/routers.md"
     )
   assert printed.count("\n| `") == len(ROUTERS) + len(PRESETS)
 

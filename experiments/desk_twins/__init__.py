@@ -11,13 +11,7 @@ RESULTS = HERE / "results.jsonl"
 STUDY = Study(
   name="desk_twins",
   about="Do the papers' routings pay at a desk, against a dense twin of equal activated FLOPs?",
-  scales={
-    "desk": Scale(
-      "about 1.6M tokens a run on CPU cores",
-      RESULTS,
-      (HERE / "README.md", HERE.parent.parent / "README.md"),
-    )
-  },
+  scales={"desk": Scale("about 1.6M tokens a run on CPU cores", RESULTS, (HERE / "README.md",))},
   rows=lambda scale: table.ROWS,
   table=lambda scale: {"desk_twins": table.table(journal.load(RESULTS))},
   baseline=table.baseline,

@@ -1,4 +1,4 @@
-"""The rows of the study and the tables of the main README, made from the .json files beside it."""
+"""The rows of the study, and the README's tables, made from the .json files beside it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from experiments.common import sweep, tables
 from experiments.common.sweep import Row
 
 HERE = pathlib.Path(__file__).resolve().parent
-README = HERE.parent.parent / "README.md"
+README = HERE / "README.md"
 MODELS = ("quickstart", "desk")
 # A row is also the name of the file that keeps its result.
 ROWS = {

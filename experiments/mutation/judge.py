@@ -34,6 +34,8 @@ NEEDED = (
   "experiments",
   "docs",
   "pyproject.toml",
+  "CONTRIBUTING.md",
+  "Makefile",
   "README.md",
   "setup.py",
 )

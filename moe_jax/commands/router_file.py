@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import inspect
 import pathlib
 import types
 from collections.abc import Callable
@@ -18,8 +19,11 @@ def load_router(text: str) -> tuple[str, Router]:
   """Returns the name of a router and the router, from a file.
 
   Args:
-    text: FILE.py:NAME. NAME is a `Router` of the file, or the function of one. A function may look
-      ahead if it does so for random logits; see `observed_leak`.
+    text: FILE.py:NAME. NAME is a `Router` of the file, or the function of one. A function is taken
+      to look ahead if it does so for random logits; see `observed_leak`.
+
+  Returns:
+    The name of the router's function, and the router.
 
   Raises:
     ConfigError: There is no such file or name, the file cannot be executed, or the object is no
@@ -33,7 +37,7 @@ def load_router(text: str) -> tuple[str, Router]:
     raise ConfigError("router", text, f"there is no Python file {place!r}; {_EXAMPLE}")
   value = getattr(_execute(file, text), name, None)
   if isinstance(value, Router):
-    return name, value
+    return _name_of(value.route), value
   if not callable(value):
     raise ConfigError(
       "router",
@@ -41,7 +45,12 @@ def load_router(text: str) -> tuple[str, Router]:
       f"{place} defines no router of that name; it must be a function (logits [S, E], context) -> "
       "RoutingPlan, or a moe_jax.routing.Router",
     )
-  return name, Router(value, looks_ahead=observed_leak(value, text))
+  return _name_of(value), Router(value, looks_ahead=observed_leak(value, text))
+
+
+def _name_of(route: Callable) -> str:
+  """Returns the name under which the router of a function is known."""
+  return getattr(inspect.unwrap(route), "__name__", type(route).__name__)
 
 
 def observed_leak(route: Callable, text: str) -> Leak:

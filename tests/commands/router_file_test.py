@@ -29,7 +29,9 @@ def ranked(logits, context):
   return RoutingPlan(token.ravel(), expert.ravel().astype(jnp.int32), gate.ravel(), logits.shape[1])
 
 declared = Router(mine, looks_ahead="overflow")
-top_k = mine
+def top_k(logits, context):
+  return mine(logits, context)
+
 number = 3
 
 def fails(logits, context):
