@@ -77,8 +77,7 @@ def _validate_warmup(config: Config) -> None:
       "optimizer.warmup_steps",
       o.warmup_steps,
       f"must be at most train.steps={steps}, or the schedule "
-      f"{o.schedule} would never reach its peak; rsqrt and flat_rsqrt, which do not know the run's "
-      "length, may",
+      f"{o.schedule} would never reach its peak; set --config.optimizer.warmup_steps={steps // 10}",
     )
 
 
