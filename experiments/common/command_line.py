@@ -178,6 +178,13 @@ def _add_row_flags(parser: argparse.ArgumentParser, study: Study, runs: bool) ->
     "workdir only",
   )
   parser.add_argument(
+    "--router",
+    default="",
+    metavar="FILE.py:NAME",
+    help="a router of your own file in place of that of each row; the results go to the workdir "
+    "only",
+  )
+  parser.add_argument(
     "--seeds",
     metavar="N",
     help="seeds 0 to N-1 of each row; if the row's own number is another one, the results go to "
@@ -212,9 +219,12 @@ def _job(study: Study, options: argparse.Namespace) -> Job:
   seeds = None if options.seeds is None else whole("seeds", options.seeds, high=1000)
   if seeds is not None and all(row.seeds == seeds for row in chosen.values()):
     seeds = None
-  tracked = not values and seeds is None
+  file, colon, router = options.router.rpartition(":")
+  # The runs may have another working directory.
+  router = f"{pathlib.Path(file).resolve()}:{router}" if colon else options.router
+  tracked = not values and seeds is None and not router
   if not tracked:
-    chosen = {row: before.changed(values, seeds) for row, before in chosen.items()}
+    chosen = {row: before.changed(values, seeds, router) for row, before in chosen.items()}
     for row in chosen.values():
       row.check()
   workdir = options.workdir or pathlib.Path("runs") / study.name / (name if tracked else "changed")

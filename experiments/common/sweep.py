@@ -40,12 +40,14 @@ class Row:
     seeds: The number of seeds that `experiments.common.seeds` trains together. 0 means one run of
       `moe_jax.train` with the seed of the config.
     apart: Whether the seeds take turns within each step (--apart) instead of being vmapped.
+    router: FILE.py:NAME, a router in place of the one that the config names; "" means none.
   """
 
   config: str
   overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   seeds: int = 0
   apart: bool = False
+  router: str = ""
 
   def arguments(self) -> list[str]:
     """Returns the flags of the program without --workdir. Equal flags mean the same run."""
@@ -53,6 +55,7 @@ class Row:
     return [
       f"--config={self.config}",
       *(f"--config.{key}={value}" for key, value in self.overrides.items()),
+      *([f"--router={self.router}"] if self.router else []),
       *seeds,
     ]
 
@@ -65,12 +68,13 @@ class Row:
     """Returns the whole command that trains the row in `directory`."""
     return ["python", *self.program, f"--workdir={directory}", *self.arguments()]
 
-  def changed(self, values: Mapping[str, str], seeds: int | None) -> Row:
-    """Returns the row with other values of config keys and another number of seeds.
+  def changed(self, values: Mapping[str, str], seeds: int | None, router: str = "") -> Row:
+    """Returns the row with other values of config keys, another number of seeds, another router.
 
     Args:
       values: Dotted config key -> value.
       seeds: The number of seeds. None leaves the row's own.
+      router: FILE.py:NAME. "" leaves the router that the config names.
 
     Raises:
       ConfigError: The row fixes its seed, so that a number of seeds has no meaning for it.
@@ -82,7 +86,10 @@ class Row:
         "each row of this study has one seed; choose rows with --only, or a seed with --set seed=N",
       )
     return dataclasses.replace(
-      self, overrides={**self.overrides, **values}, seeds=self.seeds if seeds is None else seeds
+      self,
+      overrides={**self.overrides, **values},
+      seeds=self.seeds if seeds is None else seeds,
+      router=router or self.router,
     )
 
   def check(self) -> None:
@@ -91,7 +98,7 @@ class Row:
     Raises:
       ConfigError: A key does not exist or a value has the wrong type.
     """
-    flags = [argument for argument in self.arguments() if argument.startswith("--config")]
+    flags = [flag for flag in self.arguments() if flag.startswith(("--config", "--router"))]
     parse(["", *flags], workdir=False)
 
 

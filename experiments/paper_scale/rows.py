@@ -52,14 +52,18 @@ class Row:
     """Returns the whole command, which leaves its report in no folder."""
     return ["python", "-m", "moe_jax.dryrun", *self.arguments()]
 
-  def changed(self, values: Mapping[str, str], seeds: int | None) -> Row:
+  def changed(self, values: Mapping[str, str], seeds: int | None, router: str = "") -> Row:
     """Returns the row with other values of config keys.
 
     Raises:
-      ConfigError: A number of seeds is given, and a dry run has none.
+      ConfigError: A number of seeds or a router is given.
     """
     if seeds is not None:
       raise ConfigError("seeds", seeds, "a dry run has no seeds; leave the flag out")
+    if router:
+      raise ConfigError(
+        "router", router, "the rows of this study are the papers' own; leave it out"
+      )
     return dataclasses.replace(
       self, changes=(*self.changes, *(f"{key}={value}" for key, value in values.items()))
     )

@@ -11,6 +11,8 @@ import pytest
 
 from experiments.common import command_line, journal, sweep
 from experiments.common.study import Scale, Study
+from moe_jax.assembly.sections import FUNCTIONS
+from moe_jax.routing import ROUTERS
 
 pytestmark = pytest.mark.unit
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -210,6 +212,30 @@ def test_a_row_that_fixes_its_seed_takes_no_number_of_seeds():
   # Catches: a row of seed 2 that is trained with seeds 0 to N-1 under its old name.
   with pytest.raises(command_line.ConfigError, match="each row of this study has one seed"):
     sweep.Row("a", {"seed": 2}).changed({}, 3)
+
+
+def test_a_router_of_ones_own_takes_the_place_of_each_rows(tmp_path):
+  # Catches a file that a run in another folder does not find, and a row under its old name in the
+  # tracked results.
+  study = command_line.load_study("compare_routers")
+  verb = command_line.verbs_of(study)["run"]
+  (tmp_path / "mine.py").write_text("from moe_jax.routing.top_k import top_k as mine\n")
+  parser = command_line._parser(study, "run", verb)
+  flags = parser.read(["--only=mixtral", f"--router={tmp_path}/mine.py:mine", "--seeds=1"])
+  with pytest.raises(command_line.ConfigError, match="is a router of moe_jax"):
+    command_line._job(study, flags)
+  (tmp_path / "mine.py").write_text(
+    "from moe_jax.routing.top_k import top_k\n\ndef of_a_test(logits, context):\n"
+    "  return top_k(logits, context, k=2)\n"
+  )
+  flags.router = f"{tmp_path}/mine.py:of_a_test"
+  try:
+    job = command_line._job(study, flags)
+  finally:
+    ROUTERS.pop("of_a_test", None)
+    FUNCTIONS["model.moe.router"].pop("of_a_test", None)
+  assert not job.tracked
+  assert f"--router={tmp_path}/mine.py:of_a_test" in job.rows["mixtral"].arguments()
 
 
 def commands_of_the_tree():
