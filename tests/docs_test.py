@@ -84,6 +84,16 @@ def module_of(words):
   return None
 
 
+def with_router(arguments, folder):
+  """Returns arguments in which the tutorial's router, which is written there, is in `folder`."""
+  if router := [a.partition("=")[2] for a in arguments if a.startswith("--router=")]:
+    name = router[0].partition(":")[0]
+    files = dict(FILE.findall((ROOT / "docs/tutorials/own_router.md").read_text()))
+    assert name in files, router
+    (folder / name).write_text(files[name])
+  return [a.replace("--router=", f"--router={folder}/") for a in arguments]
+
+
 def read_config(command, arguments, folder):
   """Reads the flags of a command that works on a config, and checks the config."""
   from moe_jax import assembly
@@ -97,20 +107,13 @@ def read_config(command, arguments, folder):
     from moe_jax.commands.help import section_text
 
     return section_text(section[0])
-  if router := [a.partition("=")[2] for a in arguments if a.startswith("--router=")]:
-    # The page's own file, or any router where the page only names the flag.
-    name = router[0].partition(":")[0]
-    files = dict(FILE.findall((ROOT / "docs/tutorials/own_router.md").read_text()))
-    assert name in files, router
-    (folder / name).write_text(files[name])
-    arguments = [a.replace("--router=", f"--router={folder}/") for a in arguments]
-  _, rest = take_flags(arguments, known, passes=command != "dryrun")
+  _, rest = take_flags(with_router(arguments, folder), known, passes=command != "dryrun")
   config = parse([command, *rest], workdir=command in ("train", "launch")).config
   if "--config.train.batch_size=0" not in arguments:  # the mistake that a tutorial shows
     assembly.validate(config)
 
 
-def read_study(arguments):
+def read_study(arguments, folder):
   """Reads the command line of a study, with its rows and the keys that it changes."""
   from experiments.common import command_line
 
@@ -121,7 +124,7 @@ def read_study(arguments):
   if len(arguments) == 1:
     return
   verb = verbs[arguments[1]]
-  options = command_line._parser(study, arguments[1], verb).read(arguments[2:])
+  options = command_line._parser(study, arguments[1], verb).read(with_router(arguments[2:], folder))
   if hasattr(options, "only"):
     command_line._job(study, options)
 
@@ -139,7 +142,7 @@ def check(line, page, folder):
   if found := module_of(words):
     module, arguments = found
     if module == "experiments":
-      read_study(arguments)
+      read_study(arguments, folder)
       return
     assert importlib.util.find_spec(module), module
     command = module.removeprefix("moe_jax.")
