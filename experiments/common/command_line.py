@@ -178,6 +178,11 @@ def _add_row_flags(parser: argparse.ArgumentParser, study: Study, runs: bool) ->
     "workdir only",
   )
   parser.add_argument(
+    "--steps",
+    metavar="N",
+    help="steps of each row, with the same share of warmup; the results go to the workdir only",
+  )
+  parser.add_argument(
     "--router",
     default="",
     metavar="FILE.py:NAME",
@@ -222,8 +227,11 @@ def _job(study: Study, options: argparse.Namespace) -> Job:
   file, colon, router = options.router.rpartition(":")
   # The runs may have another working directory.
   router = f"{pathlib.Path(file).resolve()}:{router}" if colon else options.router
-  tracked = not values and seeds is None and not router
+  steps = None if options.steps is None else whole("steps", options.steps, high=10**9)
+  tracked = not values and seeds is None and not router and steps is None
   if not tracked:
+    if steps is not None:
+      chosen = {row: before.shortened(steps) for row, before in chosen.items()}
     chosen = {row: before.changed(values, seeds, router) for row, before in chosen.items()}
     for row in chosen.values():
       row.check()
@@ -284,9 +292,12 @@ def _run(study: Study, options: argparse.Namespace) -> int:
   job = _job(study, options)
   tracked_file = study.scales[job.scale].results
 
+  verdicts = {}
+
   def report(name: str, line: journal.Line) -> None:
     others = _comparisons(study, job, name, study.load(tracked_file))
-    tqdm.write(f"{name}: {study.outcome(line, others)}")
+    verdicts[name] = study.outcome(line, others)
+    tqdm.write(f"{name}: {verdicts[name]}")
 
   job = Job(
     job.scale,
@@ -310,7 +321,7 @@ def _run(study: Study, options: argparse.Namespace) -> int:
       study.finish(job)
     _write_scale(study, job.scale)
   else:
-    _write_curves(job)
+    _write_report(study, job, verdicts)
   after = _results(study, job)
   return int(any("error" in after[name] for name in job.rows if name in after))
 
@@ -339,14 +350,14 @@ def _comparisons(
   return others
 
 
-def _write_curves(job: Job) -> None:
-  """Draws the losses of changed rows beside their results, and says where these are."""
+def _write_report(study: Study, job: Job, verdicts: Mapping[str, str]) -> None:
+  """Writes the page of changed rows beside their results, and says where these are."""
   lines = {name: line for name, line in journal.load(job.results).items() if name in job.rows}
   print(f"results: {job.results}")
-  if picture := plots.loss_curves(lines):
-    file = job.workdir / "curves.svg"
-    file.write_text(picture)
-    print(f"loss curves: {file}")
+  if lines:
+    file = job.workdir / "report.html"
+    file.write_text(plots.page(f"{study.name}, changed rows", lines, verdicts), encoding="utf-8")
+    print(f"report: {file}")
   for name in lines:
     if (page := job.workdir / name / "report.html").exists():
       print(f"report of {name}: {page}")

@@ -1,9 +1,11 @@
-"""Gives all studies one style of figures, and draws the loss curves of single rows."""
+"""Gives all studies one style of figures, and makes the page of changed rows."""
 
 from __future__ import annotations
 
+import html
 import importlib
 import pathlib
+import shlex
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from moe_jax.errors import ConfigError
-from moe_jax.report.charts import Line, line_file
+from moe_jax.report.charts import Line, line_chart
+from moe_jax.report.sections import document
 
 STYLE = pathlib.Path(__file__).resolve().parent / "plots.mplstyle"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
@@ -50,16 +53,37 @@ def save(figure: Any, path: pathlib.Path) -> None:
   pyplot().close(figure)
 
 
-def loss_curves(lines: Mapping[str, Mapping[str, Any]]) -> str:
-  """Returns an SVG of each row's training loss: the mean over its seeds and their range.
+def page(title: str, lines: Mapping[str, Mapping[str, Any]], verdicts: Mapping[str, str]) -> str:
+  """Returns an HTML page of rows: what each came to, its command's flags, and all loss curves.
+
+  Args:
+    title: The title.
+    lines: Row -> its line of results.
+    verdicts: Row -> what it came to, in words.
+  """
+  rows = "".join(
+    f"<tr><td>{html.escape(name)}</td><td>{html.escape(verdicts.get(name, ''))}</td>"
+    f"<td><code>{html.escape(shlex.join(line.get('arguments', ())))}</code></td></tr>"
+    for name, line in lines.items()
+  )
+  table = (
+    '<div class="wide"><table class="events"><tr><th>row</th><th>what it came to</th>'
+    f"<th>flags</th></tr>{rows}</table></div>"
+  )
+  chart = line_chart(
+    "Training loss", loss_curves(lines), note="nats per token: mean and range of the seeds"
+  )
+  figures = f'<h2>Curves</h2><div class="figures two">{chart}</div>' if chart else ""
+  return document(title, f"<h1>{html.escape(title)}</h1><h2>Rows</h2>{table}{figures}")
+
+
+def loss_curves(lines: Mapping[str, Mapping[str, Any]]) -> list[Line]:
+  """Returns each row's training loss: the mean over its seeds and their range.
 
   Rows without curves, such as runs of one seed by `moe_jax.train`, are left out.
 
   Args:
     lines: Row -> its line of results.
-
-  Returns:
-    The SVG, or "" if no row has a curve.
   """
   drawn = []
   for name, line in lines.items():
@@ -77,4 +101,4 @@ def loss_curves(lines: Mapping[str, Mapping[str, Any]]) -> str:
         band=(values.min(axis=0), values.max(axis=0)),
       )
     )
-  return line_file("Training loss: mean and range of the seeds", drawn) if drawn else ""
+  return drawn

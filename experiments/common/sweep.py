@@ -92,14 +92,23 @@ class Row:
       router=router or self.router,
     )
 
+  def shortened(self, steps: int) -> Row:
+    """Returns the row with another number of steps, and a warmup that is the same share of them."""
+    config = parse(["", *self._config_flags()], workdir=False).config
+    warmup = round(steps * config.optimizer.warmup_steps / config.train.steps)
+    changes = {"train.steps": steps, "optimizer.warmup_steps": warmup}
+    return dataclasses.replace(self, overrides={**self.overrides, **changes})
+
+  def _config_flags(self) -> list[str]:
+    return [flag for flag in self.arguments() if flag.startswith(("--config", "--router"))]
+
   def check(self) -> None:
     """Reads the row's config with all of its overrides.
 
     Raises:
       ConfigError: A key does not exist or a value has the wrong type.
     """
-    flags = [flag for flag in self.arguments() if flag.startswith(("--config", "--router"))]
-    parse(["", *flags], workdir=False)
+    parse(["", *self._config_flags()], workdir=False)
 
 
 def unfinished(rows: Mapping[str, Row], results: pathlib.Path) -> dict[str, Row]:

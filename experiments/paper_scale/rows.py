@@ -52,6 +52,10 @@ class Row:
     """Returns the whole command, which leaves its report in no folder."""
     return ["python", "-m", "moe_jax.dryrun", *self.arguments()]
 
+  def shortened(self, steps: int) -> Row:
+    """Raises ConfigError: a dry run compiles one step."""
+    raise ConfigError("steps", steps, "a dry run compiles a single step; leave the flag out")
+
   def changed(self, values: Mapping[str, str], seeds: int | None, router: str = "") -> Row:
     """Returns the row with other values of config keys.
 

@@ -146,7 +146,7 @@ def test_changed_rows_leave_the_tracked_results_alone(study, capsys):
   assert {path: path.read_bytes() for path in study.iterdir() if path.is_file()} == before
   assert starts(study / "try") == {"hot": 1}
   assert list(journal.load(study / "try" / "results.jsonl")) == ["hot"]
-  assert "<svg" in (study / "try" / "curves.svg").read_text()
+  assert "<svg" in (study / "try" / "report.html").read_text()
   assert (
     "hot: 2.500 bits per byte; +0.500 compared with base without changes; -0.500 compared with hot "
     "without changes\n"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.common import journal, outcomes, plots, tables
+from experiments.common import journal, outcomes, plots, sweep, tables
 
 pytestmark = pytest.mark.unit
 
@@ -45,9 +45,18 @@ def test_lines_of_other_programs():
 def test_curves_of_rows():
   # Catches: a crash at a loss that is not finite, an empty figure of rows without curves.
   curve = {"train": {"step": [1, 2, 3], "loss": [[3.0, 2.0, None], [3.5, 2.5, 2.0]]}}
-  picture = plots.loss_curves({"mine": curve, "one": {"bits_per_byte": {"a": 1.0}}})
-  assert "mine" in picture and "<svg" in picture and ">one<" not in picture
-  assert plots.loss_curves({"one": {}}) == ""
+  lines = {"mine": curve, "one": {"bits_per_byte": {"a": 1.0}}}
+  page = plots.page("changed", lines, {"mine": "1.5 < 2"})
+  assert "mine" in page and "<svg" in page and "1.5 &lt; 2" in page
+  assert [line.label for line in plots.loss_curves(lines)] == ["mine"]
+  assert "<svg" not in plots.page("changed", {"one": {}}, {})
+
+
+def test_a_shorter_row_has_a_shorter_warmup():
+  # Catches a row of fewer steps than its warmup, which a run refuses.
+  row = sweep.Row("quickstart", {"optimizer.warmup_steps": 100}, seeds=2)
+  overrides = row.shortened(80).overrides
+  assert overrides == {"optimizer.warmup_steps": 10, "train.steps": 80}
 
 
 def test_tables():
