@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import importlib
 import pathlib
-import shlex
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -61,20 +60,18 @@ def page(title: str, lines: Mapping[str, Mapping[str, Any]], verdicts: Mapping[s
     lines: Row -> its line of results.
     verdicts: Row -> what it came to, in words.
   """
-  rows = "".join(
-    f"<tr><td>{html.escape(name)}</td><td>{html.escape(verdicts.get(name, ''))}</td>"
-    f"<td><code>{html.escape(shlex.join(line.get('arguments', ())))}</code></td></tr>"
-    for name, line in lines.items()
-  )
-  table = (
-    '<div class="wide"><table class="events"><tr><th>row</th><th>what it came to</th>'
-    f"<th>flags</th></tr>{rows}</table></div>"
-  )
+  rows = ""
+  for name, line in lines.items():
+    flags = html.escape("\n".join(line.get("arguments", ())))
+    rows += (
+      f"<h3>{html.escape(name)}</h3><p>{html.escape(verdicts.get(name, ''))}</p>"
+      f"<details><summary>Flags</summary><pre>{flags}</pre></details>"
+    )
   chart = line_chart(
     "Training loss", loss_curves(lines), note="nats per token: mean and range of the seeds"
   )
   figures = f'<h2>Curves</h2><div class="figures two">{chart}</div>' if chart else ""
-  return document(title, f"<h1>{html.escape(title)}</h1><h2>Rows</h2>{table}{figures}")
+  return document(title, f"<h1>{html.escape(title)}</h1><h2>Rows</h2>{rows}{figures}")
 
 
 def loss_curves(lines: Mapping[str, Mapping[str, Any]]) -> list[Line]:

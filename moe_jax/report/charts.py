@@ -254,7 +254,11 @@ def _y_range(lines, levels, top, bottom, log) -> _Span:
   If `log` is set, the values that are not positive have been replaced by nan.
   """
   bands = [edge for line in lines for edge in line.band or ()]
-  low, high = _range([line.y for line in lines] + bands + [np.array([level.y for level in levels])])
+  values = [line.y for line in lines] + bands + [np.array([level.y for level in levels])]
+  if bottom is not None and all(np.all(each[np.isfinite(each)] == bottom) for each in values):
+    # The drop rate of a run without drops is such a line.
+    return bottom, bottom + 1.0
+  low, high = _range(values)
   if top > low:
     high = min(high, top)
   if log:

@@ -50,7 +50,7 @@ _EVENTS = {
   "rollback": "rollbacks",
   "starved": "routers that collapse",
 }
-LINE_EXPERTS = 16  # With more experts than this, the load is drawn as a map.
+LINE_EXPERTS = 3  # With more experts than this, the load is drawn as a map.
 _RUNGS = {"lzma": "LZMA"}  # The names of the rungs of the ladder that are not shown by their key.
 
 
@@ -286,7 +286,22 @@ def _loss(run: Workdir) -> str:
         note=unit,
         top=top + 0.5 if np.nanmin(data.values, initial=math.inf) < top else math.inf,
       )
+  charts += _auxiliary(run)
   return f'<h2>Loss</h2><div class="figures two">{charts}</div>' if charts else ""
+
+
+def _auxiliary(run: Workdir) -> str:
+  """Returns the chart of the auxiliary losses as they enter the training loss."""
+  moe, lines = branch(run.config, "model", "moe"), []
+  for key, weight in moe.items():
+    name, is_loss, _ = str(key).rpartition("_loss")
+    data = curve(run.train, name) if is_loss and number(weight) > 0 else None
+    if data is not None and data.values.ndim == 1:
+      data = thin(data, POINTS)
+      colour = series_colour(len(lines))
+      lines.append(Line(f"{name} × {number(weight):g}", data.steps, weight * data.values, colour))
+  note = f"nats, as they enter the loss: {', '.join(line.label for line in lines)}"
+  return line_chart("Auxiliary losses", lines, note=note, bottom=0.0)
 
 
 def _optimizer(run: Workdir) -> str:

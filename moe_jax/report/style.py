@@ -1,7 +1,7 @@
 """The style sheet and the script of the report, which are both written into the page."""
 
 CSS = """
-:root { color-scheme: light; }
+:root { color-scheme: light dark; }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif;
   color: #1a1a1a; background: #fff; max-width: 1240px; margin: 0 auto; padding: 28px 32px 60px; }
@@ -29,9 +29,9 @@ th:first-child, td:first-child { text-align: left; }
 table.events td:last-child, table.events th:last-child { text-align: left; white-space: normal; }
 td.run { font-weight: 700; background: #f5f6f8; }
 td.beaten { color: #006b4b; } td.beaten::before { content: "✓ "; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(350px, 1fr));
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(350px, 100%), 1fr));
   gap: 24px 28px; margin-top: 12px; }
-.figures.two { grid-template-columns: repeat(auto-fill, minmax(500px, 1fr)); }
+.figures.two { grid-template-columns: repeat(auto-fill, minmax(min(500px, 100%), 1fr)); }
 figure { margin: 0; display: flex; flex-direction: column; } figcaption { font-weight: 600; }
 svg { width: 100%; height: auto; display: block; margin-top: auto; padding-top: 4px; }
 svg text { font-size: 12px; fill: #333; }
@@ -58,7 +58,8 @@ button[aria-pressed=true] { border-color: #1a1a1a; box-shadow: inset 0 0 0 1px #
 .chips b { display: inline-block; min-width: 24px; text-align: center; border-radius: 3px;
   margin-right: 5px; padding: 0 3px; }
 .bar { display: flex; height: 12px; margin: 0 0 6px; } .bar i { min-width: 0; }
-.pages { display: grid; grid-template-columns: repeat(auto-fill, minmax(500px, 1fr)); gap: 0 28px; }
+.pages { display: grid; gap: 0 28px;
+  grid-template-columns: repeat(auto-fill, minmax(min(500px, 100%), 1fr)); }
 .page { font: 13px/1.7 ui-monospace, "DejaVu Sans Mono", monospace;
   white-space: pre-wrap; overflow-wrap: anywhere; }
 .page i, .bar i { font-style: normal; } .page i { padding: 1px 0 4px; color: #000; }
@@ -66,6 +67,17 @@ button[aria-pressed=true] { border-color: #1a1a1a; box-shadow: inset 0 0 0 1px #
 .page i:hover { outline: 2px solid #000; outline-offset: 1px; }
 .only .page i:not(.on) { background: none; box-shadow: none; color: #888; }
 .only .bar i:not(.on) { opacity: .2; }
+/* In the dark, charts and coloured text keep the light ground that their colours are chosen for. */
+@media (prefers-color-scheme: dark) {
+  body { color: #e3e5e8; background: #15171a; }
+  .lead, .note, .meta, .tiles span, th { color: #a9adb3; } .warn { color: #ff9e80; }
+  h2, th, td { border-color: #3a3e45; }
+  .tiles div, td.run, pre { background: #22252a; } .banner { background: #3a2a15; }
+  td.beaten { color: #5fd3a0; }
+  figure, .page, .bar { background: #fff; color: #1a1a1a; border-radius: 6px; }
+  figure { padding: 10px 10px 6px; } figure .note { color: #555; } .page { padding: 8px 10px; }
+}
+@media (max-width: 600px) { body { padding: 16px 14px 40px; } th, td { padding: 6px 8px; } }
 @media print { body { max-width: none; padding: 0; } figure, tr { break-inside: avoid; } }
 """
 

@@ -34,6 +34,15 @@ def test_larger_is_higher_and_later_is_further_right():
   assert x0 < x1 < x2 and y1 < y2 < y0
 
 
+def test_a_line_at_the_bottom_stays_there():
+  # Catches a drop rate of 0 in the middle of the chart, between negative rates.
+  labels = re.findall(r">(-?[\d.]+)</text>", line_chart("t", [line(0, 0, 0)], bottom=0.0))
+  assert not [label for label in labels if label.startswith("-")]
+  ((stroke,),) = points(line_chart("t", [line(0, 0, 0)], bottom=0.0))
+  ((risen,),) = points(line_chart("t", [line(0, 0, 1)], bottom=0.0))
+  assert stroke[0][1] == risen[0][1]
+
+
 def test_gaps_split_the_line():
   # Catches "nan" in a path, after which browsers draw nothing.
   svg = line_chart("t", [line(1, np.nan, 2, np.inf, 3, 4)])
