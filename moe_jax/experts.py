@@ -157,7 +157,7 @@ class Experts(struct.PyTreeNode):
   def ragged(self, rows: Float[Array, "N D"], group_sizes: Int[Array, "E"]) -> Float[Array, "N D"]:
     """Applies the experts to rows that are sorted by expert, with `jax.lax.ragged_dot`.
 
-    This is a grouped kernel on GPUs and TPUs. XLA's lowering for CPUs multiplies every row with
+    This is a grouped kernel on TPUs. XLA's lowerings for CPUs and GPUs multiply every row with
     every expert, which takes E times the FLOPs.
 
     Args:
@@ -166,11 +166,13 @@ class Experts(struct.PyTreeNode):
     """
     w = jax.tree.map(lambda leaf: leaf.astype(rows.dtype), self.weights)
     pre = {name: jax.lax.ragged_dot(rows, w[name], group_sizes) for name in _inward(w)}
-    bias = (
-      None
-      if self.hidden_bias is None
-      else jnp.repeat(w["hidden_bias"], group_sizes, axis=0, total_repeat_length=rows.shape[0])
-    )
+    bias = None
+    if self.hidden_bias is not None:
+      bias = jnp.repeat(w["hidden_bias"], group_sizes, axis=0, total_repeat_length=rows.shape[0])
+      # `jnp.repeat` gives the rows after the last group the last bias, whose gradient must not see
+      # them, because they are undefined.
+      is_used = jnp.arange(rows.shape[0]) < jnp.sum(group_sizes)
+      bias = jnp.where(is_used[:, None], bias, 0)
     return jax.lax.ragged_dot(self._hidden_units(pre, bias), w["down"], group_sizes)
 
   def _hidden_units(self, pre: dict[str, Any], bias: Array | None) -> Array:

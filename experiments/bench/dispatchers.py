@@ -76,7 +76,7 @@ ROWS = {
   "scatter, capacity 1.25": Row("scatter", None, 0, 1.25),
   "einsum, capacity 1.25, groups of 128": Row("einsum", None, 128, 1.25),
 }
-SLOW = {"grouped by ragged_dot": Row("grouped", "gpu", 0, None)}
+SLOW = {"grouped by ragged_dot": Row("grouped", "tpu", 0, None)}
 
 
 def random(key, *shape):

@@ -1,6 +1,6 @@
 """Experts on ragged groups, computed by loops of plain matmuls on chunks of static sizes.
 
-This is for platforms without a grouped matmul. `size_classes` chooses the sizes of the chunks.
+This is for platforms on which XLA has no grouped matmul. `size_classes` chooses the chunk sizes.
 """
 
 from __future__ import annotations

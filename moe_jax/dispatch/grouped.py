@@ -27,11 +27,12 @@ def grouped(
 
   The method is that of MegaBlocks (arXiv 2211.15841).
 
-  The number of rows that are computed is the number of assignments. On CPUs it is typically 5 %
-  larger, and never more than `size_classes.most_rows`. There, the rows of each expert are cut into
-  chunks of a few static sizes, and each size is a loop of large plain matmuls, because XLA lowers
-  `jax.lax.ragged_dot` on CPUs to a matmul of every row with every expert. Rows move by gathers
-  only, in the forward and in the backward pass. Only first derivatives are supported.
+  On TPUs, the number of rows that are computed is the number of assignments. On CPUs and GPUs it is
+  typically 5 % larger, and never more than `size_classes.most_rows`. There, the rows of each expert
+  are cut into chunks of a few static sizes, and each size is a loop of large plain matmuls, because
+  XLA lowers `jax.lax.ragged_dot` on both to a matmul of every row with every expert, and on GPUs
+  with a copy of every row for every expert. Rows move by gathers only, in the forward and in the
+  backward pass. Only first derivatives are supported.
 
   On a mesh, tokens stay where they are, and each device sorts its own assignments. The axis
   "expert" only splits the storage of the experts. Their weights are gathered over it, which sends
@@ -114,6 +115,12 @@ def _by_chunks(token, expert, gate, x, experts):
   return apply_chunks(x, gate, experts, make_routes(token, slot, x.shape[0], slots), chunk_layout)
 
 
+def _on_gpu(token, expert, gate, x, experts):
+  """Computes a grouped matmul on a GPU, where one expert needs no loops over chunks."""
+  by = _by_ragged_dot if experts.num_experts == 1 else _by_chunks
+  return by(token, expert, gate, x, experts)
+
+
 def _by_ragged_dot(token, expert, gate, x, experts):
   """Computes a grouped matmul by `jax.lax.ragged_dot`, with one slot per assignment."""
   rank, _, load = ranks(expert, experts.num_experts)
@@ -126,9 +133,9 @@ def _by_ragged_dot(token, expert, gate, x, experts):
 # [T, D] in float32. Keys are the platforms of `jax.Device.platform`.
 GROUPED_MATMULS = {
   "cpu": _by_chunks,
-  "gpu": _by_ragged_dot,
-  "cuda": _by_ragged_dot,
-  "rocm": _by_ragged_dot,
+  "gpu": _on_gpu,
+  "cuda": _on_gpu,
+  "rocm": _on_gpu,
   "tpu": _by_ragged_dot,
 }
 
@@ -140,7 +147,7 @@ def known_platform(platform: str) -> None:
 
 
 def plan_layout(plan: RoutingPlan, capacity: int | None = None) -> Layout:
-  """Returns the layout of the chunks of a concrete plan on a CPU.
+  """Returns the layout of the chunks of a concrete plan on a CPU or GPU.
 
   It tells how often the loops of a compiled program will run.
   """

@@ -399,7 +399,7 @@ def test_plan_invariants_and_drop(name, options, capacity):
 
 
 @pytest.mark.parametrize(
-  ("dispatcher", "platform"), [*((name, "cpu") for name in DISPATCHERS), ("grouped", "gpu")]
+  ("dispatcher", "platform"), [*((name, "cpu") for name in DISPATCHERS), ("grouped", "tpu")]
 )
 def test_experts_with_a_bias_on_hidden_units(dispatcher, platform):
   # Catches a dispatcher whose experts ignore the bias, use that of another expert or give it no

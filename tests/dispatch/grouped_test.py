@@ -3,6 +3,7 @@
 The tests cover several chunks and size classes, the cost, rematerialisation, scan and bfloat16.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -147,6 +148,17 @@ def test_flops_follow_the_load():
 
   # This E-fold cost is the reason why CPUs have an implementation of their own.
   assert matmul_flops(by_ragged_dot, plan, x, experts) == E * 2 * G * S * K * 3 * D * F
+
+
+def test_gpus_multiply_rows_with_their_own_experts_only():
+  # Catches ragged_dot on a GPU, for which XLA copies each row for every expert: compiled for an
+  # H100, 64 experts took 6.7 GB of temporaries in place of 0.15.
+  x, experts, d_y = inputs()
+  plan = make_plan(PLANS["balanced"])
+  assert "ragged_dot" not in str(jax.make_jaxpr(run(grouped, "gpu"))(plan, x, experts, d_y))
+  one = jax.tree.map(lambda leaf: leaf[:1], experts)
+  alone = dataclasses.replace(plan, num_experts=1, expert=jnp.zeros_like(plan.expert))
+  assert "ragged_dot" in str(jax.make_jaxpr(run(grouped, "gpu"))(alone, x, one, d_y))
 
 
 def test_rows_are_never_scattered():
