@@ -7,7 +7,7 @@ TESTS := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := PYTHONPATH=$(LIBTPU) $(BIN)/python $(TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run desk venv test test-all test-reference coverage mutation demo-multiprocess paper-scale check bench docs fuzz soak faults memory clean
+.PHONY: help run desk venv test test-all test-reference coverage mutation demo-multiprocess paper-scale check bench docs docs-check fuzz soak faults memory clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F ': *' '{ name = $$1; sub(/^[^:]*: */, ""); printf "%-18s %s\n", name, $$0 }'
@@ -54,6 +54,9 @@ bench: venv  ## each dispatcher beside a dense FFN of the same activated FLOPs, 
 
 docs: .venv-docs/installed  ## the site of docs/, the studies and the Python API in site/, every link checked
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+
+docs-check: venv  ## the commands of README and tutorials, executed with two steps each: about half an hour on two CPU cores
+	$(BIN)/python tests/docs_commands.py
 
 venv: .venv/installed  ## .venv with the package and its test extra, and nothing else
 

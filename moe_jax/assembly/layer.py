@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from moe_jax.assembly import experts
-from moe_jax.assembly.sections import check_config, default_config, register_router
+from moe_jax.assembly.sections import check_config, default_config, name_of, register_router
 from moe_jax.dispatch import DISPATCHERS, CapacityOptions
 from moe_jax.errors import ConfigError, choose
 from moe_jax.layers import DenseFfn, GateOptions, GroupOptions, LossOptions, MoeLayer
@@ -90,7 +90,7 @@ def _known(router: Router) -> str:
   for name, known in ROUTERS.items():
     if known is router:
       return name
-  name = getattr(router.route, "__name__", "router")
+  name = name_of(router)
   register_router(name, router)
   return name
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -103,6 +104,7 @@ FUNCTIONS: Mapping[str, dict[str, Callable[..., Any]]] = {
   "model.moe.router": {name: router.route for name, router in ROUTERS.items()},
   "model.moe.dispatcher": dict(DISPATCHERS),
 }
+_ROUTERS_OF_THE_PACKAGE = frozenset(ROUTERS)
 _FIRST_NAMES = {"model.moe.router": "top_k", "model.moe.dispatcher": "grouped"}
 # What a routing preset writes where its paper says nothing: key of model.moe -> value.
 NEUTRAL: Mapping[str, Any] = {
@@ -113,6 +115,11 @@ NEUTRAL: Mapping[str, Any] = {
 }
 
 
+def name_of(router: Router) -> str:
+  """Returns the name under which a router of a user's own is known, which is its function's."""
+  return getattr(inspect.unwrap(router.route), "__name__", type(router.route).__name__)
+
+
 def register_router(name: str, router: Router) -> None:
   """Makes a router of a user's own known under a name, beside those of the package.
 
@@ -121,9 +128,8 @@ def register_router(name: str, router: Router) -> None:
   Raises:
     ConfigError: A router of the package has this name.
   """
-  if ROUTERS.get(name, router).route.__module__.startswith("moe_jax."):
+  if name in _ROUTERS_OF_THE_PACKAGE:
     raise ConfigError("router", name, "is a router of moe_jax; give yours another name")
-
   ROUTERS[name] = router
   FUNCTIONS["model.moe.router"][name] = router.route
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.machinery
-import inspect
 import pathlib
 import types
 from collections.abc import Callable
 
+from moe_jax.assembly.sections import name_of
 from moe_jax.commands.config_file import expand
 from moe_jax.errors import ConfigError, shorten
 from moe_jax.routing import Leak, Router
@@ -37,7 +37,7 @@ def load_router(text: str) -> tuple[str, Router]:
     raise ConfigError("router", text, f"there is no Python file {place!r}; {_EXAMPLE}")
   value = getattr(_execute(file, text), name, None)
   if isinstance(value, Router):
-    return _name_of(value.route), value
+    return name_of(value), value
   if not callable(value):
     raise ConfigError(
       "router",
@@ -45,12 +45,8 @@ def load_router(text: str) -> tuple[str, Router]:
       f"{place} defines no router of that name; it must be a function (logits [S, E], context) -> "
       "RoutingPlan, or a moe_jax.routing.Router",
     )
-  return _name_of(value), Router(value, looks_ahead=observed_leak(value, text))
-
-
-def _name_of(route: Callable) -> str:
-  """Returns the name under which the router of a function is known."""
-  return getattr(inspect.unwrap(route), "__name__", type(route).__name__)
+  router = Router(value, looks_ahead=observed_leak(value, text))
+  return name_of(router), router
 
 
 def observed_leak(route: Callable, text: str) -> Leak:
