@@ -15,7 +15,7 @@ from moe_jax.assembly.sections import check_config, default_config, name_of, reg
 from moe_jax.dispatch import DISPATCHERS, CapacityOptions
 from moe_jax.errors import ConfigError, choose
 from moe_jax.layers import DenseFfn, GateOptions, GroupOptions, LossOptions, MoeLayer
-from moe_jax.options import keys
+from moe_jax.options import Config, keys
 from moe_jax.routing import ROUTERS, Router
 
 # The keys of the section `model.moe` that a single layer reads.
@@ -72,7 +72,7 @@ def moe_layer(
   choose("dispatcher", dispatcher, DISPATCHERS)
   for key in options:
     choose("option", key, _OPTIONS)
-  config = default_config()
+  config: Config = default_config()
   model = config.model
   model.activation = activation
   model.moe.router.name, model.moe.dispatcher.name = router, dispatcher

@@ -6,6 +6,7 @@ import importlib.machinery
 import pathlib
 import types
 from collections.abc import Callable
+from typing import Any
 
 from moe_jax.assembly.sections import name_of
 from moe_jax.commands.config_file import expand
@@ -35,7 +36,7 @@ def load_router(text: str) -> tuple[str, Router]:
   file = expand("router", place)
   if not file.is_file() or file.suffix != ".py":
     raise ConfigError("router", text, f"there is no Python file {place!r}; {_EXAMPLE}")
-  value = getattr(_execute(file, text), name, None)
+  value: Any = getattr(_execute(file, text), name, None)
   if isinstance(value, Router):
     return name_of(value), value
   if not callable(value):
@@ -45,7 +46,8 @@ def load_router(text: str) -> tuple[str, Router]:
       f"{place} defines no router of that name; it must be a function (logits [S, E], context) -> "
       "RoutingPlan, or a moe_jax.routing.Router",
     )
-  router = Router(value, looks_ahead=observed_leak(value, text))
+  route: Callable[..., Any] = value
+  router = Router(route, looks_ahead=observed_leak(route, text))
   return name_of(router), router
 
 

@@ -122,7 +122,8 @@ class MoeLayer(nn.Module):
       routing: The bias, the stored plan, the loss terms and the salt of this layer. None means that
         there are none of these.
     """
-    context = context or LayerContext.of_rows(*x.shape[:2])
+    if context is None:
+      context = LayerContext.of_rows(x.shape[0], x.shape[1])
     size = self.groups.tokens(*x.shape[:2])
 
     def grouped(t):

@@ -15,7 +15,7 @@ from moe_jax.report.records import Curve, Workdir, branch, curve, measure, numbe
 from moe_jax.report.sections import POINTS, count_words, document, final_scores, time_words
 
 # Keys of a config that differ between any two runs and say nothing about the model.
-_NEVER_SHOWN = ("report.", "data.cache_dir", "data.threads")
+_NEVER_SHOWN = ("paper.", "report.", "data.cache_dir", "data.threads")
 
 
 def comparison(runs: Mapping[str, Workdir]) -> str:
@@ -155,18 +155,20 @@ def _charts(runs: Mapping[str, Workdir]) -> str:
       name: Curve(data.steps, reduce(data.values)) if (data := curve(run.train, key)) else None
       for name, run in runs.items()
     }
-    charts += _chart(title, curves, note)
+    charts += _chart(title, curves, note, bottom=0.0 if key.startswith("moe/") else None)
   return f'<h2>Curves</h2><div class="figures two">{charts}</div>' if charts else ""
 
 
-def _chart(title: str, curves: Mapping[str, Curve | None], note: str) -> str:
+def _chart(
+  title: str, curves: Mapping[str, Curve | None], note: str, bottom: float | None = None
+) -> str:
   """Returns a chart with a line for each run that has the curve."""
   lines = [
     Line(name, *thin(data, POINTS), series_colour(i))
     for i, (name, data) in enumerate(curves.items())
     if data is not None and data.values.ndim == 1
   ]
-  return line_chart(title, lines, note=note)
+  return line_chart(title, lines, note=note, bottom=bottom)
 
 
 def _smoothed(data: Curve | None) -> Curve | None:

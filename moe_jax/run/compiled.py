@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pathlib
 import platform
+from typing import Any
 
 import jax
 
@@ -27,7 +28,7 @@ def use_cache(folder: pathlib.Path) -> str:
   Returns:
     A warning if the folder cannot be written, and otherwise "".
   """
-  config = jax.config
+  config: Any = jax.config  # its options are no declared attributes
   if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
     return ""
   place = folder / "compiled" / _processor()

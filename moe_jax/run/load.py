@@ -68,7 +68,7 @@ def load_run(directory: str | os.PathLike, step: int | None = None) -> LoadedRun
   return LoadedRun(assembly.model(config, assembly.vocab_size(config), mesh), variables, config)
 
 
-def _merge(config: ConfigDict, stored: dict[str, Any]) -> None:
+def _merge(config: Config, stored: dict[str, Any]) -> None:
   """Writes stored values over those of a config, section by section."""
   for name, value in stored.items():
     if isinstance(value, dict) and isinstance(config.get(name), ConfigDict):

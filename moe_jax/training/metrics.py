@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import time
 from typing import Any
 
 import numpy as np
 
 from moe_jax.training import workdir
+
+FLUSH_SECONDS = 10.0  # after which the newest points are visible to TensorBoard
 
 
 class MetricsWriter:
@@ -57,15 +60,11 @@ class MetricsWriter:
 
   def _keep(self, lines: list[dict[str, Any]], step: int) -> None:
     """Rewrites the file with the lines up to `step`, and opens it to append to them."""
-    import tensorboardX
-
     workdir.write_atomically(
       self._path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
     )
     self._file = self._path.open("a", buffering=1, encoding="utf-8")
-    self._board = tensorboardX.SummaryWriter(
-      str(self._directory / "tb"), purge_step=step + 1, flush_secs=10
-    )
+    self._board = _Board(self._directory / "tb", step + 1)
 
   def forget_after(self, step: int) -> None:
     """Removes everything after `step`, to which the run has gone back."""
@@ -86,10 +85,9 @@ class MetricsWriter:
       name: plain(value.tolist()) for name, value in values.items()
     }
     self._file.write(json.dumps(line) + "\n")
-    for name, value in values.items() if self._board_lives() else ():
+    for name, value in values.items():
       for index in np.ndindex(value.shape):
-        tag = "/".join([kind, name, *map(str, index)])
-        self._board.add_scalar(tag, value[index], step)
+        self._board.add("/".join([kind, name, *map(str, index)]), float(value[index]), step)
 
   def event(self, step: int, event: dict[str, Any]) -> None:
     """Writes a line of kind "event", which is something that happened to the run (`guard.py`)."""
@@ -100,18 +98,46 @@ class MetricsWriter:
     """Closes the files."""
     if self._file is not None:
       self._file.close()
-      if self._board_lives():
-        self._board.close()
+      self._board.close()
 
-  def _board_lives(self) -> bool:
-    """Returns whether TensorBoard's events are still written.
 
-    A full disk ends the thread that writes them. Its queue, which nobody empties any more, would
-    then block this thread for ever. Writing the record itself, metrics.jsonl, raises the error
-    about the full disk.
-    """
-    writer = self._board.file_writer
-    return writer is not None and writer.event_writer._worker.is_alive()
+class _Board:
+  """Writes scalars for TensorBoard.
+
+  `tensorboardX.SummaryWriter` hands events to a thread. If the disk is full, this thread ends, and
+  the next event blocks the training loop for ever, because nobody empties the queue any more. Here
+  the loop writes the events itself, so that it gets the error.
+  """
+
+  def __init__(self, folder: pathlib.Path, first_step: int):
+    """Opens a new file of events, which replaces all older events from `first_step` on."""
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto import event_pb2
+
+    folder.mkdir(parents=True, exist_ok=True)
+    self._event = event_pb2.Event
+    self._events = EventsWriter(str(folder / "events"))
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._write(first_step, session_log=start)
+    self._events.flush()
+    self._flushed = time.monotonic()
+
+  def add(self, tag: str, value: float, step: int) -> None:
+    """Writes a point of the curve `tag`."""
+    from tensorboardX.summary import scalar
+
+    self._write(step, summary=scalar(tag, value))
+    if time.monotonic() - self._flushed > FLUSH_SECONDS:
+      self._events.flush()
+      self._flushed = time.monotonic()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._events.close()
+
+  def _write(self, step: int, **content: Any) -> None:
+    """Writes an event of a step."""
+    self._events.write_event(self._event(wall_time=time.time(), step=step, **content))
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
