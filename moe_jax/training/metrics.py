@@ -115,9 +115,10 @@ class _Board:
     from tensorboardX.proto import event_pb2
 
     folder.mkdir(parents=True, exist_ok=True)
-    self._event = event_pb2.Event
+    messages: Any = event_pb2  # its classes are made when it is imported
+    self._event = messages.Event
     self._events = EventsWriter(str(folder / "events"))
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    start = messages.SessionLog(status=messages.SessionLog.START)
     self._write(first_step, session_log=start)
     self._events.flush()
     self._flushed = time.monotonic()
