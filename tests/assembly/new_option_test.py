@@ -50,7 +50,7 @@ def replace(file: pathlib.Path, old: str, new: str) -> None:
 
 @pytest.mark.every_variant
 def test_an_option_is_declared_once_and_read_once(tmp_path):
-  # Catches: another list of keys, bounds, neutral values or snapshots that a new option needs.
+  # Catches another list of keys, bounds, neutral values or snapshots that a new option needs.
   for name in ("moe_jax", "tests", "configs", "experiments", "docs"):
     shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
   for name in ("pyproject.toml", "README.md", "setup.py"):

@@ -18,8 +18,8 @@ def arguments(tmp_path, *extra):
 
 
 def test_routing_presets_on_the_command_line(tmp_path, capfd):
-  # Catches: a preset that undoes what else the command line says, or comes after it; an unknown one
-  # with a traceback.
+  # Catches a preset that undoes what else the command line says, or comes after it, and an unknown
+  # one with a traceback.
   def parse(*extra):
     return commands.parse(arguments(tmp_path) + list(extra)).config.model.moe
 
@@ -42,8 +42,8 @@ def test_routing_presets_on_the_command_line(tmp_path, capfd):
 
 
 def test_none_on_the_command_line(tmp_path):
-  # Catches: a placeholder that has no way back to None; a None that wins against what is said after
-  # it.
+  # Catches a placeholder that has no way back to None, and a None that wins against what is said
+  # after it.
   def parse(*extra):
     return commands.parse(arguments(tmp_path) + list(extra)).config.model.moe
 
@@ -88,7 +88,7 @@ ALL = sorted(command_line._keys(commands.load_config("configs/base.py")))
   )
 )
 def test_any_command_line_is_read_or_told_in_a_sentence(words):
-  # Catches: what absl, ml_collections or ast raise of an odd argument, passed on as a traceback.
+  # Catches what absl, ml_collections or ast raise of an odd argument, passed on as a traceback.
   args = ["train", "--config=configs/base.py", "--workdir=x"]
   for dashes, key, equals, value in words:
     args += (

@@ -8,8 +8,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_configs_are_found_from_anywhere(tmp_path, monkeypatch):
-  # Catches: a path that works only in the clone; a file in the working directory that loses against
-  # the clone's.
+  # Catches a path that works only in the clone, and a file in the working directory that loses
+  # against the clone's.
   monkeypatch.chdir(tmp_path)
   for name in ("configs/quickstart.py", "quickstart.py"):
     assert commands.load_config(name).model.family == "decoder"

@@ -12,7 +12,7 @@ FLAGS = (Flag("mesh"), Flag("fast", bare=""))
 
 
 def test_both_ways_to_give_a_value():
-  # Catches: a value that is taken for an argument; a switch that swallows the next argument.
+  # Catches a value that is taken for an argument, and a switch that swallows the next argument.
   args = ["--mesh", "data=2", "--fast", "--config=x.py", "--config.seed=3", "--noconfig.a", "rest"]
   assert take_flags(args, FLAGS) == (
     {"mesh": "data=2", "fast": ""},
@@ -23,7 +23,7 @@ def test_both_ways_to_give_a_value():
 
 
 def test_unknown_flags():
-  # Catches: a misspelt flag that is passed on, or refused where flags of others are passed on.
+  # Catches a misspelt flag that is passed on, or refused where flags of others are passed on.
   with pytest.raises(ConfigError, match="did you mean --mesh"):
     take_flags(["--mehs=1"], FLAGS)
   with pytest.raises(ConfigError, match="the flags are --mesh, --fast, --debug"):
@@ -33,7 +33,7 @@ def test_unknown_flags():
 
 
 def test_switch():
-  # Catches: --flag=false that is on.
+  # Catches --flag=false that is on.
   values = (None, "", "true", "false")
   assert [switch("fast", value) for value in values] == [False, True, True, False]
   with pytest.raises(ConfigError, match="fast='1'"):

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.unit
   ],
 )
 def test_what_is_no_bug_is_told_in_one_sentence(capsys, error, code, words):
-  # Catches: 459 lines of traceback for a disk that is full.
+  # Catches 459 lines of traceback for a disk that is full.
   def action(rest):
     raise error
 
@@ -42,7 +42,7 @@ def test_what_is_no_bug_is_told_in_one_sentence(capsys, error, code, words):
 
 
 def test_a_bug_is_told_with_its_traceback(capsys):
-  # Catches: a fault of the program that looks like a mistake of the user, or leaves no trace.
+  # Catches a fault of the program that looks like a mistake of the user, or leaves no trace.
   def action(rest):
     raise KeyError("surprise")
 
@@ -57,7 +57,7 @@ def test_a_bug_is_told_with_its_traceback(capsys):
 
 
 def test_nobody_reads_the_output(tmp_path):
-  # Catches: a traceback of BrokenPipeError under `| head`, also of Python's own flush at its end.
+  # Catches a traceback of BrokenPipeError under `| head`, also of Python's own flush at its end.
   code = (
     "import sys; from moe_jax import commands; "
     "sys.exit(commands.guarded(['x'], '', lambda _: print('x' * 9**6) or 0))"
@@ -73,7 +73,7 @@ def test_nobody_reads_the_output(tmp_path):
 
 
 def test_another_pipe_that_breaks_is_a_bug(capsys):
-  # Catches: a process that died unseen, taken for a reader of the output that has enough.
+  # Catches a process that died unseen, taken for a reader of the output that has enough.
   def action(rest):
     raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
@@ -82,7 +82,7 @@ def test_another_pipe_that_breaks_is_a_bug(capsys):
 
 
 def test_help_of_a_section(capsys):
-  # Catches: a section whose options are not printed; an unknown one that ends in a traceback.
+  # Catches a section whose options are not printed, and an unknown one that ends in a traceback.
   assert commands.guarded(["x", "--help=optimizer"], "", len) == 0
   printed = capsys.readouterr().out
   assert "--config.optimizer.learning_rate=0.001\n    The peak of the schedule." in printed

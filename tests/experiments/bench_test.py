@@ -45,7 +45,7 @@ def test_every_case_builds(monkeypatch, name):
 
 @pytest.mark.parametrize("name", routing.OPTIONS)
 def test_every_router_builds(name):
-  # Catches: options that a router no longer takes, stand-ins for experts that a dispatcher cannot
+  # Catches options that a router no longer takes, stand-ins for experts that a dispatcher cannot
   # use.
   router = functools.partial(ROUTERS[name].route, **routing.OPTIONS[name])
   x, weight = jnp.zeros((SMALL.tokens, SMALL.d_model)), jnp.zeros((SMALL.d_model, SMALL.experts))

@@ -26,8 +26,8 @@ EVOLUTION = search.Evolution(SPACE, population=4, sample=2)
 
 
 def test_the_desks_space_is_the_papers_divided():
-  # Catches: a gate that sees the future by default, a number that is not scaled, a baseline outside
-  # of the space.
+  # Catches a gate that sees the future by default, a number that is not scaled, and a baseline
+  # outside of the space.
   assert SPACE["attention"] == {"width": (32, 48, 64), "heads": (3, 4, 5)}
   assert SPACE["moe"]["hidden"] == (96, 128, 192, 256) and SPACE["moe"]["gate"] == ("top_2",)
   assert SPACE["moe"]["capacity"] == SEARCH_SPACE["moe"]["capacity"]
@@ -43,7 +43,7 @@ def test_the_desks_space_is_the_papers_divided():
 
 
 def test_all_candidates_are_valid():
-  # Catches: a proposal that no model can be built of.
+  # Catches a proposal that no model can be built of.
   for n in range(4):
     block, parent = EVOLUTION.propose(n, [])
     assembly.validate(trial.config(block), 1)
@@ -69,7 +69,7 @@ def test_a_child_differs_in_one_sublayer_from_the_best_of_the_young():
 
 
 def test_reward_and_early_stop():
-  # Catches: a candidate stopped that loses on one count only, a reward of the wrong sign, NaN that
+  # Catches a candidate stopped that loses on one count only, a reward of the wrong sign, NaN that
   # wins.
   assert (
     search.loses(1.1, 3.0, 2.9)
@@ -158,14 +158,14 @@ def test_a_resumed_search_is_the_uninterrupted_one(tmp_path):
 
 
 def test_another_search_in_the_same_journal_is_refused(tmp_path):
-  # Catches: trials of two spaces or budgets mixed in one population.
+  # Catches trials of two spaces or budgets mixed in one population.
   searched(tmp_path / "r.jsonl")
   with pytest.raises(ConfigError, match="seed=1: the search in"):
     study.Journal(tmp_path / "r.jsonl").head({"seed": 1}, {})
 
 
 def test_the_command_line(tmp_path, capsys):
-  # Catches: a search that begins without being asked; a table of a search that has hardly begun
+  # Catches a search that begins without being asked, and a table of a search that has hardly begun
   # that crashes.
   results = tmp_path / "none.jsonl"
   command = ["experiments", "brainformer_search", f"--results={results}"]
@@ -185,7 +185,7 @@ def test_the_command_line(tmp_path, capsys):
   ],
 )
 def test_the_verdict_asks_for_more_than_the_spread(found, glam, words):
-  # Catches: a mean taken for a result.
+  # Catches a mean taken for a result.
   lines = {
     name: [{"bits_per_byte": b} for b in bits] for name, bits in (("best", found), ("glam", glam))
   }
@@ -193,7 +193,7 @@ def test_the_verdict_asks_for_more_than_the_spread(found, glam, words):
 
 
 def test_weights_that_a_token_meets():
-  # Catches: one expert counted for two, a third matrix forgotten.
+  # Catches one expert counted for two, and a third matrix forgotten.
   assert figures.met("attention:width=48,heads=3") == 4 * 48 * 48
   assert figures.met("ffn:width=48,hidden=96,activation=reglu") == 3 * 48 * 96
   assert (
@@ -203,7 +203,7 @@ def test_weights_that_a_token_meets():
 
 @pytest.mark.smoke
 def test_a_candidate_is_trained_and_measured(tmp_path, monkeypatch):
-  # Catches: a clock that compiling moves, a candidate that is stopped though it is as fast as
+  # Catches a clock that compiling moves, and a candidate that is stopped though it is as fast as
   # GLaM's.
   def small(block, seed=0):
     return tiny.config(

@@ -33,7 +33,7 @@ def configs(request):
 
 
 def test_rows_are_valid_and_have_three_seeds():
-  # Catches: a row that stops before it trains, a preset that is not put in, fewer routers than the
+  # Catches a row that stops before it trains, a preset that is not put in, fewer routers than the
   # study promises.
   for scale in SCALES:
     rows = study.rows(scale)
@@ -45,14 +45,14 @@ def test_rows_are_valid_and_have_three_seeds():
 
 
 def test_activated_flops_agree(configs):
-  # Catches: experts whose width a preset's K or an override of it did not divide.
+  # Catches experts whose width a preset's K or an override of it did not divide.
   size = assembly.fixed_vocab_size(next(iter(configs.values()))) or VOCABULARY
   flops = {name: accounts.flops_per_token(config, size) for name, config in configs.items()}
   assert max(flops.values()) < 1.02 * min(flops.values()), flops
 
 
 def test_rows_differ_in_routing_only(configs):
-  # Catches: another learning rate, another order of the data, another backbone in some row.
+  # Catches another learning rate, another order of the data, and another backbone in some row.
   def rest(config):
     found = config.to_dict()
     found["model"].pop("moe")
@@ -67,7 +67,7 @@ def test_rows_differ_in_routing_only(configs):
 
 
 def test_a_group_has_experts_of_one_shape(configs):
-  # Catches: a title that is not what its rows are; rows of one group that differ in capacity to
+  # Catches a title that is not what its rows are, and rows of one group that differ in capacity to
   # learn.
   width = configs[study.DENSE].model.d_ff
   for group in study.GROUPS:
@@ -84,7 +84,7 @@ def test_a_group_has_experts_of_one_shape(configs):
 
 
 def test_who_sees_later_tokens(configs):
-  # Catches: a mark that is missing; one that says "in training only" of a router that also looks
+  # Catches a mark that is missing, and one that says "in training only" of a router that also looks
   # ahead at evaluation.
   logits = jax.random.normal(jax.random.key(0), (64, 16))
   later = logits.at[32:].set(jax.random.normal(jax.random.key(1), (32, 16)))
@@ -159,8 +159,8 @@ DENSE = line((2.0, 2.1, 2.2), curve=((10, 3.1), (20, 2.1)))
 
 
 def test_means_and_standard_errors():
-  # Catches: the deviation of a population, a deviation in place of the error, a diverged seed that
-  # counts.
+  # Catches the deviation of a population, a deviation in place of the error, and a diverged seed
+  # that counts.
   assert measures.bits(DENSE) == pytest.approx((2.1, 0.1 / math.sqrt(3)))
   assert measures.bits(line((2.0, None, 3.0))) == pytest.approx(
     (2.5, math.sqrt(0.5) / math.sqrt(2))
@@ -192,7 +192,7 @@ def test_differences_are_paired():
 
 
 def test_a_seed_that_diverged_is_in_no_difference_and_leaves_none_that_exceeds():
-  # Catches: None as a number, pairs of different seeds, two seeds that are told apart as if they
+  # Catches None as a number, pairs of different seeds, and two seeds that are told apart as if they
   # were three.
   found = measures.difference(line((1.0, None, 1.3)), DENSE)
   assert (
@@ -257,7 +257,7 @@ def test_a_summary_by_hand():
 
 
 def test_the_clock_is_that_of_the_hardware():
-  # Catches: CPU time of the process that only feeds a GPU; wall time of a core that others took.
+  # Catches CPU time of the process that only feeds a GPU, and wall time of a core that others took.
   assert measures.seconds_a_step(line((2.0,), seconds=0.1)) == pytest.approx(0.2)
   assert measures.seconds_a_step(
     line((2.0,), seconds=0.1, hardware="1 x NVIDIA H200")
@@ -265,7 +265,7 @@ def test_the_clock_is_that_of_the_hardware():
 
 
 def test_without_dense_nothing_is_compared_with_it():
-  # Catches: a traceback, another row taken for the twin.
+  # Catches a traceback, and another row taken for the twin.
   left = {name: line for name, line in lines().items() if name != "dense"}
   found = measures.summary(left)
   assert {
@@ -277,14 +277,14 @@ def test_without_dense_nothing_is_compared_with_it():
 
 
 def test_a_line_of_a_run_that_stopped_at_once():
-  # Catches: a study that cannot be tabulated because a row's command ended with "diverged".
+  # Catches a study that cannot be tabulated because a row's command ended with "diverged".
   found = measures.summary({"dense": DENSE, "switch": {"row": "switch", "diverged": "at step 1"}})
   assert found["switch"]["finite_seeds"] == 0 and found["switch"]["seeds"] == 3
   assert table.text({"switch": {"row": "switch", "diverged": "at step 1"}}, "desk")
 
 
 def test_the_text_by_hand():
-  # Catches: columns exchanged, signs of the matrix turned round, a study that is called finished
+  # Catches columns exchanged, signs of the matrix turned round, and a study that is called finished
   # when rows are missing.
   made = table.text(lines(), "desk")
   assert "| `mixtral` | 1.950 ± 0.029 | **-0.150 ± 0.050** | 18 | 0.1 | 3/3 | 30.5 |" in made
@@ -305,8 +305,8 @@ def test_the_text_by_hand():
 
 
 def test_files(tmp_path, monkeypatch):
-  # Catches: JSON or CSV that other programs cannot read or that lack a row; figures that are no
-  # XML, or draw a row that diverged; a README whose text outside the markers is lost.
+  # Catches JSON or CSV that other programs cannot read or that lack a row, figures that are no XML,
+  # or draw a row that diverged, and a README whose text outside the markers is lost.
   monkeypatch.setitem(table.FOLDERS, "desk", tmp_path)
   (tmp_path / "README.md").write_text(
     "before\n<!-- table:compare_routers -->\nthe last one\n<!-- /table:compare_routers -->\nafter"
@@ -337,7 +337,7 @@ def test_files(tmp_path, monkeypatch):
 
 
 def test_the_command_line(capsys):
-  # Catches: flags of the sweep that do not arrive; rows of both scales in one workdir.
+  # Catches flags of the sweep that do not arrive, and rows of both scales in one workdir.
   def printed(*arguments):
     return command_line.main(["experiments", "compare_routers", "print", *arguments])
 
@@ -354,8 +354,8 @@ def test_the_command_line(capsys):
 
 
 def test_the_readmes_show_the_results():
-  # Catches: a table typed by hand; results replaced without `python -m experiments compare_routers
-  # write`.
+  # Catches a table typed by hand, and results replaced without `python -m experiments
+  # compare_routers write`.
   for scale, folder in table.FOLDERS.items():
     found = table.load(scale)
     readme = (folder / "README.md").read_text()

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.unit
 
 
 def test_the_readme_shows_the_results():
-  # Catches: a table typed by hand; results replaced without `python -m experiments
+  # Catches a table typed by hand, and results replaced without `python -m experiments
   # embedded_corpus write`.
   text = table.README.read_text()
   assert tables.replace_all(text, STUDY.table("desk")) == text
@@ -19,7 +19,7 @@ def test_the_readme_shows_the_results():
 
 @pytest.mark.parametrize("name, rung", [("quickstart", "trigram"), ("desk", "4-gram")])
 def test_the_models_beat_what_the_readme_says_they_beat(name, rung):
-  # Catches: results of a worse run put under the same claim.
+  # Catches results of a worse run put under the same claim.
   assert table.load(name)
   for run in table.load(name):
     for domain, ladder in run["ladder"].items():
@@ -27,7 +27,7 @@ def test_the_models_beat_what_the_readme_says_they_beat(name, rung):
 
 
 def test_model_and_twin_read_the_same_text_for_as_long():
-  # Catches: a twin that was trained on another Python's text, on more tokens, or that is wider than
+  # Catches a twin that was trained on another Python's text, on more tokens, or that is wider than
   # a token's experts.
   pairs = [
     (run, twin)
@@ -44,7 +44,7 @@ def test_model_and_twin_read_the_same_text_for_as_long():
 
 
 def test_a_finished_row_is_kept_as_a_file(tmp_path, monkeypatch):
-  # Catches: a result that stays in the workdir, one that is trained though its file is here, a
+  # Catches a result that stays in the workdir, one that is trained though its file is here, and a
   # diverged run that ends the study.
   def run(rows, results, workdir, *_, **__):
     assert list(rows) == ["quickstart_seed1", "desk"]

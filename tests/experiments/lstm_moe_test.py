@@ -10,8 +10,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_rows():
-  # Catches: rows that share a name, a seed or a weight that does not arrive, a size that is not the
-  # paper's.
+  # Catches rows that share a name, a seed or a weight that does not arrive, and a size that is not
+  # the paper's.
   assert len(study.DESK) == len(study.PAPER) * study.SEEDS == 18 and len(study.FULL) == 6
   row = study.DESK["importance_0.2_load_0_seed2"].arguments()
   assert {
@@ -54,7 +54,7 @@ def test_a_table_by_hand():
 
 
 def test_the_readme_shows_the_results():
-  # Catches: a table typed by hand; results replaced without `python -m experiments lstm_moe
+  # Catches a table typed by hand, and results replaced without `python -m experiments lstm_moe
   # write`.
   text, found = table.README.read_text(), table.runs()
   assert [len(seeds) for seeds in found.values()] == [study.SEEDS] * len(study.PAPER)
@@ -64,7 +64,7 @@ def test_the_readme_shows_the_results():
 
 
 def test_the_losses_balance_as_the_readme_says():
-  # Catches: results of other runs put under the same words.
+  # Catches results of other runs put under the same words.
   def of(weights, key):
     return np.array([seed[key] for seed in table.runs()[weights]])
 

@@ -35,8 +35,8 @@ def root(tmp_path):
 
 
 def test_every_place_is_changed_and_no_text(root):
-  # Catches: an operator that is gone; changes of docstrings, annotations or messages, which no test
-  # should notice.
+  # Catches an operator that is gone, and changes of docstrings, annotations or messages, which no
+  # test should notice.
   found = {(one.before, one.after) for one in mutants(root, "a.py")}
   assert found == {
     ("3", "4"),
@@ -54,8 +54,8 @@ def test_every_place_is_changed_and_no_text(root):
 
 
 def test_a_mutant_is_one_change(root):
-  # Catches: a number that names another change than the one that was listed; a file that changes in
-  # two places.
+  # Catches a number that names another change than the one that was listed, and a file that changes
+  # in two places.
   whole = ast.unparse(ast.parse(CODE))
   for one in mutants(root, "a.py"):
     changed = source(root, one)
@@ -66,7 +66,7 @@ def test_a_mutant_is_one_change(root):
 
 
 def test_the_sample_takes_from_every_file():
-  # Catches: a sample of the first file only; one that its seed does not fix.
+  # Catches a sample of the first file only, and one that its seed does not fix.
   made = [
     Mutant(f"{name}.py", line, line, "a", "b")
     for name, count in (("a", 90), ("b", 10))
@@ -81,8 +81,8 @@ def test_the_sample_takes_from_every_file():
 
 
 def test_its_own_tests_judge_first():
-  # Catches: judges that do not execute the line; the slowest first; more of them than there is time
-  # for.
+  # Catches judges that do not execute the line, the slowest first, and more of them than there is
+  # time for.
   mutant = Mutant("moe_jax/routing/top_k.py", 40, 0, "a", "b")
   lines = {"moe_jax/routing/top_k.py": frozenset({40})}
   judges = [
@@ -104,7 +104,7 @@ def test_its_own_tests_judge_first():
 
 
 def test_what_runs_at_import_is_judged_by_all_tests_of_the_module():
-  # Catches: a changed default, whose line no test executes, that no test may judge.
+  # Catches a changed default, whose line no test executes, that no test may judge.
   mutant = Mutant("moe_jax/routing/top_k.py", 15, 0, "a", "b")
   judges = [
     judge.Judge(
@@ -119,7 +119,7 @@ def test_what_runs_at_import_is_judged_by_all_tests_of_the_module():
 
 
 def test_the_table_counts():
-  # Catches: survivors that count as noticed.
+  # Catches survivors that count as noticed.
   possible = {"routing/": [Mutant("r.py", n, n, "a", "b") for n in range(4)], "dispatch/": []}
   text = command.table(
     possible, {one: "t" * (one.line > 0) for one in possible["routing/"]}, 3, 60.0
@@ -130,6 +130,6 @@ def test_the_table_counts():
 
 
 def test_the_page_has_room_for_the_table():
-  # Catches: markers that were moved away, which --write would look for in vain.
+  # Catches markers that were moved away, which --write would look for in vain.
   page = pathlib.Path(command.PAGE).read_text()
   assert page.index("<!-- table:mutation -->") < page.index("<!-- /table:mutation -->")

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.smoke
 
 @pytest.mark.parametrize("name", rows.ROWS)
 def test_rows_suit_their_machines(name):
-  # Catches: a mesh that its model or batch does not divide, or that leaves devices out; a misspelt
-  # key.
+  # Catches a mesh that its model or batch does not divide, or that leaves devices out, and a
+  # misspelt key.
   flags, rest = commands.take_flags(rows.ROWS[name].arguments(), dryrun.FLAGS)
   config = commands.parse(["dryrun", *rest], workdir=False).config
   machine = topology.parse(flags["topology"])
@@ -28,7 +28,7 @@ def test_rows_suit_their_machines(name):
 
 
 def test_each_shipped_mesh_has_a_row():
-  # Catches: a mesh that a dry run takes by itself and that nobody has compiled.
+  # Catches a mesh that a dry run takes by itself and that nobody has compiled.
   compiled = {
     (row.config.removeprefix("configs/").replace(".py", ""), row.topology)
     for row in rows.MODELS.values()
@@ -52,7 +52,7 @@ def line(name, **changes):
 
 
 def test_the_page_shows_what_fits_what_does_not_and_what_dispatchers_send():
-  # Catches: a column of another row, a row that does not fit without its reason, a dispatcher
+  # Catches a column of another row, a row that does not fit without its reason, and a dispatcher
   # beside another's bytes.
   wide = {"exchange": {"formula": 10 * canned.GIB, "program": 25 * canned.GIB}}
   short = {
@@ -81,8 +81,8 @@ def test_the_page_shows_what_fits_what_does_not_and_what_dispatchers_send():
 
 
 def test_a_dry_run_that_ends_early_leaves_its_reason(tmp_path, monkeypatch):
-  # Catches: a traceback for a machine whose compiler is missing; the whole log, or nothing, as the
-  # reason.
+  # Catches a traceback for a machine whose compiler is missing, and the whole log, or nothing, as
+  # the reason.
   program = tmp_path / "python"
   program.write_text("#!/bin/sh\necho noise\necho 'error: topology=x: no compiler' >&2\nexit 2\n")
   program.chmod(0o755)
@@ -96,7 +96,7 @@ def test_a_dry_run_that_ends_early_leaves_its_reason(tmp_path, monkeypatch):
 
 
 def test_what_a_row_came_to():
-  # Catches: a row that does not fit and is called one that does.
+  # Catches a row that does not fit and is called one that does.
   assert describe(line("glam_64b_64e"), {}).startswith(
     "fits, 50% of the memory of a device; matmuls"
   )
@@ -104,7 +104,7 @@ def test_what_a_row_came_to():
 
 
 def test_rows_that_are_finished_are_not_compiled_again(tmp_path, monkeypatch):
-  # Catches: minutes of compiling for lines that are there; a line of other arguments that stays.
+  # Catches minutes of compiling for lines that are there, and a line of other arguments that stays.
   compiled = []
 
   def fake(name, row, workdir):
@@ -119,7 +119,7 @@ def test_rows_that_are_finished_are_not_compiled_again(tmp_path, monkeypatch):
 
 
 def test_wrong_rows_are_named(capsys):
-  # Catches: an empty run that says nothing.
+  # Catches an empty run that says nothing.
   def printed(*arguments):
     return command_line.main(["experiments", "paper_scale", "print", *arguments])
 
@@ -133,7 +133,7 @@ def test_wrong_rows_are_named(capsys):
 
 
 def test_the_page_shows_the_results():
-  # Catches: a table typed by hand; results replaced without `python -m experiments paper_scale
+  # Catches a table typed by hand, and results replaced without `python -m experiments paper_scale
   # write`.
   text = page.FILE.read_text()
   assert tables.replace_all(text, STUDY.table("fast")) == text

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.smoke
 
 
 def test_a_few_cases_find_nothing():
-  # Catches: a check that lets an exception through; a worker that does not answer; results in
+  # Catches a check that lets an exception through, a worker that does not answer, and results in
   # another order.
   asked = [*(("config", n) for n in range(6)), *(("command", n) for n in range(6)), ("file", 2)]
   found = fuzz.fuzz(asked, seed=5)
@@ -24,7 +24,7 @@ def test_a_few_cases_find_nothing():
 
 
 def test_a_case_is_drawn_from_its_seed_alone():
-  # Catches: a case that --case cannot show again.
+  # Catches a case that --case cannot show again.
   def draws():
     return random.Random("7 config 3")
 
@@ -34,7 +34,7 @@ def test_a_case_is_drawn_from_its_seed_alone():
 
 @pytest.mark.parametrize("how", mutate.FILES)
 def test_a_mutation_changes_the_file(tmp_path, how):
-  # Catches: a mutation that leaves the file as it was, so that its cases say nothing.
+  # Catches a mutation that leaves the file as it was, so that its cases say nothing.
   for number in range(5):
     path = tmp_path / f"{number}.jsonl"
     path.write_text('{"step": 1, "kind": "train"}\n{"step": 2, "kind": "train"}\n')
@@ -45,7 +45,7 @@ def test_a_mutation_changes_the_file(tmp_path, how):
 
 
 def test_workers_end_what_takes_too_long(tmp_path, monkeypatch):
-  # Catches: a hang that is waited for; a dead process whose case is lost; the cases after one of
+  # Catches a hang that is waited for, a dead process whose case is lost, and the cases after one of
   # these.
   monkeypatch.setattr(workers._Worker, "grace", 5.0)
   asked = [
@@ -60,8 +60,8 @@ def test_workers_end_what_takes_too_long(tmp_path, monkeypatch):
 
 
 def test_outcomes():
-  # Catches: a traceback that counts as a sentence, an error without one, a success with a warning
-  # that counts as one.
+  # Catches a traceback that counts as a sentence, an error without one, and a success with a
+  # warning that counts as one.
   assert cases._outcome(0, "a warning\n")[0] == "runs"
   assert cases._outcome(2, "error: a=1: must be 2\n")[0] == "one sentence"
   assert (
@@ -72,7 +72,7 @@ def test_outcomes():
 
 
 def test_the_table_counts_and_findings_can_be_shown_again():
-  # Catches: a column under another's head; a finding without the command that shows it.
+  # Catches a column under another's head, and a finding without the command that shows it.
   found = [
     {"kind": "config", "number": n, "what": "w", "outcome": outcome, "said": "a\nlast"}
     for n, outcome in enumerate(cases.OUTCOMES)
@@ -84,7 +84,7 @@ def test_the_table_counts_and_findings_can_be_shown_again():
 
 
 def test_the_page_has_room_for_the_table():
-  # Catches: markers that were moved away, which --write would look for in vain.
+  # Catches markers that were moved away, which --write would look for in vain.
   page = pathlib.Path(fuzz.ROOT / "docs" / "reliability.md").read_text()
   assert page.index("<!-- table:fuzz -->") < page.index("<!-- /table:fuzz -->")
 
@@ -114,14 +114,13 @@ def test_the_page_has_room_for_the_table():
   ],
 )
 def test_flags_that_make_no_sense(capsys, command, flag, words):
-  # Catches: a number or a file that is only found to be wrong after the work, or a table of
-  # nothing.
+  # Catches a number or a file that is only found to be wrong after the work, or a table of nothing.
   assert command_line.main(["experiments", *command.split(), flag]) == 2
   assert words in capsys.readouterr().err
 
 
 def test_a_file_for_results(tmp_path):
-  # Catches: a folder that would be written to as a file; a good place that is refused.
+  # Catches a folder that would be written to as a file, and a good place that is refused.
   command_line.check_folder("out", None)
   command_line.check_folder("out", tmp_path / "found.jsonl")
   with pytest.raises(ConfigError, match="must be a file"):

@@ -38,8 +38,8 @@ def loss(name, constants, at) -> float:
 
 
 def test_the_laws_at_points_worked_by_hand():
-  # Catches: exponents or terms that are swapped, natural logarithms in Clark's law, a granularity
-  # that multiplies. Kaplan, α_N / α_D = 2: [(100 / 10)^2 + 21 / 1]^0.5 = 121^0.5 = 11.
+  # Catches exponents or terms that are swapped, natural logarithms in Clark's law, and a
+  # granularity that multiplies. Kaplan, α_N / α_D = 2: [(100 / 10)^2 + 21 / 1]^0.5 = 121^0.5 = 11.
   assert loss("kaplan", (100, 21, 1.0, 0.5), one(10, 1)) == pytest.approx(11)
   # Chinchilla: 1 + 6 / 4^0.5 + 8 / 2^3 = 1 + 3 + 1 = 5.
   assert loss("chinchilla", (1, 6, 8, 0.5, 3), one(4, 2)) == pytest.approx(5)
@@ -53,14 +53,14 @@ def test_the_laws_at_points_worked_by_hand():
 
 @pytest.mark.parametrize("name", LAWS)
 def test_coordinates_and_back(name):
-  # Catches: a logarithm that is taken of the wrong constant, Ê's bounds in the wrong order.
+  # Catches a logarithm that is taken of the wrong constant, Ê's bounds in the wrong order.
   for constants in LAWS[name].published.values():
     assert LAWS[name].back(LAWS[name].coordinates(constants)) == pytest.approx(constants)
 
 
 @pytest.mark.parametrize("name", LAWS)
 def test_points_without_noise_give_the_constants(name):
-  # Catches: a wrong derivative, descent that stops early, starts that all lead elsewhere.
+  # Catches a wrong derivative, descent that stops early, starts that all lead elsewhere.
   published = next(iter(LAWS[name].published.values()))
   found = fit.fit(recovery.sample(name, 0.0, 0), name, bootstrap=0, descents=4)
   assert [value for value, *_ in found.constants().values()] == pytest.approx(published, rel=1e-3)
@@ -78,7 +78,7 @@ def test_intervals_hold_the_constants_that_made_the_points(name):
 
 
 def test_the_same_seed_gives_the_same_intervals():
-  # Catches: a bootstrap that its seed does not fix, or that does not read it.
+  # Catches a bootstrap that its seed does not fix, or that does not read it.
   sample = recovery.sample("kaplan", 0.003, 0)
   first, again, other = (
     fit.fit(sample, "kaplan", 8, seed, descents=2).constants() for seed in (0, 0, 1)
@@ -124,13 +124,13 @@ def test_fine_grained_flops():
   ],
 )
 def test_degenerate_points_are_refused(change, said):
-  # Catches: constants that no point can tell apart, fitted all the same.
+  # Catches constants that no point can tell apart, fitted all the same.
   with pytest.raises(ConfigError, match=said):
     fit.fit(recovery.sample("clark", 0.003, 0)._replace(**change), "clark", 0)
 
 
 def test_too_few_points_are_refused():
-  # Catches: as many points as constants, through which the law goes whatever they are.
+  # Catches as many points as constants, through which the law goes whatever they are.
   with pytest.raises(ConfigError, match="5 points are too few for its 5 constants; it takes 6"):
     fit.fit(recovery.sample("chinchilla", 0.003, 0).of(slice(5)), "chinchilla", 0)
 
@@ -150,15 +150,15 @@ def test_too_few_points_are_refused():
   ],
 )
 def test_a_malformed_table_is_one_sentence(tmp_path, name, text, said):
-  # Catches: a traceback, a line that is passed over, a sentence without the line's number.
+  # Catches a traceback, a line that is passed over, and a sentence without the line's number.
   (tmp_path / name).write_text(text)
   with pytest.raises(ConfigError, match=said):
     points.read(tmp_path / name)
 
 
 def test_which_points_a_law_is_for():
-  # Catches: a dense law fitted to routed models, Clark's fitted to short runs, N in another law's
-  # count, a missing column that is taken for 1.
+  # Catches a dense law fitted to routed models, Clark's fitted to short runs, N in another law's
+  # count, and a missing column that is taken for 1.
   table = {
     "n_total": np.arange(1.0, 7),
     "n_activated": np.arange(11.0, 17),
@@ -207,7 +207,7 @@ def test_a_line_of_a_sweep_as_a_point(tmp_path):
 
 @pytest.mark.parametrize("scale", ["desk", "paper"])
 def test_the_grids_are_valid_and_tell_the_constants_apart(scale):
-  # Catches: a row that would stop before it trains, a grid from which some law cannot be fitted.
+  # Catches a row that would stop before it trains, and a grid from which some law cannot be fitted.
   rows = grid.rows(scale)
   for row in (list(rows.values())[0], list(rows.values())[-1]):
     assembly.validate(parse(["", *row.arguments()], workdir=False).config, 1)
@@ -224,8 +224,8 @@ def test_the_grids_are_valid_and_tell_the_constants_apart(scale):
 
 
 def test_the_command_line(tmp_path, capsys):
-  # Catches: laws fitted that the columns do not allow, predictions and budgets that are lost,
-  # traces for sentences.
+  # Catches laws fitted that the columns do not allow, predictions and budgets that are lost, traces
+  # for sentences.
   sample = recovery.sample("kaplan", 0.003, 0)
   file = tmp_path / "points.csv"
   file.write_text(
@@ -253,7 +253,7 @@ def test_the_command_line(tmp_path, capsys):
 
 
 def test_the_files_of_a_fit(tmp_path, monkeypatch):
-  # Catches: a figure or constants that are not written; the missing library told only after the
+  # Catches a figure or constants that are not written, and the missing library told only after the
   # fit.
   sample = recovery.sample("krajewski", 0.003, 0)
   file = tmp_path / "points.jsonl"
@@ -277,6 +277,6 @@ def test_the_files_of_a_fit(tmp_path, monkeypatch):
 
 
 def test_the_readme_shows_the_results():
-  # Catches: a table typed by hand; results replaced without the README.
+  # Catches a table typed by hand, and results replaced without the README.
   text = (HERE / "README.md").read_text()
   assert tables.replace_all(text, recovery.tables(HERE)) == text

@@ -8,8 +8,8 @@ pytestmark = pytest.mark.smoke
 
 
 def test_a_run_that_is_killed_ends_like_one_that_was_not(tmp_path):
-  # Catches: anything that a checkpoint forgets while noise, dropout, a moving bias and the guard
-  # are on.
+  # Catches anything that a checkpoint forgets while noise, dropout, a moving bias and the guard are
+  # on.
   small = {"model__num_layers": 2, "train__steps": 20, "train__accumulate_steps": 1}
   (one,) = soak.soak(tmp_path, runs=1, kills=1, seed=2, processes=1, warm=False, **small)
   assert one["kills"] and one["equal"], one
@@ -17,7 +17,7 @@ def test_a_run_that_is_killed_ends_like_one_that_was_not(tmp_path):
 
 
 def test_runs_that_differ_are_told():
-  # Catches: a table that says 100 of 100 whatever happened.
+  # Catches a table that says 100 of 100 whatever happened.
   found = [
     {"number": 0, "kills": 2, "in a save": 1, "equal": True, "said": ""},
     {"number": 1, "kills": 2, "in a save": 0, "equal": False, "said": "weights differ"},
@@ -29,7 +29,7 @@ def test_runs_that_differ_are_told():
 
 
 def test_faults_are_told_and_cost_nothing(tmp_path):
-  # Catches: a damaged checkpoint that is trained on; divergence that costs the good ones or does
+  # Catches a damaged checkpoint that is trained on, and divergence that costs the good ones or does
   # not name its tensor.
   lab = faults.Lab(tmp_path)
   chosen = ("a bit flips in the newest checkpoint", "NaN in one expert's gradient")

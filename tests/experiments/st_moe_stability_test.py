@@ -46,14 +46,14 @@ def changed(values, start, stop, by):
 
 
 def test_a_running_median_by_hand():
-  # Catches: a window that looks ahead, that is centred, or that is a step too long.
+  # Catches a window that looks ahead, that is centred, or that is a step too long.
   np.testing.assert_array_equal(
     running_median(np.array([1.0, 5.0, 2.0, 9.0, 3.0]), 3), [1, 3, 2, 5, 3]
   )
 
 
 def test_what_is_stable():
-  # Catches: noise, a blip that the loss recovers from, a plateau or a wild beginning taken for a
+  # Catches noise, a blip that the loss recovers from, a plateau or a wild beginning taken for a
   # divergence.
   noise = np.random.default_rng(0).normal(0, 0.15, 400)
   assert not is_unstable(FALL) and not is_unstable(FALL + noise)
@@ -69,7 +69,7 @@ def test_what_is_stable():
 
 
 def test_what_is_unstable():
-  # Catches: a smoothed loss compared with the last step instead of the least so far (also of the
+  # Catches a smoothed loss compared with the last step instead of the least so far (also of the
   # steps that do not count), a rise that is not counted where the run ends in it, numbers that are
   # not finite skipped.
   assert is_unstable(changed(FALL, 250, 400, 0.51))  # stays
@@ -91,7 +91,7 @@ def test_what_is_unstable():
 
 
 def test_the_parameters_of_the_definition():
-  # Catches: a parameter that is not read.
+  # Catches a parameter that is not read.
   spike = changed(FALL, 250, 300, 5.0)
   assert not is_unstable(spike, patience=80) and not is_unstable(spike, rise=6.0)
   assert not is_unstable(spike, skipped=300)
@@ -101,7 +101,7 @@ def test_the_parameters_of_the_definition():
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_row_changes_what_it_says_and_nothing_else(name):
-  # Catches: a row that is refused, that inherits more than its comparison's keys, that repeats
+  # Catches a row that is refused, that inherits more than its comparison's keys, that repeats
   # another because its key has the value already.
   desk = rows.rows(rows.DESK)
   mine = flat(resolve(desk[name]))
@@ -114,8 +114,8 @@ def test_a_row_changes_what_it_says_and_nothing_else(name):
 
 
 def test_rows_are_those_of_the_paper():
-  # Catches: a claim of the paper that no row answers to; stability compared with models that have
-  # the z-loss.
+  # Catches a claim of the paper that no row answers to, and stability compared with models that
+  # have the z-loss.
   assert set(paper.CLAIMS) <= set(KNOWN)
   assert all(
     resolve(rows.rows(rows.DESK)[name]).model.moe.z_loss == 0.001
@@ -141,8 +141,8 @@ def test_rows_are_those_of_the_paper():
 
 @pytest.mark.every_variant
 def test_the_commands_of_the_paper_size(capsys):
-  # Catches: rows that are not runs of moe_jax.train, a seed too few, anything printed beside the
-  # commands, a size that is not T5-XL's, a mesh on which it does not fit.
+  # Catches rows that are not runs of moe_jax.train, a seed too few, anything printed beside the
+  # commands, a size that is not T5-XL's, and a mesh on which it does not fit.
   assert command_line.main(["experiments", "st_moe_stability", "print", "--scale=paper"]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert len(lines) == 6 + 3 * (len(rows.ablations(rows.PAPER)) - 1)
@@ -169,7 +169,7 @@ def test_the_commands_of_the_paper_size(capsys):
 
 @pytest.mark.every_variant
 def test_the_rows_of_one_gpu():
-  # Catches: a size that is not about 100M activated parameters, one that is refused.
+  # Catches a size that is not about 100M activated parameters, and one that is refused.
   config = resolve(rows.rows(rows.GPU)["multiplicative_bias"])
   assembly.validate(config, 1)
   assert 90e6 < accounts.parameter_counts(resolve(rows.rows(rows.GPU)["baseline"]), 364)[1] < 110e6
@@ -178,7 +178,7 @@ def test_the_rows_of_one_gpu():
 
 @pytest.mark.every_variant
 def test_the_rows_of_the_search(capsys):
-  # Catches: a search whose rows do not contain the base that it is said to have found.
+  # Catches a search whose rows do not contain the base that it is said to have found.
   for row in rows.search().values():
     assembly.validate(resolve(row), 1)
   assert dict(rows.FRAGILE) in [dict(changes) for changes in rows.SEARCH.values()]
@@ -242,16 +242,16 @@ def test_a_seed_that_diverged_counts_as_unstable_and_not_in_the_quality():
 
 
 def test_differences_by_hand():
-  # Catches: standard errors that are added, a sign at less than two of them, one where an error is
-  # unknown.
+  # Catches standard errors that are added, a sign at less than two of them, and one where an error
+  # is unknown.
   assert Mean(3, 0.3).minus(Mean(1, 0.4)) == Mean(2, 0.5)
   assert [Mean(*each).sign for each in ((1.1, 0.5), (-1.1, 0.5), (0.9, 0.5))] == [1, -1, 0]
   assert Mean.of([1.0]).sign is None and math.isnan(Mean.of([]).value)
 
 
 def test_tables_by_hand():
-  # Catches: columns exchanged, the paper's numbers in our columns, a difference to another row than
-  # the named one.
+  # Catches columns exchanged, the paper's numbers in our columns, and a difference to another row
+  # than the named one.
   made = table.tables(LINES, {})
   stability, design = made["stability"].splitlines(), made["design"].splitlines()
   assert (
@@ -280,7 +280,7 @@ def test_tables_by_hand():
 
 
 def test_findings_by_hand():
-  # Catches: a verdict without the two standard errors, "no worse" that wants better, stability that
+  # Catches a verdict without the two standard errors, "no worse" that wants better, stability that
   # one seed decides.
   found = {name: outcome(each) for name, each in LINES.items()}
   verdicts = {
@@ -304,7 +304,7 @@ def test_findings_by_hand():
 
 
 def test_curves_that_nobody_reads_go(tmp_path):
-  # Catches: a line lost, a curve lost that the tables need.
+  # Catches a line lost, and a curve lost that the tables need.
   path = tmp_path / "results.jsonl"
   path.write_text("".join(json.dumps(each) + "\n" for each in LINES.values()))
   study.thin(path)
@@ -315,7 +315,7 @@ def test_curves_that_nobody_reads_go(tmp_path):
 
 
 def test_figures_are_drawn(tmp_path):
-  # Catches: a curve with None, rows that are not finished.
+  # Catches a curve with None, rows that are not finished.
   pytest.importorskip("matplotlib")
   figures.draw({name: outcome(each) for name, each in LINES.items()}, tmp_path)
   assert (tmp_path / "losses.png").stat().st_size > 10_000 and (
@@ -324,8 +324,8 @@ def test_figures_are_drawn(tmp_path):
 
 
 def test_what_a_finished_row_says():
-  # Catches: a quality over seeds that are not stable, the sign of the tables' quality on the
-  # measure itself, a comparison with the wrong row.
+  # Catches a quality over seeds that are not stable, the sign of the tables' quality on the measure
+  # itself, and a comparison with the wrong row.
   words = describe(LINES["dropout"], {"baseline": LINES["baseline"]})
   assert words == (
     "stable 2/3; 2.200 ± 0.100 nats a target over 2 of 3 seeds; +0.100 ± 0.141 compared with "
@@ -340,7 +340,7 @@ def test_what_a_finished_row_says():
 
 
 def test_the_readme_shows_the_results():
-  # Catches: a table typed by hand; results replaced without `python -m experiments
+  # Catches a table typed by hand, and results replaced without `python -m experiments
   # st_moe_stability write`.
   text = table.README.read_text()
   made = table.tables(journal.load(table.RESULTS), journal.load(table.SEARCH))

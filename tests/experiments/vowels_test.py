@@ -24,7 +24,7 @@ def synthetic() -> data.Cases:
 
 
 def test_labels():
-  # Catches: Praat's table from before 2008, in which ah, aa and ao were rotated; formants in the
+  # Catches Praat's table from before 2008, in which ah, aa and ao were rotated, and formants in the
   # wrong columns.
   pytest.importorskip("parselmouth")
   cases = data.load()
@@ -38,7 +38,7 @@ def test_labels():
 
 @pytest.mark.parametrize("order", ["file", "random"])
 def test_split(order):
-  # Catches: a speaker on both sides, halves of another size, cases split instead of speakers.
+  # Catches a speaker on both sides, halves of another size, cases split instead of speakers.
   train, test = data.split(synthetic(), order)
   assert (len(train.vowel), len(test.vowel)) == (400, 200)
   assert len(set(train.speaker)) == 50 and not set(train.speaker) & set(test.speaker)
@@ -77,8 +77,8 @@ def test_the_criterion_stops_each_run():
 
 
 def test_seeds_side_by_side_are_the_seeds_alone():
-  # Catches: runs that share a gradient or a step size; one initialisation for all seeds; a stop for
-  # all at the first.
+  # Catches runs that share a gradient or a step size, one initialisation for all seeds, and a stop
+  # for all at the first.
   cases, network = synthetic(), AdaptiveMixture(3, 4)
   target = data.TARGETS["classes"][cases.vowel]
 
@@ -106,7 +106,7 @@ def test_seeds_side_by_side_are_the_seeds_alone():
 
 
 def test_a_row_of_the_table(monkeypatch):
-  # Catches: a step size other than the fastest, other initialisations for it, runs lost between
+  # Catches a step size other than the fastest, other initialisations for it, runs lost between
   # search and table.
   monkeypatch.setattr(study, "SEEDS", 2)
   monkeypatch.setattr(study, "SEARCHED", 2)
@@ -135,18 +135,18 @@ def test_t_test():
 
 
 def test_experts_in_use():
-  # Catches: the largest gate taken for the mean, experts counted that the gate never picks.
+  # Catches the largest gate taken for the mean, experts counted that the gate never picks.
   assert study.in_use(np.array([[0.98, 0.0, 0.02], [0.5, 0.5, 0.0]])).tolist() == [0, 1]
 
 
 def test_the_readme_shows_the_results():
-  # Catches: a table typed by hand; results replaced without the README.
+  # Catches a table typed by hand, and results replaced without the README.
   text = table.README.read_text()
   assert tables.replace_all(text, make_tables("desk")) == text
 
 
 def test_a_missing_extra_is_one_sentence(monkeypatch, capsys):
-  # Catches: a traceback, or a sentence that does not say what to install.
+  # Catches a traceback, or a sentence that does not say what to install.
   with pytest.raises(ConfigError, match=r"pip install -e '.\[studies\]'"):
     plots.need("no_such_module_of_the_extra")
   monkeypatch.setattr(data, "load", lambda: plots.need("no_such_module_of_the_extra"))

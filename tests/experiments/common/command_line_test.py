@@ -87,7 +87,7 @@ def starts(folder):
 
 
 def test_the_list_and_the_help(study, capsys):
-  # Catches: a study without its line, a help that does not name verbs, scales or flags.
+  # Catches a study without its line, a help that does not name verbs, scales or flags.
   assert call() == 0
   assert re.search(r"mine +A study of nothing\.", capsys.readouterr().out)
   assert call("mine") == call("mine", "--help") == 0
@@ -105,7 +105,7 @@ def test_the_list_and_the_help(study, capsys):
 
 
 def test_print_says_the_commands_that_run_would_run(study, capsys):
-  # Catches: commands that are not those that run, rows that cannot be chosen, a run that starts.
+  # Catches commands that are not those that run, rows that cannot be chosen, and a run that starts.
   assert call("mine", "print", "--only=hot", "--set", "bits=1 2", "--seeds=2") == 0
   said = capsys.readouterr().out
   assert said.endswith("--workdir=runs/mine/changed/hot --config=b '--config.bits=1 2' --seeds=2\n")
@@ -116,7 +116,7 @@ def test_print_says_the_commands_that_run_would_run(study, capsys):
 
 
 def test_run_trains_what_is_left_and_says_what_came_of_it(study, capsys):
-  # Catches: rows that run twice, outcomes that are not told, tables and figures that are not
+  # Catches rows that run twice, outcomes that are not told, tables and figures that are not
   # written.
   assert call("mine", "run", "--only=base") == 0
   assert call("mine", "run") == 0
@@ -129,7 +129,7 @@ def test_run_trains_what_is_left_and_says_what_came_of_it(study, capsys):
 
 
 def test_write_renews_from_the_results_alone(study):
-  # Catches: a write that trains, or that needs results of scales without tables.
+  # Catches a write that trains, or that needs results of scales without tables.
   (study / "tracked.jsonl").write_text(json.dumps({"row": "base", "arguments": []}) + "\n")
   assert call("mine", "write") == 0
   assert "-->\nbase\n<!--" in (study / "README.md").read_text()
@@ -137,7 +137,7 @@ def test_write_renews_from_the_results_alone(study):
 
 
 def test_changed_rows_leave_the_tracked_results_alone(study, capsys):
-  # Catches: a row with --set or --seeds in the tracked file, a README or a figure of it, a
+  # Catches a row with --set or --seeds in the tracked file, a README or a figure of it, and a
   # comparison that takes the changed row for the tracked one.
   assert call("mine", "run") == 0
   before = {path: path.read_bytes() for path in study.iterdir() if path.is_file()}
@@ -158,7 +158,7 @@ def test_changed_rows_leave_the_tracked_results_alone(study, capsys):
 
 
 def test_other_changes_in_the_same_folder_are_refused(study, capsys):
-  # Catches: the results of one change under the name of another.
+  # Catches the results of one change under the name of another.
   assert call("mine", "run", "--only=hot", "--set", "bits=2.5", "--workdir=try") == 0
   assert call("mine", "run", "--only=hot", "--set", "bits=2.6", "--workdir=try") == 2
   said = capsys.readouterr().err
@@ -166,7 +166,7 @@ def test_other_changes_in_the_same_folder_are_refused(study, capsys):
 
 
 def test_changed_rows_may_not_have_the_folder_of_the_study(study, capsys):
-  # Catches: a --workdir in which results.jsonl is the tracked file.
+  # Catches a --workdir in which results.jsonl is the tracked file.
   (study / "results.jsonl").write_text("")
   made = command_line.load_study("mine")
   made.scales["desk"] = dataclasses.replace(made.scales["desk"], results=study / "results.jsonl")
@@ -193,7 +193,7 @@ def test_changed_rows_may_not_have_the_folder_of_the_study(study, capsys):
   ],
 )
 def test_a_mistake_is_one_sentence(study, capsys, arguments, words):
-  # Catches: a traceback, a page of usage, a mistake without the nearest name.
+  # Catches a traceback, a page of usage, and a mistake without the nearest name.
   assert call(*arguments) == 2
   said = capsys.readouterr().err
   error = [line for line in said.splitlines() if line.startswith("error: ")]
@@ -201,7 +201,7 @@ def test_a_mistake_is_one_sentence(study, capsys, arguments, words):
 
 
 def test_an_exact_name_is_one_row():
-  # Catches: --only=hot that also takes hotter, an order that is not the study's.
+  # Catches --only=hot that also takes hotter, and an order that is not the study's.
   assert list(command_line.choose_rows(ROWS, "hot")) == ["hot"]
   assert list(command_line.choose_rows(ROWS, "hott,base")) == ["base", "hotter"]
   assert list(command_line.choose_rows(ROWS, "")) == list(ROWS)
@@ -209,7 +209,7 @@ def test_an_exact_name_is_one_row():
 
 
 def test_a_row_that_fixes_its_seed_takes_no_number_of_seeds():
-  # Catches: a row of seed 2 that is trained with seeds 0 to N-1 under its old name.
+  # Catches a row of seed 2 that is trained with seeds 0 to N-1 under its old name.
   with pytest.raises(command_line.ConfigError, match="each row of this study has one seed"):
     sweep.Row("a", {"seed": 2}).changed({}, 3)
 
@@ -252,8 +252,7 @@ def commands_of_the_tree():
 
 
 def test_the_commands_that_the_tree_names_exist():
-  # Catches: a study or a verb that was renamed, in a README or a target that still has its old
-  # name.
+  # Catches a study or a verb that was renamed, in a README or a target that still has its old name.
   found = set(commands_of_the_tree())
   assert len(found) > 25
   for path, name, verb in found:
@@ -263,7 +262,7 @@ def test_the_commands_that_the_tree_names_exist():
 
 @pytest.mark.smoke
 def test_all_studies_are_listed():
-  # Catches: a study that cannot be imported, or that has no line.
+  # Catches a study that cannot be imported, or that has no line.
   done = subprocess.run(
     [sys.executable, "-m", "experiments"], capture_output=True, text=True, check=True
   )

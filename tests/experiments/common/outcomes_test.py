@@ -26,14 +26,14 @@ def test_means_and_differences():
 
 
 def test_a_seed_that_diverged_does_not_count():
-  # Catches: a measure after divergence in the mean, None as a number.
+  # Catches a measure after divergence in the mean, None as a number.
   words = outcomes.describe(line(2.0, 9.0, None, diverged=[None, 7, 3]), {})
   assert words == "2.000 bits per byte over 1 of 3 seeds"
   assert outcomes.describe(line(None, diverged=[3]), {}) == "all seeds diverged"
 
 
 def test_lines_of_other_programs():
-  # Catches: a run of one seed whose sources are not averaged, two measures that are compared, a
+  # Catches a run of one seed whose sources are not averaged, two measures that are compared, and a
   # dry run that is called finished though it does not fit.
   one = {"bits_per_byte": {"a": 2.0, "b": 3.0}}
   other = {"nats_per_target": {"a": 2.0}}
@@ -43,7 +43,7 @@ def test_lines_of_other_programs():
 
 
 def test_curves_of_rows():
-  # Catches: a crash at a loss that is not finite, an empty figure of rows without curves.
+  # Catches a crash at a loss that is not finite, and an empty figure of rows without curves.
   curve = {"train": {"step": [1, 2, 3], "loss": [[3.0, 2.0, None], [3.5, 2.5, 2.0]]}}
   lines = {"mine": curve, "one": {"bits_per_byte": {"a": 1.0}}}
   page = plots.page("changed", lines, {"mine": "1.5 < 2"})
@@ -60,7 +60,7 @@ def test_a_shorter_row_has_a_shorter_warmup():
 
 
 def test_tables():
-  # Catches: columns that are not aligned, text outside of the markers that is lost.
+  # Catches columns that are not aligned, text outside of the markers that is lost.
   made = tables.markdown(["a", "b"], [["x", "1"]])
   assert made == "| a | b |\n| --- | ---: |\n| x | 1 |"
   text = "before\n<!-- table:t -->\nold\n<!-- /table:t -->\nafter"
@@ -68,7 +68,7 @@ def test_tables():
 
 
 def test_a_journal_is_rewritten_at_once(tmp_path):
-  # Catches: a line that is lost or doubled, a temporary file that stays.
+  # Catches a line that is lost or doubled, and a temporary file that stays.
   file = tmp_path / "results.jsonl"
   for row in "ab":
     journal.append(file, {"row": row, "value": float(np.float32(0.5))})

@@ -42,7 +42,7 @@ def found(directory, name):
 
 @pytest.mark.parametrize("together", [True, pytest.param(False, marks=pytest.mark.every_variant)])
 def test_seeds_together_are_seeds_alone(tmp_path, together):
-  # Catches: one key for all seeds, seeds that see each other, a wrong axis, another order of the
+  # Catches one key for all seeds, seeds that see each other, a wrong axis, and another order of the
   # data.
   config = parse(command(tmp_path, "unused", train__batch_size=4)).config
   options = DataOptions.of(config.data)
@@ -90,7 +90,7 @@ class Seeded(nn.Module):
 
 @pytest.mark.parametrize("together", [True, False])
 def test_each_seed_has_a_model_of_that_seed(together):
-  # Catches: one model, and so one hash of routers that learn nothing, for all seeds, in training or
+  # Catches one model, and so one hash of routers that learn nothing, for all seeds, in training or
   # in evaluation.
   state = TrainState(
     step=jnp.int32(0), params=jnp.zeros(3), opt_state={}, router_state={}, rng=jnp.zeros(3)
@@ -108,7 +108,7 @@ def test_each_seed_has_a_model_of_that_seed(together):
 
 
 def test_a_run_leaves_the_figures_of_each_seed(tmp_path):
-  # Catches: figures of one seed in another's place, curves without an axis, layers that are not
+  # Catches figures of one seed in another's place, curves without an axis, layers that are not
   # reduced.
   assert seeds.main(command(tmp_path, "a", "--seeds=2")) == 0
   said = found(tmp_path, "a")
@@ -143,8 +143,8 @@ def test_a_run_leaves_the_figures_of_each_seed(tmp_path):
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, capsys):
-  # Catches: a state, a place in the data or curves that are not restored; other seeds, fewer steps
-  # or a run of one seed that go on in a folder of these.
+  # Catches a state, a place in the data or curves that are not restored, and other seeds, fewer
+  # steps or a run of one seed that go on in a folder of these.
   constant = {"optimizer__schedule": "constant"}  # or the rate would depend on train.steps
   assert (
     seeds.main(command(tmp_path, "cut", "--seeds=2", "--apart", train__steps=4, **constant)) == 0
@@ -168,7 +168,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, capsys):
 
 
 def test_a_seed_that_diverges_stops_alone_and_all_of_them_end_the_run():
-  # Catches: one NaN that stops healthy seeds, a step of divergence that moves later.
+  # Catches one NaN that stops healthy seeds, and a step of divergence that moves later.
   record = seeds.Record.empty(3)
   good, bad = np.ones(3), np.array([1.0, np.nan, 1.0])
   record.steps([(1, {"loss": good, "grad_norm": good}), (2, {"loss": good, "grad_norm": bad})])
@@ -177,7 +177,7 @@ def test_a_seed_that_diverges_stops_alone_and_all_of_them_end_the_run():
 
 
 def test_a_run_of_which_no_seed_is_left_ends(tmp_path):
-  # Catches: NaNs that are trained to the end, or written as NaN, which no JSON reader takes.
+  # Catches NaNs that are trained to the end, or written as NaN, which no JSON reader takes.
   assert (
     seeds.main(
       command(

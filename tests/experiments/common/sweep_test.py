@@ -57,7 +57,7 @@ def starts(tmp_path):
 
 
 def test_a_study_runs_each_row_once(tmp_path):
-  # Catches: rows that run again, whose line is lost, or who overwrite each other's.
+  # Catches rows that run again, whose line is lost, or who overwrite each other's.
   study(tmp_path, a="ok")
   study(tmp_path, 2, a="ok", b="ok", c="ok")
   found = journal.load(tmp_path / "results.jsonl")
@@ -67,7 +67,7 @@ def test_a_study_runs_each_row_once(tmp_path):
 
 
 def test_each_device_trains_a_row_at_a_time(tmp_path):
-  # Catches: runs that all see all devices, a device that is never used, or that is not given back
+  # Catches runs that all see all devices, a device that is never used, or that is not given back
   # after a run.
   rows = {name: sweep.Row("device") for name in "abcd"}
   sweep.run(rows, tmp_path / "results.jsonl", tmp_path / "runs", 1, FAKE, devices=("5", "7"))
@@ -76,8 +76,8 @@ def test_each_device_trains_a_row_at_a_time(tmp_path):
 
 
 def test_a_row_that_diverges_is_an_outcome_and_one_that_is_wrong_is_not(tmp_path):
-  # Catches: a study that ends at the first unstable run, or that takes a misspelt key or a crash
-  # for instability.
+  # Catches a study that ends at the first unstable run, or that takes a misspelt key or a crash for
+  # instability.
   study(tmp_path, a="diverge", b="ok")
   found = journal.load(tmp_path / "results.jsonl")
   assert found["a"]["diverged"] == "training has diverged: at step 3" and found["b"]["loss"] == 2
@@ -91,7 +91,7 @@ def test_a_row_that_diverges_is_an_outcome_and_one_that_is_wrong_is_not(tmp_path
 
 
 def test_a_finished_row_with_other_arguments_is_refused(tmp_path):
-  # Catches: a table of two different experiments.
+  # Catches a table of two different experiments.
   study(tmp_path, a="ok")
   with pytest.raises(
     ConfigError, match="row 'a' was run with --config=ok, and is now --config=diverge"
@@ -101,7 +101,7 @@ def test_a_finished_row_with_other_arguments_is_refused(tmp_path):
 
 
 def test_a_line_that_a_kill_cut_short(tmp_path):
-  # Catches: a study that cannot go on after a kill, or a damaged line in the middle that is passed
+  # Catches a study that cannot go on after a kill, or a damaged line in the middle that is passed
   # over.
   study(tmp_path, a="ok", b="ok")
   file = tmp_path / "results.jsonl"
@@ -115,7 +115,7 @@ def test_a_line_that_a_kill_cut_short(tmp_path):
 
 
 def test_a_study_that_is_stopped_lets_its_runs_save(tmp_path):
-  # Catches: runs that outlive the study or die without saving; a study that cannot go on.
+  # Catches runs that outlive the study or die without saving, and a study that cannot go on.
   code = (
     f"import pathlib, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
     "from experiments.common import sweep\n"
