@@ -106,7 +106,7 @@ def test_claims_without_embedding_and_in_operations(capfd):
     (["--config=configs/mixtral.py", "--config.model.d_modle=4"], ["did you mean model.d_model?"]),
     (
       ["--config=configs/mixtral.py", "--workdir=x"],
-      ["--workdir", "the flags are --config, --config.KEY, --debug"],
+      ["--workdir", "the flags are --config, --config.KEY, --router, --debug"],
     ),
     (["--config=configs/mixtral.py", "--config.model.moe.router.top_k.k=9"], ["k=9"]),
     (["--config=configs/mixtral.py", "--config.model.vocab_size=0"], ["tokenizer.json"]),

@@ -86,7 +86,7 @@ def fails(capfd, argv, *words):
       ["quickstrat.py", "no such file", "did you mean quickstart?"],
     ),
     (["--config=configs/quickstart.py:variant"], ["configs/quickstart.py:variant", "get_config"]),
-    (["--config="], ["config=''", "is missing", "configs/"]),
+    (["--config="], ["config=''", "is missing", "--config=NAME", "quickstart"]),
     (["--workdir=/proc/self/new"], ["workdir='/proc/self/new'", "cannot be written"]),
     (["--workdir=a\0b"], ["NUL"]),
     (["--workdir=~nobody_has_this_name/x"], ["workdir=", "without ~"]),
@@ -292,8 +292,8 @@ def test_an_encoder_decoder_trains_stops_resumes_and_reports(tmp_path, capfd):
   routing = json.loads((place / "routing.json").read_text())
   assert routing["layers"] == [1, 3] and len(routing["pages"][0]["experts"]) == 2
   report = (place / "report.html").read_text()
-  assert all(words in report for words in ("encoder layer 3", "decoder layer 1", "nats a target"))
-  assert "bits per byte" not in report and "nats a target" in capfd.readouterr().out
+  assert all(words in report for words in ("encoder layer 3", "decoder layer 1", "nats per target"))
+  assert "bits per byte" not in report and "nats per target" in capfd.readouterr().out
   argv = arguments(tmp_path, train__steps=4, optimizer__schedule="constant", **changes)
   argv = [arg.replace(str(place), str(tmp_path / "whole")) for arg in argv]
   assert train.main(argv) == 0

@@ -18,7 +18,7 @@ ROWS = {
     (f"dense_{family}", f"configs/dense_baseline.py:{family}"),
   )
 }
-MEASURES = {"bits_per_byte": "bits per byte", "nats_per_target": "nats a target"}
+MEASURES = {"bits_per_byte": "bits per byte", "nats_per_target": "nats per target"}
 
 
 def baseline(scale: str, row: str) -> str:
@@ -60,7 +60,7 @@ def table(done: Mapping[str, Mapping[str, Any]]) -> str:
     [
       made,
       "",
-      "Held out: bits per byte, or nats a target (*) of span corruption; one seed; "
+      "Held out: bits per byte, or nats per target (*) of span corruption; one seed; "
       f"{first['steps']} steps of {first['tokens'] // first['steps']} target tokens, decoders. "
       f"Python {first['python']}, {tables.versions(first)}, {first['hardware']}.",
     ]

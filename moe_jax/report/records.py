@@ -179,7 +179,7 @@ def encoder_layers(model: Mapping[str, Any]) -> int:
 def measure(run: Workdir) -> tuple[str, str]:
   """Returns the name of the metric that the run is judged by, and its unit in words."""
   if branch(run.config, "data").get("objective") == "span_corruption":
-    return "nats_per_target", "nats a target"
+    return "nats_per_target", "nats per target"
   return "bits_per_byte", "bits per byte"
 
 

@@ -30,7 +30,7 @@ Totals = dict[str, dict[str, Any]]
 # a code for the text.
 MEASURES = {
   "next_token": ("bits_per_byte", "bits per byte"),
-  "span_corruption": ("nats_per_target", "nats a target"),
+  "span_corruption": ("nats_per_target", "nats per target"),
 }
 
 

@@ -265,7 +265,7 @@ def test_tables_by_hand():
   ) in stability
   assert (
     "4 minutes" in made["stability"]
-    and "nats a target" in made["stability"]
+    and "nats per target" in made["stability"]
     and "5 minutes" in made["design"]
   )
   assert design[2].endswith(
@@ -328,11 +328,11 @@ def test_what_a_finished_row_says():
   # itself, and a comparison with the wrong row.
   words = describe(LINES["dropout"], {"baseline": LINES["baseline"]})
   assert words == (
-    "stable 2/3; 2.200 ± 0.100 nats a target over 2 of 3 seeds; +0.100 ± 0.141 compared with "
+    "stable 2/3; 2.200 ± 0.100 nats per target over 2 of 3 seeds; +0.100 ± 0.141 compared with "
     "baseline; largest router logit 8.02"
   )
   unstable = line("dropout", [2.0, 2.5], [SPIKE, SPIKE])
-  assert "stable 0/2; no seed is stable, 2.000, 2.500 nats a target;" in describe(unstable, {})
+  assert "stable 0/2; no seed is stable, 2.000, 2.500 nats per target;" in describe(unstable, {})
   gone = {"row": "dropout", "arguments": [], "diverged": "training has diverged: at step 3"}
   assert describe(gone, {}) == "training has diverged: at step 3"
   assert study.baseline("desk", "dropout") == "baseline" and not study.baseline("desk", "baseline")

@@ -71,7 +71,7 @@ def test_what_an_encoder_decoder_is_judged_by_and_how_its_layers_are_called(tmp_
     layer_names(run) == ["encoder layer 1", "encoder layer 3", "decoder layer 1"]
     and page_layers(run) == 2
   )
-  assert measure(run) == ("nats_per_target", "nats a target")
+  assert measure(run) == ("nats_per_target", "nats per target")
   (tmp_path / "config.json").write_text(
     json.dumps({"model": model | {"num_encoder_layers": 0, "num_layers": 3}})
   )
