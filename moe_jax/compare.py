@@ -38,6 +38,8 @@ def _compare(args: Sequence[str]) -> int:
         "RUN", path, "holds no metrics.jsonl or results.json; name the --workdir of a training run"
       )
   out = pathlib.Path(flags.get("out") or pathlib.Path(paths[0]) / "compare.html")
+  if out.suffix != ".html":
+    raise ConfigError("out", str(out), "must end in .html, such as compare.html")
   try:
     out.write_text(comparison(runs), encoding="utf-8")
   except OSError as error:

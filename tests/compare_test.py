@@ -29,6 +29,7 @@ def test_the_command_writes_the_page_and_prints_its_path(tmp_path, capsys):
     (["one"], "at least two workdirs"),
     (["one", "nowhere"], "RUN='nowhere'"),
     (["one", "two", "--out=no/folder.html"], "out='no/folder.html'"),
+    (["one", "two", "--out=notes.md"], "must end in .html"),
   ],
 )
 def test_mistakes_are_one_sentence(tmp_path, monkeypatch, capsys, arguments, words):

@@ -100,6 +100,7 @@ class Row:
     return dataclasses.replace(self, overrides={**self.overrides, **changes})
 
   def _config_flags(self) -> list[str]:
+    """Returns the flags that `moe_jax.commands.parse` reads."""
     return [flag for flag in self.arguments() if flag.startswith(("--config", "--router"))]
 
   def check(self) -> None:

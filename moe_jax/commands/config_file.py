@@ -7,6 +7,7 @@ import importlib.machinery
 import pathlib
 import sys
 import types
+from typing import Any
 
 from moe_jax.errors import ConfigError, shorten, shown
 from moe_jax.options import Config
@@ -36,10 +37,7 @@ def load_config(path: str) -> Config:
   file = _find_config(path, name)
   _make_importable(file.resolve().parent)
   try:
-    loader = importlib.machinery.SourceFileLoader("_config", str(file))
-    module = types.ModuleType(loader.name)
-    module.__file__ = str(file)
-    loader.exec_module(module)
+    module: Any = execute(file)
     config = module.get_config(*([variant] if colon else []))
     if hasattr(config, "lock"):
       config.lock()
@@ -68,6 +66,15 @@ def load_config(path: str) -> Config:
       "configs/base.py)",
     ) from error
   return config
+
+
+def execute(file: pathlib.Path) -> types.ModuleType:
+  """Returns the module of a Python file of a user, which may raise anything."""
+  loader = importlib.machinery.SourceFileLoader("_of_user", str(file))
+  module = types.ModuleType(loader.name)
+  module.__file__ = str(file)
+  loader.exec_module(module)
+  return module
 
 
 def config_names() -> list[str]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import pathlib
-import types
 from collections.abc import Callable
 from typing import Any
 
 from moe_jax.assembly.sections import name_of
-from moe_jax.commands.config_file import expand
+from moe_jax.commands.config_file import execute, expand
 from moe_jax.errors import ConfigError, shorten
 from moe_jax.routing import Leak, Router
 
@@ -36,7 +33,13 @@ def load_router(text: str) -> tuple[str, Router]:
   file = expand("router", place)
   if not file.is_file() or file.suffix != ".py":
     raise ConfigError("router", text, f"there is no Python file {place!r}; {_EXAMPLE}")
-  value: Any = getattr(_execute(file, text), name, None)
+  try:
+    value: Any = getattr(execute(file), name, None)
+  except (Exception, SystemExit) as error:
+    # The Python file of a user may raise anything.
+    raise ConfigError(
+      "router", text, f"{type(error).__name__}: {shorten(str(error))}; mend {file}"
+    ) from error
   if isinstance(value, Router):
     return name_of(value), value
   if not callable(value):
@@ -96,18 +99,3 @@ def observed_leak(route: Callable, text: str) -> Leak:
       f"{shorten(str(error))}",
     ) from error
   return "no" if bool(jnp.all(before == after)) else "yes"
-
-
-def _execute(file: pathlib.Path, text: str) -> types.ModuleType:
-  """Returns the module of a Python file."""
-  loader = importlib.machinery.SourceFileLoader("_router", str(file))
-  module = types.ModuleType(loader.name)
-  module.__file__ = str(file)
-  try:
-    loader.exec_module(module)
-  except (Exception, SystemExit) as error:
-    # The Python file of a user may raise anything.
-    raise ConfigError(
-      "router", text, f"{type(error).__name__}: {shorten(str(error))}; mend {file}"
-    ) from error
-  return module

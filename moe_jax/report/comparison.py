@@ -47,12 +47,15 @@ def names(paths: Sequence[str]) -> list[str]:
 
 def _scores(runs: Mapping[str, Workdir]) -> str:
   """Returns the table of the final scores and costs, with differences to the first run."""
-  scores = {name: final_scores(run)[0] for name, run in runs.items()}
-  unit = next((measure(run)[1] for run in runs.values()), "")
+  # The unit is a part of the key, because bits per byte and nats per target do not compare.
+  scores = [
+    {f"{source}, {measure(run)[1]}": score for source, score in final_scores(run)[0].items()}
+    for run in runs.values()
+  ]
   rows: list[tuple[str, list[float], Callable[[float], str]]] = []
-  for source in dict.fromkeys(source for each in scores.values() for source in each):
-    values = [each.get(source, math.nan) for each in scores.values()]
-    rows.append((f"{source}, {unit}", values, lambda x: f"{x:.3f}"))
+  for words in dict.fromkeys(words for each in scores for words in each):
+    values = [each.get(words, math.nan) for each in scores]
+    rows.append((words, values, lambda x: f"{x:.3f}"))
   results = [run.results for run in runs.values()]
   for words, find, show in (
     ("parameters", lambda r: branch(r, "parameters").get("total"), count_words),
@@ -134,15 +137,15 @@ def _charts(runs: Mapping[str, Workdir]) -> str:
     for name, run in runs.items()
   }
   charts = _chart("Training cross-entropy", loss, "nats per token, smoothed")
-  for key in dict.fromkeys(
-    key
+  validation = {
+    key: measure(run)[1]
     for run in runs.values()
     for line in run.eval[-1:]
     for key in line
     if key.startswith(f"{measure(run)[0]}/")
-  ):
+  }
+  for key, unit in validation.items():
     curves = {name: curve(run.eval, key) for name, run in runs.items()}
-    unit = next(measure(run)[1] for run in runs.values())
     charts += _chart(f"Validation: {key.partition('/')[2]}", curves, unit)
   for key, title, note, reduce in (
     ("moe/load", "Largest load of an expert", "as a multiple of an even load", _largest_load),

@@ -299,7 +299,9 @@ def _auxiliary(run: Workdir) -> str:
     if data is not None and data.values.ndim == 1:
       data = thin(data, POINTS)
       colour = series_colour(len(lines))
-      lines.append(Line(f"{name} × {number(weight):g}", data.steps, weight * data.values, colour))
+      lines.append(
+        Line(f"{name} × {number(weight):g}", data.steps, number(weight) * data.values, colour)
+      )
   note = f"nats, as they enter the loss: {', '.join(line.label for line in lines)}"
   return line_chart("Auxiliary losses", lines, note=note, bottom=0.0)
 

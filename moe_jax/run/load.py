@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from absl import logging
 from flax import linen as nn
-from ml_collections import ConfigDict
 
 from moe_jax import assembly, sharding
 from moe_jax.assembly.sections import check_config, default_config
@@ -34,6 +33,8 @@ class LoadedRun(NamedTuple):
 def load_run(directory: str | os.PathLike, step: int | None = None) -> LoadedRun:
   """Returns the model of a run with the variables of one of its checkpoints.
 
+  A router of one's own must be known before, see `assembly.sections.register_router`.
+
   Args:
     directory: The --workdir of the run.
     step: The step of the checkpoint. None means the newest one.
@@ -50,7 +51,7 @@ def load_run(directory: str | os.PathLike, step: int | None = None) -> LoadedRun
     )
   config = default_config()
   with config.unlocked(), config.ignore_type():
-    _merge(config, stored)
+    config.update(stored)
   check_config(config)
   saved = checkpoints.steps(folder / "checkpoints")
   if not saved or step not in (None, *saved):
@@ -66,12 +67,3 @@ def load_run(directory: str | os.PathLike, step: int | None = None) -> LoadedRun
     logging.set_verbosity(before)
   mesh = sharding.make_mesh({"data": 1})
   return LoadedRun(assembly.model(config, assembly.vocab_size(config), mesh), variables, config)
-
-
-def _merge(config: Config, stored: dict[str, Any]) -> None:
-  """Writes stored values over those of a config, section by section."""
-  for name, value in stored.items():
-    if isinstance(value, dict) and isinstance(config.get(name), ConfigDict):
-      _merge(config[name], value)
-    else:
-      config[name] = value

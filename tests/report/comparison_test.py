@@ -42,3 +42,17 @@ def test_names_are_as_long_as_they_must_be():
   assert names(["runs/a", "runs/b"]) == ["a", "b"]
   assert names(["x/run", "y/run/"]) == ["x/run", "y/run"]
   assert len(set(names(["same", "same"]))) == 2
+
+
+def test_scores_of_two_measures_do_not_stand_in_one_row(tmp_path):
+  # Catches nats per target under the head "bits per byte", with a difference that means nothing.
+  one, two = two_runs(tmp_path)
+  config = json.loads((two / "config.json").read_text())
+  config.setdefault("data", {})["objective"] = "span_corruption"
+  (two / "config.json").write_text(json.dumps(config))
+  results = json.loads((two / "results.json").read_text())
+  results["nats_per_target"] = results.pop("bits_per_byte")
+  (two / "results.json").write_text(json.dumps(results))
+  text = comparison({"one": read_workdir(one), "two": read_workdir(two)})
+  assert "embedded:prose, bits per byte</td><td>2.000</td><td>-</td>" in text
+  assert "embedded:prose, nats per target</td><td>-</td><td>1.000</td>" in text
