@@ -47,7 +47,7 @@ def mix(records: Sequence, shares: Sequence[float | int], sources: Sequence[Sour
   """Returns an endless Grain MapDataset that interleaves all `records` evenly.
 
   Every prefix of it contains each source's share to within about one record. The order of a
-  source's records depends only on the seed and its name, and not on the other sources.
+  source's records depends only on the seed and `Source.order`, and not on the other sources.
 
   Args:
     records: A random-access sequence of records for each source.
@@ -60,7 +60,7 @@ def mix(records: Sequence, shares: Sequence[float | int], sources: Sequence[Sour
 
   used = [(r, w, s) for r, w, s in zip(records, shares, sources, strict=True) if w > 0]
   datasets = [
-    grain.MapDataset.source(r).seed(_seed(seed, s.name)).shuffle().repeat() for r, _, s in used
+    grain.MapDataset.source(r).seed(_seed(seed, s.order)).shuffle().repeat() for r, _, s in used
   ]
   least = min(w for _, w, _ in used)
   # Grain multiplies the weights by 100 / least and truncates them. Integers whose least is 100 are
@@ -84,6 +84,6 @@ def local_rows(dataset, rows: Rows, start: int):
   return grain.MapDataset.select_from_datasets([dataset], Selection())
 
 
-def _seed(seed: int, name: str) -> int:
-  """Returns a seed of 32 bits for the source called `name`."""
-  return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=4).digest(), "big")
+def _seed(seed: int, order: str) -> int:
+  """Returns a seed of 32 bits for the source with this `Source.order`."""
+  return int.from_bytes(hashlib.blake2b(f"{seed}:{order}".encode(), digest_size=4).digest(), "big")

@@ -24,6 +24,15 @@ class Source:
   fingerprint: str
   splits: Mapping[str, Subset]
 
+  @property
+  def order(self) -> str:
+    """What the order of the source's records depends on, beside the seed.
+
+    It is the fingerprint of files, so that a corpus at another path is read in the same order, and
+    the name of everything else.
+    """
+    return self.fingerprint if self.name.startswith(("text:", "jsonl:")) else self.name
+
   def documents(self, split: str) -> Subset:
     """Returns the documents of "train" or "validation" as a random-access sequence of bytes."""
     return self.splits[split]

@@ -70,6 +70,17 @@ def test_order_depends_on_the_seed_but_not_on_the_neighbours():
   assert [alone[i] for i in range(40)] != [other[i] for i in range(40)]
 
 
+def test_order_of_files_follows_from_their_text_and_not_from_their_path():
+  # Catches a corpus that is read in another order on another machine, or by another user.
+  def order(*source):
+    dataset = mix([range(40)], [1.0], [Source(*source, {})], 0)
+    return [dataset[i] for i in range(40)]
+
+  assert order("text:/a/*.txt", "f") == order("text:/b/*.txt", "f") != order("text:/a/*.txt", "g")
+  assert order("jsonl:/a", "f") == order("jsonl:/b", "f")
+  assert order("embedded:prose", "f") == order("embedded:prose", "g") != order("tfds:x", "f")
+
+
 def test_rows_of_processes_make_the_global_batches():
   # Catches a process that starts at another batch or skips rows.
   dataset = _mix([0.5, 0.3, 0.2])

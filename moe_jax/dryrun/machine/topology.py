@@ -86,7 +86,7 @@ def parse(text: str | None, slices: int = 1) -> Topology:
       "topology", text, "is missing; name a machine, as in --topology=v4:8x8x16 or h100:128x8"
     )
   # Each part of this pattern may be empty, so that it matches any text exactly once.
-  ((kind, separator, sizes),) = re.findall(r"\A([^:\-]*)([:\-]?)(.*)", text.strip().lower())
+  ((kind, separator, sizes),) = re.findall(r"(?s)\A([^:\-]*)([:\-]?)(.*)", text.strip().lower())
   kind = _ALIASES.get(kind, kind)
   if kind not in CHIPS:
     raise ConfigError(

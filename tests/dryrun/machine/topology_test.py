@@ -41,6 +41,7 @@ def test_devices_of_a_machine(name, slices, devices):
     ("h100-1024", "h100:128x8"),
     ("h100:1024", "h100:128x8"),
     ("v4:8x8", "3 dimensions"),
+    ("v4:8x8x16\nv5e:2x4", "must be a kind and a shape"),
     ("v5e:64x64", "nearest: v5e:16x16"),
     ("v4:6x8x8", "multiples of 4"),
     ("v5e:2x16", "at most twice"),
