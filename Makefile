@@ -6,6 +6,9 @@ LIBTPU := .venv/libtpu
 TESTS := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := PYTHONPATH=$(LIBTPU) $(BIN)/python $(TESTS)
 
+# EXTRA=cuda or EXTRA=tpu installs JAX for these devices, too, as in `make run EXTRA=cuda`.
+EXTRA ?=
+
 .DEFAULT_GOAL := help
 .PHONY: help run desk venv test test-all test-reference coverage mutation demo-multiprocess paper-scale check bench docs docs-check fuzz soak faults memory clean
 
@@ -58,10 +61,13 @@ docs: .venv-docs/installed  ## the site of docs/, the studies and the Python API
 docs-check: venv  ## the commands of README and tutorials, executed with two steps each: about half an hour on two CPU cores
 	$(BIN)/python tests/docs_commands.py
 
-venv: .venv/installed  ## .venv with the package and its test extra, and nothing else
+venv: .venv/installed$(EXTRA:%=-%)  ## .venv with the package and its test extra, and nothing else
 
 .venv/installed: setup.py
 	$(call install,.venv,test)
+
+.venv/installed-%: .venv/installed
+	$(call install,.venv,$*)
 
 # The TPU's compiler, of the version that jax asks for, where only tests look: elsewhere JAX would search for TPUs with it.
 $(LIBTPU)/asked: .venv/installed

@@ -39,6 +39,7 @@ def get_config(variant="100m_32e"):
   """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   c = glam.architecture("glam", variant, VARIANTS)
   c.paper.name = "Brainformers, Table 3, GLaM"
+  c.paper.arxiv = "2306.00008"
   m = c.model
   m.family, m.block, m.num_layers = "brainformer", BLOCK, 2 * m.num_layers // len(BLOCK)
   # This is GLaM's capacity of 1.0 S*K/E, expressed in the unit of expert choice, so that the option

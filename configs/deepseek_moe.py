@@ -89,6 +89,7 @@ def get_config(variant="16b"):
   preset = PRESETS.get(variant, "deepseek_moe")
   c = shared.paper_scale(preset, sizes | {"model.head_dim": 128, "model.moe.every": 1})
   c.paper.name = "DeepSeekMoE"
+  c.paper.arxiv = "2401.06066"
   if variant in EXPERTS_A_TOKEN:
     c.model.moe.router.top_k.k = EXPERTS_A_TOKEN[variant]
   if variant == "2b":

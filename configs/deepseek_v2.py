@@ -51,6 +51,7 @@ def get_config(variant="236b"):
     "deepseek_moe" if lite else "deepseek_v2", shared.variant(variant, VARIANTS)
   )
   c.paper.name, c.paper.note = "DeepSeek-V2", NOTE
+  c.paper.arxiv = "2405.04434"
   c.model.moe.first, c.model.moe.every = 1, 1
   shared.open_decoder(c, norm_eps=1e-6)
   c.model.attention, c.model.vocab_size = "latent", 102_400

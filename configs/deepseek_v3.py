@@ -38,6 +38,7 @@ def get_config(variant="671b"):
   """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   c = shared.paper_scale("deepseek_v3", shared.variant(variant, VARIANTS))
   c.paper.name = "DeepSeek-V3"
+  c.paper.arxiv = "2412.19437"
   c.model.moe.first, c.model.moe.every = 3, 1
   shared.open_decoder(c, norm_eps=1e-6)
   c.model.attention = "latent"

@@ -22,6 +22,7 @@ def get_config(variant="8b_64e"):
   """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   c = glam.architecture("expert_choice", variant, VARIANTS)
   c.paper.name = "Expert Choice"
+  c.paper.arxiv = "2202.09368"
   c.model.moe.allow_noncausal_routing = True
   # Each expert takes exactly its capacity of tokens. Nothing is dropped, and rows travel in buffers
   # of equal size, which is what `all_to_all` exchanges.

@@ -65,6 +65,7 @@ def get_config(variant="64b_64e"):
   """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   c = architecture("glam", variant)
   c.paper.name = "GLaM"
+  c.paper.arxiv = "2112.06905"
   c = shared.desk(c) if variant == "desk" else c
   c.train.keep_last = 3
   c.train.guard.update(

@@ -64,6 +64,7 @@ def get_config(variant="600b"):
     | shared.variant(variant, VARIANTS),
   )
   c.paper.name, c.paper.note = "GShard", "the paper may count in binary billions, 2^30"
+  c.paper.arxiv = "2006.16668"
   shared.t5(
     c, c.train.batch_size, round(1e12 / (c.train.batch_size * 1024)), encoder_len=1024, seq_len=1024
   )

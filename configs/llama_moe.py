@@ -34,6 +34,7 @@ def get_config(variant="3_5b_4_16"):
   experts, k = sizes["model.moe.num_experts"], sizes["model.moe.router.noisy_top_k.k"]
   c = shared.paper_scale("llama_moe", LLAMA_2_7B | sizes)
   c.paper.name = "LLaMA-MoE"
+  c.paper.arxiv = "2406.16554"
   c.model.moe.first, c.model.moe.every = 0, 1
   c.model.moe.routed_scale = experts / k
   c.model.moe.importance_loss = c.model.moe.load_loss = 0.01 * experts / (experts - 1)

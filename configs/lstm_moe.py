@@ -150,6 +150,7 @@ def get_config(variant="moe_256"):
     GATES[gates], sizes | {"model.d_ff": sizes["model.moe.d_ff"] * (1 if gates == "wide" else 4)}
   )
   c.paper.name, c.model.family = "Shazeer et al. 2017", "lstm"
+  c.paper.arxiv = "1701.06538"
   c.model.activation, c.model.tied_embeddings = "relu", False
   c.model.dtype, c.model.remat = "float32", "full" if news else "none"
   c.model.vocab_size = 100_000 if news else 793_471

@@ -43,6 +43,7 @@ def get_config(variant="8x7b"):
   """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   c = shared.paper_scale("mixtral", shared.variant(variant, VARIANTS))
   c.paper.name = "Mixtral"
+  c.paper.arxiv = "2401.04088"
   c.model.moe.first, c.model.moe.every = 0, 1
   shared.open_decoder(c, norm_eps=1e-5)
   c.model.rope_theta = 1e6

@@ -32,6 +32,7 @@ def get_config(variant="1b_7b"):
   """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   c = shared.paper_scale("olmoe", shared.variant(variant, VARIANTS))
   c.paper.name = "OLMoE"
+  c.paper.arxiv = "2409.02060"
   c.model.moe.first, c.model.moe.every = 0, 1
   # This is also the epsilon of the norms on queries and keys.
   shared.open_decoder(c, norm_eps=1e-5)

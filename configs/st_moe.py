@@ -62,6 +62,7 @@ def get_config(variant="32b"):
   """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   c = shared.paper_scale("st_moe", shared.variant(variant, VARIANTS))
   c.paper.name = "ST-MoE"
+  c.paper.arxiv = "2202.08906"
   # A batch has 2^20 tokens; the 32B models read 1.5T tokens.
   shared.t5(c, sequences=2048, steps=1_430_511 if variant.startswith("32b") else 500_000)
   c.model.vocab_size, c.model.tied_embeddings, c.model.activation = 32_128, False, "geglu"

@@ -74,7 +74,9 @@ VARIANTS = {
 def get_config(variant="base_128e"):
   """Returns the config of a variant, a key of `VARIANTS` or "desk"."""
   every_layer = {"model.moe.first": 0, "model.moe.every": 1} if variant.startswith("c") else {}
-  c = t5.architecture("Switch", variant, shared.variant(variant, VARIANTS) | every_layer)
+  c = t5.architecture(
+    "Switch", variant, shared.variant(variant, VARIANTS) | every_layer, arxiv="2101.03961"
+  )
   if every_layer:
     c.model.moe.capacity_factor, c.model.moe.min_capacity = 1.0, 2
   if variant.startswith("xxl"):

@@ -58,19 +58,20 @@ def get_config(variant="base"):
   )
 
 
-def architecture(name, variant, sizes):
+def architecture(name, variant, sizes, arxiv="1910.10683"):
   """Returns the config of a T5 encoder-decoder with Switch's routing and training.
 
   Args:
     name: The paper's name for the model.
     variant: The variant's name. "desk" shrinks the model.
     sizes: The sizes of the variant, from dotted keys to values.
+    arxiv: The number of the paper at arXiv.
   """
   c = shared.paper_scale(
     "switch",
     {"model.head_dim": 64, "model.vocab_size": 32_128, "model.moe.first": 1, "model.moe.every": 2}
     | sizes,
   )
-  c.paper.name = name
+  c.paper.name, c.paper.arxiv = name, arxiv
   shared.t5(c, sequences=2048, steps=550_000)
   return shared.desk(c) if variant == "desk" else c

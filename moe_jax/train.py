@@ -18,6 +18,11 @@ start is faster; JAX_ENABLE_COMPILATION_CACHE=false switches that off.
 
 --router=FILE.py:NAME trains with a router of your own file; NAME is its function, or a `Router`.
 
+--tracker=wandb also sends the metrics to Weights & Biases (pip install wandb). --profile, or
+--profile=N, writes what the devices do in five or N steps to WORKDIR/profile: the file
+perfetto_trace.json.gz can be opened at ui.perfetto.dev, and TensorBoard's profile plug-in reads the
+folder.
+
 --check_determinism does the first step twice, compares all bits and writes nothing. --debug adds
 the traceback to every mistake.
 
@@ -33,28 +38,35 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from moe_jax import distributed
 from moe_jax.commands import Command, guarded, parse
-from moe_jax.commands.command_line import CHECK
+from moe_jax.commands.flags import Flag, switch, take_flags
+from moe_jax.errors import choose, whole
+
+if TYPE_CHECKING:
+  from moe_jax.run.watch import Watch
 
 EXIT_DIFFERENT = 4  # --check_determinism found a difference
+FLAGS = (Flag("check_determinism", bare=""), Flag("tracker"), Flag("profile", bare="5"))
 
 
 def main(argv: Sequence[str]) -> int:
   """Does what the command line says and returns the exit code."""
 
   def action(rest):
-    return _train(parse([arg for arg in rest if arg != CHECK]), argv, check=CHECK in rest)
+    values, others = take_flags(rest[1:], FLAGS, passes=True)
+    return _train(parse([rest[0], *others], others=FLAGS), argv, values)
 
   return guarded(argv, __doc__, action)
 
 
-def _train(command: Command, argv: Sequence[str], check: bool = False) -> int:
-  """Checks the command, and trains.
+def _train(command: Command, argv: Sequence[str], values: Mapping[str, str]) -> int:
+  """Checks the command, and trains; `values` are those of `FLAGS`.
 
   Cheap checks come first; Orbax and Grain, which take seconds, are imported once they have passed.
   """
@@ -63,6 +75,8 @@ def _train(command: Command, argv: Sequence[str], check: bool = False) -> int:
   from moe_jax import assembly
   from moe_jax.training import workdir
 
+  check = switch("check_determinism", values.get("check_determinism"))
+  watch = _watch(values)
   config, directory = command.config, command.workdir
   assert directory is not None, "`parse` refuses a command without --workdir"
   distributed.initialize(command.distributed)
@@ -86,8 +100,20 @@ def _train(command: Command, argv: Sequence[str], check: bool = False) -> int:
     if check:
       return _check_determinism(loop.determinism(config))
     line = "python -m moe_jax.train " + shlex.join(argv[1:])
-    loop.train(config, directory, {"config": command.path, "command": line})
+    loop.train(config, directory, {"config": command.path, "command": line}, watch)
   return 0
+
+
+def _watch(values: Mapping[str, str]) -> Watch:
+  """Returns what --tracker and --profile ask for."""
+  from moe_jax.run.watch import Watch
+  from moe_jax.training.boards import TRACKERS
+
+  return Watch(
+    choose("tracker", values["tracker"], TRACKERS) if "tracker" in values else "",
+    # The files of more steps than these would be too large for any viewer.
+    whole("profile", values["profile"], high=1000) if "profile" in values else 0,
+  )
 
 
 def _check_determinism(different: Sequence[str]) -> int:

@@ -60,6 +60,7 @@ ALL = [
   "Load of the experts",
   "Routers",
   "Held-out text by expert",
+  "Kinds of tokens by expert",
   "Sample",
   "Configuration",
 ]
@@ -82,7 +83,7 @@ def test_text_of_the_run_is_escaped(tmp_path):
   # Catches a token, a name of a source, a sample or a config that is written without escaping.
   text, page, _ = report(synthetic.write_workdir(tmp_path / "run"))
   scripts = [attributes for tag, attributes in page.elements if tag == "script"]
-  assert scripts == [{"type": "application/json", "id": "routing-data"}, {}]
+  assert scripts == [{"type": "application/json", "id": "routing-data"}, {}, {}]
   assert "<script>alert" not in text and "<!--" not in text
   assert synthetic.HOSTILE.strip("\n") in page.text["pre"]
   assert "embedded:prose<b>" in page.text["h3"]
@@ -113,7 +114,9 @@ def test_any_number_of_experts(tmp_path, experts, layers):
   text, _, headings = report(
     synthetic.write_workdir(tmp_path / "run", experts=experts, layers=layers, steps=2000)
   )
-  assert headings == ALL and len(text) < 2_000_000
+  # A table of more experts could not be read.
+  wanted = [name for name in ALL if experts <= 64 or not name.startswith("Kinds")]
+  assert headings == wanted and len(text) < 2_000_000
 
 
 def test_dense_run_has_no_word_about_experts(tmp_path):

@@ -232,6 +232,33 @@ def test_determinism_is_checked_and_nothing_is_written(
   assert words in "".join(capfd.readouterr()) and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+  "flag, words",
+  [
+    ("--tracker=wanb", "did you mean 'wandb'?"),
+    ("--tracker", "tracker=''"),
+    ("--profile=0", "at least 1"),
+    ("--profile=x", "a whole number"),
+    ("--check_determinism=maybe", "--check_determinism alone"),
+    ("--profil", "--profile"),
+  ],
+)
+def test_wrong_flags_are_one_sentence(tmp_path, capfd, flag, words):
+  # Catches a flag that is ignored, and a mistake that is noticed after compilation.
+  assert train.main(arguments(tmp_path, flag)) == 2
+  said = capfd.readouterr().err
+  assert words in said and said.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_flags_reach_the_loop(tmp_path, monkeypatch):
+  # Catches a flag that is accepted and does nothing.
+  seen = []
+  monkeypatch.setattr(loop, "train", lambda *args: seen.append(args[3]))
+  assert train.main(arguments(tmp_path, "--tracker=wandb", "--profile")) == 0
+  assert train.main(arguments(tmp_path, "--profile=7")) == 0
+  assert [(watch.tracker, watch.profile) for watch in seen] == [("wandb", 5), ("", 7)]
+
+
 def execute(argv, **environment):
   """Runs Python with these arguments, one CPU device and these environment variables."""
   # If XLA's flag for the number of devices occurs twice, the last one counts.

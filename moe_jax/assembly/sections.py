@@ -52,6 +52,7 @@ class PaperOptions(Options):
   """The section `paper`: what the paper claims of this model, shown by `moe_jax.describe`."""
 
   name: str = option("", "Name of the paper's model.")
+  arxiv: str = option("", "Number of the paper at arXiv, to which the report links.")
   parameters: Annotated[float, NOT_NEGATIVE] = option(0.0, "All parameters; 0 = it says nothing.")
   activated: Annotated[float, NOT_NEGATIVE] = option(0.0, "Parameters that a token activates.")
   without_embedding: Annotated[float, NOT_NEGATIVE] = option(

@@ -15,7 +15,6 @@ from moe_jax.commands.flags import Flag, take_flags
 from moe_jax.errors import ConfigError, shorten
 from moe_jax.options import Config
 
-CHECK = "--check_determinism"
 PRESET = "config.model.moe"  # the flag that takes a routing preset by name
 # The exceptions that absl and ml_collections raise about a command line. Errors of absl are
 # ValueErrors or AttributeErrors.
@@ -49,12 +48,13 @@ class Command:
   distributed: str = distributed.DETECT
 
 
-def parse(argv: Sequence[str], workdir: bool = True) -> Command:
+def parse(argv: Sequence[str], workdir: bool = True, others: Sequence[Flag] = ()) -> Command:
   """Reads the command line of a command that works on a config.
 
   Args:
     argv: The command line; `argv[0]` is the program.
     workdir: Whether the command needs a --workdir; otherwise it has no such flag.
+    others: The command's other flags, which are taken from `argv` already. An error lists them.
 
   Raises:
     ConfigError: A flag is missing, unknown or malformed; the config's file is missing or broken; or
@@ -85,7 +85,8 @@ def parse(argv: Sequence[str], workdir: bool = True) -> Command:
       "--config",
       "--config.KEY",
       "--router",
-      *["--workdir", "--distributed", CHECK] * workdir,
+      *["--workdir", "--distributed"] * workdir,
+      *(f"--{flag.name}" for flag in others),
       "--debug",
     ]
     raise ConfigError(

@@ -9,6 +9,7 @@ In the private helpers, `inner` is the (width, height) of the plotting area in p
 from __future__ import annotations
 
 import html
+import json
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from moe_jax.report.colours import LOAD_LABELS, LOAD_SCALE, load_pixels, png
 # Font size in SVG units. The page shows a chart at about its own size, so a unit is about a pixel.
 _FONT = 12
 _TOP, _BOTTOM, _LEFT = 10, 40, 50  # margins around the plotting area, px
+_MOST_HOVERED = 12  # lines whose values can be read with the pointer
 _Span = tuple[float, float]  # the (low, high) ends of a range of the data
 
 
@@ -108,10 +110,11 @@ def line_chart(
   )
   body = _axes(inner, xs, ys, log, x_label) + _levels(levels, inner, ys, log)
   body += _plot(lines, inner, xs, ys, log, x_label)
+  shown = _hover_data(lines, (width, height), inner, xs, x_label)
   return (
     f"<figure><figcaption>{html.escape(title)}</figcaption>{_note(note)}{warning}"
     f"{f'<div class=legend>{legend}</div>' if legend else ''}"
-    f"{_svg(title, width, height, body)}</figure>"
+    f"{_svg(title, width, height, body, shown)}</figure>"
   )
 
 
@@ -219,10 +222,45 @@ def load_map(
   )
 
 
-def _svg(title: str, width: int, height: int, body: str) -> str:
-  """Returns an SVG element with `title` as its label for screen readers."""
+def _svg(title: str, width: int, height: int, body: str, shown: str = "") -> str:
+  """Returns an SVG element with `title` as its label for screen readers.
+
+  Args:
+    title: The title.
+    width: The width in pixels.
+    height: The height in pixels.
+    body: The content.
+    shown: The data that `style.HOVER` shows; "" for none.
+  """
+  data = f' data-chart="{html.escape(shown)}"' if shown else ""
   return (
-    f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">{body}</svg>'
+    f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}"{data}>'
+    f"{body}</svg>"
+  )
+
+
+def _hover_data(lines, size, inner, xs: _Span, x_label: str) -> str:
+  """Returns the values that the page shows at the place of the pointer, as JSON.
+
+  Lines that are not in the legend are left out, and so are those beyond `_MOST_HOVERED`.
+  """
+
+  def short(values):
+    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values.tolist()]
+
+  return json.dumps(
+    {
+      "label": x_label,
+      "size": size,
+      "area": [_LEFT, _TOP, round(inner[0], 1), inner[1]],
+      "range": xs,
+      "lines": [
+        {"label": line.label, "colour": line.colour, "x": line.x.tolist(), "y": short(line.y)}
+        for line in lines
+        if not line.faint
+      ][:_MOST_HOVERED],
+    },
+    separators=(",", ":"),
   )
 
 

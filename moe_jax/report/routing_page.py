@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from moe_jax.report.colours import expert_colour, ink, tint
-from moe_jax.report.style import SCRIPT
+from moe_jax.report.kinds import kinds_section
+from moe_jax.report.style import SCRIPT, script_safe
 
 MAX_TOKENS = 12_000  # in the whole report; a token takes about 50 bytes of HTML
 
@@ -43,13 +43,18 @@ def routing_section(routing: Mapping[str, Any], layers: Sequence[str]) -> str:
   data = {"experts": experts, "layers": list(layers), "pages": [page.tolist() for page in chosen]}
   return (
     '<h2>Held-out text by expert</h2><p class="lead">Each token of the first validation pages '
-    "stands on the colour of "
-    "its first-choice expert. · is a space, ↵ a line's end, → a tab, ◆ the start of a document or "
-    "a masked span. Point at a token for its experts in all layers; click an expert to see only "
-    "its tokens.</p>"
+    "stands on the colour of its first-choice expert. · is a space, ↵ a line's end, → a tab, ◆ the "
+    "start of a document or a masked span, ◌ a part of a character that a later token completes. "
+    "Point at a token for its experts in all layers; click an expert to see only its tokens.</p>"
     f'<style>{_classes(experts)}</style><div id="routing">{controls}<div '
     f'class="pages">{body}</div></div><script type="application/json" '
-    f'id="routing-data">{_script_safe(data)}</script><script>{SCRIPT}</script>'
+    f'id="routing-data">{script_safe(data)}</script><script>{SCRIPT}</script>'
+    + kinds_section(
+      [piece for page in pages for piece in page["pieces"][:max_tokens]],
+      np.concatenate(chosen, axis=1),
+      experts,
+      layers,
+    )
   )
 
 
@@ -58,14 +63,14 @@ def visible(piece: str | None) -> str:
 
   Args:
     piece: The text of the token. None stands for a special token, such as one that starts a
-      document or replaces a masked span.
+      document or replaces a masked span. "" stands for a token that is only a part of a character.
   """
   if piece is None:
     return "◆"
   shown = "".join(
     _MARKS.get(c) or (c if c.isprintable() else f"\\x{ord(c):02x}") for c in str(piece)
   )
-  return html.escape(shown) or "∅"
+  return html.escape(shown) or "◌"
 
 
 _MARKS = {" ": "·", "\n": "↵\n", "\t": "→"}
@@ -145,8 +150,3 @@ def _page(
   )
   name = html.escape(str(page.get("source", "")))
   return f'<div><h3>{name}</h3><div class="bar">{bar}</div><div class="page">{tokens}</div></div>'
-
-
-def _script_safe(data: Any) -> str:
-  """Returns `data` as JSON that cannot close the script element that contains it."""
-  return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

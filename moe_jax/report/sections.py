@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
@@ -29,7 +30,7 @@ from moe_jax.report.records import (
   thin,
 )
 from moe_jax.report.routing_page import routing_section
-from moe_jax.report.style import CSS
+from moe_jax.report.style import CSS, HOVER
 
 POINTS = 400  # maximum number of points of a line
 
@@ -84,7 +85,7 @@ def document(title: str, body: str) -> str:
   return (
     '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
     f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
-    f"<style>{CSS}</style></head><body>{body}</body></html>\n"
+    f"<style>{CSS}</style></head><body>{body}<script>{HOVER}</script></body></html>\n"
   )
 
 
@@ -110,7 +111,7 @@ def _header(run: Workdir, layers: Sequence[str]) -> str:
     ", ".join(f"{name} {packages[name]}" for name in ("jax", "flax", "optax") if name in packages),
     f"commit {commit[:10]}" if isinstance(commit, str) else "",
   ]
-  line = " · ".join(html.escape(str(fact)) for fact in facts if fact)
+  line = " · ".join([*(html.escape(str(fact)) for fact in facts if fact), *_paper_link(run)])
   done = max([number(lines[-1]["step"]) for lines in (run.train, run.eval) if lines], default=0.0)
   wanted = number(branch(run.config, "train").get("steps"))
   banner = ""
@@ -124,6 +125,16 @@ def _header(run: Workdir, layers: Sequence[str]) -> str:
     f'class="lead">{words}</p>{banner}'
     f"{_tiles(run, done)}"
   )
+
+
+def _paper_link(run: Workdir) -> list[str]:
+  """Returns a link to the paper of the model, or nothing if the config names none."""
+  paper = branch(run.config, "paper")
+  arxiv = str(paper.get("arxiv", ""))
+  if not re.fullmatch(r"[\w./-]+", arxiv):
+    return []
+  name = html.escape(str(paper.get("name") or "paper"))
+  return [f'<a href="https://arxiv.org/abs/{arxiv}">{name}, arXiv {arxiv}</a>']
 
 
 def _model_words(run: Workdir, layers: Sequence[str]) -> str:

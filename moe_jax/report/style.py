@@ -1,4 +1,13 @@
-"""The style sheet and the script of the report, which are both written into the page."""
+"""The style sheet and the scripts of the report, which are all written into the page."""
+
+import json
+from typing import Any
+
+
+def script_safe(data: Any) -> str:
+  """Returns `data` as JSON that cannot close the script element that contains it."""
+  return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
 
 CSS = """
 :root { color-scheme: light dark; }
@@ -42,6 +51,14 @@ svg text { font-size: 12px; fill: #333; }
 .legend span { display: inline-block; margin-right: 14px; white-space: nowrap; }
 .legend b { display: inline-block; width: 16px; height: 4px; border-radius: 2px; margin-right: 5px;
   vertical-align: middle; }
+figure { position: relative; }
+.tip { position: absolute; pointer-events: none; background: #fff; color: #1a1a1a;
+  border: 1px solid #888; border-radius: 4px; padding: 3px 8px; font-size: 12.5px; line-height: 1.4;
+  white-space: nowrap; z-index: 1; font-variant-numeric: tabular-nums; }
+.tip b { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 5px; }
+.kinds td, .kinds th { text-align: center; padding: 4px 7px; }
+.kinds td:first-child, .kinds th:first-child { text-align: left; }
+.kinds .cell { color: #1a1a1a; min-width: 34px; }
 .scale { margin: 0 16px 0 50px; font-size: 12px; }
 .scale i { display: block; height: 9px; border: 1px solid #ccc; }
 .scale div { display: flex; justify-content: space-between; }
@@ -75,6 +92,7 @@ button[aria-pressed=true] { border-color: #1a1a1a; box-shadow: inset 0 0 0 1px #
   .tiles div, td.run, pre { background: #22252a; } .banner { background: #3a2a15; }
   td.beaten { color: #5fd3a0; }
   figure, .page, .bar { background: #fff; color: #1a1a1a; border-radius: 6px; }
+  figure th { color: #444; }
   figure { padding: 10px 10px 6px; } figure .note { color: #555; } .page { padding: 8px 10px; }
 }
 @media (max-width: 600px) { body { padding: 16px 14px 40px; } th, td { padding: 6px 8px; } }
@@ -123,4 +141,47 @@ pages.forEach((page, p) => page.onmouseover = event => {
   }).join('');
 });
 show();
+"""
+
+# Shows the values of a line chart at the place of the pointer. The chart's data are in its
+# attribute data-chart, see `charts.line_chart`.
+HOVER = """
+document.querySelectorAll('svg[data-chart]').forEach(svg => {
+  const chart = JSON.parse(svg.dataset.chart), figure = svg.parentElement;
+  const tip = document.createElement('div');
+  const mark = document.createElementNS(svg.namespaceURI, 'path');
+  tip.className = 'tip'; tip.hidden = true; figure.append(tip);
+  mark.setAttribute('class', 'axis'); svg.append(mark);
+  const hide = () => { tip.hidden = true; mark.removeAttribute('d'); };
+  svg.onpointerleave = hide;
+  svg.onpointermove = event => {
+    const box = svg.getBoundingClientRect(), [left, top, width, height] = chart.area;
+    // The picture is scaled to the width of the page and stands at the bottom of its box.
+    const scale = box.width / chart.size[0];
+    const place = ((event.clientX - box.left) / scale - left) / width;
+    const [low, high] = chart.range;
+    if (place < -0.02 || place > 1.02) return hide();
+    const wanted = low + place * (high - low);
+    let nearest = null;
+    chart.lines.forEach(line => line.x.forEach(x => {
+      if (nearest === null || Math.abs(x - wanted) < Math.abs(nearest - wanted)) nearest = x;
+    }));
+    tip.textContent = `${chart.label} ${nearest}`;
+    chart.lines.forEach(line => {
+      const value = line.y[line.x.indexOf(nearest)];
+      if (value === undefined || value === null) return;
+      const row = document.createElement('div'), colour = document.createElement('b');
+      colour.style.background = line.colour;
+      row.append(colour, `${line.label}: ${value}`);
+      tip.append(row);
+    });
+    const x = left + width * (nearest - low) / (high - low);
+    mark.setAttribute('d', `M${x} ${top}v${height}`);
+    tip.hidden = false;
+    const right = x * scale + 12 + tip.offsetWidth < box.width;
+    tip.style.left = (right ? x * scale + 12 : x * scale - 12 - tip.offsetWidth) + 'px';
+    tip.style.top = (box.bottom - figure.getBoundingClientRect().top
+      - (chart.size[1] - top) * scale) + 'px';
+  };
+});
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -269,7 +270,8 @@ def routing_pages(
 def pieces(tokenizer: data.Tokenizer, ids: np.ndarray) -> list[str | None]:
   r"""Returns the text that each token stands for, or None for a special token.
 
-  Bytes that are not UTF-8 by themselves are written as in `\xe2`.
+  A character whose bytes are spread over several tokens stands at the last of them, and the others
+  get "". Bytes that are not UTF-8 are written as in `\xe2`.
   """
   ids = np.asarray(ids)
   # Sentinels are beyond the tokenizer's ids. They are mapped to an additional entry, whose length
@@ -282,10 +284,12 @@ def pieces(tokenizer: data.Tokenizer, ids: np.ndarray) -> list[str | None]:
   else:
     # This tokenizer strips the text that it decodes, so each token is decoded by itself.
     parts = [tokenizer.decode([i]) for i in ids]
-  return [
-    part.decode("utf-8", "backslashreplace") if length else None
-    for part, length in zip(parts, lengths, strict=True)
-  ]
+  shown: list[str | None] = []
+  decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+  for part, length, following in zip(parts, lengths, [*lengths[1:], 0], strict=True):
+    # A character ends at the latest before a special token.
+    shown.append(decoder.decode(part, final=not following) if length else None)
+  return shown
 
 
 def source_ladder(options: DataOptions, source: data.Source, most: int) -> dict[str, float] | None:

@@ -19,6 +19,7 @@ from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError
 from moe_jax.run import finish
 from moe_jax.run import update as updates
+from moe_jax.run.watch import Profile, Watch
 from moe_jax.training import digest, evaluate, full_disk, optimizers, workdir
 from moe_jax.training import state as states
 from moe_jax.training.checkpoints import Checkpoints, Restored
@@ -54,6 +55,7 @@ class Run:
     clock: What `time.monotonic()` would have shown at the run's first step if the run had never
       been interrupted.
     deadline: The value of `time.monotonic()` at which this start saves and stops.
+    profile: The profile of some steps; None means that there is none.
   """
 
   options: TrainOptions
@@ -73,9 +75,12 @@ class Run:
   layers: list[str]
   clock: float = 0.0
   deadline: float = math.inf
+  profile: Profile | None = None
 
 
-def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
+def train(
+  config, directory: pathlib.Path, start: dict[str, Any], watch: Watch | None = None
+) -> bool:
   """Trains until `train.steps`, a signal or `train.max_minutes`.
 
   The run continues from the last checkpoint in the workdir, if there is one.
@@ -84,16 +89,18 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
     config: A config that `assembly.validate` and `workdir.check` accept.
     directory: The workdir.
     start: What `meta.json` will hold of this start: config (its path) and command.
+    watch: A tracker and a profile of some steps; None means that there are none.
 
   Returns:
     Whether the run is complete. It is not after a signal or `train.max_minutes`.
 
   Raises:
     ConfigError: If the data are missing or not those that the run began with, if no checkpoint is
-      undamaged, or if the disk is full.
+      undamaged, if the disk is full, or if the tracker refuses the run.
     Diverged: If the loss, a gradient or a weight is not finite. The last checkpoint is older.
   """
   first, begun = jax.process_index() == 0, time.monotonic()
+  watch = watch or Watch()
   data_options = DataOptions.of(config.data)
   train_options = TrainOptions.of(config.train)
   if first:
@@ -148,7 +155,15 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
       devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
       workdir.note_start(directory, config, facts, start | {"step": n, "devices": devices})
     writer = stack.enter_context(
-      contextlib.closing(MetricsWriter(directory, n, n + guard.skipped_batches, first))
+      contextlib.closing(
+        MetricsWriter(
+          directory,
+          n,
+          n + guard.skipped_batches,
+          first,
+          watch.boards(directory, config.to_dict()) if first else (),
+        )
+      )
     )
     progress = stack.enter_context(
       contextlib.closing(Progress(train_options.steps, n, tokens, active=first))
@@ -177,6 +192,7 @@ def train(config, directory: pathlib.Path, start: dict[str, Any]) -> bool:
       assembly.names_of_layers_with_experts(config),
       time.monotonic() - seconds,
       begun + 60 * train_options.max_minutes if train_options.max_minutes else math.inf,
+      stack.enter_context(contextlib.closing(Profile(directory / "profile", n, watch.profile))),
     )
     state, stopped = _steps(run, state)
     seconds, n = time.monotonic() - run.clock, int(state.step)
@@ -307,12 +323,16 @@ def _steps(run: Run, state: states.TrainState) -> tuple[states.TrainState, str]:
     def due(every, n=n):
       return n % every == 0 or n == t.steps
 
+    if run.profile:
+      run.profile.before(n)
     with (
       working("compiling the training step", run.progress.say)
       if n == begun + 1
       else contextlib.nullcontext()
     ):
       state, metrics = run.update(state, evaluate.put(run.mesh, next(run.batches)))
+    if run.profile and (said := run.profile.after(n, metrics)):
+      run.progress.say(said)
     stop = _asked_to_stop(run, n)
     # Reading a loss waits for its step. In general the loss is read one step late, so that the
     # device never waits for this thread. It is read at once if the next step depends on it, or if

@@ -1,6 +1,6 @@
-"""Writes the metrics of a run to `metrics.jsonl` and to TensorBoard.
+"""Writes the metrics of a run to `metrics.jsonl` and to boards.
 
-`metrics.jsonl` is the record, with one JSON object per line. TensorBoard shows the same numbers.
+`metrics.jsonl` is the record, with one JSON object per line. Boards show the same numbers.
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from moe_jax.training import workdir
-
-FLUSH_SECONDS = 10.0  # after which the newest points are visible to TensorBoard
+from moe_jax.training.boards import Board, TensorBoard
 
 
 class MetricsWriter:
@@ -27,7 +26,12 @@ class MetricsWriter:
   """
 
   def __init__(
-    self, directory: pathlib.Path, step: int, batch: int | None = None, active: bool = True
+    self,
+    directory: pathlib.Path,
+    step: int,
+    batch: int | None = None,
+    active: bool = True,
+    boards: Sequence[Board] = (),
   ):
     """Opens the files, and first removes everything after `step`, so that no line is repeated.
 
@@ -37,10 +41,11 @@ class MetricsWriter:
       batch: The number of batches that the run has read. Lines of later batches are removed, too.
         None means that it equals `step`.
       active: Whether this process writes, which only the first one does.
+      boards: Further boards beside TensorBoard.
     """
-    # Both stay None on processes that write nothing.
+    # Both stay empty on processes that write nothing.
     self._file: Any = None
-    self._board: Any = None
+    self._boards: list[Board] = []
     self.told = ""
     if not active:
       return
@@ -54,7 +59,7 @@ class MetricsWriter:
         f"{len(damaged)} damaged {'line' if len(damaged) == 1 else 'lines'} of {path} cannot be "
         f"read and {'was' if len(damaged) == 1 else 'were'} moved to {aside}; all others are kept"
       )
-    self._path, self._directory = path, directory
+    self._path, self._directory, self._others = path, directory, boards
     batch = step if batch is None else batch
     self._keep([line for line in lines if line.get("batch", 0) <= batch], step)
 
@@ -64,19 +69,20 @@ class MetricsWriter:
       self._path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
     )
     self._file = self._path.open("a", buffering=1, encoding="utf-8")
-    self._board = _Board(self._directory / "tb", step + 1)
+    self._boards = [TensorBoard(self._directory / "tb", step + 1), *self._others]
 
   def forget_after(self, step: int) -> None:
     """Removes everything after `step`, to which the run has gone back."""
     if self._file is None:
       return
-    self.close()
+    self._file.close()
+    self._boards[0].close()
     self._keep(_parse(self._path)[0], step)
 
   def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
     """Writes the line `{"step", "kind"} | values`.
 
-    Scalars and arrays also go to TensorBoard; each entry of an array is a curve.
+    Scalars and arrays also go to the boards; each entry of an array is a curve.
     """
     if self._file is None:
       return
@@ -85,9 +91,13 @@ class MetricsWriter:
       name: plain(value.tolist()) for name, value in values.items()
     }
     self._file.write(json.dumps(line) + "\n")
-    for name, value in values.items():
-      for index in np.ndindex(value.shape):
-        self._board.add("/".join([kind, name, *map(str, index)]), float(value[index]), step)
+    points = {
+      "/".join([kind, name, *map(str, index)]): float(value[index])
+      for name, value in values.items()
+      for index in np.ndindex(value.shape)
+    }
+    for board in self._boards:
+      board.write(step, points)
 
   def event(self, step: int, event: dict[str, Any]) -> None:
     """Writes a line of kind "event", which is something that happened to the run (`guard.py`)."""
@@ -95,50 +105,11 @@ class MetricsWriter:
       self._file.write(json.dumps({"step": step, "kind": "event"} | event) + "\n")
 
   def close(self) -> None:
-    """Closes the files."""
+    """Closes the files and the boards."""
     if self._file is not None:
       self._file.close()
-      self._board.close()
-
-
-class _Board:
-  """Writes scalars for TensorBoard.
-
-  `tensorboardX.SummaryWriter` hands events to a thread. If the disk is full, this thread ends, and
-  the next event blocks the training loop for ever, because nobody empties the queue any more. Here
-  the loop writes the events itself, so that it gets the error.
-  """
-
-  def __init__(self, folder: pathlib.Path, first_step: int):
-    """Opens a new file of events, which replaces all older events from `first_step` on."""
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto import event_pb2
-
-    folder.mkdir(parents=True, exist_ok=True)
-    messages: Any = event_pb2  # its classes are made when it is imported
-    self._event = messages.Event
-    self._events = EventsWriter(str(folder / "events"))
-    start = messages.SessionLog(status=messages.SessionLog.START)
-    self._write(first_step, session_log=start)
-    self._events.flush()
-    self._flushed = time.monotonic()
-
-  def add(self, tag: str, value: float, step: int) -> None:
-    """Writes a point of the curve `tag`."""
-    from tensorboardX.summary import scalar
-
-    self._write(step, summary=scalar(tag, value))
-    if time.monotonic() - self._flushed > FLUSH_SECONDS:
-      self._events.flush()
-      self._flushed = time.monotonic()
-
-  def close(self) -> None:
-    """Closes the file."""
-    self._events.close()
-
-  def _write(self, step: int, **content: Any) -> None:
-    """Writes an event of a step."""
-    self._events.write_event(self._event(wall_time=time.time(), step=step, **content))
+    for board in self._boards:
+      board.close()
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ checkpoints/   see checkpoints.py
 set_aside/     checkpoints from which the run could not or must not continue
 metrics.jsonl  see metrics.py
 tb/            events for TensorBoard
+profile/       what devices did in some steps, by --profile
+wandb_run      the run's id at Weights & Biases, by --tracker=wandb
 results.json, routing.json, report.html   written at the end
 """
 
@@ -62,6 +64,8 @@ FILES = {
   "checkpoints": True,
   "set_aside": True,
   "tb": True,
+  "profile": True,
+  "wandb_run": False,
 }
 PACKAGES = ("moe_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _MISSING = "(not set)"

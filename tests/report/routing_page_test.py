@@ -21,7 +21,7 @@ def page(**changes):
 
 def test_what_cannot_be_seen_is_shown():
   # Catches control characters that are not shown, and text that is not escaped.
-  assert visible(None) == "◆" and visible("") == "∅"
+  assert visible(None) == "◆" and visible("") == "◌"
   assert visible(" a\tb\n") == "·a→b↵\n" and visible("\x00\u202e") == "\\x00\\x202e"
   assert visible("<i>&") == "&lt;i&gt;&amp;"
 

@@ -22,8 +22,8 @@ def test_style_and_page_agree_on_their_classes(tmp_path):
     pages += write_report(synthetic.write_workdir(tmp_path / name, **options)).read_text()
   body = re.sub(r"<(style|script).*?</\1>", "", pages, flags=re.S)
   used = {name for names in re.findall(r'class="?([\w ]+)', body) for name in names.split()}
-  # The classes "only" and "on" are set by the script.
-  styled = set(re.findall(r"\.([a-z]+)(?![\w(])", CSS)) - {"only", "on"}
+  # The scripts set these classes.
+  styled = set(re.findall(r"\.([a-z]+)(?![\w(])", CSS)) - {"only", "on", "tip"}
   experts = {name for name in used if re.fullmatch(r"e\d+|none", name)}
   assert used - experts == styled
 

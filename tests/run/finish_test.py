@@ -142,14 +142,17 @@ class Trims(Words):
 
 
 def test_pieces_are_the_text_of_each_token():
-  # Catches parts of a character that are shown as U+FFFD, special tokens that are shown as text,
-  # and a failure with tokenizers that strip the text that they decode.
-  assert finish.pieces(Bytes(), np.array([256, 97, 0xC3, 0xA9, 10])) == [
-    None,
-    "a",
+  # Catches a curly quote that is shown as three escaped bytes, bytes that are shown as U+FFFD or
+  # that join those after a special token, special tokens that are shown as text, and a failure with
+  # tokenizers that strip the text that they decode.
+  quote = list("“".encode())
+  assert finish.pieces(Bytes(), np.array([256, 97, *quote, 10])) == [None, "a", "", "", "“", "\n"]
+  assert finish.pieces(Bytes(), np.array([0xC3, 97, 0xC3, 256, 0xA9])) == [
+    "",
+    "\\xc3a",
     "\\xc3",
+    None,
     "\\xa9",
-    "\n",
   ]
   assert finish.pieces(Words(), np.array([0, 1, 2])) == [None, " the", " cat"]
   assert finish.pieces(Trims(), np.array([0, 1, 2])) == [None, "the", "cat"]

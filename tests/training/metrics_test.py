@@ -124,7 +124,7 @@ def test_a_full_disk_is_an_error_and_no_hang(tmp_path):
   # Catches a board whose own thread meets the full disk: nobody would then empty its queue, and the
   # run would hang for ever.
   writer = metrics.MetricsWriter(tmp_path, 0)
-  records = writer._board._events._py_recordio_writer
+  records = writer._boards[0]._events._py_recordio_writer
   records._writer.close()
   records._writer = open("/dev/full", "wb", buffering=0)
   with pytest.raises(OSError, match="No space left"):
