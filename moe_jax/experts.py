@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -154,18 +154,23 @@ class Experts(struct.PyTreeNode):
     """
     return self._hidden_units(pre, w.get("hidden_bias")) @ w["down"].astype(pre["up"].dtype)
 
-  def ragged(self, rows: Float[Array, "N D"], group_sizes: Int[Array, "E"]) -> Float[Array, "N D"]:
-    """Applies the experts to rows that are sorted by expert, with `jax.lax.ragged_dot`.
-
-    This is a grouped kernel on TPUs. XLA's lowerings for CPUs and GPUs multiply every row with
-    every expert, which takes E times the FLOPs.
+  def ragged(
+    self,
+    rows: Float[Array, "N D"],
+    group_sizes: Int[Array, "E"],
+    matmul: Callable[[Array, Array, Array], Array] = jax.lax.ragged_dot,
+  ) -> Float[Array, "N D"]:
+    """Applies the experts to rows that are sorted by expert.
 
     Args:
       rows: The rows, sorted by expert. The results for rows after the last group are undefined.
       group_sizes: The number of rows of each expert.
+      matmul: The grouped product (rows, matrices [E, ...], group_sizes) -> rows. The default is a
+        kernel on TPUs; XLA's lowerings for CPUs and GPUs multiply every row with every expert,
+        which takes E times the FLOPs.
     """
     w = jax.tree.map(lambda leaf: leaf.astype(rows.dtype), self.weights)
-    pre = {name: jax.lax.ragged_dot(rows, w[name], group_sizes) for name in _inward(w)}
+    pre = {name: matmul(rows, w[name], group_sizes) for name in _inward(w)}
     bias = None
     if self.hidden_bias is not None:
       bias = jnp.repeat(w["hidden_bias"], group_sizes, axis=0, total_repeat_length=rows.shape[0])
@@ -173,7 +178,7 @@ class Experts(struct.PyTreeNode):
       # them, because they are undefined.
       is_used = jnp.arange(rows.shape[0]) < jnp.sum(group_sizes)
       bias = jnp.where(is_used[:, None], bias, 0)
-    return jax.lax.ragged_dot(self._hidden_units(pre, bias), w["down"], group_sizes)
+    return matmul(self._hidden_units(pre, bias), w["down"], group_sizes)
 
   def _hidden_units(self, pre: dict[str, Any], bias: Array | None) -> Array:
     """Returns the inputs of `down`, given pre-activations and a bias of matching shape."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 from jaxtyping import Array, Float, Int
 
 
@@ -60,9 +62,19 @@ class ExpertFunction(Protocol):
     """
     ...
 
-  def ragged(self, rows: Float[Array, "N D"], group_sizes: Int[Array, "E"]) -> Float[Array, "N D"]:
-    """Applies the experts to rows that are sorted by expert, with `jax.lax.ragged_dot`.
+  def ragged(
+    self,
+    rows: Float[Array, "N D"],
+    group_sizes: Int[Array, "E"],
+    matmul: Callable[[Array, Array, Array], Array] = jax.lax.ragged_dot,
+  ) -> Float[Array, "N D"]:
+    """Applies the experts to rows that are sorted by expert, with a grouped product.
 
     Expert 0 gets the first group_sizes[0] rows, expert 1 the next group_sizes[1] rows and so on.
+
+    Args:
+      rows: The rows.
+      group_sizes: The number of rows of each expert.
+      matmul: The product (rows, matrices [E, ...], group_sizes) -> rows.
     """
     ...

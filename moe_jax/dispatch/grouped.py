@@ -10,6 +10,7 @@ from moe_jax.dispatch.capacity import drop_overflow, ranks
 from moe_jax.dispatch.chunks import apply_chunks
 from moe_jax.dispatch.expert_function import ExpertFunction
 from moe_jax.dispatch.expert_mesh import Local, over_mesh
+from moe_jax.dispatch.ragged_matmul import ragged_matmul
 from moe_jax.dispatch.routes import combine, make_routes, take
 from moe_jax.dispatch.size_classes import Layout, layout
 from moe_jax.errors import ConfigError
@@ -122,11 +123,11 @@ def _on_gpu(token, expert, gate, x, experts):
 
 
 def _by_ragged_dot(token, expert, gate, x, experts):
-  """Computes a grouped matmul by `jax.lax.ragged_dot`, with one slot per assignment."""
+  """Computes a grouped matmul by `ragged_matmul`, with one slot per assignment."""
   rank, _, load = ranks(expert, experts.num_experts)
   slot = jnp.where(expert < experts.num_experts, rank, token.size)
   routes = make_routes(token, slot, x.shape[0], token.size)
-  return combine(experts.ragged(take(x, routes), load), gate, routes)
+  return combine(experts.ragged(take(x, routes), load, ragged_matmul), gate, routes)
 
 
 # Each function maps (token [A], expert [A], gate [A], x [T, D], experts) to the gate-weighted sums

@@ -7,6 +7,7 @@ compiled shapes can process any load.
 from __future__ import annotations
 
 import typing
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,9 +28,15 @@ _CHUNK_COST = 24
 Loads = typing.TypeVar("Loads", Int[Array, "*E"], Int[np.ndarray, "*E"])
 
 
-def size_classes(rows: int, experts: int) -> tuple[int, ...]:
-  """Returns the chunk sizes, in ascending order, for `rows` assignments to `experts` experts."""
-  sizes = {_MULTIPLE * round(rows * step / experts / _MULTIPLE) for step in _STEPS}
+def size_classes(rows: int, experts: int, steps: Sequence[float] = _STEPS) -> tuple[int, ...]:
+  """Returns the chunk sizes, in ascending order, for `rows` assignments to `experts` experts.
+
+  Args:
+    rows: The number of assignments.
+    experts: The number of experts.
+    steps: The sizes as multiples of the balanced load. Each size is a loop to compile.
+  """
+  sizes = {_MULTIPLE * round(rows * step / experts / _MULTIPLE) for step in steps}
   return tuple(sorted({max(size, _SMALLEST) for size in (*sizes, 0)}))
 
 
@@ -122,14 +129,15 @@ class Layout(struct.PyTreeNode):
     return trips
 
 
-def layout(load: Int[Array, "E"], rows: int) -> Layout:
+def layout(load: Int[Array, "E"], rows: int, steps: Sequence[float] = _STEPS) -> Layout:
   """Cuts the rows of each expert into chunks of one class and returns their layout.
 
   Args:
     load: The number of rows of each expert.
     rows: An upper bound on the sum of `load`, which determines the chunk sizes.
+    steps: See `size_classes`.
   """
-  classes = size_classes(rows, load.shape[0])
+  classes = size_classes(rows, load.shape[0], steps)
   choice, chunks = cut(load, classes)
   # Experts without rows come first in the order and belong to no class.
   choice = jnp.where(load == 0, -1, choice)
