@@ -53,10 +53,12 @@ def moe_layer(m: Config, dense: functools.partial, platform: str) -> functools.p
   if e.soft_slots:
     return functools.partial(SoftMoeLayer, slots=e.soft_slots, **common)
   router = router_of(e)
+  dispatcher = bind(DISPATCHERS, e.dispatcher, "model.moe.dispatcher")
   return functools.partial(
     MoeLayer,
     router=router,
-    dispatcher=bind(DISPATCHERS, e.dispatcher, "model.moe.dispatcher"),
+    dispatcher=dispatcher,
+    buffer_factor=option(dispatcher, "buffer_factor"),
     platform=platform,
     learned=ROUTERS[e.router["name"]].learned,
     router_groups=option(router, "groups", 1),
@@ -88,9 +90,9 @@ def router_of(e: Config) -> functools.partial:
   )
 
 
-def option(router: functools.partial, name: str, default: Any = None) -> Any:
-  """Returns the value of a router's option, or `default` if the router has no such option."""
-  parameter = inspect.signature(router).parameters.get(name)
+def option(function: functools.partial, name: str, default: Any = None) -> Any:
+  """Returns the value of an option of a router or a dispatcher, or `default` if there is none."""
+  parameter = inspect.signature(function).parameters.get(name)
   return default if parameter is None else parameter.default
 
 

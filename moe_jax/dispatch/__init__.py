@@ -13,7 +13,8 @@ it. In the table, expert is the size of the axis "expert".
 
     all_to_all         2 f T D        With a capacity factor, f = E C / S.
     ragged_all_to_all  2 K T D        Dropless with large E. Rows are padded to a static worst case
-                                      if XLA has no ragged all-to-all.
+                                      if XLA has no ragged all-to-all. Its option buffer_factor
+                                      bounds the memory for received rows.
     all_gather         2 expert T D   Dropless with K not far below the size of the axis, or with a
                                       very uneven load.
     grouped            3 E D F        Dropless with few experts and many tokens. The weights travel
@@ -25,6 +26,7 @@ it. In the table, expert is the size of the axis "expert".
 
 from moe_jax.dispatch.all_gather import all_gather
 from moe_jax.dispatch.all_to_all import all_to_all
+from moe_jax.dispatch.buffers import fit_buffers
 from moe_jax.dispatch.capacity import CapacityOptions, drop_overflow, expert_capacity, slot_index
 from moe_jax.dispatch.einsum import einsum
 from moe_jax.dispatch.expert_function import ExpertFunction
@@ -50,6 +52,7 @@ __all__ = [
   "drop_overflow",
   "einsum",
   "expert_capacity",
+  "fit_buffers",
   "grouped",
   "ragged_all_to_all",
   "scatter",

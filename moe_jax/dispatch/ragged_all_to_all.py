@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from moe_jax.dispatch.buffers import buffer_rows, fit_buffers
 from moe_jax.dispatch.capacity import ranks
 from moe_jax.dispatch.expert_function import ExpertFunction
 from moe_jax.dispatch.expert_mesh import over_mesh
@@ -13,6 +16,7 @@ from moe_jax.dispatch.grouped import GROUPED_MATMULS, alone, drop_groups, flatte
 from moe_jax.dispatch.routes import combine, make_routes, take
 from moe_jax.dispatch.row_exchange import exchange_rows, has_ragged_all_to_all, piece
 from moe_jax.errors import choose
+from moe_jax.options import CAPACITY
 from moe_jax.routing.plan import RoutingPlan
 
 EXCHANGES = ("auto", "ragged", "padded")
@@ -26,6 +30,7 @@ def ragged_all_to_all(
   platform: str,
   *,
   exchange: str = "auto",
+  buffer_factor: Annotated[float, CAPACITY] | None = None,
 ) -> Float[Array, "G S D"]:
   """Sorts a device's assignments by expert and exchanges rows with the devices of the experts.
 
@@ -35,11 +40,12 @@ def ragged_all_to_all(
   In the forward pass with an even load, each device sends 2 (1 - 1/expert) * A D numbers in the
   dtype of x for its A assignments (there and back), where "expert" is the size of that mesh axis,
   and E counts. The backward pass sends as many numbers. The buffer for received rows has a static
-  size, the worst case of expert times min(A, T E/expert) rows for T tokens per device. If the
-  exchange is padded, each device sends 2 (expert - 1) * min(A, T E/expert) * D numbers. Capacity is
-  applied before anything is sent, in the order of the plan, so that no device has priority over
-  another. Rows move by gathers only, in the forward and in the backward pass. See `over_mesh` for
-  the other mesh axes. Without a mesh, or with expert=1, this is `grouped`.
+  size, the worst case of expert times min(A, T E/expert) rows for T tokens per device, or
+  `buffer_factor` A rows if that is less. If the exchange is padded, each device sends
+  2 (expert - 1) * min(A, T E/expert) * D numbers. Capacity is applied before anything is sent, in
+  the order of the plan, so that no device has priority over another. Rows move by gathers only, in
+  the forward and in the backward pass. See `over_mesh` for the other mesh axes. Without a mesh, or
+  with expert=1, this is `grouped`.
 
   Args:
     plan: The assignments of G groups, as [G, A] arrays, including those that may overflow.
@@ -51,6 +57,10 @@ def ragged_all_to_all(
     exchange: How rows are exchanged. "ragged" uses `jax.lax.ragged_all_to_all`, "padded" uses an
       all-to-all of padded buckets, and "auto" uses the ragged one if the devices have it (see
       `has_ragged_all_to_all`).
+    buffer_factor: The rows of the buffer for received rows, as a multiple of the A assignments of a
+      device, which is what arrives if the load is even. What does not fit is dropped, the lowest
+      gates first (see `buffers.fit_buffers`), and counts as dropped in the metrics. None has room
+      for the worst case and drops nothing.
 
   Returns:
     The gate-weighted sum of the outputs of each token's experts, which is 0 for tokens without
@@ -62,13 +72,19 @@ def ragged_all_to_all(
   known_platform(platform)
   choose("model.moe.dispatcher.ragged_all_to_all.exchange", exchange, EXCHANGES)
 
+  slots = x.shape[1] if capacity is None else min(capacity, x.shape[1])
+  if buffer_factor is not None:
+    # The capacity comes first, so that what it drops takes no room.
+    plan, capacity = fit_buffers(drop_groups(plan, capacity), buffer_factor), None
+
   def spread(plan, x, experts, ways):
-    slots = x.shape[1] if capacity is None else min(capacity, x.shape[1])
     # The largest number of rows that can go to one device. No token visits an expert twice, so a
     # group fills at most `slots` slots of each expert.
     most = x.shape[0] * min(plan.expert.shape[1], experts.num_experts * slots)
+    room = buffer_rows(buffer_factor, plan.expert.size, ways * most)
+    ragged = _is_ragged(exchange, platform)
     return _spread(
-      drop_groups(plan, capacity), x, experts, ways, most, platform, _is_ragged(exchange, platform)
+      drop_groups(plan, capacity), x, experts, ways, min(most, room), room, platform, ragged
     )
 
   return over_mesh(alone(capacity, platform), spread, plan, x, experts)
@@ -83,10 +99,11 @@ def _is_ragged(exchange: str, platform: str) -> bool:
   return has_ragged_all_to_all(platform, kind, mesh.size)
 
 
-def _spread(plan, x, experts, ways, most, platform, ragged):
+def _spread(plan, x, experts, ways, most, room, platform, ragged):
   """Runs the dispatcher on one of `ways` devices.
 
-  Each of these devices sends at most `most` rows to each other device.
+  Each of these devices sends at most `most` rows to each other device, and receives at most `room`
+  rows.
   """
   token, expert, gate = flatten(plan, x.shape[1])
   rank, _, load = ranks(expert, plan.num_experts)
@@ -99,14 +116,12 @@ def _spread(plan, x, experts, ways, most, platform, ragged):
   # The number of rows by [source, destination, expert on the destination].
   loads = jax.lax.all_gather(load, "expert").reshape(ways, ways, experts.num_experts)
   sizes = jnp.sum(loads, axis=-1)
-  rows = exchange_rows(take(x.reshape(-1, x.shape[-1]), routes), sizes, ways * most, most, ragged)
-  local = local_experts(loads[:, jax.lax.axis_index("expert")], ways * most)
+  rows = exchange_rows(take(x.reshape(-1, x.shape[-1]), routes), sizes, room, most, ragged)
+  local = local_experts(loads[:, jax.lax.axis_index("expert")], room)
   # Here every received row is a token with one assignment. Its gate is 1, because the device that
   # sent the row applies the real gate, or 0 for the unused rest of the buffer.
   is_used = (local < experts.num_experts).astype(jnp.float32)
-  done = GROUPED_MATMULS[platform](
-    jnp.arange(ways * most, dtype=jnp.int32), local, is_used, rows, experts
-  )
+  done = GROUPED_MATMULS[platform](jnp.arange(room, dtype=jnp.int32), local, is_used, rows, experts)
   back = exchange_rows(done.astype(x.dtype), sizes.T, token.size, most, ragged)
   return combine(back, gate, routes).reshape(x.shape)
 

@@ -26,8 +26,13 @@ from moe_jax.training import optimizers
 from moe_jax.training import state as states
 from moe_jax.training.options import TrainOptions
 
-# Options with which the TPU compiler takes seconds instead of minutes.
-FAST = {"exec_time_optimization_effort": -1.0}
+# Options with which the TPU compiler takes seconds instead of minutes. The first one replaced the
+# second, which newer compilers refuse.
+FAST: dict[str, Any] = (
+  {"optimization_level": "O1"}
+  if jax.__version_info__ >= (0, 11, 0)
+  else {"exec_time_optimization_effort": -1.0}
+)
 INPUTS = ("inputs", "targets", "segment_ids", "positions")
 ENCODER_INPUTS = tuple(f"encoder_{name}" for name in ("tokens", "segment_ids", "positions"))
 

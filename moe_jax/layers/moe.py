@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from moe_jax.dispatch import CapacityOptions, drop_overflow
+from moe_jax.dispatch import CapacityOptions, drop_overflow, fit_buffers
 from moe_jax.errors import ConfigError
 from moe_jax.layers.aux import Aux, LayerContext, LayerRouting, measured
 from moe_jax.layers.ffn import experts
@@ -75,6 +75,8 @@ class MoeLayer(nn.Module):
     gate: Options of the router's input and of the gates.
     groups: Options that say which tokens are routed together.
     capacity: Options that say how many slots an expert has.
+    buffer_factor: The option of that name of the dispatcher, which decides what is dropped beyond
+      the capacity. None means that nothing is.
     losses: Options that say which auxiliary losses are reported, and what they count.
     facts: What these losses must know about the router.
     learned: Fields of `RoutingContext` that the layer learns for the router; see `Router.learned`.
@@ -96,6 +98,7 @@ class MoeLayer(nn.Module):
   gate: GateOptions = GateOptions()
   groups: GroupOptions = GroupOptions()
   capacity: CapacityOptions = CapacityOptions()
+  buffer_factor: float | None = None
   losses: LossOptions = LossOptions()
   facts: RouterFacts = RouterFacts()
   learned: tuple[str, ...] = ()
@@ -172,7 +175,7 @@ class MoeLayer(nn.Module):
     y = self.dispatcher(scaled, groups, weights, capacity, self.platform).reshape(x.shape)
     if self.shared is not None:
       y += self._shared(self.shared, x, context)
-    kept = jax.vmap(lambda p: drop_overflow(p, capacity))(plan)
+    kept = fit_buffers(jax.vmap(lambda p: drop_overflow(p, capacity))(plan), self.buffer_factor)
     tokens = None if context.micro is None else context.micro.tokens
     aux = measured(
       metrics.sums(logits, plan, kept, valid),
