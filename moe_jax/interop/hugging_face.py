@@ -109,8 +109,11 @@ def config_of(published: Published) -> Config:
     ConfigError: If the values that config.json gives are no valid config.
   """
   config: Any = default_config()
-  if published.family.PRESET:
-    assembly.use_preset(config, published.family.PRESET)
+  preset = published.family.PRESET
+  if isinstance(preset, Mapping):
+    preset = preset[published.keys["model.moe.router.name"]]
+  if preset:
+    assembly.use_preset(config, preset)
   with config.ignore_type():
     config.update_from_flattened_dict(dict(published.keys))
   if config.model.family == "encoder_decoder":
@@ -263,7 +266,7 @@ def to_hugging_face(
       if (place / KEPT / name).is_file():
         shutil.copyfile(place / KEPT / name, folder / name)
     dtype = str(jax.tree.leaves(run.variables["params"])[0].dtype)
-    text = json.dumps(before | settings | {"torch_dtype": dtype}, indent=2)
+    text = json.dumps(settings | {"torch_dtype": dtype}, indent=2)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     writer = Writer(folder)
     for name, array in bridge.tensors(run.variables):
@@ -281,6 +284,14 @@ def settings_of(config: Config, before: Mapping[str, Any]) -> tuple[Any, dict[st
   Raises:
     ConfigError: If no family has this model; the message says what the nearest one lacks.
   """
+  if before:
+    family, found = keys(before)
+    # What is not written: factors of FP8 weights, and a layer of multi-token prediction.
+    kept = {name: value for name, value in before.items() if name != "quantization_config"}
+    if "num_nextn_predict_layers" in kept:
+      kept["num_nextn_predict_layers"] = 0
+    if not different(config, found):
+      return family, kept
   names = [before["model_type"]] if before.get("model_type") else families.FAMILIES
   differences: dict[str, list[str]] = {}
   for name in names:
@@ -296,7 +307,7 @@ def settings_of(config: Config, before: Mapping[str, Any]) -> tuple[Any, dict[st
       differences[name] = [str(error)]
     else:
       if not differences[name]:
-        return family, settings
+        return family, before | settings
   nearest = min(differences, key=lambda name: len(differences[name]))
   raise ConfigError(
     "model.family",
@@ -311,6 +322,8 @@ def different(config: Config, found: Mapping[str, Any]) -> list[str]:
   # No layer has a dense FFN then.
   if config.model.moe.num_experts and all(has_experts(config.model)):
     unread.add("model.d_ff")
+  if config.model.attention == "latent":
+    unread |= {"model.head_dim", "model.num_kv_heads"}
   flat = dict(_flat(config.to_dict()))
   wrong = []
   for key, value in found.items():

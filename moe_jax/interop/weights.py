@@ -40,7 +40,7 @@ class Bridge:
     m = config.model
     self.leaves = unrolled.leaves(config, m.vocab_size, mesh)
     self.bound = list(bindings(family.rows(m, fused), unrolled.layers(m), m.moe.num_experts))
-    self._ignored = [re.compile(each) for each in family.IGNORED]
+    self._ignored = [re.compile(each.replace("{L}", str(m.num_layers))) for each in family.IGNORED]
     # Unrolled name and expert -> the tensor that holds the weight, and which of its parts it is.
     self._sources: dict[tuple[str, int | None], tuple[Binding, int]] = {}
     for binding in self.bound:

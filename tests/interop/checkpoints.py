@@ -34,17 +34,62 @@ CONFIGS = {
     "decoder_sparse_step": 1,
   },
 }
+_SPARSE = {
+  "intermediate_size": F,
+  "moe_intermediate_size": M,
+  "n_routed_experts": E,
+  "n_shared_experts": 2,
+  "num_experts_per_tok": 2,
+  "first_k_dense_replace": 1,
+  "moe_layer_freq": 1,
+}
+# Widths of latent attention: latents of keys and values C and of queries B, and features of a head.
+C, B, NOPE, ROPE, VALUE = 12, 10, 6, 4, 5
+_LATENT = {
+  "kv_lora_rank": C,
+  "q_lora_rank": B,
+  "qk_nope_head_dim": NOPE,
+  "qk_rope_head_dim": ROPE,
+  "v_head_dim": VALUE,
+}
+_GROUPS = {"n_group": 2, "topk_group": 1}
+CONFIGS |= {
+  "deepseek": _SPARSE,
+  "deepseek_v2": _SPARSE | _LATENT | _GROUPS | {"topk_method": "group_limited_greedy"},
+  "deepseek_v3": _SPARSE
+  | _LATENT
+  | _GROUPS
+  | {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "num_nextn_predict_layers": 1},
+}
 ARCHITECTURES = {
   "llama": "LlamaForCausalLM",
   "qwen2": "Qwen2ForCausalLM",
   "mixtral": "MixtralForCausalLM",
   "olmoe": "OlmoeForCausalLM",
   "qwen2_moe": "Qwen2MoeForCausalLM",
+  "dbrx": "DbrxForCausalLM",
+  "deepseek": "DeepseekForCausalLM",
+  "deepseek_v2": "DeepseekV2ForCausalLM",
+  "deepseek_v3": "DeepseekV3ForCausalLM",
 }
+DBRX = {
+  "model_type": "dbrx",
+  "architectures": ["DbrxForCausalLM"],
+  "d_model": D,
+  "n_heads": H,
+  "n_layers": LAYERS,
+  "vocab_size": V,
+  "max_seq_len": 64,
+  "attn_config": {"kv_n_heads": K, "clip_qkv": 8.0, "rope_theta": 5e5},
+  "ffn_config": {"ffn_hidden_size": M, "moe_num_experts": E, "moe_top_k": 2},
+}
+FAMILIES = (*CONFIGS, "dbrx")
 
 
 def config(family, **changes):
   """Returns the config.json of a tiny model, with changes."""
+  if family == "dbrx":
+    return DBRX | changes
   named = {"model_type": family, "architectures": [ARCHITECTURES[family]]}
   return COMMON | named | CONFIGS[family] | changes
 
@@ -57,8 +102,8 @@ def _ffn(name, width):
   }
 
 
-def _experts(family):
-  """Returns the tensors of a layer's experts and router."""
+def _experts(family, i):
+  """Returns the tensors of the FFN of layer i, or of its experts and router."""
   if family in ("llama", "qwen2"):
     return _ffn("mlp", F)
   if family == "mixtral":
@@ -68,26 +113,67 @@ def _experts(family):
       shapes = {"w1": (M, D), "w2": (D, M), "w3": (M, D)}
       found |= {f"{place}experts.{e}.{name}.weight": shape for name, shape in shapes.items()}
     return found
+  is_deepseek = family.startswith("deepseek")
+  if is_deepseek and i == 0:
+    return _ffn("mlp", F)
   found = {"mlp.gate.weight": (E, D)}
   for e in range(E):
     found |= _ffn(f"mlp.experts.{e}", M)
   if family == "qwen2_moe":
     found |= _ffn("mlp.shared_expert", 2 * M) | {"mlp.shared_expert_gate.weight": (1, D)}
+  if is_deepseek:
+    found |= _ffn("mlp.shared_experts", 2 * M)
+  if family == "deepseek_v3":
+    found["mlp.gate.e_score_correction_bias"] = (E,)
+  return found
+
+
+def _attention(family):
+  """Returns the tensors of a layer's attention."""
+  if family in ("deepseek_v2", "deepseek_v3"):
+    return {
+      "self_attn.q_a_proj.weight": (B, D),
+      "self_attn.q_a_layernorm.weight": (B,),
+      "self_attn.q_b_proj.weight": (H * (NOPE + ROPE), B),
+      "self_attn.kv_a_proj_with_mqa.weight": (C + ROPE, D),
+      "self_attn.kv_a_layernorm.weight": (C,),
+      "self_attn.kv_b_proj.weight": (H * (NOPE + VALUE), C),
+      "self_attn.o_proj.weight": (D, H * VALUE),
+    }
+  widths = {"q": H * P, "k": K * P, "v": K * P}
+  found = {f"self_attn.{name}_proj.weight": (width, D) for name, width in widths.items()}
+  found["self_attn.o_proj.weight"] = (D, H * P)
+  if family.startswith("qwen2"):
+    found |= {f"self_attn.{name}_proj.bias": (width,) for name, width in widths.items()}
+  if family == "olmoe":
+    found |= {f"self_attn.{name}_norm.weight": (widths[name],) for name in ("q", "k")}
+  return found
+
+
+def _dbrx():
+  """Returns the shape of each tensor of DBRX."""
+  layer = {
+    "norm_attn_norm.norm_1.weight": (D,),
+    "norm_attn_norm.norm_2.weight": (D,),
+    "norm_attn_norm.attn.Wqkv.weight": ((H + 2 * K) * P, D),
+    "norm_attn_norm.attn.out_proj.weight": (D, H * P),
+    "ffn.router.layer.weight": (E, D),
+  } | {f"ffn.experts.mlp.{name}": (E * M, D) for name in ("w1", "v1", "w2")}
+  found = {"transformer.wte.weight": (V, D), "lm_head.weight": (V, D)}
+  found["transformer.norm_f.weight"] = (D,)
+  for i in range(LAYERS):
+    found |= {f"transformer.blocks.{i}.{name}": shape for name, shape in layer.items()}
   return found
 
 
 def shapes(family):
   """Returns the shape of each tensor."""
-  widths = {"q": H * P, "k": K * P, "v": K * P}
-  layer = {f"self_attn.{name}_proj.weight": (width, D) for name, width in widths.items()}
-  layer |= {"self_attn.o_proj.weight": (D, H * P)} | _experts(family)
-  if family.startswith("qwen2"):
-    layer |= {f"self_attn.{name}_proj.bias": (width,) for name, width in widths.items()}
-  if family == "olmoe":
-    layer |= {f"self_attn.{name}_norm.weight": (widths[name],) for name in ("q", "k")}
-  layer |= dict.fromkeys(("input_layernorm.weight", "post_attention_layernorm.weight"), (D,))
+  if family == "dbrx":
+    return _dbrx()
   found = {"model.embed_tokens.weight": (V, D), "lm_head.weight": (V, D), "model.norm.weight": (D,)}
   for i in range(LAYERS):
+    layer = _attention(family) | _experts(family, i)
+    layer |= dict.fromkeys(("input_layernorm.weight", "post_attention_layernorm.weight"), (D,))
     found |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
   return found
 

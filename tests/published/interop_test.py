@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import transformers as hf
 from safetensors.numpy import load_file
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 
 import moe_jax
 from moe_jax import assembly
@@ -24,8 +25,60 @@ from moe_jax.training.step import apply
 pytestmark = pytest.mark.reference
 
 D, V = 32, 300
+
+
+class DeepseekConfig(hf.LlamaConfig):
+  model_type = "deepseek"
+
+
+class DeepseekForCausalLM(hf.LlamaForCausalLM):
+  """DeepSeekMoE-16B, which transformers does not have: LLaMA with the experts of V2-Lite."""
+
+  config_class = DeepseekConfig
+
+  def __init__(self, config):
+    super().__init__(config)
+    settings = {name: value for name, value in config.to_dict().items() if name in EXPERT_SETTINGS}
+    experts = hf.DeepseekV2Config(**settings)
+    for layer in self.model.layers[config.first_k_dense_replace :]:
+      layer.mlp = DeepseekV2Moe(experts)
+
+
+EXPERT_SETTINGS = """hidden_size moe_intermediate_size n_routed_experts n_shared_experts
+  num_experts_per_tok intermediate_size""".split()
 WIDTHS = dict(hidden_size=D, num_hidden_layers=3, num_attention_heads=4, vocab_size=V)
 EXPERTS = dict(num_experts=8, num_experts_per_tok=2)
+LLAMA = WIDTHS | dict(num_key_value_heads=2, intermediate_size=48)
+ORIGINAL = dict(original_max_position_embeddings=6)
+LATENT = WIDTHS | dict(
+  num_key_value_heads=4,
+  intermediate_size=48,
+  moe_intermediate_size=16,
+  n_routed_experts=8,
+  num_experts_per_tok=2,
+  first_k_dense_replace=1,
+  kv_lora_rank=12,
+  qk_nope_head_dim=6,
+  qk_rope_head_dim=8,
+  v_head_dim=10,
+)
+YARN = ORIGINAL | dict(
+  rope_type="yarn",
+  rope_theta=10000.0,
+  factor=40.0,
+  beta_fast=2,
+  beta_slow=0.5,
+  mscale=1.0,
+  mscale_all_dim=1.0,
+)
+
+
+def scaled_llama(kind, **options):
+  """Returns a case of LLaMA whose rotary embedding is scaled."""
+  rope = dict(rope_type=kind, rope_theta=100.0, factor=4.0, **options)
+  return lambda: (hf.LlamaForCausalLM, hf.LlamaConfig(**LLAMA, head_dim=16, rope_parameters=rope))
+
+
 # Name of a case -> the class of its model and the config, with settings that a wrong import would
 # not notice at their defaults.
 CASES = {
@@ -70,6 +123,72 @@ CASES = {
       intermediate_size=48,
       moe_intermediate_size=16,
       shared_expert_intermediate_size=32,
+    ),
+  ),
+  "llama, biases": lambda: (
+    hf.LlamaForCausalLM,
+    hf.LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True),
+  ),
+  "llama, linear": scaled_llama("linear"),
+  "llama, llama3": scaled_llama("llama3", **ORIGINAL, low_freq_factor=0.2, high_freq_factor=0.8),
+  "llama, yarn": scaled_llama("yarn", **ORIGINAL, beta_fast=1, beta_slow=0.1),
+  "dbrx": lambda: (
+    hf.DbrxForCausalLM,
+    hf.DbrxConfig(
+      d_model=D,
+      n_heads=4,
+      n_layers=3,
+      vocab_size=V,
+      attn_config={"kv_n_heads": 2, "clip_qkv": 0.8, "rope_theta": 10000.0},
+      ffn_config={"ffn_hidden_size": 16, "moe_num_experts": 8, "moe_top_k": 2, "hidden_size": D},
+    ),
+  ),
+  "deepseek": lambda: (
+    DeepseekForCausalLM,
+    DeepseekConfig(
+      **LLAMA,
+      moe_intermediate_size=16,
+      n_routed_experts=8,
+      n_shared_experts=2,
+      num_experts_per_tok=2,
+      first_k_dense_replace=1,
+      moe_layer_freq=1,
+      norm_topk_prob=False,
+      scoring_func="softmax",
+    ),
+  ),
+  "deepseek_v2": lambda: (
+    hf.DeepseekV2ForCausalLM,
+    hf.DeepseekV2Config(
+      **LATENT,
+      n_shared_experts=2,
+      q_lora_rank=10,
+      topk_method="group_limited_greedy",
+      n_group=4,
+      topk_group=2,
+      routed_scaling_factor=4.0,
+      rope_parameters=YARN,
+    ),
+  ),
+  "deepseek_v2, lite": lambda: (
+    hf.DeepseekV2ForCausalLM,
+    hf.DeepseekV2Config(
+      **LATENT,
+      n_shared_experts=2,
+      q_lora_rank=None,
+      rope_parameters=YARN | dict(mscale=0.707, mscale_all_dim=0.707),
+    ),
+  ),
+  "deepseek_v3": lambda: (
+    hf.DeepseekV3ForCausalLM,
+    hf.DeepseekV3Config(
+      **LATENT,
+      n_shared_experts=1,
+      q_lora_rank=10,
+      n_group=4,
+      topk_group=2,
+      rope_parameters=YARN,
+      num_nextn_predict_layers=1,
     ),
   ),
   "qwen2_moe, every other layer": lambda: (

@@ -4,8 +4,10 @@ A module has:
 
     MODEL_TYPE    `model_type` of the family's config.json
     ARCHITECTURE  the class of transformers that reads its checkpoints
-    PRESET        the routing preset with the losses of its training; "" without experts
-    IGNORED       regular expressions of tensors that hold no weights or are left out on purpose
+    PRESET        the routing preset with the losses of its training, or a preset for each name of a
+                  router; "" without experts
+    IGNORED       regular expressions of tensors that hold no weights or are left out on purpose;
+                  {L} stands for the number of layers
     keys(s)       a `Settings` of the config.json -> dotted key of our config -> value
     settings(m)   the inverse: the section `model` -> settings
     rows(m, fused)  the map of the weights (`rows.py`); `fused` is whether a layer's experts are
@@ -19,7 +21,17 @@ from collections.abc import Mapping
 from typing import Any
 
 # model_type -> the module with this name.
-FAMILIES = ("llama", "qwen2", "mixtral", "olmoe", "qwen2_moe")
+FAMILIES = (
+  "llama",
+  "qwen2",
+  "mixtral",
+  "olmoe",
+  "qwen2_moe",
+  "dbrx",
+  "deepseek",
+  "deepseek_v2",
+  "deepseek_v3",
+)
 
 
 def find(model_type: str) -> Any:

@@ -7,7 +7,10 @@ from typing import Any
 
 from moe_jax.interop.rows import SAME, TRANSPOSE, Op, Row, heads_bias, heads_in, heads_out, parts
 from moe_jax.interop.settings import LLAMA, Settings, read_pairs, write_pairs
+from moe_jax.layers import RopeOptions
+from moe_jax.layers.rope_scaling import mscale
 from moe_jax.options import Config
+from moe_jax.options import keys as option_keys
 
 LAYER = "model.layers.{l}."
 # The tables of the rotary embedding, which older checkpoints hold.
@@ -26,6 +29,8 @@ def decoder_keys(s: Settings) -> dict[str, Any]:
     "model.num_kv_heads": s.take("num_key_value_heads", heads),
     "model.head_dim": head_dim,
     "model.qkv_bias": False,
+    "model.output_bias": False,
+    "model.mlp_bias": False,
     "model.qk_norm": False,
     "model.clip_qkv": 0.0,
     "model.sliding_window": 0,
@@ -46,14 +51,47 @@ def stream_keys(s: Settings) -> dict[str, Any]:
   }
 
 
-def rope_keys(s: Settings) -> dict[str, Any]:
-  """Returns the keys of the rotary embedding, of the old form of its settings or of the new one."""
-  scaling = s.section("rope_parameters" if s.take("rope_parameters", None) else "rope_scaling")
+def rope_keys(s: Settings, latent: bool = False) -> dict[str, Any]:
+  """Returns the keys of the rotary embedding, of the old form of its settings or of the new one.
+
+  Args:
+    s: The settings.
+    latent: Whether YaRN's `mscale_all_dim` changes the scores, too, as in DeepSeek.
+  """
+  r = s.section("rope_parameters" if s.take("rope_parameters", None) else "rope_scaling")
   s.ignore("rope_scaling")
-  theta = scaling.take("rope_theta", s.take("rope_theta", 10_000.0))
-  scaling.must("rope_type", scaling.take("type", "default"), "default")
-  scaling.must("rope_type", "default")
-  return {"model.rope_theta": float(theta)}
+  keys = {f"model.rope.{name}": key.default for name, key in option_keys(RopeOptions).items()}
+  # Older files say "type".
+  kind = r.take("rope_type", r.take("type", "default"))
+  r.ignore("type", "rope_type")
+  keys["model.rope_theta"] = float(r.take("rope_theta", s.take("rope_theta", 10_000.0)))
+  s.ignore("rope_theta")
+  if kind == "default":
+    return keys
+  if kind not in ("linear", "llama3", "yarn"):
+    s.problem(f"rope_type={kind!r} must be default, linear, llama3 or yarn")
+    return keys
+  keys |= {"model.rope.scaling": kind, "model.rope.factor": float(r.take("factor"))}
+  if kind == "linear":
+    return keys
+  original = r.take("original_max_position_embeddings", s.take("max_position_embeddings", 0))
+  keys["model.rope.original_length"] = original
+  names = _LLAMA3 if kind == "llama3" else _YARN
+  keys |= {f"model.rope.{name}": float(r.take(name, keys[f"model.rope.{name}"])) for name in names}
+  if kind == "yarn":
+    r.must("truncate", True)
+    own, all_dims = r.take("mscale", 0.0), r.take("mscale_all_dim", 0.0)
+    if own and all_dims and not keys["model.rope.attention_factor"]:
+      factor = keys["model.rope.factor"]
+      keys["model.rope.attention_factor"] = mscale(factor, own) / mscale(factor, all_dims)
+    if latent:
+      keys["model.rope.score_mscale"] = float(all_dims)
+  return keys
+
+
+# The options of a scaling that have the name of the setting.
+_LLAMA3 = ("low_freq_factor", "high_freq_factor")
+_YARN = ("beta_fast", "beta_slow", "attention_factor")
 
 
 def decoder_settings(m: Config) -> dict[str, Any]:
@@ -73,7 +111,20 @@ def stream_settings(m: Config) -> dict[str, Any]:
 
 def rope_settings(m: Config) -> dict[str, Any]:
   """Returns the settings of `rope_keys`, in the old form, which all versions read."""
-  return {"rope_theta": m.rope_theta}
+  r = m.rope
+  if r.scaling == "none":
+    return {"rope_theta": m.rope_theta}
+  scaling = {"type": r.scaling, "rope_type": r.scaling, "factor": r.factor}
+  if r.scaling != "linear":
+    scaling["original_max_position_embeddings"] = r.original_length
+    names = _LLAMA3 if r.scaling == "llama3" else _YARN
+    scaling |= {name: r[name] for name in names if r[name]}
+  if r.score_mscale:
+    scaling["mscale_all_dim"] = r.score_mscale
+    # DeepSeek's own code knows no attention factor, but this quotient.
+    if scaling.get("attention_factor") == 1:
+      scaling["mscale"] = scaling["mscale_all_dim"]
+  return {"rope_theta": m.rope_theta, "rope_scaling": scaling}
 
 
 def sparse_keys(s: Settings, experts: str, width: str, norm: bool | None = None) -> dict[str, Any]:
@@ -145,6 +196,8 @@ def attention_rows(m: Config) -> list[Row]:
   }
   theirs, ours = LAYER + "self_attn.", "layer_{l}/attention/"
   rows = [Row(f"{theirs}o_proj.weight", f"{ours}output", heads_out(m.num_heads))]
+  if m.output_bias:
+    rows.append(Row(f"{theirs}o_proj.bias", f"{ours}output_bias", SAME))
   for name, (letter, heads) in ops.items():
     rows.append(Row(f"{theirs}{letter}_proj.weight", f"{ours}{name}", heads_in(heads)))
     if m.qkv_bias:
@@ -154,12 +207,15 @@ def attention_rows(m: Config) -> list[Row]:
   return rows
 
 
-def ffn_rows(theirs: str, ours: str, experts: bool | None = None) -> list[Row]:
-  """Returns the rows of a SwiGLU FFN, of a layer or of an expert, with Qwen's and OLMoE's names."""
-  return [
-    Row(f"{theirs}{name}_proj.weight", f"{ours}{name}", TRANSPOSE, experts)
-    for name in ("gate", "up", "down")
-  ]
+def ffn_rows(
+  theirs: str, ours: str, experts: bool | None = None, biases: bool = False
+) -> list[Row]:
+  """Returns the rows of a SwiGLU FFN, of a layer or of an expert, with LLaMA's names."""
+  names = ("gate", "up", "down")
+  rows = [Row(f"{theirs}{n}_proj.weight", f"{ours}{n}", TRANSPOSE, experts) for n in names]
+  if biases:
+    rows += [Row(f"{theirs}{n}_proj.bias", f"{ours}{n}_bias", SAME, experts) for n in names]
+  return rows
 
 
 def expert_rows(m: Config, fused: bool, experts: str = "mlp.experts.") -> list[Row]:

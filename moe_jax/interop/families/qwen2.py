@@ -49,7 +49,7 @@ def window_keys(s: Settings) -> dict[str, Any]:
 
 def settings(m: Config) -> dict[str, Any]:
   """Returns the settings of a config.json that `keys` reads."""
-  return llama.settings(m) | window_settings(m)
+  return common.decoder_settings(m) | {"intermediate_size": m.d_ff} | window_settings(m)
 
 
 def window_settings(m: Config) -> dict[str, Any]:
