@@ -26,6 +26,7 @@ setup(
     "sentencepiece>=0.2.1,<0.3",
     "filelock>=3",  # for JAX's cache of compiled programs, which is bounded
     "tokenizers>=0.22,<1",
+    "safetensors>=0.5,<1",  # published checkpoints
   ],
   extras_require={
     "test": [
@@ -40,7 +41,6 @@ setup(
     "cuda": ["jax[cuda13]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "dryrun": ["jax[tpu]>=0.10,<0.13"],  # the TPU's compiler, which needs no TPU
-    "hf": ["safetensors>=0.5"],
     "eval": ["lm-eval>=0.4.9"],
     # The figures of experiments/, and the data of experiments/vowels.
     "studies": ["matplotlib>=3.8", "praat-parselmouth>=0.4.5"],

@@ -13,6 +13,7 @@ The package is best read in the order in which a token passes through it:
     assembly  Checks a config and builds these objects from it.
     accounts  Computes what a config costs in parameters, FLOPs and bytes, and describes it.
     run       Runs one config from its first step to its report.
+    interop   Reads and writes published checkpoints.
 
 Each of them imports only those above it. `data/`, `sharding/`, `hlo/` and `errors.py` may be
 imported by all.
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
   from moe_jax.dispatch import DISPATCHERS
   from moe_jax.errors import ConfigError
   from moe_jax.experts import Experts
+  from moe_jax.interop import from_hugging_face, to_hugging_face
   from moe_jax.layers import Aux, LayerContext, LossOptions, MoeLayer
   from moe_jax.models import LanguageModel
   from moe_jax.routing import ROUTERS, Router, RoutingContext, RoutingPlan
@@ -63,9 +65,11 @@ _PUBLIC = {
   "Router": "moe_jax.routing",
   "RoutingContext": "moe_jax.routing",
   "RoutingPlan": "moe_jax.routing",
+  "from_hugging_face": "moe_jax.interop",
   "load_run": "moe_jax.run.load",
   "make_mesh": "moe_jax.sharding",
   "moe_layer": "moe_jax.assembly.layer",
+  "to_hugging_face": "moe_jax.interop",
 }
 
 __all__ = [
@@ -81,9 +85,11 @@ __all__ = [
   "Router",
   "RoutingContext",
   "RoutingPlan",
+  "from_hugging_face",
   "load_run",
   "make_mesh",
   "moe_layer",
+  "to_hugging_face",
 ]
 
 

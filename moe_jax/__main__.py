@@ -29,6 +29,7 @@ COMMANDS = {
   "inspect": Entry("moe_jax.inspect", "prints what a run's workdir holds"),
   "report": Entry("moe_jax.report.__main__", "rebuilds the report of a run"),
   "compare": Entry("moe_jax.compare", "compares runs: overlaid curves and tables on one page"),
+  "convert": Entry("moe_jax.convert", "makes workdirs of published checkpoints, and the reverse"),
   "routers": Entry("moe_jax.routers", "lists the routers and the presets"),
   "dryrun": Entry(
     "moe_jax.dryrun.__main__", "compiles a training step for a machine that is not there"

@@ -108,6 +108,8 @@ def read_config(command, arguments, folder):
 
     return section_text(section[0])
   _, rest = take_flags(with_router(arguments, folder), known, passes=command != "dryrun")
+  # `convert` writes this file into a workdir.
+  rest = [re.sub(r"^--config=runs/.*/config.py$", "--config=mixtral:8x7b", arg) for arg in rest]
   config = parse([command, *rest], workdir=command in ("train", "launch")).config
   if "--config.train.batch_size=0" not in arguments:  # the mistake that a tutorial shows
     assembly.validate(config)

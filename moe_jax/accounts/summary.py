@@ -88,14 +88,18 @@ def _attention_words(m: Config) -> str:
       f"values of {m.latent.value_dim}, keys and values from {m.latent.kv_rank}, {queries}"
     )
   more = [f"query scale {m.query_scale:g}"] * bool(m.query_scale) + ["biases"] * m.qkv_bias
+  more += ["an output bias"] * m.output_bias
   more += ["normalised queries and keys"] * m.qk_norm + [f"clipped to {m.clip_qkv:g}"] * bool(
     m.clip_qkv
   )
   more += [f"window of {m.sliding_window}"] * bool(m.sliding_window)
   biases = "relative biases, one table per stack" if m.relative_shared else "relative biases"
-  where = {"rope": f"rope (theta {m.rope_theta:g})", "relative": biases, "none": "no positions"}[
-    m.position
-  ]
+  scaled = f", {m.rope.scaling} by {m.rope.factor:g}" if m.rope.scaling != "none" else ""
+  where = {
+    "rope": f"rope (theta {m.rope_theta:g}{scaled})",
+    "relative": biases,
+    "none": "no positions",
+  }[m.position]
   return ", ".join(
     [f"{m.num_heads} heads of {m.head_dim}, {m.num_kv_heads} of keys and values", where, *more]
   )

@@ -31,6 +31,7 @@ from moe_jax.layers import (
   LatentAttention,
   LatentOptions,
   Lstm,
+  RopeOptions,
 )
 from moe_jax.layers.relative_bias import bias_table
 from moe_jax.models import (
@@ -116,7 +117,13 @@ def vocab_size(config: Config) -> int:
 
 def grouped_query(m: Config, **common) -> functools.partial:
   """Returns a factory for `Attention`; `common` supplies the fields that the config does not."""
-  return functools.partial(Attention, options=AttentionOptions.of(m), norm_eps=m.norm_eps, **common)
+  return functools.partial(
+    Attention,
+    options=AttentionOptions.of(m),
+    rope=RopeOptions.of(m.rope),
+    norm_eps=m.norm_eps,
+    **common,
+  )
 
 
 def latent(m: Config, **common) -> functools.partial:
@@ -126,6 +133,7 @@ def latent(m: Config, **common) -> functools.partial:
     options=LatentOptions.of(m.latent),
     num_heads=m.num_heads,
     rope_theta=m.rope_theta,
+    rope=RopeOptions.of(m.rope),
     **common,
   )
 
@@ -155,6 +163,7 @@ def _dense_ffn(m: Config, output_scale: float) -> functools.partial:
     d_ff=m.d_ff,
     activation=m.activation,
     ffn_bias=m.ffn_bias,
+    biases=m.mlp_bias,
     output_scale=output_scale,
     dtype=DTYPES[m.dtype],
   )

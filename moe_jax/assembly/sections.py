@@ -18,7 +18,14 @@ from moe_jax.assembly.bind import check_options
 from moe_jax.data.options import DataOptions
 from moe_jax.dispatch import DISPATCHERS, CapacityOptions
 from moe_jax.errors import ConfigError
-from moe_jax.layers import AttentionOptions, GateOptions, GroupOptions, LatentOptions, LossOptions
+from moe_jax.layers import (
+  AttentionOptions,
+  GateOptions,
+  GroupOptions,
+  LatentOptions,
+  LossOptions,
+  RopeOptions,
+)
 from moe_jax.models.options import ExpertOptions, ModelOptions
 from moe_jax.options import (
   NOT_NEGATIVE,
@@ -83,6 +90,7 @@ SECTIONS: Mapping[str, tuple[type[Options], ...]] = {
   "": (RunOptions,),
   "model": (ModelOptions, AttentionOptions),
   "model.latent": (LatentOptions,),
+  "model.rope": (RopeOptions,),
   "model.moe": (ExpertOptions, GateOptions, GroupOptions, CapacityOptions, LossOptions),
   "data": (DataOptions,),
   "optimizer": (OptimizerOptions,),

@@ -165,6 +165,8 @@ def _validate_attention(m: Config) -> None:
       "must be False: it is for position='relative' in the families "
       "'decoder' and 'encoder_decoder', whose layers all have the same heads",
     )
+  if m.rope.scaling != "none":
+    _validate_rope(m)
   if m.family == "lstm":
     return _refuse(m, _NOT_LSTM, "family='lstm'", "another family")
   if m.attention == "latent":
@@ -194,11 +196,34 @@ def _validate_attention(m: Config) -> None:
     )
 
 
+def _validate_rope(m: Config) -> None:
+  """Checks the scaling of the rotary embedding, which is not "none"."""
+  if m.position != "rope" or m.family == "lstm":
+    raise ConfigError(
+      "model.rope.scaling", m.rope.scaling, "scales position='rope' of attention; must be 'none'"
+    )
+  if m.rope.scaling == "llama3" and m.rope.high_freq_factor <= m.rope.low_freq_factor:
+    raise ConfigError(
+      "model.rope.high_freq_factor",
+      m.rope.high_freq_factor,
+      f"must be above low_freq_factor={m.rope.low_freq_factor}",
+    )
+  if m.rope.scaling == "yarn" and m.rope.beta_fast <= m.rope.beta_slow:
+    raise ConfigError(
+      "model.rope.beta_fast", m.rope.beta_fast, f"must be above beta_slow={m.rope.beta_slow}"
+    )
+  if m.rope.score_mscale and m.attention != "latent":
+    raise ConfigError(
+      "model.rope.score_mscale", m.rope.score_mscale, "is for attention='latent'; must be 0"
+    )
+
+
 # Keys that latent attention does not support, with the values that they must have.
 _NOT_LATENT: Mapping[str, Any] = {
   "family": "decoder",
   "position": "rope",
   "qkv_bias": False,
+  "output_bias": False,
   "qk_norm": False,
   "clip_qkv": 0.0,
   "sliding_window": 0,
@@ -209,6 +234,7 @@ _NOT_LATENT: Mapping[str, Any] = {
 _NOT_LSTM: Mapping[str, Any] = {
   "attention": "grouped_query",
   "qkv_bias": False,
+  "output_bias": False,
   "qk_norm": False,
   "clip_qkv": 0.0,
   "sliding_window": 0,

@@ -12,6 +12,7 @@ from moe_jax.layers.lstm import Lstm
 from moe_jax.layers.moe import GroupOptions, MoeLayer
 from moe_jax.layers.moe_losses import LOSSES, LossOptions, RouterFacts, load_without_noise
 from moe_jax.layers.norms import NORMS, LayerNorm, RmsNorm
+from moe_jax.layers.rope_scaling import RopeOptions
 from moe_jax.layers.soft_moe import SoftMoeLayer
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
   "Microbatch",
   "MoeLayer",
   "RmsNorm",
+  "RopeOptions",
   "RouterFacts",
   "SoftMoeLayer",
   "concatenate",

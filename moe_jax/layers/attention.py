@@ -16,6 +16,7 @@ from moe_jax.layers.aux import LayerContext
 from moe_jax.layers.init import parameter, projection
 from moe_jax.layers.norms import RmsNorm
 from moe_jax.layers.relative_bias import bias_table, relative_bias
+from moe_jax.layers.rope_scaling import RopeOptions, kept_share
 from moe_jax.options import LARGEST, NOT_NEGATIVE, ROWS, WIDTH, Bounds, Options, option
 from moe_jax.sharding import constrain
 
@@ -25,7 +26,10 @@ MASKED = -0.7 * jnp.finfo(jnp.float32).max
 
 
 def rope(
-  x: Float[Array, "B L H P"], positions: Int[Array, "B L"], theta: float
+  x: Float[Array, "B L H P"],
+  positions: Int[Array, "B L"],
+  theta: float,
+  scaling: RopeOptions = RopeOptions(),
 ) -> Float[Array, "B L H P"]:
   """Returns `x` with rotary position embedding (Su et al. 2021).
 
@@ -37,11 +41,17 @@ def rope(
     x: Queries or keys. P must be even.
     positions: Position of each token in its document.
     theta: Base of the frequencies; the longest wavelength approaches 2 pi theta tokens.
+    scaling: How the frequencies are changed for longer rows; see `rope_scaling.py`.
   """
   half = x.shape[-1] // 2
   frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  if scaling.scaling != "none":
+    kept = kept_share(half, theta, scaling)
+    frequency *= jnp.asarray(kept + (1 - kept) / scaling.factor, jnp.float32)
   angle = positions[:, :, None, None].astype(jnp.float32) * frequency  # [B, L, 1, P/2]
   cos, sin = jnp.cos(angle), jnp.sin(angle)
+  if scaling.amplitude != 1:
+    cos, sin = scaling.amplitude * cos, scaling.amplitude * sin
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
@@ -73,6 +83,7 @@ class AttentionOptions(Options):
     False, "One table of biases for all layers of a stack (T5) instead of one a layer (GLaM)."
   )
   qkv_bias: bool = option(False, "Additive biases on queries, keys and values (Qwen).")
+  output_bias: bool = option(False, "An additive bias on the output projection (LLaMA's option).")
   qk_norm: bool = option(
     False, "RMSNorm over all of a token's query features, and over its key features (OLMoE)."
   )
@@ -100,6 +111,7 @@ class Attention(nn.Module):
 
   Attributes:
     options: The options of the section `model`.
+    rope: The section `model.rope`.
     causal: Whether a query sees no later key of its document. Otherwise it sees all keys of its
       document.
     norm_eps: Epsilon of the norms of `qk_norm`.
@@ -109,6 +121,7 @@ class Attention(nn.Module):
   """
 
   options: AttentionOptions
+  rope: RopeOptions = RopeOptions()
   causal: bool = True
   norm_eps: float = 1e-6
   dropout: float = 0.0
@@ -179,7 +192,11 @@ class Attention(nn.Module):
       scale=self.output_scale,
       dtype=self.dtype,
     )
-    return constrain(jnp.einsum("blhp,hpd->bld", mixed, output), "batch", "length", "act_embed")
+    y = jnp.einsum("blhp,hpd->bld", mixed, output)
+    if self.options.output_bias:
+      bias = parameter(self, "output_bias", nn.initializers.zeros, (width,), ("norm",))
+      y += bias.astype(y.dtype)
+    return constrain(y, "batch", "length", "act_embed")
 
   def _heads(
     self,
@@ -228,7 +245,9 @@ class Attention(nn.Module):
     if self.options.clip_qkv:
       heads = jnp.clip(heads, -self.options.clip_qkv, self.options.clip_qkv)
     rotated = self.options.position == "rope" and name != "value"
-    return rope(heads, context.positions, self.options.rope_theta) if rotated else heads
+    if not rotated:
+      return heads
+    return rope(heads, context.positions, self.options.rope_theta, self.rope)
 
   def _mask(
     self, context: LayerContext, memory_segments: Int[Array, "B Lk"] | None

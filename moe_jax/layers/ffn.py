@@ -23,7 +23,8 @@ class DenseFfn(nn.Module):
   Attributes:
     d_ff: Hidden width F.
     activation: A key of `ACTIVATIONS`.
-    ffn_bias: A key of `FFN_BIASES`: what a vector does to the hidden units. There is no other bias.
+    ffn_bias: A key of `FFN_BIASES`: what a vector does to the hidden units.
+    biases: Whether each product with a matrix has an additive bias (LLaMA's `mlp_bias`).
     output_scale: Factor on the initial output projection.
     dtype: Dtype of the activations. Parameters are float32.
   """
@@ -31,6 +32,7 @@ class DenseFfn(nn.Module):
   d_ff: int
   activation: str
   ffn_bias: str = "none"
+  biases: bool = False
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
@@ -41,16 +43,17 @@ class DenseFfn(nn.Module):
     """Returns the output of the FFN, and an empty Aux; `context` and `routing` are not used."""
     width = x.shape[-1]
 
+    def biased(name, y, axis):
+      if not self.biases:
+        return y
+      zeros = nn.initializers.zeros
+      return y + parameter(self, f"{name}_bias", zeros, y.shape[-1:], (axis,)).astype(y.dtype)
+
     def to_hidden(name):
-      return constrain(
-        x
-        @ projection(
-          self, name, (width, self.d_ff), ("embed", "mlp"), fan_in=width, dtype=self.dtype
-        ),
-        "batch",
-        "length",
-        "act_mlp",
+      y = x @ projection(
+        self, name, (width, self.d_ff), ("embed", "mlp"), fan_in=width, dtype=self.dtype
       )
+      return constrain(biased(name, y, "mlp"), "batch", "length", "act_mlp")
 
     names = ("up", "gate") if is_gated(self.activation) else ("up",)
     hidden = activate(self.activation, {name: to_hidden(name) for name in names})
@@ -66,7 +69,8 @@ class DenseFfn(nn.Module):
     hidden = add_bias(
       self.ffn_bias, hidden, hidden_bias(self, self.ffn_bias, (self.d_ff,), ("mlp",))
     )
-    return constrain(hidden @ down, "batch", "length", "act_embed"), Aux()
+    y = biased("down", hidden @ down, "norm")
+    return constrain(y, "batch", "length", "act_embed"), Aux()
 
 
 def experts(

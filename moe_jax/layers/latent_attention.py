@@ -17,6 +17,7 @@ from moe_jax.layers.attention import attend, rope, visible
 from moe_jax.layers.aux import LayerContext
 from moe_jax.layers.init import projection
 from moe_jax.layers.norms import RmsNorm
+from moe_jax.layers.rope_scaling import RopeOptions
 from moe_jax.options import OPTIONAL_WIDTH, WIDTH, Options, option
 from moe_jax.sharding import constrain
 
@@ -61,6 +62,7 @@ class LatentAttention(nn.Module):
     options: The section `model.latent`.
     num_heads: Number of heads H.
     rope_theta: See `AttentionOptions`.
+    rope: The section `model.rope`.
     output_scale: Factor on the initial output projection.
     dtype: Dtype of the activations. Parameters are float32.
   """
@@ -68,6 +70,7 @@ class LatentAttention(nn.Module):
   options: LatentOptions
   num_heads: int
   rope_theta: float = 10_000.0
+  rope: RopeOptions = RopeOptions()
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
@@ -77,7 +80,7 @@ class LatentAttention(nn.Module):
     width, key_dim = x.shape[-1], self.options.nope_dim + self.options.rope_dim
 
     def rotated(features):
-      return rope(features, context.positions, self.rope_theta)
+      return rope(features, context.positions, self.rope_theta, self.rope)
 
     latent = self._latent("latent", x, self.options.kv_rank)
     q = self._heads(
@@ -88,6 +91,7 @@ class LatentAttention(nn.Module):
     q = jnp.concatenate(
       [q[..., : self.options.nope_dim], rotated(q[..., self.options.nope_dim :])], axis=-1
     )
+    q = q if self.rope.score_factor == 1 else q * self.rope.score_factor
     shared = rotated(self._down("key_rope", x, self.options.rope_dim)[:, :, None])  # [B, L, 1, R]
     k = self._heads("key", latent, self.options.nope_dim)
     k = jnp.concatenate(

@@ -77,6 +77,9 @@ class ModelOptions(Options):
   ffn_bias: Annotated[str, OneOf(FFN_BIASES)] = option(
     "none", "A vector that is added to, or multiplies (ST-MoE), the hidden units of every FFN."
   )
+  mlp_bias: bool = option(
+    False, "Additive biases on all products of dense FFNs and shared experts (LLaMA's option)."
+  )
   norm: Annotated[str, OneOf(NORMS)] = option(
     "rmsnorm", "The norms; rmsnorm_unscaled has no parameters (an ablation of ST-MoE)."
   )

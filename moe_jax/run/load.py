@@ -44,15 +44,7 @@ def load_run(directory: str | os.PathLike, step: int | None = None) -> LoadedRun
       the tokenizer, which says how many ids the model has, cannot be read.
   """
   folder = pathlib.Path(directory)
-  stored = workdir.read_json(folder / "config.json", dict)
-  if not stored:
-    raise ConfigError(
-      "workdir", str(folder), "holds no config.json; give the --workdir of a run of moe_jax.train"
-    )
-  config = default_config()
-  with config.unlocked(), config.ignore_type():
-    config.update(stored)
-  check_config(config)
+  config = stored_config(folder)
   saved = checkpoints.steps(folder / "checkpoints")
   if not saved or step not in (None, *saved):
     listed = f"its checkpoints are {', '.join(map(str, saved))}" if saved else "it has none"
@@ -67,3 +59,21 @@ def load_run(directory: str | os.PathLike, step: int | None = None) -> LoadedRun
     logging.set_verbosity(before)
   mesh = sharding.make_mesh({"data": 1})
   return LoadedRun(assembly.model(config, assembly.vocab_size(config), mesh), variables, config)
+
+
+def stored_config(folder: pathlib.Path) -> Config:
+  """Returns the config of a workdir.
+
+  Raises:
+    ConfigError: If the folder is no workdir, or its config.json is not valid.
+  """
+  stored = workdir.read_json(folder / "config.json", dict)
+  if not stored:
+    raise ConfigError(
+      "workdir", str(folder), "holds no config.json; give the --workdir of a run of moe_jax.train"
+    )
+  config = default_config()
+  with config.unlocked(), config.ignore_type():
+    config.update(stored)
+  check_config(config)
+  return config

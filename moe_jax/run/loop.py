@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import time
@@ -146,6 +147,7 @@ def train(
     # This is left before `checkpoints`, whose exit would wait for a process that has failed.
     stack.enter_context(distributed.together())
     abstract, draw = _creation(config, mesh, model, optimizer)
+    checkpoints.begin = functools.partial(states.begin, abstract, optimizer, config.seed)
     guard = Guard(GuardOptions.of(config.train.guard))
     state, seconds, sentences = _begin(
       train_options.steps, draw, abstract, checkpoints, batches, guard
@@ -283,6 +285,9 @@ def _begin(
   if checkpoints.resumed_step(steps) is None:
     return draw(), 0.0, []
   restored = checkpoints.restore(abstract)
+  if not restored.data:
+    # Imported weights have no place in the data, of which the run begins with the first batch.
+    return restored.state, 0.0, restored.told
   guard.restore(restored.meta["guard"])
   read = data.batches_of(restored.data)
   expected = restored.step + guard.skipped_batches

@@ -5,6 +5,9 @@ is saved in the background. Its items are `state` (weights, optimizer, router st
 `data` (the data iterator's position, JSON) and `meta` (JSON). `meta` also holds a digest of every
 array of the state and a seal, which is a hash of everything else. Both are compared when the
 checkpoint is restored, so that a run never trains on a checkpoint that has changed on disk.
+
+Published weights that were imported are a checkpoint of step 0 without an optimizer's state, in the
+dtype in which they were published. It is never deleted.
 """
 
 from __future__ import annotations
@@ -18,14 +21,15 @@ import os
 import pathlib
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 from orbax import checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, CustomSteps, LatestN
 
 from moe_jax import distributed
 from moe_jax.errors import ConfigError, Diverged
@@ -35,6 +39,8 @@ from moe_jax.training.state import TrainState
 ITEMS = ("state", "data", "meta")
 # The name under which Orbax stores a checkpoint's score, whatever the run's measure is.
 BITS = "bits_per_byte"
+# The entry of `meta` that says where imported weights come from.
+IMPORTED = "imported"
 # The directory beside `checkpoints` for checkpoints from which a run cannot or must not continue.
 ASIDE = "set_aside"
 
@@ -71,12 +77,17 @@ class Checkpoints:
       keep_best: How many of those with the lowest score to keep in addition.
     """
     self.directory = pathlib.Path(directory).absolute()
+    # Makes the state before the first step of imported weights, which come as a state without an
+    # optimizer's. The loop sets it.
+    self.begin: Callable[[TrainState], TrainState] = lambda weights: weights
     self._told = _without_damaged_notes(self.directory)
     # Orbax's combination of best_fn and max_to_keep would delete the newest checkpoint whenever two
     # older ones have lower scores.
     policy = AnyPreservationPolicy(
       [
         LatestN(keep_last),
+        # Only imported weights are a checkpoint of step 0, and a run cannot make them again.
+        CustomSteps([0]),
         BestN(
           get_metric_fn=_rank, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
         ),
@@ -176,6 +187,21 @@ class Checkpoints:
       else f"checkpoint {self.directory / str(last)} is from before"
     )
 
+  def save_imported(self, params: PyTree, router_state: PyTree, source: dict[str, Any]) -> None:
+    """Saves weights that come from elsewhere as the checkpoint of step 0.
+
+    Args:
+      params: The weights.
+      router_state: The state of loss-free balancing, or {}.
+      source: What JSON shall say of their source.
+
+    Raises:
+      Diverged: If the weights hold numbers that are not finite.
+    """
+    # The key is that of no run: the one that trains makes its own from its seed.
+    state = TrainState(jnp.int32(0), params, (), router_state, jax.random.key(0))
+    self.save(0, state, {}, {IMPORTED: source, "seconds": 0.0, "guard": {}})
+
   def restore(self, abstract: TrainState, before: int | None = None) -> Restored:
     """Restores the newest checkpoint that is undamaged.
 
@@ -239,6 +265,10 @@ class Checkpoints:
 
   def _read(self, step: int, abstract: TrainState) -> tuple[TrainState, dict, dict]:
     """Returns `(state, data, meta)` of a checkpoint; raises ConfigError if it is damaged."""
+    is_imported = step == 0 and _is_imported(self.directory / "0")
+    if is_imported:
+      with _reading(self.directory / str(step)):
+        abstract = _weights_alone(self.directory / str(step), abstract)
     args = ocp.args.Composite(
       state=ocp.args.StandardRestore(abstract),
       data=ocp.args.JsonRestore(),
@@ -251,7 +281,7 @@ class Checkpoints:
     if int(state.step) != step:
       raise _unusable(checkpoint, f"is named {step} and holds step {int(state.step)}")
     _compare(checkpoint, digests, digest.examine(state).digests)
-    return state, restored["data"], meta
+    return self.begin(state) if is_imported else state, restored["data"], meta
 
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a checkpoint into the directory `set_aside` and returns its new path."""
@@ -439,6 +469,25 @@ def _compare(checkpoint: pathlib.Path, wanted: dict[str, str], actual: dict[str,
       f"has changed since it was saved: of {len(wanted)} arrays {len(changed)} differ from their "
       f"digests, the first is {changed[0]}",
     )
+
+
+def _is_imported(checkpoint: pathlib.Path) -> bool:
+  """Returns whether a checkpoint holds weights alone, which were imported."""
+  with _reading(checkpoint):
+    meta = json.loads((checkpoint / "meta" / "metadata").read_text())["meta"]
+    return IMPORTED in meta
+
+
+def _weights_alone(checkpoint: pathlib.Path, abstract: TrainState) -> TrainState:
+  """Returns `abstract` as imported weights are stored: in their own dtypes, without optimizer."""
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    saved = reader.metadata(checkpoint / "state").item_metadata.tree
+
+  def stored(wanted, found):
+    return jax.ShapeDtypeStruct(wanted.shape, found.dtype, sharding=wanted.sharding)
+
+  params = jax.tree.map(stored, abstract.params, saved["params"])
+  return abstract.replace(params=params, opt_state=())
 
 
 def _listed(names: list[str]) -> str:

@@ -208,6 +208,35 @@ def create(
   return abstract, lambda: jax.jit(init, out_shardings=places, compiler_options=options)(key)
 
 
+def begin(
+  abstract: TrainState, optimizer: optax.GradientTransformation, seed: int, weights: TrainState
+) -> TrainState:
+  """Returns the state before the first step of a run that begins with given weights.
+
+  Args:
+    abstract: The abstract initial state of the run; see `create`.
+    optimizer: The optimizer of the run.
+    seed: The seed of the run's key.
+    weights: A state of which only `params` and `router_state` are read. They are cast to the dtypes
+      of the run, and their arrays may not be used any more.
+  """
+
+  def first(params, router_state):
+    params = jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), params, abstract.params)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=optimizer.init(params),
+      router_state=router_state,
+      rng=jax.random.fold_in(jax.random.key(seed), 1),
+    )
+
+  places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  return jax.jit(first, out_shardings=places, donate_argnums=0)(
+    weights.params, weights.router_state
+  )
+
+
 def _unbox(variables: PyTree) -> PyTree:
   """Returns the variables without Flax's metadata boxes."""
 

@@ -108,7 +108,11 @@ def check(directory: pathlib.Path, config) -> None:
         "unknown; restore that file, or name another directory",
       )
     return
-  difference = first_difference(stored, plain(config))
+  now = plain(config)
+  if _is_untrained(directory):
+    # Weights that were imported fix the model; how they are trained is still open.
+    stored, now = ({"model": each["model"]} for each in (stored, now))
+  difference = first_difference(stored, now)
   if difference:
     key, before, now = difference
     raise ConfigError(
@@ -137,6 +141,12 @@ def _check_kinds(directory: pathlib.Path) -> None:
       )
 
 
+def _is_untrained(directory: pathlib.Path) -> bool:
+  """Returns whether the workdir holds imported weights, with which no run has begun yet."""
+  meta = read_json(directory / "meta.json", dict) or {}
+  return "imported" in meta and meta.get("starts") == []
+
+
 def _has_checkpoints(directory: pathlib.Path) -> bool:
   """Returns whether the workdir holds anything in `checkpoints`."""
   return (directory / "checkpoints").is_dir() and any((directory / "checkpoints").iterdir())
@@ -163,6 +173,8 @@ def check_data(directory: pathlib.Path, fingerprints: dict[str, str], tokenizer:
         "holds checkpoints but no meta.json, which says what data they were "
         "trained on; restore that file, or name another directory",
       )
+    return
+  if _is_untrained(directory):
     return
   stored = meta.get("data")
   if not (isinstance(stored, dict) and isinstance(meta.get("starts"), list)):
@@ -246,7 +258,9 @@ def note_start(
     facts: What `meta.json` holds of the whole run. Only those of the first start are written.
     start: What `meta.json` holds of this start. The time and the versions are added.
   """
-  meta = read_json(directory / "meta.json", dict) or facts | {"starts": []}
+  meta = read_json(directory / "meta.json", dict) or {"starts": []}
+  if not meta["starts"]:
+    meta |= facts
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
   meta["starts"].append({"time": now} | versions() | start)
   write_json(directory / "meta.json", meta)

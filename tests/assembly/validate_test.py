@@ -161,6 +161,31 @@ WRONG = [
     "'grouped_query'",
   ),
   ({"model.attention": "latent", "model.query_scale": 1.0}, "model.query_scale", "'grouped_query'"),
+  (
+    {"model.attention": "latent", "model.output_bias": True},
+    "model.output_bias",
+    "'grouped_query'",
+  ),
+  (
+    {"model.rope.scaling": "yarn", "model.position": "none"},
+    "model.rope.scaling",
+    "must be 'none'",
+  ),
+  (
+    {"model.rope.scaling": "llama3", "model.rope.high_freq_factor": 1.0},
+    "model.rope.high_freq_factor",
+    "above low_freq_factor=1",
+  ),
+  (
+    {"model.rope.scaling": "yarn", "model.rope.beta_slow": 32.0},
+    "model.rope.beta_fast",
+    "above beta_slow=32",
+  ),
+  (
+    {"model.rope.scaling": "yarn", "model.rope.score_mscale": 1.0},
+    "model.rope.score_mscale",
+    "latent",
+  ),
   ({"model.attention": "latent", "mesh.data": 1, "mesh.tensor": 8}, "mesh.tensor", "num_heads=4"),
   ({"model.family": "encoder_decoder"}, "data.objective", "'span_corruption'"),
   ({"data.objective": "span_corruption"}, "data.objective", "'next_token'"),

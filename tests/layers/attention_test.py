@@ -111,7 +111,7 @@ def by_loops(layer, w, x, memory=None, memory_segments=None):
       scores += w["relative_bias"][h, buckets[b, i, visible_keys]]
     for s, j in zip(scores, visible_keys, strict=True):
       y[b, i] += np.exp(s) / np.sum(np.exp(scores)) * heads["value"][b, j, g] @ w["output"][h]
-  return y
+  return y + w["output_bias"] if o.output_bias else y
 
 
 def check(layer, *memory):
@@ -145,6 +145,7 @@ OPTIONS = [
   {"position": "none"},
   {"causal": False},
   {"qkv_bias": True},
+  {"output_bias": True},
   {"qk_norm": True, "norm_eps": 0.09},
   {"clip_qkv": 0.7},
   {"qk_norm": True, "clip_qkv": 0.7},
@@ -173,6 +174,7 @@ def test_options_equal_loops(fields):
   vectors = (
     {"query_bias": (4, 6), "key_bias": (2, 6), "value_bias": (2, 6)} if "qkv_bias" in fields else {}
   )
+  vectors |= {"output_bias": (D,)} if "output_bias" in fields else {}
   vectors |= {"query_norm": (24,), "key_norm": (12,)} if "qk_norm" in fields else {}
   vectors |= {"relative_bias": (4, 4)} if fields.get("position") == "relative" else {}
   shapes = {name: jax.tree.leaves(leaf)[0].shape for name, leaf in w.items()}

@@ -38,6 +38,23 @@ def test_formula(activation):
   assert aux == Aux() and set(w) == {"up", "down"} | ({"gate"} if is_gated(activation) else set())
 
 
+def test_biases_of_all_products():
+  # Catches a bias after the activation, one that is missing or exchanged, and one that is not 0 at
+  # first.
+  x = jax.random.normal(jax.random.key(0), (2, 3, 8))
+  ids = jnp.ones((2, 3), jnp.int32)
+  layer = DenseFfn(d_ff=16, activation="swiglu", biases=True)
+  context = LayerContext(ids, ids, ids)
+  w = nn.unbox(layer.init(jax.random.key(1), x, context))["params"]
+  shapes = {name: w[f"{name}_bias"].shape for name in ("up", "gate", "down")}
+  assert shapes == {"up": (16,), "gate": (16,), "down": (8,)} and len(w) == 6
+  assert not any(np.any(w[f"{name}_bias"]) for name in shapes)
+  w |= {f"{name}_bias": jnp.arange(shape[0]) / 8 for name, shape in shapes.items()}
+  gate, up = (x @ w[name] + w[f"{name}_bias"] for name in ("gate", "up"))
+  wanted = (FORMULAS["swiglu"](gate) * up) @ w["down"] + w["down_bias"]
+  np.testing.assert_allclose(layer.apply({"params": w}, x, context)[0], wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize("ffn_bias", ["additive", "multiplicative"])
 def test_a_bias_on_hidden_units(ffn_bias):
   # Catches a bias before the activation or after the output projection, and a bias that has an
