@@ -9,6 +9,7 @@ The package is best read in the order in which a token passes through it:
     experts   The computation of the experts, with weights as a pytree.
     layers    Thin Linen modules that own the parameters and return (y, Aux).
     models    Whole networks: token ids -> (logits, Aux).
+    generation Decoding with a cache, and sampling.
     training  Training steps, training state, optimizers and checkpoints.
     assembly  Checks a config and builds these objects from it.
     accounts  Computes what a config costs in parameters, FLOPs and bytes, and describes it.
