@@ -46,6 +46,7 @@ if TYPE_CHECKING:
   from moe_jax.layers import Aux, LayerContext, LossOptions, MoeLayer
   from moe_jax.models import LanguageModel
   from moe_jax.routing import ROUTERS, Router, RoutingContext, RoutingPlan
+  from moe_jax.run.evaluate import evaluate
   from moe_jax.run.generate import generate
   from moe_jax.run.load import load_run
   from moe_jax.sharding import make_mesh
@@ -65,6 +66,7 @@ _PUBLIC = {
   "Router": "moe_jax.routing",
   "RoutingContext": "moe_jax.routing",
   "RoutingPlan": "moe_jax.routing",
+  "evaluate": "moe_jax.run.evaluate",
   "generate": "moe_jax.run.generate",
   "load_run": "moe_jax.run.load",
   "make_mesh": "moe_jax.sharding",
@@ -84,6 +86,7 @@ __all__ = [
   "Router",
   "RoutingContext",
   "RoutingPlan",
+  "evaluate",
   "generate",
   "load_run",
   "make_mesh",

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from moe_jax.commands.config_file import expand
 from moe_jax.commands.flags import Flag, number, positional, take_flags
 from moe_jax.commands.guarded import guarded
-from moe_jax.commands.trained import TRAINED, mesh_sizes, open_run
+from moe_jax.commands.trained import TRAINED, load, mesh_sizes
 from moe_jax.errors import ConfigError, whole
 
 FLAGS = (
@@ -62,9 +62,12 @@ def _generate(args: Sequence[str]) -> int:
   from moe_jax.generation import Sampling
 
   Sampling(options["temperature"], options["top_k"], options["top_p"])
-  run = open_run(flags, mesh_sizes(flags.get("mesh")))
+  mesh = mesh_sizes(flags.get("mesh"))
+  loaded = load(flags)
   from moe_jax.run.generate import generate
+  from moe_jax.run.text_model import text_model
 
+  run = text_model(loaded, mesh=mesh)
   if isinstance(prompts, str):
     print(prompts, end="", flush=True)
     generate(run, prompts, on_text=lambda _, new: print(new, end="", flush=True), **options)

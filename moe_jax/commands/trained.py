@@ -37,11 +37,11 @@ def mesh_sizes(text: str | None) -> dict[str, int] | None:
   return sizes
 
 
-def open_run(flags: Mapping[str, str], mesh: Mapping[str, int] | None) -> Any:
-  """Returns the `TextModel` that the flags of `TRAINED` name.
+def load(flags: Mapping[str, str]) -> Any:
+  """Returns the `LoadedRun` that the flags of `TRAINED` name; the mesh is not used.
 
   Raises:
-    ConfigError: There is no such run or checkpoint, or its model cannot decode.
+    ConfigError: There is no such run, checkpoint or router.
   """
   if not flags.get("workdir"):
     raise ConfigError(
@@ -56,9 +56,8 @@ def open_run(flags: Mapping[str, str], mesh: Mapping[str, int] | None) -> Any:
   from moe_jax.data.cache import cache_dir
   from moe_jax.run import compiled
   from moe_jax.run.load import load_run
-  from moe_jax.run.text_model import text_model
 
   run = load_run(expand("workdir", flags["workdir"]), step)
   if warning := compiled.use_cache(cache_dir(run.config.data.cache_dir)):
     print(f"warning: {warning}", file=sys.stderr)
-  return text_model(run, mesh=mesh)
+  return run

@@ -3,7 +3,7 @@
 import pytest
 import saved_run
 
-from moe_jax.commands.trained import mesh_sizes, open_run
+from moe_jax.commands.trained import load, mesh_sizes
 from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -18,10 +18,9 @@ def test_mesh_sizes():
       mesh_sizes(text)
 
 
-def test_a_run_is_opened_on_a_mesh(tmp_path):
-  # Catches a mesh or a step that is not passed on.
+def test_a_run_is_loaded(tmp_path):
+  # Catches a step that is not passed on.
   place, _ = saved_run.save(tmp_path)
-  run = open_run({"workdir": str(place), "step": "3"}, {"expert": 2})
-  assert dict(run.mesh.shape)["expert"] == 2
+  assert load({"workdir": str(place), "step": "3"}).config.model.d_model == 16
   with pytest.raises(ConfigError, match="no such checkpoint"):
-    open_run({"workdir": str(place), "step": "4"}, None)
+    load({"workdir": str(place), "step": "4"})
