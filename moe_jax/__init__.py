@@ -9,6 +9,7 @@ The package is best read in the order in which a token passes through it:
     experts   The computation of the experts, with weights as a pytree.
     layers    Thin Linen modules that own the parameters and return (y, Aux).
     models    Whole networks: token ids -> (logits, Aux).
+    generation Decoding with a cache, and sampling.
     training  Training steps, training state, optimizers and checkpoints.
     assembly  Checks a config and builds these objects from it.
     accounts  Computes what a config costs in parameters, FLOPs and bytes, and describes it.
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
   from moe_jax.layers import Aux, LayerContext, LossOptions, MoeLayer
   from moe_jax.models import LanguageModel
   from moe_jax.routing import ROUTERS, Router, RoutingContext, RoutingPlan
+  from moe_jax.run.evaluate import evaluate
+  from moe_jax.run.generate import generate
   from moe_jax.run.load import load_run
   from moe_jax.sharding import make_mesh
 
@@ -66,6 +69,8 @@ _PUBLIC = {
   "RoutingContext": "moe_jax.routing",
   "RoutingPlan": "moe_jax.routing",
   "from_hugging_face": "moe_jax.interop",
+  "evaluate": "moe_jax.run.evaluate",
+  "generate": "moe_jax.run.generate",
   "load_run": "moe_jax.run.load",
   "make_mesh": "moe_jax.sharding",
   "moe_layer": "moe_jax.assembly.layer",
@@ -86,6 +91,8 @@ __all__ = [
   "RoutingContext",
   "RoutingPlan",
   "from_hugging_face",
+  "evaluate",
+  "generate",
   "load_run",
   "make_mesh",
   "moe_layer",

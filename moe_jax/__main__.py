@@ -26,6 +26,10 @@ COMMANDS = {
   "train": Entry("moe_jax.train", "trains a config, or goes on with a run that stopped"),
   "launch": Entry("moe_jax.launch", "trains with several processes on this machine"),
   "describe": Entry("moe_jax.describe", "prints the size and the cost of a config's model"),
+  "evaluate": Entry(
+    "moe_jax.commands.evaluate", "measures a trained model on text and on benchmark tasks"
+  ),
+  "generate": Entry("moe_jax.commands.generate", "writes text with a trained model"),
   "inspect": Entry("moe_jax.inspect", "prints what a run's workdir holds"),
   "report": Entry("moe_jax.report.__main__", "rebuilds the report of a run"),
   "compare": Entry("moe_jax.compare", "compares runs: overlaid curves and tables on one page"),

@@ -20,6 +20,7 @@ from remedies_test import mentions
 
 from moe_jax.__main__ import COMMANDS
 from moe_jax.assembly.sections import FUNCTIONS
+from moe_jax.commands import take_flags
 from moe_jax.routing import ROUTERS
 
 pytestmark = pytest.mark.unit
@@ -97,7 +98,7 @@ def with_router(arguments, folder):
 def read_config(command, arguments, folder):
   """Reads the flags of a command that works on a config, and checks the config."""
   from moe_jax import assembly
-  from moe_jax.commands import Flag, parse, take_flags
+  from moe_jax.commands import Flag, parse
 
   flags = {"launch": ("processes", "devices"), "dryrun": ()}.get(command, ())
   known = [Flag(name) for name in flags]
@@ -150,6 +151,8 @@ def check(line, page, folder):
     command = module.removeprefix("moe_jax.")
     if command in READ_CONFIGS:
       read_config(command, arguments, folder)
+    elif hasattr(importlib.import_module(module), "FLAGS"):
+      take_flags(arguments, importlib.import_module(module).FLAGS, config=False)
   elif words[0] == "make":
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert words[1] in targets, words

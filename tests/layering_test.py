@@ -22,6 +22,7 @@ ROOMS = (
   "experts",
   "layers",
   "models",
+  "generation",
   "training",
   "assembly",
   "accounts",

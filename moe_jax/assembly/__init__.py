@@ -4,7 +4,12 @@ Nothing outside this package, `accounts` and `interop` reads the section `model`
 """
 
 from moe_jax.assembly.bind import bind
-from moe_jax.assembly.experts import bias_update_rate, loss_weights, names_of_layers_with_experts
+from moe_jax.assembly.experts import (
+  bias_update_rate,
+  check_decoding,
+  loss_weights,
+  names_of_layers_with_experts,
+)
 from moe_jax.assembly.models import (
   FAMILIES,
   abstract_variables,
@@ -21,6 +26,7 @@ __all__ = [
   "abstract_variables",
   "bias_update_rate",
   "bind",
+  "check_decoding",
   "fixed_vocab_size",
   "loss_weights",
   "model",

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from moe_jax.assembly.bind import bind
 from moe_jax.assembly.sublayers import kind, layout, own_models
 from moe_jax.dispatch import DISPATCHERS, CapacityOptions
+from moe_jax.errors import ConfigError
 from moe_jax.layers import (
   GateOptions,
   GroupOptions,
@@ -218,6 +219,26 @@ def looks_ahead(e: Config) -> Leak:
   Soft MoE mixes all tokens of a group, so it looks ahead.
   """
   return "yes" if e.soft_slots else ROUTERS[e.router["name"]].leak(**router_of(e).keywords)
+
+
+def check_decoding(config: Config) -> None:
+  """Raises ConfigError if the model cannot read its text token by token.
+
+  That is the case if the routing of a token depends on other tokens even in evaluation and without
+  a capacity, as in expert choice and Soft MoE.
+  """
+  for m in layers_with_experts(config.model):
+    e = m.moe
+    field, name = (
+      ("soft_slots", e.soft_slots) if e.soft_slots else ("router.name", e.router["name"])
+    )
+    if e.soft_slots or ROUTERS[name].competes:
+      raise ConfigError(
+        f"model.moe.{field}",
+        name,
+        "lets later tokens decide what earlier ones get, so the model cannot read a text token by "
+        "token; use one with another router",
+      )
 
 
 def group_tokens(e: Config, seq_len: int) -> int:

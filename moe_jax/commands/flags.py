@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 
 from moe_jax.errors import ConfigError
@@ -102,3 +103,18 @@ def switch(name: str, value: str | None) -> bool:
   if value not in states:
     raise ConfigError(name, value, f"must be --{name} alone, --{name}=true or --{name}=false")
   return states[value]
+
+
+def number(name: str, value: str) -> float:
+  """Returns the value of a flag that is a number.
+
+  Raises:
+    ConfigError: The value is no finite number.
+  """
+  try:
+    parsed = float(value)
+  except ValueError:
+    parsed = math.nan
+  if not math.isfinite(parsed):
+    raise ConfigError(name, value, "must be a number, such as 0.8")
+  return parsed

@@ -83,7 +83,8 @@ def split(name: str, documents: Documents, fraction: float | int) -> dict[str, S
   Args:
     name: The name of the source, for messages.
     documents: All documents of the source.
-    fraction: The expected share of the documents that are held out, above 0 and below 1.
+    fraction: The expected share of the documents that are held out, above 0 and below 1. 1 holds
+      out all documents, which is for text that no model trains on.
 
   Returns:
     The parts "train" and "validation".
@@ -91,6 +92,9 @@ def split(name: str, documents: Documents, fraction: float | int) -> dict[str, S
   Raises:
     ConfigError: If `fraction` is out of range, or if there are fewer than two documents.
   """
+  if fraction == 1:
+    everything = np.arange(len(documents))
+    return {"train": Subset(documents, everything[:0]), "validation": Subset(documents, everything)}
   if not 0 < fraction < 1:
     raise ConfigError("data.validation_fraction", fraction, "must be above 0 and below 1")
   if len(documents) < 2:

@@ -22,6 +22,9 @@ it. In the table, expert is the size of the axis "expert".
     einsum             2 f T D        As all_to_all, but GSPMD chooses the communication.
     scatter            2 f T D        As einsum. On TPUs the backward pass sends 4 f T D, see
                                       `scatter`.
+
+Decoding uses `few_tokens` where a call has at most `FEW_TOKENS` tokens. It reads the weights of the
+chosen experts only, and a config cannot name it.
 """
 
 from moe_jax.dispatch.all_gather import all_gather
@@ -30,6 +33,7 @@ from moe_jax.dispatch.buffers import fit_buffers
 from moe_jax.dispatch.capacity import CapacityOptions, drop_overflow, expert_capacity, slot_index
 from moe_jax.dispatch.einsum import einsum
 from moe_jax.dispatch.expert_function import ExpertFunction
+from moe_jax.dispatch.few_tokens import FEW_TOKENS, few_tokens
 from moe_jax.dispatch.grouped import grouped
 from moe_jax.dispatch.ragged_all_to_all import ragged_all_to_all
 from moe_jax.dispatch.scatter import scatter
@@ -45,6 +49,7 @@ DISPATCHERS = {
 
 __all__ = [
   "DISPATCHERS",
+  "FEW_TOKENS",
   "CapacityOptions",
   "ExpertFunction",
   "all_gather",
@@ -53,6 +58,7 @@ __all__ = [
   "einsum",
   "expert_capacity",
   "fit_buffers",
+  "few_tokens",
   "grouped",
   "ragged_all_to_all",
   "scatter",

@@ -5,6 +5,7 @@ Layers that may have experts return (y, Aux): their output, and their losses and
 
 from moe_jax.layers.attention import Attention, AttentionOptions, rope
 from moe_jax.layers.aux import Aux, LayerContext, LayerRouting, Microbatch, concatenate, stack
+from moe_jax.layers.cache import Cached
 from moe_jax.layers.ffn import DenseFfn
 from moe_jax.layers.gate import NETWORKS, GateOptions
 from moe_jax.layers.latent_attention import LatentAttention, LatentOptions
@@ -22,6 +23,7 @@ __all__ = [
   "Attention",
   "AttentionOptions",
   "Aux",
+  "Cached",
   "DenseFfn",
   "GateOptions",
   "GroupOptions",

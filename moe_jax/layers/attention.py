@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.layers.aux import LayerContext
+from moe_jax.layers.cache import distances, remember, visible_places
 from moe_jax.layers.init import parameter, projection
 from moe_jax.layers.norms import RmsNorm
 from moe_jax.layers.relative_bias import bias_table, relative_bias
@@ -145,13 +146,15 @@ class Attention(nn.Module):
         `position` to be "none". A query sees the whole memory of its own segment, and gets 0 if
         there is none. None means self-attention.
       memory_segments: Segment of each token of the memory, as in `context`; required together with
-        `memory`. No query sees padding.
+        `memory`. No query sees padding. With `context.cached`, the memory's keys and values are
+        kept, and later calls give only its segments.
 
     Raises:
-      ValueError: Only one of `memory` and `memory_segments` is given, or a memory is given although
-        `position` is not "none".
+      ValueError: Only one of `memory` and `memory_segments` is given and no keys of a memory are
+        kept, or a memory is given although `position` is not "none".
     """
-    if (memory is None) != (memory_segments is None):
+    is_kept = memory is None and self.has_variable("cache", "memory_key")
+    if (memory is None) != (memory_segments is None) and not is_kept:
       raise ValueError("memory and memory_segments must be given together")
     if memory is not None and self.options.position != "none":
       raise ValueError(
@@ -163,24 +166,40 @@ class Attention(nn.Module):
     shrink = (
       self.options.head_dim**-0.5 / self.options.query_scale if self.options.query_scale else 1.0
     )
-    source = x if memory is None else memory
     q = self._heads("query", x, self.options.num_heads, "heads", context, scale=shrink)
-    k = self._heads("key", source, self.options.num_kv_heads, "kv_heads", context)
-    v = self._heads("value", source, self.options.num_kv_heads, "kv_heads", context)
+    if is_kept:
+      k, v = (self.get_variable("cache", f"memory_{name}") for name in ("key", "value"))
+    else:
+      source = x if memory is None else memory
+      k = self._heads("key", source, self.options.num_kv_heads, "kv_heads", context)
+      v = self._heads("value", source, self.options.num_kv_heads, "kv_heads", context)
     q, k, v = (constrain(t, "batch", "length", "act_heads", "head_dim") for t in (q, k, v))
     # [B, L, K, G, P]: the G query heads that read the same key-value head become an axis.
     q = q.reshape(*q.shape[:2], self.options.num_kv_heads, -1, self.options.head_dim) * factor
-    mask = self._mask(context, memory_segments)
+    places = None
+    if context.cached is not None and memory_segments is None:
+      kept, places = remember(
+        self,
+        context.cached,
+        {"key": k, "value": v},
+        ("act_heads", "head_dim"),
+        self.options.sliding_window,
+      )
+      k, v = kept["key"], kept["value"]
+    elif context.cached is not None and not is_kept:
+      self.put_variable("cache", "memory_key", k)
+      self.put_variable("cache", "memory_value", v)
+    mask = self._mask(context, memory_segments, places)
     mixed = attend(
       q,
       k,
       v,
       mask,
-      bias=self._bias(context),
+      bias=self._bias(context, places),
       drop=nn.Dropout(self.dropout, deterministic=not context.train),
     )
     mixed = mixed.reshape(*x.shape[:2], self.options.num_heads, self.options.head_dim)
-    if memory is not None:
+    if memory_segments is not None:
       # A query that sees no key would otherwise get the plain average of all values.
       mixed = jnp.where(jnp.any(mask, axis=-1)[..., None, None], mixed, 0)
     output = projection(
@@ -250,20 +269,39 @@ class Attention(nn.Module):
     return rope(heads, context.positions, self.options.rope_theta, self.rope)
 
   def _mask(
-    self, context: LayerContext, memory_segments: Int[Array, "B Lk"] | None
+    self,
+    context: LayerContext,
+    memory_segments: Int[Array, "B Lk"] | None,
+    places: Int[Array, "Lk"] | None,
   ) -> Bool[Array, "B L Lk"]:
-    """Returns True where a query sees a key, for self-attention or for attention to a memory."""
+    """Returns True where a query sees a key, for self-attention or for attention to a memory.
+
+    The keys of self-attention are those of the same tokens or, if `places` is given, those of the
+    cache (`cache.remember`).
+    """
+    window = self.options.sliding_window
+    if places is not None:
+      return visible_places(context.cached, context.segment_ids, places, window)
     if memory_segments is None:
-      return visible(context.segment_ids, self.causal, self.options.sliding_window)
+      return visible(context.segment_ids, self.causal, window)
     return (context.segment_ids[:, :, None] == memory_segments[:, None, :]) & (memory_segments > 0)[
       :, None, :
     ]
 
-  def _bias(self, context: LayerContext) -> Float[Array, "B K G L L"] | None:
-    """Returns the bias of the scores, for K key-value heads and G query heads of each, or None."""
+  def _bias(
+    self, context: LayerContext, places: Int[Array, "Lk"] | None
+  ) -> Float[Array, "#B K G L Lk"] | None:
+    """Returns the bias of the scores, for K key-value heads and G query heads of each, or None.
+
+    The keys are those of `_mask`.
+    """
     if self.options.position != "relative":
       return None
-    distance = context.positions[:, :, None] - context.positions[:, None, :]
+    if places is None:
+      distance = context.positions[:, :, None] - context.positions[:, None, :]
+    else:
+      # One row stands for all, because it broadcasts.
+      distance = distances(context.cached, context.positions.shape[1], places)[None]
     # A stack whose layers share one table passes it in the context.
     table = context.bias_table
     if table is None:
@@ -283,7 +321,7 @@ def attend(
   v: Float[Array, "B Lk K U"],
   mask: Bool[Array, "B Lq Lk"],
   *,
-  bias: Float[Array, "B K G Lq Lk"] | None = None,
+  bias: Float[Array, "#B K G Lq Lk"] | None = None,
   drop: Callable[[Array], Array] = lambda weights: weights,
 ) -> Float[Array, "B Lq K G U"]:
   """Returns averages of the values with weights softmax(q k + bias).

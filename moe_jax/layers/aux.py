@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, UInt32
 
+from moe_jax.layers.cache import Cached
 from moe_jax.routing import RoutingPlan, metrics
 
 
@@ -141,6 +142,11 @@ class LayerContext(struct.PyTreeNode):
     bias_table: The relative biases that all attention layers of the stack share, one number for
       each of H heads and N buckets (`relative_bias.py`). None means that each layer has its own
       table, or that there is none.
+    cached: Where the tokens are in rows of which the layers have read the beginning and kept what
+      the rest needs of it (`cache.py`). None means that the rows are whole.
+    dropless: Whether each token is routed by itself and no assignment is dropped, whatever the
+      capacity of the experts and the size of routing groups. Decoding needs it, because a token
+      must get the same experts whether or not its successors are there.
   """
 
   token_ids: Int[Array, "B L"] | None
@@ -152,6 +158,8 @@ class LayerContext(struct.PyTreeNode):
   memory_segments: Int[Array, "B M"] | None = None
   micro: Microbatch | None = None
   bias_table: Float[Array, "H N"] | None = None
+  cached: Cached | None = None
+  dropless: bool = struct.field(pytree_node=False, default=False)
 
   @classmethod
   def of_rows(

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from moe_jax.layers.attention import attend, rope, visible
 from moe_jax.layers.aux import LayerContext
+from moe_jax.layers.cache import remember, visible_places
 from moe_jax.layers.init import projection
 from moe_jax.layers.norms import RmsNorm
 from moe_jax.layers.rope_scaling import RopeOptions
@@ -48,9 +49,13 @@ class LatentAttention(nn.Module):
                                                 rotated
       o_h = softmax(q_h k_h / sqrt(nope_dim + rope_dim)) v_h,  y = W_output [o_1; ...; o_H]
 
-  All heads share the rotated part of the key. A cache would hold only c and this part, which is
-  kv_rank + rope_dim numbers per token. This is the form for training, which computes all keys and
-  values.
+  All heads share the rotated part of the key. In training, all keys and values are computed. In
+  decoding, the cache holds only c and the rotated part, which is kv_rank + rope_dim numbers per
+  token, and W_key,h and W_value,h are applied to queries and outputs instead:
+
+      q_h k_h = (W_key,h^T q_nope,h) c + q_rope,h k_rope,  o_h = W_value,h (softmax(...) c)
+
+  This computes the same function with other roundings.
 
   The epsilon of both latents' norms is 1e-6 as in the released code, whatever the epsilon of the
   blocks' norms is.
@@ -93,6 +98,9 @@ class LatentAttention(nn.Module):
     )
     q = q if self.rope.score_factor == 1 else q * self.rope.score_factor
     shared = rotated(self._down("key_rope", x, self.options.rope_dim)[:, :, None])  # [B, L, 1, R]
+    if context.cached is not None:
+      mixed = self._from_cache(q * key_dim**-0.5, latent, shared[:, :, 0], context)
+      return self._output(mixed, width)
     k = self._heads("key", latent, self.options.nope_dim)
     k = jnp.concatenate(
       [k, jnp.broadcast_to(shared, (*k.shape[:3], self.options.rope_dim))], axis=-1
@@ -104,6 +112,35 @@ class LatentAttention(nn.Module):
     mixed = attend((q * key_dim**-0.5)[:, :, :, None], k, v, visible(context.segment_ids))[
       :, :, :, 0
     ]
+    return self._output(mixed, width)
+
+  def _from_cache(
+    self,
+    q: Float[Array, "B L H P"],
+    latent: Float[Array, "B L R"],
+    key_rope: Float[Array, "B L Q"],
+    context: LayerContext,
+  ) -> Float[Array, "B L H U"]:
+    """Returns what each head reads from the latents of these tokens and of those before them.
+
+    Args:
+      q: Queries, already scaled, whose rotated features come last.
+      latent: The latents of the tokens.
+      key_rope: The rotated features of their keys.
+      context: The places of the tokens, and their segments.
+    """
+    key, value = self._up("key", self.options.nope_dim), self._up("value", self.options.value_dim)
+    kept, places = remember(self, context.cached, {"latent": latent, "key_rope": key_rope}, (None,))
+    q_latent = jnp.einsum("blhp,rhp->blhr", q[..., : self.options.nope_dim], key)
+    q = jnp.concatenate([q_latent, q[..., self.options.nope_dim :]], axis=-1)
+    k = jnp.concatenate([kept["latent"], kept["key_rope"]], axis=-1)
+    mask = visible_places(context.cached, context.segment_ids, places)
+    # All heads read one key, the latent with the rotated features, and one value, the latent.
+    mixed = attend(q[:, :, None], k[:, :, None], kept["latent"][:, :, None], mask)[:, :, 0]
+    return jnp.einsum("blhr,rhp->blhp", mixed, value)
+
+  def _output(self, mixed: Float[Array, "B L H U"], width: int) -> Float[Array, "B L D"]:
+    """Returns the sum of the output projections of all heads, D = `width` features."""
     output = projection(
       self,
       "output",
@@ -129,15 +166,16 @@ class LatentAttention(nn.Module):
     self, name: str, latent: Float[Array, "B L R"], features: int
   ) -> Float[Array, "B L H P"]:
     """Projects the latent to `features` features for each head."""
-    return jnp.einsum(
-      "blr,rhp->blhp",
-      latent,
-      projection(
-        self,
-        name,
-        (latent.shape[-1], self.num_heads, features),
-        ("embed", "heads", "head_dim"),
-        fan_in=latent.shape[-1],
-        dtype=self.dtype,
-      ),
+    return jnp.einsum("blr,rhp->blhp", latent, self._up(name, features, latent.shape[-1]))
+
+  def _up(self, name: str, features: int, rank: int = 0) -> Float[Array, "R H P"]:
+    """Returns the up-projections of all heads from `rank` features, or from kv_rank if it is 0."""
+    rank = rank or self.options.kv_rank
+    return projection(
+      self,
+      name,
+      (rank, self.num_heads, features),
+      ("embed", "heads", "head_dim"),
+      fan_in=rank,
+      dtype=self.dtype,
     )

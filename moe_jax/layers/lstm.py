@@ -46,9 +46,16 @@ class Lstm(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]
+    self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], cached: bool = False
   ) -> Float[Array, "B L R"]:
-    """Returns the output at every time step; the state is reset wherever `positions` is 0."""
+    """Returns the output at every time step; the state is reset wherever `positions` is 0.
+
+    Args:
+      x: The input.
+      positions: Place of each token in its document.
+      cached: Whether x continues the rows of the call before, whose last c and r are in the
+        collection "cache".
+    """
     rows, width, out = x.shape[0], x.shape[-1], self.projected or self.units
     gates = (len(GATES), self.units)
     into = projection(
@@ -96,8 +103,13 @@ class Lstm(nn.Module):
       return (c, r), r
 
     first = jnp.zeros((rows, self.units), jnp.float32), jnp.zeros((rows, out), self.dtype)
+    kept = self.variable("cache", "state", lambda: first) if cached else None
     # The scan runs over the leading axis, which is time.
-    _, outputs = jax.lax.scan(step, first, (driven, positions.T == 0))
+    last, outputs = jax.lax.scan(
+      step, first if kept is None else kept.value, (driven, positions.T == 0)
+    )
+    if kept is not None:
+      kept.value = last
     return constrain(outputs.swapaxes(0, 1), "batch", "length", "act_embed")
 
 

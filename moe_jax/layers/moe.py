@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from moe_jax.dispatch import CapacityOptions, drop_overflow, fit_buffers
+from moe_jax.dispatch import FEW_TOKENS, CapacityOptions, drop_overflow, few_tokens, fit_buffers
 from moe_jax.errors import ConfigError
 from moe_jax.layers.aux import Aux, LayerContext, LayerRouting, measured
 from moe_jax.layers.ffn import experts
@@ -127,7 +127,8 @@ class MoeLayer(nn.Module):
     """
     if context is None:
       context = LayerContext.of_rows(x.shape[0], x.shape[1])
-    size = self.groups.tokens(*x.shape[:2])
+    # A token that is routed by itself competes with no other token for slots.
+    size = 1 if context.dropless else self.groups.tokens(*x.shape[:2])
 
     def grouped(t):
       return constrain(
@@ -162,20 +163,26 @@ class MoeLayer(nn.Module):
       key=keys,
       valid=valid,
       token_ids=None if context.token_ids is None else grouped(context.token_ids),
-      group=jnp.arange(groups.shape[0]),
+      group=_group_numbers(context, groups.shape[0]),
       bias=routing.bias,
       salt=routing.salt,
       train=context.train,
       **fields,
     )
     plan = self._plan(logits, router_context, routing.stored)
-    capacity = self.capacity.slots(size, self.num_experts, plan.expert.shape[-1], context.train)
+    capacity, dispatcher, buffer_factor = None, self.dispatcher, self.buffer_factor
+    if not context.dropless:
+      capacity = self.capacity.slots(size, self.num_experts, plan.expert.shape[-1], context.train)
+    elif groups.shape[0] <= FEW_TOKENS:
+      dispatcher, buffer_factor = few_tokens, None
+    elif buffer_factor is not None:
+      dispatcher, buffer_factor = functools.partial(dispatcher, buffer_factor=None), None
     # Only the dispatcher sees the scaled gates; losses and metrics see those of the router.
     scaled = dataclasses.replace(plan, gate=self.gate.routed_scale * plan.gate)
-    y = self.dispatcher(scaled, groups, weights, capacity, self.platform).reshape(x.shape)
+    y = dispatcher(scaled, groups, weights, capacity, self.platform).reshape(x.shape)
     if self.shared is not None:
       y += self._shared(self.shared, x, context)
-    kept = fit_buffers(jax.vmap(lambda p: drop_overflow(p, capacity))(plan), self.buffer_factor)
+    kept = fit_buffers(jax.vmap(lambda p: drop_overflow(p, capacity))(plan), buffer_factor)
     tokens = None if context.micro is None else context.micro.tokens
     aux = measured(
       metrics.sums(logits, plan, kept, valid),
@@ -241,6 +248,16 @@ class MoeLayer(nn.Module):
       self, "shared_gate", (x.shape[-1], 1), ("embed", None), fan_in=x.shape[-1], dtype=self.dtype
     )
     return jax.nn.sigmoid(x @ weight) * y
+
+
+def _group_numbers(context: LayerContext, count: int) -> Int[Array, "G"]:
+  """Returns a number for each routing group of a call, in the order of the groups.
+
+  Tokens of a row that is read by several calls get different numbers, so that a router that draws
+  random experts draws different ones.
+  """
+  numbers = jnp.arange(count)
+  return numbers if context.cached is None else numbers + context.cached.index * count
 
 
 def _place(context: LayerContext, size: int, length: int) -> noise.Place | None:

@@ -7,6 +7,7 @@ from moe_jax.models.lstm import lstm_block
 from moe_jax.models.pattern import find_pattern, moe_layers
 from moe_jax.models.stack import LAYER_REDUCE, REMAT, update_router_state
 from moe_jax.models.transformer import transformer_block
+from moe_jax.models.unroll import unroll
 
 __all__ = [
   "LAYER_REDUCE",
@@ -21,5 +22,6 @@ __all__ = [
   "moe_layers",
   "sublayer_block",
   "transformer_block",
+  "unroll",
   "update_router_state",
 ]

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch, concatenate
+from moe_jax.layers import Aux, Cached, LayerContext, LayerRouting, Microbatch, concatenate
 from moe_jax.layers.init import parameter, projection
 from moe_jax.models.language_model import reduce_losses
 from moe_jax.models.stack import Factory, outside_routing, rows, run_layers
@@ -118,7 +118,9 @@ class EncoderDecoder(nn.Module):
     stored: Mapping[str, RoutingPlan] | None = None,
     encoder: Mapping[str, Int[Array, "B M"]] | None = None,
     micro: Microbatch | None = None,
-  ) -> tuple[Float[Array, "B L V"], Aux]:
+    cached: Cached | None = None,
+    dropless: bool = False,
+  ) -> tuple[Float[Array, "B _ V"], Aux]:
     """Returns float32 logits of the target's token after each token, and what the layers report.
 
     The Aux has one number for each loss, and metrics of shape [Lm, ...] for the Lm layers with
@@ -138,31 +140,44 @@ class EncoderDecoder(nn.Module):
         initialisation the target stands in for a missing source, because no parameter's shape
         depends on it.
       micro: The place of a microbatch in its batch. Losses are then its parts of the batch's.
+      cached: The places of the target's tokens in rows whose beginning was read by earlier calls;
+        see `LanguageModel`. The first call needs `encoder`, and later ones read what that call kept
+        of the source in the collection "cache".
+      dropless: See `LayerContext`; `cached` implies it, for the encoder, too.
 
     Raises:
       ValueError: `encoder` or one of its entries is missing.
     """
+    dropless = dropless or cached is not None
     if encoder is None and self.is_initializing():
       encoder = dict(zip(SOURCE, (tokens, segment_ids, positions), strict=True))
-    source = encoder or {}
-    missing = [name for name in SOURCE if name not in source]
-    if missing:
-      raise ValueError(
-        f"encoder: {', '.join(missing)} missing; an encoder-decoder needs the source's {SOURCE}"
-      )
     source_table, target_table = self._tables()
-    # The encoder's losses are weighted by the number of its own tokens.
-    source_micro = micro and micro.replace(tokens=micro.encoder_tokens)
-    context = LayerContext(
-      *(source[name] for name in SOURCE),
-      train=train,
-      return_routing=return_routing,
-      micro=source_micro,
-    )
     encoder_routing, decoder_routing = self._routing(stored or {}, micro)
-    memory, encoder_aux = self.encoder(self.encoder_experts, name="encoder")(
-      self._embed(source_table, source["tokens"]), context, encoder_routing
-    )
+    memory, encoder_aux = None, Aux()
+    if encoder is None and self.has_variable("cache", "memory_segments"):
+      memory_segments = self.get_variable("cache", "memory_segments")
+    else:
+      source = encoder or {}
+      missing = [name for name in SOURCE if name not in source]
+      if missing:
+        raise ValueError(
+          f"encoder: {', '.join(missing)} missing; an encoder-decoder needs the source's {SOURCE}"
+        )
+      # The encoder's losses are weighted by the number of its own tokens.
+      source_micro = micro and micro.replace(tokens=micro.encoder_tokens)
+      context = LayerContext(
+        *(source[name] for name in SOURCE),
+        train=train,
+        return_routing=return_routing,
+        micro=source_micro,
+        dropless=dropless,
+      )
+      memory, encoder_aux = self.encoder(self.encoder_experts, name="encoder")(
+        self._embed(source_table, source["tokens"]), context, encoder_routing
+      )
+      memory_segments = source["segment_ids"]
+      if cached is not None:
+        self.put_variable("cache", "memory_segments", memory_segments)
     context = LayerContext(
       tokens,
       segment_ids,
@@ -170,14 +185,16 @@ class EncoderDecoder(nn.Module):
       train=train,
       return_routing=return_routing,
       memory=memory,
-      memory_segments=source["segment_ids"],
+      memory_segments=memory_segments,
       micro=micro,
+      cached=cached,
+      dropless=dropless,
     )
     x, decoder_aux = self.decoder(self.decoder_experts, name="decoder")(
       self._embed(target_table, tokens), context, decoder_routing
     )
     aux = reduce_losses(_join(encoder_aux, decoder_aux), self.layer_reduce)
-    return self._logits(x, target_table), aux
+    return self._logits(x if cached is None else x[:, -1:], target_table), aux
 
   @property
   def has_experts(self) -> tuple[bool, ...]:

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from moe_jax.layers import Aux, LayerContext, Microbatch
+from moe_jax.layers import Aux, Cached, LayerContext, Microbatch
 from moe_jax.layers.init import parameter, projection
 from moe_jax.models.stack import LAYER_REDUCE, Factory, outside_routing, run_layers
 from moe_jax.routing import RoutingPlan
@@ -85,7 +85,9 @@ class LanguageModel(nn.Module):
     return_routing: bool = False,
     stored: RoutingPlan | None = None,
     micro: Microbatch | None = None,
-  ) -> tuple[Float[Array, "B L V"], Aux]:
+    cached: Cached | None = None,
+    dropless: bool = False,
+  ) -> tuple[Float[Array, "B _ V"], Aux]:
     """Returns float32 logits of the token after each token, and what the layers report.
 
     The Aux has one number for each loss, and metrics of shape [Lm, ...] for Lm layers with experts.
@@ -103,6 +105,10 @@ class LanguageModel(nn.Module):
       stored: Such a plan, of the same tokens, to follow instead of the routers' own
         (`routing/replay.py`).
       micro: The place of a microbatch in its batch. Losses are then its parts of the batch's.
+      cached: The places of the tokens in rows whose beginning was read by earlier calls. The call
+        must make the collection "cache" mutable, and the logits are those after the last token,
+        [B, 1, V].
+      dropless: See `LayerContext`; `cached` implies it.
     """
     context = LayerContext(
       tokens,
@@ -112,12 +118,16 @@ class LanguageModel(nn.Module):
       return_routing=return_routing,
       micro=micro,
       bias_table=self.bias_table and self.bias_table(self),
+      cached=cached,
+      dropless=dropless or cached is not None,
     )
     table, x = self._embed(tokens, train)
     outside = outside_routing(self, stored, micro)
     x, aux = run_layers(
       self.block, self.has_experts, self.scan_layers, x, context, outside, kinds=self.kinds
     )
+    if cached is not None:
+      x = x[:, -1:]
     if self.final_norm is not None:
       x = self.final_norm(name="final_norm")(x)
     return self._logits(x, table), reduce_losses(aux, self.layer_reduce)

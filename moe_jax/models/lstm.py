@@ -41,7 +41,10 @@ class LstmBlock(nn.Module):
     def drop(y):
       return nn.Dropout(self.dropout, deterministic=not context.train)(y)
 
-    x, aux = x + drop(self.lstm(name="lstm")(x, context.positions)), Aux()
+    x, aux = (
+      x + drop(self.lstm(name="lstm")(x, context.positions, context.cached is not None)),
+      Aux(),
+    )
     if self.moe is not None:
       y, aux = self.moe(name="moe")(x, context, routing)
       x = x + drop(jax.nn.sigmoid(y))

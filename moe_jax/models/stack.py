@@ -140,7 +140,7 @@ def _repeats(
     # nn.scan knows only int, but a tuple with an entry per argument is documented.
     in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType]
     out_axes=0,
-    variable_axes={"params": 0},
+    variable_axes={"params": 0, "cache": 0},
     split_rngs={"params": True, "dropout": True, "router": True},
     metadata_params={nn.PARTITION_NAME: "layers"},
   )

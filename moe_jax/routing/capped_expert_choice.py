@@ -210,4 +210,4 @@ def _check(num_tokens, num_experts, capacity_factor, max_experts, entropy, itera
 
 
 # The tokens of a group compete for the same slots, whatever the dispatcher's capacity.
-ROUTER = Router(capped_expert_choice, "yes")
+ROUTER = Router(capped_expert_choice, "yes", competes=True)

@@ -61,4 +61,4 @@ def expert_choice(
 
 
 # The tokens of a group compete for the same slots, whatever the dispatcher's capacity.
-ROUTER = Router(expert_choice, "yes")
+ROUTER = Router(expert_choice, "yes", competes=True)

@@ -40,6 +40,8 @@ class Router:
       router's own noise (Shazeer et al. 2017, appendix A). None means that the router adds no
       noise of its own.
     reads_bias: Whether the router reads `context.bias`, so that loss-free balancing can move it.
+    competes: Whether tokens compete for experts in evaluation, too, and without a capacity. Such a
+      router cannot route a token by itself, so that its models do not generate text.
   """
 
   route: Callable[..., RoutingPlan]
@@ -47,6 +49,7 @@ class Router:
   learned: tuple[str, ...] = ()
   smooth_load: Callable[..., Array] | None = None
   reads_bias: bool = False
+  competes: bool = False
 
   @functools.cached_property
   def options(self) -> Mapping[str, Any]:

@@ -14,17 +14,17 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from moe_jax import accounts, data, sharding
+from moe_jax import accounts, assembly, data, sharding
 from moe_jax.data.cache import cache_dir
 from moe_jax.data.ladder import cached_ladder
 from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError
+from moe_jax.generation import Sampling, generate_tokens
 from moe_jax.report import write_report
 from moe_jax.training import evaluate, workdir
 from moe_jax.training.interrupt import interruptible
 from moe_jax.training.options import TrainOptions
 from moe_jax.training.progress import working
-from moe_jax.training.sample import next_logits, sample
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import apply
 
@@ -55,7 +55,7 @@ def finish(
   already and the same command begins with this function again.
 
   Args:
-    config: The config of the run. Only `accounts` reads its section `model`.
+    config: The config of the run. Only `accounts` and `assembly` read its section `model`.
     directory: The workdir.
     model: The model.
     state: The state after the last step.
@@ -89,6 +89,11 @@ def _finish(
     totals = evaluate.summary(eval_fn(state, train_options.final_eval_batches), measure)
   # Only a model of the next token can continue a text.
   continues = data_options.objective == "next_token"
+  no_sample = ""
+  try:
+    assembly.check_decoding(config)
+  except ConfigError as error:
+    no_sample = f"no sample: {error}"
   variables = {"params": state.params} | (
     {"router_state": state.router_state} if state.router_state else {}
   )
@@ -98,10 +103,8 @@ def _finish(
     at_work("sampling and routing held-out text"),
   ):
     sampled = ""
-    if continues:
-      sampled = sample_text(
-        model, variables, tokenizer, data_options.seq_len, train_options.microbatch
-      )
+    if continues and not no_sample:
+      sampled = sample_text(model, variables, tokenizer, data_options.seq_len)
     routing = routing_pages(
       data_options, train_options.microbatch, model, variables, tokenizer, sources, mesh
     )
@@ -141,7 +144,8 @@ def _finish(
   if routing:
     workdir.write_atomically(directory / "routing.json", json.dumps(routing))
   path = write_report(directory)
-  shown = f"sample, temperature {TEMPERATURE}:\n{sampled}\n\n" if continues else ""
+  shown = no_sample or f"sample, temperature {TEMPERATURE}:\n{sampled}"
+  shown = f"{shown}\n\n" if continues else ""
   print(f"\n{table(results)}\n\n{shown}report: {path}", flush=True)
   return results
 
@@ -152,11 +156,7 @@ def _say(text: str) -> None:
 
 
 def sample_text(
-  model: nn.Module,
-  variables: Mapping[str, Any],
-  tokenizer: data.Tokenizer,
-  window: int,
-  batch_size: int,
+  model: nn.Module, variables: Mapping[str, Any], tokenizer: data.Tokenizer, window: int
 ) -> str:
   """Returns about `SAMPLE_BYTES` bytes that the model writes as the beginning of a document.
 
@@ -164,32 +164,27 @@ def sample_text(
     model: The model.
     variables: Its variables.
     tokenizer: The tokenizer of the data.
-    window: The number of tokens that the model reads at once.
-    batch_size: The number of rows that the model can always read at once. One row is read if the
-      model's groups of tokens allow it.
+    window: The number of tokens of a row in training. After as many tokens, the model goes on from
+      the last of them, at least a quarter, so that no position is larger than in training.
   """
   allowed = tokenizer.byte_lengths > 0
   count = math.ceil(SAMPLE_BYTES / np.median(tokenizer.byte_lengths[allowed]))
-  # One row suffices unless routing groups span several. Tracing tells which is the case.
-  rows = 1
-  try:
-    jax.eval_shape(
-      lambda v: next_logits(model, v, np.zeros((1, window), np.int32), np.int32(1)), variables
+  keys = jax.random.split(jax.random.key(SAMPLE_SEED), count)
+  context, drawn = [tokenizer.boundary], []
+  while len(drawn) < count:
+    # The last token that is drawn need not fit into the window, because it is not read.
+    more = min(count - len(drawn), window + 1 - len(context))
+    ids = generate_tokens(
+      model,
+      variables,
+      [context],
+      keys[len(drawn) : len(drawn) + more],
+      Sampling(TEMPERATURE),
+      allowed=allowed,
     )
-  except ConfigError:
-    rows = batch_size
-  ids = sample(
-    model,
-    variables,
-    [tokenizer.boundary],
-    count,
-    jax.random.key(SAMPLE_SEED),
-    TEMPERATURE,
-    window=window,
-    allowed=allowed,
-    rows=rows,
-  )
-  return tokenizer.decode(ids[0])[:SAMPLE_BYTES].decode("utf-8", "replace")
+    drawn += ids[0].tolist()
+    context = drawn[-(window + 1 - min(count - len(drawn), window - window // 4)) :]
+  return tokenizer.decode(drawn)[:SAMPLE_BYTES].decode("utf-8", "replace")
 
 
 def routing_pages(

@@ -3,7 +3,7 @@
 import pytest
 
 from moe_jax.commands import Flag, take_flags
-from moe_jax.commands.flags import switch
+from moe_jax.commands.flags import number, switch
 from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -38,3 +38,11 @@ def test_switch():
   assert [switch("fast", value) for value in values] == [False, True, True, False]
   with pytest.raises(ConfigError, match="fast='1'"):
     switch("fast", "1")
+
+
+def test_number():
+  # Catches a number that is read as infinite, which no option means.
+  assert number("temperature", "0.5") == 0.5
+  for value in ("", "hot", "nan", "inf"):
+    with pytest.raises(ConfigError, match="must be a number"):
+      number("temperature", value)

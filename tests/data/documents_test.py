@@ -44,11 +44,18 @@ def test_both_sides_have_a_document():
     assert len(sides["train"]) == len(sides["validation"]) == 1
 
 
+def test_all_documents_can_be_held_out():
+  # Catches a document that is kept for training, and a single document that is refused.
+  for count in (1, 5):
+    parts = split("s", _documents(count), 1.0)
+    assert len(parts["train"]) == 0 and len(parts["validation"]) == count
+
+
 def test_errors():
   # Catches a source that is accepted although it cannot be split.
   with pytest.raises(ConfigError, match="data.sources='s': has a single document"):
     split("s", _documents(1), 0.5)
-  for fraction in (0, 1, -0.1, float("nan")):
+  for fraction in (0, 1.1, -0.1, float("nan")):
     with pytest.raises(ConfigError, match="data.validation_fraction"):
       split("s", _documents(5), fraction)
 

@@ -15,6 +15,7 @@ import tiny
 
 from configs import base
 from moe_jax import accounts, assembly, sharding
+from moe_jax.layers import Cached
 from moe_jax.models.stack import layer_salts
 from moe_jax.routing.hash_layer import mix
 
@@ -78,8 +79,8 @@ def call(model, variables, batch, train=False, **kwargs):
   return model.apply(variables, *batch[:3], train=train, encoder=batch[3], **kwargs)
 
 
-def run(model, variables, batch, return_routing=False, **others):
-  apply = tiny.applied(model, train=False, return_routing=return_routing)
+def run(model, variables, batch, return_routing=False, dropless=False, **others):
+  apply = tiny.applied(model, train=False, return_routing=return_routing, dropless=dropless)
   return apply(variables, batch[:3], others | {"encoder": batch[3]})
 
 
@@ -152,6 +153,39 @@ def test_padding_changes_nothing():
   close(padded[:2, :L][real], logits[real])
   close(padded_aux.losses, aux.losses)
   close(padded_aux.metrics["load"], aux.metrics["load"])
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_a_cached_target_gets_the_logits_of_the_whole_target(scan_layers):
+  # The rows have sources of different lengths. Catches keys of the memory that are not kept, or
+  # that are those of another layer, a source whose padding is seen, and an encoder that drops
+  # tokens for lack of capacity.
+  model = make(num_layers=2, scan_layers=scan_layers, moe__capacity_factor=0.5)
+  batch = tokens, segments, positions, source = pair([[L], [L]], [[9], [5]])
+  variables = initialise(model)
+  expected, _ = run(model, variables, batch, dropless=True)
+
+  @functools.partial(tiny.quick_jit, static_argnames="length")
+  def read(cache, index, length, **encoder):
+    part = [
+      jax.lax.dynamic_slice_in_dim(array, index, length, axis=1)
+      for array in (tokens, segments, positions)
+    ]
+    (logits, _), cache = model.apply(
+      {**variables, **cache},
+      *part,
+      train=False,
+      cached=Cached(index, segments),
+      mutable=["cache"],
+      **encoder,
+    )
+    return logits[:, 0], cache
+
+  logits, cache = read({}, jnp.int32(0), 2, encoder=source)
+  close(logits, expected[:, 1])
+  for index in range(2, L):
+    logits, cache = read(cache, jnp.int32(index), 1)
+    close(logits, expected[:, index])
 
 
 def _unrolled(params, layers):

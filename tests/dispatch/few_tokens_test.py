@@ -1,0 +1,70 @@
+"""`few_tokens` is compared with a dispatcher that computes all rows of all experts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax import sharding
+from moe_jax.dispatch import einsum, few_tokens
+from moe_jax.experts import Experts
+from moe_jax.routing import RoutingPlan
+
+pytestmark = pytest.mark.numerics
+E, D, F = 4, 6, 8
+
+
+def layer(tokens, choices, seed=0):
+  """Returns a plan of groups of one token, the tokens, and experts.
+
+  Args:
+    tokens: The number of tokens.
+    choices: The experts of each token, of which E stands for none.
+    seed: The seed of the random numbers.
+  """
+  draw = np.random.default_rng(seed)
+  expert = jnp.asarray(choices, jnp.int32).reshape(tokens, -1)
+  gate = jnp.where(expert < E, jnp.asarray(draw.uniform(0.1, 1, expert.shape), jnp.float32), 0)
+  plan = RoutingPlan(jnp.zeros_like(expert), expert, gate, num_experts=E)
+
+  def random(*shape):
+    return jnp.asarray(draw.normal(size=shape), jnp.float32)
+
+  experts = Experts(random(E, D, F), random(E, F, D), random(E, D, F), "swiglu")
+  return plan, random(tokens, 1, D), experts
+
+
+@pytest.mark.parametrize(
+  "choices",
+  [[[2, 0]], [[1, E], [E, E], [1, 3]], [[0, 1], [2, 3], [3, 0], [1, 2], [0, 2]]],
+  ids=["one", "padding", "all"],
+)
+def test_equal_to_all_rows_of_all_experts(choices):
+  # Catches an expert that is left out or applied twice, gates of other tokens, and padding that
+  # gets an output.
+  plan, x, experts = layer(len(choices), choices)
+  actual = few_tokens(plan, x, experts, None, "cpu")
+  np.testing.assert_allclose(actual, einsum(plan, x, experts, None, "cpu"), rtol=1e-5, atol=1e-5)
+  assert not np.any(actual[np.all(np.asarray(choices) == E, axis=1)])
+
+
+def test_weights_of_other_experts_are_not_read():
+  # Catches a loop over all experts, whose weights take most of the time of a step of decoding.
+  plan, x, experts = layer(1, [[2, 0]])
+  damaged = jax.tree.map(lambda leaf: leaf.at[jnp.asarray([1, 3])].set(jnp.nan), experts)
+  np.testing.assert_array_equal(
+    few_tokens(plan, x, damaged, None, "cpu"), few_tokens(plan, x, experts, None, "cpu")
+  )
+
+
+@pytest.mark.parametrize("sizes", [{"expert": 2, "tensor": 2}, {"data": 2}], ids=str)
+@pytest.mark.parametrize("tokens", [3, 4])
+def test_a_mesh_changes_nothing(sizes, tokens):
+  # Catches experts that no device applies, sums that are not added over devices, and tokens that
+  # the devices cannot divide among themselves.
+  choices = np.random.default_rng(0).permuted(np.tile(np.arange(E), (tokens, 1)), axis=1)[:, :2]
+  plan, x, experts = layer(tokens, choices)
+  expected = few_tokens(plan, x, experts, None, "cpu")
+  with jax.set_mesh(sharding.make_mesh(sizes)):
+    actual = jax.jit(lambda *args: few_tokens(*args, None, "cpu"))(plan, x, experts)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
