@@ -6,8 +6,11 @@
 The gate is a network with tanh, and gates are multiplied by N/K. The paper's CV^2 uses the unbiased
 variance, which makes it E/(E - 1) times ours; the coefficients below include this factor.
 
-Open: the experts are initialised randomly instead of from LLaMA-2's FFNs. C4 replaces SlimPajama
-and its sampling weights. That the learning rate decays as a cosine is from memory.
+Training begins from a LLaMA by `python -m moe_jax surgery partition` (docs/surgery.md); without it
+the experts are drawn at random.
+
+Open: C4 replaces SlimPajama and its sampling weights. That the learning rate decays as a cosine is
+from memory.
 """
 
 from configs import shared

@@ -15,6 +15,7 @@ The package is best read in the order in which a token passes through it:
     accounts  Computes what a config costs in parameters, FLOPs and bytes, and describes it.
     run       Runs one config from its first step to its report.
     interop   Reads and writes published checkpoints.
+    surgery   Makes the weights of one model from those of another.
 
 Each of them imports only those above it. `data/`, `sharding/`, `hlo/` and `errors.py` may be
 imported by all.

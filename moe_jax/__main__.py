@@ -34,6 +34,9 @@ COMMANDS = {
   "report": Entry("moe_jax.report.__main__", "rebuilds the report of a run"),
   "compare": Entry("moe_jax.compare", "compares runs: overlaid curves and tables on one page"),
   "convert": Entry("moe_jax.convert", "makes workdirs of published checkpoints, and the reverse"),
+  "surgery": Entry(
+    "moe_jax.surgery.__main__", "makes experts of dense FFNs, divides them, or adds experts"
+  ),
   "routers": Entry("moe_jax.routers", "lists the routers and the presets"),
   "dryrun": Entry(
     "moe_jax.dryrun.__main__", "compiles a training step for a machine that is not there"

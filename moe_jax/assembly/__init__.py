@@ -1,6 +1,7 @@
 """Builds models, layers and routers from a config, applies presets, and validates configs.
 
-Nothing outside this package, `accounts` and `interop` reads the section `model` of a config.
+Nothing outside this package, `accounts`, `interop` and `surgery` reads the section `model` of a
+config.
 """
 
 from moe_jax.assembly.bind import bind

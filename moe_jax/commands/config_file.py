@@ -26,13 +26,17 @@ def load_config(path: str) -> Config:
   Args:
     path: The file, and perhaps a colon and a variant. The file is relative to the working directory
       or, if it is not there, to the clone; a config of the folder `configs/` needs no more than its
-      name, such as "mixtral:desk".
+      name, such as "mixtral:desk". A workdir stands for the config of its run.
 
   Raises:
     ConfigError: There is no such file, or it does not define a valid config.
   """
   from moe_jax.assembly.sections import check_config
 
+  if (folder := expand("config", path)) and (folder / "config.json").is_file():
+    from moe_jax.run.load import stored_config
+
+    return stored_config(folder)
   name, colon, variant = path.partition(":")
   file = _find_config(path, name)
   _make_importable(file.resolve().parent)

@@ -179,7 +179,7 @@ def from_hugging_face(
         shutil.copyfile(published.folder / name, folder / KEPT / name)
     _use_tokenizer(config, folder / KEPT, pathlib.Path(workdir) / KEPT)
     workdirs.claim(folder, config)
-    (folder / "config.py").write_text(_CONFIG, encoding="utf-8")
+    (folder / "config.py").write_text(CONFIG_FILE, encoding="utf-8")
     imported = {"source": str(source), "fused": is_fused(reader)}
     meta = {"config": str(pathlib.Path(workdir) / "config.py"), "imported": imported, "starts": []}
     workdirs.write_json(folder / "meta.json", meta)
@@ -189,8 +189,8 @@ def from_hugging_face(
   return config
 
 
-# What `--config` reads in a workdir that was imported.
-_CONFIG = '''"""The config of the published weights in this folder, which flags change."""
+# The file config.py of a workdir whose weights were made elsewhere, which `--config` reads.
+CONFIG_FILE = '''"""The config of the published weights in this folder, which flags change."""
 
 import pathlib
 

@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 from moe_jax.errors import ConfigError, choose
 from moe_jax.experts import AXES as EXPERT_AXES
 from moe_jax.options import (
+  EXPERTS,
   NOT_NEGATIVE,
   OPTIONAL_STEPS,
   POSITIVE,
@@ -301,6 +302,11 @@ class OptimizerOptions(Options):
   freeze: Annotated[tuple[str, ...], Text("must be the name of a parameter, such as 'router'")] = (
     option((), "Names of parameters that do not train, such as ('router',).")
   )
+  freeze_experts: Annotated[int, EXPERTS] = option(
+    0,
+    "The first so many experts of each layer do not train, nor do their columns of the router "
+    "(Lifelong-MoE).",
+  )
 
 
 def validate(o: OptimizerOptions) -> None:
@@ -334,9 +340,42 @@ def make(o: OptimizerOptions, steps: int) -> tuple[optax.GradientTransformation,
     if o.freeze
     else []
   )
+  if o.freeze_experts:
+    freeze.append(optax.stateless(functools.partial(_without_experts, count=o.freeze_experts)))
   optimizer = choose("optimizer.name", o.name, OPTIMIZERS)(schedule, o)
   # The first `freeze` keeps frozen parameters out of the norm, the second one out of weight decay.
   return optax.chain(*freeze, *clip, optimizer, *freeze), schedule
+
+
+def _without_experts(updates: PyTree, params: PyTree, count: int) -> PyTree:
+  """Returns the updates with 0 for the first `count` experts and for their columns of the router.
+
+  Raises:
+    ConfigError: If no layer has more experts than that.
+  """
+  found = []
+
+  def masked(path, leaf):
+    names = keys(path)
+    layers = int("repeats" in names)
+    if stacked(names, leaf.ndim) > layers:
+      axis = layers
+    elif names[-1].startswith("router"):
+      axis = leaf.ndim - 1
+    else:
+      return leaf
+    found.append(leaf.shape[axis])
+    is_free = jnp.arange(leaf.shape[axis]) >= count
+    return leaf * jnp.expand_dims(is_free, [i for i in range(leaf.ndim) if i != axis])
+
+  updates = jax.tree_util.tree_map_with_path(masked, updates)
+  if count >= max(found, default=0):
+    raise ConfigError(
+      "optimizer.freeze_experts",
+      count,
+      f"must be below the number of experts, {max(found, default=0)}, or nothing would train",
+    )
+  return updates
 
 
 def frozen(params: PyTree, names: Sequence[str]) -> PyTree:
