@@ -6,6 +6,10 @@ STUDY = Study(
   name="bench",
   about="How long does one MoE layer take beside a dense FFN, and what does routing cost?",
   verbs={
+    "interop": lazy_verb(
+      "Measures the memory of importing and exporting a published checkpoint.",
+      "experiments.bench.interop",
+    ),
     "dispatchers": lazy_verb(
       "Times each dispatcher beside a dense FFN of the same activated FLOPs.",
       "experiments.bench.dispatchers",

@@ -160,7 +160,8 @@ def _norm_words(gate_norm: str | None) -> str:
 def _dropless(e: Config, router: functools.partial) -> bool:
   """Returns whether experts have room for all tokens in training and in evaluation."""
   capacity = capacity_options(e, router)
-  return capacity.capacity_factor is None and capacity.eval_capacity_factor is None
+  factors = (capacity.capacity_factor, capacity.eval_capacity_factor)
+  return factors == (None, None) and not capacity.capacity_slots
 
 
 def _shared_words(e: Config) -> str:
@@ -173,6 +174,8 @@ def _shared_words(e: Config) -> str:
 def _capacity_words(e: Config, router: functools.partial, size: int) -> str:
   """Returns an expert's capacity in training and in evaluation, for groups of `size` tokens."""
   capacity = capacity_options(e, router)
+  if capacity.capacity_slots:
+    return f"{capacity.capacity_slots} slots per expert"
   words, basis = [], {"tokens": "S/E", "assignments": "S*K/E"}[capacity.capacity_basis]
   assignments = trace_router(e, size).expert.shape[-1]
   for when, train in (("training", True), ("evaluation", False)):

@@ -38,6 +38,12 @@ class CapacityOptions(Options):
     "How slots are rounded: nearest (flaxformer), down (Mesh-TensorFlow) or up (V-MoE).",
     neutral="nearest",
   )
+  capacity_slots: Annotated[int, Bounds(0, INT32, "slots are counted in int32")] = option(
+    0,
+    "Slots of an expert whatever the group's size (Hugging Face's Switch has 64 a row); 0 means "
+    "those of capacity_factor.",
+    neutral=0,
+  )
   min_capacity: Annotated[int, Bounds(1, INT32, "slots are counted in int32")] = option(
     1, "The least number of slots of an expert.", neutral=1
   )
@@ -50,6 +56,8 @@ class CapacityOptions(Options):
 
   def slots(self, tokens: int, experts: int, assignments: int, train: bool) -> int | None:
     """Returns the slots of an expert, C; see `expert_capacity`."""
+    if self.capacity_slots:
+      return self.capacity_slots
     return expert_capacity(
       tokens,
       experts,

@@ -184,7 +184,8 @@ def from_hugging_face(
     meta = {"config": str(pathlib.Path(workdir) / "config.py"), "imported": imported, "starts": []}
     workdirs.write_json(folder / "meta.json", meta)
     variables = bridge.load(reader)
-    with Checkpoints(folder / "checkpoints") as checkpoints:
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(variables))
+    with Checkpoints(folder / "checkpoints", at_once=largest) as checkpoints:
       checkpoints.save_imported(variables["params"], variables.get("router_state", {}), imported)
   return config
 

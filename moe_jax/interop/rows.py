@@ -78,10 +78,11 @@ def bindings(
   """
   for row in rows:
     ours = (row.ours,) if isinstance(row.ours, str) else row.ours
-    stack = next((name for name in layers if name and ours[0].startswith(name)), "")
-    is_layered = any("{l}" in name for name in ours)
-    chosen = [i for i, has in enumerate(layers[stack]) if row.experts in (None, has)]
-    for i in chosen if is_layered else [0]:
+    chosen = [0]
+    if "{l}" in ours[0]:
+      stack = next(name for name in layers if ours[0].startswith(name))
+      chosen = [i for i, has in enumerate(layers[stack]) if row.experts in (None, has)]
+    for i in chosen:
       for e in range(num_experts) if "{e}" in row.theirs else [None]:
         yield Binding(
           row.theirs.format(l=i, e=e), tuple(name.format(l=i) for name in ours), row.op, e

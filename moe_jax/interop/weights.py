@@ -53,7 +53,7 @@ class Bridge:
 
   def check(self, reader: Reader) -> None:
     """Raises ConfigError, which lists them, if tensors are missing, unknown or of another shape."""
-    wanted = {binding.theirs: self._their_shape(binding) for binding in self.bound}
+    wanted = {binding.theirs: self.their_shape(binding) for binding in self.bound}
     problems = [f"{name} is missing" for name in wanted.keys() - reader.entries.keys()]
     for name, entry in reader.entries.items():
       if name not in wanted:
@@ -90,7 +90,7 @@ class Bridge:
         binding.op.join(*(_part(arrays[n], binding.expert) for n in binding.ours)),
       )
 
-  def _their_shape(self, binding: Binding) -> tuple[int, ...]:
+  def their_shape(self, binding: Binding) -> tuple[int, ...]:
     """Returns the shape that a tensor must have."""
     ours = [self._shapes[name] for name in binding.ours]
     return tuple(binding.op.shape(*(s if binding.expert is None else s[1:] for s in ours)))

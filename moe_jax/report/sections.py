@@ -151,6 +151,8 @@ def _model_words(run: Workdir, layers: Sequence[str]) -> str:
   options = ", ".join(f"{k} = {v}" for k, v in branch(moe, "router", router).items())
   factor = moe.get("capacity_factor")
   capacity = "dropless" if factor is None else f"capacity factor {factor}"
+  if slots := moe.get("capacity_slots"):
+    capacity = f"{slots} slots an expert"
   where = ", ".join(name.rpartition(" ")[2] for name in layers[:8]) + (
     ", …" if len(layers) > 8 else ""
   )

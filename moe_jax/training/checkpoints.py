@@ -67,7 +67,13 @@ class Restored(typing.NamedTuple):
 class Checkpoints:
   """The checkpoints of one run, as a context manager whose exit waits for the last save."""
 
-  def __init__(self, directory: pathlib.Path, keep_last: int = 1, keep_best: int = 1):
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    keep_last: int = 1,
+    keep_best: int = 1,
+    at_once: int | None = None,
+  ):
     """Opens the directory of the checkpoints.
 
     Args:
@@ -75,6 +81,9 @@ class Checkpoints:
         are removed from it.
       keep_last: How many of the newest checkpoints to keep, at least 1.
       keep_best: How many of those with the lowest score to keep in addition.
+      at_once: The most bytes that a save may copy at a time, at least those of the largest array; a
+        save then returns when it is complete. None means that a save copies all arrays and goes on
+        in the background.
     """
     self.directory = pathlib.Path(directory).absolute()
     # Makes the state before the first step of imported weights, which come as a state without an
@@ -98,9 +107,14 @@ class Checkpoints:
       best_fn=_rank,
       best_mode="min",
       cleanup_tmp_directories=True,
-      enable_async_checkpointing=True,
+      enable_async_checkpointing=at_once is None,
     )
-    self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=ITEMS)
+    handlers = {}
+    if at_once is not None:
+      handlers["state"] = ocp.StandardCheckpointHandler(save_concurrent_gb=at_once // 10**9 + 1)
+    self._manager = ocp.CheckpointManager(
+      self.directory, options=options, item_names=ITEMS, item_handlers=handlers
+    )
 
   def __enter__(self) -> Checkpoints:
     _silence_abandoned()

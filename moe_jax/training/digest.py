@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 _WRAP = 2**64
+_BLOCK = 2**22  # numbers that are looked at together
 
 
 class Examination(typing.NamedTuple):
@@ -76,7 +77,7 @@ def _examine(leaf: Array | np.ndarray) -> tuple[int, int, int]:
     leaf = jax.random.key_data(leaf)
   total = weighted = bad = 0
   for values, first in _shards(leaf):
-    bad += int(jnp.issubdtype(values.dtype, np.inexact) and not np.isfinite(values).all())
+    bad += int(jnp.issubdtype(values.dtype, np.inexact) and not _is_finite(values))
     bits = _bits(values)
     total += int(bits.sum(dtype=np.uint64))
     for axis in range(bits.ndim):
@@ -92,6 +93,14 @@ def _examine(leaf: Array | np.ndarray) -> tuple[int, int, int]:
       sums = bits.sum(axis=others, dtype=np.uint64)
       weighted += stride * int((sums * index).sum(dtype=np.uint64))
   return total % _WRAP, weighted % _WRAP, bad
+
+
+def _is_finite(values: np.ndarray) -> bool:
+  """Returns whether all numbers are finite, without an array of as many truth values."""
+  flat = values.reshape(-1)
+  return all(
+    np.isfinite(flat[start : start + _BLOCK]).all() for start in range(0, flat.size, _BLOCK)
+  )
 
 
 def _shards(leaf: Array | np.ndarray) -> Iterator[tuple[np.ndarray, list[int]]]:

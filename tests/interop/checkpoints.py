@@ -61,6 +61,13 @@ CONFIGS |= {
   | _GROUPS
   | {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "num_nextn_predict_layers": 1},
 }
+CONFIGS["llama_moe"] = {
+  "intermediate_size": E * M,
+  "num_experts": E,
+  "num_selects": 2,
+  "size_experts": [[M] * E] * LAYERS,
+  "score_scale_factor": 2.0,
+}
 ARCHITECTURES = {
   "llama": "LlamaForCausalLM",
   "qwen2": "Qwen2ForCausalLM",
@@ -71,6 +78,36 @@ ARCHITECTURES = {
   "deepseek": "DeepseekForCausalLM",
   "deepseek_v2": "DeepseekV2ForCausalLM",
   "deepseek_v3": "DeepseekV3ForCausalLM",
+  "llama_moe": "LlamaMoEForCausalLM",
+}
+T5 = {
+  "d_model": D,
+  "d_kv": P,
+  "d_ff": F,
+  "num_heads": H,
+  "num_layers": LAYERS,
+  "vocab_size": V,
+  "is_encoder_decoder": True,
+}
+# Configs that are not made of `COMMON`. The second layer of each of Switch's stacks has experts.
+WHOLE = {
+  "t5": T5
+  | {
+    "model_type": "t5",
+    "architectures": ["T5ForConditionalGeneration"],
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+  },
+  "switch_transformers": T5
+  | {
+    "model_type": "switch_transformers",
+    "architectures": ["SwitchTransformersForConditionalGeneration"],
+    "num_layers": 2,
+    "num_sparse_encoder_layers": 1,
+    "num_sparse_decoder_layers": 1,
+    "num_experts": E,
+    "expert_capacity": 8,
+  },
 }
 DBRX = {
   "model_type": "dbrx",
@@ -83,13 +120,14 @@ DBRX = {
   "attn_config": {"kv_n_heads": K, "clip_qkv": 8.0, "rope_theta": 5e5},
   "ffn_config": {"ffn_hidden_size": M, "moe_num_experts": E, "moe_top_k": 2},
 }
-FAMILIES = (*CONFIGS, "dbrx")
+WHOLE["dbrx"] = DBRX
+FAMILIES = (*CONFIGS, *WHOLE)
 
 
 def config(family, **changes):
   """Returns the config.json of a tiny model, with changes."""
-  if family == "dbrx":
-    return DBRX | changes
+  if family in WHOLE:
+    return WHOLE[family] | changes
   named = {"model_type": family, "architectures": [ARCHITECTURES[family]]}
   return COMMON | named | CONFIGS[family] | changes
 
@@ -112,6 +150,16 @@ def _experts(family, i):
     for e in range(E):
       shapes = {"w1": (M, D), "w2": (D, M), "w3": (M, D)}
       found |= {f"{place}experts.{e}.{name}.weight": shape for name, shape in shapes.items()}
+    return found
+  if family == "llama_moe":
+    found = {
+      "mlp.gate.gate_network.0.weight": (E, D),
+      "mlp.gate.gate_network.2.weight": (E, E),
+      "mlp.gate.weight_noise.weight": (E, D),
+    }
+    for e in range(E):
+      for name, shape in {"gate": (M, D), "up": (M, D), "down": (D, M)}.items():
+        found[f"mlp.calculator.experts.weight_{name}.{e}"] = shape
     return found
   is_deepseek = family.startswith("deepseek")
   if is_deepseek and i == 0:
@@ -166,8 +214,40 @@ def _dbrx():
   return found
 
 
+def _t5(family):
+  """Returns the shape of each tensor of T5 1.1, or of Switch."""
+  found = {"shared.weight": (V, D)}
+  if family == "t5":
+    found["lm_head.weight"] = (V, D)
+  for stack, parts in (("encoder", 1), ("decoder", 2)):
+    found[f"{stack}.final_layer_norm.weight"] = (D,)
+    table = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    found[f"{stack}.{table}"] = (32, H)
+    for i in range(WHOLE[family]["num_layers"]):
+      place = f"{stack}.block.{i}.layer"
+      for j, name in enumerate(("SelfAttention", "EncDecAttention")[:parts]):
+        found[f"{place}.{j}.layer_norm.weight"] = (D,)
+        for letter in "qkv":
+          found[f"{place}.{j}.{name}.{letter}.weight"] = (H * P, D)
+        found[f"{place}.{j}.{name}.o.weight"] = (D, H * P)
+      found[f"{place}.{parts}.layer_norm.weight"] = (D,)
+      if family == "t5":
+        ffn = {"DenseReluDense.wi_0": (F, D), "DenseReluDense.wi_1": (F, D)}
+        ffn["DenseReluDense.wo"] = (D, F)
+      elif i == 1:
+        ffn = {"mlp.router.classifier": (E, D)}
+        for e in range(E):
+          ffn |= {f"mlp.experts.expert_{e}.wi": (F, D), f"mlp.experts.expert_{e}.wo": (D, F)}
+      else:
+        ffn = {"mlp.wi": (F, D), "mlp.wo": (D, F)}
+      found |= {f"{place}.{parts}.{name}.weight": shape for name, shape in ffn.items()}
+  return found
+
+
 def shapes(family):
   """Returns the shape of each tensor."""
+  if family in ("t5", "switch_transformers"):
+    return _t5(family)
   if family == "dbrx":
     return _dbrx()
   found = {"model.embed_tokens.weight": (V, D), "lm_head.weight": (V, D), "model.norm.weight": (D,)}

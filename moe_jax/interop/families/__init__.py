@@ -31,6 +31,9 @@ FAMILIES = (
   "deepseek",
   "deepseek_v2",
   "deepseek_v3",
+  "llama_moe",
+  "t5",
+  "switch_transformers",
 )
 
 
@@ -47,4 +50,6 @@ PLAIN: Mapping[str, Any] = {
   "moe.soft_slots": 0,
   "moe.activation": "",
   "moe.router_dtype": "float32",
+  "moe.capacity_slots": 0,
+  "moe.encoder_priority": "",
 }
