@@ -11,7 +11,7 @@ On a pod or a cluster each process runs this same command (`moe_jax/distributed.
 `--config.model.moe=NAME` puts the routing of a paper into the config; `python -m moe_jax.routers`
 lists the names. `--help=SECTION` prints the keys of a section of the config (run, model,
 model.latent, model.rope, model.moe, model.moe.router, model.moe.dispatcher, data, optimizer, train,
-train.guard, mesh, sharding, paper, report), and `--help=all` prints all of them.
+train.guard, train.teacher, mesh, sharding, paper, report), and `--help=all` prints all of them.
 
 Compiled programs are kept in the cache folder, ~/.cache/moe_jax or data.cache_dir, so that a second
 start is faster; JAX_ENABLE_COMPILATION_CACHE=false switches that off.

@@ -451,6 +451,12 @@ def _main(rest: Sequence[str], argv: Sequence[str]) -> int:
   config, directory = command.config, command.workdir
   assert directory is not None, "`parse` refuses a command without --workdir"
   assembly.validate(config, 1)
+  if config.train.teacher.workdir:
+    raise ConfigError(
+      "train.teacher.workdir",
+      config.train.teacher.workdir,
+      "seeds that train together have no teacher; train each with python -m moe_jax train",
+    )
   with config.ignore_type():
     # The list makes this run a different one from runs of moe_jax.train, and of more seeds.
     config.seed = list(range(seeds))

@@ -40,6 +40,7 @@ from moe_jax.options import (
 )
 from moe_jax.routing import ROUTERS, Router
 from moe_jax.sharding import MeshOptions, ShardingOptions
+from moe_jax.training.distill import TeacherOptions
 from moe_jax.training.guard import GuardOptions
 from moe_jax.training.optimizers import OptimizerOptions
 from moe_jax.training.options import TrainOptions
@@ -96,6 +97,7 @@ SECTIONS: Mapping[str, tuple[type[Options], ...]] = {
   "optimizer": (OptimizerOptions,),
   "train": (TrainOptions,),
   "train.guard": (GuardOptions,),
+  "train.teacher": (TeacherOptions,),
   "mesh": (MeshOptions,),
   "sharding": (ShardingOptions,),
   "paper": (PaperOptions,),

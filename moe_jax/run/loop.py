@@ -18,7 +18,7 @@ import numpy as np
 from moe_jax import accounts, assembly, data, distributed, sharding
 from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError
-from moe_jax.run import finish
+from moe_jax.run import finish, teacher
 from moe_jax.run import update as updates
 from moe_jax.run.watch import Profile, Watch
 from moe_jax.training import digest, evaluate, full_disk, optimizers, workdir
@@ -97,7 +97,8 @@ def train(
 
   Raises:
     ConfigError: If the data are missing or not those that the run began with, if no checkpoint is
-      undamaged, if the disk is full, or if the tracker refuses the run.
+      undamaged, if the disk is full, if the tracker refuses the run, or if there is no such
+      teacher.
     Diverged: If the loss, a gradient or a weight is not finite. The last checkpoint is older.
   """
   first, begun = jax.process_index() == 0, time.monotonic()
@@ -125,6 +126,7 @@ def train(
     )
     stack.enter_context(jax.set_mesh(mesh))
     stack.enter_context(sharding.use_rules(dict(config.sharding)))
+    learn_from = teacher.load(config, mesh, vocab_size, facts["tokenizer"])
     index, count = sharding.reader(mesh)
     batches = stack.enter_context(
       contextlib.closing(
@@ -180,7 +182,7 @@ def train(
       train_options,
       data_options.objective,
       mesh,
-      updates.make(config, model, optimizer, schedule),
+      updates.make(config, model, optimizer, schedule, learn_from),
       draw,
       abstract,
       eval_fn,
@@ -232,7 +234,8 @@ def determinism(config) -> list[str]:
   train_options = TrainOptions.of(config.train)
   tokenizer, sources = data.tokenizer_of(data_options), data.make_sources(data_options)
   mesh = sharding.make_mesh(dict(config.mesh))
-  model = assembly.model(config, data.vocab_size(data_options, tokenizer), mesh)
+  vocab_size = data.vocab_size(data_options, tokenizer)
+  model = assembly.model(config, vocab_size, mesh)
   optimizer, schedule = optimizers.make(
     optimizers.OptimizerOptions.of(config.optimizer), train_options.steps
   )
@@ -254,7 +257,8 @@ def determinism(config) -> list[str]:
     ) as batches:
       batch = evaluate.put(mesh, next(batches))
     _, draw = _creation(config, mesh, model, optimizer)
-    update = updates.make(config, model, optimizer, schedule)
+    learn_from = teacher.load(config, mesh, vocab_size, tokenizer.fingerprint)
+    update = updates.make(config, model, optimizer, schedule, learn_from)
     once, again = (
       {"state": state, "metrics": metrics}
       for state, metrics in (update(draw(), batch) for _ in range(2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +12,16 @@ import optax
 from flax import linen as nn
 
 from moe_jax import assembly
+from moe_jax.training.distill import Teacher
 from moe_jax.training.step import train_step
 
 
 def make(
-  config: Any, model: nn.Module, optimizer: optax.GradientTransformation, schedule: Callable
+  config: Any,
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  schedule: Callable,
+  teacher: Teacher | None = None,
 ) -> Callable:
   """Returns the jitted `update(state, batch) -> (state, metrics)` of a config.
 
@@ -26,18 +32,25 @@ def make(
     model: The model of `assembly.model`.
     optimizer: The optimizer of `optimizers.make`.
     schedule: The schedule of `optimizers.make`, which maps a step to the learning rate.
+    teacher: The model to learn from; None means that there is none.
   """
-  return jax.jit(
-    functools.partial(
-      train_step,
-      model=model,
-      optimizer=optimizer,
-      schedule=schedule,
-      loss_weights=assembly.loss_weights(config),
-      accumulate_steps=config.train.accumulate_steps,
-      output_z_loss=config.train.output_z_loss,
-      bias_update_rate=assembly.bias_update_rate(config),
-      skip_nonfinite=config.train.guard.skip_nonfinite,
-    ),
-    donate_argnums=0,
+  step = functools.partial(
+    train_step,
+    model=model,
+    optimizer=optimizer,
+    schedule=schedule,
+    loss_weights=assembly.loss_weights(config),
+    accumulate_steps=config.train.accumulate_steps,
+    output_z_loss=config.train.output_z_loss,
+    bias_update_rate=assembly.bias_update_rate(config),
+    skip_nonfinite=config.train.guard.skip_nonfinite,
   )
+  if teacher is None:
+    return jax.jit(step, donate_argnums=0)
+
+  def taught(state, batch, variables):
+    return step(state, batch, teacher=dataclasses.replace(teacher, variables=variables))
+
+  # The teacher's weights are an argument, because constants would be copied into the program.
+  compiled = jax.jit(taught, donate_argnums=0)
+  return lambda state, batch: compiled(state, batch, teacher.variables)

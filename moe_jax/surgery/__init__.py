@@ -6,12 +6,14 @@ that it does not matter which layers of either model are compiled as a scan:
     upcycle    copies of a dense FFN become experts (Komatsuzaki et al. 2022; granular; drop)
     partition  the hidden units of a dense FFN are divided among experts (LLaMA-MoE)
     expand     a layer gets more experts (Lifelong-MoE)
+    inherit    a student takes over the weights besides the experts (Switch's distillation)
 
 `python -m moe_jax surgery` does them on workdirs, and training goes on from the result.
 """
 
 from moe_jax.surgery.expand import expand
+from moe_jax.surgery.inherit import inherit
 from moe_jax.surgery.partition import partition
 from moe_jax.surgery.upcycle import upcycle
 
-__all__ = ["expand", "partition", "upcycle"]
+__all__ = ["expand", "inherit", "partition", "upcycle"]

@@ -3,6 +3,7 @@
   python -m moe_jax surgery upcycle RUN WORKDIR --config.model.moe.num_experts=8 ... [--drop=0.5]
   python -m moe_jax surgery partition RUN WORKDIR --method=NAME --config.model.moe.d_ff=96 ...
   python -m moe_jax surgery expand RUN WORKDIR --config.model.moe.num_experts=16 [--source=fresh]
+  python -m moe_jax surgery inherit RUN WORKDIR --config.model.moe.num_experts=0
 
 RUN is the workdir of a run, or of imported weights. WORKDIR must not exist, or be empty. The new
 model has the config of RUN with the changes of --config.KEY=VALUE, and --config.model.moe=PRESET
@@ -17,6 +18,8 @@ partition  The hidden units of each FFN are divided among experts (LLaMA-MoE). -
 expand     Layers with experts get more of them (Lifelong-MoE). --source=copy (the default) begins
            with copies of old experts, --source=fresh with new ones. To freeze the old ones, train
            on with --config.optimizer.freeze_experts=N.
+inherit    A model with other FFNs, such as a dense student, takes over all other weights. Train on
+           with --config.train.teacher.workdir=RUN to learn from the predictions of RUN.
 
 --step=N takes the checkpoint of step N of RUN in place of the newest. --seed=N is the seed of what
 is drawn anew.
@@ -35,7 +38,12 @@ from moe_jax.errors import ConfigError, choose, whole
 
 FLAGS = tuple(map(Flag, ("drop", "method", "rows", "source", "step", "seed")))
 # Operation -> the flags that only it has.
-OPERATIONS = {"upcycle": {"drop"}, "partition": {"method", "rows"}, "expand": {"source"}}
+OPERATIONS = {
+  "upcycle": {"drop"},
+  "partition": {"method", "rows"},
+  "expand": {"source"},
+  "inherit": set(),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,6 +90,8 @@ def _function(operation: str, values: dict[str, str], seed: int) -> Callable[...
   if operation == "upcycle":
     drop = _share("drop", values.get("drop", "0"))
     return lambda run, old, new, config: surgery.upcycle(old, new, drop=drop, seed=seed)
+  if operation == "inherit":
+    return lambda run, old, new, config: surgery.inherit(old, new)
   if operation == "expand":
     source = choose("source", values.get("source", "copy"), SOURCES)
     return lambda run, old, new, config: surgery.expand(old, new, source=source, seed=seed)

@@ -1,4 +1,4 @@
-"""The options of training: the section `train` without `train.guard`."""
+"""The options of training: the section `train` without its sections guard and teacher."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from moe_jax import layers
 from moe_jax.models import update_router_state
 from moe_jax.routing import metrics as router_metrics
 from moe_jax.training.accumulate import Batch, accumulate
+from moe_jax.training.distill import Teacher, divergence
 from moe_jax.training.state import TrainState
 
 
@@ -34,13 +35,15 @@ def train_step(
   output_z_loss: float = 0.0,
   bias_update_rate: float = 0.0,
   skip_nonfinite: bool = False,
+  teacher: Teacher | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
   """Does one update.
 
   The loss is the cross-entropy, plus the weighted z-loss of the output softmax, plus the weighted
-  auxiliary losses. The cross-entropy (nats) is the mean over the batch's real targets. Losses,
-  metrics and the update are those of the whole batch, even if it is cut into microbatches. See
-  `accumulate` for what that costs, and for the exceptions.
+  auxiliary losses. With a teacher, the cross-entropy has a weight, and so has the divergence from
+  the teacher, which is added. The cross-entropy (nats) is the mean over the batch's real targets.
+  Losses, metrics and the update are those of the whole batch, even if it is cut into microbatches.
+  See `accumulate` for what that costs, and for the exceptions.
 
   Args:
     state: The current state. The caller should donate it.
@@ -55,9 +58,11 @@ def train_step(
     skip_nonfinite: Whether an update is skipped if the loss or the norm of the gradient is not
       finite. Then only the step is counted, and weights, optimizer and router state stay as they
       were (GLaM, arXiv 2112.06905, Sec. 5.1).
+    teacher: The model to learn from; see `distill`. None means that there is none.
 
   Returns:
-    The next state, and the metrics: loss, cross_entropy, output_z (if it has a weight), grad_norm
+    The next state, and the metrics: loss, cross_entropy, output_z (if it has a weight),
+    teacher_divergence (if there is a teacher), grad_norm
     (before clipping), grad_norms (one per parameter, in the order of the tree's leaves),
     learning_rate, the unweighted auxiliary losses, and `moe/...`, one entry per layer.
   """
@@ -86,6 +91,13 @@ def train_step(
     if output_z_loss:
       parts["output_z"] = mean(jnp.square(log_z))
     loss = parts["cross_entropy"] + output_z_loss * parts.get("output_z", 0.0)
+    if teacher is not None:
+      o = teacher.options
+      soft = divergence(logits, teacher.logits(teacher.variables, rows), o.temperature)
+      parts["teacher_divergence"] = mean(soft)
+      loss += (o.hard_weight - 1) * parts["cross_entropy"] + o.soft_weight * parts[
+        "teacher_divergence"
+      ]
     loss += sum(loss_weights[name] * value for name, value in aux.losses.items())
     return loss, ({"loss": loss} | parts | aux.losses, aux.sums)
 
