@@ -107,6 +107,10 @@ TABLE = {
   # meta-llama/Llama-2-7b-hf and llama-moe/LLaMA-MoE-v1-*: rms_norm_eps 1e-5 (LLaMA 1 had
   # 1e-6).
   "llama_moe:3_5b_4_16": OPEN | {"model.rope_theta": 1e4, "model.norm_eps": 1e-5},
+  "llama:2_7b": OPEN | {"model.rope_theta": 1e4, "model.norm_eps": 1e-5, "model.qkv_bias": False},
+  "llama:3_8b": OPEN | {"model.rope_theta": 5e5, "model.norm_eps": 1e-5, "model.num_kv_heads": 8},
+  # Qwen/Qwen2-7B/config.json; the biases are in its code.
+  "qwen2:7b": OPEN | {"model.rope_theta": 1e6, "model.norm_eps": 1e-6, "model.qkv_bias": True},
   # T5 in Mesh-TensorFlow and T5X. The FFN and the tied embeddings are those of Switch's Table 9
   # where its parameter counts fit, see configs/t5.py.
   "t5:base": T5 | {"model.activation": "relu", "model.tied_embeddings": True},

@@ -41,6 +41,8 @@ ITEMS = ("state", "data", "meta")
 BITS = "bits_per_byte"
 # The entry of `meta` that says where imported weights come from.
 IMPORTED = "imported"
+# Bytes of a part of an array that a frugal save compresses at a time.
+_CHUNK = 2**24
 # The directory beside `checkpoints` for checkpoints from which a run cannot or must not continue.
 ASIDE = "set_aside"
 
@@ -109,9 +111,9 @@ class Checkpoints:
       cleanup_tmp_directories=True,
       enable_async_checkpointing=at_once is None,
     )
-    handlers = {}
+    self._is_frugal, handlers = at_once is not None, {}
     if at_once is not None:
-      handlers["state"] = ocp.StandardCheckpointHandler(save_concurrent_gb=at_once // 10**9 + 1)
+      handlers["state"] = ocp.PyTreeCheckpointHandler(save_concurrent_gb=at_once // 10**9 + 1)
     self._manager = ocp.CheckpointManager(
       self.directory, options=options, item_names=ITEMS, item_handlers=handlers
     )
@@ -184,7 +186,7 @@ class Checkpoints:
         f"finite, so that this step was not saved; {self.kept()}"
       )
     args = ocp.args.Composite(
-      state=ocp.args.StandardSave(state),
+      state=_in_small_pieces(state) if self._is_frugal else ocp.args.StandardSave(state),
       data=ocp.args.JsonSave(data),
       meta=ocp.args.JsonSave(_sealed(step, data, meta, examination.digests)),
     )
@@ -483,6 +485,15 @@ def _compare(checkpoint: pathlib.Path, wanted: dict[str, str], actual: dict[str,
       f"has changed since it was saved: of {len(wanted)} arrays {len(changed)} differ from their "
       f"digests, the first is {changed[0]}",
     )
+
+
+def _in_small_pieces(state: TrainState) -> ocp.args.PyTreeSave:
+  """Returns what saves a state with little memory besides it.
+
+  What is compressed but not yet written is kept in memory, chunk by chunk until a file is full.
+  """
+  pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK), state)
+  return ocp.args.PyTreeSave(state, save_args=pieces, ocdbt_target_data_file_size=4 * _CHUNK)
 
 
 def _is_imported(checkpoint: pathlib.Path) -> bool:
