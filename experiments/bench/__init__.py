@@ -17,5 +17,9 @@ STUDY = Study(
     "routing": lazy_verb(
       "Times what each router costs beside the experts' matmuls.", "experiments.bench.routing"
     ),
+    "generation": lazy_verb(
+      "Times greedy decoding beside transformers' `generate` with the same weights.",
+      "experiments.bench.generation",
+    ),
   },
 )

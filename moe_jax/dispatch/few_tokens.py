@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from moe_jax.dispatch.capacity import by_expert
 from moe_jax.dispatch.expert_function import ExpertFunction
 from moe_jax.dispatch.expert_mesh import over_mesh, own_experts
 from moe_jax.dispatch.grouped import drop_groups, flatten, known_platform
@@ -25,13 +26,15 @@ def few_tokens(
   capacity: int | None,
   platform: str,
 ) -> Float[Array, "G S D"]:
-  """Applies each expert that is chosen at all to all tokens, and sums with the gates as weights.
+  """Applies the experts that are chosen at all, one after the other.
 
-  For few tokens, matmuls take as long as reading their matrices, so rows that nobody asked for cost
-  nothing. The weights of at most min(E, A) experts are read, one after the other, which for one
-  token are those of its K experts.
+  The weights of at most min(E, A) experts are read, which for one token are those of its K experts.
+  On GPUs and TPUs each of them is applied to all tokens: with few tokens, a matmul takes as long as
+  reading its matrix, so rows that nobody asked for cost nothing. On CPUs, an expert is applied to
+  its own tokens, one by one.
 
-  On a mesh, tokens and not weights move: see `all_gather`, which moves them in the same way.
+  On a mesh, tokens and not weights move: see `all_gather`, which moves them in the same way. On
+  CPUs, the function cannot be differentiated.
 
   Args:
     plan: The assignments of G groups, as [G, A] arrays, including those that may overflow.
@@ -50,39 +53,63 @@ def few_tokens(
   known_platform(platform)
 
   def alone(plan, x, experts):
-    return _apply_chosen(drop_groups(plan, capacity), x, experts)
+    return _apply_chosen(drop_groups(plan, capacity), x, experts, platform)
 
   def exchange(plan, x, experts, ways):
     del ways
     collect = functools.partial(jax.lax.all_gather, axis_name="expert", tiled=True)
     plan, x = jax.tree.map(collect, (drop_groups(plan, capacity), x))
-    y = _apply_chosen(own_experts(plan, experts.num_experts), x, experts)
+    y = _apply_chosen(own_experts(plan, experts.num_experts), x, experts, platform)
     return jax.lax.psum_scatter(y, "expert", tiled=True)
 
   return over_mesh(alone, exchange, plan, x, experts)
 
 
 def _apply_chosen(
-  plan: RoutingPlan, x: Float[Array, "G S D"], experts: ExpertFunction
+  plan: RoutingPlan, x: Float[Array, "G S D"], experts: ExpertFunction, platform: str
 ) -> Float[Array, "G S D"]:
   """Returns the gate-weighted sum of the outputs of each token's experts, in float32."""
   token, expert, gate = flatten(plan, x.shape[1])
   tokens = x.reshape(-1, x.shape[-1])
   num_experts = experts.num_experts
-  # Assignments that name no expert are out of bounds and are dropped by the scatters.
-  gates = jnp.zeros((num_experts, tokens.shape[0])).at[expert, token].add(gate, mode="drop")
-  is_idle = jnp.ones(num_experts, bool).at[expert].set(False, mode="drop")
-  chosen_first = jnp.argsort(is_idle, stable=True)
+  order, start, count = by_expert(expert, num_experts)
+  chosen_first = jnp.argsort(count == 0, stable=True)
+  add_rows = _one_by_one if platform == "cpu" else _all_at_once
 
   def add(i, y):
     e = chosen_first[i]
     w = jax.tree.map(
       lambda leaf: jax.lax.dynamic_index_in_dim(leaf, e, keepdims=False), experts.weights
     )
-    output = experts.output(w, experts.hidden(w, tokens))
-    return y + gates[e][:, None] * output.astype(jnp.float32)
+
+    def output(rows):
+      return experts.output(w, experts.hidden(w, rows)).astype(jnp.float32)
+
+    return add_rows(y, output, tokens, token[order], gate[order], start[e], count[e])
 
   # The factor makes the zeros vary over the mesh axes of what is added to them, as `jax.shard_map`
   # demands.
-  zeros = jnp.zeros_like(tokens, jnp.float32) * gates[0][:, None]
+  zeros = jnp.zeros_like(tokens, jnp.float32) * gate[0]
   return jax.lax.fori_loop(0, min(num_experts, token.size), add, zeros).reshape(x.shape)
+
+
+def _one_by_one(y, output, tokens, token, gate, start, count):
+  """Adds an expert's part to the sums y [T, D], row by row.
+
+  On a CPU, the second of these products with vectors finds the weights in the cache, whereas a
+  matmul with few rows first copies them into another order.
+  """
+
+  def add(a, y):
+    row = jax.lax.dynamic_slice_in_dim(tokens, token[a], 1)
+    return y.at[token[a]].add(gate[a] * output(row)[0])
+
+  return jax.lax.fori_loop(start, start + count, add, y)
+
+
+def _all_at_once(y, output, tokens, token, gate, start, count):
+  """Adds an expert's part to the sums y [T, D], which is 0 for tokens that do not visit it."""
+  place = jnp.arange(token.size)
+  is_own = (place >= start) & (place < start + count)
+  gates = jnp.zeros(tokens.shape[0]).at[token].add(jnp.where(is_own, gate, 0.0))
+  return y + gates[:, None] * output(tokens)

@@ -39,32 +39,35 @@ def layer(tokens, choices, seed=0):
   [[[2, 0]], [[1, E], [E, E], [1, 3]], [[0, 1], [2, 3], [3, 0], [1, 2], [0, 2]]],
   ids=["one", "padding", "all"],
 )
-def test_equal_to_all_rows_of_all_experts(choices):
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_equal_to_all_rows_of_all_experts(choices, platform):
   # Catches an expert that is left out or applied twice, gates of other tokens, and padding that
   # gets an output.
   plan, x, experts = layer(len(choices), choices)
-  actual = few_tokens(plan, x, experts, None, "cpu")
+  actual = few_tokens(plan, x, experts, None, platform)
   np.testing.assert_allclose(actual, einsum(plan, x, experts, None, "cpu"), rtol=1e-5, atol=1e-5)
   assert not np.any(actual[np.all(np.asarray(choices) == E, axis=1)])
 
 
-def test_weights_of_other_experts_are_not_read():
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_weights_of_other_experts_are_not_read(platform):
   # Catches a loop over all experts, whose weights take most of the time of a step of decoding.
   plan, x, experts = layer(1, [[2, 0]])
   damaged = jax.tree.map(lambda leaf: leaf.at[jnp.asarray([1, 3])].set(jnp.nan), experts)
   np.testing.assert_array_equal(
-    few_tokens(plan, x, damaged, None, "cpu"), few_tokens(plan, x, experts, None, "cpu")
+    few_tokens(plan, x, damaged, None, platform), few_tokens(plan, x, experts, None, platform)
   )
 
 
 @pytest.mark.parametrize("sizes", [{"expert": 2, "tensor": 2}, {"data": 2}], ids=str)
 @pytest.mark.parametrize("tokens", [3, 4])
-def test_a_mesh_changes_nothing(sizes, tokens):
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_a_mesh_changes_nothing(sizes, tokens, platform):
   # Catches experts that no device applies, sums that are not added over devices, and tokens that
   # the devices cannot divide among themselves.
   choices = np.random.default_rng(0).permuted(np.tile(np.arange(E), (tokens, 1)), axis=1)[:, :2]
   plan, x, experts = layer(tokens, choices)
   expected = few_tokens(plan, x, experts, None, "cpu")
   with jax.set_mesh(sharding.make_mesh(sizes)):
-    actual = jax.jit(lambda *args: few_tokens(*args, None, "cpu"))(plan, x, experts)
+    actual = jax.jit(lambda *args: few_tokens(*args, None, platform))(plan, x, experts)
   np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)

@@ -1,5 +1,6 @@
 """Checks the cases of the benchmark and its count of FLOPs, without a clock."""
 
+import argparse
 import functools
 
 import jax
@@ -8,7 +9,8 @@ import pytest
 import tiny
 
 from experiments.bench import dispatchers as run
-from experiments.bench import routing
+from experiments.bench import generation, routing
+from moe_jax.errors import ConfigError
 from moe_jax.routing import ROUTERS
 
 pytestmark = pytest.mark.unit
@@ -68,3 +70,25 @@ def test_flops_are_those_of_the_rows():
     assert found["dense FFN"][part] == 1.0
     assert found["scatter, capacity 1.25"][part] == 1.25
     assert 1.0 <= found["grouped"][part] <= 1.6
+
+
+def test_the_decoding_model_builds():
+  # Catches a key of the config that is gone, and a shape whose heads do not fit its width.
+  for shape in generation.SHAPES.values():
+    model = generation.ours(shape._replace(layers=1))
+    ids = jnp.ones((1, 4), jnp.int32)
+    variables = jax.eval_shape(
+      lambda key, model=model, ids=ids: model.init(key, ids, ids, ids, train=False),
+      jax.random.key(0),
+    )
+    up = variables["params"]["layer_0"]["ffn"]["up"].value
+    assert up.shape == (generation.EXPERTS, shape.d_model, shape.d_ff)
+
+
+def test_decoding_flags_are_checked():
+  # Catches a batch of no rows, which would be found after minutes.
+  options = argparse.Namespace(
+    shapes="tiny", batches="1,0", prompt=4, tokens=4, repeats=1, out=None, experts=""
+  )
+  with pytest.raises(ConfigError, match="batches"):
+    generation.action(options)
