@@ -129,12 +129,14 @@ class LatentAttention(nn.Module):
       key_rope: The rotated features of their keys.
       context: The places of the tokens, and their segments.
     """
+    cached = context.cached
+    assert cached is not None, "this method is called with a cache only"
     key, value = self._up("key", self.options.nope_dim), self._up("value", self.options.value_dim)
-    kept, places = remember(self, context.cached, {"latent": latent, "key_rope": key_rope}, (None,))
+    kept, places = remember(self, cached, {"latent": latent, "key_rope": key_rope}, (None,))
     q_latent = jnp.einsum("blhp,rhp->blhr", q[..., : self.options.nope_dim], key)
     q = jnp.concatenate([q_latent, q[..., self.options.nope_dim :]], axis=-1)
     k = jnp.concatenate([kept["latent"], kept["key_rope"]], axis=-1)
-    mask = visible_places(context.cached, context.segment_ids, places)
+    mask = visible_places(cached, context.segment_ids, places)
     # All heads read one key, the latent with the rotated features, and one value, the latent.
     mixed = attend(q[:, :, None], k[:, :, None], kept["latent"][:, :, None], mask)[:, :, 0]
     return jnp.einsum("blhr,rhp->blhp", mixed, value)

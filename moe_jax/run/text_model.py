@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -120,7 +120,7 @@ def text_model(
   options = DataOptions.of(loaded.config.data)
   # Axes that are not named have one device.
   devices = sharding.make_mesh({"data": 1} | dict(mesh or {}))
-  model, variables = models.unroll(loaded.model, loaded.variables)
+  model, variables = models.unroll(cast(Any, loaded.model), loaded.variables)
   shapes = assembly.abstract_variables(
     _without_scan(loaded.config), assembly.vocab_size(loaded.config)
   )

@@ -88,7 +88,7 @@ class Wandb:
       ConfigError: If the package is not installed, or if the service refuses the run.
     """
     try:
-      import wandb
+      import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
       raise ConfigError(
         "tracker", "wandb", "is not installed; install it with: pip install wandb"

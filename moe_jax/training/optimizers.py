@@ -335,7 +335,7 @@ def make(o: OptimizerOptions, steps: int) -> tuple[optax.GradientTransformation,
     milestone_factor=o.milestone_factor,
   )
   clip = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
-  freeze = (
+  freeze: list[optax.GradientTransformation] = (
     [optax.masked(optax.set_to_zero(), functools.partial(frozen, names=o.freeze))]
     if o.freeze
     else []

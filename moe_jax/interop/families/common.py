@@ -97,7 +97,7 @@ _YARN = ("beta_fast", "beta_slow", "attention_factor")
 def decoder_settings(m: Config) -> dict[str, Any]:
   """Returns the settings of `decoder_keys`."""
   return (
-    write_pairs(m, LLAMA | {"num_key_value_heads": "num_kv_heads", "head_dim": "head_dim"})
+    write_pairs(m, {**LLAMA, "num_key_value_heads": "num_kv_heads", "head_dim": "head_dim"})
     | stream_settings(m)
     | rope_settings(m)
   )
@@ -105,7 +105,7 @@ def decoder_settings(m: Config) -> dict[str, Any]:
 
 def stream_settings(m: Config) -> dict[str, Any]:
   """Returns the settings of `stream_keys`."""
-  pairs = LLAMA | {"rms_norm_eps": "norm_eps", "tie_word_embeddings": "tied_embeddings"}
+  pairs = {**LLAMA, "rms_norm_eps": "norm_eps", "tie_word_embeddings": "tied_embeddings"}
   return write_pairs(m, pairs) | {"hidden_act": "silu"}
 
 
@@ -140,10 +140,9 @@ def sparse_keys(s: Settings, experts: str, width: str, norm: bool | None = None)
     width: The name of an expert's hidden width.
     norm: Whether gates are renormalised over the chosen experts; None means that a setting says so.
   """
-  if norm is None:
-    norm = s.take("norm_topk_prob", False)
+  is_normalised: bool = s.take("norm_topk_prob", False) if norm is None else norm
   k = s.take("num_experts_per_tok")
-  return routing_keys(k, norm) | {
+  return routing_keys(k, is_normalised) | {
     "model.moe.num_experts": s.take(experts),
     "model.moe.d_ff": s.take(width),
     "model.moe.first": 0,

@@ -92,7 +92,7 @@ def settings(m: Config) -> dict[str, Any]:
 def latent_settings(m: Config) -> dict[str, Any]:
   """Returns the settings of `latent_keys`, and of the sizes of experts."""
   return (
-    write_pairs(m, LLAMA | _LATENT)
+    write_pairs(m, {**LLAMA, **_LATENT})
     | common.stream_settings(m)
     | common.rope_settings(m)
     | deepseek.sparse_settings(m)
