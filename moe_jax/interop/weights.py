@@ -99,7 +99,7 @@ class Bridge:
     """Returns one variable."""
     names = [self._sources[key][0].theirs for key in self._keys(leaf.names, leaf.each)]
     dtype = jnp.result_type(*{reader.dtype(name) for name in names})
-    shards: dict[tuple, list[jax.Device]] = {}
+    shards: dict[tuple, list[Any]] = {}
     for device, index in leaf.place.addressable_devices_indices_map(leaf.shape).items():
       bounds = tuple(part.indices(n)[:2] for part, n in zip(index or (), leaf.shape, strict=True))
       shards.setdefault(bounds, []).append(device)
