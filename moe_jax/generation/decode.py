@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Bool, Int, Key, UInt32
+from jaxtyping import Array, Bool, Int, Key
 
 from moe_jax.generation.sampling import Sampling, draw
 from moe_jax.layers import Cached
@@ -33,8 +33,8 @@ class _Rows(struct.PyTreeNode):
   """
 
   variables: Any
-  segment_ids: Int[Array, "B N"] | Int[np.ndarray, "B N"]
-  keys: UInt32[Array, "n 2"] | UInt32[np.ndarray, "n 2"]
+  segment_ids: Any
+  keys: Any
   allowed: Bool[Array, "W"] | None
 
 

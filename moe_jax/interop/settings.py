@@ -106,7 +106,7 @@ class Settings:
 
 
 # Pairs of a setting and a key of the section `model` that have the same value.
-LLAMA: Mapping[str, str] = {
+LLAMA: dict[str, str] = {
   "hidden_size": "d_model",
   "num_hidden_layers": "num_layers",
   "num_attention_heads": "num_heads",

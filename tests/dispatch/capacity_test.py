@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_jax.dispatch import drop_overflow, expert_capacity, slot_index
-from moe_jax.dispatch.capacity import slots
+from moe_jax.dispatch.capacity import CapacityOptions, slots
 from moe_jax.errors import ConfigError
 from moe_jax.routing import ROUTERS, RoutingContext, RoutingPlan
 from moe_jax.routing.top_k import top_k
@@ -153,3 +153,9 @@ def test_a_factor_that_is_no_positive_number_is_refused(factor):
       ConfigError, match=f"model.moe.router.{router}.capacity_factor=.*> 0 .*finite"
     ):
       ROUTERS[router].route(jnp.zeros((8, 2)), RoutingContext(), capacity_factor=factor)
+
+
+def test_slots_that_are_given():
+  # Catches slots that grow with the group, and a factor that is used beside them.
+  options = CapacityOptions(capacity_factor=2.0, eval_capacity_factor=3.0, capacity_slots=5)
+  assert {options.slots(n, 4, 2 * n, train) for n in (8, 800) for train in (True, False)} == {5}

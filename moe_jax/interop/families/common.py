@@ -140,9 +140,8 @@ def sparse_keys(s: Settings, experts: str, width: str, norm: bool | None = None)
     width: The name of an expert's hidden width.
     norm: Whether gates are renormalised over the chosen experts; None means that a setting says so.
   """
-  is_normalised: bool = s.take("norm_topk_prob", False) if norm is None else norm
-  k = s.take("num_experts_per_tok")
-  return routing_keys(k, is_normalised) | {
+  normalised = bool(s.take("norm_topk_prob", False)) if norm is None else norm
+  return routing_keys(s.take("num_experts_per_tok"), normalised) | {
     "model.moe.num_experts": s.take(experts),
     "model.moe.d_ff": s.take(width),
     "model.moe.first": 0,
