@@ -14,6 +14,10 @@ STUDY = Study(
       "Times each dispatcher beside a dense FFN of the same activated FLOPs.",
       "experiments.bench.dispatchers",
     ),
+    "compiled": lazy_verb(
+      "Counts the FLOPs and the memory of a dropless layer for accelerators that are not there.",
+      "experiments.bench.compiled",
+    ),
     "routing": lazy_verb(
       "Times what each router costs beside the experts' matmuls.", "experiments.bench.routing"
     ),

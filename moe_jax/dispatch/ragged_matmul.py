@@ -13,7 +13,7 @@ from moe_jax.dispatch.size_classes import Layout, layout
 _FIXED = (0, 12, 0)
 # The chunk sizes as multiples of the balanced load. Padding costs only in this third of a layer's
 # FLOPs, and the TPU's compiler takes seconds for each size, so that few sizes are better here.
-_STEPS = (1.0, 0.5, 0.25, 0.125)
+STEPS = (1.0, 0.5, 0.25, 0.125)
 
 
 def ragged_matmul(
@@ -68,7 +68,7 @@ def weight_gradients(
     d_out: The gradient of each row's result. Rows after the last group are not read.
     group_sizes: The number of rows of each expert.
   """
-  chunks = layout(group_sizes, rows.shape[0], _STEPS)
+  chunks = layout(group_sizes, rows.shape[0], STEPS)
   first = jnp.cumsum(group_sizes) - group_sizes
   # The last chunk may extend beyond the last row.
   spare = ((0, chunks.classes[-1]), (0, 0))

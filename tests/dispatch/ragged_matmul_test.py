@@ -59,7 +59,7 @@ def test_flops_of_the_weights_gradient_do_not_grow_with_the_experts():
   rows, d_out = jnp.ones((4096, 16)), jnp.ones((4096, 32))
   for experts in (8, 64):
     sizes = jnp.full(experts, 4096 // experts)
-    trips = layout(sizes, 4096, ragged._STEPS).trips()
+    trips = layout(sizes, 4096, ragged.STEPS).trips()
     found = matmul_flops(ragged.weight_gradients, rows, d_out, sizes, trips=trips)
     assert found == 2 * 4096 * 16 * 32
 
@@ -91,7 +91,7 @@ def test_flops_on_a_tpu_are_those_of_the_rows():
     )
     .compile(compiler_options=FAST)
   )
-  trips = layout(jnp.full(experts, rows // experts), rows, ragged._STEPS).trips()
+  trips = layout(jnp.full(experts, rows // experts), rows, ragged.STEPS).trips()
   assert hlo_matmul_flops(compiled.as_text(), trips) == 3 * 2 * rows * width * width
 
 
