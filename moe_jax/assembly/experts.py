@@ -171,7 +171,9 @@ def has_experts(m: Config) -> tuple[bool, ...]:
     experts
     for layers in (encoder_layers(m), m.num_layers)
     for experts in (
-      moe_layers(layers, m.moe.first, m.moe.every) if m.moe.num_experts else (False,) * layers
+      moe_layers(layers, m.moe.first, m.moe.every, m.moe.dense_layers)
+      if m.moe.num_experts
+      else (False,) * layers
     )
   )
 

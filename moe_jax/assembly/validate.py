@@ -276,6 +276,10 @@ def _validate_experts(config: Config, m: Config) -> None:
       "is a preset, which is a router with a paper's options"
       f" and losses; use --config.model.moe={e.router['name']}",
     )
+  if e.dense_layers and max(e.dense_layers) >= max(m.num_layers, m.num_encoder_layers):
+    raise ConfigError(
+      "model.moe.dense_layers", e.dense_layers, f"there are only {m.num_layers} layers, from 0"
+    )
   if not any(has_experts(m)):
     raise ConfigError(
       "model.moe.first",

@@ -328,7 +328,9 @@ def different(config: Config, found: Mapping[str, Any]) -> list[str]:
   flat = dict(_flat(config.to_dict()))
   wrong = []
   for key, value in found.items():
-    if key not in unread and flat[key] != value:
+    # JSON has lists for tuples.
+    ours = tuple(flat[key]) if isinstance(flat[key], list) else flat[key]
+    if key not in unread and ours != value:
       wrong.append(f"{key}={shown(value)} and not {shown(flat[key])}")
   return wrong
 

@@ -59,12 +59,12 @@ class Settings:
       return 1
     return default
 
-  def must(self, name: str, *allowed: Any, why: str = "") -> Any:
+  def must(self, name: str, *allowed: Any) -> Any:
     """Takes a setting that must be one of some values; absent or null, it is the first of them."""
     value = self.take(name, allowed[0])
     if value not in allowed:
       listed = " or ".join(repr(each) for each in allowed)
-      self._problems.append(f"{self._where}{name}={shown(value)} must be {listed}{why}")
+      self._problems.append(f"{self._where}{name}={shown(value)} must be {listed}")
       return allowed[0]
     return value
 

@@ -25,6 +25,7 @@ LAYERS = Bounds(
   1, 1_000, "the deepest Transformer published has 1,000 layers (DeepNet, arXiv 2203.00555)"
 )
 _OPTIONAL_LAYERS = dataclasses.replace(LAYERS, low=0)
+_LAYER = Bounds(0, LAYERS.high - 1, "as LAYERS", whole=True)
 _ENTRIES = Bounds(0, 2**24, "20 times the largest published (793,471 words, Shazeer et al. 2017)")
 _EPSILON = Bounds(
   1e-12,
@@ -117,6 +118,11 @@ class ExpertOptions(Options):
     1, "The first layer with experts: layer i has some if i >= first and every divides i - first."
   )
   every: Annotated[int, LAYERS] = option(2, "The distance between layers with experts; see first.")
+  dense_layers: Annotated[tuple[int, ...], _LAYER] = option(
+    (),
+    "Layers, from 0, without experts although first and every give them some; of an "
+    "encoder_decoder, in both stacks (Qwen2-MoE's mlp_only_layers).",
+  )
   d_ff: Annotated[int, WIDTH] = option(512, "Hidden width of one expert.")
   activation: str = option(
     "", "Activation of the experts, one of those of model.activation; '' means the same as there."

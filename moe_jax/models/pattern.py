@@ -6,9 +6,16 @@ import typing
 from collections.abc import Sequence
 
 
-def moe_layers(num_layers: int, first: int, every: int) -> tuple[bool, ...]:
-  """Returns for each layer i whether it has experts: i >= first and (i - first) % every == 0."""
-  return tuple(i >= first and (i - first) % every == 0 for i in range(num_layers))
+def moe_layers(
+  num_layers: int, first: int, every: int, dense: Sequence[int] = ()
+) -> tuple[bool, ...]:
+  """Returns for each layer i whether it has experts.
+
+  It has some if i >= first and (i - first) % every == 0, and i is not in `dense`.
+  """
+  return tuple(
+    i >= first and (i - first) % every == 0 and i not in dense for i in range(num_layers)
+  )
 
 
 class Pattern(typing.NamedTuple):

@@ -145,7 +145,10 @@ def layer_names(run: Workdir) -> list[str]:
   try:
 
     def moe_layers(layers):
-      return [i for i in range(moe["first"], layers) if (i - moe["first"]) % moe["every"] == 0]
+      # Older runs have no such key.
+      dense = moe.get("dense_layers", ())
+      found = [i for i in range(moe["first"], layers) if (i - moe["first"]) % moe["every"] == 0]
+      return [i for i in found if i not in dense]
 
     names = [f"layer {i}" for i in moe_layers(model["num_layers"])]
     if encoder := encoder_layers(model):

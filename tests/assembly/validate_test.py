@@ -152,6 +152,7 @@ WRONG = [
   ({"model.attention": "latent", "model.latent.rope_dim": 3}, "model.latent.rope_dim", "even"),
   ({"model.attention": "latent", "model.position": "relative"}, "model.position", "'rope'"),
   ({"model.attention": "latent", "model.position": "none"}, "model.position", "'rope'"),
+  ({"model.moe.dense_layers": (99,)}, "model.moe.dense_layers", "there are only"),
   ({"model.attention": "latent", "model.qkv_bias": True}, "model.qkv_bias", "'grouped_query'"),
   ({"model.attention": "latent", "model.qk_norm": True}, "model.qk_norm", "'grouped_query'"),
   ({"model.attention": "latent", "model.clip_qkv": 8.0}, "model.clip_qkv", "'grouped_query'"),

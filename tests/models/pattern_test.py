@@ -12,6 +12,7 @@ def test_moe_layers():
   assert moe_layers(6, 1, 2) == (False, True, False, True, False, True)
   assert moe_layers(5, 2, 2) == (False, False, True, False, True)
   assert moe_layers(3, 0, 1) == (True,) * 3
+  assert moe_layers(4, 0, 1, [2]) == (True, True, False, True)
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,18 @@ CASES = {
       decoder_sparse_step=2,
     ),
   ),
+  "qwen2_moe, a dense layer": lambda: (
+    hf.Qwen2MoeForCausalLM,
+    hf.Qwen2MoeConfig(
+      **WIDTHS,
+      **EXPERTS,
+      num_key_value_heads=4,
+      intermediate_size=48,
+      moe_intermediate_size=16,
+      shared_expert_intermediate_size=16,
+      mlp_only_layers=[1],
+    ),
+  ),
 }
 PROMPTS = [np.random.default_rng(i).integers(3, V, size=n) for i, n in enumerate((9, 5, 12, 7))]
 LENGTH = 16

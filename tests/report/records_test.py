@@ -49,8 +49,8 @@ def test_curve_of_arrays_takes_the_last_shape():
 
 
 def test_what_an_encoder_decoder_is_judged_by_and_how_its_layers_are_called(tmp_path):
-  # Catches layers of the decoder under the names of the encoder's, and a measure in bits per byte
-  # although only a part of the text is predicted.
+  # Catches layers of the decoder under the names of the encoder's, layers without experts, and a
+  # measure in bits per byte although only a part of the text is predicted.
   model = {
     "family": "encoder_decoder",
     "num_encoder_layers": 4,
@@ -72,6 +72,10 @@ def test_what_an_encoder_decoder_is_judged_by_and_how_its_layers_are_called(tmp_
     and page_layers(run) == 2
   )
   assert measure(run) == ("nats_per_target", "nats per target")
+  dense = model | {"num_layers": 6, "moe": {"first": 1, "every": 2, "dense_layers": [3]}}
+  (tmp_path / "config.json").write_text(json.dumps({"model": dense}))
+  names = ["encoder layer 1", "decoder layer 1", "decoder layer 5"]
+  assert layer_names(read_workdir(tmp_path)) == names
   (tmp_path / "config.json").write_text(
     json.dumps({"model": model | {"num_encoder_layers": 0, "num_layers": 3}})
   )

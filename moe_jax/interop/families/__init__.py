@@ -52,4 +52,5 @@ PLAIN: Mapping[str, Any] = {
   "moe.router_dtype": "float32",
   "moe.capacity_slots": 0,
   "moe.encoder_priority": "",
+  "moe.dense_layers": (),
 }

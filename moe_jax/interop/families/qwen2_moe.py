@@ -19,7 +19,6 @@ def keys(s: Settings) -> dict[str, Any]:
   """Returns the keys of our config that a config.json says."""
   sparse = common.sparse_keys(s, "num_experts", "moe_intermediate_size")
   step = s.take("decoder_sparse_step", 1)
-  s.must("mlp_only_layers", [], why=", because no layer can be taken out of the pattern")
   width, shared = sparse["model.moe.d_ff"], s.take("shared_expert_intermediate_size")
   if shared % width:
     s.problem(f"shared_expert_intermediate_size={shared} must be a multiple of {width}, an expert")
@@ -32,6 +31,7 @@ def keys(s: Settings) -> dict[str, Any]:
       "model.d_ff": s.take("intermediate_size"),
       "model.moe.first": step - 1,
       "model.moe.every": step,
+      "model.moe.dense_layers": tuple(s.take("mlp_only_layers", ())),
       "model.moe.num_shared_experts": shared // width,
       "model.moe.shared_gate": True,
     }
@@ -50,7 +50,7 @@ def settings(m: Config) -> dict[str, Any]:
       "qkv_bias": m.qkv_bias,
       "intermediate_size": m.d_ff,
       "decoder_sparse_step": m.moe.every,
-      "mlp_only_layers": [],
+      "mlp_only_layers": list(m.moe.dense_layers),
       "shared_expert_intermediate_size": m.moe.num_shared_experts * m.moe.d_ff,
     }
   )
