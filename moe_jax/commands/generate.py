@@ -25,6 +25,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from moe_jax.commands.config_file import expand
 from moe_jax.commands.flags import Flag, number, positional, take_flags
@@ -50,7 +51,7 @@ def _generate(args: Sequence[str]) -> int:
   if "prompt" in flags and "prompts" in flags:
     raise ConfigError("prompts", flags["prompts"], "there is a --prompt already; give one of both")
   prompts = _lines(flags["prompts"]) if "prompts" in flags else flags.get("prompt", "")
-  options = dict(
+  options: dict[str, Any] = dict(
     max_tokens=whole("max_tokens", flags.get("max_tokens", "128")),
     temperature=number("temperature", flags.get("temperature", "0")),
     top_k=whole("top_k", flags.get("top_k", "0"), low=0),

@@ -33,8 +33,8 @@ class _Rows(struct.PyTreeNode):
   """
 
   variables: Any
-  segment_ids: Int[Array, "B N"]
-  keys: UInt32[Array, "n 2"]
+  segment_ids: Int[Array, "B N"] | Int[np.ndarray, "B N"]
+  keys: UInt32[Array, "n 2"] | UInt32[np.ndarray, "n 2"]
   allowed: Bool[Array, "W"] | None
 
 
@@ -164,7 +164,7 @@ def _read(how: _How, rows: _Rows, cache, tokens: Int[Array, "B L"], index, **enc
     segment_ids,
     positions,
     train=False,
-    cached=Cached(index, rows.segment_ids),
+    cached=Cached(index, jnp.asarray(rows.segment_ids)),
     mutable=["cache"],
     **encoder,
   )

@@ -261,7 +261,7 @@ class Attention(nn.Module):
     cache (`cache.remember`).
     """
     window = self.options.sliding_window
-    if places is not None:
+    if places is not None and context.cached is not None:
       return visible_places(context.cached, context.segment_ids, places, window)
     if memory_segments is None:
       return visible(context.segment_ids, self.causal, window)
@@ -278,7 +278,7 @@ class Attention(nn.Module):
     """
     if self.options.position != "relative":
       return None
-    if places is None:
+    if places is None or context.cached is None:
       distance = context.positions[:, :, None] - context.positions[:, None, :]
     else:
       # One row stands for all, because it broadcasts.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,18 +16,6 @@ from moe_jax.run.text_model import TextModel, source_rows, text_model
 
 # How many tokens are drawn between two looks for a text to stop at.
 _AT_ONCE = 16
-
-
-@overload
-def generate(
-  run: str | os.PathLike | LoadedRun | TextModel, prompts: str, **options: Any
-) -> str: ...
-
-
-@overload
-def generate(
-  run: str | os.PathLike | LoadedRun | TextModel, prompts: Sequence[str], **options: Any
-) -> list[str]: ...
 
 
 def generate(

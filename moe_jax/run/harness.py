@@ -49,8 +49,9 @@ def evaluate_tasks(
   if folder is not None and not folder.is_dir():
     raise ConfigError("task_folder", str(folder), "there is no such folder; name one of task files")
   try:
-    import lm_eval
-    from lm_eval.tasks import TaskManager
+    # The extra is not installed where types are checked.
+    import lm_eval  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise ConfigError(
       "tasks",
@@ -85,7 +86,7 @@ def adapter(text: TextModel, batch_size: int = 8) -> Any:
     batch_size: The number of texts that are scored, or continued, at once.
   """
   # The harness is imported only here, because few users have it and its import takes seconds.
-  from lm_eval.api.model import LM
+  from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
 
   class Adapter(LM):
     """Answers the three kinds of requests of the harness."""
