@@ -11,11 +11,11 @@ from typing import Annotated
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from moe_jax.layers.attention import attend, rope, visible
 from moe_jax.layers.aux import LayerContext
-from moe_jax.layers.cache import remember, visible_places
+from moe_jax.layers.cache import Cached, remember, visible_places
 from moe_jax.layers.init import projection
 from moe_jax.layers.norms import RmsNorm
 from moe_jax.layers.rope_scaling import RopeOptions
@@ -99,7 +99,9 @@ class LatentAttention(nn.Module):
     q = q if self.rope.score_factor == 1 else q * self.rope.score_factor
     shared = rotated(self._down("key_rope", x, self.options.rope_dim)[:, :, None])  # [B, L, 1, R]
     if context.cached is not None:
-      mixed = self._from_cache(q * key_dim**-0.5, latent, shared[:, :, 0], context)
+      mixed = self._from_cache(
+        q * key_dim**-0.5, latent, shared[:, :, 0], context.cached, context.segment_ids
+      )
       return self._output(mixed, width)
     k = self._heads("key", latent, self.options.nope_dim)
     k = jnp.concatenate(
@@ -119,7 +121,8 @@ class LatentAttention(nn.Module):
     q: Float[Array, "B L H P"],
     latent: Float[Array, "B L R"],
     key_rope: Float[Array, "B L Q"],
-    context: LayerContext,
+    cached: Cached,
+    segment_ids: Int[Array, "B L"],
   ) -> Float[Array, "B L H U"]:
     """Returns what each head reads from the latents of these tokens and of those before them.
 
@@ -127,16 +130,15 @@ class LatentAttention(nn.Module):
       q: Queries, already scaled, whose rotated features come last.
       latent: The latents of the tokens.
       key_rope: The rotated features of their keys.
-      context: The places of the tokens, and their segments.
+      cached: The places of the tokens.
+      segment_ids: Their documents.
     """
-    cached = context.cached
-    assert cached is not None, "this method is called with a cache only"
     key, value = self._up("key", self.options.nope_dim), self._up("value", self.options.value_dim)
     kept, places = remember(self, cached, {"latent": latent, "key_rope": key_rope}, (None,))
     q_latent = jnp.einsum("blhp,rhp->blhr", q[..., : self.options.nope_dim], key)
     q = jnp.concatenate([q_latent, q[..., self.options.nope_dim :]], axis=-1)
     k = jnp.concatenate([kept["latent"], kept["key_rope"]], axis=-1)
-    mask = visible_places(cached, context.segment_ids, places)
+    mask = visible_places(cached, segment_ids, places)
     # All heads read one key, the latent with the rotated features, and one value, the latent.
     mixed = attend(q[:, :, None], k[:, :, None], kept["latent"][:, :, None], mask)[:, :, 0]
     return jnp.einsum("blhr,rhp->blhp", mixed, value)

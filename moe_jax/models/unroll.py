@@ -14,9 +14,7 @@ from moe_jax.models.language_model import LanguageModel
 from moe_jax.models.pattern import find_pattern
 
 
-def unroll(
-  model: LanguageModel | EncoderDecoder, variables: Mapping[str, Any]
-) -> tuple[nn.Module, dict[str, Any]]:
+def unroll(model: nn.Module, variables: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
   """Returns a model that computes the same function without `scan_layers`, and its variables.
 
   A scan copies the weights of each layer out of the stack before it uses them. In training, this is
@@ -24,7 +22,7 @@ def unroll(
   layer's experts, a token needs only K.
 
   Args:
-    model: Any model, with or without `scan_layers`.
+    model: A `LanguageModel` or an `EncoderDecoder`, with or without `scan_layers`.
     variables: Its variables. NumPy arrays are not copied; JAX arrays are.
   """
   params = dict(variables["params"])
@@ -36,6 +34,7 @@ def unroll(
     params["encoder"] = _layers_apart(params["encoder"], model.encoder_experts)
     params["decoder"] = _layers_apart(params["decoder"], model.decoder_experts)
   else:
+    assert isinstance(model, LanguageModel), "there are no other kinds of models"
     apart = model.clone(scan_layers=False)
     params = _layers_apart(params, model.has_experts if model.kinds is None else model.kinds)
   return apart, {**variables, "params": params}

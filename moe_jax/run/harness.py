@@ -49,6 +49,7 @@ def evaluate_tasks(
   if folder is not None and not folder.is_dir():
     raise ConfigError("task_folder", str(folder), "there is no such folder; name one of task files")
   try:
+    # The extra is not installed where types are checked.
     import lm_eval  # pyright: ignore[reportMissingImports]
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
   except ImportError as error:
