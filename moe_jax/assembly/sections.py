@@ -149,15 +149,29 @@ def default_config() -> ConfigDict:
   """Returns a config in which every key has its default."""
   config = ConfigDict()
   for dotted, key in KEYS.items():
-    section = _section(config, dotted.rpartition(".")[0])
-    # None has no type; the placeholder lets a float take its place.
-    section[key.name] = config_dict.placeholder(float) if key.optional else key.default
+    _section(config, dotted.rpartition(".")[0])[key.name] = _default(key)
   for dotted, functions in FUNCTIONS.items():
     section = _section(config, dotted)
     section.name = _FIRST_NAMES[dotted]
     for name, function in functions.items():
-      section[name] = {option: key.default for option, key in arguments(function).items()}
+      section[name] = {option: _default(key) for option, key in arguments(function).items()}
   return config
+
+
+def _default(key: Key) -> Any:
+  """Returns the default of a key. None has no type; the placeholder lets a float take its place."""
+  return config_dict.placeholder(float) if key.optional else key.default
+
+
+def optional_keys() -> set[str]:
+  """Returns the dotted keys whose value may be None, options of functions included."""
+  return {dotted for dotted, key in KEYS.items() if key.optional} | {
+    f"{section}.{name}.{option}"
+    for section, functions in FUNCTIONS.items()
+    for name, function in functions.items()
+    for option, key in arguments(function).items()
+    if key.optional
+  }
 
 
 def _section(config: Config, dotted: str) -> Config:

@@ -175,10 +175,10 @@ def _take_none(args: Sequence[str], config: Config) -> list[str]:
 
   ml_collections could not do it: it reads the text after = as a value of the key's type.
   """
-  from moe_jax.assembly.sections import KEYS
+  from moe_jax.assembly.sections import optional_keys
 
   rest = list(args)
-  for key in (name for name, key in KEYS.items() if key.optional):
+  for key in sorted(optional_keys()):
     flags = (f"--config.{key}", f"-config.{key}")
     # For each override of this key: its place, how many arguments it takes, and its value.
     overrides = []

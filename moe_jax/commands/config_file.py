@@ -33,7 +33,7 @@ def load_config(path: str) -> Config:
   """
   from moe_jax.assembly.sections import check_config
 
-  if (folder := expand("config", path)) and (folder / "config.json").is_file():
+  if _is_workdir(folder := expand("config", path)):
     from moe_jax.run.load import stored_config
 
     return stored_config(folder)
@@ -70,6 +70,14 @@ def load_config(path: str) -> Config:
       "configs/base.py)",
     ) from error
   return config
+
+
+def _is_workdir(folder: pathlib.Path) -> bool:
+  """Returns whether a folder holds the config of a run."""
+  try:
+    return (folder / "config.json").is_file()
+  except OSError:  # a name that is too long
+    return False
 
 
 def execute(file: pathlib.Path) -> types.ModuleType:

@@ -16,6 +16,7 @@ OF_SIZE = {
   "first",
   "every",
   "d_ff",
+  "dense_layers",
   "activation",
   "extra_ffn",
   "router",

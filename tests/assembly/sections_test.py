@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from moe_jax import assembly
-from moe_jax.assembly.sections import FUNCTIONS, KEYS, find_key, is_option
+from moe_jax.assembly.sections import FUNCTIONS, KEYS, find_key, is_option, optional_keys
 from moe_jax.errors import ConfigError
 from moe_jax.options import Bounds, Entries, arguments
 
@@ -76,8 +76,11 @@ def test_every_number_has_finite_bounds():
 def test_none_is_for_keys_whose_default_is_none():
   # Catches a None that would only fail in later arithmetic, and a declaration that does not allow
   # the None of its placeholder.
-  optional = {dotted for dotted, key in KEYS.items() if key.optional}
+  optional = optional_keys()
   assert {key for key, value in flat(config()).items() if value is None} == optional
+  assert "model.moe.capacity_factor" in optional
+  # An option of a dispatcher.
+  assert "model.moe.dispatcher.ragged_all_to_all.buffer_factor" in optional
 
 
 NUMBERS = [key for key in flat(config()) if bounds_of(key)]

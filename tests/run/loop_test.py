@@ -296,7 +296,7 @@ def test_a_step_that_draws_other_numbers_each_time_is_not_deterministic(
   # Catches a check that compares a state with itself, or that ignores the metrics.
   calls = []
 
-  def make(config, model, optimizer, schedule):
+  def make(config, model, optimizer, schedule, teacher):
     def update(state, batch):
       calls.append(1)
       return state, {"loss": jnp.float32(len(calls) if noisy else 1)}
