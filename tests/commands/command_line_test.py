@@ -62,6 +62,10 @@ def test_none_on_the_command_line(tmp_path):
     ).capacity_factor
     == 1.25
   )
+  # Options of dispatchers and routers are keys, too.
+  factor = "--config.model.moe.dispatcher.ragged_all_to_all.buffer_factor"
+  assert parse(f"{factor}=1.5").dispatcher.ragged_all_to_all.buffer_factor == 1.5
+  assert parse(f"{factor}=1.5", f"{factor}=None").dispatcher.ragged_all_to_all.buffer_factor is None
 
 
 ALL = sorted(command_line._keys(commands.load_config("configs/base.py")))
