@@ -28,9 +28,9 @@ from moe_jax.hlo.flops import hlo_matmul_flops
 PAGE = pathlib.Path(__file__).with_name("README.md")
 RESULTS = pathlib.Path(__file__).with_name("compiled.json")
 CHIPS = {
-  "v4": "v4:1x1x1",
+  "v4": "v4:2x2x1",
   "v5e": "v5e:1x1",
-  "v5p": "v5p:1x1x1",
+  "v5p": "v5p:2x2x1",
   "v6e": "v6e:1x1",
   "h100": "h100:1x1",
 }
