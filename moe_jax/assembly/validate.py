@@ -63,9 +63,10 @@ def validate(config: Config, num_devices: int | None = None) -> None:
       if layer_model.moe.num_experts and kind(entry or "moe") == "moe":
         _validate_experts(config, layer_model)
   _validate_batch(config)
-  # `optimizers.make` would find an unknown name, too, but only after a workdir has been claimed.
+  # The optimizer would find these mistakes, too, but only after a workdir has been claimed.
   if config.optimizer.freeze:
     optimizers.frozen(nn.unbox(abstract_variables(config, 1)["params"]), config.optimizer.freeze)
+  optimizers.check_free_experts(config.optimizer.freeze_experts, config.model.moe.num_experts)
   _validate_mesh(config, num_devices)
 
 

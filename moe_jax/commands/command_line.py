@@ -160,6 +160,11 @@ def _take_preset(args: Sequence[str], config: Config) -> list[str]:
   """Writes the presets of `--config.model.moe=NAME` into the config; returns what is left."""
   from moe_jax import assembly
 
+  # A dense model takes no preset, and an override may give it experts.
+  for arg in args:
+    flag, _, value = arg.partition("=")
+    if flag.lstrip("-") == f"{PRESET}.num_experts" and value.isdecimal() and len(value) < 9:
+      config.model.moe.num_experts = int(value)
   rest = []
   for arg in args:
     flag, _, name = arg.partition("=")

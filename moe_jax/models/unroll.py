@@ -1,4 +1,4 @@
-"""The same model with every layer apart, so that decoding reads weights and caches in place."""
+"""Takes the layers of a model apart, so that decoding reads weights and caches in place."""
 
 from __future__ import annotations
 

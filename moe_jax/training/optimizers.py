@@ -347,13 +347,23 @@ def make(o: OptimizerOptions, steps: int) -> tuple[optax.GradientTransformation,
   return optax.chain(*freeze, *clip, optimizer, *freeze), schedule
 
 
-def _without_experts(updates: PyTree, params: PyTree, count: int) -> PyTree:
-  """Returns the updates with 0 for the first `count` experts and for their columns of the router.
+def check_free_experts(frozen_experts: int, num_experts: int) -> None:
+  """Raises ConfigError if experts are frozen, and no other expert is left that trains.
 
-  Raises:
-    ConfigError: If no layer has more experts than that.
+  Args:
+    frozen_experts: `optimizer.freeze_experts`.
+    num_experts: The number of experts of a layer.
   """
-  found = []
+  if frozen_experts and frozen_experts >= num_experts:
+    raise ConfigError(
+      "optimizer.freeze_experts",
+      frozen_experts,
+      f"must be below the number of experts, {num_experts}, or no expert would train",
+    )
+
+
+def _without_experts(updates: PyTree, params: PyTree, count: int) -> PyTree:
+  """Returns the updates with 0 for the first `count` experts and their columns of the router."""
 
   def masked(path, leaf):
     names = keys(path)
@@ -364,18 +374,10 @@ def _without_experts(updates: PyTree, params: PyTree, count: int) -> PyTree:
       axis = leaf.ndim - 1
     else:
       return leaf
-    found.append(leaf.shape[axis])
     is_free = jnp.arange(leaf.shape[axis]) >= count
     return leaf * jnp.expand_dims(is_free, [i for i in range(leaf.ndim) if i != axis])
 
-  updates = jax.tree_util.tree_map_with_path(masked, updates)
-  if count >= max(found, default=0):
-    raise ConfigError(
-      "optimizer.freeze_experts",
-      count,
-      f"must be below the number of experts, {max(found, default=0)}, or nothing would train",
-    )
-  return updates
+  return jax.tree_util.tree_map_with_path(masked, updates)
 
 
 def frozen(params: PyTree, names: Sequence[str]) -> PyTree:

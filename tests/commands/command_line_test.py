@@ -41,6 +41,21 @@ def test_routing_presets_on_the_command_line(tmp_path, capfd):
   assert "model.moe='': known: " in capfd.readouterr().err
 
 
+def test_a_preset_for_a_dense_model_that_gets_experts(tmp_path):
+  # Catches a preset that is refused although the same command gives the model experts, and experts
+  # whose number is that of the preset.
+  def experts(*extra):
+    dense = commands.parse(
+      ["train", "--config=dense_baseline:quickstart", f"--workdir={tmp_path}/run", *extra]
+    )
+    return dense.config.model.moe
+
+  moe = experts("--config.model.moe=llama_moe", "--config.model.moe.num_experts=4")
+  assert moe.num_experts == 4 and moe.gate_network == "tanh"
+  with pytest.raises(ConfigError, match="the config's model is dense"):
+    experts("--config.model.moe=llama_moe")
+
+
 def test_none_on_the_command_line(tmp_path):
   # Catches a placeholder that has no way back to None, and a None that wins against what is said
   # after it.
