@@ -164,7 +164,7 @@ def _take_preset(args: Sequence[str], config: Config) -> list[str]:
   for arg in args:
     flag, _, value = arg.partition("=")
     if flag.lstrip("-") == f"{PRESET}.num_experts" and value.isdecimal() and len(value) < 9:
-      config.model.moe.num_experts = int(value)
+      _branch(config, "model.moe.num_experts").num_experts = int(value)
   rest = []
   for arg in args:
     flag, _, name = arg.partition("=")

@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Float
 
 from moe_jax.dispatch.expert_function import ExpertFunction
-from moe_jax.dispatch.expert_mesh import over_mesh, own_experts
+from moe_jax.dispatch.expert_mesh import Exchange, Local, over_mesh, own_experts
 from moe_jax.dispatch.grouped import alone, apply_grouped, drop_groups, known_platform
 from moe_jax.routing.plan import RoutingPlan
 
@@ -46,10 +46,25 @@ def all_gather(
   """
   known_platform(platform)
 
+  def apply(plan, x, experts):
+    return apply_grouped(plan, x, experts, platform)
+
+  return over_mesh(alone(capacity, platform), exchange_tokens(capacity, apply), plan, x, experts)
+
+
+def exchange_tokens(capacity: int | None, apply: Local) -> Exchange:
+  """Returns the computation of one device that gathers all tokens and scatters the sums.
+
+  Args:
+    capacity: The number of slots per expert and group, C. None means dropless.
+    apply: Applies the experts of the device to tokens, given a plan of these experts alone.
+  """
+
   def exchange(plan, x, experts, ways):
+    del ways
     collect = functools.partial(jax.lax.all_gather, axis_name="expert", tiled=True)
     plan, x = jax.tree.map(collect, (drop_groups(plan, capacity), x))
-    y = apply_grouped(own_experts(plan, experts.num_experts), x, experts, platform)
+    y = apply(own_experts(plan, experts.num_experts), x, experts)
     return jax.lax.psum_scatter(y, "expert", tiled=True)
 
-  return over_mesh(alone(capacity, platform), exchange, plan, x, experts)
+  return exchange

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from moe_jax.dispatch.all_gather import exchange_tokens
 from moe_jax.dispatch.capacity import by_expert
 from moe_jax.dispatch.expert_function import ExpertFunction
-from moe_jax.dispatch.expert_mesh import over_mesh, own_experts
+from moe_jax.dispatch.expert_mesh import over_mesh
 from moe_jax.dispatch.grouped import drop_groups, flatten, known_platform
 from moe_jax.routing.plan import RoutingPlan
 
@@ -52,17 +51,13 @@ def few_tokens(
   """
   known_platform(platform)
 
+  def apply(plan, x, experts):
+    return _apply_chosen(plan, x, experts, platform)
+
   def alone(plan, x, experts):
-    return _apply_chosen(drop_groups(plan, capacity), x, experts, platform)
+    return apply(drop_groups(plan, capacity), x, experts)
 
-  def exchange(plan, x, experts, ways):
-    del ways
-    collect = functools.partial(jax.lax.all_gather, axis_name="expert", tiled=True)
-    plan, x = jax.tree.map(collect, (drop_groups(plan, capacity), x))
-    y = _apply_chosen(own_experts(plan, experts.num_experts), x, experts, platform)
-    return jax.lax.psum_scatter(y, "expert", tiled=True)
-
-  return over_mesh(alone, exchange, plan, x, experts)
+  return over_mesh(alone, exchange_tokens(capacity, apply), plan, x, experts)
 
 
 def _apply_chosen(
