@@ -372,7 +372,8 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path):
     tmp_path,
     model__dropout=0.1,
     model__moe__jitter=0.01,
-    model__moe__bias_update_rate=0.01,
+    model__moe__balancing__rule="sign",
+    model__moe__balancing__rate=0.01,
     model__moe__dispatcher__name="grouped",
   )[1:]
   elsewhere = [arg.replace(str(tmp_path / "run"), str(tmp_path / "whole")) for arg in argv]

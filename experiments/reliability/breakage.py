@@ -115,6 +115,35 @@ def batches_are_garbage() -> None:
   data.train_iterator = lambda *arguments, **options: Garbage(real(*arguments, **options))
 
 
+def batches_are_absent() -> None:
+  """Leaves out the batches that a run with `batches_are_garbage` skips, without any poison.
+
+  The guard goes back from step LATE + 1 to step 150 and skips the 51 batches since. The next two
+  are poisoned, too, so that it goes back again and skips them.
+  """
+  from moe_jax import data
+
+  real = data.train_iterator
+
+  class Absent:
+    """An iterator that leaves them out."""
+
+    def __init__(self, iterator):
+      self._iterator, self._read = iterator, 0
+
+    def __next__(self):
+      if self._read == 150:
+        for _ in range(53):
+          next(self._iterator)
+      self._read += 1
+      return next(self._iterator)
+
+    def __getattr__(self, name):
+      return getattr(self._iterator, name)
+
+  data.train_iterator = lambda *arguments, **options: Absent(real(*arguments, **options))
+
+
 def corpus_vanishes() -> None:
   """Deletes the files of the first source, `text:FOLDER/*.txt`, after some batches were read."""
   from moe_jax import data

@@ -16,6 +16,7 @@ import functools
 import json
 import pathlib
 import shutil
+import statistics
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -43,11 +44,11 @@ GUARD = {
   "train__guard__max_rollbacks": 2,
 }
 SKIP = {"train__guard__skip_nonfinite": True}
-# The most by which the mean of the final losses may exceed that of the clean runs, relatively. One
-# run does not suffice: a run that skips batches sees others than the clean run, and the losses of
+# The most by which the mean of the final losses may exceed that of the clean runs, relatively. Few
+# runs do not suffice: a run that skips batches sees others than the clean run, and the losses of
 # such small runs then differ by several percent in either direction.
 CLOSE = 0.02
-SEEDS = range(5)
+SEEDS = range(10)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,10 +371,24 @@ def disk(lab: Lab) -> dict[str, Any] | None:
 
 
 def close_to_clean(
-  lab: Lab, name: str, patch: Callable[[], None], guard: dict[str, Any]
+  lab: Lab,
+  name: str,
+  patch: Callable[[], None],
+  guard: dict[str, Any],
+  twin: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-  """Compares long runs that are broken in the middle with the clean runs of the same seeds."""
-  told, values = [], []
+  """Compares long runs that are broken in the middle with the clean runs of the same seeds.
+
+  Args:
+    lab: The place of the runs.
+    name: The name of the row.
+    patch: What breaks the runs.
+    guard: The keys of the guard.
+    twin: What makes an unbroken run read the same batches, for a guard that skips some. The broken
+      runs must then end with the bits of these runs: a comparison with the clean runs alone could
+      not tell a fault from the luck of other batches.
+  """
+  told, values, same = [], [], []
   for seed in SEEDS:
     workdir = lab.home / f"{name.replace(' ', '_')}_{seed}"
     code, printed = lab.run(workdir, patch, **LONG | guard, seed=seed)
@@ -385,16 +400,30 @@ def close_to_clean(
         if line.startswith(("warning:", "error:"))
       ]
     )
+    if twin is not None:
+      other = pathlib.Path(f"{workdir}_twin")
+      lab.run(other, twin, **LONG, seed=seed)
+      same.append(code == 0 and small.sha256(workdir) == small.sha256(other))
   # A single difference may be below 0, because the two runs have not seen the same batches.
   differences = [value / clean - 1 for value, clean in zip(values, lab.clean, strict=True)]
   mean = sum(differences) / len(differences)
+  error = statistics.stdev(differences) / len(differences) ** 0.5
+  words = (
+    f"{mean:+.1%} bits per byte against the clean runs, the mean of {len(SEEDS)} seeds with a "
+    f"standard error of {error:.1%} "
+    f"({', '.join(f'{difference:+.1%}' for difference in differences)})"
+  )
+  if twin is not None:
+    words = (
+      f"same bits as a run that never reads the skipped batches and the poison, in {sum(same)} of "
+      f"{len(same)} seeds; {words}"
+    )
   return {
     "name": name,
-    "happened": f"{mean:+.1%} bits per byte against the clean runs, the mean of {len(SEEDS)} seeds "
-    f"({', '.join(f'{difference:+.1%}' for difference in differences)})",
+    "happened": words,
     "lost": "nothing",
     "told": " ".join(told[0]).replace(str(lab.home), "…"),
-    "good": mean <= CLOSE and all(told),
+    "good": all(told) and mean <= CLOSE and (twin is None or all(same)),
   }
 
 
@@ -434,15 +463,21 @@ def action(options: argparse.Namespace) -> int:
     fault.name: functools.partial(row, fault, number=number) for number, fault in enumerate(FAULTS)
   }
   jobs["the disk is full"] = disk
-  for name, patch, changes in (
+  for name, patch, changes, twin in (
     (
       "NaN in one expert's gradient at step 200 of 300, skipped",
       breakage.late_gradient_is_nan,
       SKIP,
+      None,
     ),
-    ("four poisoned batches at step 200 of 300, rolled back", breakage.batches_are_garbage, GUARD),
+    (
+      "four poisoned batches at step 200 of 300, rolled back",
+      breakage.batches_are_garbage,
+      GUARD,
+      breakage.batches_are_absent,
+    ),
   ):
-    jobs[name] = functools.partial(close_to_clean, name=name, patch=patch, guard=changes)
+    jobs[name] = functools.partial(close_to_clean, name=name, patch=patch, guard=changes, twin=twin)
   chosen = [job for name, job in jobs.items() if options.only in name]
   if not chosen:
     raise ConfigError(

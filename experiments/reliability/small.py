@@ -34,7 +34,7 @@ KEYS: Mapping[str, Any] = {
   "model.moe.num_experts": 4,
   "model.moe.dispatcher.name": "einsum",
   "model.moe.jitter": 0.01,
-  "model.moe.bias_update_rate": 0.001,
+  "model.moe.balancing.rule": "sign",
   "model.dropout": 0.1,
   "data.seq_len": 32,
   "data.threads": 1,

@@ -198,6 +198,6 @@ def _loss_words(m: Config) -> str:
     )
   if "importance" in weights:
     words.append(f"importance of {m.moe.importance_of}")
-  if m.moe.bias_update_rate:
-    words.append(f"bias step {m.moe.bias_update_rate:g}")
+  if m.moe.balancing.rule != "none":
+    words.append(f"a bias moved by the rule {m.moe.balancing.rule}")
   return ", ".join([*words, f"{m.moe.layer_reduce} over layers"]) if words else "none"

@@ -6,7 +6,7 @@ config.
 
 from moe_jax.assembly.bind import bind
 from moe_jax.assembly.experts import (
-  bias_update_rate,
+  balance,
   check_decoding,
   loss_weights,
   names_of_layers_with_experts,
@@ -25,7 +25,7 @@ __all__ = [
   "FAMILIES",
   "PRESETS",
   "abstract_variables",
-  "bias_update_rate",
+  "balance",
   "bind",
   "check_decoding",
   "fixed_vocab_size",

@@ -26,7 +26,8 @@ from moe_jax.layers import (
 )
 from moe_jax.models import moe_layers
 from moe_jax.options import Config
-from moe_jax.routing import ROUTERS, Leak, RoutingContext, RoutingPlan
+from moe_jax.routing import ROUTERS, Leak, RoutingContext, RoutingPlan, balancing
+from moe_jax.routing.balancing import BalancingOptions
 
 
 def moe_layer(m: Config, dense: functools.partial, platform: str) -> functools.partial:
@@ -67,6 +68,7 @@ def moe_layer(m: Config, dense: functools.partial, platform: str) -> functools.p
     capacity=capacity_options(e, router),
     losses=LossOptions.of(e),
     facts=_facts(e, router),
+    observe=_observe(e, router),
     shared_gate=e.shared_gate,
     **common,
   )
@@ -271,6 +273,29 @@ def moe_loss_weights(m: Config) -> dict[str, float]:
   return LossOptions.of(m.moe).weights if routed else {}
 
 
-def bias_update_rate(config: Config) -> float:
-  """Returns the step size of the loss-free balancing bias, or 0 if there is no such bias."""
-  return config.model.moe.bias_update_rate if any(has_experts(config.model)) else 0.0
+def balancing_options(m: Config) -> BalancingOptions:
+  """Returns how a bias balances the experts of config.model. A dense model has no rule."""
+  return BalancingOptions.of(m.moe.balancing) if any(has_experts(m)) else BalancingOptions()
+
+
+def balance(config: Config) -> Callable[[balancing.State, balancing.Sums], balancing.State] | None:
+  """Returns the function from router state and a batch's sums to the next router state.
+
+  It is None if no bias balances the experts.
+  """
+  options = balancing_options(config.model)
+  return functools.partial(balancing.update, options=options) if options.chosen else None
+
+
+def _observe(e: Config, router: functools.partial) -> Callable[..., dict[str, jax.Array]] | None:
+  """Returns what notes for the rule of balancing how a layer's scores are, or None if nothing."""
+  options = BalancingOptions.of(e.balancing)
+  biased = ROUTERS[e.router["name"]].biased
+  if options.chosen is None or options.chosen.observe is None or biased is None:
+    return None
+  return functools.partial(
+    balancing.observe,
+    scores=functools.partial(biased, **router.keywords),
+    k=option(router, "k"),
+    options=options,
+  )

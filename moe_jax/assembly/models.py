@@ -14,6 +14,7 @@ from ml_collections import FrozenConfigDict
 
 from moe_jax import data, sharding
 from moe_jax.assembly.experts import (
+  balancing_options,
   encoder_layers,
   encoder_model,
   group_tokens,
@@ -171,10 +172,10 @@ def _dense_ffn(m: Config, output_scale: float) -> functools.partial:
 
 def _of_every_family(m: Config) -> dict[str, Any]:
   """Returns the fields that all model classes have."""
-  biased = any(has_experts(m)) and m.moe.bias_update_rate
   return dict(
     d_model=m.d_model,
-    num_biased_experts=m.moe.num_experts if biased else 0,
+    num_experts=m.moe.num_experts,
+    balancing_state=balancing_options(m).state,
     embed_scale=m.embed_scale,
     tied_embeddings=m.tied_embeddings,
     dtype=DTYPES[m.dtype],

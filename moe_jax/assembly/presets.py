@@ -178,7 +178,8 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
       "routed_scale": 2.5,
       "balance_loss": 1e-4,
       "balance_scores": "sigmoid",
-      "bias_update_rate": 0.001,
+      "balancing.rule": "sign",
+      "balancing.rate": 0.001,
     },
   ),
 }
@@ -211,8 +212,7 @@ def use_preset(config: Config, name: str) -> None:
   # The hidden width of a token's experts together, which the preset keeps.
   width = e.d_ff * (experts_a_token(m, length) + e.num_shared_experts)
   with e.unlocked():
-    for key, value in (NEUTRAL | keys).items():
-      e[key] = value
+    e.update_from_flattened_dict(NEUTRAL | keys)
     section: Config = ConfigDict(
       {"name": router} | {each: dict(one.options) for each, one in ROUTERS.items()}
     )

@@ -39,6 +39,7 @@ from moe_jax.options import (
   option,
 )
 from moe_jax.routing import ROUTERS, Router
+from moe_jax.routing.balancing import BalancingOptions
 from moe_jax.sharding import MeshOptions, ShardingOptions
 from moe_jax.training.distill import TeacherOptions
 from moe_jax.training.guard import GuardOptions
@@ -93,6 +94,7 @@ SECTIONS: Mapping[str, tuple[type[Options], ...]] = {
   "model.latent": (LatentOptions,),
   "model.rope": (RopeOptions,),
   "model.moe": (ExpertOptions, GateOptions, GroupOptions, CapacityOptions, LossOptions),
+  "model.moe.balancing": (BalancingOptions,),
   "data": (DataOptions,),
   "optimizer": (OptimizerOptions,),
   "train": (TrainOptions,),
@@ -119,8 +121,9 @@ _ROUTERS_OF_THE_PACKAGE = frozenset(ROUTERS)
 _FIRST_NAMES = {"model.moe.router": "top_k", "model.moe.dispatcher": "grouped"}
 # What a routing preset writes where its paper says nothing: key of model.moe -> value.
 NEUTRAL: Mapping[str, Any] = {
-  name: key.neutral
-  for each in SECTIONS["model.moe"]
+  f"{prefix}{name}": key.neutral
+  for section, prefix in (("model.moe", ""), ("model.moe.balancing", "balancing."))
+  for each in SECTIONS[section]
   for name, key in keys(each).items()
   if key.preset
 }

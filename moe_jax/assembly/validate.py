@@ -13,6 +13,7 @@ from flax import linen as nn
 from moe_jax import sharding
 from moe_jax.assembly.bind import bind
 from moe_jax.assembly.experts import (
+  balancing_options,
   group_tokens,
   has_experts,
   looks_ahead,
@@ -32,6 +33,7 @@ from moe_jax.errors import ConfigError, choose
 from moe_jax.experts import ACTIVATIONS
 from moe_jax.options import Bounds, Config
 from moe_jax.routing import ROUTERS
+from moe_jax.routing.balancing import BalancingOptions
 from moe_jax.routing.token_choice import PRIORITIES
 from moe_jax.sharding.mesh import MOST_DEVICES
 from moe_jax.training import optimizers
@@ -300,13 +302,17 @@ def _validate_experts(config: Config, m: Config) -> None:
       e.shared_gate,
       "there is no shared expert to gate; must be False, or set num_shared_experts",
     )
-  if e.soft_slots and (e.bias_update_rate or e.shared_gate):
-    key = "bias_update_rate" if e.bias_update_rate else "shared_gate"
-    raise ConfigError(
-      f"model.moe.{key}",
-      e[key],
-      f"Soft MoE (soft_slots={e.soft_slots}) has none; must be {type(e[key])()}",
-    )
+  if e.soft_slots:
+    for key, value, none in (
+      ("balancing.rule", e.balancing.rule, "none"),
+      ("shared_gate", e.shared_gate, False),
+    ):
+      if value != none:
+        raise ConfigError(
+          f"model.moe.{key}",
+          value,
+          f"Soft MoE (soft_slots={e.soft_slots}) has none; must be {none}",
+        )
   if not e.soft_slots:
     for length in _lengths(config).values():
       trace_router(e, group_tokens(e, length))
@@ -384,18 +390,35 @@ def _validate_balancing(m: Config, name: str) -> None:
       "must be above 0 with the router "
       "strictly_balanced, which learns its thresholds by it, and 0 with all others",
     )
-  if e.bias_update_rate and not ROUTERS[name].reads_bias:
-    biased = [each for each, router in ROUTERS.items() if router.reads_bias]
+  if e.balancing.rule != "none" and ROUTERS[name].biased is None:
+    biased = [each for each, router in ROUTERS.items() if router.biased]
     raise ConfigError(
-      "model.moe.bias_update_rate",
-      e.bias_update_rate,
-      f"{name} reads no bias; must be 0, or use one of {', '.join(biased)}",
+      "model.moe.balancing.rule",
+      e.balancing.rule,
+      f"{name} reads no bias; must be 'none', or use one of {', '.join(biased)}",
+    )
+  rule = BalancingOptions.of(e.balancing).chosen
+  k = option(router_of(e), "k")
+  if rule is not None and rule.observe is not None and k is not None and k >= e.num_experts:
+    raise ConfigError(
+      "model.moe.balancing.rule",
+      e.balancing.rule,
+      f"compares chosen experts with others, and each token takes all {e.num_experts}; must be "
+      "'none', because all experts get the same",
     )
 
 
 def _validate_batch(config: Config) -> None:
-  """Checks that microbatches and routing groups divide the batch."""
+  """Checks that microbatches and routing groups divide the batch, and what they rule out."""
   t, e = config.train, config.model.moe
+  rule = balancing_options(config.model).chosen
+  if rule is not None and not rule.adds_up and t.accumulate_steps > 1:
+    raise ConfigError(
+      "model.moe.balancing.rule",
+      e.balancing.rule,
+      f"sorts the whole batch at once, which train.accumulate_steps={t.accumulate_steps} cuts into "
+      "microbatches; use quantile_histogram, or set train.accumulate_steps=1",
+    )
   if t.batch_size % t.accumulate_steps:
     raise ConfigError(
       "train.accumulate_steps", t.accumulate_steps, f"must divide batch_size={t.batch_size}"

@@ -86,7 +86,8 @@ def _names(
   collection, *parts = path
   if collection == "router_state":
     (kinds,) = stacks.values()
-    return tuple(f"layer_{i}/{BIAS}" for i, experts in enumerate(kinds) if experts), True
+    name = BIAS if parts == ["bias"] else f"balancing_{parts[0]}"
+    return tuple(f"layer_{i}/{name}" for i, experts in enumerate(kinds) if experts), True
   stack = f"{parts[0]}/"
   if stack in stacks:
     parts = parts[1:]

@@ -79,6 +79,8 @@ class MoeLayer(nn.Module):
       the capacity. None means that nothing is.
     losses: Options that say which auxiliary losses are reported, and what they count.
     facts: What these losses must know about the router.
+    observe: (logits [G, S, E], bias [E], valid [G, S]) -> what the rule of loss-free balancing must
+      know about them, which is added to `Aux.sums` in training. None means nothing.
     learned: Fields of `RoutingContext` that the layer learns for the router; see `Router.learned`.
     router_groups: Number N of groups of experts, for a hierarchical router.
     shared: Makes the dense FFN that every token visits; None means that there is none.
@@ -101,6 +103,7 @@ class MoeLayer(nn.Module):
   buffer_factor: float | None = None
   losses: LossOptions = LossOptions()
   facts: RouterFacts = RouterFacts()
+  observe: Callable[..., dict[str, Array]] | None = None
   learned: tuple[str, ...] = ()
   router_groups: int = 1
   shared: Callable[..., nn.Module] | None = None
@@ -184,8 +187,11 @@ class MoeLayer(nn.Module):
       y += self._shared(self.shared, x, context)
     kept = fit_buffers(jax.vmap(lambda p: drop_overflow(p, capacity))(plan), buffer_factor)
     tokens = None if context.micro is None else context.micro.tokens
+    sums = metrics.sums(logits, plan, kept, valid)
+    if self.observe is not None and context.train and routing.bias is not None:
+      sums |= self.observe(logits, routing.bias, valid)
     aux = measured(
-      metrics.sums(logits, plan, kept, valid),
+      sums,
       losses=auxiliary_losses(
         self.losses, self.facts, logits, plan, router_context, tokens, routing.shares
       ),

@@ -5,7 +5,7 @@ from moe_jax.models.encoder_decoder import EncoderDecoder, Tower
 from moe_jax.models.language_model import LanguageModel
 from moe_jax.models.lstm import lstm_block
 from moe_jax.models.pattern import find_pattern, moe_layers
-from moe_jax.models.stack import LAYER_REDUCE, REMAT, update_router_state
+from moe_jax.models.stack import LAYER_REDUCE, REMAT
 from moe_jax.models.transformer import transformer_block
 from moe_jax.models.unroll import unroll
 
@@ -23,5 +23,4 @@ __all__ = [
   "sublayer_block",
   "transformer_block",
   "unroll",
-  "update_router_state",
 ]

@@ -82,8 +82,9 @@ class EncoderDecoder(nn.Module):
       to the encoder's output.
     target_vocab_size: Vocabulary size of a separate embedding for the target (GShard has 64k and
       32k entries). 0 means that source and target share one embedding.
-    num_biased_experts: E where routing is balanced by a bias, which is kept in the collection
-      "router_state"; otherwise 0.
+    num_experts: Number of experts E of each layer that has some.
+    balancing_state: Names of the arrays [Lm, E] of loss-free balancing, which are kept in the
+      collection "router_state". Without any, there is no bias.
     embed_scale: Whether the embedding's rows are multiplied by sqrt(D) on the way in; see above.
     tied_embeddings: Whether the output projection is the target's embedding.
     dtype: Dtype of the activations. Parameters are float32.
@@ -99,7 +100,8 @@ class EncoderDecoder(nn.Module):
   encoder: Factory
   decoder: Factory
   target_vocab_size: int = 0
-  num_biased_experts: int = 0
+  num_experts: int = 0
+  balancing_state: Sequence[str] = ()
   embed_scale: bool = True
   tied_embeddings: bool = True
   dtype: DTypeLike = jnp.float32

@@ -46,8 +46,9 @@ class LanguageModel(nn.Module):
     final_norm: Makes the normalisation before the logits; None means that there is none.
     bias_table: Makes the one table of relative biases that all layers share, as a parameter of the
       module that it is given. None means that each layer has its own table, or that there is none.
-    num_biased_experts: E where routing is balanced by a bias, which is kept in the collection
-      "router_state"; otherwise 0.
+    num_experts: Number of experts E of each layer that has some.
+    balancing_state: Names of the arrays [Lm, E] of loss-free balancing, which are kept in the
+      collection "router_state". Without any, there is no bias.
     embed_scale: Whether the embedding's rows are multiplied by sqrt(D) on the way in.
     tied_embeddings: Whether the output projection is the embedding.
     dropout: Probability of dropout on the embedding's output.
@@ -65,7 +66,8 @@ class LanguageModel(nn.Module):
   kinds: Sequence[Hashable] | None = None
   final_norm: Factory | None = None
   bias_table: Callable[[nn.Module], Array] | None = None
-  num_biased_experts: int = 0
+  num_experts: int = 0
+  balancing_state: Sequence[str] = ()
   embed_scale: bool = True
   tied_embeddings: bool = True
   dropout: float = 0.0

@@ -10,7 +10,6 @@ from moe_jax.layers import NORMS
 from moe_jax.models.stack import LAYER_REDUCE, REMAT
 from moe_jax.options import (
   EXPERTS,
-  NOT_NEGATIVE,
   OPTIONAL_WIDTH,
   PROBABILITY,
   WIDTH,
@@ -146,11 +145,6 @@ class ExpertOptions(Options):
   )
   layer_reduce: Annotated[str, OneOf(LAYER_REDUCE)] = option(
     "mean", "How the auxiliary losses of all layers become one.", neutral="mean"
-  )
-  bias_update_rate: Annotated[float, NOT_NEGATIVE] = option(
-    0.0,
-    "Step of the bias of loss-free balancing (DeepSeek-V3); 0 means that there is no bias.",
-    neutral=0.0,
   )
   allow_noncausal_routing: bool = option(
     False, "Accepts routers that see later tokens, with which a causal model is no longer causal."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -150,46 +150,26 @@ def _repeats(
 
 
 def balancing_bias(
-  module: nn.Module, num_layers: int, num_experts: int
+  module: nn.Module, num_layers: int, num_experts: int, state: Sequence[str]
 ) -> Float[Array, "Lm E"] | None:
   """Returns the bias that loss-free balancing adds to the experts' scores, for each layer.
 
-  It is a variable of `module` in the collection "router_state" and starts at 0.
+  It is a variable of `module` in the collection "router_state", as is what the rule that moves it
+  has to remember (`routing/balancing.py`). All start at 0.
 
   Args:
-    module: The module that owns the variable. The call must come from one of its compact methods.
+    module: The module that owns the variables. The call must come from one of its compact methods.
     num_layers: Number of layers with experts, Lm.
-    num_experts: Number of experts E. 0 means that there is no bias, and the result is None.
+    num_experts: Number of experts E.
+    state: Names of the variables, "bias" and the rule's memory; without any, the result is None.
   """
-  if not num_experts:
-    return None
-  return module.variable(
-    "router_state", "bias", jnp.zeros, (num_layers, num_experts), jnp.float32
-  ).value
-
-
-def update_router_state(
-  router_state: Mapping[str, Array], assigned: Int[Array, "Lm E"], rate: float
-) -> Mapping[str, Array]:
-  """Returns the state after one step of loss-free balancing (arXiv 2408.15664, Algorithm 1).
-
-      b += rate * sign(mean load - load)
-
-  Args:
-    router_state: The collection "router_state": {"bias": [Lm, E]}. An empty one stays empty.
-    assigned: Number of assignments of the whole batch to each expert, over all devices and
-      microbatches. Because counts are exact, an expert of mean load keeps its bias, whereas shares
-      would round to either side of their mean.
-    rate: The step size u, in units of probability.
-  """
-  if not router_state:
-    return router_state
-  # The difference mean - count has the sign of (whole part of the mean) - count or, if this is 0,
-  # the sign of the rest of the division. Products of counts and E, and counts in float32, could be
-  # too large to be exact.
-  whole, rest = jnp.divmod(jnp.sum(assigned, axis=-1, keepdims=True), assigned.shape[-1])
-  sign = jnp.sign(whole - assigned) + ((whole == assigned) & (rest > 0))
-  return {"bias": router_state["bias"] + rate * sign}
+  variables = {
+    name: module.variable(
+      "router_state", name, jnp.zeros, (num_layers, num_experts), jnp.float32
+    ).value
+    for name in state
+  }
+  return variables.get("bias")
 
 
 def layer_salts(seed: int | Int[Array, ""], num_layers: int) -> UInt32[Array, "Lm"]:
@@ -212,13 +192,13 @@ def outside_routing(
   whether or not they are scanned.
 
   Args:
-    model: A model with the fields `has_experts`, `num_biased_experts` and `seed`.
+    model: A model with the fields `has_experts`, `num_experts`, `balancing_state` and `seed`.
     stored: Plans to follow, with a leading axis over the layers with experts.
     micro: The place of a microbatch in its batch, which has the f of the whole batch.
   """
   layers = sum(model.has_experts)
   return LayerRouting(
-    balancing_bias(model, layers, model.num_biased_experts),
+    balancing_bias(model, layers, model.num_experts, model.balancing_state),
     stored,
     shares=micro.shares if micro else {},
     salt=layer_salts(model.seed, layers),

@@ -10,7 +10,14 @@ from moe_jax.routing.groups import check_groups, limit_to_groups
 from moe_jax.routing.options import Count, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
-from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, select, token_choice
+from moe_jax.routing.token_choice import (
+  PRIORITIES,
+  leak,
+  log_odds,
+  probabilities,
+  select,
+  token_choice,
+)
 
 
 def device_limited(
@@ -91,4 +98,4 @@ _GATE_NORMS = {
 }
 
 
-ROUTER = Router(device_limited, leak, reads_bias=True)
+ROUTER = Router(device_limited, leak, biased=probabilities)

@@ -106,4 +106,9 @@ def keep_top_k(
   return expert, jax.nn.softmax(jnp.take_along_axis(noisy, expert, axis=-1), axis=-1)  # Eq. 3
 
 
-ROUTER = Router(noisy_top_k, leak, learned=("noise_std",), smooth_load=load, reads_bias=True)
+def without_noise(logits: Float[Array, "*N E"], **_: object) -> Float[Array, "*N E"]:
+  """Returns the logits, to whose noisy form the router adds the bias."""
+  return logits.astype(jnp.float32)
+
+
+ROUTER = Router(noisy_top_k, leak, learned=("noise_std",), smooth_load=load, biased=without_noise)

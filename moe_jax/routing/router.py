@@ -39,7 +39,9 @@ class Router:
     smooth_load: `f(logits, context, **options)`, which returns CV^2 of the smooth load under the
       router's own noise (Shazeer et al. 2017, appendix A). None means that the router adds no
       noise of its own.
-    reads_bias: Whether the router reads `context.bias`, so that loss-free balancing can move it.
+    biased: `f(logits [*, E], **options) -> scores [*, E]`, the scores to which the router adds
+      `context.bias`, which loss-free balancing moves (`balancing.py`). None means that the router
+      reads no bias.
     competes: Whether tokens compete for experts in evaluation, too, and without a capacity. Such a
       router cannot route a token by itself, so that its models do not generate text.
   """
@@ -48,7 +50,7 @@ class Router:
   looks_ahead: Leak | Callable[..., Leak]
   learned: tuple[str, ...] = ()
   smooth_load: Callable[..., Array] | None = None
-  reads_bias: bool = False
+  biased: Callable[..., Array] | None = None
   competes: bool = False
 
   @functools.cached_property

@@ -90,4 +90,9 @@ _GATE_NORMS = {
 }
 
 
-ROUTER = Router(sigmoid_bias, leak, reads_bias=True)
+def sigmoids(logits: Float[Array, "*N E"], **_: object) -> Float[Array, "*N E"]:
+  """Returns the scores to which the router adds the bias."""
+  return jax.nn.sigmoid(logits.astype(jnp.float32))
+
+
+ROUTER = Router(sigmoid_bias, leak, biased=sigmoids)

@@ -88,6 +88,11 @@ def log_odds(logits: Float[Array, "S E"], expert: Int[Array, "S"]) -> Float[Arra
   return jnp.take_along_axis(logits, expert[:, None], axis=-1)[:, 0] - others
 
 
+def probabilities(logits: Float[Array, "*N E"], **_: object) -> Float[Array, "*N E"]:
+  """Returns the softmax of the logits, which is `Router.biased` of routers that add b to it."""
+  return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+
 def leak(k: int, priority: str) -> Leak:
   """Returns the `Leak` of a router whose k choices for a token depend on that token alone."""
   if priority == "gate":

@@ -9,7 +9,14 @@ from jaxtyping import Array, Float, Int
 from moe_jax.routing.options import Count, check_k, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
-from moe_jax.routing.token_choice import PRIORITIES, leak, log_odds, select, token_choice
+from moe_jax.routing.token_choice import (
+  PRIORITIES,
+  leak,
+  log_odds,
+  probabilities,
+  select,
+  token_choice,
+)
 
 
 def top_k(
@@ -83,4 +90,4 @@ _GATE_NORMS = {
 }
 
 
-ROUTER = Router(top_k, leak, reads_bias=True)
+ROUTER = Router(top_k, leak, biased=probabilities)

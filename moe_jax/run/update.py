@@ -42,7 +42,7 @@ def make(
     loss_weights=assembly.loss_weights(config),
     accumulate_steps=config.train.accumulate_steps,
     output_z_loss=config.train.output_z_loss,
-    bias_update_rate=assembly.bias_update_rate(config),
+    balance=assembly.balance(config),
     skip_nonfinite=config.train.guard.skip_nonfinite,
   )
   if teacher is None:

@@ -16,7 +16,6 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, PyTree
 
 from moe_jax import layers
-from moe_jax.models import update_router_state
 from moe_jax.routing import metrics as router_metrics
 from moe_jax.training.accumulate import Batch, accumulate
 from moe_jax.training.distill import Teacher, divergence
@@ -33,7 +32,7 @@ def train_step(
   loss_weights: dict[str, float],
   accumulate_steps: int = 1,
   output_z_loss: float = 0.0,
-  bias_update_rate: float = 0.0,
+  balance: Callable[[PyTree, dict[str, Array]], PyTree] | None = None,
   skip_nonfinite: bool = False,
   teacher: Teacher | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -54,7 +53,8 @@ def train_step(
     loss_weights: The weight of each of `Aux.losses`.
     accumulate_steps: The number of microbatches, which must divide B.
     output_z_loss: The weight of the mean of log^2 Z of the output softmax.
-    bias_update_rate: The step size of the loss-free balancing bias. 0 leaves `router_state` alone.
+    balance: (router state, sums of the batch) -> the next router state (`routing/balancing.py`).
+      None leaves it alone.
     skip_nonfinite: Whether an update is skipped if the loss or the norm of the gradient is not
       finite. Then only the step is counted, and weights, optimizer and router state stay as they
       were (GLaM, arXiv 2112.06905, Sec. 5.1).
@@ -111,8 +111,8 @@ def train_step(
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   router_state = state.router_state
-  if bias_update_rate:
-    router_state = update_router_state(router_state, sums["assigned"], bias_update_rate)
+  if balance is not None:
+    router_state = balance(router_state, sums)
   norms = jnp.stack([optax.global_norm(grad) for grad in jax.tree.leaves(grads)])
   metrics = losses | {
     "grad_norm": optax.global_norm(grads),

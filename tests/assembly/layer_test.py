@@ -92,7 +92,7 @@ def test_a_router_of_ones_own():
     ({"router_options": {"gate_norm": "sum"}}, "gate_norm='sum'"),
     ({"capcity_factor": 1.0}, "did you mean 'capacity_factor'"),
     ({"capacity_factor": -1.0}, "capacity_factor=-1.0"),
-    ({"bias_update_rate": 0.1}, "option='bias_update_rate'"),
+    ({"balancing": {"rule": "sign"}}, "option='balancing'"),
     ({"dispatcher": "group"}, "did you mean 'grouped'"),
   ],
 )

@@ -60,9 +60,10 @@ WRONG = [
     {
       "model.moe.soft_slots": 2,
       "model.moe.allow_noncausal_routing": True,
-      "model.moe.bias_update_rate": 0.1,
+      "model.moe.balancing.rule": "sign",
+      "model.moe.balancing.rate": 0.1,
     },
-    "model.moe.bias_update_rate",
+    "model.moe.balancing.rule",
     "Soft MoE",
   ),
   ({"optimizer.freeze": (1,)}, "optimizer.freeze", "'router'"),
@@ -80,8 +81,12 @@ WRONG = [
   ),
   ({"model.moe.threshold_loss": 1.0}, "model.moe.threshold_loss", "strictly_balanced"),
   (
-    {f"{R}.name": "hash_layer", "model.moe.bias_update_rate": 0.1},
-    "model.moe.bias_update_rate",
+    {
+      f"{R}.name": "hash_layer",
+      "model.moe.balancing.rule": "sign",
+      "model.moe.balancing.rate": 0.1,
+    },
+    "model.moe.balancing.rule",
     "sigmoid_bias",
   ),
   ({f"{R}.name": "noisy_top_k", f"{R}.noisy_top_k.k": 1}, f"{R}.noisy_top_k.k", "constant 1"),

@@ -26,7 +26,8 @@ DEEP = {
   "num_layers": 4,
   "moe__first": 1,
   "moe__every": 2,
-  "moe__bias_update_rate": 0.1,
+  "moe__balancing__rule": "sign",
+  "moe__balancing__rate": 0.1,
   "moe__capacity_factor": 0.5,
 }
 BRAINFORMER = {

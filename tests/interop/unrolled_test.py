@@ -22,7 +22,8 @@ def test_scans_do_not_change_the_names(tmp_path):
     "model__num_layers": 6,
     "model__moe__first": 1,
     "model__moe__every": 2,
-    "model__moe__bias_update_rate": 0.1,
+    "model__moe__balancing__rule": "sign",
+    "model__moe__balancing__rate": 0.1,
     "model__moe__router__name": "sigmoid_bias",
     "model__moe__router__sigmoid_bias__k": 2,
   }

@@ -203,7 +203,7 @@ def test_scanned_layers_equal_unrolled_layers(derived):
   # The gradient reaches the encoder only through the memory that the scan broadcasts. Catches a
   # memory without gradient, a bias row of the wrong stack (the encoder's come first), and losses of
   # only one stack.
-  changes = dict(num_layers=4, moe__first=1, moe__bias_update_rate=0.1)
+  changes = dict(num_layers=4, moe__first=1, moe__balancing__rule="sign", moe__balancing__rate=0.1)
   scanned, unrolled = make(**changes), make(**changes, scan_layers=False)
   batch = pair([[3, 3], [6]], [[9], [5, 4]])
   variables = initialise(scanned)

@@ -15,9 +15,7 @@ import tiny
 from decoder_inputs import L, V, initialise, make, packed, run
 from flax import linen as nn
 
-from moe_jax import sharding
 from moe_jax.layers import Aux
-from moe_jax.models import update_router_state
 
 pytestmark = pytest.mark.numerics
 
@@ -102,7 +100,9 @@ def test_scanned_layers_equal_unrolled_layers(changes):
   # The 5 layers are D M D M D, of which the first four are two repetitions. Catches a bias row or a
   # metric of the wrong layer, parameters that repetitions share, and a remainder that is applied
   # first.
-  changes = changes | dict(num_layers=5, moe__first=1, moe__bias_update_rate=0.1)
+  changes = changes | dict(
+    num_layers=5, moe__first=1, moe__balancing__rule="sign", moe__balancing__rate=0.1
+  )
   scanned, unrolled = make(**changes), make(**changes, scan_layers=False)
   batch = packed([[3, 5], [8]])
   variables = initialise(scanned, batch)
@@ -339,80 +339,3 @@ def test_logits_begin_with_unit_variance(tied):
   own = jax.nn.one_hot(tokens, V, dtype=bool)
   assert 0.7 < float(jnp.std(logits[~own])) < 1.4
   assert float(jnp.mean(logits[own])) == pytest.approx(6.5 if tied else 0.0, abs=2.0)
-
-
-def test_router_state_by_hand():
-  # The assignments 2, 1, 1 and 0 to 4 experts have the mean 1, so the signs are -1, 0, 0 and +1.
-  # The assignments 2, 1, 1 and 1 have the mean 5/4, so the signs are -1, +1, +1 and +1. Catches a
-  # wrong sign, a mean over layers, and a division whose remainder is ignored.
-  state = {"bias": jnp.asarray([[0.1, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])}
-  assigned = jnp.asarray([[2, 1, 1, 0], [7, 7, 7, 7], [2, 1, 1, 1]])
-  new = update_router_state(state, assigned, 0.01)
-  np.testing.assert_allclose(
-    new["bias"], [[0.09, 0, 0, 0.01], [0, 0, 0, 0], [-0.01, 0.01, 0.01, 0.01]], atol=1e-7
-  )
-  assert update_router_state({}, assigned, 0.01) == {}
-
-
-def test_router_state_moves_by_exact_counts():
-  # First, each of 49 experts has the mean load. Then one of them has 2 of 33 million assignments
-  # more than another, which float32 cannot represent. Catches a bias that moves because of rounding
-  # (49 shares of 1/49 do not have the mean 1/49), products of counts and E beyond 2^31, and counts
-  # in float32.
-  even = jnp.full((1, 49), 700_001)
-  uneven = even.at[0, 0].add(1).at[0, 1].add(-1)
-  biases = [
-    update_router_state({"bias": jnp.zeros((1, 49))}, assigned, 1.0)["bias"][0]
-    for assigned in (even, uneven)
-  ]
-  assert not np.any(biases[0]) and biases[1].tolist() == [-1.0, 1.0] + [0.0] * 47
-
-
-DATA, FSDP, EXPERT, TENSOR = (
-  {"data": 8},
-  {"data": 4, "fsdp": 2},
-  {"data": 2, "expert": 4},
-  {"data": 1, "tensor": 2},
-)
-
-
-ALL = RELATIVE | {"qkv_bias": True, "qk_norm": True, "ffn_bias": "additive", "moe__extra_ffn": True}
-
-
-@pytest.mark.parametrize(
-  "dispatcher, meshes, changes",
-  [
-    pytest.param("einsum", (DATA, FSDP, EXPERT, TENSOR), {}, marks=pytest.mark.every_variant),
-    *(
-      pytest.param(name, (FSDP, EXPERT), {}, marks=pytest.mark.every_variant)
-      for name in ("scatter", "grouped")
-    ),
-    ("einsum", ({"data": 1, "fsdp": 2, "expert": 2, "tensor": 2},), ALL),
-    ("einsum", ({"data": 1, "fsdp": 2, "tensor": 2},), LATENT),
-  ],
-)
-def test_any_mesh_computes_the_same(dispatcher, meshes, changes):
-  # Catches a loss of only one shard, a dispatch that mixes groups of two devices, and constraints
-  # without effect.
-  batch = packed([[3, 5], [8], [4], [2, 2, 2], [8], [1, 7], [5], [6]])
-  model = make(moe__dispatcher__name=dispatcher, num_kv_heads=2, **changes)
-  variables = initialise(model, batch)
-
-  def loss(params, *batch):
-    logits, aux = model.apply(
-      {"params": params}, *batch, train=True, rngs={"router": jax.random.key(0)}
-    )
-    return jnp.mean(jnp.square(logits) * (batch[1] > 0)[..., None]) + sum(aux.losses.values()), aux
-
-  step = jax.value_and_grad(loss, has_aux=True)
-  expected = tiny.quick_jit(step)(variables["params"], *batch)
-  boxed = jax.eval_shape(lambda key: model.init(key, *batch, train=False), jax.random.key(0))
-  for sizes in meshes:
-    mesh = sharding.make_mesh(sizes)
-    placed = sharding.param_shardings(mesh, boxed)["params"]
-    with jax.set_mesh(mesh):
-      rows = sharding.batch_sharding(mesh)
-      value = tiny.quick_jit(step, in_shardings=(placed, rows, rows, rows))(
-        jax.device_put(variables["params"], placed), *jax.device_put(batch, rows)
-      )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), expected, value)

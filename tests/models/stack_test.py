@@ -95,7 +95,7 @@ class Model(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    bias = balancing_bias(self, sum(self.has_experts), 1)
+    bias = balancing_bias(self, sum(self.has_experts), 1, ("bias",))
     return run_layers(
       lambda experts, scanned: block([]), self.has_experts, False, x, CONTEXT, LayerRouting(bias)
     )

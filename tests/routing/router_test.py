@@ -36,7 +36,7 @@ def test_what_each_router_declares():
     "hierarchical": ("noise_std", "primary", "primary_noise_std"),
     "strictly_balanced": ("threshold",),
   }
-  assert {name for name, router in ROUTERS.items() if router.reads_bias} == {
+  assert {name for name, router in ROUTERS.items() if router.biased} == {
     "top_k",
     "noisy_top_k",
     "device_limited",

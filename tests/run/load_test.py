@@ -17,7 +17,9 @@ pytestmark = pytest.mark.unit
 
 def saved(tmp_path):
   """Returns a workdir with one checkpoint of an untrained model, and the model's variables."""
-  config = tiny.config(tmp_path, model__moe__bias_update_rate=0.1)
+  config = tiny.config(
+    tmp_path, model__moe__balancing__rule="sign", model__moe__balancing__rate=0.1
+  )
   config.model.moe.router.name = "sigmoid_bias"
   config.model.moe.router.sigmoid_bias.k = 2
   model = assembly.model(config, assembly.vocab_size(config), sharding.make_mesh({"data": 1}))
@@ -43,7 +45,7 @@ def test_the_model_computes_what_it_computed(tmp_path):
   # in place of the run's values.
   place, variables = saved(tmp_path)
   run = moe_jax.load_run(place)
-  assert run.config.model.moe.bias_update_rate == 0.1
+  assert run.config.model.moe.balancing.rate == 0.1
   for got, wanted in zip(jax.tree.leaves(run.variables), jax.tree.leaves(variables), strict=True):
     np.testing.assert_array_equal(got, wanted)
   assert run.variables.keys() == {"params", "router_state"}

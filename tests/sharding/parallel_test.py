@@ -68,7 +68,8 @@ CHANGES = {
   "model.moe.num_experts": 8,
   "model.moe.router.name": "sigmoid_bias",
   "model.moe.router.sigmoid_bias.k": 2,
-  "model.moe.bias_update_rate": 0.125,
+  "model.moe.balancing.rule": "sign",
+  "model.moe.balancing.rate": 0.125,
   "model.moe.capacity_factor": 1.0,
   "model.moe.capacity_basis": "assignments",
   "model.moe.jitter": 0.1,
@@ -88,6 +89,8 @@ FAMILIES = {
     "model.moe.every": 1,
     "model.scan_layers": True,
     "model.remat": "full",
+    "model.moe.balancing.rule": "quantile_histogram",
+    "model.moe.balancing.rate": 1.0,
   },
   "encoder_decoder": {
     "model.family": "encoder_decoder",
@@ -107,6 +110,7 @@ FAMILIES = {
     "model.latent.rope_dim": 4,
     "model.latent.value_dim": 8,
   },
+  "exact quantile": {"model.moe.balancing.rule": "quantile", "model.moe.balancing.rate": 1.0},
   "other rules": {
     "sharding.vocab": ("tensor", "fsdp"),
     "sharding.embed": (),
@@ -135,7 +139,7 @@ ROUTERS = {
   "gshard": {},
 }
 FAMILIES |= {
-  name: {f"{R}.name": name, "model.moe.bias_update_rate": 0.0} | own
+  name: {f"{R}.name": name, "model.moe.balancing.rule": "none"} | own
   for name, own in ROUTERS.items()
 }
 
@@ -222,7 +226,7 @@ def three_steps(dispatcher, mesh, family="one layer"):
     optimizer=optimizer,
     schedule=schedule,
     loss_weights=assembly.loss_weights(config),
-    bias_update_rate=assembly.bias_update_rate(config),
+    balance=assembly.balance(config),
   )
   state, metrics = first_state(mesh, family), []
   places = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -270,6 +274,7 @@ OTHERS = [
   ("adafactor", "all_to_all", WHOLE),
   ("lstm", "einsum", WHOLE),
   ("latent", "all_to_all", WHOLE),
+  ("exact quantile", "grouped", WHOLE),
   *((name, "all_to_all", WHOLE) for name in ROUTERS),
 ]
 OFTEN = {"scanned and rematerialised"}  # `make test-all` runs the others
@@ -282,8 +287,8 @@ def test_other_models_and_rules_train_the_same(family, dispatcher, mesh):
   # Catches a recomputed layer that draws other noise, stacked weights that are split along
   # "layers", an encoder's output or padding of one device only, a dispatcher that relies on rules
   # that the config has changed, factors or an RMS of one shard only in Adafactor, a recurrent
-  # state or a latent of one shard only, and noise, losses or a hash of other routers that depend on
-  # the mesh.
+  # state or a latent of one shard only, a histogram or quantile of one device only, and noise,
+  # losses or a hash of other routers that depend on the mesh.
   assert_as_on_one_device(*three_steps(dispatcher, mesh, family), family)
 
 

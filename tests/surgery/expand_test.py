@@ -8,7 +8,11 @@ from moe_jax.surgery import expand
 
 pytestmark = pytest.mark.numerics
 
-OLD = {"model__moe__num_experts": 4, "model__moe__bias_update_rate": 0.001}
+OLD = {
+  "model__moe__num_experts": 4,
+  "model__moe__balancing__rule": "sign",
+  "model__moe__balancing__rate": 0.001,
+}
 NEW = OLD | {"model__moe__num_experts": 6}
 
 

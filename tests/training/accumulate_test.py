@@ -82,6 +82,10 @@ OTHERS = {
     },
   ),
   "device loss": ("deepseek_moe_145b", {"model.moe.balance_over": "global"}),
+  "quantile": (
+    "deepseek_v3",
+    {"model.moe.balancing.rule": "quantile_histogram", "model.moe.balancing.rate": 1.0},
+  ),
 }
 FSDP, EXPERT = "data=2 fsdp=2", "data=2 expert=2"
 
@@ -162,7 +166,7 @@ def setup(preset, changes=(), steps=1, mesh="data=1"):
     schedule=lambda step: 0.0,
     accumulate_steps=steps,
     loss_weights=assembly.loss_weights(config),
-    bias_update_rate=assembly.bias_update_rate(config),
+    balance=assembly.balance(config),
   )
   return step, state, batch_of(config.data.objective == "span_corruption"), devices
 
@@ -238,8 +242,8 @@ def test_microbatches_on_a_mesh(preset, steps, mesh):
 def test_other_models_and_groups(preset, changes):
   # Catches a family that does not pass the microbatch to its layers; f of one layer that is used in
   # another, under a scan or from the encoder to the decoder; the decoder's number of tokens in the
-  # encoder; noise that is drawn by group although a row has two groups; and a forgotten f of the
-  # devices.
+  # encoder; noise that is drawn by group although a row has two groups; a forgotten f of the
+  # devices; and a histogram of the last microbatch only.
   assert_same(update(preset, changes, steps=4), whole(preset, tuple(changes.items())))
 
 

@@ -140,8 +140,11 @@ def test_seeds_can_be_mapped(usual):
 
 def test_the_balancing_bias_moves_against_the_load(tmp_path):
   # Catches a router state that is never updated or moves in the wrong direction.
-  config, step, state = setup(tmp_path, model__moe__bias_update_rate=0.125)
-  after, m = tiny.quick_jit(functools.partial(step, bias_update_rate=0.125))(state, batch_of(4, 32))
+  config, step, state = setup(
+    tmp_path, model__moe__balancing__rule="sign", model__moe__balancing__rate=0.125
+  )
+  balanced = functools.partial(step, balance=assembly.balance(config))
+  after, m = tiny.quick_jit(balanced)(state, batch_of(4, 32))
   bias = np.asarray(after.router_state["bias"])
   load = np.asarray(m["moe/load"])
   np.testing.assert_array_equal(bias, 0.125 * np.sign(load.mean(-1, keepdims=True) - load))
@@ -242,9 +245,9 @@ def test_presets_train(tmp_path, name):
     optimizer__weight_decay=0.0,
   )
   config, step, state = setup(tmp_path, edit=changed, **small)
-  after, m = tiny.quick_jit(
-    functools.partial(step, bias_update_rate=assembly.bias_update_rate(config))
-  )(state, batch_of(4, 32, padded=5))
+  after, m = tiny.quick_jit(functools.partial(step, balance=assembly.balance(config)))(
+    state, batch_of(4, 32, padded=5)
+  )
   assert (
     np.isfinite(m["loss"])
     and np.isfinite(m["grad_norm"])

@@ -159,7 +159,7 @@ def routing_keys(k: int, norm: bool) -> dict[str, Any]:
     "model.moe.routed_scale": 1.0,
     "model.moe.num_shared_experts": 0,
     "model.moe.shared_gate": False,
-    "model.moe.bias_update_rate": 0.0,
+    "model.moe.balancing.rule": "none",
     "model.moe.capacity_factor": None,
     "model.moe.eval_capacity_factor": None,
   }

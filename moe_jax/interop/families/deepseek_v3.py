@@ -23,7 +23,7 @@ IGNORED = (*common.IGNORED, r"model\.layers\.{L}\..*")
 def keys(s: Settings) -> dict[str, Any]:
   """Returns the keys of our config that a config.json says.
 
-  The step size of the bias is not in it; that of the preset is used.
+  How the bias is balanced is not in it; that of the preset is used.
   """
   s.must("scoring_func", "sigmoid")
   s.must("topk_method", "noaux_tc")
@@ -33,7 +33,7 @@ def keys(s: Settings) -> dict[str, Any]:
   options = {"k": k, "groups": s.take("n_group", 1), "kept_groups": s.take("topk_group", 1)}
   options["gate_norm"] = "top_k" if s.take("norm_topk_prob", True) else "none"
   routing = deepseek_v2.without_router(common.routing_keys(k, norm=True))
-  del routing["model.moe.bias_update_rate"]
+  del routing["model.moe.balancing.rule"]
   return (
     deepseek_v2.latent_keys(s)
     | routing
