@@ -20,6 +20,7 @@ from moe_jax.errors import ConfigError, choose, whole
 
 # Modules of experiments/ that export STUDY.
 STUDIES = (
+  "balance_lab",
   "brainformer_search",
   "compare_routers",
   "desk_twins",
