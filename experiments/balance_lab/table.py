@@ -61,9 +61,9 @@ def drift_table(lines: Lines) -> str:
     f"\n\nMean ± standard deviation of {len(about['seeds'])} seeds. Steps until the max violation "
     f"of a batch is below {drift.BALANCED:g} (from the start, and after all logits jumped at step "
     f"{drift.AGAIN[0]}; – means that a seed never got there), and the mean max violation of the "
-    f"last {drift.LAST} steps while the skew stands still and while it drifts. The rate is the best "
-    f"of four by the column drifting. {about['date']}, Python {about['python']}, jax {about['jax']}, "
-    f"{about['hardware']}.\n\n![max violation in each step of the simulation](drift.svg)"
+    f"last {drift.LAST} steps while the skew stands still and while it drifts. The rate is the "
+    f"best of four by the column drifting. {about['date']}, Python {about['python']}, "
+    f"jax {about['jax']}, {about['hardware']}.\n\n![max violation in each step of the simulation](drift.svg)"
   )
 
 
@@ -104,8 +104,8 @@ def model_table(lines: Lines) -> str:
   seconds = sum(line["wall_seconds"] for line in lines.values())
   return common.markdown(head, rows) + (
     f"\n\nMean ± standard deviation of {first['seeds']} seeds; differences are paired by seed, "
-    "with their standard error. The max violation is a mean over layers, of training batches; – means "
-    f"that a seed was never below {drift.BALANCED:g}. {first['steps']} steps of "
+    "with their standard error. The max violation is a mean over layers, of training batches; – "
+    f"means that a seed was never below {drift.BALANCED:g}. {first['steps']} steps of "
     f"{first['tokens'] // first['steps']:,} tokens, {seconds / 60:.0f} minutes summed over rows. "
     f"{first['date']}, Python {first['python']}, {common.versions(first)}, {first['hardware']}.\n\n"
     "![max violation over training](model.svg)"
