@@ -40,7 +40,7 @@ from tqdm import tqdm
 from experiments.common import journal
 from moe_jax.errors import ConfigError
 from moe_jax.routing import ROUTERS, RoutingContext, losses, metrics
-from moe_jax.routing.balancing import RULES, BalancingOptions, observe, update
+from moe_jax.routing.balancing import BalancingOptions, observe, update
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / "drift.jsonl"
@@ -252,6 +252,3 @@ def action(options: argparse.Namespace) -> int:
 def _plain(value: float) -> float | None:
   """Returns the number for JSON, which has no infinity."""
   return round(value, 4) if math.isfinite(value) else None
-
-
-assert set(RULES) < set(RATES)

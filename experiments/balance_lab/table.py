@@ -63,7 +63,8 @@ def drift_table(lines: Lines) -> str:
     f"{drift.AGAIN[0]}; – means that a seed never got there), and the mean max violation of the "
     f"last {drift.LAST} steps while the skew stands still and while it drifts. The rate is the "
     f"best of four by the column drifting. {about['date']}, Python {about['python']}, "
-    f"jax {about['jax']}, {about['hardware']}.\n\n![max violation in each step of the simulation](drift.svg)"
+    f"jax {about['jax']}, {about['hardware']}.\n\n"
+    "![max violation in each step of the simulation](drift.svg)"
   )
 
 

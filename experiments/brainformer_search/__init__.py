@@ -63,6 +63,7 @@ STUDY = Study(
   about="Does evolution find a better block than GLaM's at a desk?",
   scales={"desk": Scale("25 minutes on two CPU cores", RESULTS, (README,))},
   table=make_tables,
+  findings=lambda: table.findings(Journal(RESULTS)),
   figures=lambda scale: figures.write(Journal(RESULTS), HERE),
   verbs={"run": Verb("Searches, then writes the table and the figures.", flags, run)},
 )

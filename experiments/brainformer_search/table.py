@@ -9,16 +9,14 @@ from typing import Any
 
 from experiments.brainformer_search import search
 from experiments.common import tables
+from experiments.common.findings import FAILS, HOLDS, Finding
 from moe_jax.assembly.sublayers import kind
 
 
 def table(journal: Any) -> str:
   """Returns the finals of the best block and of GLaM's, the verdict, and how the search went."""
   head, trials = journal.lines["search"], journal.trials
-  finals = {
-    name: [line for row, line in sorted(journal.lines.items()) if row.startswith(f"final_{name}_")]
-    for name in ("best", "glam")
-  }
+  finals = _finals(journal)
   if not trials or min(map(len, finals.values())) < 2:
     return f"{len(trials)} trials are finished; the same command goes on from there."
   columns = (
@@ -65,6 +63,34 @@ def verdict(finals: dict[str, list[dict[str, Any]]]) -> str:
     words = "neither ahead nor behind: the seeds of the two overlap"
   difference = f"difference of the means {ahead:+.3f} bits per byte, above 0: ahead"
   return f"The best block found is {words} ({difference})."
+
+
+def findings(journal: Any) -> list[Finding]:
+  """Returns the paper's finding and our verdict, for docs/findings.md."""
+  finals = _finals(journal)
+  if min(map(len, finals.values())) < 2:
+    return []
+  bits = {name: _bits(runs) for name, runs in finals.items()}
+  ahead = statistics.fmean(bits["glam"]) - statistics.fmean(bits["best"])
+  return [
+    Finding(
+      "Brainformers (2023), Sec. 4",
+      "A block found by evolution is better than GLaM's after the same training time",
+      "–",
+      f"{ahead:+.3f} bits per byte ahead (standard deviations {_deviation(bits['best'])} and "
+      f"{_deviation(bits['glam'])}, 3 seeds)",
+      HOLDS if max(bits["best"]) < min(bits["glam"]) else FAILS,
+      "because its steps are faster",
+    )
+  ]
+
+
+def _finals(journal: Any) -> dict[str, list[dict[str, Any]]]:
+  """Returns the runs of the best block and of GLaM's that end the search."""
+  return {
+    name: [line for row, line in sorted(journal.lines.items()) if row.startswith(f"final_{name}_")]
+    for name in ("best", "glam")
+  }
 
 
 def _bits(runs: list[dict[str, Any]]) -> list[float]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments.common import journal, plots, tables
+from experiments.common import findings, journal, plots, tables
 from experiments.common.entry import guarded
 from experiments.common.study import Job, Scale, Study, Verb
 from moe_jax.errors import ConfigError, choose, whole
@@ -383,6 +383,14 @@ def _write_scale(study: Study, name: str) -> None:
     made = study.table(name)
     for readme in scale.readmes:
       tables.write(readme, made)
+  if study.findings:
+    renew_findings()
+
+
+def renew_findings() -> None:
+  """Renews docs/findings.md from the results of all studies."""
+  studies = [load_study(name) for name in STUDIES]
+  findings.renew((each.name, each.findings()) for each in studies if each.findings)
 
 
 def _print(study: Study, options: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments.common import journal
+from experiments.common.findings import Finding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,8 @@ class Study:
     finish: Is called after the rows of a job on the tracked file were trained, and before tables
       are written.
     load: Reads a tracked file of results as row -> line.
+    findings: Returns the published findings that the study re-tests, made from its results; they
+      are rows of docs/findings.md.
     verbs: Name -> further verb.
   """
 
@@ -140,4 +143,5 @@ class Study:
   train: Callable[[Job], None] = train
   finish: Callable[[Job], None] | None = None
   load: Callable[[pathlib.Path], dict[str, dict[str, Any]]] = journal.load
+  findings: Callable[[], Sequence[Finding]] | None = None
   verbs: Mapping[str, Verb] = dataclasses.field(default_factory=dict)

@@ -15,4 +15,5 @@ STUDY = Study(
   rows=lambda scale: table.ROWS,
   table=lambda scale: {"desk_twins": table.table(journal.load(RESULTS))},
   baseline=table.baseline,
+  findings=lambda: table.findings(journal.load(RESULTS)),
 )

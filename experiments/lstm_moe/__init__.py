@@ -67,4 +67,5 @@ STUDY = Study(
   baseline=baseline,
   prepare=prepare,
   finish=finish,
+  findings=table.findings,
 )

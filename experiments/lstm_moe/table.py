@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments.common import journal, plots
 from experiments.common import tables as common
+from experiments.common.findings import FAILS, HOLDS, OPEN, Finding
 from experiments.lstm_moe import study
 from moe_jax.report.charts import Line, line_file
 
@@ -101,6 +102,38 @@ def _mean(seeds: list[dict[str, Any]], key: str, digits: int) -> str:
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   return common.markdown(head, rows, common.line(["---:"] * len(head)))
+
+
+def findings() -> list[Finding]:
+  """Returns the paper's findings and our verdicts, for docs/findings.md.
+
+  The losses balance if the fullest expert has less load with both than without, by more than the
+  seeds' ranges. Perplexity is not decided here, because the models have read too little for experts
+  to matter.
+  """
+  finished = runs()
+  without, both = finished.get((0.0, 0.0)), finished.get((0.1, 0.1))
+  if not without or not both:
+    return []
+  loads = [[seed["max_over_mean"] for seed in seeds] for seeds in (both, without)]
+  theirs = [study.PAPER[weights] for weights in ((0.1, 0.1), (0.0, 0.0))]
+  return [
+    Finding(
+      "Shazeer et al. (2017), Table 6",
+      "Losses of importance and load keep the fullest expert near the mean load",
+      f"max/mean load {theirs[0][3]} against {theirs[1][3]}",
+      f"{_mean(both, 'max_over_mean', 2)} against {_mean(without, 'max_over_mean', 2)}",
+      HOLDS if max(loads[0]) < min(loads[1]) else FAILS,
+    ),
+    Finding(
+      "Shazeer et al. (2017), Table 6",
+      "They improve perplexity",
+      f"{theirs[0][0]} against {theirs[1][0]} of a word",
+      f"{_mean(both, 'perplexity', 2)} against {_mean(without, 'perplexity', 2)} of a byte",
+      OPEN,
+      "0.8M tokens are a ten-thousandth of the paper's",
+    ),
+  ]
 
 
 def draw() -> None:

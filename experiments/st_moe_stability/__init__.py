@@ -5,8 +5,9 @@ from __future__ import annotations
 import pathlib
 
 from experiments.common import journal, plots
+from experiments.common.findings import Finding
 from experiments.common.study import Job, Scale, Study
-from experiments.st_moe_stability import figures, rows, table
+from experiments.st_moe_stability import figures, findings, rows, table
 from experiments.st_moe_stability.outcome import CURVES, describe, outcome
 
 HERE = table.README.parent
@@ -33,6 +34,12 @@ def make_tables(scale: str) -> dict[str, str]:
     return {"search": table.tables({}, journal.load(table.SEARCH))["search"]}
   made = table.tables(journal.load(table.RESULTS), {})
   return {name: text for name, text in made.items() if name != "search"}
+
+
+def published() -> list[Finding]:
+  """Returns the paper's findings and our verdicts, for docs/findings.md."""
+  lines = journal.load(table.RESULTS)
+  return findings.published({name: outcome(line) for name, line in lines.items()})
 
 
 def draw(scale: str) -> None:
@@ -78,6 +85,7 @@ STUDY = Study(
   rows=make_rows,
   table=make_tables,
   figures=draw,
+  findings=published,
   baseline=baseline,
   outcome=describe,
   prepare=prepare,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from experiments.common import findings
+from experiments.common.findings import FAILS, HOLDS, OPEN, PARTLY
+from experiments.st_moe_stability import paper
 from experiments.st_moe_stability.outcome import Mean, Outcome
 
-HOLDS, PARTLY, FAILS, OPEN = "holds", "holds in part", "does not hold", "not decided"
 # The quality, in minus nats a target, of a table of bigrams of the targets, which a row must exceed
 # before anything can be said about what changes it: a model that has learnt less knows no more than
 # how frequent symbols are. (Such a table has 2.84 nats a target on the held-out text of the desk
@@ -129,9 +131,10 @@ def judge(finding: Finding, outcomes: Mapping[str, Outcome]) -> tuple[str, str]:
   A finding holds if each of its statements holds, and holds in part if some do and some do not.
   Two qualities, over the stable seeds, differ if their means are more than two standard errors of
   the difference apart; the same rule holds for logits, of which each seed's largest counts.
-  "Better" and "worse" do not hold if the two do not differ. A statement is not decided if fewer
-  than two seeds of a row are stable, or if there is nothing to stabilise. No finding is decided if
-  the row that it is compared with has not learnt more than `LEARNT`.
+  "Better" and "worse" do not hold if the two do not differ and the paper's own difference is more
+  than two standard errors from ours, and are not decided if it is within. A statement is not
+  decided if fewer than two seeds of a row are stable, or if there is nothing to stabilise. No
+  finding is decided if the row that it is compared with has not learnt more than `LEARNT`.
 
   Args:
     finding: The finding.
@@ -146,7 +149,7 @@ def judge(finding: Finding, outcomes: Mapping[str, Outcome]) -> tuple[str, str]:
     numbers.append(f"stable {one.count} against {other.count}")
   if finding.quality:
     difference = one.mean.minus(other.mean)
-    parts.append(_verdict(difference, _WANTED[finding.quality]))
+    parts.append(_verdict(difference, _WANTED[finding.quality], _effect(finding)))
     numbers.append(f"quality {text(difference, signed=True)}")
   if finding.logits:
     difference = Mean.of(one.logits).minus(Mean.of(other.logits))
@@ -173,8 +176,60 @@ def judge(finding: Finding, outcomes: Mapping[str, Outcome]) -> tuple[str, str]:
   return verdict, "; ".join(numbers)
 
 
-def _verdict(difference: Mean, wanted: tuple[int, ...]) -> str:
-  return OPEN if difference.sign is None else HOLDS if difference.sign in wanted else FAILS
+def published(outcomes: Mapping[str, Outcome]) -> list[findings.Finding]:
+  """Returns the findings with the paper's numbers, for docs/findings.md."""
+  made = []
+  for finding in FINDINGS:
+    if {finding.row, finding.against} <= outcomes.keys():
+      verdict, numbers = judge(finding, outcomes)
+      *kept, last = numbers.split("; ")
+      unlearnt = "has learnt less" in last
+      where = f"ST-MoE (2022), {'Table ' * finding.table[0].isdigit()}{finding.table}"
+      made.append(
+        findings.Finding(
+          where,
+          finding.words,
+          _theirs(finding),
+          "; ".join(kept) if unlearnt else numbers,
+          verdict,
+          last if unlearnt else "",
+        )
+      )
+  return made
+
+
+def _theirs(finding: Finding) -> str:
+  """Returns the paper's numbers on a finding."""
+  one, other = (paper.CLAIMS.get(name) for name in (finding.row, finding.against))
+  effect = _effect(finding)
+  if one is None or other is None or effect is None:
+    return "–"
+  parts = []
+  if finding.stabilises:
+    parts.append(f"stable {one.stable}/{one.total} against {other.stable}/{other.total}")
+  if finding.quality:
+    parts.append(f"quality {effect:+.3f}")
+  return "; ".join(parts) or "–"
+
+
+def _effect(finding: Finding) -> float | None:
+  """Returns the paper's difference in quality, or None if it does not give both numbers."""
+  one, other = (paper.CLAIMS.get(name) for name in (finding.row, finding.against))
+  return None if one is None or other is None else one.quality - other.quality
+
+
+def _verdict(difference: Mean, wanted: tuple[int, ...], theirs: float | None = None) -> str:
+  if difference.sign is None:
+    return OPEN
+  if difference.sign in wanted:
+    return HOLDS
+  # The seeds do not tell 0 from an effect as large as the paper's.
+  too_small = (
+    theirs is not None
+    and difference.sign == 0
+    and abs(difference.value - theirs) <= 2 * difference.error
+  )
+  return OPEN if too_small else FAILS
 
 
 def text(mean: Mean, signed: bool = False) -> str:

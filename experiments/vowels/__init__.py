@@ -36,5 +36,6 @@ STUDY = Study(
   about="Do mixtures of experts learn vowels in half the epochs? Table 1 of Jacobs et al. 1991.",
   scales={"desk": Scale("a few minutes on two CPU cores", RESULTS, (table.README,))},
   table=make_tables,
+  findings=lambda: table.findings(json.loads(RESULTS.read_text())),
   verbs={"run": Verb("Trains all models, then writes tables and figures.", no_flags, run)},
 )

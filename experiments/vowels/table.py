@@ -7,6 +7,7 @@ import statistics
 from typing import Any
 
 from experiments.common import tables
+from experiments.common.findings import FAILS, HOLDS, PARTLY, Finding
 from experiments.vowels import study
 
 README = pathlib.Path(__file__).resolve().parent / "README.md"
@@ -70,6 +71,32 @@ def tests(rows: dict[str, Any]) -> str:
     p = f"p = {test['p']:.2g}" if test["p"] >= 1e-4 else "p < 0.0001"
     sentences.append(f"{first} against {second}: t({test['df']}) = {test['t']:+.1f}, {p}")
   return "Epochs, two-sided: " + "; ".join(sentences) + "."
+
+
+def findings(results: dict[str, Any]) -> list[Finding]:
+  """Returns the paper's finding and our verdict under each condition, for docs/findings.md.
+
+  It holds if mixtures of 4 need at most two thirds of the epochs of 6 hidden units, and the
+  t-test's p is below 0.05; the paper's ratio is 0.51.
+  """
+  ratios = {}
+  for name, rows in results["conditions"].items():
+    mixture, other = rows["4 experts"], rows["BP 6 hidden"]
+    if all(mixture["reached"] + other["reached"]):
+      ratio = statistics.fmean(mixture["epochs"]) / statistics.fmean(other["epochs"])
+      p = study.t_test(mixture["epochs"], other["epochs"])["p"]
+      ratios[name] = ratio, ratio <= 2 / 3 and p < 0.05
+  holds = [held for _, held in ratios.values()]
+  return [
+    Finding(
+      "Jacobs et al. (1991), Table 1",
+      "Mixtures of 4 experts need half the epochs of 6 hidden units",
+      f"{PAPER['4 experts'][2] / PAPER['BP 6 hidden'][2]:.2f} of the epochs",
+      "; ".join(f"{name}: {ratio:.2f}" for name, (ratio, _) in ratios.items()),
+      HOLDS if all(holds) else PARTLY if any(holds) else FAILS,
+      "it depends on the initial weights, which the paper does not give",
+    )
+  ]
 
 
 def _cells(name: str, row: dict[str, Any]) -> list[str]:

@@ -112,7 +112,7 @@ def _facts(e: Config, router: functools.partial) -> RouterFacts:
   """Returns what auxiliary losses must know about the router of config.model.moe."""
   # Any size is suitable for which the number of assignments per token is whole.
   size = 64 * e.num_experts
-  k = max(round(trace_router(e, size).expert.shape[-1] / size), 1)
+  k = _average(e, router) or max(round(trace_router(e, size).expert.shape[-1] / size), 1)
   smooth_load = ROUTERS[e.router["name"]].smooth_load
   load = (
     functools.partial(smooth_load, **router.keywords)
@@ -122,6 +122,12 @@ def _facts(e: Config, router: functools.partial) -> RouterFacts:
   return RouterFacts(
     k=k, devices_a_token=option(router, "kept_groups", min(k, e.devices)), load=load
   )
+
+
+def _average(e: Config, router: functools.partial) -> int:
+  """Returns the mean experts per token of a router whose plans have room for more, or 0."""
+  average = ROUTERS[e.router["name"]].average
+  return option(router, average) if average else 0
 
 
 def trace_router(e: Config, size: int) -> RoutingPlan:
@@ -253,12 +259,14 @@ def group_tokens(e: Config, seq_len: int) -> int:
 def experts_a_token(m: Config, seq_len: int) -> float:
   """Returns A/S, the number of experts per token, for rows of `seq_len` tokens.
 
-  It is K for token choice, on average the capacity factor for expert choice, and E*p/S for Soft MoE
-  with p slots per expert.
+  It is K for token choice, the mean that a router of variable numbers aims at, on average the
+  capacity factor for expert choice, and E*p/S for Soft MoE with p slots per expert.
   """
   size = group_tokens(m.moe, seq_len)
   if m.moe.soft_slots:
     return m.moe.num_experts * m.moe.soft_slots / size
+  if average := _average(m.moe, router_of(m.moe)):
+    return float(average)
   return trace_router(m.moe, size).expert.shape[-1] / size
 
 
@@ -290,12 +298,12 @@ def balance(config: Config) -> Callable[[balancing.State, balancing.Sums], balan
 def _observe(e: Config, router: functools.partial) -> Callable[..., dict[str, jax.Array]] | None:
   """Returns what notes for the rule of balancing how a layer's scores are, or None if nothing."""
   options = BalancingOptions.of(e.balancing)
-  biased = ROUTERS[e.router["name"]].biased
-  if options.chosen is None or options.chosen.observe is None or biased is None:
+  if options.chosen is None or options.chosen.observe is None:
     return None
+  biased = ROUTERS[e.router["name"]].biased
   return functools.partial(
     balancing.observe,
-    scores=functools.partial(biased, **router.keywords),
+    scores=functools.partial(biased, **router.keywords) if biased else jnp.asarray,
     k=option(router, "k"),
     options=options,
   )

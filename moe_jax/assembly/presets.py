@@ -182,6 +182,26 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
       "balancing.rate": 0.001,
     },
   ),
+  # The rule and its first weight are the paper's; the number of experts is a choice of ours.
+  "remoe": (
+    "relu",
+    {"k": 1},
+    {"num_experts": 8, "sparsity_loss": 1e-8, "balancing.rule": "sparsity"},
+  ),
+  # The next four have the rules of their papers; sizes, p and the weights of losses are choices
+  # that were not checked against the papers' text.
+  "top_p": ("top_p", {"p": 0.4}, {"num_experts": 16, "balance_loss": 0.01, "entropy_loss": 1e-4}),
+  "dtop_p": (
+    "top_p",
+    {"p": 0.4},
+    {"num_experts": 16, "balance_loss": 0.01, "balancing.rule": "mean_k"},
+  ),
+  "expert_threshold": (
+    "expert_threshold",
+    {"k": 2},
+    {"num_experts": 16, "balancing.rule": "expert_quantile"},
+  ),
+  "sequence_top_k": ("sequence_top_k", {"k": 2}, {"num_experts": 16, "balance_loss": 0.01}),
 }
 
 

@@ -390,16 +390,36 @@ def _validate_balancing(m: Config, name: str) -> None:
       "must be above 0 with the router "
       "strictly_balanced, which learns its thresholds by it, and 0 with all others",
     )
-  if e.balancing.rule != "none" and ROUTERS[name].biased is None:
-    biased = [each for each, router in ROUTERS.items() if router.biased]
+  rule = BalancingOptions.of(e.balancing).chosen
+  if rule is not None and ROUTERS[name].rules and e.balancing.rule not in ROUTERS[name].rules:
+    raise ConfigError(
+      "model.moe.balancing.rule",
+      e.balancing.rule,
+      f"does not move {name}; must be 'none' or {' or '.join(map(repr, ROUTERS[name].rules))}",
+    )
+  if rule is not None and rule.general and ROUTERS[name].biased is None:
+    biased = [each for each, router in ROUTERS.items() if router.biased and not router.rules]
     raise ConfigError(
       "model.moe.balancing.rule",
       e.balancing.rule,
       f"{name} reads no bias; must be 'none', or use one of {', '.join(biased)}",
     )
-  rule = BalancingOptions.of(e.balancing).chosen
+  if rule is not None and not rule.general and e.balancing.rule not in ROUTERS[name].rules:
+    (only,) = [each for each, router in ROUTERS.items() if e.balancing.rule in router.rules]
+    raise ConfigError(
+      "model.moe.balancing.rule",
+      e.balancing.rule,
+      f"is only for the router {only}; use it, or another rule",
+    )
+  if e.sparsity_loss and name != "relu":
+    raise ConfigError(
+      "model.moe.sparsity_loss",
+      e.sparsity_loss,
+      "is for the router relu, whose gates it makes 0; must be 0 with others",
+    )
   k = option(router_of(e), "k")
-  if rule is not None and rule.observe is not None and k is not None and k >= e.num_experts:
+  general = rule is not None and rule.general and rule.observe is not None
+  if general and k is not None and k >= e.num_experts:
     raise ConfigError(
       "model.moe.balancing.rule",
       e.balancing.rule,

@@ -74,6 +74,14 @@ class LossOptions(Options):
   threshold_loss: Annotated[float, NOT_NEGATIVE] = option(
     0.0, "Weight of what trains the thresholds of the router strictly_balanced.", neutral=0.0
   )
+  sparsity_loss: Annotated[float, NOT_NEGATIVE] = option(
+    0.0,
+    "First weight of the L1 loss of the router relu (ReMoE), which the rule sparsity adapts.",
+    neutral=0.0,
+  )
+  entropy_loss: Annotated[float, NOT_NEGATIVE] = option(
+    0.0, "Weight of the mean entropy of the router's probabilities (top-p routing).", neutral=0.0
+  )
 
   @property
   def weights(self) -> dict[str, float]:
@@ -197,9 +205,22 @@ def _communication(options: LossOptions, router: RouterFacts, logits, plan, cont
   )(logits, plan, context.valid)
 
 
+def _sparsity(options: LossOptions, router: RouterFacts, logits, plan, context):
+  """Returns f and P of ReMoE's loss, each [G, E]; P is multiplied by what the rule has reached."""
+  f, p = jax.vmap(
+    lambda plan, valid: losses.sparsity_terms(plan, valid, logits.shape[1], router.k)
+  )(plan, context.valid)
+  return f, p if context.bias is None else p * jnp.exp(jnp.mean(context.bias))
+
+
 # The losses that `balance_over` applies to, as functions (options, router, logits [G, S, E], plan,
 # context) -> (f, P) of each group, which are [G, E] or [G, D].
-TERMS = {"balance": _balance, "device": _device, "communication": _communication}
+TERMS = {
+  "balance": _balance,
+  "device": _device,
+  "communication": _communication,
+  "sparsity": _sparsity,
+}
 
 
 def _product(name: str, options: LossOptions, router: RouterFacts, logits, plan, context):
@@ -223,6 +244,10 @@ def _load(options: LossOptions, router: RouterFacts, logits, plan, context):
   return jax.vmap(router.load, in_axes=(0, group_axes(context)))(logits, context)
 
 
+def _entropy(options: LossOptions, router: RouterFacts, logits, plan, context):
+  return jax.vmap(losses.entropy)(logits, context.valid)
+
+
 def _threshold(options: LossOptions, router: RouterFacts, logits, plan, context):
   return jax.vmap(lambda logits, valid: threshold_loss(logits, context.threshold, valid, router.k))(
     logits, context.valid
@@ -237,4 +262,5 @@ LOSSES = {
   "importance": _importance,
   "load": _load,
   "threshold": _threshold,
+  "entropy": _entropy,
 }

@@ -32,6 +32,10 @@ _FILES = (
   "sinkhorn",
   "hash_layer",
   "random_choice",
+  "relu",
+  "top_p",
+  "expert_threshold",
+  "sequence_top_k",
 )
 
 ROUTERS: dict[str, Router] = {

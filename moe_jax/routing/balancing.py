@@ -22,11 +22,21 @@ i, which an expert must exceed to be chosen.
 - `quantile_histogram`: the same from a histogram, which devices and microbatches add up (appendix
   D of that report).
 - `bip`: -q after some steps for the dual of the best balanced assignment (arXiv 2502.15451).
+
+Three more rules are each for one router that gives tokens different numbers of experts (`relu`,
+`expert_threshold` and `top_p`), and aim at k experts a token on average:
+
+- `sparsity`: b + u sign(assignments - m k), over all layers; the loss of ReMoE is multiplied by
+  exp(b) (arXiv 2412.14711 Eq. 9).
+- `expert_quantile`: (1 - u) b - u (the 1 - k/E quantile over tokens of s_ij) (arXiv 2603.11535).
+- `mean_k`: u (sum of all e so far + p e), e = 1 - assignments / (m k) over all layers, which is
+  added to the probability p of `top_p` (after DTop-p, arXiv 2512.13996).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Annotated
 
@@ -41,6 +51,7 @@ State = Mapping[str, Float[Array, "Lm E"]]
 # The sums of a batch for all layers: "assigned" [Lm, E] and what `Rule.observe` returns.
 Sums = Mapping[str, Shaped[Array, "Lm ..."]]
 TARGET = "balancing_target"
+WANTED = "balancing_wanted"
 HISTOGRAM = "balancing_histogram"
 
 
@@ -55,6 +66,7 @@ class Rule:
     observe: `f(scores [N, E], bias [E], valid [N], k, options)`, which returns what the update must
       know about one layer's scores beside the number of assignments. None means nothing.
     adds_up: Whether what `observe` returns of parts of a batch adds up to that of the batch.
+    general: Whether the rule is for all routers with a bias. Others are named in `Router.rules`.
   """
 
   update: Callable[[State, Sums, BalancingOptions, float], dict[str, Array]]
@@ -62,6 +74,7 @@ class Rule:
   memory: tuple[str, ...] = ()
   observe: Callable[..., dict[str, Array]] | None = None
   adds_up: bool = True
+  general: bool = True
 
 
 def lacking(assigned: Int[Array, "Lm E"]) -> Float[Array, "Lm E"]:
@@ -144,6 +157,52 @@ def _to_quantile_of_histogram(
   target = _centred(low[:, None] + width[:, None] * place)
   some = jnp.sum(counts, axis=(-1, -2))[:, None] > 0
   return {"bias": bias + jnp.where(some, rate * (target - bias), 0.0)}
+
+
+def _sparsity(state: State, sums: Sums, options: BalancingOptions, rate: float) -> dict[str, Array]:
+  # The paper compares the mean over layers, so that layers may differ.
+  too_many = jnp.sign(jnp.sum(sums["assigned"]) - jnp.sum(sums[WANTED]))
+  return {"bias": state["bias"] + rate * too_many}
+
+
+def _mean_k(state: State, sums: Sums, options: BalancingOptions, rate: float) -> dict[str, Array]:
+  # One threshold for all layers, which may differ in how many experts they use.
+  wanted = jnp.sum(sums[WANTED])
+  error = (wanted - jnp.sum(sums["assigned"])) / jnp.maximum(wanted, 1)
+  integral = state["integral"] + error
+  bias = rate * (integral + options.proportional * error)
+  return {"bias": bias, "integral": integral}
+
+
+def _to_expert_quantile(
+  state: State, sums: Sums, options: BalancingOptions, rate: float
+) -> dict[str, Array]:
+  # The first batch replaces the zeros from which the state begins.
+  bias, target = state["bias"], sums[TARGET]
+  return {"bias": jnp.where(bias == 0, target, bias + rate * (target - bias))}
+
+
+def _observe_wanted(
+  scores: Float[Array, "N E"],
+  bias: Float[Array, "E"],
+  valid: Bool[Array, "N"],
+  k: int,
+  options: BalancingOptions,
+) -> dict[str, Array]:
+  """Returns the number m k of assignments that the rule aims at."""
+  return {WANTED: k * jnp.sum(valid, dtype=jnp.int32)}
+
+
+def _observe_expert_quantile(
+  scores: Float[Array, "N E"],
+  bias: Float[Array, "E"],
+  valid: Bool[Array, "N"],
+  k: int,
+  options: BalancingOptions,
+) -> dict[str, Array]:
+  """Returns minus the score that k/E of the real tokens exceed, for each expert."""
+  descending = jnp.sort(jnp.where(valid[:, None], -scores, jnp.inf), axis=0)
+  return {TARGET: _between(descending, valid, k, bias)}
 
 
 def _observe_quantile(
@@ -246,6 +305,11 @@ RULES: Mapping[str, Rule] = {
   "quantile": Rule(_to_target, 1.0, observe=_observe_quantile, adds_up=False),
   "quantile_histogram": Rule(_to_quantile_of_histogram, 1.0, observe=_observe_histogram),
   "bip": Rule(_to_target, 1.0, observe=_observe_dual, adds_up=False),
+  "sparsity": Rule(_sparsity, math.log(1.2), observe=_observe_wanted, general=False),
+  "expert_quantile": Rule(
+    _to_expert_quantile, 0.1, observe=_observe_expert_quantile, adds_up=False, general=False
+  ),
+  "mean_k": Rule(_mean_k, 0.01, ("integral",), observe=_observe_wanted, general=False),
 }
 
 
@@ -260,11 +324,13 @@ class BalancingOptions(Options):
     None,
     "Step u of the rule, in units of scores; of quantile and bip, the part of the way to the new "
     "bias; None is the rule's own (0.001 of sign, centred_sign and smebu; 0.01 of proportional and "
-    "pid; 1 of the others).",
+    "pid and mean_k; 0.1 of expert_quantile; ln 1.2 of sparsity; 1 of the others).",
     neutral=None,
   )
   proportional: Annotated[float, NOT_NEGATIVE] = option(
-    1.0, "Gain p of pid for the present lack, relative to that for the sum of all.", neutral=1.0
+    1.0,
+    "Gain p of pid and mean_k for the present error, relative to that for the sum of all.",
+    neutral=1.0,
   )
   derivative: Annotated[float, NOT_NEGATIVE] = option(
     0.0, "Gain d of pid for the change of the lack, relative to that for the sum.", neutral=0.0

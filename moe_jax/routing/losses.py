@@ -17,6 +17,8 @@ the same K experts and P is concentrated on them:
 | importance          | 0                          | E - 1 (P on one expert)                       |
 | importance of gates | 0                          | E - 1 (one gate), E/K - 1 (K equal gates)     |
 | load                | 0                          | E/K - 1                                       |
+| sparsity            | mean sum of a token's gates | E/K times that                               |
+| entropy             | ln E for zero logits       | 0                                             |
 """
 
 from __future__ import annotations
@@ -133,6 +135,37 @@ def z(logits: Float[Array, "S E"], valid: Bool[Array, "S"] | None) -> Float[Arra
   """
   log_z = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
   return _mean(jnp.square(log_z), _weights(logits, valid))
+
+
+def sparsity_terms(
+  plan: RoutingPlan, valid: Bool[Array, "S"] | None, num_tokens: int, k: int
+) -> tuple[Float[Array, "E"], Float[Array, "E"]]:
+  """Returns f and P of ReMoE's L1 loss with load balancing (arXiv 2412.14711 Eq. 10).
+
+      f_i = 1/(k T) sum_t 1(g_ti > 0),  P_i = 1/T sum_t g_ti
+
+  With these, `balance` is E sum_i f_i P_i, the paper's loss of one layer without its weight lambda.
+
+  Args:
+    plan: The plan before capacity is applied. f carries no gradient.
+    valid: True for real tokens. None means that all tokens are real.
+    num_tokens: The number of tokens of the group, S.
+    k: The number of experts per token that the loss aims at.
+  """
+  tokens = num_tokens if valid is None else jnp.maximum(jnp.sum(valid), 1)
+  active = jnp.zeros(plan.num_experts).at[plan.expert].add(1.0, mode="drop")
+  gates = jnp.zeros(plan.num_experts).at[plan.expert].add(plan.gate, mode="drop")
+  return active / (k * tokens), gates / tokens
+
+
+def entropy(logits: Float[Array, "S E"], valid: Bool[Array, "S"] | None) -> Float[Array, ""]:
+  """Returns the mean over real tokens of the entropy of their probabilities, in nats, in [0, ln E].
+
+  It is the "dynamic loss" of top-p routing (arXiv 2403.07652 Eq. 8), where fewer experts add up to
+  p if probabilities are less even.
+  """
+  log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+  return _mean(-jnp.sum(jnp.exp(log_p) * log_p, axis=-1), _weights(logits, valid))
 
 
 def importance(logits: Float[Array, "S E"], valid: Bool[Array, "S"] | None) -> Float[Array, ""]:

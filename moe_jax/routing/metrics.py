@@ -71,7 +71,8 @@ def finish(sums: dict[str, Shaped[Array, "..."]]) -> dict[str, Float[Array, "...
     sums: The result of `sums` or `combine`, or {}.
 
   Returns:
-    "load" [E], "drop_rate", "max_violation", "dropped_tokens", "entropy" and "logit_max", as
+    "load" [E], "experts_a_token" (the mean number of assignments that a real token asks for),
+    "drop_rate", "max_violation", "dropped_tokens", "entropy" and "logit_max", the others as
     defined by the functions with these names. If `sums` is empty, so is the result.
   """
   if not sums:
@@ -79,6 +80,7 @@ def finish(sums: dict[str, Shaped[Array, "..."]]) -> dict[str, Float[Array, "...
   shares = _ratio(sums["assigned"], sums["assignments"][..., None])
   return {
     "load": shares,
+    "experts_a_token": _ratio(sums["assignments"], sums["tokens"]),
     "drop_rate": _ratio(sums["dropped"], sums["assignments"]),
     "max_violation": max_violation(shares),
     "dropped_tokens": _ratio(sums["unserved"], sums["tokens"]),

@@ -42,6 +42,10 @@ class Router:
     biased: `f(logits [*, E], **options) -> scores [*, E]`, the scores to which the router adds
       `context.bias`, which loss-free balancing moves (`balancing.py`). None means that the router
       reads no bias.
+    average: The option that holds the mean number of experts per token, of a router whose plans
+      have room for more. "" means that a plan is as long as the assignments that it makes.
+    rules: The rules of balancing that are made for this router (`balancing.py`), and the only ones
+      that may move its `context.bias`. Without any, general rules may, if the router is `biased`.
     competes: Whether tokens compete for experts in evaluation, too, and without a capacity. Such a
       router cannot route a token by itself, so that its models do not generate text.
   """
@@ -51,6 +55,8 @@ class Router:
   learned: tuple[str, ...] = ()
   smooth_load: Callable[..., Array] | None = None
   biased: Callable[..., Array] | None = None
+  average: str = ""
+  rules: tuple[str, ...] = ()
   competes: bool = False
 
   @functools.cached_property

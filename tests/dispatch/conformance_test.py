@@ -49,6 +49,11 @@ CASES += [
   ("sinkhorn", {"k": 2}),
   ("hash_layer", {}),
   ("random_choice", {"k": 2}),
+  ("relu", {"k": 2}),
+  ("relu", {"k": 2, "most": 2}),
+  ("top_p", {"p": 0.6}),
+  ("expert_threshold", {"k": 2}),
+  ("sequence_top_k", {"k": 2}),
 ]
 # All other routers train their logits through the gates.
 WITHOUT_GRADIENT = ("hash_layer", "random_choice")
@@ -388,7 +393,9 @@ def test_plan_invariants_and_drop(name, options, capacity):
   token, expert, gate = map(np.asarray, (plan.token, plan.expert, plan.gate))
   assert gate.dtype == np.float32 and plan.num_experts == E
   assert token.min() >= 0 and token.max() < S and expert.min() >= 0 and expert.max() <= E
-  assert np.all(gate[expert == E] == 0) and np.all((gate >= 0) & (gate <= 1 + 1e-6))
+  # The gates of `relu` are logits and have no upper bound.
+  highest = np.inf if name == "relu" else 1 + 1e-6
+  assert np.all(gate[expert == E] == 0) and np.all((gate >= 0) & (gate <= highest))
   plans, kept = _oracle(name, options, logits, PADDING, capacity)
   dropped = _drop(plan, capacity)
   for served, expecteds in ((_kept(plan, None), plans), (_kept(plan, capacity), kept)):

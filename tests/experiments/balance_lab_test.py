@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.balance_lab import drift, study, table
+from moe_jax.routing.balancing import RULES
 
 
 def test_measures_by_hand():
@@ -56,6 +57,11 @@ def test_the_table_takes_the_best_rate():
   }
   best = table.best(lines)
   assert list(best) == ["none", "sign"] and best["sign"]["rate"] == 0.2
+
+
+def test_each_general_rule_is_simulated():
+  # Catches a new rule that the laboratory does not know.
+  assert {name for name, rule in RULES.items() if rule.general} < set(drift.RATES)
 
 
 def test_each_row_has_a_config():

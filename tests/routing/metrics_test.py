@@ -200,6 +200,7 @@ def test_sums_of_parts_make_the_metrics_of_the_whole():
   load = metrics.load(plan)
   expected = {
     "load": load,
+    "experts_a_token": jnp.sum(plan.expert < 3) / jnp.sum(valid),
     "drop_rate": metrics.drop_rate(plan, kept),
     "max_violation": metrics.max_violation(load),
     "dropped_tokens": metrics.dropped_tokens(kept, valid),

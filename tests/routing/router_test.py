@@ -41,6 +41,12 @@ def test_what_each_router_declares():
     "noisy_top_k",
     "device_limited",
     "sigmoid_bias",
+    "expert_threshold",
+  }
+  assert {name: router.rules for name, router in ROUTERS.items() if router.rules} == {
+    "relu": ("sparsity",),
+    "top_p": ("mean_k",),
+    "expert_threshold": ("expert_quantile",),
   }
   assert {name for name, router in ROUTERS.items() if router.smooth_load} == {
     "noisy_top_k",
@@ -84,6 +90,10 @@ DEFAULTS = {
   "sinkhorn": {"k": 1, "iterations": 30, "temperature": 1.0, "priority": "choice"},
   "hash_layer": {"method": "random", "seed": 0},
   "random_choice": {"k": 1, "seed": 0},
+  "relu": {"k": 1, "most": 0},
+  "top_p": {"p": 0.4, "k": 2, "most": 0},
+  "expert_threshold": {"k": 2, "most": 0},
+  "sequence_top_k": {"k": 2},
 }
 
 
