@@ -21,7 +21,7 @@ def entropy(counts: Shaped[np.ndarray, "..."]) -> float:
   """Returns the entropy of the distribution that is proportional to `counts`; 0 if all are 0."""
   total = counts.sum()
   p = counts[counts > 0] / max(total, 1)
-  return float(-(p * np.log(p)).sum())
+  return max(0.0, float(-(p * np.log(p)).sum()))
 
 
 def table(

@@ -19,6 +19,8 @@ from moe_jax.report.sections import document
 from moe_jax.report.style import SCRIPT
 from moe_jax.report.tables import MOST_EXPERTS, expert_table, scale
 
+# The scale of the colours, as wide as a figure.
+_SCALE = f'<div class="figures two"><div>{scale()}</div></div>'
 COLOURED = 600  # tokens of each domain that are shown in colours
 _MOST_NUMBERS = 16  # experts for which a map of pairs of experts has numbers
 _CLASSES = {HOLDS: " holds", FAILS: " fails"}
@@ -66,12 +68,11 @@ def _findings(recorded: Recorded, result: Mapping[str, Any]) -> str:
 
 def _explained(recorded: Recorded, result: Mapping[str, Any]) -> str:
   """Returns the table of what kind, token and domain explain of the choice of expert."""
-  head = "".join(f"<th>{words}</th><th>chance</th>" for words in _MEASURES.values())
+  head = "".join(f"<th>{words}</th>" for words in _MEASURES.values())
   rows = ""
   for name, layer in zip(result["layers"], result["explained"], strict=True):
     cells = "".join(
-      f"<td>{_percent(layer[m]['value'], layer[m]['half_width'])}</td>"
-      f"<td>{_percent(layer[m]['chance'], layer[m]['chance_half_width'])}</td>"
+      _beside_chance(layer[m]["value"], layer[m]["chance"], layer[m]["half_width"])
       for m in _MEASURES
     )
     rows += f"<tr><td>{html.escape(name)}</td><td>{layer['expert_entropy']:.2f}</td>{cells}</tr>"
@@ -87,8 +88,8 @@ def _explained(recorded: Recorded, result: Mapping[str, Any]) -> str:
     '<h2>What explains the expert</h2><p class="lead">The share of the entropy of the first-choice '
     "expert (in nats) that is explained by the token's kind, by its identity and by its domain, "
     "then by its identity within a domain (lexical) and by its domain for a given identity "
-    "(topical). Chance: the same for shuffled experts or, for domains, with rows of text dealt to "
-    "the domains at random. ± is half of a 95 % interval.</p>"
+    "(topical), in percent ± half of the 95 % interval. In parentheses: chance, with shuffled "
+    "experts or, for domains, with rows of text dealt to the domains at random.</p>"
     f'<div class="wide"><table><tr><th>layer</th><th>entropy</th>{head}</tr>{rows}</table></div>'
     f"{charts}"
   )
@@ -121,7 +122,7 @@ def _sharpness(recorded: Recorded, result: Mapping[str, Any]) -> str:
     f"{uniform:.3f} nats and 1/E = {1 / recorded.num_experts:.3f}.</p>"
     f'<div class="wide"><table><tr><th>layer</th><th>entropy (nats)</th>'
     f"<th>largest probability</th></tr>{rows}</table></div>"
-    f'<div class="figures two">{charts}</div>'
+    + (f'<div class="figures two">{charts}</div>' if charts else "")
   )
 
 
@@ -137,23 +138,21 @@ def _repetition(recorded: Recorded, result: Mapping[str, Any]) -> str:
   has_two = any(domain["either"] is not None for layer in result["repetition"] for domain in layer)
   kinds = [("first", "first choice")] + [("either", "first or second")] * has_two
   head = "".join(
-    f"<th>{html.escape(domain)}, {words}</th><th>shuffled</th>"
+    f"<th>{html.escape(domain)}{f', {words}' if has_two else ''}</th>"
     for domain in result["domains"]
     for _, words in kinds
   )
   rows = ""
   for name, layer in zip(result["layers"], result["repetition"], strict=True):
     cells = "".join(
-      f"<td>{_percent(domain[key])}</td><td>{_percent(domain[f'{key}_shuffled'])}</td>"
-      for domain in layer
-      for key, _ in kinds
+      _beside_chance(domain[key], domain[f"{key}_shuffled"]) for domain in layer for key, _ in kinds
     )
     rows += f"<tr><td>{html.escape(name)}</td>{cells}</tr>"
-  two = f", and that they share one of their first two choices, {either:.1%} by chance" * has_two
+  two = f" ({either:.1%} that two tokens share one of their first two choices)" * has_two
   return (
-    '<h2>Repetition</h2><p class="lead">How often a token has the expert of the token before it: '
-    f"{first:.1%} if experts were drawn uniformly{two}. Shuffled: the same tokens in random order, "
-    "in which an uneven load repeats experts, too.</p>"
+    '<h2>Repetition</h2><p class="lead">How often a token has the expert of the token before it, '
+    f"in percent. If experts were drawn uniformly, it would be {first:.1%}{two}. In parentheses: "
+    "the same tokens in random order, in which an uneven load repeats experts, too.</p>"
     f'<div class="wide"><table><tr><th>layer</th>{head}</tr>{rows}</table></div>'
   )
 
@@ -177,7 +176,7 @@ def _tables(recorded: Recorded, result: Mapping[str, Any]) -> str:
     text += (
       f'<h2>{title}</h2><p class="lead">The percentage of the tokens that has each first-choice '
       "expert. White is the expert's share of all tokens, brown is more.</p>"
-      f"{_some(len(result['layers']), figure)}{scale()}"
+      f"{_SCALE}{_some(len(result['layers']), figure)}"
     )
   return text
 
@@ -211,7 +210,7 @@ def _typical(recorded: Recorded, result: Mapping[str, Any]) -> str:
     )
     return (
       f"<div><h3>{html.escape(result['layers'][layer])}</h3>"
-      f"<table><tr><th>expert</th><th>tokens</th></tr>{rows}</table></div>"
+      f'<table><tr><th>expert</th><th class="token">tokens</th></tr>{rows}</table></div>'
     )
 
   return (
@@ -244,7 +243,7 @@ def _coactivation(recorded: Recorded, result: Mapping[str, Any]) -> str:
   return (
     '<h2>From layer to layer</h2><p class="lead">Which first choices follow those of the layer '
     "before: white is as often as if the layers were independent, brown is more often.</p>"
-    f"{_some(len(pairs), figure)}{scale()}"
+    f"{_SCALE}{_some(len(pairs), figure)}"
   )
 
 
@@ -260,16 +259,14 @@ def _churn(recorded: Recorded, result: Mapping[str, Any]) -> str:
   """Returns the table of tokens whose first choice differs at the other checkpoint."""
   if result["churn"] is None:
     return ""
-  head = "".join(f"<th>{html.escape(d)}</th><th>chance</th>" for d in result["domains"])
+  head = "".join(f"<th>{html.escape(d)}</th>" for d in result["domains"])
   rows = ""
   for name, layer in zip(result["layers"], result["churn"], strict=True):
-    cells = "".join(
-      f"<td>{_percent(d['changed'])}</td><td>{_percent(d['chance'])}</td>" for d in layer
-    )
+    cells = "".join(_beside_chance(d["changed"], d["chance"]) for d in layer)
     rows += f"<tr><td>{html.escape(name)}</td>{cells}</tr>"
   return (
-    '<h2>Churn</h2><p class="lead">The share of tokens whose first choice differs between the two '
-    "checkpoints. Chance: the share if the choices of the two were independent.</p>"
+    '<h2>Churn</h2><p class="lead">The percentage of tokens whose first choice differs between '
+    "the two checkpoints. In parentheses: if the choices of the two were independent.</p>"
     f'<div class="wide"><table><tr><th>layer</th>{head}</tr>{rows}</table></div>'
   )
 
@@ -281,21 +278,22 @@ def _text(recorded: Recorded, result: Mapping[str, Any]) -> str:
     shown = np.flatnonzero(recorded.domain == d)[:COLOURED]
     pieces = [recorded.pieces[i] for i in shown]
     pages.append(recorded.first[:, shown].tolist())
-    panels += (
-      f'<h3>{html.escape(domain)}</h3><div class="panels">'
-      + "".join(
-        f'<div><p class="note">{html.escape(result["layers"][layer])}</p>'
-        f"{tokens_page(d, pieces, recorded.first[layer, shown], recorded.num_experts, layer)}</div>"
-        for layer in first_middle_last(len(result["layers"]))
+    starts = np.diff(recorded.row[shown], prepend=recorded.row[shown][:1]) != 0
+    shown_in = "".join(
+      f'<div><p class="note">{html.escape(result["layers"][layer])}</p>'
+      + tokens_page(
+        d, pieces, recorded.first[layer, shown], recorded.num_experts, layer=layer, starts=starts
       )
       + "</div>"
+      for layer in first_middle_last(len(result["layers"]))
     )
+    panels += f'<h3>{html.escape(domain)}</h3><div class="panels">{shown_in}</div>'
   data = {"experts": recorded.num_experts, "layers": list(result["layers"]), "pages": pages}
   return (
     '<h2>Text by expert</h2><p class="lead">Tokens on the colour of their first-choice expert in '
     "the first, middle and last layer with experts, as in Mixtral's Figure 8. · is a space, ↵ a "
-    "line's end, → a tab, ◆ a special token, ◌ a part of a character. Point at a token for its "
-    "experts in all layers; click an expert to see only its tokens.</p>"
+    "line's end, → a tab, ◆ a special token, ◌ a part of a character; text is left out at ⋯. Point "
+    "at a token for its experts in all layers; click an expert to see only its tokens.</p>"
     + coloured(f"{chips(recorded.num_experts)}{panels}", data)
   )
 
@@ -319,11 +317,12 @@ def _some(count: int, figure: Callable[[int], str]) -> str:
   return text
 
 
-def _percent(value: float | None, half_width: float | None = None) -> str:
-  """Returns a share in percent, with half of its interval if there is one."""
-  if value is None:
-    return "-"
-  return f"{100 * value:.1f}" + ("" if half_width is None else f" ± {100 * half_width:.1f}") + " %"
+def _beside_chance(value: float | None, chance: float | None, width: float | None = None) -> str:
+  """Returns a cell with a share in percent, half of its interval if any, and (its chance)."""
+  if value is None or chance is None:
+    return "<td>-</td>"
+  interval = "" if width is None else f" ± {100 * width:.1f}"
+  return f'<td>{100 * value:.1f}{interval} <span class="note">({100 * chance:.1f})</span></td>'
 
 
 def _plus_minus(value: float, half_width: float | None, form: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from moe_jax.report.colours import expert_colour, ink, tint
 from moe_jax.report.kinds import kinds_section
@@ -158,6 +158,7 @@ def tokens_page(
   chosen: Int[np.ndarray, "N"],
   experts: int,
   layer: int | None = None,
+  starts: Bool[np.ndarray, "N"] | None = None,
 ) -> str:
   """Returns a bar of the experts' shares, and the tokens of a text on the colours of their experts.
 
@@ -167,15 +168,19 @@ def tokens_page(
     chosen: The expert of each token in the layer that is shown first.
     experts: The number of experts E, which also stands for no expert.
     layer: The index of the only layer that the page shows. None means that buttons choose it.
+    starts: Whether each token begins a stretch of text that does not go on from the one before.
   """
 
-  def blank(piece):
-    # The attribute makes the marks that stand for white space pale.
-    return " w" if isinstance(piece, str) and not piece.strip() else ""
+  def attributes(piece, is_start):
+    # They make the marks that stand for white space pale, and put a mark before a stretch.
+    is_blank = isinstance(piece, str) and not piece.strip()
+    return f"{' s' if is_start else ''}{' w' if is_blank else ''}"
 
+  breaks = [False] * len(pieces) if starts is None else starts.tolist()
   tokens = "".join(
-    f'<i class="{f"e{expert}" if expert < experts else "none"}"{blank(piece)}>{visible(piece)}</i>'
-    for piece, expert in zip(pieces, chosen.tolist(), strict=True)
+    f'<i class="{f"e{expert}" if expert < experts else "none"}"{attributes(piece, is_start)}>'
+    f"{visible(piece)}</i>"
+    for piece, expert, is_start in zip(pieces, chosen.tolist(), breaks, strict=True)
   )
   bar = "".join(
     f'<i class="e{e}" style="flex:{n} 0 0" title="expert {e}: {100 * n / len(chosen):.1f} %"></i>'

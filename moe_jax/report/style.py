@@ -61,10 +61,10 @@ figure { position: relative; }
 .kinds .cell { color: #1a1a1a; min-width: 34px; }
 .finding { border-left: 4px solid #999; background: #f5f6f8; padding: 8px 12px; margin: 12px 0; }
 .finding.holds { border-color: #009e73; } .finding.fails { border-color: #d55e00; }
-.panels { display: grid; gap: 0 16px;
-  grid-template-columns: repeat(auto-fill, minmax(min(360px, 100%), 1fr)); }
+.panels { display: grid; gap: 14px 16px;
+  grid-template-columns: repeat(auto-fit, minmax(min(360px, 100%), 1fr)); }
 .panels .page { max-height: 420px; overflow-y: auto; }
-td.token { white-space: normal; overflow-wrap: anywhere; text-align: left; }
+td.token, th.token { white-space: normal; overflow-wrap: anywhere; text-align: left; }
 td.token code { background: #f0f1f3; color: #1a1a1a; border-radius: 3px; padding: 0 3px;
   margin-right: 4px; display: inline-block; white-space: pre; }
 .scale { margin: 0 16px 0 50px; font-size: 12px; }
@@ -79,15 +79,17 @@ button { font: inherit; font-size: 13px; border: 1px solid #bbb; border-radius: 
   font-variant-numeric: tabular-nums; }
 button[aria-pressed=true] { border-color: #1a1a1a; box-shadow: inset 0 0 0 1px #1a1a1a;
   font-weight: 600; }
-.chips button { padding: 2px 8px 2px 3px; }
+.chips button { padding: 2px 3px; } .chips span { margin: 0 5px; }
 .chips b { display: inline-block; min-width: 24px; text-align: center; border-radius: 3px;
-  margin-right: 5px; padding: 0 3px; }
+  padding: 0 3px; }
 .bar { display: flex; height: 12px; margin: 0 0 6px; } .bar i { min-width: 0; }
 .pages { display: grid; gap: 0 28px;
   grid-template-columns: repeat(auto-fill, minmax(min(500px, 100%), 1fr)); }
 .page { font: 13px/1.7 ui-monospace, "DejaVu Sans Mono", monospace;
   white-space: pre-wrap; overflow-wrap: anywhere; }
 .page i, .bar i { font-style: normal; } .page i { padding: 1px 0 4px; color: #000; }
+/* The first token of a stretch of text. */
+.page i[s]::before { content: "⋯"; display: block; color: #888; }
 .page i[w] { color: rgb(0 0 0 / 40%); }
 .page i:hover { outline: 2px solid #000; outline-offset: 1px; }
 .only .page i:not(.on) { background: none; box-shadow: none; color: #888; }

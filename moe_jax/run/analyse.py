@@ -163,12 +163,16 @@ def _record(
   parts: dict[str, list[dict[str, np.ndarray]]] = {}
   texts: dict[str, list[str | None]] = {}
   start = 0
+  # A text may have fewer batches than are wanted of it.
+  total = num_batches * len(opened) or None
   is_terminal = sys.stderr.isatty()
   with (
     jax.set_mesh(mesh),
     sharding.use_rules(dict(loaded.config.sharding)),
     working("routing text", _say if not is_terminal else lambda _: None),
-    tqdm.tqdm(desc="routing text", unit=" batches", delay=3, disable=not is_terminal) as bar,
+    tqdm.tqdm(
+      total=total, desc="routing text", unit=" batches", delay=3, disable=not is_terminal
+    ) as bar,
   ):
     for domain, (options, source) in enumerate(opened):
       for stacks in routed.routed_batches(
