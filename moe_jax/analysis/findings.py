@@ -152,14 +152,15 @@ def sentences(result: Mapping[str, Any]) -> dict[str, str]:
       "what each could explain at most."
     )
   sharp, entropy, top = found["sharper"], result["sharpness"]["entropy"], result["sharpness"]["top"]
-  experts = result["num_experts"]
+  experts, layers = result["num_experts"], sharp["layers"]
+  least = f" ({sharp['smallest_chance']:.0%} is the least that {layers} layers can have)"
   second = (
     f"from the first to the last layer with experts, the entropy of the router goes from "
     f"{entropy[0]:.3f} to {entropy[-1]:.3f} nats ({math.log(experts):.3f} is indifference) and the "
     f"largest probability from {top[0]:.3f} to {top[-1]:.3f} ({1 / experts:.3f} is indifference). "
     f"The rank correlation of depth and sharpness is {sharp['spearman']:+.2f}; of all orders of "
-    f"{sharp['layers']} layers, {sharp['chance']:.1%} have one as high."
-  )
+    f"{layers} layers, {sharp['chance']:.1%} have one as high"
+  ) + (f"{least}." if layers < FEWEST_LAYERS else ".")
   return {"lexical": first, "sharper": second}
 
 

@@ -29,8 +29,8 @@ def analyse(recorded: Recorded, before: Int[np.ndarray, "Lm N"] | None = None) -
       tokens, rows: The number of tokens and of rows of each domain.
       tokens_by_kind: The number of tokens of each kind.
       by_domain [Lm][D][E], by_kind [Lm][K][E]: The number of tokens with each first choice.
-      entropy_by_kind [Lm][K]: The entropy of the experts of a kind, in nats, as in ST-MoE's
-        Table 13; None for kinds without tokens.
+      entropy_by_kind [Lm][K]: The entropy of the experts of a kind, in nats, as ST-MoE (arXiv
+        2202.08906) reports it for sentinels; None for kinds without tokens.
       typical [Lm][E]: Texts of the tokens that say most about each expert.
       explained: For each layer, "expert_entropy" in nats and, for each of
         `specialisation.MEASURES`, the share of it that is explained: "value", "half_width" of its

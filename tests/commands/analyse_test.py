@@ -15,8 +15,8 @@ def run(*arguments):
 
 
 def test_prints_findings_and_writes_files(tmp_path, capsys):
-  # Catches files in another folder than the one that is printed, a checkpoint of another step, and
-  # files that are overwritten.
+  # Catches files in another folder than the one that is printed, a checkpoint of another step, a
+  # number of tokens that is not used, and files that are overwritten.
   place, _ = saved_run.save(tmp_path)
   (tmp_path / "one.txt").write_text("the expert routes a token to one network\n" * 9)
   arguments = (f"--workdir={place}", f"--sources=text:{tmp_path}/one.txt", "--against=3")
@@ -29,6 +29,8 @@ def test_prints_findings_and_writes_files(tmp_path, capsys):
   ]
   summary = json.loads((place / "analysis.json").read_text())
   assert summary["step"] == summary["against"] == 3
+  # 64 tokens are a part of a batch, and as many are read.
+  assert summary["stacks"]["decoder"]["tokens"] == [4 * 32]
   assert run(*arguments) == 2 and "has an analysis.html already" in capsys.readouterr().err
   assert json.loads((place / "analysis.json").read_text()) == summary
 

@@ -28,7 +28,9 @@ def test_panels_show_the_first_the_middle_and_the_last_layer(stack):
   assert [panel[:2] for panel in panels] == [(d, at) for d in "01" for at in "024"]
   for domain, layer, tokens in panels:
     shown = np.flatnonzero(recorded.domain == int(domain))[:COLOURED]
-    found = re.findall(r'<i class="e(\d)">(.)</i>', tokens)
+    found = re.findall(r'<i class="e(\d)"(?: s)?>(.)</i>', tokens)
+    # Rows have 64 tokens, and text is left out between them.
+    assert tokens.count(" s>") == (COLOURED - 1) // 64
     assert [int(expert) for expert, _ in found] == recorded.first[int(layer), shown].tolist()
     assert "".join(piece for _, piece in found) == "".join(recorded.pieces[i] for i in shown)
   (data,) = re.findall(r'<script type="application/json">(.*?)</script>', page)
@@ -48,9 +50,7 @@ def test_verdicts_and_numbers_are_those_of_the_results(stack):
     (" holds", "Deeper layers route more sharply: holds"),
   ]
   table = page.partition("What explains the expert")[2].partition("</table>")[0]
-  rows = re.findall(
-    r"<tr><td>(layer \d)</td><td>[\d.]+</td><td>.*?</td><td>.*?</td><td>(.*?)</td>", table
-  )
+  rows = re.findall(r"<tr><td>(layer \d)</td><td>[\d.]+</td><td>.*?</td><td>(.*?)</td>", table)
   assert [name for name, _ in rows] == result["layers"]
   assert [float(cell.partition(" ")[0]) for _, cell in rows] == [
     pytest.approx(100 * layer["token"]["value"], abs=0.051) for layer in result["explained"]
