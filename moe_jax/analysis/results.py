@@ -106,9 +106,14 @@ def _explained(recorded: Recorded, labels, masks) -> tuple[findings.Shares, list
     }
     for layer, width in zip(layers, widths, strict=True)
   ]
-  fields = ("value", "most", "chance", "chance_width")
-  arrays = (np.stack([getattr(layer, name) for layer in layers]) for name in fields)
-  return findings.Shares(*arrays, replicates), as_json
+  shares = findings.Shares(
+    value=np.stack([layer.value for layer in layers]),
+    most=np.stack([layer.most for layer in layers]),
+    chance=np.stack([layer.chance for layer in layers]),
+    chance_width=np.stack([layer.chance_width for layer in layers]),
+    replicates=replicates,
+  )
+  return shares, as_json
 
 
 def _sharpness(recorded: Recorded, masks) -> dict[str, list[Any]]:
@@ -155,8 +160,8 @@ def _repetition(recorded: Recorded) -> list[list[dict[str, Any]]]:
   """Returns the repetition of experts in each layer and domain."""
 
   def of_part(layer, mask):
-    parts = (values[mask] for values in (recorded.first[layer], recorded.second[layer]))
-    return sequences.repetition(*parts, recorded.follows[mask], recorded.num_experts)
+    first, second = recorded.first[layer][mask], recorded.second[layer][mask]
+    return sequences.repetition(first, second, recorded.follows[mask], recorded.num_experts)
 
   return _by_domain(recorded, of_part)
 

@@ -62,26 +62,27 @@ def _of_stack(batch: Batch, metrics: Mapping[str, Any], prefix: str) -> dict[str
     return routed
   p = metrics[f"{prefix}probabilities"]
   return routed | {
-    "second": _second(metrics[f"{prefix}plan"], tokens.shape),
+    "second": _second(metrics[f"{prefix}plan"], len(tokens), tokens.shape[1]),
     # A probability of 0 contributes nothing.
     "entropy": -jnp.sum(jnp.where(p > 0, p * jnp.log(p), 0.0), axis=-1),
     "top": jnp.max(p, axis=-1),
   }
 
 
-def _second(plan: RoutingPlan, shape: tuple[int, int]) -> jax.Array:
+def _second(plan: RoutingPlan, rows: int, length: int) -> jax.Array:
   """Returns the second choice of each token, [Lm, B, L], of a plan with arrays [Lm, G, A].
 
   Args:
     plan: The plan of all layers.
-    shape: The number of rows B and of tokens per row L.
+    rows: The number of rows B.
+    length: The number of tokens per row L.
   """
   layers, groups, _ = plan.expert.shape
-  size = shape[0] * shape[1] // groups
   if plan.num_experts < 2:
-    return jnp.full((layers, *shape), plan.num_experts, jnp.int32)
+    return jnp.full((layers, rows, length), plan.num_experts, jnp.int32)
+  size = rows * length // groups
   chosen = jax.vmap(jax.vmap(lambda p: choices(p, size, 2)[1]))(plan)
-  return chosen.reshape(layers, *shape)
+  return chosen.reshape(layers, rows, length)
 
 
 def expert_layers(model: nn.Module) -> dict[str, list[int]]:
