@@ -311,7 +311,7 @@ def _some(count: int, figure: Callable[[int], str]) -> str:
   if others:
     rest = "".join(map(figure, others))
     text += (
-      f"<details><summary>The other {len(others)}</summary>"
+      f"<details><summary>{len(others)} more</summary>"
       f'<div class="figures two">{rest}</div></details>'
     )
   return text
