@@ -13,6 +13,8 @@ The package is best read in the order in which a token passes through it:
     training  Training steps, training state, optimizers and checkpoints.
     assembly  Checks a config and builds these objects from it.
     accounts  Computes what a config costs in parameters, FLOPs and bytes, and describes it.
+    analysis  What experts specialise in: statistics of recorded routing.
+    report    The pages about runs and about experts.
     run       Runs one config from its first step to its report.
     interop   Reads and writes published checkpoints.
     surgery   Makes the weights of one model from those of another.
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
   from moe_jax.layers import Aux, LayerContext, LossOptions, MoeLayer
   from moe_jax.models import LanguageModel
   from moe_jax.routing import ROUTERS, Router, RoutingContext, RoutingPlan
+  from moe_jax.run.analyse import analyse
   from moe_jax.run.evaluate import evaluate
   from moe_jax.run.generate import generate
   from moe_jax.run.load import load_run
@@ -69,6 +72,7 @@ _PUBLIC = {
   "Router": "moe_jax.routing",
   "RoutingContext": "moe_jax.routing",
   "RoutingPlan": "moe_jax.routing",
+  "analyse": "moe_jax.run.analyse",
   "evaluate": "moe_jax.run.evaluate",
   "from_hugging_face": "moe_jax.interop",
   "generate": "moe_jax.run.generate",
@@ -91,6 +95,7 @@ __all__ = [
   "Router",
   "RoutingContext",
   "RoutingPlan",
+  "analyse",
   "evaluate",
   "from_hugging_face",
   "generate",

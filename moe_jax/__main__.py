@@ -29,6 +29,9 @@ COMMANDS = {
   "evaluate": Entry(
     "moe_jax.commands.evaluate", "measures a trained model on text and on benchmark tasks"
   ),
+  "analyse": Entry(
+    "moe_jax.commands.analyse", "shows what the experts of a trained model specialise in"
+  ),
   "generate": Entry("moe_jax.commands.generate", "writes text with a trained model"),
   "inspect": Entry("moe_jax.inspect", "prints what a run's workdir holds"),
   "report": Entry("moe_jax.report.__main__", "rebuilds the report of a run"),

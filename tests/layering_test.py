@@ -26,6 +26,7 @@ ROOMS = (
   "training",
   "assembly",
   "accounts",
+  "analysis",
   "report",
   "run",
   "interop",

@@ -83,7 +83,7 @@ def test_text_of_the_run_is_escaped(tmp_path):
   # Catches a token, a name of a source, a sample or a config that is written without escaping.
   text, page, _ = report(synthetic.write_workdir(tmp_path / "run"))
   scripts = [attributes for tag, attributes in page.elements if tag == "script"]
-  assert scripts == [{"type": "application/json", "id": "routing-data"}, {}, {}]
+  assert scripts == [{"type": "application/json"}, {}, {}]
   assert "<script>alert" not in text and "<!--" not in text
   assert synthetic.HOSTILE.strip("\n") in page.text["pre"]
   assert "embedded:prose<b>" in page.text["h3"]

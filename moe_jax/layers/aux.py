@@ -132,8 +132,8 @@ class LayerContext(struct.PyTreeNode):
     segment_ids: Document of each token within its row, from 1; 0 is padding.
     positions: Place of each token in its document, from 0.
     train: Whether dropout, jitter and noise are on.
-    return_routing: Whether each layer also reports its plan and the first choice of each token.
-      This costs memory and is meant for evaluation.
+    return_routing: Whether each layer also reports its plan, the first choice of each token and
+      the probabilities of the experts. This costs memory and is meant for evaluation.
     memory: The encoder's output of M tokens, which cross-attention reads; None in a model without
       an encoder.
     memory_segments: Segment of each token of the memory. A token sees those of its own segment.

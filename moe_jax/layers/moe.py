@@ -22,6 +22,7 @@ from moe_jax.layers.init import projection
 from moe_jax.layers.moe_losses import LossOptions, RouterFacts, auxiliary_losses, global_shares
 from moe_jax.options import INT32, ROWS, Bounds, Options, option
 from moe_jax.routing import RoutingContext, RoutingPlan, group_axes, metrics, noise
+from moe_jax.routing.losses import SCORES
 from moe_jax.routing.replay import replay
 from moe_jax.sharding import constrain
 
@@ -198,10 +199,12 @@ class MoeLayer(nn.Module):
       shares=global_shares(self.losses, self.facts, logits, plan, router_context, tokens),
     )
     if context.return_routing:
-      aux.metrics["top1_expert"] = jax.vmap(lambda p: first_choice(p, size))(plan).reshape(
+      aux.metrics["top1_expert"] = jax.vmap(lambda p: choices(p, size, 1)[0])(plan).reshape(
         x.shape[:2]
       )
       aux.metrics["plan"] = plan
+      probabilities = SCORES[self.losses.balance_scores](logits)
+      aux.metrics["probabilities"] = probabilities.reshape(*x.shape[:2], -1)
     return constrain(y, "batch", "length", "act_embed"), aux
 
   def _logits(
@@ -281,10 +284,14 @@ def _place(context: LayerContext, size: int, length: int) -> noise.Place | None:
   return noise.Place(context.micro.index, context.micro.count, groups_per_row)
 
 
-def first_choice(plan: RoutingPlan, num_tokens: int) -> Int[Array, "S"]:
-  """Returns, for one group, the expert with the largest gate of each token, before capacity.
+def choices(plan: RoutingPlan, num_tokens: int, count: int) -> Int[Array, "N S"]:
+  """Returns, for one group, the experts with the largest gates of each token, before capacity.
 
-  A token without an expert gets `num_experts`.
+  Args:
+    plan: The plan of the group.
+    num_tokens: The number of tokens S.
+    count: The number N of choices, at most E. The first one has the largest gate. A choice that a
+      token does not have is `num_experts`.
   """
   # Assignments that name no expert are out of bounds here and are dropped by the scatter.
   gates = (
@@ -292,6 +299,6 @@ def first_choice(plan: RoutingPlan, num_tokens: int) -> Int[Array, "S"]:
     .at[plan.token, plan.expert]
     .max(plan.gate, mode="drop")
   )
-  return jnp.where(
-    jnp.max(gates, axis=-1) < 0, plan.num_experts, jnp.argmax(gates, axis=-1)
-  ).astype(jnp.int32)
+  # Equal gates are in the order of their experts.
+  largest, experts = jax.lax.top_k(gates, count)
+  return jnp.where(largest < 0, plan.num_experts, experts).astype(jnp.int32).T

@@ -21,7 +21,8 @@ from moe_jax.routing import RoutingPlan
 from moe_jax.sharding import constrain
 
 SOURCE = ("tokens", "segment_ids", "positions")  # what an encoder reads
-BY_TOKEN = ("top1_expert", "plan")  # metrics whose shape depends on the number of tokens
+# Metrics whose shape depends on the number of tokens.
+BY_TOKEN = ("top1_expert", "plan", "probabilities")
 
 
 class Tower(nn.Module):
@@ -134,8 +135,8 @@ class EncoderDecoder(nn.Module):
         padding, whose logits mean nothing. A target sees the source of its own segment.
       positions: Place of each token in its target, from 0.
       train: Whether dropout and routing noise are on, from the RNG streams "dropout" and "router".
-      return_routing: Adds the decoder's metrics "top1_expert" [Lm, B, L] and "plan", a RoutingPlan
-        of [Lm, G, A] arrays, and the encoder's as "encoder_top1_expert" and "encoder_plan".
+      return_routing: Adds the decoder's metrics of each token, see `LanguageModel`, and the
+        encoder's with the prefix "encoder_", as in "encoder_top1_expert".
       stored: Such plans of the same tokens to follow: {"encoder": plan, "decoder": plan}, or only
         one of them.
       encoder: The arrays "tokens", "segment_ids" and "positions" of the source. During

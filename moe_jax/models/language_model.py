@@ -101,9 +101,10 @@ class LanguageModel(nn.Module):
       positions: Place of each token in its document, from 0. The state of an LSTM starts anew where
         it is 0.
       train: Whether dropout and routing noise are on, from the RNG streams "dropout" and "router".
-      return_routing: Adds the metrics "top1_expert" [Lm, B, L] and "plan", a RoutingPlan of
-        [Lm, G, A] arrays. Where layers route differently, shorter plans are filled up with
-        assignments to nobody.
+      return_routing: Adds the metrics "top1_expert" [Lm, B, L], "plan", a RoutingPlan of
+        [Lm, G, A] arrays, and "probabilities" [Lm, B, L, E], those that the balance loss averages
+        (`model.moe.balance_scores`). Where layers route differently, shorter plans are filled up
+        with assignments to nobody. Soft MoE has the first of them only.
       stored: Such a plan, of the same tokens, to follow instead of the routers' own
         (`routing/replay.py`).
       micro: The place of a microbatch in its batch. Losses are then its parts of the batch's.

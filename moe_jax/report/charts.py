@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from moe_jax.report.colours import LOAD_LABELS, LOAD_SCALE, load_pixels, png
+from moe_jax.report.colours import load_pixels, png
+from moe_jax.report.tables import scale
 
 # Font size in SVG units. The page shows a chart at about its own size, so a unit is about a pixel.
 _FONT = 12
@@ -213,12 +214,9 @@ def load_map(
     'text-anchor="middle">expert</text>'
   )
   body += _x_axis(inner, _range([steps]), "step")
-  labels = "".join(f"<span>{label}</span>" for label in LOAD_LABELS)
-  gradient = f"background:linear-gradient(90deg, {LOAD_SCALE})"
-  scale = f'<div class="scale"><i style="{gradient}"></i><div>{labels}</div></div>'
   return (
     f"<figure><figcaption>{html.escape(title)}</figcaption>{_note(note)}"
-    f"{_svg(title, width, height, body)}{scale}</figure>"
+    f"{_svg(title, width, height, body)}{scale()}</figure>"
   )
 
 

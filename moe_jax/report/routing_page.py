@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from moe_jax.report.colours import expert_colour, ink, tint
 from moe_jax.report.kinds import kinds_section
@@ -37,7 +38,9 @@ def routing_section(routing: Mapping[str, Any], layers: Sequence[str]) -> str:
   # The HTML shows the first layer. The script switches to the others, with the data below.
   counts = [_count(page[0], experts) for page in chosen]
   body = "".join(
-    _page(page, chosen[i][0], counts[i], max_tokens, experts) for i, page in enumerate(pages)
+    f"<div><h3>{html.escape(str(page.get('source', '')))}</h3>"
+    f"{tokens_page(i, page['pieces'][:max_tokens], chosen[i][0], experts)}</div>"
+    for i, page in enumerate(pages)
   )
   controls = _controls(layers, np.sum(counts, axis=0))
   data = {"experts": experts, "layers": list(layers), "pages": [page.tolist() for page in chosen]}
@@ -46,15 +49,27 @@ def routing_section(routing: Mapping[str, Any], layers: Sequence[str]) -> str:
     "stands on the colour of its first-choice expert. · is a space, ↵ a line's end, → a tab, ◆ the "
     "start of a document or a masked span, ◌ a part of a character that a later token completes. "
     "Point at a token for its experts in all layers; click an expert to see only its tokens.</p>"
-    f'<style>{_classes(experts)}</style><div id="routing">{controls}<div '
-    f'class="pages">{body}</div></div><script type="application/json" '
-    f'id="routing-data">{script_safe(data)}</script><script>{SCRIPT}</script>'
+    + coloured(f'{controls}<div class="pages">{body}</div>', data)
+    + f"<script>{SCRIPT}</script>"
     + kinds_section(
       [piece for page in pages for piece in page["pieces"][:max_tokens]],
       np.concatenate(chosen, axis=1),
       experts,
       layers,
     )
+  )
+
+
+def coloured(body: str, data: Mapping[str, Any]) -> str:
+  """Returns HTML whose pages of tokens have colours, and which `SCRIPT` brings to life.
+
+  Args:
+    body: HTML with `tokens_page`s, and perhaps with `controls`.
+    data: {"experts": E, "layers": names, "pages": the experts of each text, [Lm][tokens]}.
+  """
+  return (
+    f'<style>{_classes(data["experts"])}</style><div class="routing">{body}'
+    f'<script type="application/json">{script_safe(data)}</script></div>'
   )
 
 
@@ -121,32 +136,55 @@ def _controls(layers: Sequence[str], counts: np.ndarray) -> str:
     f'<button data-layer="{i}" aria-pressed="{pressed(i)}">{html.escape(name)}</button>'
     for i, name in enumerate(layers)
   )
-  shares = 100 * counts / max(1, counts.sum())
-  chips = "".join(
-    f'<button data-expert="{e}" aria-pressed="false"><b class="e{e}">{e}</b>'
-    f"<span>{share:.1f} %</span></button>"
-    for e, share in enumerate(shares)
-  )
-  legend = f'<h3>Share of each expert</h3><div class="chips">{chips}</div>'
+  legend = f"<h3>Share of each expert</h3>{chips(len(counts), counts)}"
   return f"<h3>Layer</h3><div>{buttons}</div>{legend}"
 
 
-def _page(
-  page: Mapping[str, Any], chosen: np.ndarray, count: np.ndarray, max_tokens: int, experts: int
+def chips(experts: int, counts: Int[np.ndarray, "E"] | None = None) -> str:
+  """Returns a button of each expert, which shows only its tokens, with its share of `counts`."""
+  shares = [""] * experts
+  if counts is not None:
+    shares = [f"<span>{share:.1f} %</span>" for share in 100 * counts / max(1, counts.sum())]
+  buttons = "".join(
+    f'<button data-expert="{e}" aria-pressed="false"><b class="e{e}">{e}</b>{share}</button>'
+    for e, share in enumerate(shares)
+  )
+  return f'<div class="chips">{buttons}</div>'
+
+
+def tokens_page(
+  text: int,
+  pieces: Sequence[str | None],
+  chosen: Int[np.ndarray, "N"],
+  experts: int,
+  layer: int | None = None,
+  starts: Bool[np.ndarray, "N"] | None = None,
 ) -> str:
-  """Returns the HTML of one source: its name, a bar of the experts' shares, and its tokens."""
+  """Returns a bar of the experts' shares, and the tokens of a text on the colours of their experts.
 
-  def blank(piece):
-    # The attribute makes the marks that stand for white space pale.
-    return " w" if isinstance(piece, str) and not piece.strip() else ""
+  Args:
+    text: The index of the text in the data of `coloured`.
+    pieces: The text of each of N tokens.
+    chosen: The expert of each token in the layer that is shown first.
+    experts: The number of experts E, which also stands for no expert.
+    layer: The index of the only layer that the page shows. None means that buttons choose it.
+    starts: Whether each token begins a stretch of text that does not go on from the one before.
+  """
 
+  def attributes(piece, is_start):
+    # They make the marks that stand for white space pale, and put a mark before a stretch.
+    is_blank = isinstance(piece, str) and not piece.strip()
+    return f"{' s' if is_start else ''}{' w' if is_blank else ''}"
+
+  breaks = [False] * len(pieces) if starts is None else starts.tolist()
   tokens = "".join(
-    f'<i class="{f"e{expert}" if expert < experts else "none"}"{blank(piece)}>{visible(piece)}</i>'
-    for piece, expert in zip(page["pieces"][:max_tokens], chosen.tolist(), strict=True)
+    f'<i class="{f"e{expert}" if expert < experts else "none"}"{attributes(piece, is_start)}>'
+    f"{visible(piece)}</i>"
+    for piece, expert, is_start in zip(pieces, chosen.tolist(), breaks, strict=True)
   )
   bar = "".join(
     f'<i class="e{e}" style="flex:{n} 0 0" title="expert {e}: {100 * n / len(chosen):.1f} %"></i>'
-    for e, n in enumerate(count.tolist())
+    for e, n in enumerate(_count(chosen, experts).tolist())
   )
-  name = html.escape(str(page.get("source", "")))
-  return f'<div><h3>{name}</h3><div class="bar">{bar}</div><div class="page">{tokens}</div></div>'
+  at = "" if layer is None else f' data-at="{layer}"'
+  return f'<div class="bar">{bar}</div><div class="page" data-text="{text}"{at}>{tokens}</div>'

@@ -59,6 +59,14 @@ figure { position: relative; }
 .kinds td, .kinds th { text-align: center; padding: 4px 7px; }
 .kinds td:first-child, .kinds th:first-child { text-align: left; }
 .kinds .cell { color: #1a1a1a; min-width: 34px; }
+.finding { border-left: 4px solid #999; background: #f5f6f8; padding: 8px 12px; margin: 12px 0; }
+.finding.holds { border-color: #009e73; } .finding.fails { border-color: #d55e00; }
+.panels { display: grid; gap: 14px 16px;
+  grid-template-columns: repeat(auto-fit, minmax(min(360px, 100%), 1fr)); }
+.panels .page { max-height: 420px; overflow-y: auto; }
+td.token, th.token { white-space: normal; overflow-wrap: anywhere; text-align: left; }
+td.token code { background: #f0f1f3; color: #1a1a1a; border-radius: 3px; padding: 0 3px;
+  margin-right: 4px; display: inline-block; white-space: pre; }
 .scale { margin: 0 16px 0 50px; font-size: 12px; }
 .scale i { display: block; height: 9px; border: 1px solid #ccc; }
 .scale div { display: flex; justify-content: space-between; }
@@ -71,15 +79,17 @@ button { font: inherit; font-size: 13px; border: 1px solid #bbb; border-radius: 
   font-variant-numeric: tabular-nums; }
 button[aria-pressed=true] { border-color: #1a1a1a; box-shadow: inset 0 0 0 1px #1a1a1a;
   font-weight: 600; }
-.chips button { padding: 2px 8px 2px 3px; }
+.chips button { padding: 2px 3px; } .chips span { margin: 0 5px; }
 .chips b { display: inline-block; min-width: 24px; text-align: center; border-radius: 3px;
-  margin-right: 5px; padding: 0 3px; }
+  padding: 0 3px; }
 .bar { display: flex; height: 12px; margin: 0 0 6px; } .bar i { min-width: 0; }
 .pages { display: grid; gap: 0 28px;
   grid-template-columns: repeat(auto-fill, minmax(min(500px, 100%), 1fr)); }
 .page { font: 13px/1.7 ui-monospace, "DejaVu Sans Mono", monospace;
   white-space: pre-wrap; overflow-wrap: anywhere; }
 .page i, .bar i { font-style: normal; } .page i { padding: 1px 0 4px; color: #000; }
+/* The first token of a stretch of text. */
+.page i[s]::before { content: "⋯"; display: block; color: #888; }
 .page i[w] { color: rgb(0 0 0 / 40%); }
 .page i:hover { outline: 2px solid #000; outline-offset: 1px; }
 .only .page i:not(.on) { background: none; box-shadow: none; color: #888; }
@@ -89,7 +99,7 @@ button[aria-pressed=true] { border-color: #1a1a1a; box-shadow: inset 0 0 0 1px #
   body { color: #e3e5e8; background: #15171a; }
   .lead, .note, .meta, .tiles span, th { color: #a9adb3; } .warn { color: #ff9e80; }
   h2, th, td { border-color: #3a3e45; }
-  .tiles div, td.run, pre { background: #22252a; } .banner { background: #3a2a15; }
+  .tiles div, td.run, pre, .finding { background: #22252a; } .banner { background: #3a2a15; }
   td.beaten { color: #5fd3a0; }
   figure, .page, .bar { background: #fff; color: #1a1a1a; border-radius: 6px; }
   figure th { color: #444; }
@@ -100,19 +110,22 @@ button[aria-pressed=true] { border-color: #1a1a1a; box-shadow: inset 0 0 0 1px #
 """
 
 SCRIPT = """
-const data = JSON.parse(document.getElementById('routing-data').textContent);
-const root = document.getElementById('routing'), pages = [...root.querySelectorAll('.page')];
+document.querySelectorAll('.routing').forEach(root => {
+const data = JSON.parse(root.querySelector('script').textContent);
+const pages = [...root.querySelectorAll('.page')];
 const layers = [...root.querySelectorAll('[data-layer]')];
 const chips = [...root.querySelectorAll('[data-expert]')];
 const tokens = pages.map(page => [...page.children]);
 let layer = 0, only = null;
+// A page shows the layer that a button has chosen, or has a layer of its own.
+const experts = page => data.pages[page.dataset.text][page.dataset.at ?? layer];
 function show() {
   const total = Array(data.experts).fill(0);
   let all = 0;
   pages.forEach((page, p) => {
-    const count = Array(data.experts).fill(0);
+    const count = Array(data.experts).fill(0), chosen = experts(page);
     tokens[p].forEach((token, i) => {
-      const expert = data.pages[p][layer][i];
+      const expert = chosen[i];
       const colour = expert < data.experts ? 'e' + expert : 'none';
       token.className = colour + (expert === only ? ' on' : '');
       if (expert < data.experts) { count[expert]++; total[expert]++; all++; }
@@ -126,7 +139,8 @@ function show() {
   root.classList.toggle('only', only !== null);
   layers.forEach((button, i) => button.setAttribute('aria-pressed', i === layer));
   chips.forEach((chip, e) => {
-    chip.lastChild.textContent = (100 * total[e] / Math.max(1, all)).toFixed(1) + ' %';
+    const share = chip.querySelector('span');
+    if (share) share.textContent = (100 * total[e] / Math.max(1, all)).toFixed(1) + ' %';
     chip.setAttribute('aria-pressed', e === only);
   });
 }
@@ -136,11 +150,12 @@ pages.forEach((page, p) => page.onmouseover = event => {
   const i = tokens[p].indexOf(event.target);
   if (i < 0) return;
   event.target.title = JSON.stringify(event.target.textContent) + data.layers.map((name, l) => {
-    const expert = data.pages[p][l][i];
+    const expert = data.pages[page.dataset.text][l][i];
     return `\\n${name}: ` + (expert < data.experts ? 'expert ' + expert : 'no expert');
   }).join('');
 });
 show();
+});
 """
 
 # Shows the values of a line chart at the place of the pointer. The chart's data are in its

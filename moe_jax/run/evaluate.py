@@ -70,14 +70,11 @@ def evaluate(
   loaded = run if isinstance(run, LoadedRun) else load_run(run, step)
   options = DataOptions.of(loaded.config.data)
   tokenizer = data.tokenizer_of(options)
-  opened = [
-    _open(name, options, split or ("held_out" if name in options.sources else "all"))
-    for name in sources or options.sources
-  ]
+  opened = [open_source(name, options, split) for name in sources or options.sources]
   devices = sharding.make_mesh({"data": 1} | dict(mesh or {}))
   rules = dict(loaded.config.sharding)
   totals: dict[str, dict[str, Any]] = {}
-  state = _placed(loaded, devices)
+  state = placed(loaded, devices)
   for source_options, source in opened:
     measure = evaluation.make_eval(
       source_options,
@@ -92,8 +89,15 @@ def evaluate(
   return {name: _measures(total, options.objective) for name, total in totals.items()}
 
 
-def _open(name: str, options: DataOptions, split: str) -> tuple[DataOptions, data.Source]:
-  """Returns a source whose validation documents are those of the split, and its options."""
+def open_source(name: str, options: DataOptions, split: str) -> tuple[DataOptions, data.Source]:
+  """Returns a source whose validation documents are those of a split, and its options.
+
+  Args:
+    name: The source as in `data.sources`.
+    options: The options of the data of the run.
+    split: "held_out", "all", or "" for "held_out" of a source of the run and "all" of others.
+  """
+  split = split or ("held_out" if name in options.sources else "all")
   if split == "all":
     options = dataclasses.replace(options, validation_fraction=1.0)
   options = dataclasses.replace(options, sources=(name,))
@@ -101,7 +105,7 @@ def _open(name: str, options: DataOptions, split: str) -> tuple[DataOptions, dat
   return options, source
 
 
-def _placed(loaded: LoadedRun, mesh: jax.sharding.Mesh) -> TrainState:
+def placed(loaded: LoadedRun, mesh: jax.sharding.Mesh) -> TrainState:
   """Returns a state with the variables of the run on the mesh, and without an optimizer."""
   shapes = assembly.abstract_variables(loaded.config, assembly.vocab_size(loaded.config))
   with sharding.use_rules(dict(loaded.config.sharding)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +20,12 @@ from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError
 from moe_jax.generation import Sampling, generate_tokens
 from moe_jax.report import write_report
+from moe_jax.run import routed
 from moe_jax.training import evaluate, workdir
 from moe_jax.training.interrupt import interruptible
 from moe_jax.training.options import TrainOptions
 from moe_jax.training.progress import working
 from moe_jax.training.state import TrainState
-from moe_jax.training.step import apply
 
 # The root of the clone, to which `report.compare` is relative.
 ROOT = Path(__file__).resolve().parents[2]
@@ -219,72 +218,31 @@ def routing_pages(
         pieces: The text of each token, or None for a special token.
         experts: The expert of each token in each layer, [Lm][tokens]. E means no expert.
   """
-
-  def route(variables, batch):
-    _, aux = apply(model, variables, batch, train=False, return_routing=True)
-    tokens, prefix = ("encoder_tokens", "encoder_") if "encoder_tokens" in batch else ("inputs", "")
-    inputs = {"inputs": batch[tokens], "segment_ids": batch[f"{prefix}segment_ids"]}
-    metric_of = {"top1_expert": f"{prefix}top1_expert", "load": "load"}
-    return inputs | {
-      name: aux.metrics[metric] for name, metric in metric_of.items() if metric in aux.metrics
-    }
-
-  # Replicated outputs can be read on every process.
-  route = jax.jit(route, out_shardings=sharding.replicated(mesh))
+  route = routed.make_route(model, mesh)
+  layers = routed.expert_layers(model)
+  stack = "encoder" if "encoder" in layers else "decoder"
   pages, experts = [], 0
-  index, count = sharding.reader(mesh)
   for source in sources:
-    batch = next(
-      iter(
-        data.validation_batches(
-          options, tokenizer, source, batch_size, process_index=index, process_count=count
-        )
-      ),
-      None,
+    batches = routed.routed_batches(
+      route, variables, options, tokenizer, source, batch_size, 0, mesh
     )
-    if batch is None:
+    stacks = next(batches, None)
+    if stacks is None:
       continue
-    routed = jax.tree.map(np.asarray, route(variables, evaluate.put(mesh, batch)))
-    if "top1_expert" not in routed:
+    if stack not in stacks:
       return {}
-    real = np.flatnonzero(routed["segment_ids"].ravel() > 0)[:PAGE_TOKENS]
-    chosen = routed["top1_expert"].reshape(len(routed["top1_expert"]), -1)[:, real]
+    shown = stacks[stack]
+    real = np.flatnonzero(shown["segment_ids"].ravel() > 0)[:PAGE_TOKENS]
+    chosen = shown["first"].reshape(len(shown["first"]), -1)[:, real]
     pages.append(
       {
         "source": source.name,
-        "pieces": pieces(tokenizer, routed["inputs"].ravel()[real]),
+        "pieces": routed.pieces(tokenizer, shown["tokens"].ravel()[real]),
         "experts": chosen.tolist(),
       }
     )
-    experts = routed["load"].shape[-1]
-  experts_of = getattr(model, "encoder_experts", getattr(model, "has_experts", ()))
-  layers = [i for i, has_experts in enumerate(experts_of) if has_experts]
-  return {"num_experts": experts, "layers": layers, "pages": pages} if pages else {}
-
-
-def pieces(tokenizer: data.Tokenizer, ids: np.ndarray) -> list[str | None]:
-  r"""Returns the text that each token stands for, or None for a special token.
-
-  A character whose bytes are spread over several tokens stands at the last of them, and the others
-  get "". Bytes that are not UTF-8 are written as in `\xe2`.
-  """
-  ids = np.asarray(ids)
-  # Sentinels are beyond the tokenizer's ids. They are mapped to an additional entry, whose length
-  # is 0.
-  lengths = np.append(tokenizer.byte_lengths, 0)[np.minimum(ids, len(tokenizer.byte_lengths))]
-  text = tokenizer.decode(ids)
-  ends = np.cumsum(lengths)
-  if len(text) == lengths.sum():
-    parts = [text[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-  else:
-    # This tokenizer strips the text that it decodes, so each token is decoded by itself.
-    parts = [tokenizer.decode([i]) for i in ids]
-  shown: list[str | None] = []
-  decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-  for part, length, following in zip(parts, lengths, [*lengths[1:], 0], strict=True):
-    # A character ends at the latest before a special token.
-    shown.append(decoder.decode(part, final=not following) if length else None)
-  return shown
+    experts = len(shown["experts"])
+  return {"num_experts": experts, "layers": layers[stack], "pages": pages} if pages else {}
 
 
 def source_ladder(options: DataOptions, source: data.Source, most: int) -> dict[str, float] | None:

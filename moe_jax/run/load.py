@@ -23,11 +23,15 @@ class LoadedRun(NamedTuple):
     model: The model, for one device. `step.apply(model, variables, batch)` calls it on a batch.
     variables: Its variables as NumPy arrays, as `model.apply` takes them.
     config: The config of the run.
+    name: The name of the run's folder.
+    step: The step of the checkpoint.
   """
 
   model: nn.Module
   variables: dict[str, Any]
   config: Config
+  name: str = ""
+  step: int = 0
 
 
 def load_run(directory: str | os.PathLike, step: int | None = None) -> LoadedRun:
@@ -49,16 +53,16 @@ def load_run(directory: str | os.PathLike, step: int | None = None) -> LoadedRun
   if not saved or step not in (None, *saved):
     listed = f"its checkpoints are {', '.join(map(str, saved))}" if saved else "it has none"
     raise ConfigError("step", step, f"{folder} has no such checkpoint; {listed}")
+  step = saved[-1] if step is None else step
   before = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)  # Orbax warns about files that its own checkpoints lack.
   try:
-    variables = checkpoints.load_variables(
-      folder / "checkpoints", saved[-1] if step is None else step
-    )
+    variables = checkpoints.load_variables(folder / "checkpoints", step)
   finally:
     logging.set_verbosity(before)
   mesh = sharding.make_mesh({"data": 1})
-  return LoadedRun(assembly.model(config, assembly.vocab_size(config), mesh), variables, config)
+  model = assembly.model(config, assembly.vocab_size(config), mesh)
+  return LoadedRun(model, variables, config, folder.resolve().name, step)
 
 
 def stored_config(folder: pathlib.Path) -> Config:

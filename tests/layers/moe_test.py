@@ -23,7 +23,7 @@ from moe_jax.layers import (
   RouterFacts,
   load_without_noise,
 )
-from moe_jax.layers.moe import first_choice
+from moe_jax.layers.moe import choices
 from moe_jax.routing import ROUTERS, RoutingPlan
 from moe_jax.routing.top_k import top_k
 
@@ -249,16 +249,17 @@ def test_bias_moves_the_choice():
   np.testing.assert_array_equal(load(jnp.zeros(E)), load(None))
 
 
-def test_first_choice():
+def test_choices():
   # Token 0 has gates of 0.3 on expert 2 and 0.6 on expert 1, token 1 has no expert, and token 2 has
-  # expert 0. Catches the first listed expert instead of the one with the largest gate.
+  # expert 0. Catches the first listed expert instead of the one with the largest gate, and a second
+  # choice of a token that has one expert.
   plan = RoutingPlan(
     token=jnp.asarray([0, 0, 1, 2]),
     expert=jnp.asarray([2, 1, E, 0]),
     gate=jnp.asarray([0.3, 0.6, 0.0, 0.1]),
     num_experts=E,
   )
-  assert first_choice(plan, 3).tolist() == [1, E, 0]
+  assert choices(plan, 3, 2).tolist() == [[1, E, 0], [2, E, E]]
 
 
 def test_group_size():

@@ -30,7 +30,7 @@ def test_tokens_carry_their_expert_of_the_first_layer():
   # Catches experts that are shifted against their tokens, and a token without an expert that has
   # the colour of one.
   text = routing_section(page(), ["layer 1", "layer 3"])
-  tokens = re.search(r'<div class="page">(.*?)</div>', text, re.S).group(1)
+  tokens = re.search(r'<div class="page" data-text="0">(.*?)</div>', text, re.S).group(1)
   assert re.findall(r'<i class="(\w+)"( w)?>(.*?)</i>', tokens, re.S) == [
     ("e0", "", "◆"),
     ("e1", "", "&lt;b&gt;"),
@@ -48,7 +48,7 @@ def test_shares_are_of_the_tokens_that_have_an_expert():
 def test_script_gets_every_layer():
   # Catches a button of a layer for which there is no data.
   text = routing_section(page(), ["layer 1", "<3>"])
-  data = json.loads(re.search(r'id="routing-data">(.*?)</script>', text).group(1))
+  data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', text).group(1))
   assert data == {
     "experts": 3,
     "layers": ["layer 1", "<3>"],

@@ -2,10 +2,13 @@
 
 import re
 
+import planted
 import pytest
 import synthetic
 
+from moe_jax.analysis.results import analyse
 from moe_jax.report import write_report
+from moe_jax.report.analysis_page import analysis_page
 from moe_jax.report.style import CSS, SCRIPT
 
 pytestmark = pytest.mark.unit
@@ -20,11 +23,17 @@ def test_style_and_page_agree_on_their_classes(tmp_path):
     "early": {"stop": 10, "nan_from": 4},
   }.items():
     pages += write_report(synthetic.write_workdir(tmp_path / name, **options)).read_text()
+  # Deeper layers route more sharply, or the reverse, so that there are both verdicts.
+  sharp = planted.record(planted.by_token, layers=4, rows=2, length=8)
+  for recorded in (sharp, sharp._replace(entropy=sharp.entropy[::-1])):
+    pages += analysis_page("run", [], {"decoder": (recorded, analyse(recorded))})
   body = re.sub(r"<(style|script).*?</\1>", "", pages, flags=re.S)
   used = {name for names in re.findall(r'class="?([\w ]+)', body) for name in names.split()}
   # The scripts set these classes.
   styled = set(re.findall(r"\.([a-z]+)(?![\w(])", CSS)) - {"only", "on", "tip"}
   experts = {name for name in used if re.fullmatch(r"e\d+|none", name)}
+  # The script looks for this class.
+  experts.add("routing")
   assert used - experts == styled
 
 

@@ -9,7 +9,7 @@ import saved_run
 import moe_jax
 from moe_jax import data, sharding
 from moe_jax.data.options import DataOptions
-from moe_jax.run.evaluate import _measures, _placed
+from moe_jax.run.evaluate import _measures, placed
 from moe_jax.training import evaluate as evaluation
 
 pytestmark = pytest.mark.smoke
@@ -26,7 +26,7 @@ def test_measures_are_those_of_the_training_run(tmp_path):
   tokenizer, mesh = data.tokenizer_of(options), sharding.make_mesh({"data": 1})
   (source,) = data.make_sources(options)
   measure = evaluation.make_eval(options, 4, {}, run.model, mesh, tokenizer, [source])
-  (total,) = measure(_placed(run, mesh)).values()
+  (total,) = measure(placed(run, mesh)).values()
   expected = evaluation.summary({"all": total})
   ((name, measures),) = moe_jax.evaluate(run).items()
   assert name == source.name

@@ -11,7 +11,6 @@ import tiny
 from moe_jax import assembly, data, sharding
 from moe_jax.data.documents import InMemory, Subset
 from moe_jax.data.options import DataOptions
-from moe_jax.data.tokenizers import Bytes
 from moe_jax.run import finish
 from moe_jax.training import evaluate, optimizers
 from moe_jax.training import state as states
@@ -135,35 +134,6 @@ def test_a_model_that_cannot_decode_says_so(tmp_path, capsys):
   )
   assert finish.finish(*arguments, INFO)["sample"] == ""
   assert "no sample: model.moe.router.name='expert_choice'" in capsys.readouterr().out
-
-
-class Words(data.Tokenizer):
-  byte_lengths = np.array([0, 4, 4], np.int32)
-
-  def decode(self, ids):
-    return b"".join([b"", b" the", b" cat"][i] for i in ids)
-
-
-class Trims(Words):
-  def decode(self, ids):
-    return super().decode(ids).strip()
-
-
-def test_pieces_are_the_text_of_each_token():
-  # Catches a curly quote that is shown as three escaped bytes, bytes that are shown as U+FFFD or
-  # that join those after a special token, special tokens that are shown as text, and a failure with
-  # tokenizers that strip the text that they decode.
-  quote = list("“".encode())
-  assert finish.pieces(Bytes(), np.array([256, 97, *quote, 10])) == [None, "a", "", "", "“", "\n"]
-  assert finish.pieces(Bytes(), np.array([0xC3, 97, 0xC3, 256, 0xA9])) == [
-    "",
-    "\\xc3a",
-    "\\xc3",
-    None,
-    "\\xa9",
-  ]
-  assert finish.pieces(Words(), np.array([0, 1, 2])) == [None, " the", " cat"]
-  assert finish.pieces(Trims(), np.array([0, 1, 2])) == [None, "the", "cat"]
 
 
 def test_large_or_empty_sources_get_no_ladder(tmp_path):
