@@ -7,7 +7,7 @@ import pathlib
 from experiments.common import journal, plots
 from experiments.common.study import Job, Scale, Study
 from experiments.st_moe_stability import figures, rows, table
-from experiments.st_moe_stability.outcome import CURVES, describe, outcome
+from experiments.st_moe_stability.outcome import CURVES, describe, outcome, stable_values
 
 HERE = table.README.parent
 WRITTEN = ("desk", "search")  # the scales whose results are in the README
@@ -79,6 +79,7 @@ STUDY = Study(
   table=make_tables,
   figures=draw,
   baseline=baseline,
+  counted=stable_values,
   outcome=describe,
   prepare=prepare,
   finish=finish,
