@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import importlib
 import pathlib
 import shlex
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
-from experiments.common import findings, journal, plots, tables
+from experiments.common import findings, journal, outcomes, plots, tables
 from experiments.common.entry import guarded
-from experiments.common.study import Job, Scale, Study, Verb
+from experiments.common.study import Job, Scale, Study, Verb, plain_name
 from moe_jax.errors import ConfigError, choose, whole
 
 # Modules of experiments/ that export STUDY.
@@ -38,6 +40,7 @@ _INDENTED = {
   "break_on_hyphens": False,
   "break_long_words": False,
 }
+COST = 0.01  # the relative difference of FLOPs from which on two rows are said to differ
 HELP = ("-h", "--help", "--helpfull")
 OVERVIEW = """Runs a study: python -m experiments STUDY {run,write,print} [flags]
 
@@ -187,8 +190,8 @@ def _add_row_flags(parser: argparse.ArgumentParser, study: Study, runs: bool) ->
     "--router",
     default="",
     metavar="FILE.py:NAME",
-    help="a router of your own file in place of that of each row; the results go to the workdir "
-    "only",
+    help="a router of your own file in place of that of each row, which is then called ROW+ROUTER; "
+    "the results go to the workdir only, beside those of other rows",
   )
   parser.add_argument(
     "--seeds",
@@ -233,9 +236,7 @@ def _job(study: Study, options: argparse.Namespace) -> Job:
   if not tracked:
     if steps is not None:
       chosen = {row: before.shortened(steps) for row, before in chosen.items()}
-    chosen = {row: before.changed(values, seeds, router) for row, before in chosen.items()}
-    for row in chosen.values():
-      row.check()
+    chosen = _with_changes(chosen, values, seeds, router)
   workdir = options.workdir or pathlib.Path("runs") / study.name / (name if tracked else "changed")
   results = scale.results if tracked else workdir / "results.jsonl"
   if not tracked and results.resolve() in {each.results for each in study.scales.values()}:
@@ -243,6 +244,32 @@ def _job(study: Study, options: argparse.Namespace) -> Job:
       "workdir", str(workdir), "has the tracked results of the study; name another folder"
     )
   return Job(name, chosen, results, workdir, tracked=tracked)
+
+
+def _with_changes(
+  rows: Mapping[str, Any], values: Mapping[str, str], seeds: int | None, router: str
+) -> dict[str, Any]:
+  """Returns the rows with --set, --seeds and --router, whose values are checked.
+
+  A row with another router is called ROW+ROUTER, so that the row itself can stand beside it. Dense
+  rows have no router and keep their names.
+  """
+  changed = {name: row.changed(values, seeds, router) for name, row in rows.items()}
+  for row in changed.values():
+    row.check()
+  if not router:
+    return changed
+  from moe_jax.commands.router_file import load_router
+
+  suffix = f"+{load_router(router)[0]}"
+  named = {f"{name}{suffix if row.router else ''}": row for name, row in changed.items()}
+  if named.keys() == rows.keys():
+    raise ConfigError(
+      "router",
+      router,
+      f"is read by none of the rows {', '.join(rows)}, which are dense; choose others with --only",
+    )
+  return named
 
 
 def _scale_of(study: Study, options: argparse.Namespace) -> tuple[str, Scale]:
@@ -257,7 +284,8 @@ def choose_rows(rows: Mapping[str, Any], only: str) -> dict[str, Any]:
   Args:
     rows: Name -> row.
     only: Parts separated by commas. A part that is a row's name stands for this row, and any other
-      part for all rows whose names contain it. "" stands for all rows.
+      part for all rows whose names contain it, which is told on standard error. "" stands for all
+    rows.
 
   Raises:
     ConfigError: A part is in no row's name. The message proposes the nearest name.
@@ -265,6 +293,10 @@ def choose_rows(rows: Mapping[str, Any], only: str) -> dict[str, Any]:
   chosen = set()
   for part in [part for part in only.split(",") if part] or [""]:
     matches = [part] if part in rows else [name for name in rows if part in name]
+    if part and part not in rows and matches:
+      print(
+        f"{part}: no row of that name; taken as a part of: {', '.join(matches)}", file=sys.stderr
+      )
     if not matches:
       near = difflib.get_close_matches(part, rows, n=1, cutoff=0.5)
       raise ConfigError(
@@ -291,14 +323,10 @@ def _settings(texts: Sequence[str]) -> dict[str, str]:
 
 def _run(study: Study, options: argparse.Namespace) -> int:
   job = _job(study, options)
-  tracked_file = study.scales[job.scale].results
-
-  verdicts = {}
+  _tell_costs(study, job)
 
   def report(name: str, line: journal.Line) -> None:
-    others = _comparisons(study, job, name, study.load(tracked_file))
-    verdicts[name] = study.outcome(line, others)
-    tqdm.write(f"{name}: {verdicts[name]}")
+    tqdm.write(f"{name}: {_verdict(study, job, name, line)}")
 
   job = Job(
     job.scale,
@@ -322,7 +350,7 @@ def _run(study: Study, options: argparse.Namespace) -> int:
       study.finish(job)
     _write_scale(study, job.scale)
   else:
-    _write_report(study, job, verdicts)
+    _write_report(study, job)
   after = _results(study, job)
   return int(any("error" in after[name] for name in job.rows if name in after))
 
@@ -332,36 +360,120 @@ def _results(study: Study, job: Job) -> dict[str, dict[str, Any]]:
   return study.load(job.results) if job.tracked else journal.load(job.results)
 
 
-def _comparisons(
-  study: Study, job: Job, name: str, tracked: Mapping[str, journal.Line]
-) -> dict[str, journal.Line]:
+def _tell_costs(study: Study, job: Job) -> None:
+  """Prints where a row with another router costs more or less than the row that it replaces."""
+  assert study.rows is not None, "a study without rows has no verb that asks for them"
+  for name, row in job.rows.items():
+    if (plain := plain_name(name)) == name:
+      continue
+    before = dataclasses.replace(row, router="")
+    (mine, mine_flops), (theirs, their_flops) = row.cost(), before.cost()
+    if abs(mine_flops / their_flops - 1) > COST:
+      print(
+        f"{name}: a token activates {mine:,} parameters and {mine_flops:,.0f} FLOPs, and in "
+        f"{plain} {theirs:,} and {their_flops:,.0f}, so that the two differ in cost, too; "
+        "model.moe.d_ff is the width of an expert"
+      )
+
+
+def _verdict(study: Study, job: Job, name: str, line: journal.Line) -> str:
+  """Returns what a row came to and its differences to other rows, in words."""
+  others = _comparisons(study, job, name)
+  return study.outcome(line, outcomes.describe(line, others, study.counted, study.paired))
+
+
+def _comparisons(study: Study, job: Job, name: str) -> dict[str, journal.Line]:
   """Returns words for another row -> its line, of the rows that a row is compared with.
 
-  A changed row is compared with its baseline under the same changes, or else with the tracked one,
-  and also with the row itself before the changes.
+  A changed row is compared with its baseline in the same folder, or else with the tracked one, and
+  also with the row itself before the changes.
   """
-  baseline, others = study.baseline(job.scale, name), {}
+  plain, others = plain_name(name), {}
+  baseline = study.baseline(job.scale, plain)
+  tracked = study.load(study.scales[job.scale].results)
   changed = {} if job.tracked else journal.load(job.results)
   if baseline in changed:
-    others[f"{baseline} with the same changes"] = changed[baseline]
+    others[f"{baseline} in {job.workdir}"] = changed[baseline]
   elif baseline in tracked:
     others[baseline if job.tracked else f"{baseline} without changes"] = tracked[baseline]
-  if not job.tracked and name in tracked and name != baseline:
-    others[f"{name} without changes"] = tracked[name]
+  if name != plain and plain in changed:
+    others[f"{plain} in {job.workdir}"] = changed[plain]
+  elif not job.tracked and plain in tracked and plain != baseline:
+    others[f"{plain} without changes"] = tracked[plain]
   return others
 
 
-def _write_report(study: Study, job: Job, verdicts: Mapping[str, str]) -> None:
-  """Writes the page of changed rows beside their results, and says where these are."""
-  lines = {name: line for name, line in journal.load(job.results).items() if name in job.rows}
+def _write_report(study: Study, job: Job) -> None:
+  """Prints the table of all rows of the workdir, writes their page, and says where these are."""
+  assert study.rows is not None, "a study without rows has no verb that asks for them"
+  known = study.rows(job.scale)
+  lines = {
+    name: line for name, line in journal.load(job.results).items() if plain_name(name) in known
+  }
+  if not lines:
+    print(f"results: {job.results}")
+    return
+  table = _table(study, job, lines)
+  if len(lines) > 1:
+    print(f"\n{tables.text(table[0], table[1:])}\n")
+  if remedy := _missing(study, job, lines):
+    print(remedy)
   print(f"results: {job.results}")
-  if lines:
-    file = job.workdir / "report.html"
-    file.write_text(plots.page(f"{study.name}, changed rows", lines, verdicts), encoding="utf-8")
-    print(f"report: {file}")
+  file = job.workdir / "report.html"
+  verdicts = {name: _verdict(study, job, name, line) for name, line in lines.items()}
+  made = plots.page(f"{study.name}, changed rows", lines, verdicts, table)
+  file.write_text(made, encoding="utf-8")
+  print(f"report: {file}")
   for name in lines:
     if (page := job.workdir / name / "report.html").exists():
       print(f"report of {name}: {page}")
+
+
+def _table(study: Study, job: Job, lines: Mapping[str, journal.Line]) -> list[list[str]]:
+  """Returns the cells of the table of rows, its head first: measures and differences.
+
+  Each row has its difference to its baseline, and one with another router also that to the row
+  whose router it replaces, as far as the two are in `lines` and compare.
+  """
+  units = [found[1] for line in lines.values() if (found := outcomes.measure(line))]
+  head = ["", "steps", " or ".join(dict.fromkeys(units)), "minus its baseline", "minus plain row"]
+
+  def minus(line: journal.Line, other: str) -> str:
+    if other not in lines:
+      return "-"
+    found = outcomes.difference(line, lines[other], study.counted, study.paired)
+    return f"{found} ({other})" if found else "-"
+
+  rows = []
+  for name, line in lines.items():
+    plain = plain_name(name)
+    rows.append(
+      [
+        name,
+        str(line.get("steps", "-")),
+        outcomes.quality(line, study.counted) or "-",
+        minus(line, study.baseline(job.scale, plain)),
+        minus(line, plain) if plain != name else "-",
+      ]
+    )
+  # A study of rows of its own routers needs no column for others.
+  return (
+    [head, *rows] if any("+" in name for name in lines) else [row[:-1] for row in [head, *rows]]
+  )
+
+
+def _missing(study: Study, job: Job, lines: Mapping[str, journal.Line]) -> str:
+  """Returns how to get the rows to compare with that are not in `lines`, or "" if all are there."""
+  plain = [plain_name(name) for name in job.rows]
+  baselines = [study.baseline(job.scale, name) for name in plain]
+  replaced = [name for name in plain if name not in job.rows]
+  missing = [name for name in dict.fromkeys([*baselines, *replaced]) if name and name not in lines]
+  if not missing:
+    return ""
+  return (
+    f"to compare with {' and '.join(missing)} under the same changes, give the same command with "
+    f"--only={','.join(missing)}" + (" and without --router" if replaced else "")
+  )
 
 
 def _write(study: Study, options: argparse.Namespace) -> int:

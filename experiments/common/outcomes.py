@@ -1,4 +1,4 @@
-"""What a finished row came to, in one sentence for the terminal."""
+"""What a finished row came to, in one sentence for the terminal, and how rows compare."""
 
 from __future__ import annotations
 
@@ -52,6 +52,9 @@ def describe(
 ) -> str:
   """Returns what a row came to: its quality, and its difference to other rows.
 
+  A row that was trained for another number of steps or tokens, or measured on another text, does
+  not compare: the reason stands in place of the difference.
+
   Args:
     line: The row's line of results.
     others: Words for another row -> that row's line. The row is compared with each of them.
@@ -72,15 +75,52 @@ def describe(
   if not finite:
     unstable = ", ".join(f"{value:.3f}" for value in values(line) if value is not None)
     return f"no seed is stable, {unstable} {unit}" if unstable else "all seeds diverged"
-  words = [f"{_number(*mean_and_error(finite))} {unit}"]
+  words = [f"{quality(line, counted)} {unit}"]
   if len(mine) > 1:
     words[0] += f" over {len(finite)} of {len(mine)} seeds"
   for name, other in others.items():
-    if measure(other) == name_and_unit:
-      difference = _difference(mine, counted(other), paired)
-      if difference is not None:
-        words.append(f"{_number(*difference, signed=True)} compared with {name}")
+    if measure(other) != name_and_unit:
+      continue
+    if reason := unlike(line, other):
+      words.append(f"not compared with {name}, {reason}")
+    elif shown := difference(line, other, counted, paired):
+      words.append(f"{shown} compared with {name}")
   return "; ".join(words)
+
+
+def unlike(line: journal.Line, other: journal.Line) -> str:
+  """Returns why the measures of two lines do not compare, as a clause about `other`, or ""."""
+  for unit in ("steps", "tokens"):
+    mine, theirs = line.get(unit), other.get(unit)
+    if mine is not None and theirs is not None and mine != theirs:
+      return f"which has {theirs:,} {unit} and not {mine:,}"
+  mine, theirs = line.get("data"), other.get("data")
+  if mine is not None and theirs is not None and mine != theirs:
+    return "which was trained on another version of the text"
+  return ""
+
+
+def quality(line: journal.Line, counted: Values = values) -> str:
+  """Returns the mean measure of the seeds that count, and its error, or "" if there is none."""
+  finite = [value for value in counted(line) if value is not None]
+  return _number(*mean_and_error(finite)) if finite else ""
+
+
+def difference(
+  line: journal.Line, other: journal.Line, counted: Values = values, paired: bool = False
+) -> str:
+  """Returns the difference of two lines with its error, or "" if they do not compare.
+
+  Args:
+    line: A row's line of results.
+    other: The line that is subtracted.
+    counted: See `describe`.
+    paired: See `describe`.
+  """
+  if measure(line) is None or measure(line) != measure(other) or unlike(line, other):
+    return ""
+  found = _difference(counted(line), counted(other), paired)
+  return "" if found is None else _number(*found, signed=True)
 
 
 def _difference(

@@ -6,7 +6,7 @@ import html
 import importlib
 import pathlib
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,15 +52,21 @@ def save(figure: Any, path: pathlib.Path) -> None:
   pyplot().close(figure)
 
 
-def page(title: str, lines: Mapping[str, Mapping[str, Any]], verdicts: Mapping[str, str]) -> str:
-  """Returns an HTML page of rows: what each came to, its command's flags, and all loss curves.
+def page(
+  title: str,
+  lines: Mapping[str, Mapping[str, Any]],
+  verdicts: Mapping[str, str],
+  table: Sequence[Sequence[str]] = (),
+) -> str:
+  """Returns an HTML page of rows: a table, what each came to, its flags, and all loss curves.
 
   Args:
     title: The title.
     lines: Row -> its line of results.
     verdicts: Row -> what it came to, in words.
+    table: The cells of a table of the rows, its head first.
   """
-  rows = ""
+  rows = _table(table)
   for name, line in lines.items():
     flags = html.escape("\n".join(line.get("arguments", ())))
     rows += (
@@ -72,6 +78,16 @@ def page(title: str, lines: Mapping[str, Mapping[str, Any]], verdicts: Mapping[s
   )
   figures = f'<h2>Curves</h2><div class="figures two">{chart}</div>' if chart else ""
   return document(title, f"<h1>{html.escape(title)}</h1><h2>Rows</h2>{rows}{figures}")
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+  """Returns a table as HTML, or "" if it has no lines."""
+  if not lines:
+    return ""
+  cells = [[html.escape(cell) for cell in each] for each in lines]
+  head = "".join(f"<th>{cell}</th>" for cell in cells[0])
+  rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in each)}</tr>" for each in cells[1:])
+  return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
 
 
 def loss_curves(lines: Mapping[str, Mapping[str, Any]]) -> list[Line]:

@@ -35,7 +35,8 @@ class Job:
 
   Attributes:
     scale: A key of the study's scales.
-    rows: Name -> row, of the rows that were chosen.
+    rows: Name -> row, of the rows that were chosen. A row with a router of one's own file has the
+      name ROW+ROUTER, see `plain_name`.
     results: The file that gets a line for each row that ends.
     workdir: The folder that holds the folders and the logs of the runs.
     processes: The number of rows that are trained at a time.
@@ -53,6 +54,11 @@ class Job:
   devices: Sequence[str] = ()
   report: journal.Report = lambda name, line: None
   tracked: bool = True
+
+
+def plain_name(row: str) -> str:
+  """Returns the name of the study's own row of which `row` is a copy with another router."""
+  return row.partition("+")[0]
 
 
 def train(job: Job) -> None:
@@ -98,10 +104,15 @@ def _no_baseline(scale: str, row: str) -> str:
   return ""
 
 
-def _describe(line: journal.Line, others: dict[str, journal.Line]) -> str:
+def _as_described(line: journal.Line, words: str) -> str:
+  return words
+
+
+def _values(line: journal.Line) -> Sequence[float | None]:
+  # Imported here, so that a process which only needs the tools' packages does not import JAX.
   from experiments.common import outcomes
 
-  return outcomes.describe(line, others)
+  return outcomes.values(line)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +126,16 @@ class Study:
     name: The name on the command line, which is also that of the module below experiments/.
     about: One line for the list of studies.
     scales: Name -> scale; the first is the one that `run` takes by default.
-    rows: Returns the rows of a scale, name -> row. A row has the methods of `sweep.Row`.
+    rows: Returns the rows of a scale, name -> row. A row has the methods of `sweep.Row`, and no "+"
+      in its name.
     table: Returns the tables of a scale as marker -> Markdown, made from the files of results.
     figures: Writes the figures of a scale, and other files that are made from its results. It is
       called when there are results, and before `table`.
     baseline: Returns the name of the row that a row of a scale is compared with, or "".
-    outcome: Returns what a line of results came to, in words, and how it compares with other lines.
+    counted: Returns the measure of each seed of a line, and None for seeds that do not count.
+    paired: Whether seed i of two rows is compared with seed i, see `outcomes.describe`.
+    outcome: Returns what a line of results came to. It takes the line, and what
+      `outcomes.describe` says of it with the two fields above.
     prepare: Is called before any row is trained, to say early what is missing.
     train: Trains the rows of a job.
     finish: Is called after the rows of a job on the tracked file were trained, and before tables
@@ -138,7 +153,9 @@ class Study:
   table: Callable[[str], Mapping[str, str]] | None = None
   figures: Callable[[str], None] | None = None
   baseline: Callable[[str, str], str] = _no_baseline
-  outcome: Callable[[journal.Line, dict[str, journal.Line]], str] = _describe
+  counted: Callable[[journal.Line], Sequence[float | None]] = _values
+  paired: bool = False
+  outcome: Callable[[journal.Line, str], str] = _as_described
   prepare: Callable[[Job], None] | None = None
   train: Callable[[Job], None] = train
   finish: Callable[[Job], None] | None = None

@@ -6,17 +6,20 @@ A row is a config and the keys that it changes. `python -m experiments STUDY run
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import queue
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -24,10 +27,15 @@ from tqdm import tqdm
 from experiments.common import journal
 from experiments.common.entry import parse
 from moe_jax.errors import EXIT_DIVERGED, ConfigError
+from moe_jax.options import Config
+from moe_jax.training.progress import SILENCE
 
 # Fields of a run's results.json that a line of results leaves out, because they are long or because
 # the line has them elsewhere.
 DROPPED = ("sample", "command", "compare", "ladder")
+# A bar of tqdm: steps done, all steps, and the time that is left.
+_BAR = re.compile(r"(\d+)/(\d+) \[[^<]*<([\d:]+|\?)")
+_TAIL = 4096  # bytes of a log that are read for its last words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +82,7 @@ class Row:
     Args:
       values: Dotted config key -> value.
       seeds: The number of seeds. None leaves the row's own.
-      router: FILE.py:NAME. "" leaves the router that the config names.
+      router: FILE.py:NAME. "" leaves the router that the config names, and a dense row has none.
 
     Raises:
       ConfigError: The row fixes its seed, so that a number of seeds has no meaning for it.
@@ -85,31 +93,46 @@ class Row:
         seeds,
         "each row of this study has one seed; choose rows with --only, or a seed with --set seed=N",
       )
-    return dataclasses.replace(
-      self,
-      overrides={**self.overrides, **values},
-      seeds=self.seeds if seeds is None else seeds,
-      router=router or self.router,
+    row = dataclasses.replace(
+      self, overrides={**self.overrides, **values}, seeds=self.seeds if seeds is None else seeds
     )
+    return dataclasses.replace(row, router=router) if router and row.has_experts() else row
+
+  def has_experts(self) -> bool:
+    """Returns whether a layer of the row's model has experts, which a router could serve."""
+    # Imported here, because most commands of studies need no JAX.
+    from moe_jax.assembly.experts import has_experts
+
+    return any(has_experts(self.read().model))
 
   def shortened(self, steps: int) -> Row:
     """Returns the row with another number of steps, and a warmup that is the same share of them."""
-    config = parse(["", *self._config_flags()], workdir=False).config
+    config = self.read()
     warmup = round(steps * config.optimizer.warmup_steps / config.train.steps)
     changes = {"train.steps": steps, "optimizer.warmup_steps": warmup}
     return dataclasses.replace(self, overrides={**self.overrides, **changes})
 
-  def _config_flags(self) -> list[str]:
-    """Returns the flags that `moe_jax.commands.parse` reads."""
-    return [flag for flag in self.arguments() if flag.startswith(("--config", "--router"))]
-
-  def check(self) -> None:
-    """Reads the row's config with all of its overrides.
+  def read(self) -> Config:
+    """Returns the row's config with all of its overrides.
 
     Raises:
       ConfigError: A key does not exist or a value has the wrong type.
     """
-    parse(["", *self._config_flags()], workdir=False)
+    flags = [flag for flag in self.arguments() if flag.startswith(("--config", "--router"))]
+    return parse(["", *flags], workdir=False).config
+
+  def cost(self) -> tuple[int, float]:
+    """Returns the parameters that a token activates, and the FLOPs of its forward pass."""
+    # Imported here, because most commands of studies need no JAX.
+    from moe_jax import accounts, assembly
+
+    config = self.read()
+    size = assembly.vocab_size(config)
+    return accounts.parameter_counts(config, size)[1], accounts.flops_per_token(config, size)
+
+  def check(self) -> None:
+    """Raises ConfigError if a key does not exist or a value has the wrong type."""
+    self.read()
 
 
 def unfinished(rows: Mapping[str, Row], results: pathlib.Path) -> dict[str, Row]:
@@ -121,21 +144,33 @@ def unfinished(rows: Mapping[str, Row], results: pathlib.Path) -> dict[str, Row]
   done = journal.load(results)
   for name in rows.keys() & done.keys():
     before, now = done[name]["arguments"], rows[name].arguments()
-    if before != now:
+    if set(before) != set(now):
       raise ConfigError(
         "results",
         str(results),
-        f"its row {name!r} was run with {_difference(before, now)}, and is now "
-        f"{_difference(now, before)}; try changes with --set KEY=VALUE and a --workdir of their "
-        "own, or remove the line to run the row again",
+        f"its row {name!r} was run {_difference(before, now)}; give the flags of before, or try "
+        "changes with --set KEY=VALUE and a --workdir of their own",
       )
   return {name: row for name, row in rows.items() if name not in done}
 
 
-def _difference(arguments: Sequence[str], others: Sequence[str]) -> str:
-  """Returns the arguments that the others lack, in words."""
-  only_here = [argument for argument in arguments if argument not in others]
-  return shlex.join(only_here) or "the rest of these flags"
+def _difference(before: Sequence[str], now: Sequence[str]) -> str:
+  """Returns in words how the arguments of before differ from those of now."""
+  gone = shlex.join(argument for argument in before if argument not in now)
+  new = shlex.join(argument for argument in now if argument not in before)
+  if not gone:
+    return f"without {new}, with which it is run now"
+  return f"with {gone}, " + (f"and is now run with {new}" if new else "which is left out now")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Running:
+  """A row's process, its log, where in it this start's words begin, and when it started."""
+
+  process: subprocess.Popen
+  log: pathlib.Path
+  start: int
+  begun: float
 
 
 def run(
@@ -151,7 +186,8 @@ def run(
 
   A line has the row's name, its arguments and the fields of its results.json, or `diverged` if the
   loss was no longer finite. SIGTERM and Ctrl-C let the runs save before they end. A run whose
-  folder exists goes on where it stopped.
+  folder exists goes on where it stopped. While rows are trained, each one's last step is shown
+  every few seconds.
 
   Args:
     rows: Name -> row. A row's name is also the name of its run's folder.
@@ -172,7 +208,7 @@ def run(
   todo = unfinished(rows, results)
   workdir.mkdir(parents=True, exist_ok=True)
   results.parent.mkdir(parents=True, exist_ok=True)
-  running: set[subprocess.Popen] = set()
+  running: dict[str, _Running] = {}
   stopping = threading.Event()
   free: queue.SimpleQueue[str] = queue.SimpleQueue()
   for device in devices:
@@ -194,18 +230,19 @@ def run(
       f"--workdir={directory}",
       *rows[name].arguments(),
     ]
+    tqdm.write(f"{name}: training; its log is {log_file}")
     with open(log_file, "a") as log:
       # A session of its own keeps a Ctrl-C in the terminal away from the run, which is told to stop
       # by SIGTERM below.
       process = subprocess.Popen(
         command, stdout=log, stderr=log, start_new_session=True, env=os.environ | variables
       )
-      running.add(process)
+      running[name] = _Running(process, log_file, log.tell(), time.monotonic())
       # The study may have been stopped while the process started, too late to be in `running`.
       if stopping.is_set():
         process.terminate()
       code = process.wait()
-      running.discard(process)
+      del running[name]
     return _line(name, rows[name], code, directory, log_file)
 
   previous_handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -213,19 +250,63 @@ def run(
   try:
     futures = {pool.submit(on_a_device, name): name for name in todo}
     done = concurrent.futures.as_completed(futures)
-    for future in tqdm(done, total=len(rows), initial=len(rows) - len(todo), unit="run"):
-      line = future.result()
-      journal.append(results, line)
-      report(futures[future], line)
+    with _showing(running):
+      for future in tqdm(done, total=len(rows), initial=len(rows) - len(todo), unit="run"):
+        line = future.result()
+        journal.append(results, line)
+        report(futures[future], line)
   except BaseException:
     stopping.set()
     pool.shutdown(wait=False, cancel_futures=True)
-    for process in list(running):
-      process.terminate()
+    for each in list(running.values()):
+      each.process.terminate()
     raise
   finally:
     pool.shutdown(wait=True)
     signal.signal(signal.SIGTERM, previous_handler)
+
+
+@contextlib.contextmanager
+def _showing(running: Mapping[str, _Running]) -> Iterator[None]:
+  """Prints every few seconds how far the running rows are."""
+  ended = threading.Event()
+
+  def speak():
+    while not ended.wait(SILENCE):
+      for name, each in list(running.items()):
+        seconds = time.monotonic() - each.begun
+        tqdm.write(f"{name}: {last_words(each.log, each.start)}; {seconds:.0f} s so far")
+
+  thread = threading.Thread(target=speak, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    thread.join()
+
+
+def last_words(log: pathlib.Path, start: int) -> str:
+  """Returns the last step that a log tells, or its last line, or "starting" if it is empty.
+
+  Args:
+    log: The log.
+    start: The byte at which the words of the present start of the run begin.
+  """
+  with open(log, "rb") as file:
+    file.seek(max(start, file.seek(0, os.SEEK_END) - _TAIL))
+    text = file.read().decode(errors="replace")
+  # A bar is written again and again, with a carriage return between.
+  lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+  if not lines:
+    return "starting"
+  bar = _BAR.search(lines[-1])
+  if bar is None:
+    return lines[-1]
+  done, steps, left = bar.groups()
+  if done == "0":
+    return f"step 0/{steps}, which compiles"
+  return f"step {done}/{steps}, " + ("final evaluation" if done == steps else f"{left} left")
 
 
 def _line(

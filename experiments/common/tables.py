@@ -9,7 +9,7 @@ from typing import Any
 # The one place in experiments/ that imports the function which replaces text between markers.
 from moe_jax.routers import replace
 
-__all__ = ["line", "markdown", "replace", "replace_all", "versions", "write"]
+__all__ = ["line", "markdown", "replace", "replace_all", "text", "versions", "write"]
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "") -> str:
@@ -23,6 +23,19 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], rule: str = "")
   """
   rule = rule or line(["---"] + ["---:"] * (len(head) - 1))
   return "\n".join([line(head), rule, *map(line, rows)])
+
+
+def text(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """Returns a table for a terminal, with the first column aligned to the left, others right."""
+  lines = [head, *rows]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return "\n".join(
+    "  ".join(
+      cell.rjust(width) if i else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ).rstrip()
+    for cells in lines
+  )
 
 
 def line(cells: Iterable[str]) -> str:

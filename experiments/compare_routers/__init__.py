@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from experiments.common import outcomes
 from experiments.common.study import Scale, Study
 from experiments.compare_routers import study, table
-
-
-def _describe(line, others) -> str:
-  return outcomes.describe(line, others, paired=True)
-
 
 STUDY = Study(
   name="compare_routers",
@@ -26,5 +20,5 @@ STUDY = Study(
   table=table.tables,
   figures=table.write_files,
   baseline=lambda scale, row: "" if row == study.DENSE else study.DENSE,
-  outcome=_describe,
+  paired=True,
 )

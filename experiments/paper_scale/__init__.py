@@ -19,8 +19,8 @@ def make_tables(scale: str) -> dict[str, str]:
   return page.make_tables({name: done[name] for name in study_rows.ROWS if name in done})
 
 
-def describe(line: journal.Line, others: dict[str, journal.Line]) -> str:
-  """Returns whether a row fits its machine, and what would bind."""
+def describe(line: journal.Line, words: str) -> str:
+  """Returns whether a row fits its machine, and what would bind, in place of `words`."""
   if "error" in line:
     return line["error"]
   memory, roofline = line["memory"], line["roofline"]

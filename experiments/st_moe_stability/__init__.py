@@ -8,7 +8,7 @@ from experiments.common import journal, plots
 from experiments.common.findings import Finding
 from experiments.common.study import Job, Scale, Study
 from experiments.st_moe_stability import figures, findings, rows, table
-from experiments.st_moe_stability.outcome import CURVES, describe, outcome
+from experiments.st_moe_stability.outcome import CURVES, describe, outcome, stable_values
 
 HERE = table.README.parent
 WRITTEN = ("desk", "search")  # the scales whose results are in the README
@@ -87,6 +87,7 @@ STUDY = Study(
   figures=draw,
   findings=published,
   baseline=baseline,
+  counted=stable_values,
   outcome=describe,
   prepare=prepare,
   finish=finish,

@@ -111,24 +111,21 @@ def outcome(line: Mapping[str, Any]) -> Outcome:
   )
 
 
-def describe(line: journal.Line, others: dict[str, journal.Line]) -> str:
+def describe(line: journal.Line, words: str) -> str:
   """Returns in words how many seeds were stable, their measure, and the largest router logit.
 
   Args:
     line: A line of results of any scale.
-    others: Words for another row -> its line, with which the row is compared.
+    words: What `outcomes.describe` says of it, see `stable_values`.
   """
   if "train" not in line:  # a run of moe_jax.train, or one that diverged in all seeds
-    return outcomes.describe(line, others)
+    return words
   result = outcome(line)
   largest = max((value for value in result.logits if not math.isnan(value)), default=math.nan)
-  return (
-    f"stable {result.count}; {outcomes.describe(line, others, counted=_stable_values)}; "
-    f"largest router logit {largest:.3g}"
-  )
+  return f"stable {result.count}; {words}; largest router logit {largest:.3g}"
 
 
-def _stable_values(line: journal.Line) -> list[float | None]:
+def stable_values(line: journal.Line) -> list[float | None]:
   """Returns the measure of each stable seed, and None for the others."""
   if "train" not in line:
     return outcomes.values(line)

@@ -73,7 +73,44 @@ def _scores(runs: Mapping[str, Workdir]) -> str:
       for i, value in enumerate(values)
     )
     lines += f"<tr><td>{html.escape(words)}</td>{cells}</tr>"
-  return f"<h2>Results</h2>{_table('', runs, lines)}"
+  notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in _notes(runs))
+  return f"<h2>Results</h2>{notes}{_table('', runs, lines)}"
+
+
+def _notes(runs: Mapping[str, Workdir]) -> list[str]:
+  """Returns sentences about what makes the scores of the runs hard to compare."""
+  notes = []
+  for unit, of_run in (
+    ("steps", _steps),
+    ("tokens", lambda run: number(run.results.get("tokens"))),
+  ):
+    counts = {name: of_run(run) for name, run in runs.items()}
+    known = {count for count in counts.values() if math.isfinite(count)}
+    if len(known) > 1:
+      each = ", ".join(f"{name} {count:,.0f}" for name, count in counts.items() if count == count)
+      notes.append(
+        f"The runs were trained for different numbers of {unit} ({each}), so that their scores do "
+        "not compare."
+      )
+      break
+  measured = {name: final_scores(run)[1] for name, run in runs.items()}
+  if len(set(filter(None, measured.values()))) > 1:
+    each = "; ".join(f"{name} {where}" for name, where in measured.items() if where)
+    notes.append(f"The runs were measured on different parts of the text: {each}.")
+  texts = [branch(run.results, "data") or branch(run.meta, "data") for run in runs.values()]
+  for source in dict.fromkeys(source for text in texts for source in text):
+    if len({text[source] for text in texts if source in text}) > 1:
+      notes.append(f"The runs have different versions of the text {source}.")
+  for name, run in runs.items():
+    if (seeds := number(run.results.get("seeds"))) > 1:
+      notes.append(f"{name} is a row of a study: its numbers are means over {seeds:.0f} seeds.")
+  return notes
+
+
+def _steps(run: Workdir) -> float:
+  """Returns the number of steps after which a run was last measured, or NaN."""
+  last = run.eval[-1]["step"] if run.eval else math.nan
+  return number(run.results.get("steps", last))
 
 
 def _cell(value: float, base: float, show: Callable[[float], str]) -> str:

@@ -53,16 +53,72 @@ class Workdir(NamedTuple):
 
 
 def read_workdir(path: str | os.PathLike) -> Workdir:
-  """Reads all files of the workdir at `path` that exist."""
+  """Reads all files of the workdir at `path` that exist.
+
+  A row of a study with several seeds has its curves in results.json. They become the means over its
+  seeds, and so do its scores.
+  """
   path = Path(path)
   config, meta, results, routing = (
     _read_json(path / f"{name}.json") for name in ("config", "meta", "results", "routing")
   )
   lines = _read_lines(path / "metrics.jsonl")
+  if isinstance(results.get("seeds"), int):
+    results, more = _of_seeds(results)
+    lines += more
   events = [line for line in lines if line.get("kind") == "event"]
   return Workdir(
     path, config, meta, results, routing, _by_step(lines, "train"), _by_step(lines, "eval"), events
   )
+
+
+def _of_seeds(results: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:
+  """Returns the means of the results of several seeds, and their curves as lines of metrics.
+
+  `experiments/common/seeds.py` says what the results hold. Seeds that diverged are left out. The
+  load of each expert is that of the first seed.
+  """
+  diverged = results.get("diverged")
+  kept = [step is None for step in diverged] if isinstance(diverged, list) else []
+
+  def mean(values: Any) -> Any:
+    """Returns the mean over the first axis, that of the seeds; what has none is returned as is."""
+    array = numbers(values) if isinstance(values, list) else None
+    if array is None or len(array) != len(kept):
+      return values
+    return _finite_mean(array[np.array(kept, bool)]).tolist()
+
+  measures = ("bits_per_byte", "nats_per_target", "loss")
+  means = {
+    name: {source: mean(seeds) for source, seeds in branch(results, name).items()}
+    for name in measures
+    if name in results
+  }
+  lines = []
+  for kind in ("train", "eval"):
+    found = branch(results, kind)
+    curves = {name: mean(values) for name, values in found.items() if name != "step"}
+    for i, step in enumerate(found.get("step", ())):
+      # Losses and norms have the same names in a run of one seed; the others are the routers'.
+      named = {
+        _name_of(kind, name): values[i] for name, values in curves.items() if i < len(values)
+      }
+      lines.append({"kind": kind, "step": step} | named)
+  load = branch(results, "load")
+  layers = numbers(load.get("layers"))  # [Lm, T, E]
+  if layers is not None and layers.ndim == 3:
+    by_step = {line["step"]: line for line in lines if line["kind"] == "train"}
+    for step, shares in zip(load.get("step", ()), layers.swapaxes(0, 1), strict=False):
+      if step in by_step:
+        by_step[step]["moe/load"] = shares.tolist()
+  return {**results, **means}, lines
+
+
+def _name_of(kind: str, name: str) -> str:
+  """Returns the name that a curve of a row of several seeds has in metrics.jsonl."""
+  if kind == "eval":
+    return f"{name}/mean of the sources"
+  return name if name in ("loss", "cross_entropy", "grad_norm") else f"moe/{name}"
 
 
 def curve(lines: Sequence[Mapping[str, Any]], name: str) -> Curve | None:

@@ -191,7 +191,9 @@ def final_scores(run: Workdir) -> tuple[dict[str, float], str]:
   name, _ = measure(run)
   final, prefix = branch(run.results, name), f"{name}/"
   if final:
-    batches = number(branch(run.config, "train").get("final_eval_batches"))
+    # A row of a study with several seeds ends with the evaluation that it had in training.
+    key = "eval_batches" if "seeds" in run.results else "final_eval_batches"
+    batches = number(branch(run.config, "train").get(key))
     where = (
       f"on {batches:g} batches of each validation split"
       if batches > 0

@@ -97,10 +97,10 @@ def test_a_dry_run_that_ends_early_leaves_its_reason(tmp_path, monkeypatch):
 
 def test_what_a_row_came_to():
   # Catches a row that does not fit and is called one that does.
-  assert describe(line("glam_64b_64e"), {}).startswith(
+  assert describe(line("glam_64b_64e"), "finished").startswith(
     "fits, 50% of the memory of a device; matmuls"
   )
-  assert describe({"error": "does not fit"}, {}) == "does not fit"
+  assert describe({"error": "does not fit"}, "does not fit") == "does not fit"
 
 
 def test_rows_that_are_finished_are_not_compiled_again(tmp_path, monkeypatch):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from experiments import st_moe_stability as study
-from experiments.common import command_line, journal, tables
+from experiments.common import command_line, journal, outcomes, tables
 from experiments.st_moe_stability import figures, findings, paper, rows, table
 from experiments.st_moe_stability.findings import Finding
-from experiments.st_moe_stability.outcome import Mean, describe, outcome
+from experiments.st_moe_stability.outcome import Mean, outcome
 from experiments.st_moe_stability.stability import is_unstable, running_median
 from moe_jax import accounts, assembly
 from moe_jax.commands import parse
@@ -323,18 +323,23 @@ def test_figures_are_drawn(tmp_path):
   ).stat().st_size > 10_000
 
 
+def told(each, others):
+  counted, words = study.STUDY.counted, study.STUDY.outcome
+  return words(each, outcomes.describe(each, others, counted, study.STUDY.paired))
+
+
 def test_what_a_finished_row_says():
   # Catches a quality over seeds that are not stable, the sign of the tables' quality on the measure
   # itself, and a comparison with the wrong row.
-  words = describe(LINES["dropout"], {"baseline": LINES["baseline"]})
+  words = told(LINES["dropout"], {"baseline": LINES["baseline"]})
   assert words == (
     "stable 2/3; 2.200 ± 0.100 nats per target over 2 of 3 seeds; +0.100 ± 0.141 compared with "
     "baseline; largest router logit 8.02"
   )
   unstable = line("dropout", [2.0, 2.5], [SPIKE, SPIKE])
-  assert "stable 0/2; no seed is stable, 2.000, 2.500 nats per target;" in describe(unstable, {})
+  assert "stable 0/2; no seed is stable, 2.000, 2.500 nats per target;" in told(unstable, {})
   gone = {"row": "dropout", "arguments": [], "diverged": "training has diverged: at step 3"}
-  assert describe(gone, {}) == "training has diverged: at step 3"
+  assert told(gone, {}) == "training has diverged: at step 3"
   assert study.baseline("desk", "dropout") == "baseline" and not study.baseline("desk", "baseline")
   assert study.baseline("paper", "dropout_seed2") == "baseline_seed2"
 

@@ -37,6 +37,50 @@ def test_scores_keys_and_curves_of_both_runs_are_shown(tmp_path):
   assert loss.count("<polyline") + loss.count("<path") >= 2
 
 
+def test_what_does_not_compare_is_noted(tmp_path):
+  # Catches runs of other lengths or texts whose scores stand side by side without a word, and a
+  # word about runs that do compare.
+  one, two = two_runs(tmp_path)
+  both = {"one": read_workdir(one), "two": read_workdir(two)}
+  assert "do not compare" not in comparison(both) and "different" not in comparison(both)
+  results = json.loads((two / "results.json").read_text())
+  (two / "results.json").write_text(json.dumps(results | {"steps": 1234}))
+  config = json.loads((two / "config.json").read_text())
+  config["train"]["final_eval_batches"] = 3
+  (two / "config.json").write_text(json.dumps(config))
+  meta = json.loads((two / "meta.json").read_text())
+  meta["data"]["embedded:prose"] = "cd" * 32
+  (two / "meta.json").write_text(json.dumps(meta))
+  text = comparison(both | {"two": read_workdir(two)})
+  assert "different numbers of steps (one 40, two 1,234), so that their scores do not" in text
+  assert "two on 3 batches of each validation split." in text
+  assert "different versions of the text embedded:prose." in text
+
+
+def test_a_row_of_a_study_has_scores_and_curves(tmp_path):
+  # Catches an empty page of the rows of a study, whose curves are in results.json, and a mean with
+  # a seed that diverged.
+  one, row = two_runs(tmp_path)[0], tmp_path / "row"
+  row.mkdir()
+  results = {
+    "seeds": 3,
+    "steps": 4,
+    "diverged": [None, 2, None],
+    "bits_per_byte": {"embedded:prose": [1.0, None, 2.0]},
+    "train": {"step": [2, 4], "loss": [[5, 3], [9, None], [7, 4]], "drop_rate": [[0, 0.5]] * 3},
+    "eval": {"step": [4], "bits_per_byte": [[1.0], [None], [2.0]]},
+    "load": {"step": [4], "layers": [[[0.25, 0.75]]]},
+  }
+  (row / "results.json").write_text(json.dumps(results))
+  run = read_workdir(row)
+  assert [line["loss"] for line in run.train] == [6.0, 3.5]
+  assert [line["moe/drop_rate"] for line in run.train] == [0.0, 0.5]
+  assert run.train[1]["moe/load"] == [[0.25, 0.75]]
+  text = comparison({"one": read_workdir(one), "row": run})
+  assert "row is a row of a study: its numbers are means over 3 seeds." in text
+  assert "<td>1.500 (-25.0%)</td>" in text and "Validation: mean of the sources" in text
+
+
 def test_names_are_as_long_as_they_must_be():
   # Catches two runs with one name, of which a table would show only one.
   assert names(["runs/a", "runs/b"]) == ["a", "b"]

@@ -33,6 +33,7 @@ bits = float(flags.get("config.bits", 2.0))
 count = int(flags.get("seeds", 1))
 results = {"mean_bits_per_byte": [bits + 0.1 * i for i in range(count)], "diverged": [None] * count}
 results["train"] = {"step": [1, 2], "loss": [[3.0, bits]] * count}
+results["steps"] = int(flags.get("config.steps", 400))
 (place / "results.json").write_text(json.dumps(results))
 """
 
@@ -162,7 +163,27 @@ def test_other_changes_in_the_same_folder_are_refused(study, capsys):
   assert call("mine", "run", "--only=hot", "--set", "bits=2.5", "--workdir=try") == 0
   assert call("mine", "run", "--only=hot", "--set", "bits=2.6", "--workdir=try") == 2
   said = capsys.readouterr().err
-  assert "was run with --config.bits=2.5, and is now --config.bits=2.6" in said
+  assert "was run with --config.bits=2.5, and is now run with --config.bits=2.6; give the" in said
+
+
+def test_a_short_row_is_compared_with_rows_of_its_length_only(study, capsys):
+  # Catches a difference to rows of other lengths, in words, table or page, and no word of how to
+  # get one.
+  assert call("mine", "run", "--only=base,hot") == 0
+  short = ("--set", "steps=30", "--workdir=try")
+  assert call("mine", "run", "--only=hot", *short) == 0
+  said = capsys.readouterr().out
+  words = "not compared with base without changes, which has 400 steps and not 30"
+  assert f"hot: 3.000 bits per byte; {words}" in said
+  assert (
+    "to compare with base under the same changes, give the same command with --only=base" in said
+  )
+  page = (study / "try" / "report.html").read_text()
+  assert words in page and "+1.000" not in page
+  assert call("mine", "run", "--only=base", *short) == 0
+  said = capsys.readouterr().out
+  assert re.search(r"^hot +30 +3\.000 +\+1\.000 \(base\)$", said, re.MULTILINE)
+  assert "to compare" not in said and "+1.000 (base)" in (study / "try" / "report.html").read_text()
 
 
 def test_changed_rows_may_not_have_the_folder_of_the_study(study, capsys):
@@ -208,20 +229,35 @@ def test_an_exact_name_is_one_row():
   assert list(command_line.choose_rows(ROWS, "base,")) == ["base"]
 
 
+def test_a_part_of_a_name_is_told(capsys):
+  # Catches --only=top_k that trains noisy_top_k without a word, and a word about an exact name.
+  command_line.choose_rows(ROWS, "hott,base")
+  said = capsys.readouterr()
+  assert said.err == "hott: no row of that name; taken as a part of: hotter\n" and not said.out
+
+
+def test_no_study_has_a_name_that_looks_like_another_router():
+  # Catches a row that would be taken for a copy of another one.
+  for name in command_line.STUDIES:
+    study = command_line.load_study(name)
+    for scale in study.scales if study.rows else ():
+      assert not [row for row in study.rows(scale) if "+" in row]
+
+
 def test_a_row_that_fixes_its_seed_takes_no_number_of_seeds():
   # Catches a row of seed 2 that is trained with seeds 0 to N-1 under its old name.
   with pytest.raises(command_line.ConfigError, match="each row of this study has one seed"):
     sweep.Row("a", {"seed": 2}).changed({}, 3)
 
 
-def test_a_router_of_ones_own_takes_the_place_of_each_rows(tmp_path):
-  # Catches a file that a run in another folder does not find, and a row under its old name in the
-  # tracked results.
+def test_a_router_of_ones_own_stands_beside_the_rows(tmp_path, capsys):
+  # Catches a file that a run in another folder does not find, a row under its old name, a dense row
+  # with a router, and a difference in cost that nobody is told of.
   study = command_line.load_study("compare_routers")
   verb = command_line.verbs_of(study)["run"]
   (tmp_path / "mine.py").write_text("from moe_jax.routing.top_k import top_k as mine\n")
   parser = command_line._parser(study, "run", verb)
-  flags = parser.read(["--only=mixtral", f"--router={tmp_path}/mine.py:mine", "--seeds=1"])
+  flags = parser.read(["--only=dense,switch", f"--router={tmp_path}/mine.py:mine", "--seeds=1"])
   with pytest.raises(command_line.ConfigError, match="is a router of moe_jax"):
     command_line._job(study, flags)
   (tmp_path / "mine.py").write_text(
@@ -231,11 +267,35 @@ def test_a_router_of_ones_own_takes_the_place_of_each_rows(tmp_path):
   flags.router = f"{tmp_path}/mine.py:of_a_test"
   try:
     job = command_line._job(study, flags)
+    command_line._tell_costs(study, job)
+    flags.only = "dense"
+    with pytest.raises(command_line.ConfigError, match="read by none of the rows dense"):
+      command_line._job(study, flags)
   finally:
     ROUTERS.pop("of_a_test", None)
     FUNCTIONS["model.moe.router"].pop("of_a_test", None)
-  assert not job.tracked
-  assert f"--router={tmp_path}/mine.py:of_a_test" in job.rows["mixtral"].arguments()
+  assert not job.tracked and list(job.rows) == ["dense", "switch+of_a_test"]
+  assert f"--router={tmp_path}/mine.py:of_a_test" in job.rows["switch+of_a_test"].arguments()
+  assert not any("--router" in flag for flag in job.rows["dense"].arguments())
+  told = r"^switch\+of_a_test: a token activates ([\d,]+) parameters and .*, and in switch ([\d,]+)"
+  mine, theirs = re.search(told, capsys.readouterr().out).groups()
+  assert int(mine.replace(",", "")) > int(theirs.replace(",", ""))
+
+
+def test_a_row_with_another_router_is_compared_with_the_row_itself(study, tmp_path):
+  # Catches a difference to a row of another name, and a study that knows no row ROW+ROUTER.
+  made = command_line.load_study("mine")
+  lines = {
+    name: {"row": name, "steps": 400, "mean_bits_per_byte": [bits], "diverged": [None]}
+    for name, bits in (("base", 2.0), ("hot", 3.0), ("hot+mine", 2.5))
+  }
+  journal.rewrite(tmp_path / "results.jsonl", lines.values())
+  job = command_line.Job("desk", {}, tmp_path / "results.jsonl", tmp_path, tracked=False)
+  words = command_line._verdict(made, job, "hot+mine", lines["hot+mine"])
+  assert f"+0.500 compared with base in {tmp_path}; -0.500 compared with hot in {tmp_path}" in words
+  head, *rows = command_line._table(made, job, lines)
+  assert head[-2:] == ["minus its baseline", "minus plain row"]
+  assert rows[2] == ["hot+mine", "400", "2.500", "+0.500 (base)", "-0.500 (hot)"]
 
 
 def commands_of_the_tree():

@@ -42,6 +42,27 @@ def test_lines_of_other_programs():
   assert outcomes.describe({"diverged": "at step 3"}, {}) == "at step 3"
 
 
+@pytest.mark.parametrize(
+  "mine, other, words",
+  [
+    ({"steps": 30}, {"steps": 400}, "which has 400 steps and not 30"),
+    ({"steps": 4, "tokens": 80}, {"steps": 4, "tokens": 1600}, "which has 1,600 tokens and not 80"),
+    (
+      {"data": {"a": "1"}},
+      {"data": {"a": "2"}},
+      "which was trained on another version of the text",
+    ),
+  ],
+)
+def test_rows_of_other_lengths_are_not_compared(mine, other, words):
+  # Catches a run of 30 steps whose loss is said to be 1.5 above that of 400 steps.
+  mine, other = line(3.0, 3.0) | mine, line(1.5, 1.5) | other
+  said = outcomes.describe(mine, {"base": other})
+  assert said == f"3.000 ± 0.000 bits per byte over 2 of 2 seeds; not compared with base, {words}"
+  assert not outcomes.difference(mine, other)
+  assert outcomes.difference(mine, mine) == "+0.000 ± 0.000"
+
+
 def test_curves_of_rows():
   # Catches a crash at a loss that is not finite, and an empty figure of rows without curves.
   curve = {"train": {"step": [1, 2, 3], "loss": [[3.0, 2.0, None], [3.5, 2.5, 2.0]]}}
@@ -65,6 +86,9 @@ def test_tables():
   assert made == "| a | b |\n| --- | ---: |\n| x | 1 |"
   text = "before\n<!-- table:t -->\nold\n<!-- /table:t -->\nafter"
   assert tables.replace_all(text, {"t": made}) == text.replace("old", made)
+  assert (
+    tables.text(["", "bits"], [["row", "1.5"], ["r", "10"]]) == "     bits\nrow   1.5\nr      10"
+  )
 
 
 def test_a_journal_is_rewritten_at_once(tmp_path):

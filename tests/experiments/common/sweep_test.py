@@ -1,5 +1,6 @@
 """Checks the runner of studies on a program that pretends to train."""
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -94,10 +95,54 @@ def test_a_finished_row_with_other_arguments_is_refused(tmp_path):
   # Catches a table of two different experiments.
   study(tmp_path, a="ok")
   with pytest.raises(
-    ConfigError, match="row 'a' was run with --config=ok, and is now --config=diverge"
+    ConfigError,
+    match="row 'a' was run with --config=ok, and is now run with --config=diverge; give",
   ):
     study(tmp_path, a="diverge")
   assert starts(tmp_path) == {"a": 1}
+
+
+def test_flags_that_are_left_out_or_new_are_named(tmp_path):
+  # Catches a sentence that says "the rest of these flags", and a refusal of another order.
+  results, row = tmp_path / "results.jsonl", sweep.Row("ok", {"a": 1}, router="mine.py:mine")
+  journal.append(results, {"row": "x", "arguments": row.arguments()[::-1]})
+  assert not sweep.unfinished({"x": row}, results)
+  for other, words in (
+    (sweep.Row("ok", {"a": 1}), "was run with --router=mine.py:mine, which is left out now; give"),
+    (
+      dataclasses.replace(row, seeds=2),
+      "was run without --seeds=2, with which it is run now; give",
+    ),
+  ):
+    with pytest.raises(ConfigError, match=words):
+      sweep.unfinished({"x": other}, results)
+
+
+@pytest.mark.parametrize(
+  "log, words",
+  [
+    ("", "starting"),
+    ("0/30 [00:00<?, ?step/s]", "step 0/30, which compiles"),
+    ("\r 40%|####   | 12/30 [00:10<00:15,  1.20step/s, loss 3.1]\r", "step 12/30, 00:15 left"),
+    ("\r100%|#######| 30/30 [00:25<00:00,  1.20step/s]", "step 30/30, final evaluation"),
+    ("step 20/800  loss 3.2\n", "step 20/800  loss 3.2"),
+  ],
+)
+def test_the_last_words_of_a_log(tmp_path, log, words):
+  # Catches the words of an earlier start, a bar that is shown with its drawing or not found.
+  file = tmp_path / "a.log"
+  file.write_bytes(b"step 7/9\n" + log.encode())
+  assert sweep.last_words(file, len(b"step 7/9\n")) == words
+
+
+def test_a_row_says_that_it_begins_and_how_far_it_is(tmp_path, monkeypatch, capsys):
+  # Catches minutes of silence.
+  monkeypatch.setattr(sweep, "SILENCE", 0.05)
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+  study(tmp_path, a="device")
+  said = capsys.readouterr().out
+  assert f"a: training; its log is {tmp_path / 'runs' / 'a.log'}\n" in said
+  assert "a: starting; 0 s so far\n" in said
 
 
 def test_a_line_that_a_kill_cut_short(tmp_path):
