@@ -4,9 +4,9 @@
 
 Each RUN is the --workdir of a training run, finished or not, or the folder of a row of a study,
 whose numbers are then the means over its seeds. The page overlays their curves and has a table of
-their results, as differences to the first run, and a table of the keys of their configs that differ;
-it notes where runs do not compare, as with different numbers of steps. It is written to FILE.html, or to compare.html in the first run's workdir; its path is
-printed.
+their results, as differences to the first run, and a table of the keys of their configs that
+differ; it notes where runs do not compare, as with different numbers of steps. It is written to
+FILE.html, or to compare.html in the first run's workdir; its path is printed.
 """
 
 from __future__ import annotations
