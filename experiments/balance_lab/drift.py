@@ -246,6 +246,13 @@ def action(options: argparse.Namespace) -> int:
     if options.write:
       journal.append(RESULTS, line)
     tqdm.write(f"{line['row']}: {json.dumps(line['seeds'][0])}, {line['microseconds']:.0f} us")
+  if options.write:
+    # Imported here, because the module of the table imports this one.
+    from experiments.balance_lab import table
+    from experiments.common import tables
+
+    table.draw()
+    tables.write(table.README, table.tables())
   return 0
 
 

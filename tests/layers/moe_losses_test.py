@@ -120,7 +120,7 @@ def test_losses_and_gradients_of_parts_add_up():
       for part in parts
     ]
     shares = jax.tree.map(jnp.add, *shares)
-    assert shares.keys() == {"balance", "device", "communication"}
+    assert shares.keys() == {"balance", "device", "communication", "sparsity"}
     return slope(logits, slice(0, 2)), *(
       slope(logits[part], part, tokens, shares) for part in parts
     )
