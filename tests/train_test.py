@@ -55,7 +55,7 @@ def fails(capfd, argv, *words):
       ["model.moe.router.name='swich'", "top_k, ", "expert_choice, "],
     ),
     (
-      ["--config.model.moe.router.name=top_q"],
+      ["--config.model.moe.router.name=top_kk"],
       ["model.moe.router.name='top_q'", "did you mean 'top_k'"],
     ),
     (

@@ -42,7 +42,7 @@ def test_shared_bias_and_scale():
   assert (
     "1 shared" in lines["routing"]
     and "times 2.5" in lines["gates"]
-    and "bias step 0.001" in lines["losses"]
+    and "a bias moved by the rule sign" in lines["losses"]
   )
   assert "4 shared behind a sigmoid gate" in _lines("qwen1_5_moe")["routing"]
   assert "tanh gate network" in _lines("llama_moe")["gates"]

@@ -191,7 +191,7 @@ def test_prices_against_loops():
   np.testing.assert_allclose(state["bias"][0], -q, atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.general])
 def test_each_rule_evens_the_load(rule):
   # Catches a rule that moves away from balance or oscillates. The logits are drawn anew in each
   # step, with the same skew. The rules that know the scores need a few steps, the others dozens.
@@ -226,7 +226,7 @@ def test_a_batch_of_padding_changes_nothing(rule):
   state = first_state(rule) | {"bias": jnp.linspace(-0.1, 0.1, E)[None]}
   _, after = one_step(rule, state, draw(0), K, valid=np.zeros(N, bool))
   assert all(np.isfinite(value).all() for value in after.values())
-  if rule not in ("pid", "bip"):
+  if rule not in ("pid", "mean_k", "bip"):
     np.testing.assert_allclose(after["bias"], state["bias"], atol=1e-6)
 
 
