@@ -56,7 +56,7 @@ def fails(capfd, argv, *words):
     ),
     (
       ["--config.model.moe.router.name=top_kk"],
-      ["model.moe.router.name='top_q'", "did you mean 'top_k'"],
+      ["model.moe.router.name='top_kk'", "did you mean 'top_k'"],
     ),
     (
       ["--config.model.moe.num_exports=4"],
