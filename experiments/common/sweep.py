@@ -6,7 +6,6 @@ A row is a config and the keys that it changes. `python -m experiments STUDY run
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import json
 import os
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -28,7 +27,7 @@ from experiments.common import journal
 from experiments.common.entry import parse
 from moe_jax.errors import EXIT_DIVERGED, ConfigError
 from moe_jax.options import Config
-from moe_jax.training.progress import SILENCE
+from moe_jax.training import progress
 
 # Fields of a run's results.json that a line of results leaves out, because they are long or because
 # the line has them elsewhere.
@@ -250,7 +249,7 @@ def run(
   try:
     futures = {pool.submit(on_a_device, name): name for name in todo}
     done = concurrent.futures.as_completed(futures)
-    with _showing(running):
+    with progress.repeating(lambda: _show(running), progress.SILENCE):
       for future in tqdm(done, total=len(rows), initial=len(rows) - len(todo), unit="run"):
         line = future.result()
         journal.append(results, line)
@@ -266,24 +265,11 @@ def run(
     signal.signal(signal.SIGTERM, previous_handler)
 
 
-@contextlib.contextmanager
-def _showing(running: Mapping[str, _Running]) -> Iterator[None]:
-  """Prints every few seconds how far the running rows are."""
-  ended = threading.Event()
-
-  def speak():
-    while not ended.wait(SILENCE):
-      for name, each in list(running.items()):
-        seconds = time.monotonic() - each.begun
-        tqdm.write(f"{name}: {last_words(each.log, each.start)}; {seconds:.0f} s so far")
-
-  thread = threading.Thread(target=speak, daemon=True)
-  thread.start()
-  try:
-    yield
-  finally:
-    ended.set()
-    thread.join()
+def _show(running: Mapping[str, _Running]) -> None:
+  """Prints how far the running rows are."""
+  for name, each in list(running.items()):
+    seconds = time.monotonic() - each.begun
+    tqdm.write(f"{name}: {last_words(each.log, each.start)}; {seconds:.0f} s so far")
 
 
 def last_words(log: pathlib.Path, start: int) -> str:

@@ -6,7 +6,7 @@ import pathlib
 
 from experiments.common import journal, plots
 from experiments.common.findings import Finding
-from experiments.common.study import Job, Scale, Study
+from experiments.common.study import Job, Scale, Study, lazy_verb
 from experiments.st_moe_stability import figures, findings, rows, table
 from experiments.st_moe_stability.outcome import CURVES, describe, outcome, stable_values
 
@@ -86,6 +86,12 @@ STUDY = Study(
   table=make_tables,
   figures=draw,
   findings=published,
+  verbs={
+    "ngrams": lazy_verb(
+      "scores tables of counts on the study's targets, beside which its models have to be seen",
+      "experiments.st_moe_stability.ngrams",
+    )
+  },
   baseline=baseline,
   counted=stable_values,
   outcome=describe,

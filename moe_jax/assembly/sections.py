@@ -215,7 +215,7 @@ def check_config(config: Any) -> None:
     if (parent := key.rpartition(".")[0]) in KEYS:
       raise ConfigError(key, value, f"{parent} holds no other keys; leave it out")
     if key not in KEYS and not is_option(key):
-      near = difflib.get_close_matches(key, KEYS, 1)
+      near = difflib.get_close_matches(key, KEYS, 1, cutoff=0.8)
       hint = f"did you mean {near[0]}?" if near else "leave it out"
       raise ConfigError(key, value, f"there is no such key; {hint}")
   for dotted, key in KEYS.items():

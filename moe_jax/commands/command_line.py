@@ -214,7 +214,7 @@ def _check_keys(args: Sequence[str], config: Config) -> None:
     known = _keys(config)
     if key not in known:
       leaf = {k.rpartition(".")[2]: k for k in reversed(known)}
-      near = difflib.get_close_matches(key, known, 1) or [
+      near = difflib.get_close_matches(key, known, 1, cutoff=0.8) or [
         leaf[n] for n in difflib.get_close_matches(key.rpartition(".")[2], leaf, 1)
       ]
       raise ConfigError(

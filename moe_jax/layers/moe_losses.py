@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.options import COUNT_OF_EXPERTS, NOT_NEGATIVE, OneOf, Options, option
-from moe_jax.routing import RoutingContext, RoutingPlan, group_axes, losses
+from moe_jax.routing import RoutingContext, RoutingPlan, group_axes, losses, metrics
 from moe_jax.routing.strictly_balanced import threshold_loss
 
 
@@ -245,7 +245,7 @@ def _load(options: LossOptions, router: RouterFacts, logits, plan, context):
 
 
 def _entropy(options: LossOptions, router: RouterFacts, logits, plan, context):
-  return jax.vmap(losses.entropy)(logits, context.valid)
+  return jax.vmap(metrics.entropy)(logits, context.valid)
 
 
 def _threshold(options: LossOptions, router: RouterFacts, logits, plan, context):

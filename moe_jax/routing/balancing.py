@@ -38,7 +38,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,27 @@ WANTED = "balancing_wanted"
 HISTOGRAM = "balancing_histogram"
 
 
+class Routed(NamedTuple):
+  """The scores of a layer in one step.
+
+  Attributes:
+    scores: The scores to which the router adds the bias.
+    bias: The bias with which the tokens were routed.
+    valid: True for real tokens.
+    k: Experts per token.
+  """
+
+  scores: Float[Array, "N E"]
+  bias: Float[Array, "E"]
+  valid: Bool[Array, "N"]
+  k: int
+
+  @property
+  def margin(self) -> Float[Array, "N E"]:
+    """alpha_i - s_ij, which b_j must exceed for token i to choose expert j; k must be below E."""
+    return threshold(self.scores, self.bias, self.k)[:, None] - self.scores
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
   """A rule of loss-free balancing.
@@ -63,8 +84,8 @@ class Rule:
     update: `f(state, sums, options, u)`, which returns the next state.
     rate: The rate u if the option `rate` is None.
     memory: The names of the arrays that the state has beside "bias".
-    observe: `f(scores [N, E], bias [E], valid [N], k, options)`, which returns what the update must
-      know about one layer's scores beside the number of assignments. None means nothing.
+    observe: `f(routed, options)`, which returns what the update must know about one layer's scores
+      beside the number of assignments. None means nothing.
     adds_up: Whether what `observe` returns of parts of a batch adds up to that of the batch.
     general: Whether the rule is for all routers with a bias. Others are named in `Router.rules`.
   """
@@ -182,71 +203,41 @@ def _to_expert_quantile(
   return {"bias": jnp.where(bias == 0, target, bias + rate * (target - bias))}
 
 
-def _observe_wanted(
-  scores: Float[Array, "N E"],
-  bias: Float[Array, "E"],
-  valid: Bool[Array, "N"],
-  k: int,
-  options: BalancingOptions,
-) -> dict[str, Array]:
+def _observe_wanted(routed: Routed, options: BalancingOptions) -> dict[str, Array]:
   """Returns the number m k of assignments that the rule aims at."""
-  return {WANTED: k * jnp.sum(valid, dtype=jnp.int32)}
+  return {WANTED: routed.k * jnp.sum(routed.valid, dtype=jnp.int32)}
 
 
-def _observe_expert_quantile(
-  scores: Float[Array, "N E"],
-  bias: Float[Array, "E"],
-  valid: Bool[Array, "N"],
-  k: int,
-  options: BalancingOptions,
-) -> dict[str, Array]:
+def _observe_expert_quantile(routed: Routed, options: BalancingOptions) -> dict[str, Array]:
   """Returns minus the score that k/E of the real tokens exceed, for each expert."""
-  descending = jnp.sort(jnp.where(valid[:, None], -scores, jnp.inf), axis=0)
-  return {TARGET: _between(descending, valid, k, bias)}
+  return {TARGET: _quantile(-routed.scores, routed)}
 
 
-def _observe_quantile(
-  scores: Float[Array, "N E"],
-  bias: Float[Array, "E"],
-  valid: Bool[Array, "N"],
-  k: int,
-  options: BalancingOptions,
-) -> dict[str, Array]:
+def _observe_quantile(routed: Routed, options: BalancingOptions) -> dict[str, Array]:
   """Returns the bias at which k/E of the tokens would choose each expert, minus its mean.
 
-  The quantile lies half-way between its neighbours among the sorted values. Padding sorts last.
+  A limit on the groups of experts that a token may use has no influence on alpha, although it has
+  some on the choice.
   """
-  margin = jnp.where(valid[:, None], threshold(scores, bias, k)[:, None] - scores, jnp.inf)
-  return {TARGET: _centred(_between(jnp.sort(margin, axis=0), valid, k, bias))}
+  return {TARGET: _centred(_quantile(routed.margin, routed))}
 
 
-def _observe_histogram(
-  scores: Float[Array, "N E"],
-  bias: Float[Array, "E"],
-  valid: Bool[Array, "N"],
-  k: int,
-  options: BalancingOptions,
-) -> dict[str, Array]:
+def _observe_histogram(routed: Routed, options: BalancingOptions) -> dict[str, Array]:
   """Returns how many tokens have alpha_i - s_ij in each bin, as int32 [E, bins].
 
   The bins divide [min b - 1, max b + 1] evenly (Kimi K3 report, appendix D). This holds all values
   if scores lie in [0, 1], as probabilities do; others count in the outermost bins.
   """
-  low, width = _range(bias, options.bins)
-  margin = threshold(scores, bias, k)[:, None] - scores
-  bins = jnp.clip(jnp.floor((margin - low) / width), 0, options.bins - 1).astype(jnp.int32)
-  experts = jnp.broadcast_to(jnp.arange(bias.shape[-1]), bins.shape)
-  counts = jnp.zeros((bias.shape[-1], options.bins), jnp.int32)
-  return {HISTOGRAM: counts.at[experts, bins].add(valid[:, None].astype(jnp.int32))}
+  low, width = _range(routed.bias, options.bins)
+  bins = jnp.floor((routed.margin - low) / width)
+  bins = jnp.clip(bins, 0, options.bins - 1).astype(jnp.int32)
+  num_experts = routed.bias.shape[-1]
+  experts = jnp.broadcast_to(jnp.arange(num_experts), bins.shape)
+  counts = jnp.zeros((num_experts, options.bins), jnp.int32)
+  return {HISTOGRAM: counts.at[experts, bins].add(routed.valid[:, None].astype(jnp.int32))}
 
 
-def _observe_dual(
-  scores: Float[Array, "N E"],
-  bias: Float[Array, "E"],
-  valid: Bool[Array, "N"],
-  k: int,
-  options: BalancingOptions,
-) -> dict[str, Array]:
+def _observe_dual(routed: Routed, options: BalancingOptions) -> dict[str, Array]:
   """Returns minus the prices q of the experts after some steps for the dual problem.
 
   The assignment of k experts to each token, at most m k / E tokens to each expert, with the highest
@@ -261,11 +252,11 @@ def _observe_dual(
   """
 
   def step(_, q):
-    p = jnp.maximum(threshold(scores, -q, k), 0.0)
-    gain = jnp.where(valid[:, None], scores - p[:, None], -jnp.inf)
-    return jnp.maximum(-_between(jnp.sort(-gain, axis=0), valid, k, -q), 0.0)
+    p = jnp.maximum(threshold(routed.scores, -q, routed.k), 0.0)
+    return jnp.maximum(-_quantile(p[:, None] - routed.scores, routed._replace(bias=-q)), 0.0)
 
-  return {TARGET: -jax.lax.fori_loop(0, options.iterations, step, jnp.maximum(-bias, 0.0))}
+  first = jnp.maximum(-routed.bias, 0.0)
+  return {TARGET: -jax.lax.fori_loop(0, options.iterations, step, first)}
 
 
 def threshold(scores: Float[Array, "N E"], bias: Float[Array, "E"], k: int) -> Float[Array, "N"]:
@@ -273,21 +264,18 @@ def threshold(scores: Float[Array, "N E"], bias: Float[Array, "E"], k: int) -> F
   return jax.lax.top_k(scores + bias, k + 1)[0][:, k]
 
 
-def _between(
-  ascending: Float[Array, "N E"], valid: Bool[Array, "N"], k: int, otherwise: Float[Array, "E"]
-) -> Float[Array, "E"]:
-  """Returns the value half-way between the c-th and the next value of each column, c = m k / E.
+def _quantile(values: Float[Array, "N E"], routed: Routed) -> Float[Array, "E"]:
+  """Returns the k/E quantile of each expert's values over the real tokens.
 
-  Args:
-    ascending: Sorted values, of which the first m are those of real tokens.
-    valid: True for real tokens.
-    k: Experts per token.
-    otherwise: The result if there are fewer than two real tokens.
+  It lies half-way between the c-th and the next of the m sorted values, c = m k / E. If there are
+  fewer than two real tokens, it is the present bias.
   """
-  real, num_experts = jnp.sum(valid), ascending.shape[-1]
-  c = jnp.clip(jnp.round(real * (k / num_experts)).astype(jnp.int32), 1, real - 1)
+  # Padding sorts last.
+  ascending = jnp.sort(jnp.where(routed.valid[:, None], values, jnp.inf), axis=0)
+  real, num_experts = jnp.sum(routed.valid), values.shape[-1]
+  c = jnp.clip(jnp.round(real * (routed.k / num_experts)).astype(jnp.int32), 1, real - 1)
   found = (ascending[c - 1] + ascending[jnp.minimum(c, ascending.shape[0] - 1)]) / 2
-  return jnp.where(real > 1, found, otherwise)
+  return jnp.where(real > 1, found, routed.bias)
 
 
 def _range(bias: Float[Array, "E"], bins: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -323,7 +311,7 @@ class BalancingOptions(Options):
   rate: Annotated[float, NOT_NEGATIVE] | None = option(
     None,
     "Step u of the rule, in units of scores; of quantile and bip, the part of the way to the new "
-    "bias; None is the rule's own (0.001 of sign, centred_sign and smebu; 0.01 of proportional and "
+    "bias; None is the rule's own (0.001 of sign, centred_sign and smebu; 0.01 of proportional, "
     "pid and mean_k; 0.1 of expert_quantile; ln 1.2 of sparsity; 1 of the others).",
     neutral=None,
   )
@@ -400,4 +388,4 @@ def observe(
   if rule is None or rule.observe is None:
     return {}
   flat = jax.lax.stop_gradient(logits.astype(jnp.float32)).reshape(-1, logits.shape[-1])
-  return rule.observe(scores(flat), bias, valid.reshape(-1), k, options)
+  return rule.observe(Routed(scores(flat), bias, valid.reshape(-1), k), options)

@@ -17,8 +17,7 @@ the same K experts and P is concentrated on them:
 | importance          | 0                          | E - 1 (P on one expert)                       |
 | importance of gates | 0                          | E - 1 (one gate), E/K - 1 (K equal gates)     |
 | load                | 0                          | E/K - 1                                       |
-| sparsity            | mean sum of a token's gates | E/K times that                               |
-| entropy             | ln E for zero logits       | 0                                             |
+| sparsity            | a token's summed gates     | E/K times a token's summed gates              |
 """
 
 from __future__ import annotations
@@ -156,16 +155,6 @@ def sparsity_terms(
   active = jnp.zeros(plan.num_experts).at[plan.expert].add(1.0, mode="drop")
   gates = jnp.zeros(plan.num_experts).at[plan.expert].add(plan.gate, mode="drop")
   return active / (k * tokens), gates / tokens
-
-
-def entropy(logits: Float[Array, "S E"], valid: Bool[Array, "S"] | None) -> Float[Array, ""]:
-  """Returns the mean over real tokens of the entropy of their probabilities, in nats, in [0, ln E].
-
-  It is the "dynamic loss" of top-p routing (arXiv 2403.07652 Eq. 8), where fewer experts add up to
-  p if probabilities are less even.
-  """
-  log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-  return _mean(-jnp.sum(jnp.exp(log_p) * log_p, axis=-1), _weights(logits, valid))
 
 
 def importance(logits: Float[Array, "S E"], valid: Bool[Array, "S"] | None) -> Float[Array, ""]:

@@ -1,7 +1,8 @@
 """Metrics for monitoring a router, as functions of the logits and plans of all groups together.
 
 Padding has no influence on any of them. `plan` is the plan that the router returned and `kept` is
-that plan after `dispatch.drop_overflow`. The metrics are not meant to be differentiated.
+that plan after `dispatch.drop_overflow`. Except for `entropy`, they are not meant to be
+differentiated.
 
 If a training step splits its batch into microbatches, the mean of their metrics would be wrong: the
 denominators of the ratios and the most loaded expert differ between microbatches. A layer therefore
@@ -192,7 +193,11 @@ def churn(before: RoutingPlan, after: RoutingPlan, num_tokens: int) -> Float[Arr
 
 
 def entropy(logits: Float[Array, "*G S E"], valid: Bool[Array, "*G S"] | None) -> Float[Array, ""]:
-  """Returns the mean over real tokens of the entropy of softmax(logits), in nats, in [0, ln E]."""
+  """Returns the mean over real tokens of the entropy of softmax(logits), in nats, in [0, ln E].
+
+  It is also a loss, the "dynamic loss" of top-p routing (arXiv 2403.07652 Eq. 8): fewer experts add
+  up to p if probabilities are less even.
+  """
   tokens = math.prod(logits.shape[:-1]) if valid is None else jnp.sum(valid)
   return _ratio(summed_entropy(logits, valid), tokens)
 

@@ -65,6 +65,21 @@ def load_run(directory: str | os.PathLike, step: int | None = None) -> LoadedRun
   return LoadedRun(model, variables, config, folder.resolve().name, step)
 
 
+def _renamed(stored: dict[str, Any]) -> dict[str, Any]:
+  """Returns a config that an earlier version has stored with the keys of today.
+
+  `model.moe.bias_update_rate` was the rate of the rule `sign`, and 0 meant that there is no rule.
+  """
+  model = stored.get("model")
+  moe = model.get("moe") if isinstance(model, dict) else None
+  if not isinstance(moe, dict) or "bias_update_rate" not in moe:
+    return stored
+  rate = moe["bias_update_rate"]
+  kept = {key: value for key, value in moe.items() if key != "bias_update_rate"}
+  rule = {"rule": "sign", "rate": rate} if rate else {}
+  return stored | {"model": model | {"moe": kept | {"balancing": rule}}}
+
+
 def stored_config(folder: pathlib.Path) -> Config:
   """Returns the config of a workdir.
 
@@ -78,6 +93,6 @@ def stored_config(folder: pathlib.Path) -> Config:
     )
   config = default_config()
   with config.unlocked(), config.ignore_type():
-    config.update(stored)
+    config.update(_renamed(stored))
   check_config(config)
   return config

@@ -142,13 +142,26 @@ def working(what: str, say: Callable[[str], None], every: float = SILENCE) -> It
     say: A function that prints a line.
     every: Seconds before the first line and between two lines.
   """
-  done, begun = threading.Event(), time.monotonic()
+  begun = time.monotonic()
+  with repeating(lambda: say(f"{what}: {time.monotonic() - begun:.0f} s so far"), every):
+    yield
 
-  def speak():
+
+@contextlib.contextmanager
+def repeating(act: Callable[[], None], every: float = SILENCE) -> Iterator[None]:
+  """Calls a function at intervals, in a thread of its own, while the body runs.
+
+  Args:
+    act: The function.
+    every: Seconds before the first call and between two calls.
+  """
+  done = threading.Event()
+
+  def repeat():
     while not done.wait(every):
-      say(f"{what}: {time.monotonic() - begun:.0f} s so far")
+      act()
 
-  thread = threading.Thread(target=speak, daemon=True)
+  thread = threading.Thread(target=repeat, daemon=True)
   thread.start()
   try:
     yield

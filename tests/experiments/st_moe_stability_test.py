@@ -9,7 +9,7 @@ import pytest
 
 from experiments import st_moe_stability as study
 from experiments.common import command_line, journal, outcomes, tables
-from experiments.st_moe_stability import figures, findings, paper, rows, table
+from experiments.st_moe_stability import figures, findings, ngrams, paper, rows, table
 from experiments.st_moe_stability.findings import Finding
 from experiments.st_moe_stability.outcome import Mean, outcome
 from experiments.st_moe_stability.stability import is_unstable, running_median
@@ -350,3 +350,21 @@ def test_the_readme_shows_the_results():
   text = table.README.read_text()
   made = table.tables(journal.load(table.RESULTS), journal.load(table.SEARCH))
   assert set(made) == set(table.PARTS) and tables.replace_all(text, made) == text
+
+
+def test_tables_of_counts_by_hand():
+  # Three targets 0, 0, 1 are counted: p is (2 + 2/2, 1 + 2/2) / (3 + 2) = (0.6, 0.4). After the
+  # input 0 come 0 and 1, after the input 1 comes 0: p(0 | 1) = (1 + 0.6) / 2 = 0.8. Catches padding
+  # that counts, contexts that are swapped, and a table without smoothing.
+  train = [
+    {
+      "targets": np.array([[0, 0, 1, 1]]),
+      "inputs": np.array([[0, 1, 0, 1]]),
+      "segment_ids": np.array([[1, 1, 1, 0]]),
+    }
+  ]
+  held_out = [
+    {"targets": np.array([[0, 1]]), "inputs": np.array([[1, 1]]), "segment_ids": np.array([[1, 0]])}
+  ]
+  assert ngrams.nats(train, held_out, (), 2) == pytest.approx(-math.log(0.6))
+  assert ngrams.nats(train, held_out, ("inputs",), 2) == pytest.approx(-math.log(0.8))

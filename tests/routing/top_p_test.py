@@ -9,7 +9,7 @@ from oracles import top_p as oracle
 from oracles.compare import check_oracle, draw_tied_logits, draw_valid
 
 from moe_jax.errors import ConfigError
-from moe_jax.routing import RoutingContext, losses
+from moe_jax.routing import RoutingContext, metrics
 from moe_jax.routing.balancing import BalancingOptions, observe, update
 from moe_jax.routing.top_p import top_p
 
@@ -75,8 +75,8 @@ def test_the_rule_holds_the_mean():
 def test_entropy_by_hand():
   # Catches padding that counts, and a sum in place of the mean.
   logits = jnp.stack([jnp.zeros(4), jnp.asarray([50.0, 0, 0, 0])])
-  assert float(losses.entropy(logits, None)) == pytest.approx(np.log(4) / 2)
-  assert float(losses.entropy(logits, jnp.asarray([True, False]))) == pytest.approx(np.log(4))
+  assert float(metrics.entropy(logits, None)) == pytest.approx(np.log(4) / 2)
+  assert float(metrics.entropy(logits, jnp.asarray([True, False]))) == pytest.approx(np.log(4))
 
 
 def test_options_out_of_range():

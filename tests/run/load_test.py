@@ -1,5 +1,7 @@
 """Tests `load_run`, which makes the model of a run for work in Python."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import tiny
 
 import moe_jax
 from moe_jax import assembly, sharding
+from moe_jax.run.load import stored_config
 from moe_jax.training import checkpoints, workdir
 from moe_jax.training.state import TrainState
 from moe_jax.training.step import apply
@@ -62,3 +65,18 @@ def test_what_is_no_run_is_one_sentence(tmp_path):
   place, _ = saved(tmp_path)
   with pytest.raises(moe_jax.ConfigError, match="step=4.*its checkpoints are 3"):
     moe_jax.load_run(place, step=4)
+
+
+def test_a_run_of_an_earlier_version_is_read(tmp_path):
+  # Catches a run that cannot be loaded any more because a key got another name, and a rule that it
+  # loses.
+  config = tiny.config(tmp_path)
+  config.model.moe.router.name = "sigmoid_bias"
+  workdir.claim(tmp_path / "run", config)
+  file = tmp_path / "run" / "config.json"
+  stored = json.loads(file.read_text())
+  del stored["model"]["moe"]["balancing"]
+  for rate, rule in ((0.01, "sign"), (0.0, "none")):
+    stored["model"]["moe"]["bias_update_rate"] = rate
+    file.write_text(json.dumps(stored))
+    assert stored_config(tmp_path / "run").model.moe.balancing.rule == rule

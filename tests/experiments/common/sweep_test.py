@@ -137,7 +137,7 @@ def test_the_last_words_of_a_log(tmp_path, log, words):
 
 def test_a_row_says_that_it_begins_and_how_far_it_is(tmp_path, monkeypatch, capsys):
   # Catches minutes of silence.
-  monkeypatch.setattr(sweep, "SILENCE", 0.05)
+  monkeypatch.setattr(sweep.progress, "SILENCE", 0.05)
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
   study(tmp_path, a="device")
   said = capsys.readouterr().out
