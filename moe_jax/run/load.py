@@ -71,7 +71,9 @@ def _renamed(stored: dict[str, Any]) -> dict[str, Any]:
   `model.moe.bias_update_rate` was the rate of the rule `sign`, and 0 meant that there is no rule.
   """
   model = stored.get("model")
-  moe = model.get("moe") if isinstance(model, dict) else None
+  if not isinstance(model, dict):
+    return stored
+  moe = model.get("moe")
   if not isinstance(moe, dict) or "bias_update_rate" not in moe:
     return stored
   rate = moe["bias_update_rate"]
