@@ -18,7 +18,7 @@ _MOST_CELLS = 2**22
 
 
 def entropy(counts: Shaped[np.ndarray, "..."]) -> float:
-  """Returns the entropy of the distribution that is proportional to `counts`; 0 if all are 0."""
+  """Returns the entropy, in nats, of the distribution proportional to `counts`; 0 if all are 0."""
   total = counts.sum()
   p = counts[counts > 0] / max(total, 1)
   return max(0.0, float(-(p * np.log(p)).sum()))
@@ -80,19 +80,23 @@ class Entropies:
     self._known: dict[frozenset[str], float] = {frozenset(): 0.0}
 
   def joint(self, *names: str) -> float:
-    """Returns the joint entropy of the labels with these names; 0 without names."""
+    """Returns the joint entropy, in nats, of the label arrays with these names; 0 without names.
+
+    Raises:
+      KeyError: If there are no labels with one of the names.
+    """
     key = frozenset(names)
     if key not in self._known:
       self._known[key] = _joint_entropy([self._labels[name] for name in sorted(key)])
     return self._known[key]
 
   def information(self, x: str, y: str, *given: str) -> float:
-    """Returns the mutual information I(x; y | given), >= 0."""
+    """Returns the mutual information I(x; y | given) in nats, >= 0, of named label arrays."""
     shared = self.joint(x, *given) + self.joint(y, *given)
     return max(0.0, shared - self.joint(x, y, *given) - self.joint(*given))
 
   def most(self, x: str, y: str, *given: str) -> float:
-    """Returns min(H(x | given), H(y | given)), the largest value that `information` could have."""
+    """Returns min(H(x | given), H(y | given)) in nats, the most that `information` could be."""
     return min(self.joint(x, *given), self.joint(y, *given)) - self.joint(*given)
 
 

@@ -246,7 +246,7 @@ def routing_pages(
 
 
 def source_ladder(options: DataOptions, source: data.Source, most: int) -> dict[str, float] | None:
-  """Returns the ladder of a source (see `data/ladder.py`).
+  """Returns the bits per byte of n-gram models and LZMA on a source (see `data/ladder.py`).
 
   Args:
     options: The options of the data.
@@ -255,7 +255,8 @@ def source_ladder(options: DataOptions, source: data.Source, most: int) -> dict[
       is computed. 0 means that there is no ladder.
 
   Returns:
-    The ladder, or None if the text is larger than that or the validation split is empty.
+    Name of the baseline -> bits per byte of the validation split, or None if the text is larger
+    than `most` or the validation split is empty.
   """
   if not most:
     return None
