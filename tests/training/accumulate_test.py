@@ -234,7 +234,11 @@ def test_microbatches_on_a_mesh(preset, steps, mesh):
   ("preset", "changes"),
   [
     pytest.param(
-      *other, marks=pytest.mark.every_variant if name in ("lstm", "device loss") else (), id=name
+      *other,
+      marks=pytest.mark.every_variant
+      if name in ("lstm", "device loss", "decoder", "encoder_decoder")
+      else (),
+      id=name,
     )
     for name, other in OTHERS.items()
   ],
