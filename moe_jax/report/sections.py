@@ -243,8 +243,9 @@ def _table(run: Workdir) -> str:
     if rungs
     else f"Held-out {unit} {where}; lower is better."
   )
-  star = '<p class="note">* on another version of this text</p>' if differ else ""
-  table = f'<div class="wide"><table><tr>{head}</tr>{rows}</table>{star}</div>'
+  notes = ["* on another version of this text"] * bool(differ) + [compare.get("about", "")]
+  below = "".join(f'<p class="note">{html.escape(str(note))}</p>' for note in notes if note)
+  table = f'<div class="wide"><table><tr>{head}</tr>{rows}</table>{below}</div>'
   return f'<h2>Result</h2><p class="lead">{words}</p>{table}'
 
 

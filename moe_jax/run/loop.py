@@ -84,7 +84,8 @@ def train(
 ) -> bool:
   """Trains until `train.steps`, a signal or `train.max_minutes`.
 
-  The run continues from the last checkpoint in the workdir, if there is one.
+  The run continues from the last checkpoint in the workdir, if there is one. Of a run that has
+  ended with this config and has all of its results, these are shown, and nothing else is done.
 
   Args:
     config: A config that `assembly.validate` and `workdir.check` accept.
@@ -102,6 +103,11 @@ def train(
     Diverged: If the loss, a gradient or a weight is not finite. The last checkpoint is older.
   """
   first, begun = jax.process_index() == 0, time.monotonic()
+  # The results are shown without reading data or compiling; all processes agree on that.
+  if not distributed.any_process(not workdir.has_ended(directory, config)):
+    if first:
+      finish.show_end(directory)
+    return True
   watch = watch or Watch()
   data_options = DataOptions.of(config.data)
   train_options = TrainOptions.of(config.train)

@@ -142,6 +142,14 @@ def test_greedy_tokens_are_those_of_whole_forward_passes():
   assert drawn.tolist() == [greedy(model, variables, prompt, 5) for prompt in prompts]
 
 
+def test_room_for_longer_prompts_changes_no_token():
+  # Catches a prompt behind whose padding other positions or other keys are used.
+  model, variables, tokens = plain()
+  prompts, how = [tokens[0, :3].tolist(), tokens[1, :1].tolist()], Sampling(temperature=1.0)
+  expected = generate(model, variables, prompts, 4, how)
+  assert generate(model, variables, prompts, 4, how, room=5).tolist() == expected.tolist()
+
+
 def test_a_row_ends_after_a_stop_token_and_others_go_on():
   # Catches a stop token that is left out, tokens after it, and a stop that ends all rows.
   model, variables, tokens = plain()
