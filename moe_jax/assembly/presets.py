@@ -182,6 +182,21 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
       "balancing.rate": 0.001,
     },
   ),
+  # The first three layers of the paper take experts by a table of token ids, with learned gates;
+  # here all layers are routed. That P averages shares of the scores is taken from DeepSeek-V3.
+  "deepseek_v4": (
+    "scored_top_k",
+    {"k": 6, "score": "sqrt_softplus", "norm_eps": 1e-20},
+    {
+      "num_experts": 256,
+      "num_shared_experts": 1,
+      "routed_scale": 1.5,
+      "balance_loss": 1e-4,
+      "balance_scores": "sqrt_softplus",
+      "balancing.rule": "sign",
+      "balancing.rate": 0.001,
+    },
+  ),
   # The rule and its first weight are the paper's; the number of experts is a choice of ours.
   "remoe": (
     "relu",

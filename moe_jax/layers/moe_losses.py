@@ -48,7 +48,9 @@ class LossOptions(Options):
     neutral="group",
   )
   balance_scores: Annotated[str, OneOf(losses.SCORES)] = option(
-    "softmax", "What P averages: softmax, or sigmoid (DeepSeek-V3).", neutral="softmax"
+    "softmax",
+    "What P averages: softmax, or shares of sigmoid (DeepSeek-V3) or sqrt_softplus (DeepSeek-V4).",
+    neutral="softmax",
   )
   z_loss: Annotated[float, NOT_NEGATIVE] = option(
     0.001, "Weight of the router z-loss (ST-MoE).", neutral=0.0

@@ -28,6 +28,7 @@ _FILES = (
   "st_moe",
   "device_limited",
   "sigmoid_bias",
+  "scored_top_k",
   "base",
   "sinkhorn",
   "hash_layer",

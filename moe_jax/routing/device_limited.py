@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.routing.groups import check_groups, limit_to_groups
-from moe_jax.routing.options import Count, check_name
+from moe_jax.routing.groups import check_groups
+from moe_jax.routing.options import Count
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
-from moe_jax.routing.token_choice import (
-  PRIORITIES,
-  leak,
-  log_odds,
-  probabilities,
-  select,
-  token_choice,
-)
+from moe_jax.routing.scored_top_k import route
+from moe_jax.routing.token_choice import leak, probabilities
 
 
 def device_limited(
@@ -68,34 +60,19 @@ def device_limited(
 
   Deviation: the paper has no bias. It has no effect if the context has none.
   """
-  num_experts = logits.shape[-1]
-  check_groups("device_limited", k, groups, kept_groups, num_experts)
-  check_name("device_limited", "gate_norm", gate_norm, _GATE_NORMS)
-  check_name("device_limited", "priority", priority, PRIORITIES)
-  logits = logits.astype(jnp.float32)
-  probs = jax.nn.softmax(logits, axis=-1)
-  # Without a bias, the logits order experts and devices as the probabilities do, and they do not
-  # underflow.
-  scores, ties = (logits, None) if context.bias is None else (probs + context.bias, logits)
-  expert = select(limit_to_groups(scores, groups, kept_groups, best=1), k, ties)  # [S, K]
-  gate = _GATE_NORMS[gate_norm](logits, probs, expert)
-  return token_choice(
-    expert, gate, context, num_experts, priority=priority, score=log_odds(logits, expert[:, 0])
+  check_groups("device_limited", k, groups, kept_groups, logits.shape[-1])
+  return route(
+    "device_limited",
+    logits,
+    context,
+    k=k,
+    score="softmax",
+    groups=groups,
+    kept_groups=kept_groups,
+    group_score="max",
+    gate_norm=gate_norm,
+    priority=priority,
   )
-
-
-def _gather(values: Float[Array, "S E"], expert):
-  """Returns the value of each chosen expert."""
-  return jnp.take_along_axis(values, expert, axis=-1)
-
-
-# Each function returns the gates [S, K] of the chosen experts.
-_GATE_NORMS = {
-  "none": lambda logits, probs, expert: _gather(probs, expert),
-  # The softmax of the chosen logits equals s_i / sum_{j in T} s_j. It avoids the division by a sum
-  # that may underflow.
-  "top_k": lambda logits, probs, expert: jax.nn.softmax(_gather(logits, expert), axis=-1),
-}
 
 
 ROUTER = Router(device_limited, leak, biased=probabilities)

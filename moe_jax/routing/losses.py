@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.routing.plan import RoutingPlan
+from moe_jax.routing.scored_top_k import log_sqrt_softplus
 
 LEAST_NOISE = 1e-6  # lower bound of sigma in the load loss, in units of logits
 # The number of standard deviations beyond which a probability is 0 or 1 in float32.
@@ -57,7 +58,8 @@ def balance_terms(
       divides by their number, so that f sums to 1 at any K (as DeepSeekMoE scales it; flaxformer's
       and Hugging Face's losses are K times as large).
     scores: The definition of P, a key of `SCORES`. "softmax" averages probabilities. "sigmoid"
-      averages sigmoids divided by their sum over experts (DeepSeek-V3 Eqs. 18 to 20).
+      averages sigmoids divided by their sum over experts (DeepSeek-V3 Eqs. 18 to 20), and
+      "sqrt_softplus" likewise (DeepSeek-V4).
 
   Returns:
     (f, P), each of which sums to 1, or to 0 if no token is real. f carries no gradient.
@@ -280,8 +282,13 @@ def _sigmoid_shares(logits):
   return jax.nn.softmax(jax.nn.log_sigmoid(logits.astype(jnp.float32)), axis=-1)
 
 
+def _root_shares(logits):
+  """Returns sqrt(softplus(logits)), divided by its sum over experts, in float32."""
+  return jax.nn.softmax(log_sqrt_softplus(logits.astype(jnp.float32)), axis=-1)
+
+
 # The scores that P of the balance loss averages over tokens.
-SCORES = {"softmax": _probs, "sigmoid": _sigmoid_shares}
+SCORES = {"softmax": _probs, "sigmoid": _sigmoid_shares, "sqrt_softplus": _root_shares}
 
 
 def _weights(logits, valid):

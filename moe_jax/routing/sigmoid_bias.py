@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.routing.groups import check_groups, limit_to_groups
-from moe_jax.routing.options import Count, check_name
+from moe_jax.routing.groups import check_groups
+from moe_jax.routing.options import Count
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
-from moe_jax.routing.token_choice import PRIORITIES, leak, select, token_choice
+from moe_jax.routing.scored_top_k import route
+from moe_jax.routing.token_choice import leak
 
 
 def sigmoid_bias(
@@ -62,32 +63,19 @@ def sigmoid_bias(
     ConfigError: If groups does not divide E, if kept_groups or k is out of range, or if gate_norm
       or priority is unknown.
   """
-  num_experts = logits.shape[-1]
-  check_groups("sigmoid_bias", k, groups, kept_groups, num_experts)
-  check_name("sigmoid_bias", "gate_norm", gate_norm, _GATE_NORMS)
-  check_name("sigmoid_bias", "priority", priority, PRIORITIES)
-  log_s = jax.nn.log_sigmoid(logits.astype(jnp.float32))
-  # Without a bias, the logarithms order the experts as the scores do, and they do not underflow.
-  # The logarithm of a sum of scores is then the logsumexp of their logarithms.
-  if context.bias is None:
-    scores, add = log_s, jax.nn.logsumexp
-  else:
-    scores, add = jnp.exp(log_s) + context.bias, jnp.sum
-  # Logits decide between equal scores, because sigmoids of large logits are all 1 in float32. The
-  # result has shape [S, K].
-  expert = select(limit_to_groups(scores, groups, kept_groups, best=2, add=add), k, ties=logits)
-  gate = _GATE_NORMS[gate_norm](jnp.take_along_axis(log_s, expert, axis=-1))
-  first = jax.lax.stop_gradient(jnp.take_along_axis(log_s, expert[:, :1], axis=-1)[:, 0])
-  return token_choice(expert, gate, context, num_experts, priority=priority, score=first)
-
-
-# Each function returns the gates [S, K], given log s of the chosen experts.
-_GATE_NORMS = {
-  "none": jnp.exp,
-  # The softmax of log s_i equals s_i / sum_{j in T} s_j. It avoids the division by a sum that may
-  # underflow.
-  "top_k": lambda log_s: jax.nn.softmax(log_s, axis=-1),
-}
+  check_groups("sigmoid_bias", k, groups, kept_groups, logits.shape[-1])
+  return route(
+    "sigmoid_bias",
+    logits,
+    context,
+    k=k,
+    score="sigmoid",
+    groups=groups,
+    kept_groups=kept_groups,
+    group_score="top_2_sum",
+    gate_norm=gate_norm,
+    priority=priority,
+  )
 
 
 def sigmoids(logits: Float[Array, "*N E"], **_: object) -> Float[Array, "*N E"]:

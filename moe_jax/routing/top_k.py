@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from moe_jax.routing.options import Count, check_k, check_name
+from moe_jax.routing.options import Count, check_k
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
-from moe_jax.routing.token_choice import (
-  PRIORITIES,
-  leak,
-  log_odds,
-  probabilities,
-  select,
-  token_choice,
-)
+from moe_jax.routing.scored_top_k import route
+from moe_jax.routing.token_choice import leak, probabilities
 
 
 def top_k(
@@ -59,35 +51,10 @@ def top_k(
   Raises:
     ConfigError: If k is outside [1, E], or if gate_norm or priority is unknown.
   """
-  num_experts = logits.shape[-1]
-  check_k("top_k", k, num_experts)
-  check_name("top_k", "gate_norm", gate_norm, _GATE_NORMS)
-  check_name("top_k", "priority", priority, PRIORITIES)
-  logits = logits.astype(jnp.float32)
-  probs = jax.nn.softmax(logits, axis=-1)
-  # Without a bias, the logits order the experts as the probabilities do, and they do not underflow.
-  # The result has shape [S, K].
-  expert = (
-    select(logits, k) if context.bias is None else select(probs + context.bias, k, ties=logits)
+  check_k("top_k", k, logits.shape[-1])
+  return route(
+    "top_k", logits, context, k=k, score="softmax", gate_norm=gate_norm, priority=priority
   )
-  gate = _GATE_NORMS[gate_norm](logits, probs, expert)
-  return token_choice(
-    expert, gate, context, num_experts, priority=priority, score=log_odds(logits, expert[:, 0])
-  )
-
-
-def _gather(values: Float[Array, "S E"], expert: Int[Array, "S K"]) -> Float[Array, "S K"]:
-  """Returns the value of each chosen expert."""
-  return jnp.take_along_axis(values, expert, axis=-1)
-
-
-# Each function returns the gates [S, K] of the chosen experts.
-_GATE_NORMS = {
-  "none": lambda logits, probs, expert: _gather(probs, expert),
-  # The softmax of the chosen logits equals p_i / sum_{j in T} p_j. It avoids the division by a sum
-  # that may underflow.
-  "top_k": lambda logits, probs, expert: jax.nn.softmax(_gather(logits, expert), axis=-1),
-}
 
 
 ROUTER = Router(top_k, leak, biased=probabilities)

@@ -45,6 +45,8 @@ CASES += [
   ("st_moe", {"k": 2, "policy": "threshold", "priority": "gate"}),
   ("device_limited", {"k": 2, "groups": 2, "kept_groups": 1}),
   ("sigmoid_bias", {"k": 2, "groups": 2}),
+  ("scored_top_k", {"k": 2, "score": "sqrt_softplus", "norm_eps": 1e-20}),
+  ("scored_top_k", {"k": 2, "groups": 2, "group_score": "max", "priority": "gate"}),
   ("base", {"epsilon": 0.0625}),
   ("sinkhorn", {"k": 2}),
   ("hash_layer", {}),

@@ -155,6 +155,9 @@ LOSSES = {
   "balance of sigmoids": lambda x, plan: losses.balance(
     *losses.balance_terms(x, plan, None, "all", "sigmoid")
   ),
+  "balance of roots": lambda x, plan: losses.balance(
+    *losses.balance_terms(x, plan, None, "all", "sqrt_softplus")
+  ),
   "communication": lambda x, plan: losses.balance(*losses.communication_terms(x, plan, None, 2, 1)),
   "z": lambda x, plan: losses.z(x, None),
   "importance": lambda x, plan: losses.importance(x, None),

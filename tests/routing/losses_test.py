@@ -149,6 +149,9 @@ def test_values_of_published_losses(k):
   assert value((jnp.zeros((S, E)), balanced[1]), "all", "sigmoid") == pytest.approx(1)
   logits = jnp.where(jnp.arange(E) < k, 50.0, -50.0) * jnp.ones((S, 1))
   assert value((logits, _collapsed(k)[1]), "all", "sigmoid") == pytest.approx(E / k)
+  # The same of sqrt(softplus), which is sqrt(50) on K experts and about e^-25 elsewhere.
+  assert value((jnp.zeros((S, E)), balanced[1]), "all", "sqrt_softplus") == pytest.approx(1)
+  assert value((logits, _collapsed(k)[1]), "all", "sqrt_softplus") == pytest.approx(E / k)
 
 
 def test_device_and_communication_losses():

@@ -41,6 +41,7 @@ def test_what_each_router_declares():
     "noisy_top_k",
     "device_limited",
     "sigmoid_bias",
+    "scored_top_k",
     "expert_threshold",
   }
   assert {name: router.rules for name, router in ROUTERS.items() if router.rules} == {
@@ -84,6 +85,17 @@ DEFAULTS = {
     "groups": 1,
     "kept_groups": 1,
     "gate_norm": "top_k",
+    "priority": "choice",
+  },
+  "scored_top_k": {
+    "k": 2,
+    "score": "softmax",
+    "bias_on": "scores",
+    "groups": 1,
+    "kept_groups": 1,
+    "group_score": "top_2_sum",
+    "gate_norm": "top_k",
+    "norm_eps": 0.0,
     "priority": "choice",
   },
   "base": {"epsilon": 0.01},

@@ -1,0 +1,363 @@
+"""Compares every router class of the installed transformers with `scored_top_k` in a layer.
+
+The classes are found in the source of transformers, are built from the defaults of their own
+configs in a tiny size, and get random weights. A class that is neither in `EXPRESSED` nor in `NOT`
+makes a test fail, so that routers of later versions are noticed.
+"""
+
+import ast
+import functools
+import importlib
+import inspect
+import itertools
+import pathlib
+import re
+import types
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from published import compare
+
+import moe_jax
+from moe_jax.layers import LayerRouting
+
+pytestmark = pytest.mark.reference
+
+S, D, E, K = 48, 24, 16, 4
+# Names that say that a class is a router.
+NAMED = re.compile(r"Router|Top[Kk]|MoE\w*Gate$|Gating$")
+INLINE = re.compile(r"\b(topk|argmax)\(")
+# The sizes that replace those of a class's config, as far as the class reads them. Groups of four
+# experts and two groups per token make the rule for groups matter.
+TINY = {
+  "hidden_size": D,
+  "num_experts": E,
+  "num_local_experts": E,
+  "moe_num_experts": E,
+  "n_routed_experts": E,
+  "zero_expert_num": 8,
+  "num_experts_per_tok": K,
+  "top_k_experts": K,
+  "moe_topk": K,
+  "n_group": 4,
+  "topk_group": 2,
+  "expert_capacity": S,
+}
+# The settings of which all values are tested, whichever is a config's default.
+SETTINGS = {
+  "norm_topk_prob": (True, False),
+  "expert_selection_fn": ("softmax", "sigmoid"),
+  "topk_method": ("greedy", "group_limited_greedy"),
+  "use_expert_bias": (True, False),
+  "scoring_func": ("sqrtsoftplus", "sigmoid"),
+  "normalize_router_prob_before_dropping": (True, False),
+}
+
+
+def _norm(config):
+  return "top_k" if getattr(config, "norm_topk_prob", True) else "none"
+
+
+# Each function maps what a class reads of its config to (options of scored_top_k, options of the
+# layer).
+
+
+def _softmax(config):
+  return {"gate_norm": _norm(config)}, {}
+
+
+def _softmax_of_all(config):
+  return {"gate_norm": "none"}, {}
+
+
+def _softmax_eps(config):
+  return {"norm_eps": 1e-12}, {}
+
+
+def _sigmoid(config):
+  return {"score": "sigmoid", "gate_norm": _norm(config)}, {}
+
+
+def _deepseek_v2(config):
+  limited = config.topk_method == "group_limited_greedy"
+  groups = {"groups": config.n_group, "kept_groups": config.topk_group} if limited else {}
+  scale = {"routed_scale": config.routed_scaling_factor}
+  return {"gate_norm": "none", "group_score": "max"} | groups, scale
+
+
+def _grouped(score, config):
+  return {
+    "score": score,
+    "groups": config.n_group,
+    "kept_groups": config.topk_group,
+    "gate_norm": _norm(config),
+    "norm_eps": 1e-20,
+  }, {"routed_scale": getattr(config, "routed_scaling_factor", 1.0)}
+
+
+def _scaled_sigmoid(config):
+  scale = getattr(config, "route_scale", None) or config.router_scaling_factor
+  return {"score": "sigmoid", "norm_eps": 1e-20}, {"routed_scale": scale}
+
+
+def _deepseek_v4(config):
+  score = {"sqrtsoftplus": "sqrt_softplus", "sigmoid": "sigmoid"}[config.scoring_func]
+  return {"score": score, "norm_eps": 1e-20}, {"routed_scale": config.routed_scaling_factor}
+
+
+def _cohere2(config):
+  score = config.expert_selection_fn
+  return {"score": score, "gate_norm": "top_k" if score == "softmax" else _norm(config)}, {}
+
+
+def _lfm2(config):
+  options = {"score": "sigmoid", "gate_norm": _norm(config), "norm_eps": 1e-6}
+  return options, {"routed_scale": config.routed_scaling_factor}
+
+
+def _kolibri1(config):
+  return {"score": "sigmoid", "bias_on": "logits", "gate_norm": _norm(config)}, {}
+
+
+def _longcat(config):
+  # Its zero-computation experts are experts to the router.
+  return {"gate_norm": "none"}, {"routed_scale": config.routed_scaling_factor}
+
+
+def _llama4(config):
+  return {"score": "sigmoid", "gate_norm": "none"}, {}
+
+
+def _switch(config):
+  return {"k": 1, "gate_norm": "none"}, {}
+
+
+def _nllb(config):
+  return {"k": 2}, {}
+
+
+_FORMS = {
+  _softmax: (
+    "AriaTextTopKRouter DbrxFFN FlexOlmoTopKRouter GraniteMoeHybridTopKRouter "
+    "GraniteMoeSWATopKRouter GraniteMoeSharedTopKRouter GraniteMoeTopKRouter HunYuanMoEV1Gate "
+    "JetMoeTopKGating LaraMiniTopKRouter MellumTopKRouter MiniMaxTopKRouter MixtralTopKRouter "
+    "OlmoeTopKRouter Qwen2MoeTopKRouter Qwen3MoeTopKRouter Qwen3NextTopKRouter "
+    "Qwen3OmniMoeTalkerTextTopKRouter Qwen3OmniMoeTextTopKRouter "
+    "Qwen3OmniMoeThinkerTextTopKRouter Qwen3VLMoeTextTopKRouter Qwen3_5MoeTopKRouter "
+    "Qwen4ExpTextTopKRouter"
+  ),
+  _softmax_of_all: "JambaTopKRouter",
+  _softmax_eps: "Ernie4_5_MoeTopKRouter Ernie4_5_VLMoeMoeTopKRouter",
+  _sigmoid: "FlintTopKRouter MiniMaxM2TopKRouter MiniMaxM3VLTopKRouter Step3p7TopKRouter",
+  _deepseek_v2: "DeepseekOcr2TextTopkRouter DeepseekV2TopkRouter UnlimitedOcrTextTopkRouter",
+  # AXK2 gives experts outside the kept groups the score 0 in place of -inf, which is the same as
+  # long as K experts inside have a score plus bias above 0.
+  functools.partial(_grouped, "sigmoid"): (
+    "AXK1TopkRouter AXK2TopkRouter BailingHybridTopkRouter BeamTopKRouter DeepseekV32TopkRouter "
+    "DeepseekV3TopkRouter Dots1TopkRouter Dots3NoteTextTopkRouter ExaoneMoeTopkRouter "
+    "Glm4MoeLiteTopkRouter Glm4MoeTopkRouter Glm4vMoeTextTopkRouter Glm5NextTextTopkRouter "
+    "GlmMoeDsaTopkRouter HYV4TopkRouter HYV4VLTopkRouter KimiLinearTopkRouter "
+    "MiMoV2FlashTopkRouter NemotronHTopkRouter SolarOpenTopkRouter"
+  ),
+  functools.partial(_grouped, "softmax"): "Mistral4TopkRouter MistralLarge4TextTopkRouter",
+  _scaled_sigmoid: "AfmoeTokenChoiceRouter Dots3NoteVisionTopKRouter HYV3TopKRouter",
+  _deepseek_v4: "DeepseekV4TopKRouter Inkling2LoopTopKRouter Inkling2TopKRouter",
+  _cohere2: "Cohere2MoeTopKRouter",
+  _lfm2: "Lfm2MoeTopKRouter",
+  _kolibri1: "Kolibri1TopKRouter",
+  _longcat: "LongcatFlashTopkRouter",
+  _llama4: "Llama4Router",
+  _switch: "SwitchTransformersTop1Router",
+  _nllb: "NllbMoeTop2Router",
+}
+EXPRESSED = {name: form for form, names in _FORMS.items() for name in names.split()}
+
+# Classes that no options express, with the reason.
+NOT = {
+  "DbrxRouter": "makes logits only, and DbrxFFN chooses",
+  "DeepseekV4HashRouter": "takes experts by a table of token ids, and gates from logits",
+  "DiffusionGemmaTextRouter": "has a norm before the router and a learned scale of each gate",
+  "DogeCDMoE": "takes the best sums of two halves of a product key",
+  "Gemma4TextRouter": "has a norm before the router and a learned scale of each gate",
+  "GptOssTopKRouter": "has a learned bias of the logits",
+  "GraniteDoclingDensityRouter": "predicts a density of images and routes to no experts",
+  "InklingTopkRouter": "normalises the gates of routed and shared experts together",
+  "LagunaTopKRouter": "has a soft cap of the logits",
+  "MuseSparkTopkRouter": "has a factor on the logits",
+  "OpenAIPrivacyFilterTopKRouter": "has a learned bias of the logits",
+  "PhimoeTopKRouter": "is SparseMixer, whose gates leave out logits far below the largest",
+  "ZayaRouter": "reads the router's state of the layer before, and has a class that skips",
+  "ZayaRouterMLP": "makes the logits of ZayaRouter only",
+}
+
+
+@functools.cache
+def found():
+  """Returns the router classes of transformers: name -> (module, source)."""
+  classes = {}
+  for path in sorted(pathlib.Path(transformers.__file__).parent.glob("models/*/modeling_*.py")):
+    text = path.read_text()
+    named = any(map(NAMED.search, re.findall(r"^class (\w+)", text, re.M)))
+    if not named and not (INLINE.search(text) and "expert" in text):
+      continue
+    for node in ast.parse(text).body:
+      if not isinstance(node, ast.ClassDef):
+        continue
+      source = ast.unparse(node)
+      is_module = any(re.search("Module|Linear", ast.unparse(base)) for base in node.bases)
+      chooses = INLINE.search(source) and "expert" in source
+      if is_module and (NAMED.search(node.name) or chooses):
+        classes[node.name] = (f"transformers.models.{path.parent.name}.{path.stem}", source)
+  return classes
+
+
+def _read(source):
+  """Returns the names that a class reads of its config."""
+  return set(re.findall(r"config\.(\w+)", source))
+
+
+def _config(module, source, settings):
+  """Returns the tiny config of a class: the first of its module that has all that it reads."""
+  read = _read(source)
+  for name, kind in vars(module).items():
+    if not (name.endswith("Config") and inspect.isclass(kind)):
+      continue
+    if not issubclass(kind, transformers.PreTrainedConfig):
+      continue
+    config = kind()
+    # Some models may have other numbers of experts in other layers.
+    config.allow_global_per_layer_attribute_access = True
+    if all(hasattr(config, each) for each in read):
+      for each, value in (TINY | settings).items():
+        if each in read:
+          setattr(config, each, value)
+      return config
+  raise LookupError(f"no config of {module.__name__} has {sorted(read)}")
+
+
+def _variants(source):
+  """Returns all combinations of the settings that a class reads."""
+  names = sorted(_read(source) & SETTINGS.keys())
+  return [
+    dict(zip(names, values, strict=True))
+    for values in itertools.product(*(SETTINGS[name] for name in names))
+  ]
+
+
+def _build(name, module, source, settings):
+  """Returns a router, and what its class reads of its config."""
+  kind = getattr(module, name)
+  if name == "JetMoeTopKGating":
+    return kind(D, E, K), types.SimpleNamespace()
+  config = _config(module, source, settings)
+  if name == "DbrxFFN":
+    sizes = {"hidden_size": D, "ffn_hidden_size": 4, "moe_num_experts": E, "moe_top_k": K}
+    for each, value in sizes.items():
+      setattr(config.ffn_config, each, value)
+  return kind(config), types.SimpleNamespace(**{e: getattr(config, e) for e in _read(source)})
+
+
+def _pairs(name, router, output, num_experts):
+  """Returns (token, expert, gate) of what a router has returned."""
+  tokens = np.arange(S)
+  if name in ("Llama4Router", "NllbMoeTop2Router"):  # [S, E] gates, 0 where no expert is chosen
+    gates = output[0 if name == "Llama4Router" else 1].numpy()
+    token, expert = np.nonzero(gates)
+    return token, expert, gates[token, expert]
+  if name == "SwitchTransformersTop1Router":
+    return tokens, output[0].numpy().argmax(axis=-1), output[1].numpy()
+  if name == "JetMoeTopKGating":  # sorted by expert
+    _, token, gate, counts, _ = output
+    return token, np.repeat(np.arange(num_experts), counts), gate
+  if name == "DbrxFFN":
+    output = router.route_tokens_to_experts(output)
+  chosen = [each for each in output if tuple(each.shape) == (S, K)]
+  (expert,) = [each for each in chosen if not each.is_floating_point()]
+  (gate,) = [each for each in chosen if each.is_floating_point()]
+  return np.repeat(tokens, K), expert.numpy(), gate.numpy()
+
+
+def _theirs(name, router, hidden):
+  """Returns (table of gates, parameters by name, balancing bias or None) of a torch router.
+
+  All parameters and buffers are drawn anew.
+  """
+  draw = np.random.default_rng(3)
+  tensors = {}
+  with torch.no_grad():
+    for each, tensor in itertools.chain(router.named_parameters(), router.named_buffers()):
+      # Biases for balancing are small beside the scores, of both signs.
+      scale = 0.05 if "correction_bias" in each else 1.0 if tensor.ndim == 1 else D**-0.5
+      tensor.copy_(torch.tensor(draw.normal(scale=scale, size=tensor.shape)))
+      tensors[each] = tensor.numpy().astype(np.float32).copy()
+    weight = next(a for a in tensors.values() if a.ndim == 2 and a.shape[1] == D)
+    num_experts = len(weight)
+    bias = next((a.reshape(-1) for n, a in tensors.items() if "correction_bias" in n), None)
+    arguments = {}
+    for each in inspect.signature(router.forward).parameters:
+      if re.search("bias", each):
+        bias = draw.normal(scale=0.05, size=num_experts).astype(np.float32)
+        arguments[each] = torch.tensor(bias)
+    inputs = torch.tensor(hidden)
+    call = router.router if name == "DbrxFFN" else router
+    output = call(inputs[None] if name == "AfmoeTokenChoiceRouter" else inputs, **arguments)
+    token, expert, gate = _pairs(name, router, output, num_experts)
+  return compare.table(token, expert, gate, S, num_experts), tensors, bias
+
+
+def _ours(weight, bias, options, layer_options, hidden):
+  """Returns the table of the gates that our layer's dispatcher gets."""
+  seen = []
+
+  def probe(plan, x, experts, capacity, platform):
+    seen.append(plan)
+    return x
+
+  num_experts = len(weight)
+  layer = moe_jax.moe_layer(
+    num_experts, 4, "scored_top_k", {"k": K} | options, **layer_options
+  ).clone(dispatcher=probe)
+  x = jnp.asarray(hidden)[None]
+  variables = layer.init(jax.random.key(0), x)
+  variables["params"]["router"] = variables["params"]["router"].replace_boxed(jnp.asarray(weight.T))
+  routing = LayerRouting(bias=None if bias is None else jnp.asarray(bias))
+  layer.apply(variables, x, routing=routing)
+  (plan,) = seen
+  return compare.of_plan(jax.tree.map(lambda leaf: leaf[0], plan), S)
+
+
+@pytest.mark.parametrize("name", sorted(EXPRESSED.keys() & found().keys()))
+def test_a_router_of_transformers(name):
+  # Catches another score, a bias in the gates or not in the choice, another rule for groups,
+  # another norm of the gates and a factor that is left out.
+  module_name, source = found()[name]
+  module = importlib.import_module(module_name)
+  for settings in _variants(source):
+    router, config = _build(name, module, source, settings)
+    hidden = np.random.default_rng(5).normal(size=(S, D)).astype(np.float32)
+    theirs, tensors, bias = _theirs(name, router.eval(), hidden)
+    weight = next(a for a in tensors.values() if a.ndim == 2 and a.shape[1] == D)
+    if not settings.get("use_expert_bias", True):
+      bias = None
+    ours = _ours(weight, bias, *EXPRESSED[name](config), hidden)
+    np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs), err_msg=f"{name} {settings}")
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6, err_msg=f"{name} {settings}")
+
+
+def test_every_router_of_transformers_is_in_a_table(capsys):
+  # Catches a router of a new version of transformers, and one that is in both tables.
+  classes = found().keys()
+  assert not classes - EXPRESSED.keys() - NOT.keys()
+  assert not EXPRESSED.keys() & NOT.keys()
+  with capsys.disabled():
+    expressed, others = classes & EXPRESSED.keys(), sorted(classes & NOT.keys())
+    print(f"\n{len(expressed)} of {len(classes)} router classes of transformers ", end="")
+    print(f"{transformers.__version__} are combinations of options. The others:")
+    for name in others:
+      print(f"  {name} {NOT[name]}")
