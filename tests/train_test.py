@@ -79,6 +79,12 @@ def fails(capfd, argv, *words):
       ["data.tokenizer", "/nowhere/x.model"],
     ),
     (["--workdr=x"], ["--workdr", "unknown", "--workdir"]),
+    (["--steps=20"], ["flag='--steps'", "--config.train.steps=20"]),
+    (["--steps", "20"], ["flag='--steps'", "--config.train.steps=VALUE"]),
+    (["--lr=3e-4"], ["flag='--lr'", "--config.optimizer.learning_rate=3e-4"]),
+    (["--batch-size=8"], ["flag='--batch-size'", "--config.train.batch_size=8"]),
+    (["--seed=1"], ["flag='--seed'", "--config.seed=1"]),
+    (["--k=2"], ["flag='--k'", "the flags are --config, "]),
     (["workdir"], ["argument='workdir'", "--flag=value"]),
     (["--workdir="], ["workdir=''", "missing"]),
     (

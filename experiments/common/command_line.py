@@ -170,7 +170,11 @@ def _add_row_flags(parser: argparse.ArgumentParser, study: Study, runs: bool) ->
   """Adds the flags that choose and change rows, and those of running them."""
   _add_scale(parser, study, next(iter(study.scales)))
   parser.add_argument(
-    "--only", default="", metavar="ROW,...", help="names of rows, or parts of names"
+    "--only",
+    default="",
+    metavar="ROW,...",
+    help="names of rows, or parts of names: a name takes its row alone, and a part that is no name "
+    "all rows whose names contain it; default: all rows",
   )
   parser.add_argument(
     "--set",
@@ -284,11 +288,11 @@ def choose_rows(rows: Mapping[str, Any], only: str) -> dict[str, Any]:
   Args:
     rows: Name -> row.
     only: Parts separated by commas. A part that is a row's name stands for this row, and any other
-      part for all rows whose names contain it, which is told on standard error. "" stands for all
-    rows.
+        part for all rows whose names contain it, which is told on standard error. "" stands for all
+      rows.
 
   Raises:
-    ConfigError: A part is in no row's name. The message proposes the nearest name.
+    ConfigError: A part is in no row's name. The message proposes up to three of the nearest names.
   """
   chosen = set()
   for part in [part for part in only.split(",") if part] or [""]:
@@ -298,12 +302,12 @@ def choose_rows(rows: Mapping[str, Any], only: str) -> dict[str, Any]:
         f"{part}: no row of that name; taken as a part of: {', '.join(matches)}", file=sys.stderr
       )
     if not matches:
-      near = difflib.get_close_matches(part, rows, n=1, cutoff=0.5)
+      near = difflib.get_close_matches(part, rows, n=3, cutoff=0.5)
       raise ConfigError(
         "only",
         part,
         "is in no row's name; "
-        + (f"did you mean {near[0]!r}? " if near else "")
+        + (f"did you mean {' or '.join(map(repr, near))}? " if near else "")
         + f"rows: {', '.join(rows)}",
       )
     chosen |= set(matches)
