@@ -207,8 +207,7 @@ CUTTABLE = [
   if RULES[keys.get("balancing.rule", "sign")].adds_up
 ]
 CUTS = tiny.often(
-  {(preset, 4) for preset in KINDS},
-  [(preset, steps) for preset in CUTTABLE for steps in (4, 2, 8)],
+  {(preset, 4) for preset in KINDS}, [(preset, steps) for preset in CUTTABLE for steps in (4, 2, 8)]
 )
 MESHED = tiny.often(
   {("mixtral", 4, FSDP), ("deepseek_v3", 4, EXPERT)},
