@@ -324,9 +324,9 @@ def test_an_encoder_decoder_trains_stops_resumes_and_reports(tmp_path, capfd):
   ]
   assert len(lines[0]["moe/load"]) == 3 and "nats_per_target" in lines[1]
   routing = json.loads((place / "routing.json").read_text())
-  assert routing["layers"] == [1, 3] and len(routing["pages"][0]["experts"]) == 2
+  assert routing["layers"] == [0, 2] and len(routing["pages"][0]["experts"]) == 2
   report = (place / "report.html").read_text()
-  assert all(words in report for words in ("encoder layer 3", "decoder layer 1", "nats per target"))
+  assert all(words in report for words in ("encoder layer 2", "decoder layer 0", "nats per target"))
   assert "bits per byte" not in report and "nats per target" in capfd.readouterr().out
   argv = arguments(tmp_path, train__steps=4, optimizer__schedule="constant", **changes)
   argv = [arg.replace(str(place), str(tmp_path / "whole")) for arg in argv]
