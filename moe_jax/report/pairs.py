@@ -47,5 +47,6 @@ def pairs_section(
     '<h2>Experts that are chosen together</h2><p class="lead">Of the tokens above that have an '
     "expert as one of their first two choices, the percentage whose other choice is each expert. "
     "The colour compares it with chance, which pairs each expert as often but at random: white is "
-    f'equal, brown is more, blue is less.</p><div class="figures two">{figures}</div>{scale()}'
+    "equal, brown is more, blue is less, grey is the expert itself.</p>"
+    f'<div class="figures two">{figures}</div>{scale()}'
   )
