@@ -19,6 +19,7 @@ from experiments.common import findings, journal, outcomes, plots, tables
 from experiments.common.entry import guarded
 from experiments.common.study import Job, Scale, Study, Verb, plain_name
 from moe_jax.errors import ConfigError, choose, whole
+from moe_jax.training import progress
 
 # Modules of experiments/ that export STUDY.
 STUDIES = (
@@ -326,8 +327,9 @@ def _settings(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _run(study: Study, options: argparse.Namespace) -> int:
-  job = _job(study, options)
-  _tell_costs(study, job)
+  with progress.working("reading the configs of the rows", tqdm.write):
+    job = _job(study, options)
+    _tell_costs(study, job)
 
   def report(name: str, line: journal.Line) -> None:
     tqdm.write(f"{name}: {_verdict(study, job, name, line)}")
@@ -343,16 +345,18 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     job.tracked,
   )
   if study.prepare:
-    study.prepare(job)
+    with progress.working("preparing the study", tqdm.write):
+      study.prepare(job)
   before = _results(study, job)
   for name in job.rows:
     if name in before:
       report(name, before[name])
   study.train(job)
   if job.tracked:
-    if study.finish:
-      study.finish(job)
-    _write_scale(study, job.scale)
+    with progress.working("writing tables and figures", tqdm.write):
+      if study.finish:
+        study.finish(job)
+      _write_scale(study, job.scale)
   else:
     _write_report(study, job)
   after = _results(study, job)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 SHUFFLES = 20  # for a level of chance
+_ITERATIONS = 200  # of `relative_pairs`, whose numbers are then right to many digits
 # Labels whose combinations could be more than these are counted by sorting.
 _MOST_CELLS = 2**22
 
@@ -66,6 +67,29 @@ def relative(counts: Int[np.ndarray, "R C"]) -> Float[np.ndarray, "R C"]:
   expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / max(1, counts.sum())
   with np.errstate(divide="ignore", invalid="ignore"):
     return np.where(expected > 0, counts / expected, np.nan)
+
+
+def relative_pairs(pairs: Int[np.ndarray, "E E"]) -> Float[np.ndarray, "E E"]:
+  """Returns each count of a pair of different labels divided by what it would be by chance.
+
+  By chance each label is in as many pairs as it is, but with partners at random other than itself:
+  the expected count of the pair (i, j) is a_i a_j with numbers a for which the sums of rows are
+  those of `pairs` (quasi-independence, Goodman 1968). It is NaN on the diagonal and where a label
+  is in no pair.
+
+  Args:
+    pairs: The number of pairs of labels i and j, symmetric, with zeros on the diagonal.
+  """
+  sums = pairs.sum(axis=1).astype(float)
+  a = sums / np.sqrt(max(1.0, sums.sum()))
+  for _ in range(_ITERATIONS):
+    others = np.maximum(a.sum() - a, np.finfo(float).tiny)
+    # The geometric mean of the old and the new value keeps them from swinging.
+    a = np.sqrt(a * sums / others)
+  expected = np.outer(a, a)
+  np.fill_diagonal(expected, 0.0)
+  with np.errstate(divide="ignore", invalid="ignore"):
+    return np.where(expected > 0, pairs / expected, np.nan)
 
 
 class Entropies:

@@ -256,6 +256,7 @@ def routing_pages(
         source: The name of the source.
         pieces: The text of each token, or None for a special token.
         experts: The expert of each token in each layer, [Lm][tokens]. E means no expert.
+        second: The second choice, likewise, if any token has one.
   """
   route = routed.make_route(model, mesh)
   layers = routed.expert_layers(model)
@@ -273,14 +274,17 @@ def routing_pages(
     shown = stacks[stack]
     real = np.flatnonzero(shown["segment_ids"].ravel() > 0)[:PAGE_TOKENS]
     chosen = shown["first"].reshape(len(shown["first"]), -1)[:, real]
-    pages.append(
-      {
-        "source": source.name,
-        "pieces": routed.pieces(tokenizer, shown["tokens"].ravel()[real]),
-        "experts": chosen.tolist(),
-      }
-    )
     experts = len(shown["experts"])
+    page = {
+      "source": source.name,
+      "pieces": routed.pieces(tokenizer, shown["tokens"].ravel()[real]),
+      "experts": chosen.tolist(),
+    }
+    if "second" in shown:
+      second = shown["second"].reshape(len(shown["second"]), -1)[:, real]
+      # With one expert a token there is none.
+      page |= {"second": second.tolist()} if np.any(second < experts) else {}
+    pages.append(page)
   return {"num_experts": experts, "layers": layers[stack], "pages": pages} if pages else {}
 
 

@@ -90,6 +90,8 @@ def test_leaves_results_routing_report_and_a_table(tmp_path, capsys):
   routing = json.loads((place / "routing.json").read_text())
   (page,) = routing["pages"]
   assert routing["num_experts"] == 4 and routing["layers"] == [0] and len(page["experts"]) == 1
+  # The layer is top-2, so that each token has a second choice, which is not the first.
+  assert all(a != b < 4 for a, b in zip(page["experts"][0], page["second"][0], strict=True))
   # One batch has fewer tokens than a page.
   assert len(page["pieces"]) == len(page["experts"][0]) == 4 * 32
   text = source.documents("validation")[0].decode()
