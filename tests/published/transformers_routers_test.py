@@ -26,6 +26,7 @@ from flax import linen as nn
 from published import compare
 
 import moe_jax
+from moe_jax.experts import activate
 from moe_jax.layers import LayerRouting
 
 pytestmark = pytest.mark.reference
@@ -394,6 +395,47 @@ def test_a_router_of_transformers(name):
     ours = _ours(tensors, bias, *EXPRESSED[name](config), hidden)
     np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs), err_msg=f"{name} {settings}")
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6, err_msg=f"{name} {settings}")
+
+
+def test_the_layer_of_llama_4():
+  # Its gates multiply the experts' inputs, and its shared expert gets the input itself. Catches
+  # gates on outputs, and a shared expert with a gate.
+  module = importlib.import_module("transformers.models.llama4.modeling_llama4")
+  sizes = {"hidden_size": D, "intermediate_size": 8, "num_local_experts": E}
+  config = module.Llama4TextConfig(**sizes, num_experts_per_tok=1)
+  theirs = module.Llama4TextMoe(config).eval()
+  draw = np.random.default_rng(7)
+  with torch.no_grad():
+    for tensor in theirs.parameters():
+      tensor.copy_(torch.tensor(draw.normal(scale=0.5, size=tensor.shape)))
+    hidden = draw.normal(size=(1, S, D)).astype(np.float32)
+    expected = theirs(torch.tensor(hidden))[0].numpy().reshape(hidden.shape)
+    tensors = {name: tensor.numpy().copy() for name, tensor in theirs.named_parameters()}
+  gate, up = np.split(tensors["experts.gate_up_proj"], 2, axis=-1)
+  shared = {name: tensors[f"shared_expert.{name}_proj.weight"].T for name in ("gate", "up", "down")}
+  params = {"router": tensors["router.weight"].T, "gate": gate, "up": up, "shared": shared}
+  params["down"] = tensors["experts.down_proj"]
+  layer = moe_jax.moe_layer(
+    E,
+    8,
+    "scored_top_k",
+    {"k": 1, "score": "sigmoid", "gate_norm": "none"},
+    gate_on="input",
+    num_shared_experts=1,
+  )
+  ours, _ = layer.apply({"params": jax.tree.map(jnp.asarray, params)}, jnp.asarray(hidden))
+  np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_activation_of_gpt_oss():
+  # Catches another limit or factor than those of the released model.
+  module = importlib.import_module("transformers.models.gpt_oss.modeling_gpt_oss")
+  config = module.GptOssConfig(hidden_size=D, intermediate_size=8, num_local_experts=E)
+  gate, up = np.random.default_rng(8).normal(scale=6.0, size=(2, S, 8)).astype(np.float32)
+  pairs = torch.tensor(np.stack([gate, up], axis=-1).reshape(S, 16))
+  expected = module.GptOssExperts(config)._apply_gate(pairs).numpy()
+  ours = activate("clamped_swiglu", {"gate": jnp.asarray(gate), "up": jnp.asarray(up)})
+  np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_every_router_of_transformers_is_in_a_table(capsys):
