@@ -15,6 +15,16 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+# gpt-oss's limit of pre-activations, and the factor with which a sigmoid approximates GELU.
+_LIMIT, _ALPHA = 7.0, 1.702
+
+
+def clamped_swish(gate: Array) -> Array:
+  """Returns x sigmoid(1.702 x) of x = min(gate, 7) (gpt-oss)."""
+  gate = jnp.minimum(gate, _LIMIT)
+  return gate * jax.nn.sigmoid(_ALPHA * gate)
+
+
 # Elementwise functions by name. The gated ones (arXiv 2002.05202) are applied to the product with a
 # second matrix, and the result multiplies the product with the first.
 ACTIVATIONS = {
@@ -23,8 +33,9 @@ ACTIVATIONS = {
   "reglu": jax.nn.relu,
   "geglu": jax.nn.gelu,
   "swiglu": jax.nn.silu,
+  "clamped_swiglu": clamped_swish,
 }
-_GATED = frozenset({"reglu", "geglu", "swiglu"})
+_GATED = frozenset({"reglu", "geglu", "swiglu", "clamped_swiglu"})
 
 # The operations by which a learned vector may change hidden units, and the initial value of the
 # vector, with which it has no effect (ST-MoE, appendix C).
@@ -55,14 +66,17 @@ def is_gated(activation: str) -> bool:
 def activate(activation: str, pre: dict[str, Any]) -> Array:
   """Returns the hidden units, f(up), or f(gate) * up for gated activations.
 
-  GELU is computed in its tanh form.
+  GELU is computed in its tanh form. For "clamped_swiglu", up is clipped to [-7, 7] and 1 is added
+  (gpt-oss).
 
   Args:
     activation: A key of `ACTIVATIONS`.
     pre: The pre-activations, {"up": [..., F]} and, for gated activations, also {"gate": [..., F]}.
   """
-  function = ACTIVATIONS[activation]
-  return function(pre["gate"]) * pre["up"] if is_gated(activation) else function(pre["up"])
+  function, up = ACTIVATIONS[activation], pre["up"]
+  if activation == "clamped_swiglu":
+    up = jnp.clip(up, -_LIMIT, _LIMIT) + 1
+  return function(pre["gate"]) * up if is_gated(activation) else function(up)
 
 
 def add_bias(ffn_bias: str, hidden: Array, bias: Array | None) -> Array:

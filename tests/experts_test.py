@@ -45,8 +45,13 @@ def by_hand(experts, e, rows):
   def relu(v):
     return np.maximum(v, 0)
 
+  def clamped(v):
+    return np.minimum(v, 7) / (1 + np.exp(-1.702 * np.minimum(v, 7)))
+
   functions = {"relu": relu, "reglu": relu, "gelu": gelu, "geglu": gelu, "swiglu": silu}
-  function = functions[experts.activation]
+  function = (functions | {"clamped_swiglu": clamped})[experts.activation]
+  if experts.activation == "clamped_swiglu":
+    up = np.clip(up, -7, 7) + 1
   hidden = (
     function(rows @ np.asarray(experts.gate[e])) * up
     if is_gated(experts.activation)
@@ -113,3 +118,24 @@ def test_protocol_and_gating():
   }
   assert set(make("gelu", "additive").weights) == {"up", "down", "hidden_bias"}
   np.testing.assert_allclose(activate("relu", {"up": jnp.array([-1.0, 2.0])}), [0.0, 2.0])
+
+
+def test_clamped_swiglu_by_hand():
+  # A gate of 9 counts as 7, of which sigmoid(11.9) is 0.99999, and one of -9 stays. An up of -8
+  # counts as -7, and 1 is added. Beyond the limits the derivatives are 0. Catches a lower limit of
+  # the gate, a limit after the product, and an up without the 1.
+  gate, up = jnp.asarray([9.0, 1.0, -1.0, -9.0]), jnp.asarray([-8.0, 0.5, 8.0, 0.0])
+
+  def hidden(gate, up):
+    return activate("clamped_swiglu", {"gate": gate, "up": up})
+
+  def swish(v):
+    return v / (1 + np.exp(-1.702 * v))
+
+  expected = [-6 * swish(7), 1.5 * swish(1), 8 * swish(-1), swish(-9)]
+  np.testing.assert_allclose(hidden(gate, up), expected, rtol=1e-5)
+  by_gate, by_up = jax.grad(lambda *a: jnp.sum(hidden(*a)), argnums=(0, 1))(gate, up)
+  assert by_gate[0] == 0 and by_up[0] == by_up[2] == 0
+  np.testing.assert_allclose(by_up[1], swish(1), rtol=1e-5)
+  sigmoid = 1 / (1 + np.exp(-1.702))
+  np.testing.assert_allclose(by_gate[1], 1.5 * sigmoid * (1 + 1.702 * (1 - sigmoid)), rtol=1e-5)

@@ -67,7 +67,8 @@ class Parameter:
   @property
   def multiplies(self) -> bool:
     """Whether it is a matrix by which tokens are multiplied; all embeddings count as such."""
-    return self.kind not in ("norms", "relative bias") and not self.path[-1].endswith("_bias")
+    is_vector = self.path[-1].endswith(("_bias", "_gate_scale"))
+    return self.kind not in ("norms", "relative bias") and not is_vector
 
 
 def parameter_counts(config: Config, vocab_size: int) -> tuple[int, int]:

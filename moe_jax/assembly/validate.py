@@ -306,6 +306,10 @@ def _validate_experts(config: Config, m: Config) -> None:
     for key, value, none in (
       ("balancing.rule", e.balancing.rule, "none"),
       ("shared_gate", e.shared_gate, False),
+      ("router_norm", e.router_norm, "none"),
+      ("router_bias", e.router_bias, False),
+      ("expert_scale", e.expert_scale, False),
+      ("gate_on", e.gate_on, "output"),
     ):
       if value != none:
         raise ConfigError(

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from moe_jax.layers.init import parameter, projection
 from moe_jax.options import NOT_NEGATIVE, POSITIVE, PROBABILITY, OneOf, Options, option
-from moe_jax.routing import replay
+from moe_jax.routing import RoutingPlan, replay
 
 
 def linear(
@@ -73,10 +73,83 @@ class GateOptions(Options):
   routed_scale: Annotated[float, POSITIVE] = option(
     1.0, "Factor on all gates (LLaMA-MoE's N/k, DeepSeek-V2's 16, V3's 2.5).", neutral=1.0
   )
+  router_norm: Literal["none", "rms"] = option(
+    "none",
+    "A norm with a learned scale on the router's copy of the input: none, or RMSNorm (Gemma 4).",
+    neutral="none",
+  )
+  router_bias: bool = option(
+    False,
+    "Whether a learned bias of each expert, which starts at 0, is added to its logit (gpt-oss).",
+    neutral=False,
+  )
+  logit_scale: Annotated[float, POSITIVE] = option(
+    1.0, "Factor on the logits, after router_bias (Gemma 4's d_model**-0.5).", neutral=1.0
+  )
+  logit_softcap: Annotated[float, NOT_NEGATIVE] = option(
+    0.0,
+    "Logits x become c tanh(x / c) with this c, after logit_scale (Laguna); 0 leaves them.",
+    neutral=0.0,
+  )
+  expert_scale: bool = option(
+    False,
+    "Whether a learned factor of each expert, which starts at 1, multiplies its gates (Gemma 4).",
+    neutral=False,
+  )
+  gate_on: Literal["output", "input"] = option(
+    "output",
+    "What gates multiply: the experts' outputs, or their inputs (Llama 4), for which each "
+    "assignment holds its own copy of its token.",
+    neutral="output",
+  )
   replay_gate: Annotated[str, OneOf(replay.GATES)] = option(
     "stored",
     "How the gates of a stored plan are made when it is followed; see `routing/replay.py`.",
   )
+
+
+def adjust(
+  module: nn.Module, logits: Float[Array, "G S E"], options: GateOptions
+) -> Float[Array, "G S E"]:
+  """Returns the logits with their learned bias, factor and soft cap, in this order.
+
+  Args:
+    module: Owner of the parameter router_bias, if there is one.
+    logits: What the router's network returned, in float32.
+    options: The options `router_bias`, `logit_scale` and `logit_softcap` are read.
+  """
+  if options.router_bias:
+    zeros = nn.initializers.zeros
+    logits += parameter(module, "router_bias", zeros, logits.shape[-1:], ("router",))
+  if options.logit_scale != 1.0:
+    logits *= options.logit_scale
+  if options.logit_softcap:
+    logits = options.logit_softcap * jnp.tanh(logits / options.logit_softcap)
+  return logits
+
+
+def expert_scale(
+  module: nn.Module, num_experts: int, options: GateOptions
+) -> Float[Array, "E"] | None:
+  """Returns the parameter router_gate_scale of `module`, or None without `expert_scale`."""
+  if not options.expert_scale:
+    return None
+  return parameter(module, "router_gate_scale", nn.initializers.ones, (num_experts,), ("router",))
+
+
+def scale_gates(plan: RoutingPlan, factor: float, scale: Float[Array, "E"] | None) -> RoutingPlan:
+  """Returns the plan with the gates that the experts' outputs or inputs are multiplied by.
+
+  Args:
+    plan: The plan of the router, of one group or of several.
+    factor: The factor on all gates.
+    scale: The factor of each expert, or None.
+  """
+  gate = factor * plan.gate
+  if scale is not None:
+    # The index E of no expert is out of bounds; the gate there is 0 anyway.
+    gate *= jnp.take(scale, plan.expert, mode="fill", fill_value=0.0)
+  return dataclasses.replace(plan, gate=gate)
 
 
 def learned(

@@ -15,11 +15,13 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.dispatch import FEW_TOKENS, CapacityOptions, drop_overflow, few_tokens, fit_buffers
 from moe_jax.errors import ConfigError
+from moe_jax.experts import Experts
 from moe_jax.layers.aux import Aux, LayerContext, LayerRouting, measured
 from moe_jax.layers.ffn import experts
-from moe_jax.layers.gate import NETWORKS, GateOptions, learned
+from moe_jax.layers.gate import NETWORKS, GateOptions, adjust, expert_scale, learned, scale_gates
 from moe_jax.layers.init import projection
 from moe_jax.layers.moe_losses import LossOptions, RouterFacts, auxiliary_losses, global_shares
+from moe_jax.layers.norms import RmsNorm
 from moe_jax.options import INT32, ROWS, Bounds, Options, option
 from moe_jax.routing import RoutingContext, RoutingPlan, group_axes, metrics, noise
 from moe_jax.routing.losses import SCORES
@@ -151,6 +153,7 @@ class MoeLayer(nn.Module):
       self.ffn_bias,
       self.output_scale,
     )
+    scale = expert_scale(self, self.num_experts, self.gate)
     if self.is_initializing():
       # All parameters exist by now except those of the shared experts. Routing and dispatch create
       # none, so initialisation does not trace them.
@@ -182,7 +185,9 @@ class MoeLayer(nn.Module):
     elif buffer_factor is not None:
       dispatcher, buffer_factor = functools.partial(dispatcher, buffer_factor=None), None
     # Only the dispatcher sees the scaled gates; losses and metrics see those of the router.
-    scaled = dataclasses.replace(plan, gate=self.gate.routed_scale * plan.gate)
+    scaled = scale_gates(plan, self.gate.routed_scale, scale)
+    if self.gate.gate_on == "input":
+      dispatcher = functools.partial(_gate_inputs, dispatcher)
     y = dispatcher(scaled, groups, weights, capacity, self.platform).reshape(x.shape)
     if self.shared is not None:
       y += self._shared(self.shared, x, context)
@@ -220,6 +225,8 @@ class MoeLayer(nn.Module):
       place: The place of the microbatch in its batch, which decides the random numbers.
     """
     x = x.astype(jnp.float32)
+    if self.gate.router_norm == "rms":
+      x = RmsNorm(name="router_norm")(x)
     jittered = bool(self.gate.jitter and train)
     if jittered and self.gate.jitter_on == "input":
       x = noise.jitter(self.make_rng("router"), x, self.gate.jitter, place)
@@ -227,6 +234,7 @@ class MoeLayer(nn.Module):
     logits = NETWORKS[self.gate.gate_network](
       self, x, self.num_experts, self.gate.router_init_scale
     ).astype(jnp.float32)
+    logits = adjust(self, logits, self.gate)
     if jittered and self.gate.jitter_on == "logits":
       logits = noise.jitter(self.make_rng("router"), logits, self.gate.jitter, place)
     fields = learned(
@@ -257,6 +265,42 @@ class MoeLayer(nn.Module):
       self, "shared_gate", (x.shape[-1], 1), ("embed", None), fan_in=x.shape[-1], dtype=self.dtype
     )
     return jax.nn.sigmoid(x @ weight) * y
+
+
+def _gate_inputs(
+  dispatcher: Callable[..., Array],
+  plan: RoutingPlan,
+  x: Float[Array, "G S D"],
+  weights: Experts,
+  capacity: int | None,
+  platform: str,
+) -> Float[Array, "G S D"]:
+  """Returns the sum of expert(gate * x) over each token's experts, in place of gate * expert(x).
+
+  The dispatcher gets each assignment as a token of its own, which is multiplied already and has the
+  gate 1. The order of assignments stays, and with it what a capacity drops.
+
+  Args:
+    dispatcher: The function that the other arguments are for.
+    plan: The plan of each group, with the gates to multiply by.
+    x: The tokens of each group.
+    weights: The experts.
+    capacity: Slots per expert.
+    platform: Platform of the devices.
+  """
+
+  def gated(x, plan):
+    return (plan.gate[:, None] * x[plan.token].astype(jnp.float32)).astype(x.dtype)  # [A, D]
+
+  def added(y, token):
+    return jnp.zeros(x.shape[1:], y.dtype).at[token].add(y)
+
+  own = jnp.broadcast_to(jnp.arange(plan.token.shape[-1]), plan.token.shape)
+  ones = jnp.where(plan.expert < plan.num_experts, 1.0, 0.0)
+  alone = dataclasses.replace(plan, token=own, gate=ones)
+  rows = constrain(jax.vmap(gated)(x, plan), "group", None, None)
+  y = dispatcher(alone, rows, weights, capacity, platform)
+  return constrain(jax.vmap(added)(y, plan.token), "group", None, None)
 
 
 def _group_numbers(context: LayerContext, count: int) -> Int[Array, "G"]:

@@ -72,7 +72,9 @@ class ModelOptions(Options):
   )
   d_ff: Annotated[int, WIDTH] = option(512, "Hidden width of the dense FFNs.")
   activation: Annotated[str, OneOf(ACTIVATIONS)] = option(
-    "swiglu", "Activation of the FFNs; those that end in glu have a gate, which is a third matrix."
+    "swiglu",
+    "Activation of the FFNs; those that end in glu have a gate, which is a third matrix. "
+    "clamped_swiglu is gpt-oss's, with limits of 7.",
   )
   ffn_bias: Annotated[str, OneOf(FFN_BIASES)] = option(
     "none", "A vector that is added to, or multiplies (ST-MoE), the hidden units of every FFN."

@@ -15,7 +15,7 @@ from moe_jax.surgery.weights import Weights, ffns, is_sparse, merged
 
 SOURCES = ("copy", "fresh")
 # The weights of a router whose last axis counts experts.
-_ROUTER = re.compile(r"router(_noise|_threshold)?")
+_ROUTER = re.compile(r"router(_noise|_threshold|_bias|_gate_scale)?")
 
 
 def expand(

@@ -56,6 +56,19 @@ WRONG = [
   ({"model.moe.replay_gate": "store"}, "model.moe.replay_gate", "'stored'"),
   ({"optimizer.freeze": ("ruoter",)}, "optimizer.freeze", "did you mean 'router'"),
   ({"model.moe.shared_gate": True}, "model.moe.shared_gate", "num_shared_experts"),
+  ({"model.moe.router_norm": "rmsnorm"}, "model.moe.router_norm", "did you mean 'rms'"),
+  ({"model.moe.logit_softcap": -1.0}, "model.moe.logit_softcap", "at least 0"),
+  ({"model.moe.logit_scale": 0.0}, "model.moe.logit_scale", "above 0"),
+  ({"model.moe.gate_on": "inputs"}, "model.moe.gate_on", "did you mean 'input'"),
+  (
+    {
+      "model.moe.soft_slots": 2,
+      "model.moe.allow_noncausal_routing": True,
+      "model.moe.router_bias": True,
+    },
+    "model.moe.router_bias",
+    "Soft MoE",
+  ),
   (
     {
       "model.moe.soft_slots": 2,

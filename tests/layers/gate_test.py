@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from moe_jax.layers import NETWORKS
-from moe_jax.layers.gate import learned
+from moe_jax.layers import NETWORKS, GateOptions
+from moe_jax.layers.gate import adjust, expert_scale, learned, scale_gates
+from moe_jax.routing import RoutingPlan
 
 pytestmark = pytest.mark.unit
 
@@ -80,3 +81,59 @@ def test_learned_fields():
   )
   np.testing.assert_array_equal(fields["threshold"], p["router_threshold"])
   assert fields["primary"].shape == (2, 3, 2) and fields["noise_std"].dtype == jnp.float32
+
+
+class Adjusted(nn.Module):
+  """Applies `adjust` and makes the factors of experts."""
+
+  options: GateOptions
+
+  @nn.compact
+  def __call__(self, logits):
+    return adjust(self, logits, self.options), expert_scale(self, 2, self.options)
+
+
+def test_bias_factor_and_cap_of_logits():
+  # The logits 1 and 2 with biases 1 and -1 are 2 and 1, times 0.5 they are 1 and 0.5, and the cap 2
+  # makes them 2 tanh(0.5) and 2 tanh(0.25). The derivative by a bias is 0.5 (1 - tanh^2). Catches
+  # another order, a cap that is 2 tanh(x), and a bias without gradient.
+  owner = Adjusted(GateOptions(router_bias=True, logit_scale=0.5, logit_softcap=2.0))
+  logits = jnp.asarray([[[1.0, 2.0]]])
+  first = nn.unbox(owner.init(jax.random.key(0), logits))["params"]
+  np.testing.assert_array_equal(first["router_bias"], [0.0, 0.0])
+
+  def total(bias):
+    made, _ = owner.apply({"params": {"router_bias": bias}}, logits)
+    return jnp.sum(made), made
+
+  slope, made = jax.grad(total, has_aux=True)(jnp.asarray([1.0, -1.0]))
+  np.testing.assert_allclose(made[0, 0], 2 * np.tanh([0.5, 0.25]), rtol=1e-6)
+  np.testing.assert_allclose(slope, 0.5 * (1 - np.tanh([0.5, 0.25]) ** 2), rtol=1e-5)
+
+
+def test_the_defaults_adjust_nothing():
+  # Catches a parameter or an operation that existing models would get.
+  owner = Adjusted(GateOptions())
+  logits = jnp.asarray([[[1.0, 2.0]]])
+  assert not owner.init(jax.random.key(0), logits)
+  made, scale = owner.apply({}, logits)
+  assert made is logits and scale is None
+
+
+def test_factors_of_experts_scale_gates():
+  # Catches factors in the order of assignments, a common factor that is left out, and a gate of an
+  # assignment to no expert that is not 0.
+  owner = Adjusted(GateOptions(expert_scale=True))
+  first = nn.unbox(owner.init(jax.random.key(0), jnp.zeros((1, 1, 2))))["params"]
+  np.testing.assert_array_equal(first["router_gate_scale"], [1.0, 1.0])
+  plan = RoutingPlan(
+    token=jnp.arange(3),
+    expert=jnp.asarray([1, 0, 2]),
+    gate=jnp.asarray([0.5, 0.25, 0.0]),
+    num_experts=2,
+  )
+  scale = jnp.asarray([3.0, 5.0])
+  np.testing.assert_allclose(scale_gates(plan, 2.0, scale).gate, [5.0, 1.5, 0.0])
+  np.testing.assert_allclose(scale_gates(plan, 2.0, None).gate, [1.0, 0.5, 0.0])
+  slope = jax.grad(lambda s: jnp.sum(scale_gates(plan, 2.0, s).gate))(scale)
+  np.testing.assert_allclose(slope, [0.5, 1.0])

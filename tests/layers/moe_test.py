@@ -356,3 +356,73 @@ def test_a_stored_plan_is_followed():
     make(2, replay_gate="softmax"), second, X, context(), LayerRouting(stored=aux.metrics["plan"])
   )[0]
   assert float(jnp.abs(fresh - followed).max()) > 1e-3
+
+
+def test_router_norm_is_before_the_router_only():
+  # Catches a norm that the experts see, too, one without its learned scale, and one after the
+  # router's matrix.
+  layer = make(1, router_norm="rms")
+  variables = initialise(layer)
+  y, aux = run(layer, variables, X, context(return_routing=True))
+  w = jax.tree.map(np.asarray, variables["params"])
+  x = np.asarray(X)
+  normed = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * w["router_norm"]["scale"]
+  probabilities = np.asarray(jax.nn.softmax(normed @ w["router"], axis=-1))
+  np.testing.assert_allclose(aux.metrics["probabilities"], probabilities, atol=1e-5)
+  expert = probabilities.argmax(axis=-1)
+  for b, t in ((0, 0), (1, 5)):
+    e = expert[b, t]
+    expected = np.asarray(jax.nn.gelu(x[b, t] @ w["up"][e])) @ w["down"][e]
+    np.testing.assert_allclose(y[b, t], probabilities[b, t, e] * expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [None, 0.5])
+@pytest.mark.parametrize("dispatcher", ["einsum", "grouped"])
+@pytest.mark.parametrize("k", [1, 2])
+def test_gates_on_inputs(k, dispatcher, factor):
+  # The output is the sum of expert(gate * x), and that of its gradients (Llama 4). Catches gates
+  # that multiply outputs, or both, and another order of what a capacity drops.
+  layer = make(k, dispatcher, capacity_factor=factor, gate_on="input", routed_scale=1.5)
+  variables = initialise(layer)
+  outputs = make(k, dispatcher, capacity_factor=factor, routed_scale=1.5)
+  plan = run(outputs, variables, X, context(PADDED, return_routing=True))[1].metrics["plan"]
+  capacity = None if factor is None else max(1, round(factor * L / E))
+  one = [reference.assignments(jax.tree.map(lambda leaf, b=b: leaf[b], plan)) for b in range(B)]
+  kept = [reference.drop_overflow(each, E, capacity) for each in one]
+
+  def expected(params):
+    # Each kept pair of token and expert has the gate of the plan, which follows the router.
+    probs = jax.nn.softmax(X @ params["router"], axis=-1)
+    y = jnp.zeros_like(X)
+    for b in range(B):
+      for t, e, _ in kept[b]:
+        row = 1.5 * probs[b, t, e] * X[b, t]
+        y = y.at[b, t].add(jax.nn.gelu(row @ params["up"][e]) @ params["down"][e])
+    return y
+
+  def actual(params):
+    return layer.apply({"params": params}, X, context(PADDED))[0]
+
+  cotangent = jax.random.normal(jax.random.key(5), X.shape)
+
+  def value_and_slopes(function):
+    y, pull = jax.vjp(function, variables["params"])
+    return y, pull(cotangent)
+
+  ours, theirs = (tiny.quick_jit(lambda f=f: value_and_slopes(f))() for f in (actual, expected))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), ours, theirs)
+
+
+def test_what_published_routers_learn_gets_a_gradient():
+  # Catches a parameter that is made and not used, or not made when a layer begins.
+  layer = make(
+    2, gate_norm="top_k", router_norm="rms", router_bias=True, logit_softcap=5.0, expert_scale=True
+  )
+  variables = initialise(layer, 1.0)
+
+  def loss(v):
+    return jnp.sum(jnp.sin(layer.apply(v, X, context())[0]))
+
+  slopes = tiny.quick_jit(jax.grad(loss))(variables)["params"]
+  for name in ("router_bias", "router_gate_scale", "router_norm"):
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(slopes[name])) > 1e-3, name

@@ -22,9 +22,11 @@ transformers = pytest.importorskip("transformers")
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from published import compare
 
 import moe_jax
+from moe_jax.experts import activate
 from moe_jax.layers import LayerRouting
 
 pytestmark = pytest.mark.reference
@@ -57,6 +59,9 @@ SETTINGS = {
   "use_expert_bias": (True, False),
   "scoring_func": ("sqrtsoftplus", "sigmoid"),
   "normalize_router_prob_before_dropping": (True, False),
+  "moe_router_logit_softcapping": (0.0, 0.5),
+  "output_multiplier": (0.5,),
+  "router_bias": (True, False),
 }
 
 
@@ -131,15 +136,38 @@ def _longcat(config):
 
 
 def _llama4(config):
+  # The layer of Llama 4 has gate_on="input", too, which does not change the gates.
   return {"score": "sigmoid", "gate_norm": "none"}, {}
 
 
+def _gpt_oss(config):
+  return {}, {"router_bias": True}
+
+
+def _privacy_filter(config):
+  return {}, {"router_bias": True, "routed_scale": 1 / K}
+
+
+def _gemma4(config):
+  return {}, {"router_norm": "rms", "logit_scale": D**-0.5, "expert_scale": True}
+
+
+def _laguna(config):
+  cap = config.moe_router_logit_softcapping
+  return {"score": "sigmoid"}, {"logit_softcap": cap}
+
+
+def _muse_spark(config):
+  scales = {"logit_scale": config.output_multiplier, "routed_scale": config.routed_scaling_factor}
+  return {"score": "sigmoid", "norm_eps": 1e-15}, scales
+
+
 def _switch(config):
-  return {"k": 1, "gate_norm": "none"}, {}
+  return {"k": 1, "gate_norm": "none"}, {"router_bias": config.router_bias}
 
 
 def _nllb(config):
-  return {"k": 2}, {}
+  return {"k": 2}, {"router_bias": config.router_bias}
 
 
 _FORMS = {
@@ -173,6 +201,11 @@ _FORMS = {
   _kolibri1: "Kolibri1TopKRouter",
   _longcat: "LongcatFlashTopkRouter",
   _llama4: "Llama4Router",
+  _gpt_oss: "GptOssTopKRouter",
+  _privacy_filter: "OpenAIPrivacyFilterTopKRouter",
+  _gemma4: "DiffusionGemmaTextRouter Gemma4TextRouter",
+  _laguna: "LagunaTopKRouter",
+  _muse_spark: "MuseSparkTopkRouter",
   _switch: "SwitchTransformersTop1Router",
   _nllb: "NllbMoeTop2Router",
 }
@@ -182,15 +215,9 @@ EXPRESSED = {name: form for form, names in _FORMS.items() for name in names.spli
 NOT = {
   "DbrxRouter": "makes logits only, and DbrxFFN chooses",
   "DeepseekV4HashRouter": "takes experts by a table of token ids, and gates from logits",
-  "DiffusionGemmaTextRouter": "has a norm before the router and a learned scale of each gate",
   "DogeCDMoE": "takes the best sums of two halves of a product key",
-  "Gemma4TextRouter": "has a norm before the router and a learned scale of each gate",
-  "GptOssTopKRouter": "has a learned bias of the logits",
   "GraniteDoclingDensityRouter": "predicts a density of images and routes to no experts",
   "InklingTopkRouter": "normalises the gates of routed and shared experts together",
-  "LagunaTopKRouter": "has a soft cap of the logits",
-  "MuseSparkTopkRouter": "has a factor on the logits",
-  "OpenAIPrivacyFilterTopKRouter": "has a learned bias of the logits",
   "PhimoeTopKRouter": "is SparseMixer, whose gates leave out logits far below the largest",
   "ZayaRouter": "reads the router's state of the layer before, and has a class that skips",
   "ZayaRouterMLP": "makes the logits of ZayaRouter only",
@@ -283,6 +310,11 @@ def _pairs(name, router, output, num_experts):
   return np.repeat(tokens, K), expert.numpy(), gate.numpy()
 
 
+def _weight(tensors):
+  """Returns the matrix [E, D] of a router."""
+  return next(a for a in tensors.values() if a.ndim == 2 and a.shape[1] == D)
+
+
 def _theirs(name, router, hidden):
   """Returns (table of gates, parameters by name, balancing bias or None) of a torch router.
 
@@ -296,8 +328,7 @@ def _theirs(name, router, hidden):
       scale = 0.05 if "correction_bias" in each else 1.0 if tensor.ndim == 1 else D**-0.5
       tensor.copy_(torch.tensor(draw.normal(scale=scale, size=tensor.shape)))
       tensors[each] = tensor.numpy().astype(np.float32).copy()
-    weight = next(a for a in tensors.values() if a.ndim == 2 and a.shape[1] == D)
-    num_experts = len(weight)
+    num_experts = len(_weight(tensors))
     bias = next((a.reshape(-1) for n, a in tensors.items() if "correction_bias" in n), None)
     arguments = {}
     for each in inspect.signature(router.forward).parameters:
@@ -311,21 +342,38 @@ def _theirs(name, router, hidden):
   return compare.table(token, expert, gate, S, num_experts), tensors, bias
 
 
-def _ours(weight, bias, options, layer_options, hidden):
-  """Returns the table of the gates that our layer's dispatcher gets."""
+def _ours(tensors, bias, options, layer_options, hidden):
+  """Returns the table of the gates that our layer's dispatcher gets.
+
+  Args:
+    tensors: The parameters of the router of transformers, by name.
+    bias: The bias for balancing, or None.
+    options: The options of `scored_top_k`.
+    layer_options: The options of the layer.
+    hidden: The tokens.
+  """
   seen = []
 
   def probe(plan, x, experts, capacity, platform):
     seen.append(plan)
     return x
 
+  weight = _weight(tensors)
   num_experts = len(weight)
   layer = moe_jax.moe_layer(
     num_experts, 4, "scored_top_k", {"k": K} | options, **layer_options
   ).clone(dispatcher=probe)
   x = jnp.asarray(hidden)[None]
-  variables = layer.init(jax.random.key(0), x)
-  variables["params"]["router"] = variables["params"]["router"].replace_boxed(jnp.asarray(weight.T))
+  params = nn.unbox(layer.init(jax.random.key(0), x))["params"]
+  given = {"router": weight.T}
+  if layer.gate.router_bias:
+    given["router_bias"] = next(a for n, a in tensors.items() if re.search(r"(^|\.)bias$", n))
+  if layer.gate.router_norm == "rms":
+    given["router_norm"] = {"scale": tensors["scale"]}
+  if layer.gate.expert_scale:
+    given["router_gate_scale"] = tensors["per_expert_scale"]
+  assert jax.tree.map(np.shape, given) == jax.tree.map(np.shape, {n: params[n] for n in given})
+  variables = {"params": params | jax.tree.map(jnp.asarray, given)}
   routing = LayerRouting(bias=None if bias is None else jnp.asarray(bias))
   layer.apply(variables, x, routing=routing)
   (plan,) = seen
@@ -342,12 +390,52 @@ def test_a_router_of_transformers(name):
     router, config = _build(name, module, source, settings)
     hidden = np.random.default_rng(5).normal(size=(S, D)).astype(np.float32)
     theirs, tensors, bias = _theirs(name, router.eval(), hidden)
-    weight = next(a for a in tensors.values() if a.ndim == 2 and a.shape[1] == D)
     if not settings.get("use_expert_bias", True):
       bias = None
-    ours = _ours(weight, bias, *EXPRESSED[name](config), hidden)
+    ours = _ours(tensors, bias, *EXPRESSED[name](config), hidden)
     np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs), err_msg=f"{name} {settings}")
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6, err_msg=f"{name} {settings}")
+
+
+def test_the_layer_of_llama_4():
+  # Its gates multiply the experts' inputs, and its shared expert gets the input itself. Catches
+  # gates on outputs, and a shared expert with a gate.
+  module = importlib.import_module("transformers.models.llama4.modeling_llama4")
+  sizes = {"hidden_size": D, "intermediate_size": 8, "num_local_experts": E}
+  config = module.Llama4TextConfig(**sizes, num_experts_per_tok=1)
+  theirs = module.Llama4TextMoe(config).eval()
+  draw = np.random.default_rng(7)
+  with torch.no_grad():
+    for tensor in theirs.parameters():
+      tensor.copy_(torch.tensor(draw.normal(scale=0.5, size=tensor.shape)))
+    hidden = draw.normal(size=(1, S, D)).astype(np.float32)
+    expected = theirs(torch.tensor(hidden))[0].numpy().reshape(hidden.shape)
+    tensors = {name: tensor.numpy().copy() for name, tensor in theirs.named_parameters()}
+  gate, up = np.split(tensors["experts.gate_up_proj"], 2, axis=-1)
+  shared = {name: tensors[f"shared_expert.{name}_proj.weight"].T for name in ("gate", "up", "down")}
+  params = {"router": tensors["router.weight"].T, "gate": gate, "up": up, "shared": shared}
+  params["down"] = tensors["experts.down_proj"]
+  layer = moe_jax.moe_layer(
+    E,
+    8,
+    "scored_top_k",
+    {"k": 1, "score": "sigmoid", "gate_norm": "none"},
+    gate_on="input",
+    num_shared_experts=1,
+  )
+  ours, _ = layer.apply({"params": jax.tree.map(jnp.asarray, params)}, jnp.asarray(hidden))
+  np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_activation_of_gpt_oss():
+  # Catches another limit or factor than those of the released model.
+  module = importlib.import_module("transformers.models.gpt_oss.modeling_gpt_oss")
+  config = module.GptOssConfig(hidden_size=D, intermediate_size=8, num_local_experts=E)
+  gate, up = np.random.default_rng(8).normal(scale=6.0, size=(2, S, 8)).astype(np.float32)
+  pairs = torch.tensor(np.stack([gate, up], axis=-1).reshape(S, 16))
+  expected = module.GptOssExperts(config)._apply_gate(pairs).numpy()
+  ours = activate("clamped_swiglu", {"gate": jnp.asarray(gate), "up": jnp.asarray(up)})
+  np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_every_router_of_transformers_is_in_a_table(capsys):

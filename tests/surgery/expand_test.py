@@ -13,6 +13,8 @@ OLD = {
   "model__moe__balancing__rule": "sign",
   "model__moe__balancing__rate": 0.001,
 }
+# A vector of the router, of which each expert has an entry, is as long as there are experts.
+VECTORS = {"model__moe__router_bias": True, "model__moe__expert_scale": True}
 NEW = OLD | {"model__moe__num_experts": 6}
 
 
@@ -43,8 +45,9 @@ def test_without_the_new_experts_nothing_changes(dispatcher, tmp_path):
 def test_what_new_experts_begin_as(tmp_path, source):
   # Catches new experts that are all copies of one, and new columns of the router that are copies,
   # by which a new expert could never be told from its parent.
-  old = models.Model(models.config(tmp_path, **OLD)).weights
-  new = models.Model(models.config(tmp_path, **OLD | {"model__moe__num_experts": 12}), seed=1)
+  options = OLD | VECTORS
+  old = models.Model(models.config(tmp_path, **options)).weights
+  new = models.Model(models.config(tmp_path, **options | {"model__moe__num_experts": 12}), seed=1)
   made = expand(old, new.weights, source=source)
   before, after = old["layer_1/ffn/up"], made["layer_1/ffn/up"]
   assert np.array_equal(after[:4], before)
@@ -57,6 +60,8 @@ def test_what_new_experts_begin_as(tmp_path, source):
   router = made["layer_1/ffn/router"]
   assert np.array_equal(router[:, :4], old["layer_1/ffn/router"])
   assert np.array_equal(router[:, 4:], new.weights["layer_1/ffn/router"][:, 4:])
+  for name in ("layer_1/ffn/router_bias", "layer_1/ffn/router_gate_scale"):
+    assert np.array_equal(made[name], np.concatenate([old[name], new.weights[name][4:]]))
 
 
 def test_wrong_expansions_are_refused(tmp_path):
@@ -83,7 +88,7 @@ def test_frozen_experts_do_not_move(tmp_path):
 
   from moe_jax.training import optimizers
 
-  model = models.Model(models.config(tmp_path, **OLD))
+  model = models.Model(models.config(tmp_path, **OLD | VECTORS))
   from moe_jax.surgery.weights import roll, unroll
 
   params = jax.tree.map(jax.numpy.asarray, roll(model.weights, model.leaves)["params"])
