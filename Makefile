@@ -74,8 +74,9 @@ venv: .venv/installed$(EXTRA:%=-%)  ## .venv with the package and its test extra
 
 # The TPU's compiler, of the version that jax asks for, where only tests look: elsewhere JAX would search for TPUs with it.
 $(LIBTPU)/asked: .venv/installed
+	@echo "installing the compiler for TPUs into $(LIBTPU), for tests; this takes some minutes"
 	@mkdir -p $(LIBTPU)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(LIBTPU) "$$($(BIN)/python -c \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(LIBTPU) "$$($(BIN)/python -c \
 	  'from importlib.metadata import requires as r; print(next(x.split(";")[0] for x in r("jax") if x.startswith("libtpu")))')" \
 	  || echo "no TPU compiler for this machine: its tests are skipped" >&2
 	@touch $@
@@ -100,8 +101,9 @@ REFERENCE := test,reference
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "PYTHON=$(PYTHON) is older than 3.11: call make with PYTHON=/path/to/python3.11 or newer" >&2; exit 2; }
-	$(PYTHON) -m venv $(1)
-	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(2)]'
+	@echo "installing moe_jax[$(2)] and what it needs into $(1), from PyPI; this takes some minutes"
+	@$(PYTHON) -m venv $(1)
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(2)]'
 	@touch $@
 endef
 

@@ -53,5 +53,8 @@ setup(
     ],
     "reference": ["torch==2.13.0", "transformers>=5.23", "st-moe-pytorch>=0.1.8"],
   },
+  # `pip install -e .` puts the clone itself on Python's path, so that other tools find the package,
+  # and `configs` and `experiments` beside it; by default pip would install a hook in its place.
+  options={"editable_wheel": {"mode": "compat"}},
   entry_points={"console_scripts": ["moe-jax=moe_jax.__main__:run"]},
 )

@@ -2,7 +2,12 @@
 
 import sys
 
-from experiments.common import command_line
+from moe_jax.errors import jax_is_missing
 
 if __name__ == "__main__":
+  if jax_is_missing():
+    sys.exit(1)
+  # Imported here, because it needs what is installed with JAX.
+  from experiments.common import command_line
+
   sys.exit(command_line.main(sys.argv))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import pathlib
+import platform
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from moe_jax.errors import choose
+from moe_jax.errors import choose, jax_is_missing
 
 
 class Entry(NamedTuple):
@@ -69,9 +72,15 @@ def run() -> None:
 def main(argv: Sequence[str]) -> int:
   """Runs the command that `argv[1]` names with the arguments after it, and returns its exit code.
 
-  Without a command, or with --help in its place, it prints an overview.
+  Without a command, or with --help in its place, it prints an overview, and with --version the
+  versions. The exit code is 1, with a sentence on how to install it, if JAX is missing.
   """
   name = argv[1] if len(argv) > 1 else "--help"
+  if name == "--version":
+    print(version())
+    return 0
+  if jax_is_missing():
+    return 1
   if name in COMMANDS:
     # Only the command itself is imported: `dryrun` sets what JAX reads when it is imported.
     return importlib.import_module(COMMANDS[name].module).main([name, *argv[2:]])
@@ -86,6 +95,20 @@ def _other(name: str) -> int:
     choose("command", name, COMMANDS)
   print(overview())
   return 0
+
+
+def version() -> str:
+  """Returns the versions of the package, JAX and Python, and where the package lies."""
+
+  def installed(name):
+    try:
+      return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      return "(not installed)"
+
+  folder = pathlib.Path(__file__).resolve().parent
+  python = platform.python_version()
+  return f"moe_jax {installed('moe_jax')} in {folder}, jax {installed('jax')}, Python {python}"
 
 
 def overview() -> str:
@@ -107,7 +130,7 @@ def overview() -> str:
     + textwrap.fill(key.doc, 96, initial_indent="      ", subsequent_indent="      ")
     for name, key in keys.items()
   )
-  return f"""usage: python -m moe_jax COMMAND ... (or moe-jax COMMAND ...)
+  return f"""usage: python -m moe_jax COMMAND ... (or moe-jax COMMAND ...), or --version
 
 Commands; each has --help:
 {commands}

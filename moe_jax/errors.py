@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -31,6 +33,22 @@ class ConfigError(ValueError):
   def __init__(self, field: str, value: object, remedy: str):
     self.field, self.value, self.remedy = field, value, remedy
     super().__init__(f"{shorten(field)}={shown(value)}: {remedy}")
+
+
+def jax_is_missing() -> bool:
+  """Returns whether this Python lacks JAX, and says on standard error how to install it.
+
+  Commands ask before they import what needs JAX, for a user who has not entered the environment.
+  """
+  if importlib.util.find_spec("jax") is not None:
+    return False
+  print(
+    f"error: {sys.executable} has no JAX, which moe_jax needs; install both in the clone with "
+    "`make venv`, and call .venv/bin/python in place of python, or with `pip install -e .` in an "
+    "environment of your own",
+    file=sys.stderr,
+  )
+  return True
 
 
 def shown(value: object) -> str:

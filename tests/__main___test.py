@@ -1,7 +1,10 @@
 """Tests `python -m moe_jax COMMAND`, through which all commands can be called."""
 
 import ast
+import importlib.metadata
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -47,3 +50,22 @@ def test_an_unknown_command_is_one_sentence(capsys):
   # Catches a traceback, and a mistake without the nearest name.
   assert entry.main(["moe_jax", "trian"]) == 2
   assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_the_version_names_package_and_jax(capsys):
+  # Catches a version that is typed by hand, and a flag that is taken for a command.
+  assert entry.main(["moe_jax", "--version"]) == 0
+  text = capsys.readouterr().out
+  assert f"jax {importlib.metadata.version('jax')}" in text and str(PACKAGE) in text
+
+
+@pytest.mark.parametrize("program", ["moe_jax", "experiments"])
+@pytest.mark.parametrize("argument", ["--help", "train"])
+def test_without_jax_one_sentence_says_how_to_install(program, argument):
+  # `python -S` finds no installed package.
+  # Catches a traceback in the terminal of a user who has not entered the environment.
+  command = [sys.executable, "-S", "-m", program, argument]
+  done = subprocess.run(command, cwd=PACKAGE.parent, env={}, capture_output=True, text=True)
+  assert done.returncode == 1 and done.stdout == ""
+  assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+  assert "make venv" in done.stderr and "pip install -e ." in done.stderr

@@ -222,6 +222,25 @@ def test_the_readmes_snippet_runs():
   assert float(jnp.abs(variables["y"] - variables["x"]).max()) > 0
 
 
+def test_the_nnx_snippet_runs():
+  # Catches a layer that NNX cannot hold, weights that are no parameters there, and a loss without
+  # the auxiliary one, from which the router would get no gradient of its own.
+  import jax
+  import jax.numpy as jnp
+
+  snippet = (ROOT / "docs/api/index.md").read_text().partition("<!-- snippet -->")[2]
+  variables = {}
+  exec(FENCE.search(snippet)[2], variables)
+  block, x, grads = (variables[name] for name in ("block", "x", "grads"))
+  layer = block.moe.module
+  weights = {name: getattr(block.moe, name)[...] for name in grads["moe"]}
+  y, aux = layer.apply({"params": weights}, block.norm(x))
+  expected = jnp.mean((x + y) ** 2) + layer.losses.total(aux.losses)
+  assert float(variables["loss"]) == pytest.approx(float(expected), rel=1e-5)
+  assert float(layer.losses.total(aux.losses)) > 0
+  assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(grads))
+
+
 def saved_files(page, folder):
   """Writes the files that a tutorial asks for into a folder."""
   for name, content in FILE.findall((ROOT / page).read_text()):

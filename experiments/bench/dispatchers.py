@@ -10,13 +10,16 @@ import pathlib
 import platform
 import sys
 import time
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jaxlib
 import numpy as np
+from tqdm import tqdm
 
 from experiments.common.command_line import check_counts, check_folder
+from experiments.common.dots import dot_file
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.dispatch.capacity import expert_capacity
 from moe_jax.dispatch.grouped import plan_layout
@@ -218,6 +221,28 @@ def table(name: str, shape: Shape, results) -> str:
   return "\n".join(lines)
 
 
+def figure(report: Mapping[str, Any]) -> str:
+  """Returns an SVG of the time of each dispatcher relative to the dense FFN.
+
+  Args:
+    report: The content of the file of --out.
+  """
+  lines = {
+    f"{name}, {words}": {
+      row: values[f"{part}_ratio"] for row, values in shape["rows"].items() if row != "dense FFN"
+    }
+    for name, shape in report["shapes"].items()
+    for part, words in (("forward", "forward"), ("backward", "fwd+bwd"))
+  }
+  return dot_file(
+    "Time of a layer with experts relative to a dense FFN of the same activated FLOPs",
+    lines,
+    f"ratio of times, {report['environment']['cpu']}; 1 is the dense FFN",
+    mark=1.0,
+    bold=("grouped",),
+  )
+
+
 def environment():
   """Returns what may influence the times: devices, versions, load and flags."""
   cpu = (
@@ -242,25 +267,16 @@ def environment():
   }
 
 
-class Progress:
-  """A progress bar on standard error if that is a terminal, and nothing otherwise."""
+class Progress(tqdm):
+  """A progress bar that says what is being done."""
 
   def __init__(self, steps: int):
-    self.steps, self.done, self.shown = steps, 0, sys.stderr.isatty()
+    super().__init__(total=steps, unit="run", leave=False)
 
   def __call__(self, what: str):
     """Says what is being done, and counts it."""
-    self.done += 1
-    filled = 30 * self.done // self.steps
-    if self.shown:
-      print(
-        f"\r[{'#' * filled}{'.' * (30 - filled)}] {what:60.60}", end="", file=sys.stderr, flush=True
-      )
-
-  def clear(self):
-    """Removes the bar."""
-    if self.shown:
-      print("\r" + " " * 94 + "\r", end="", file=sys.stderr, flush=True)
+    self.set_description_str(what, refresh=False)
+    self.update()
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -271,7 +287,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--repeats", type=int, default=11, help="timed rounds; medians are shown (%(default)s)"
   )
-  parser.add_argument("--out", type=pathlib.Path, help="JSON file for the results")
+  parser.add_argument(
+    "--out", type=pathlib.Path, help="JSON file for the results, beside which a figure is written"
+  )
   parser.add_argument(
     "--slow", action="store_true", help="also XLA's ragged_dot, which is E times the FLOPs on a CPU"
   )
@@ -299,4 +317,5 @@ def action(options: argparse.Namespace) -> int:
   report["environment"]["load_average_after"] = os.getloadavg()
   if options.out:
     options.out.write_text(json.dumps(report, indent=1) + "\n")
+    options.out.with_suffix(".svg").write_text(figure(report))
   return 0

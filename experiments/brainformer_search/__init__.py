@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import pathlib
 
+from tqdm import tqdm
+
 from experiments.brainformer_search import figures, runner, table
 from experiments.brainformer_search.journal import Journal
 from experiments.common import plots, tables
 from experiments.common.command_line import check_counts
 from experiments.common.study import Scale, Study, Verb
+from moe_jax.training import progress
 
 HERE = pathlib.Path(__file__).resolve().parent
 README, RESULTS = HERE / "README.md", HERE / "results.jsonl"
@@ -45,7 +48,9 @@ def run(options: argparse.Namespace) -> int:
   if tracked:
     plots.pyplot()  # a missing library is told now, not after the search
   journal = Journal(options.results)
-  runner.search_at_a_desk(options, journal)
+  # The bar shows what the search has found, and a candidate may take longer than a user waits.
+  with progress.working("searching", tqdm.write):
+    runner.search_at_a_desk(options, journal)
   print(table.table(journal))
   if tracked:
     figures.write(journal, HERE)

@@ -19,6 +19,7 @@ from experiments.common import findings, journal, outcomes, plots, tables
 from experiments.common.entry import guarded
 from experiments.common.study import Job, Scale, Study, Verb, plain_name
 from moe_jax.errors import ConfigError, choose, whole
+from moe_jax.training import progress
 
 # Modules of experiments/ that export STUDY.
 STUDIES = (
@@ -170,7 +171,11 @@ def _add_row_flags(parser: argparse.ArgumentParser, study: Study, runs: bool) ->
   """Adds the flags that choose and change rows, and those of running them."""
   _add_scale(parser, study, next(iter(study.scales)))
   parser.add_argument(
-    "--only", default="", metavar="ROW,...", help="names of rows, or parts of names"
+    "--only",
+    default="",
+    metavar="ROW,...",
+    help="names of rows, or parts of names: a name takes its row alone, and a part that is no name "
+    "all rows whose names contain it; default: all rows",
   )
   parser.add_argument(
     "--set",
@@ -284,11 +289,11 @@ def choose_rows(rows: Mapping[str, Any], only: str) -> dict[str, Any]:
   Args:
     rows: Name -> row.
     only: Parts separated by commas. A part that is a row's name stands for this row, and any other
-      part for all rows whose names contain it, which is told on standard error. "" stands for all
-    rows.
+        part for all rows whose names contain it, which is told on standard error. "" stands for all
+      rows.
 
   Raises:
-    ConfigError: A part is in no row's name. The message proposes the nearest name.
+    ConfigError: A part is in no row's name. The message proposes up to three of the nearest names.
   """
   chosen = set()
   for part in [part for part in only.split(",") if part] or [""]:
@@ -298,12 +303,12 @@ def choose_rows(rows: Mapping[str, Any], only: str) -> dict[str, Any]:
         f"{part}: no row of that name; taken as a part of: {', '.join(matches)}", file=sys.stderr
       )
     if not matches:
-      near = difflib.get_close_matches(part, rows, n=1, cutoff=0.5)
+      near = difflib.get_close_matches(part, rows, n=3, cutoff=0.5)
       raise ConfigError(
         "only",
         part,
         "is in no row's name; "
-        + (f"did you mean {near[0]!r}? " if near else "")
+        + (f"did you mean {' or '.join(map(repr, near))}? " if near else "")
         + f"rows: {', '.join(rows)}",
       )
     chosen |= set(matches)
@@ -322,8 +327,9 @@ def _settings(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _run(study: Study, options: argparse.Namespace) -> int:
-  job = _job(study, options)
-  _tell_costs(study, job)
+  with progress.working("reading the configs of the rows", tqdm.write):
+    job = _job(study, options)
+    _tell_costs(study, job)
 
   def report(name: str, line: journal.Line) -> None:
     tqdm.write(f"{name}: {_verdict(study, job, name, line)}")
@@ -339,16 +345,18 @@ def _run(study: Study, options: argparse.Namespace) -> int:
     job.tracked,
   )
   if study.prepare:
-    study.prepare(job)
+    with progress.working("preparing the study", tqdm.write):
+      study.prepare(job)
   before = _results(study, job)
   for name in job.rows:
     if name in before:
       report(name, before[name])
   study.train(job)
   if job.tracked:
-    if study.finish:
-      study.finish(job)
-    _write_scale(study, job.scale)
+    with progress.working("writing tables and figures", tqdm.write):
+      if study.finish:
+        study.finish(job)
+      _write_scale(study, job.scale)
   else:
     _write_report(study, job)
   after = _results(study, job)

@@ -34,6 +34,8 @@ from moe_jax.training import progress
 DROPPED = ("sample", "command", "compare", "ladder")
 # A bar of tqdm: steps done, all steps, and the time that is left.
 _BAR = re.compile(r"(\d+)/(\d+) \[[^<]*<([\d:]+|\?)")
+# The steps that a log tells, on a line or in a bar.
+_STEPS = re.compile(r"step (\d+)/(\d+)|(\d+)/(\d+) \[")
 _TAIL = 4096  # bytes of a log that are read for its last words
 
 
@@ -185,8 +187,8 @@ def run(
 
   A line has the row's name, its arguments and the fields of its results.json, or `diverged` if the
   loss was no longer finite. SIGTERM and Ctrl-C let the runs save before they end. A run whose
-  folder exists goes on where it stopped. While rows are trained, each one's last step is shown
-  every few seconds.
+  folder exists goes on where it stopped. While rows are trained, each one's number and
+  last step are shown every few seconds, with the time that the study has taken and will take.
 
   Args:
     rows: Name -> row. A row's name is also the name of its run's folder.
@@ -204,7 +206,8 @@ def run(
       message ends with the last line of the row's log. The row has no line in `results` and runs
       again with the next command.
   """
-  todo = unfinished(rows, results)
+  todo, begun = unfinished(rows, results), time.monotonic()
+  places = {name: f"row {i} of {len(rows)}, {name}" for i, name in enumerate(rows, 1)}
   workdir.mkdir(parents=True, exist_ok=True)
   results.parent.mkdir(parents=True, exist_ok=True)
   running: dict[str, _Running] = {}
@@ -229,7 +232,7 @@ def run(
       f"--workdir={directory}",
       *rows[name].arguments(),
     ]
-    tqdm.write(f"{name}: training; its log is {log_file}")
+    tqdm.write(f"{places[name]}: training; its log is {log_file}")
     with open(log_file, "a") as log:
       # A session of its own keeps a Ctrl-C in the terminal away from the run, which is told to stop
       # by SIGTERM below.
@@ -249,9 +252,17 @@ def run(
   try:
     futures = {pool.submit(on_a_device, name): name for name in todo}
     done = concurrent.futures.as_completed(futures)
-    with progress.repeating(lambda: _show(running), progress.SILENCE):
+    ended = []
+
+    def show():
+      shares = _show(running, places)
+      if len(todo) > 1:
+        tqdm.write(f"study: {left(time.monotonic() - begun, len(ended) + shares, len(todo))}")
+
+    with progress.repeating(show, progress.SILENCE):
       for future in tqdm(done, total=len(rows), initial=len(rows) - len(todo), unit="run"):
         line = future.result()
+        ended.append(futures[future])
         journal.append(results, line)
         report(futures[future], line)
   except BaseException:
@@ -265,11 +276,44 @@ def run(
     signal.signal(signal.SIGTERM, previous_handler)
 
 
-def _show(running: Mapping[str, _Running]) -> None:
-  """Prints how far the running rows are."""
+def _show(running: Mapping[str, _Running], places: Mapping[str, str]) -> float:
+  """Prints how far the running rows are, and returns the sum of their shares that are done."""
+  shares = 0.0
   for name, each in list(running.items()):
     seconds = time.monotonic() - each.begun
-    tqdm.write(f"{name}: {last_words(each.log, each.start)}; {seconds:.0f} s so far")
+    tqdm.write(f"{places[name]}: {last_words(each.log, each.start)}; {seconds:.0f} s so far")
+    shares += share(each.log, each.start)
+  return shares
+
+
+def left(seconds: float, done: float, total: int) -> str:
+  """Returns the time that has gone by and an estimate of the time that is left, in words.
+
+  Args:
+    seconds: The seconds that have gone by.
+    done: The number of rows that are done, which counts the shares of those that are not.
+    total: The number of all rows.
+  """
+  rest = (
+    f"about {progress.duration(seconds / done * (total - done))} left"
+    if done
+    else "the rest is not known yet"
+  )
+  return f"{progress.duration(seconds)} so far, {rest}"
+
+
+def share(log: pathlib.Path, start: int) -> float:
+  """Returns the share of its steps that a run has done, by its log; see `last_words`."""
+  found = _STEPS.findall(_tail(log, start))
+  done, steps = [int(number) for number in found[-1] if number] if found else (0, 1)
+  return done / steps if steps else 0.0
+
+
+def _tail(log: pathlib.Path, start: int) -> str:
+  """Returns the end of a log, without what it held before the byte `start`."""
+  with open(log, "rb") as file:
+    file.seek(max(start, file.seek(0, os.SEEK_END) - _TAIL))
+    return file.read().decode(errors="replace")
 
 
 def last_words(log: pathlib.Path, start: int) -> str:
@@ -279,11 +323,8 @@ def last_words(log: pathlib.Path, start: int) -> str:
     log: The log.
     start: The byte at which the words of the present start of the run begin.
   """
-  with open(log, "rb") as file:
-    file.seek(max(start, file.seek(0, os.SEEK_END) - _TAIL))
-    text = file.read().decode(errors="replace")
   # A bar is written again and again, with a carriage return between.
-  lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+  lines = [line.strip() for line in re.split(r"[\r\n]+", _tail(log, start)) if line.strip()]
   if not lines:
     return "starting"
   bar = _BAR.search(lines[-1])

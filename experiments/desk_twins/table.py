@@ -8,6 +8,7 @@ from typing import Any
 
 from configs.dense_baseline import FAMILIES
 from experiments.common import tables
+from experiments.common.dots import dot_file
 from experiments.common.findings import OPEN, Finding
 from experiments.common.sweep import Row
 
@@ -68,6 +69,32 @@ def table(done: Mapping[str, Mapping[str, Any]]) -> str:
   )
 
 
+def figure(done: Mapping[str, Mapping[str, Any]]) -> str:
+  """Returns an SVG of the differences between experts and dense twin, by family and domain.
+
+  Args:
+    done: Row -> its line of results, with at least one finished pair.
+  """
+  differences = {}
+  for family in FAMILIES:
+    if {family, f"dense_{family}"} <= done.keys():
+      experts, dense = (done[name] for name in (family, f"dense_{family}"))
+      measure = _measure(experts)
+      one = {
+        domain.removeprefix("embedded:"): experts[measure][domain] - dense[measure][domain]
+        for domain in experts[measure]
+      }
+      name = family if measure == "bits_per_byte" else f"{family}*"
+      differences[name] = one | {"mean": statistics.fmean(one.values())}
+  return dot_file(
+    "Experts minus dense twin, held out: to the left of 0 the experts are ahead",
+    dict(sorted(differences.items(), key=lambda item: item[1]["mean"])),
+    "bits per byte, or nats per target (*)",
+    mark=0.0,
+    bold=("mean",),
+  )
+
+
 def findings(done: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
   """Returns the papers' common finding, for docs/findings.md."""
   ahead, pairs = 0, 0
@@ -89,14 +116,18 @@ def findings(done: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
 
 def _mean_of(run: Mapping[str, Any]) -> float:
   """Returns the held-out measure of a run, averaged over domains."""
-  measure = next(name for name in MEASURES if name in run)
-  return statistics.fmean(run[measure].values())
+  return statistics.fmean(run[_measure(run)].values())
+
+
+def _measure(run: Mapping[str, Any]) -> str:
+  """Returns the key of a run's held-out measure."""
+  return next(name for name in MEASURES if name in run)
 
 
 def _cells(
   family: str, experts: Mapping[str, Any], dense: Mapping[str, Any], domains: list[str]
 ) -> list[str]:
-  measure = next(name for name in MEASURES if name in experts)
+  measure = _measure(experts)
   pair = [[run[measure][domain] for domain in domains] for run in (dense, experts)]
   dense_mean, experts_mean = (statistics.fmean(values) for values in pair)
   parameters = experts["parameters"]

@@ -16,6 +16,7 @@ STUDY = Study(
   scales={"desk": Scale("minutes to an hour a run on CPU cores", table.HERE, (table.README,))},
   rows=lambda scale: table.ROWS,
   table=lambda scale: {name: table.table(name) for name in table.MODELS},
+  figures=lambda scale: table.draw(),
   baseline=baseline,
   train=table.train,
   load=table.load_rows,

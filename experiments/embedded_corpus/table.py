@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import pathlib
+import statistics
 from typing import Any
 
 from experiments.common import study as common
 from experiments.common import sweep, tables
+from experiments.common.dots import dot_file
 from experiments.common.sweep import Row
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -117,6 +119,31 @@ def table(name: str) -> str:
   )
   made = tables.markdown(["domain", *columns, *RUNGS], cells)
   return "\n".join([made, "", about + f"{first['hardware']}." + distances])
+
+
+def figure() -> str:
+  """Returns an SVG of the models, their dense twins and the ladder, by model and domain."""
+  lines = {}
+  for model in MODELS:
+    for domain, ladder in load(model)[0]["ladder"].items():
+      means = {
+        label: statistics.fmean(run["bits_per_byte"][domain] for run in runs)
+        for label, runs in (("experts", load(model)), ("dense twin", load(f"dense_{model}")))
+        if runs
+      }
+      rungs = {rung: ladder[rung] for rung in ("trigram", "5-gram", "lzma")}
+      lines[f"{model}, {domain.removeprefix('embedded:')}"] = means | rungs
+  return dot_file(
+    "Two small models and the ladder of baselines, mean over the seeds",
+    lines,
+    "bits per byte on held-out documents",
+    bold=("experts", "dense twin"),
+  )
+
+
+def draw() -> None:
+  """Writes the figure."""
+  (HERE / "ladder.svg").write_text(figure())
 
 
 def _minus(run: dict, rung: str) -> str:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from experiments.common import journal
 from experiments.common.study import Job
 from experiments.paper_scale.rows import Row
+from moe_jax.training import progress
 
 # The fields of a dry run's report that a line of results has.
 KEPT = (
@@ -43,10 +44,11 @@ def train(job: Job) -> None:
     for name, row in job.rows.items()
     if name not in done or done[name]["arguments"] != row.arguments()
   }
-  for name, row in (bar := tqdm(todo.items(), unit="row")):
-    bar.set_description(name)
+  # The bar also shows the time that has gone by and an estimate of the time that is left.
+  for number, (name, row) in enumerate(tqdm(todo.items(), unit="row"), 1):
     job.results.parent.mkdir(parents=True, exist_ok=True)
-    line = dry_run(name, row, job.workdir)
+    with progress.working(f"row {number} of {len(todo)}, {name}", tqdm.write):
+      line = dry_run(name, row, job.workdir)
     journal.append(job.results, line)
     job.report(name, line)
 

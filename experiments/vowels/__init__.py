@@ -6,9 +6,12 @@ import argparse
 import json
 from typing import Any
 
+from tqdm import tqdm
+
 from experiments.common import tables
 from experiments.common.study import Scale, Study, Verb
 from experiments.vowels import runs, table
+from moe_jax.training import progress
 
 RESULTS = runs.HERE / "results.json"
 
@@ -20,7 +23,8 @@ def make_tables(scale: str) -> dict[str, str]:
 
 def run(options: argparse.Namespace) -> int:
   """Trains all models, and renews results, figures and tables."""
-  runs.train()
+  with progress.working("training all models and drawing figures", tqdm.write):
+    runs.train()
   made = make_tables("desk")
   tables.write(table.README, made)
   print(made["vowels"])

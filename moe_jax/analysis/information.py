@@ -13,12 +13,13 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 SHUFFLES = 20  # for a level of chance
+_ITERATIONS = 200  # of `relative_pairs`, whose numbers are then right to many digits
 # Labels whose combinations could be more than these are counted by sorting.
 _MOST_CELLS = 2**22
 
 
 def entropy(counts: Shaped[np.ndarray, "..."]) -> float:
-  """Returns the entropy of the distribution that is proportional to `counts`; 0 if all are 0."""
+  """Returns the entropy, in nats, of the distribution proportional to `counts`; 0 if all are 0."""
   total = counts.sum()
   p = counts[counts > 0] / max(total, 1)
   return max(0.0, float(-(p * np.log(p)).sum()))
@@ -68,6 +69,29 @@ def relative(counts: Int[np.ndarray, "R C"]) -> Float[np.ndarray, "R C"]:
     return np.where(expected > 0, counts / expected, np.nan)
 
 
+def relative_pairs(pairs: Int[np.ndarray, "E E"]) -> Float[np.ndarray, "E E"]:
+  """Returns each count of a pair of different labels divided by what it would be by chance.
+
+  By chance each label is in as many pairs as it is, but with partners at random other than itself:
+  the expected count of the pair (i, j) is a_i a_j with numbers a for which the sums of rows are
+  those of `pairs` (quasi-independence, Goodman 1968). It is NaN on the diagonal and where a label
+  is in no pair.
+
+  Args:
+    pairs: The number of pairs of labels i and j, symmetric, with zeros on the diagonal.
+  """
+  sums = pairs.sum(axis=1).astype(float)
+  a = sums / np.sqrt(max(1.0, sums.sum()))
+  for _ in range(_ITERATIONS):
+    others = np.maximum(a.sum() - a, np.finfo(float).tiny)
+    # The geometric mean of the old and the new value keeps them from swinging.
+    a = np.sqrt(a * sums / others)
+  expected = np.outer(a, a)
+  np.fill_diagonal(expected, 0.0)
+  with np.errstate(divide="ignore", invalid="ignore"):
+    return np.where(expected > 0, pairs / expected, np.nan)
+
+
 class Entropies:
   """The joint entropies of named label arrays, each of which is computed once.
 
@@ -80,19 +104,23 @@ class Entropies:
     self._known: dict[frozenset[str], float] = {frozenset(): 0.0}
 
   def joint(self, *names: str) -> float:
-    """Returns the joint entropy of the labels with these names; 0 without names."""
+    """Returns the joint entropy, in nats, of the label arrays with these names; 0 without names.
+
+    Raises:
+      KeyError: If there are no labels with one of the names.
+    """
     key = frozenset(names)
     if key not in self._known:
       self._known[key] = _joint_entropy([self._labels[name] for name in sorted(key)])
     return self._known[key]
 
   def information(self, x: str, y: str, *given: str) -> float:
-    """Returns the mutual information I(x; y | given), >= 0."""
+    """Returns the mutual information I(x; y | given) in nats, >= 0, of named label arrays."""
     shared = self.joint(x, *given) + self.joint(y, *given)
     return max(0.0, shared - self.joint(x, y, *given) - self.joint(*given))
 
   def most(self, x: str, y: str, *given: str) -> float:
-    """Returns min(H(x | given), H(y | given)), the largest value that `information` could have."""
+    """Returns min(H(x | given), H(y | given)) in nats, the most that `information` could be."""
     return min(self.joint(x, *given), self.joint(y, *given)) - self.joint(*given)
 
 

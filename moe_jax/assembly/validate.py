@@ -437,11 +437,13 @@ def _validate_batch(config: Config) -> None:
   t, e = config.train, config.model.moe
   rule = balancing_options(config.model).chosen
   if rule is not None and not rule.adds_up and t.accumulate_steps > 1:
+    # Routers with rules of their own cannot take the histogram.
+    other = "set rule to quantile_histogram, or " if rule.general else ""
     raise ConfigError(
       "model.moe.balancing.rule",
       e.balancing.rule,
       f"sorts the whole batch at once, which train.accumulate_steps={t.accumulate_steps} cuts into "
-      "microbatches; use quantile_histogram, or set train.accumulate_steps=1",
+      f"microbatches; {other}set train.accumulate_steps=1",
     )
   if t.batch_size % t.accumulate_steps:
     raise ConfigError(

@@ -16,6 +16,8 @@ from moe_jax.errors import ConfigError, shorten
 from moe_jax.options import Config
 
 PRESET = "config.model.moe"  # the flag that takes a routing preset by name
+# Names that users of other programs expect -> the key that means the same.
+_OTHER_NAMES = {"lr": "learning_rate", "num_steps": "steps", "max_steps": "steps"}
 # The exceptions that absl and ml_collections raise about a command line. Errors of absl are
 # ValueErrors or AttributeErrors.
 _OVERRIDE_ERRORS = (
@@ -81,6 +83,8 @@ def parse(argv: Sequence[str], workdir: bool = True, others: Sequence[Flag] = ()
   try:
     positional = _override(config, rest, values)
   except flags.UnrecognizedFlagError as error:
+    if remedy := _flag_of_key(error.flagname, rest, config):
+      raise ConfigError("flag", f"--{error.flagname}", remedy) from error
     known = [
       "--config",
       "--config.KEY",
@@ -225,6 +229,27 @@ def _check_keys(args: Sequence[str], config: Config) -> None:
       )
     if hasattr(_branch(config, key + "."), "items"):
       raise ConfigError(key, value if equals else "", _instead(key, value, config))
+
+
+def _flag_of_key(name: str, args: Sequence[str], config: Config) -> str:
+  """Returns the remedy for `--NAME=VALUE` where NAME is the last part of a key; "" if of none."""
+  wanted = name.replace("-", "_")
+  wanted = _OTHER_NAMES.get(wanted, wanted)
+  keys = [
+    key
+    for key in _keys(config)
+    if key.rpartition(".")[2] == wanted and not hasattr(_branch(config, key + "."), "items")
+  ]
+  # `seed` itself is meant rather than the seed of a router, which lies deeper.
+  depth = min((key.count(".") for key in keys), default=0)
+  keys = [key for key in keys if key.count(".") == depth]
+  given = (arg.partition("=") for arg in args if arg.lstrip("-").partition("=")[0] == name)
+  value = next((value for _, equals, value in given if equals), "VALUE")
+  # A name such as "k", which many routers have, is part of so many keys that it tells nothing.
+  if not 0 < len(keys) <= 3:
+    return ""
+  listed = " or ".join(f"--config.{key}={shorten(value)}" for key in keys)
+  return f"is no flag of its own but a key of the config; write {listed}"
 
 
 def _instead(key: str, value: str, config: Config) -> str:

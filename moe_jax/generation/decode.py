@@ -65,6 +65,7 @@ def generate_tokens(
   stop: Sequence[int] = (),
   allowed: Bool[np.ndarray, "W"] | None = None,
   encoder: Mapping[str, Int[np.ndarray, "B M"]] | None = None,
+  room: int = 1,
 ) -> Int[np.ndarray, "B n"]:
   """Continues prompts of any lengths by up to n tokens, in one compiled program.
 
@@ -81,6 +82,8 @@ def generate_tokens(
     stop: Tokens after which a row ends.
     allowed: See `sampling.draw`.
     encoder: The sources of an encoder-decoder; see `EncoderDecoder`.
+    room: The least number of places for a prompt, >= 1. Calls whose prompts have different lengths
+      up to `room` share a compiled program.
 
   Returns:
     The drawn tokens, without the prompts. After a stop token, a row has -1.
@@ -88,7 +91,7 @@ def generate_tokens(
   Raises:
     ValueError: A prompt is empty, or no token is allowed.
   """
-  rows, tokens = _rows(variables, prompts, keys, allowed)
+  rows, tokens = _rows(variables, prompts, keys, allowed, room)
   how = _How(model, sampling, tuple(stop))
   return np.asarray(_all_at_once(how, rows, tokens, encoder))
 
@@ -130,7 +133,7 @@ class _How(NamedTuple):
   stop: tuple[int, ...]
 
 
-def _rows(variables, prompts, keys, allowed) -> tuple[_Rows, Int[np.ndarray, "B P"]]:
+def _rows(variables, prompts, keys, allowed, room: int = 1) -> tuple[_Rows, Int[np.ndarray, "B P"]]:
   """Returns the rows to continue, and their prompts with padding before them.
 
   The length P is a power of two, so that few programs are compiled for prompts of many lengths.
@@ -139,7 +142,7 @@ def _rows(variables, prompts, keys, allowed) -> tuple[_Rows, Int[np.ndarray, "B 
     raise ValueError("a prompt is empty: start it with the tokenizer's boundary token")
   if allowed is not None and not np.any(allowed):
     raise ValueError("allowed names no token")
-  longest = 1 << (max(map(len, prompts)) - 1).bit_length()
+  longest = 1 << (max(room, *map(len, prompts)) - 1).bit_length()
   tokens = np.zeros((len(prompts), longest), np.int32)
   # The last token that is drawn is never read.
   segment_ids = np.ones((len(prompts), longest + len(keys) - 1), np.int32)

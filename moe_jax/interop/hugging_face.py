@@ -60,7 +60,7 @@ class Published(NamedTuple):
 
 
 def keys(hf: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-  """Returns the module of the family, and the keys of our config that a config.json says.
+  """Returns the module of the family, and our config keys with the values of a config.json.
 
   Raises:
     ConfigError: If the family is not known, or a setting cannot be expressed.

@@ -423,10 +423,10 @@ def _axes(inner, xs: _Span, ys: _Span, log, x_label) -> str:
   """Draws the grid lines and labels of the y axis, and the x axis."""
   width, height = inner
   body = ""
-  for tick in _log_ticks(*ys) if log else _ticks(*ys, max(2, int(height / 38))):
+  for tick in _log_ticks(*ys) if log else round_numbers(*ys, max(2, int(height / 38))):
     y = _TOP + height * (1 - float(_scale(tick, *ys, log=log)))
     body += f'<path d="M{_LEFT} {y:.1f}h{width:.1f}" class="grid"/>'
-    body += f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(tick)}</text>'
+    body += f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick_label(tick)}</text>'
   return body + _x_axis(inner, xs, x_label)
 
 
@@ -438,14 +438,14 @@ def _x_axis(inner, xs: _Span, label) -> str:
     f'<text x="{_LEFT + width / 2:.1f}" y="{base + 33:.1f}" '
     f'text-anchor="middle">{html.escape(label)}</text>'
   )
-  for tick in _ticks(*xs, max(2, int(width / 60))):
+  for tick in round_numbers(*xs, max(2, int(width / 60))):
     x = _LEFT + width * float(_scale(tick, *xs))
     body += f'<path d="M{x:.1f} {base:.1f}v4" class="axis"/>'
-    body += f'<text x="{x:.1f}" y="{base + 17:.1f}" text-anchor="middle">{_short(tick)}</text>'
+    body += f'<text x="{x:.1f}" y="{base + 17:.1f}" text-anchor="middle">{tick_label(tick)}</text>'
   return body
 
 
-def _ticks(low: float, high: float, count: int) -> list[float]:
+def round_numbers(low: float, high: float, count: int) -> list[float]:
   """Returns about `count` round numbers between `low` and `high`."""
   raw = (high - low) / max(1, count)
   power = 10.0 ** math.floor(math.log10(raw))
@@ -458,10 +458,10 @@ def _log_ticks(low: float, high: float) -> list[float]:
   decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
   steps = (1, 2, 5) if math.log10(high / low) < 2.2 else (1,)
   ticks = [m * 10.0**d for d in decades for m in steps if low <= m * 10.0**d <= high]
-  return ticks if len(ticks) > 1 else _ticks(low, high, 4)
+  return ticks if len(ticks) > 1 else round_numbers(low, high, 4)
 
 
-def _short(value: float) -> str:
+def tick_label(value: float) -> str:
   """Returns the label of a tick, such as 0.002, 1.5, 20k, 3M or 1e-6."""
   size = abs(value)
   for unit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):

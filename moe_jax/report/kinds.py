@@ -43,11 +43,12 @@ def kinds_section(
 
 
 def _table(kinds: Int[np.ndarray, "N"], chosen: Int[np.ndarray, "N"], experts: int) -> str:
-  """Returns the table of a layer, with a sentence on how much the expert tells about the kind."""
+  """Returns the table of a layer, with a sentence on what the expert tells about the kind."""
   shape = (len(KINDS), experts)
   counts = table(kinds, chosen, shape)
   return (
-    f'<p class="note">The expert tells {explained(counts):.1%} of what there is to know about the '
-    f"kind; with shuffled experts it would be {explained_by_chance(kinds, chosen, shape):.1%}.</p>"
+    '<p class="note">Knowing which expert a token went to reduces the uncertainty (entropy) about '
+    f"the token's kind by {explained(counts):.1%}; with shuffled experts it is "
+    f"{explained_by_chance(kinds, chosen, shape):.1%}.</p>"
     + expert_table("kind (tokens)", KINDS, counts)
   )

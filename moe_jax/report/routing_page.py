@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 
 from moe_jax.report.colours import expert_colour, ink, tint
 from moe_jax.report.kinds import kinds_section
+from moe_jax.report.pairs import pairs_section
 from moe_jax.report.style import SCRIPT, script_safe
 
 MAX_TOKENS = 12_000  # in the whole report; a token takes about 50 bytes of HTML
@@ -23,8 +24,9 @@ def routing_section(routing: Mapping[str, Any], layers: Sequence[str]) -> str:
 
   Args:
     routing: The contents of routing.json as `run/finish.py` writes it: {"num_experts": E, "pages":
-      [{"source": name, "pieces": [L], "experts": [Lm, L]}, ...]}. A piece is the text of a token,
-      or None for a special token. An expert of E means that no expert got the token.
+      [{"source": name, "pieces": [L], "experts": [Lm, L], "second": [Lm, L]}, ...]}. A piece is
+      the text of a token, or None for a special token. An expert of E means that no expert got the
+      token. Second choices may be missing.
     layers: A name for each of the Lm layers with experts.
   """
   experts = routing.get("num_experts")
@@ -57,6 +59,30 @@ def routing_section(routing: Mapping[str, Any], layers: Sequence[str]) -> str:
       experts,
       layers,
     )
+    + _pairs(pages, chosen, experts, layers)
+  )
+
+
+def _pairs(
+  pages: Sequence[Mapping[str, Any]], chosen: Sequence[np.ndarray], experts: int, layers
+) -> str:
+  """Returns the section of pairs of experts, or "" unless all pages have second choices.
+
+  Args:
+    pages: The pages of routing.json.
+    chosen: The experts of each page that are shown.
+    experts: The number of experts E.
+    layers: The names of the layers.
+  """
+  seconds = [{**page, "experts": page.get("second")} for page in pages]
+  if not all(_fits(second, len(layers)) for second in seconds):
+    return ""
+  shown = [
+    np.asarray(page["experts"], int)[:, : first.shape[1]]
+    for page, first in zip(seconds, chosen, strict=True)
+  ]
+  return pairs_section(
+    np.concatenate(chosen, axis=1), np.concatenate(shown, axis=1), experts, layers
   )
 
 

@@ -31,6 +31,7 @@ from moe_jax.report.records import (
 )
 from moe_jax.report.routing_page import routing_section
 from moe_jax.report.style import CSS, HOVER
+from moe_jax.routing.metrics import PERCENTILES
 
 POINTS = 400  # maximum number of points of a line
 
@@ -243,8 +244,9 @@ def _table(run: Workdir) -> str:
     if rungs
     else f"Held-out {unit} {where}; lower is better."
   )
-  star = '<p class="note">* on another version of this text</p>' if differ else ""
-  table = f'<div class="wide"><table><tr>{head}</tr>{rows}</table>{star}</div>'
+  notes = ["* on another version of this text"] * bool(differ) + [compare.get("about", "")]
+  below = "".join(f'<p class="note">{html.escape(str(note))}</p>' for note in notes if note)
+  table = f'<div class="wide"><table><tr>{head}</tr>{rows}</table>{below}</div>'
   return f'<h2>Result</h2><p class="lead">{words}</p>{table}'
 
 
@@ -377,12 +379,24 @@ _ROUTER_CHARTS: Mapping[str, tuple[str, str]] = {
   "moe/drop_rate": ("Drop rate", "assignments beyond capacity, of all"),
   "moe/entropy": ("Router entropy", "nats, mean over tokens; ln E = undecided"),
   "moe/max_violation": ("Maximum violation", "load of the fullest expert × E − 1; 0 = balanced"),
+  "moe/load_percentiles": (
+    "Load percentiles",
+    "of all experts of all layers, as multiples of an even load; 1 = balanced",
+  ),
+  "moe/device_overload": (
+    "Overload of devices",
+    "load of the busiest device as a multiple of an even load; 1 = balanced",
+  ),
   "balance": ("Balance loss", "unweighted; 1 = balanced, E = all tokens to one expert"),
   "z": ("Router z-loss", "unweighted; mean of (log Σ exp logits)²"),
   "moe/logit_max": ("Largest router logit", ""),
   "importance": ("Importance loss", "unweighted; squared coefficient of variation, 0 = balanced"),
   "load": ("Load loss", "unweighted; squared coefficient of variation, 0 = balanced"),
 }
+
+
+# The charts whose axis begins at 0.
+_FROM_ZERO = ("moe/drop_rate", "moe/entropy", "moe/max_violation", "moe/load_percentiles", "z")
 
 
 def _routers(run: Workdir, layers: Sequence[str]) -> str:
@@ -400,13 +414,13 @@ def _routers(run: Workdir, layers: Sequence[str]) -> str:
       continue
     data = thin(data, POINTS)
     columns = data.values.reshape(len(data.steps), -1).T
-    names = (
-      layers
-      if data.values.ndim == 2 and len(layers) == len(columns)
-      else [str(i) for i in range(len(columns))]
-    )
+    names: Sequence[str] = [str(i) for i in range(len(columns))]
+    if name == "moe/load_percentiles":
+      names = [f"{percentile} %" for percentile in PERCENTILES]
+    elif data.values.ndim == 2 and len(layers) == len(columns):
+      names = layers
     lines = [Line(names[i], data.steps, y, series_colour(i)) for i, y in enumerate(columns)]
-    bottom = 0.0 if name in ("moe/drop_rate", "moe/entropy", "moe/max_violation", "z") else None
+    bottom = 0.0 if name in _FROM_ZERO else None
     charts += line_chart(
       title, lines, note=note, levels=levels.get(name, []), bottom=bottom, **SMALL
     )

@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from moe_jax.analysis.information import relative
 from moe_jax.report.colours import LOAD_LABELS, LOAD_SCALE, ink, load_pixels
@@ -14,22 +14,28 @@ from moe_jax.report.colours import LOAD_LABELS, LOAD_SCALE, ink, load_pixels
 MOST_EXPERTS = 64  # more columns than these could not be read
 
 
-def expert_table(head: str, names: Sequence[str], counts: Int[np.ndarray, "R E"]) -> str:
+def expert_table(
+  head: str,
+  names: Sequence[str],
+  counts: Int[np.ndarray, "R E"],
+  times_chance: Float[np.ndarray, "R E"] | None = None,
+) -> str:
   """Returns a table with the percentages of each row that go to each expert, as HTML.
-
-  The colour of a cell compares it with the expert's share of all rows.
 
   Args:
     head: What the rows are, for the first cell of the head.
     names: The name of each of the R rows. Rows without counts are left out.
     counts: The number of tokens of each row and expert.
+    times_chance: What the colour of a cell shows, of which 1 is white. None means the counts
+      divided by those for which each row would have the experts' shares of all rows.
   """
+  times_chance = relative(counts) if times_chance is None else times_chance
   sizes = counts.sum(axis=1)
   share = counts / np.maximum(1, sizes)[:, None]
   columns = "".join(f"<th>{expert}</th>" for expert in range(counts.shape[1]))
   rows = ""
   for name, size, shares, colours in zip(
-    names, sizes, share, load_pixels(relative(counts)), strict=True
+    names, sizes, share, load_pixels(times_chance), strict=True
   ):
     if size:
       cells = "".join(_cell(value, colour) for value, colour in zip(shares, colours, strict=True))

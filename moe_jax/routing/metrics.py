@@ -16,9 +16,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from moe_jax.routing.plan import RoutingPlan
+
+PERCENTILES = (5, 50, 95)
 
 
 def sums(
@@ -128,6 +131,33 @@ def max_violation(load: Float[Array, "*Lm E"]) -> Float[Array, "*Lm"]:
     load: Each expert's share of the assignments.
   """
   return jnp.max(load, axis=-1) * load.shape[-1] - 1.0
+
+
+def load_percentiles(load: Float[np.ndarray, "*Lm E"]) -> Float[np.ndarray, "N"]:
+  """Returns `PERCENTILES` of the experts' loads over all layers, as multiples of an even load.
+
+  All are 1 at balance. The lowest tells how many experts starve, the highest how many are crowded,
+  however many layers there are.
+
+  Args:
+    load: Each expert's share of the assignments of its layer.
+  """
+  return np.percentile(np.asarray(load) * load.shape[-1], PERCENTILES)
+
+
+def device_overload(load: Float[np.ndarray, "*Lm E"], devices: int) -> Float[np.ndarray, "*Lm"]:
+  """Returns the load of the busiest device as a multiple of an even load, in [1, D].
+
+  It is the factor by which the step of a layer that exchanges tokens waits for that device. Device
+  d holds the E/D consecutive experts that begin with expert d*E/D. A layer without assignments has
+  the value 0.
+
+  Args:
+    load: Each expert's share of the assignments of its layer.
+    devices: The number of devices D among which the experts are divided, which divides E.
+  """
+  shares = np.asarray(load).reshape(*load.shape[:-1], devices, -1).sum(-1)
+  return np.asarray(shares.max(-1) * devices)
 
 
 def drop_rate(plan: RoutingPlan, kept: RoutingPlan) -> Float[Array, ""]:

@@ -143,10 +143,26 @@ def _finish(
   if routing:
     workdir.write_atomically(directory / "routing.json", json.dumps(routing))
   path = write_report(directory)
+  workdir.note_end(directory)
   shown = no_sample or f"sample, temperature {TEMPERATURE}:\n{sampled}"
   shown = f"{shown}\n\n" if continues else ""
   print(f"\n{table(results)}\n\n{shown}report: {path}", flush=True)
   return results
+
+
+def show_end(directory: Path) -> None:
+  """Prints the results of a run that has ended (`workdir.has_ended`), and where its report is.
+
+  A report that is missing or cut is written anew.
+  """
+  results, path = json.loads((directory / "results.json").read_text()), directory / "report.html"
+  if not (path.is_file() and path.read_bytes().rstrip().endswith(b"</html>")):
+    path = write_report(directory)
+  print(
+    f"the run in {directory} has finished its {results['steps']:,} steps; a larger train.steps "
+    f"goes on from there\n\n{table(results)}\n\nreport: {path}",
+    flush=True,
+  )
 
 
 def _say(text: str) -> None:
@@ -169,21 +185,44 @@ def sample_text(
   allowed = tokenizer.byte_lengths > 0
   count = math.ceil(SAMPLE_BYTES / np.median(tokenizer.byte_lengths[allowed]))
   keys = jax.random.split(jax.random.key(SAMPLE_SEED), count)
-  context, drawn = [tokenizer.boundary], []
-  while len(drawn) < count:
-    # The last token that is drawn need not fit into the window, because it is not read.
-    more = min(count - len(drawn), window + 1 - len(context))
+  pieces = _pieces(count, window)
+  # All pieces have the shapes of the longest, so that one program draws them. It also draws tokens
+  # that nobody reads.
+  room, at_most = (max(lengths) for lengths in zip(*pieces, strict=True))
+  drawn = [tokenizer.boundary]
+  for length, more in pieces:
+    begun = len(drawn) - 1
     ids = generate_tokens(
       model,
       variables,
-      [context],
-      keys[len(drawn) : len(drawn) + more],
+      [drawn[-length:]],
+      keys[np.arange(begun, begun + at_most) % count],
       Sampling(TEMPERATURE),
       allowed=allowed,
+      room=room,
     )
-    drawn += ids[0].tolist()
-    context = drawn[-(window + 1 - min(count - len(drawn), window - window // 4)) :]
-  return tokenizer.decode(drawn)[:SAMPLE_BYTES].decode("utf-8", "replace")
+    drawn += ids[0, :more].tolist()
+  return tokenizer.decode(drawn[1:])[:SAMPLE_BYTES].decode("utf-8", "replace")
+
+
+def _pieces(count: int, window: int) -> list[tuple[int, int]]:
+  """Returns the lengths of the context and of the new tokens of each piece of a sample.
+
+  The first context is the boundary. Later ones are at least a quarter of the window, and more if
+  fewer new tokens are left. A context and its new tokens but the last, which is not read, fit into
+  the window.
+
+  Args:
+    count: The number of tokens of the sample.
+    window: The number of tokens of a row in training.
+  """
+  pieces, length = [], 1
+  while count:
+    more = min(count, window + 1 - length)
+    pieces.append((length, more))
+    count -= more
+    length = window + 1 - min(count, window - window // 4)
+  return pieces
 
 
 def routing_pages(
@@ -217,6 +256,7 @@ def routing_pages(
         source: The name of the source.
         pieces: The text of each token, or None for a special token.
         experts: The expert of each token in each layer, [Lm][tokens]. E means no expert.
+        second: The second choice, likewise, if any token has one.
   """
   route = routed.make_route(model, mesh)
   layers = routed.expert_layers(model)
@@ -234,19 +274,22 @@ def routing_pages(
     shown = stacks[stack]
     real = np.flatnonzero(shown["segment_ids"].ravel() > 0)[:PAGE_TOKENS]
     chosen = shown["first"].reshape(len(shown["first"]), -1)[:, real]
-    pages.append(
-      {
-        "source": source.name,
-        "pieces": routed.pieces(tokenizer, shown["tokens"].ravel()[real]),
-        "experts": chosen.tolist(),
-      }
-    )
     experts = len(shown["experts"])
+    page = {
+      "source": source.name,
+      "pieces": routed.pieces(tokenizer, shown["tokens"].ravel()[real]),
+      "experts": chosen.tolist(),
+    }
+    if "second" in shown:
+      second = shown["second"].reshape(len(shown["second"]), -1)[:, real]
+      # With one expert a token there is none.
+      page |= {"second": second.tolist()} if np.any(second < experts) else {}
+    pages.append(page)
   return {"num_experts": experts, "layers": layers[stack], "pages": pages} if pages else {}
 
 
 def source_ladder(options: DataOptions, source: data.Source, most: int) -> dict[str, float] | None:
-  """Returns the ladder of a source (see `data/ladder.py`).
+  """Returns the bits per byte of n-gram models and LZMA on a source (see `data/ladder.py`).
 
   Args:
     options: The options of the data.
@@ -255,7 +298,8 @@ def source_ladder(options: DataOptions, source: data.Source, most: int) -> dict[
       is computed. 0 means that there is no ladder.
 
   Returns:
-    The ladder, or None if the text is larger than that or the validation split is empty.
+    Name of the baseline -> bits per byte of the validation split, or None if the text is larger
+    than `most` or the validation split is empty.
   """
   if not most:
     return None
@@ -277,8 +321,9 @@ def comparison(path: str, results: Mapping[str, Any]) -> dict[str, Any]:
     results: The results of this run.
 
   Returns:
-    `{"compare": {"label", MEASURE, "other_data"}}`, where `other_data` lists the sources whose text
-    differs between the runs; {} if there are no results to read.
+    `{"compare": {"label", "about", MEASURE, "other_data"}}`, where `about` says in a sentence what
+    run it is, and `other_data` lists the sources whose text differs between the runs; {} if there
+    are no results to read, or if they are of other sources, as with data of the user's own.
   """
   measure, _ = measure_of(results)
   if not path:
@@ -296,9 +341,13 @@ def comparison(path: str, results: Mapping[str, Any]) -> dict[str, Any]:
       flush=True,
     )
     return {}
+  if not scores:
+    return {}
+  after = f" after {other['steps']:,} steps" if isinstance(other.get("steps"), int) else ""
+  about = f"{name}: what {other['config']} reached{after}, read from {path} (report.compare)."
   other_fingerprints = other.get("data") or {}
   different = [s for s in scores if other_fingerprints.get(s) != results["data"].get(s)]
-  return {"compare": {"label": name, measure: scores, "other_data": different}}
+  return {"compare": {"label": name, "about": about, measure: scores, "other_data": different}}
 
 
 def measure_of(results: Mapping[str, Any]) -> tuple[str, str]:
@@ -310,6 +359,7 @@ def table(results: Mapping[str, Any]) -> str:
   """Returns a table of the run's measure.
 
   It has a line for each source, and columns for this run, the run to compare with, and the ladder.
+  A sentence below says what run it is compared with.
   """
   compare, (measure, words) = results.get("compare", {}), measure_of(results)
   rungs = list(dict.fromkeys(rung for ladder in results["ladder"].values() for rung in ladder))
@@ -330,7 +380,9 @@ def table(results: Mapping[str, Any]) -> str:
     ).rstrip()
     for line in lines
   )
-  return text + ("\n* on another version of this text" if compare.get("other_data") else "")
+  notes = ["* on another version of this text"] if compare.get("other_data") else []
+  notes += [compare["about"]] if compare else []
+  return "\n".join([text, *notes])
 
 
 def _cell(value: float | None) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from moe_jax import accounts, assembly, data, distributed, sharding
 from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError
+from moe_jax.routing import metrics as router_metrics
 from moe_jax.run import finish, teacher
 from moe_jax.run import update as updates
 from moe_jax.run.watch import Profile, Watch
@@ -84,7 +85,8 @@ def train(
 ) -> bool:
   """Trains until `train.steps`, a signal or `train.max_minutes`.
 
-  The run continues from the last checkpoint in the workdir, if there is one.
+  The run continues from the last checkpoint in the workdir, if there is one. Of a run that has
+  ended with this config and has all of its results, these are shown, and nothing else is done.
 
   Args:
     config: A config that `assembly.validate` and `workdir.check` accept.
@@ -102,6 +104,11 @@ def train(
     Diverged: If the loss, a gradient or a weight is not finite. The last checkpoint is older.
   """
   first, begun = jax.process_index() == 0, time.monotonic()
+  # The results are shown without reading data or compiling; all processes agree on that.
+  if not distributed.any_process(not workdir.has_ended(directory, config)):
+    if first:
+      finish.show_end(directory)
+    return True
   watch = watch or Watch()
   data_options = DataOptions.of(config.data)
   train_options = TrainOptions.of(config.train)
@@ -440,7 +447,25 @@ def _log(run: Run, n: int, metrics: dict[str, Any], loss: float) -> None:
     _tell(run, n, event)
   run.progress.routing = routing_words(metrics)
   written = {name: value for name, value in metrics.items() if name != "grad_norms"}
+  written |= _spread(load, run.mesh.shape["expert"])
   run.writer.write(n, "train", written | {"tokens_per_second": run.progress.log(loss)})
+
+
+def _spread(load: Any, devices: int) -> dict[str, np.ndarray]:
+  """Returns what the loads of all layers say about experts and devices; {} without experts.
+
+  Args:
+    load: The metric "moe/load" [Lm, E], or None.
+    devices: The number of devices among which the mesh divides the experts.
+  """
+  if load is None:
+    return {}
+  load = np.asarray(load)
+  spread = {"moe/load_percentiles": router_metrics.load_percentiles(load)}
+  # Layers whose number of experts the mesh does not divide are not divided.
+  if devices > 1 and load.shape[-1] % devices == 0:
+    spread["moe/device_overload"] = router_metrics.device_overload(load, devices)
+  return spread
 
 
 def routing_words(metrics: Mapping[str, Any]) -> str:

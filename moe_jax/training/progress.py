@@ -87,7 +87,7 @@ class Progress:
     if self._bar is None:
       done = self._step - self._first
       left = (
-        _duration((self._steps - self._step) * self._seconds / done)
+        duration((self._steps - self._step) * self._seconds / done)
         if done and self._seconds
         else "?"
       )
@@ -178,7 +178,7 @@ def _short(number: float) -> str:
   return f"{number:.0f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
   """Returns a duration as hours:minutes:seconds."""
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)

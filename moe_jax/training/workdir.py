@@ -1,7 +1,7 @@
 """The directory of a run, which a run claims by writing its config; other runs are refused.
 
 config.json    the resolved config
-meta.json      versions, fingerprints of the data, and the command of every start
+meta.json      versions, fingerprints of the data, commands of all starts, digests of the results
 checkpoints/   see checkpoints.py
 set_aside/     checkpoints from which the run could not or must not continue
 metrics.jsonl  see metrics.py
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -261,10 +262,47 @@ def note_start(
   meta = read_json(directory / "meta.json", dict) or {"starts": []}
   if not meta["starts"]:
     meta |= facts
+  # What an earlier start has written at its end is not the end of this one.
+  meta.pop("end", None)
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
   meta["starts"].append({"time": now} | versions() | start)
   write_json(directory / "meta.json", meta)
   write_json(directory / "config.json", plain(config))
+
+
+def note_end(directory: pathlib.Path) -> None:
+  """Notes in `meta.json` that the present start has written all results; see `has_ended`."""
+  meta = read_json(directory / "meta.json", dict)
+  # Without it, the next start asks for the file.
+  if meta is not None:
+    write_json(directory / "meta.json", meta | {"end": _digests(directory)})
+
+
+def has_ended(directory: pathlib.Path, config) -> bool:
+  """Returns whether the directory has all results of this very config, as they were written.
+
+  The report is not looked at, because it can be made from the other files at any time.
+
+  Args:
+    directory: The workdir, which `check` has accepted.
+    config: The config of this start. A key of `FREE` that has changed means a new end, too, because
+      it may change how the run is evaluated or what it is compared with.
+  """
+  meta = read_json(directory / "meta.json", dict) or {}
+  # `config.json` is the config of the last start, whose end is noted.
+  return (
+    "end" in meta
+    and meta["end"] == _digests(directory)
+    and read_json(directory / "config.json", dict) == plain(config)
+  )
+
+
+def _digests(directory: pathlib.Path) -> dict[str, str]:
+  """Returns the SHA-256 of each file of results from which the report is made."""
+  paths = (directory / name for name in ("results.json", "routing.json"))
+  return {
+    path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()
+  }
 
 
 def versions() -> dict[str, Any]:

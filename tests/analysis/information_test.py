@@ -67,3 +67,20 @@ def test_shuffles_stay_within_strata():
   order = info.shuffled_within(strata, np.random.default_rng(0))
   assert sorted(order) == list(range(100)) and (strata[order] == strata).all()
   assert (order != np.arange(100)).sum() > 80
+
+
+def test_pairs_beside_chance():
+  # Worked by hand. All three pairs of three labels equally often are chance, and so is any table of
+  # three labels, because its sums of rows fix all pairs. Of four labels in two pairs that never
+  # mix, each label would meet each of the other three equally often: 10 / (10 / 3) = 3.
+  # Catches a chance that pairs a label with itself, by which the first table would be 1.5.
+  def relative(rows):
+    return info.relative_pairs(np.array(rows))
+
+  off = ~np.eye(3, dtype=bool)
+  for rows in ([[0, 5, 5], [5, 0, 5], [5, 5, 0]], [[0, 8, 2], [8, 0, 3], [2, 3, 0]]):
+    np.testing.assert_allclose(relative(rows)[off], 1.0, rtol=1e-6)
+  apart = relative([[0, 10, 0, 0], [10, 0, 0, 0], [0, 0, 0, 10], [0, 0, 10, 0]])
+  assert apart[0, 1] == pytest.approx(3) and apart[0, 2] == 0 and np.isnan(apart[1, 1])
+  empty = relative([[0, 4, 0], [4, 0, 0], [0, 0, 0]])
+  assert empty[0, 1] == pytest.approx(1) and np.isnan(empty[2]).all()

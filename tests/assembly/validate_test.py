@@ -250,6 +250,20 @@ WRONG = [
   ({"model.moe.group_rows": 0}, "model.moe.group_rows", "at least 1"),
   ({"train.steps": 0}, "train.steps", "at least 1"),
   ({"train.accumulate_steps": 5}, "train.accumulate_steps", "batch_size=32"),
+  (
+    {"train.accumulate_steps": 2, "model.moe.balancing.rule": "quantile"},
+    "model.moe.balancing.rule",
+    "microbatches; set rule to quantile_histogram, or set train.accumulate_steps=1",
+  ),
+  (
+    {
+      "train.accumulate_steps": 2,
+      f"{R}.name": "expert_threshold",
+      "model.moe.balancing.rule": "expert_quantile",
+    },
+    "model.moe.balancing.rule",
+    "microbatches; set train.accumulate_steps=1",
+  ),
   ({"train.batch_size": 12}, "train.batch_size", "data=8"),
   (
     {"train.batch_size": 12, "mesh.data": 2, "mesh.expert": 4},

@@ -2,6 +2,8 @@
 
 import argparse
 import functools
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -92,3 +94,10 @@ def test_decoding_flags_are_checked():
   )
   with pytest.raises(ConfigError, match="batches"):
     generation.action(options)
+
+
+def test_the_figure_shows_the_results():
+  # Catches a figure of an older measurement.
+  folder = pathlib.Path(run.__file__).parent
+  report = json.loads((folder / "results.json").read_text())
+  assert (folder / "results.svg").read_text() == run.figure(report)

@@ -15,6 +15,7 @@ def test_the_readme_shows_the_results():
   # embedded_corpus write`.
   text = table.README.read_text()
   assert tables.replace_all(text, STUDY.table("desk")) == text
+  assert (table.HERE / "ladder.svg").read_text() == table.figure()
 
 
 @pytest.mark.parametrize("name, rung", [("quickstart", "trigram"), ("desk", "4-gram")])

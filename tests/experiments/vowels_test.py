@@ -76,6 +76,7 @@ def test_the_criterion_stops_each_run():
   np.testing.assert_allclose(runs.curve[:4, 0], [1, 0.25, 0.0625, 0.0625])
 
 
+@pytest.mark.every_variant
 def test_seeds_side_by_side_are_the_seeds_alone():
   # Catches runs that share a gradient or a step size, one initialisation for all seeds, and a stop
   # for all at the first.

@@ -121,6 +121,7 @@ def test_padding_changes_nothing():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), aux, aux2)
 
 
+@pytest.mark.every_variant
 def test_scanned_blocks_equal_unrolled_ones():
   # There are two gates, so that plans of 16 and of 8 assignments must be stacked. Catches sublayers
   # of one kind that share parameters, a metric of the wrong sublayer, and a padded plan whose added
@@ -149,6 +150,7 @@ def test_scanned_blocks_equal_unrolled_ones():
   np.testing.assert_allclose(replayed, logits, atol=1e-5)
 
 
+@pytest.mark.every_variant
 def test_a_mesh_computes_the_same():
   # Catches a logical axis that splits what must not be split, such as a sublayer's own width.
   model = brainformer(

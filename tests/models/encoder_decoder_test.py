@@ -321,6 +321,7 @@ def _one_table_of_relative_biases_a_stack(changes, derive):
   close(rest(spread(gradient)), rest(by_layer))
 
 
+@pytest.mark.every_variant
 def test_stored_plans_are_followed_by_both_stacks():
   # Catches a decoder that follows the encoder's plan, and a plan that is not passed on.
   model, batch = make(), pair([[6]], [[9]])
@@ -399,6 +400,7 @@ def test_dropout_only_in_training():
   close(run(model, variables, batch)[0], run(plain, variables, batch)[0])
 
 
+@pytest.mark.every_variant
 def test_a_mesh_computes_the_same():
   # Catches a loss of only one shard, and a memory whose rows are not those of its targets. Also
   # catches a gradient of only one shard for the shared table of relative biases, whose heads are

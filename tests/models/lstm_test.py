@@ -153,6 +153,7 @@ def test_padding_changes_nothing():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), aux, aux2)
 
 
+@pytest.mark.every_variant
 def test_scanned_layers_equal_unrolled_layers():
   # Four layers with experts after layers 0 and 2 give two repetitions. Catches parameters that
   # repetitions share.
@@ -225,6 +226,7 @@ def test_dropout_is_on_every_layers_output():
   assert (num_dropouts(True), num_dropouts(False)) == (4, 0)
 
 
+@pytest.mark.every_variant
 def test_a_mesh_computes_the_same():
   # The model has a projected LSTM, one group for the whole batch and a hierarchical gate. Catches a
   # parameter without logical axes, units that are summed over copies, and a group that lies on

@@ -57,6 +57,19 @@ def test_script_gets_every_layer():
   assert text.count("data-layer=") == 2 and "<3>" not in text
 
 
+def test_second_choices_make_a_map_if_every_page_has_them():
+  # Catches choices that are not those of the shown tokens, and a page of an older run, or a damaged
+  # one, that ends the report.
+  one = page()["pages"][0]
+  with_second = one | {"second": [[1, 2, 0, 3], [3, 3, 3, 3]]}
+  head, layers = "Experts that are chosen together", ["layer 1", "layer 3"]
+  text = routing_section(page(pages=[with_second]), layers)
+  assert head in text and "<td>0 (2)</td>" in text[text.index(head) :]
+  for pages in ([one], [with_second, one], [one | {"second": [[1]]}], [one | {"second": "x"}]):
+    text = routing_section(page(pages=pages), layers)
+    assert "Held-out text" in text and head not in text
+
+
 @pytest.mark.parametrize(
   "routing",
   [

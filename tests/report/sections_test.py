@@ -71,13 +71,16 @@ def test_validation_curve_is_visible_beside_the_ladder(tmp_path, shift):
 
 
 def test_text_that_differs_is_marked(tmp_path):
-  # Catches a comparison between different versions of a text that does not say so.
+  # Catches a comparison between different versions of a text that does not say so, and one with a
+  # run that is not described.
   path = synthetic.write_workdir(tmp_path / "run", steps=20)
   results = json.loads((path / "results.json").read_text())
   results["compare"]["other_data"] = ["embedded:prose"]
+  results["compare"]["about"] = "what a dense <run> reached"
   (path / "results.json").write_text(json.dumps(results))
   text = page(read_workdir(path))
   assert "2.125*" in text and "another version of this text" in text
+  assert "what a dense &lt;run&gt; reached" in text
 
 
 def test_events_are_told_in_order_and_counted(tmp_path):

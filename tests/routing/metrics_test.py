@@ -38,6 +38,18 @@ def test_load_and_violation():
   assert float(metrics.max_violation(jnp.full(4, 0.25))) == 0.0
 
 
+def test_spread_over_experts_and_devices():
+  # Two layers of four experts; as multiples of an even load their loads are 0, 2, 2, 0 and 1, 1, 1,
+  # 1, so that the median of all eight is 1. Of two devices, each has a half of both layers; of
+  # four, the second has twice an even load. Catches percentiles of each layer alone, shares in
+  # place of multiples, and experts that are dealt out like cards.
+  load = np.array([[0.0, 0.5, 0.5, 0.0], [0.25, 0.25, 0.25, 0.25]])
+  np.testing.assert_allclose(metrics.load_percentiles(load), [0, 1, 2])
+  np.testing.assert_allclose(metrics.device_overload(load, 2), [1, 1])
+  np.testing.assert_allclose(metrics.device_overload(load, 4), [2, 1])
+  np.testing.assert_allclose(metrics.device_overload(np.array([0.5, 0.3, 0.1, 0.1]), 2), 1.6)
+
+
 def test_importance():
   # Expert 0 gets gates of 0.5 + 0.9 and expert 1 gets 0.5, of a total of 1.9. Catches assignments
   # that are counted instead of gates, and a total below 1 that is not divided by.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import jax
 import numpy as np
@@ -11,8 +12,9 @@ import tiny
 from moe_jax import assembly, data, sharding
 from moe_jax.data.documents import InMemory, Subset
 from moe_jax.data.options import DataOptions
-from moe_jax.run import finish
-from moe_jax.training import evaluate, optimizers
+from moe_jax.generation import decode
+from moe_jax.run import finish, loop
+from moe_jax.training import evaluate, optimizers, workdir
 from moe_jax.training import state as states
 
 pytestmark = pytest.mark.smoke
@@ -28,8 +30,8 @@ INFO = {
 def parts(directory, **changes):
   """Returns the arguments of `finish.finish` for an untrained model, without `run_info`."""
   config = tiny.config(directory, **changes)
-  workdir = directory / "run"
-  workdir.mkdir()
+  place = directory / "run"
+  place.mkdir()
   data_options, rules = DataOptions.of(config.data), dict(config.sharding)
   tokenizer, sources = data.tokenizer_of(data_options), data.make_sources(data_options)
   mesh = sharding.make_mesh(dict(config.mesh))
@@ -45,7 +47,7 @@ def parts(directory, **changes):
   eval_fn = evaluate.make_eval(
     data_options, config.train.batch_size, rules, model, mesh, tokenizer, sources
   )
-  return config, workdir, model, state, tokenizer, sources, mesh, eval_fn
+  return config, place, model, state, tokenizer, sources, mesh, eval_fn
 
 
 def test_leaves_results_routing_report_and_a_table(tmp_path, capsys):
@@ -58,9 +60,9 @@ def test_leaves_results_routing_report_and_a_table(tmp_path, capsys):
   other["bits_per_byte"][source.name] = 7.5
   (tmp_path / "other.json").write_text(json.dumps(other))
   finish.finish(*arguments, INFO)
-  workdir, printed = arguments[1], capsys.readouterr().out
+  place, printed = arguments[1], capsys.readouterr().out
 
-  results = json.loads((workdir / "results.json").read_text())
+  results = json.loads((place / "results.json").read_text())
   assert INFO.items() <= results.items()
   size = sum(map(len, source.documents("validation")))
   nats = results["loss"][source.name] * arguments[-1](arguments[3], 0)[source.name]["tokens"]
@@ -79,24 +81,28 @@ def test_leaves_results_routing_report_and_a_table(tmp_path, capsys):
   )
   assert results["compare"] == {
     "label": "dense baseline",
+    "about": "dense baseline: what configs/dense_baseline.py:quickstart reached, read from "
+    f"{tmp_path / 'other.json'} (report.compare).",
     "bits_per_byte": {source.name: 7.5},
     "other_data": [source.name],
   }
 
-  routing = json.loads((workdir / "routing.json").read_text())
+  routing = json.loads((place / "routing.json").read_text())
   (page,) = routing["pages"]
   assert routing["num_experts"] == 4 and routing["layers"] == [0] and len(page["experts"]) == 1
+  # The layer is top-2, so that each token has a second choice, which is not the first.
+  assert all(a != b < 4 for a, b in zip(page["experts"][0], page["second"][0], strict=True))
   # One batch has fewer tokens than a page.
   assert len(page["pieces"]) == len(page["experts"][0]) == 4 * 32
   text = source.documents("validation")[0].decode()
   assert page["pieces"][0] is None and "".join(page["pieces"][1:21]) == text[:20]
   assert set(page["experts"][0]) <= {0, 1, 2, 3}
 
-  assert "Held-out text by expert" in (workdir / "report.html").read_text()
+  assert "Held-out text by expert" in (place / "report.html").read_text()
   # On a busy machine, long work says in between how long it has taken.
   lines = [line for line in printed.splitlines() if not line.endswith("so far")]
   table = "\n".join(lines).strip().splitlines()
-  head, line, note = table[:3]
+  head, line, note, about = table[:4]
   assert (
     head.split()
     == "bits per byte this run dense baseline unigram bigram trigram 4-gram 5-gram LZMA".split()
@@ -104,8 +110,9 @@ def test_leaves_results_routing_report_and_a_table(tmp_path, capsys):
   assert (
     line.startswith(source.name) and "7.500*" in line and note.startswith("* on another version")
   )
+  assert about == results["compare"]["about"]
   assert (
-    str(workdir / "report.html") in printed
+    str(place / "report.html") in printed
     and 0 < len(results["sample"].encode("utf-8", "replace")) <= 600
   )
 
@@ -122,9 +129,47 @@ def test_dense_run_has_no_routing(tmp_path):
 def test_sample_is_the_same_each_time_and_made_of_bytes(tmp_path):
   # Catches a seed that is taken from the clock, a crash if a sequence (24 tokens) is not a whole
   # number of routing groups (16 tokens), and a text that ends where the first window does.
+  # It also catches a program for each piece of the text.
   _, _, model, state, tokenizer, *_ = parts(tmp_path, model__moe__group_size=16, data__seq_len=24)
+  programs = decode._all_at_once._cache_size()
   one, two = (finish.sample_text(model, {"params": state.params}, tokenizer, 24) for _ in range(2))
   assert one == two and len(one.encode("utf-8", "surrogateescape")) >= finish.SAMPLE_BYTES
+  assert decode._all_at_once._cache_size() == programs + 1
+
+
+def test_the_pieces_of_a_sample():
+  # Worked by hand: a later piece of a window of 24 reads at least 7 tokens, and 7 + 18 - 1 = 24.
+  # Catches a position beyond the window, and a piece that draws more than is left.
+  assert finish._pieces(45, 128) == [(1, 45)]
+  assert finish._pieces(200, 128) == [(1, 128), (57, 72)]
+  assert finish._pieces(60, 24) == [(1, 24), (7, 18), (7, 18)]
+  assert finish._pieces(3, 1) == [(1, 1), (1, 1), (1, 1)]
+
+
+def test_a_run_that_has_ended_is_shown_at_once(tmp_path, capsys, monkeypatch):
+  # Catches a finished run that reads data and evaluates again, one whose report is missing or cut
+  # and stays so, and one whose results are damaged and are shown.
+  config, place, *others = parts(tmp_path, model__moe__num_experts=0)
+  workdir.claim(place, config)
+  workdir.note_start(place, config, {"data": {}, "tokenizer": ""}, {})
+  finish.finish(config, place, *others, INFO)
+  whole = (place / "report.html").read_text()
+  printed = capsys.readouterr().out
+  table = printed[printed.index("bits per byte") :].splitlines()[:2]
+
+  def begins(*_):
+    raise InterruptedError
+
+  monkeypatch.setattr(data, "make_sources", begins)
+  for damage in (lambda path: None, lambda path: path.unlink(), lambda path: os.truncate(path, 99)):
+    damage(place / "report.html")
+    assert loop.train(config, place, {"config": "tiny", "command": ""})
+    shown = capsys.readouterr().out
+    assert "has finished its 6 steps" in shown and all(line in shown for line in table)
+    assert (place / "report.html").read_text() == whole
+  (place / "results.json").write_text("{}")
+  with pytest.raises(InterruptedError):
+    loop.train(config, place, {"config": "tiny", "command": ""})
 
 
 def test_a_model_that_cannot_decode_says_so(tmp_path, capsys):
@@ -175,6 +220,22 @@ def test_comparison_that_cannot_be_read_is_told_and_left_out(tmp_path, capsys, c
   assert finish.comparison(str(path), {"bits_per_byte": {"a": 1.0}, "data": {}}) == {}
   assert "report.compare" in capsys.readouterr().out
   assert finish.comparison("", {"bits_per_byte": {"a": 1.0}, "data": {}}) == {}
+
+
+def test_a_comparison_needs_a_source_that_both_have(tmp_path, capsys):
+  # Catches a column of dashes beside the user's own data, and a sentence without the steps.
+  path = tmp_path / "other.json"
+  path.write_text('{"config": "configs/x_y.py:z", "steps": 1200, "bits_per_byte": {"a": 2.5}}')
+  assert finish.comparison(str(path), {"bits_per_byte": {"mine": 1.0}, "data": {}}) == {}
+  results = {"bits_per_byte": {"a": 1.0, "mine": 3.0}, "data": {}, "ladder": {}}
+  results |= finish.comparison(str(path), results)
+  assert finish.table(results).splitlines() == [
+    "bits per byte  this run    x y",
+    "a                 1.000  2.500",
+    "mine              3.000      -",
+    f"x y: what configs/x_y.py:z reached after 1,200 steps, read from {path} (report.compare).",
+  ]
+  assert capsys.readouterr().out == ""
 
 
 def test_table_without_ladder_or_value():

@@ -187,6 +187,15 @@ def test_the_use_of_the_experts_in_words():
   assert loop.routing_words({"loss": 1.0}) == ""
 
 
+def test_the_spread_of_the_loads():
+  # Catches the overload of devices on a mesh that does not divide the experts.
+  load = np.array([[0.5, 0.3, 0.1, 0.1]])
+  assert loop._spread(None, 4) == {}
+  assert list(loop._spread(load, 1)) == ["moe/load_percentiles"]
+  assert list(loop._spread(load, 3)) == ["moe/load_percentiles"]
+  np.testing.assert_allclose(loop._spread(load, 2)["moe/device_overload"], [1.6])
+
+
 def test_a_resumed_run_goes_on_with_the_same_events(tmp_path):
   # Catches intervals that are counted from the start of the process.
   assert run(tmp_path, Recorder(), begun=3)[2] == run(tmp_path, Recorder())[2][3:]

@@ -10,6 +10,7 @@ from moe_jax.run.text_model import source_rows, text_model
 pytestmark = pytest.mark.smoke
 
 
+@pytest.mark.every_variant
 def test_a_mesh_changes_no_text(tmp_path):
   # Catches weights that are placed like those of another layer, which are scanned in training.
   place, _ = saved_run.save(tmp_path, model__num_layers=2, model__moe__every=1)

@@ -40,11 +40,7 @@ MESHES = (
 )
 # These pairs run by default. What the other dispatchers compute and send on such meshes is tested
 # in dispatch/expert_mesh_test.
-SOME = {
-  ("all_to_all", "expert=8"),
-  ("ragged_all_to_all", "data=2 expert=4"),
-  ("einsum", "fsdp=2 expert=2 tensor=2"),
-}
+SOME = {("ragged_all_to_all", "data=2 expert=4"), ("einsum", "fsdp=2 expert=2 tensor=2")}
 RUNS = [
   pytest.param(name, mesh, marks=() if (name, mesh) in SOME else pytest.mark.every_variant)
   for mesh in MESHES

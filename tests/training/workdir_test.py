@@ -48,6 +48,30 @@ def test_another_runs_directory_is_refused_and_untouched(tmp_path, config):
   workdir.check_data(tmp_path, {"a": "1" * 64}, "bytes")
 
 
+def test_an_end_holds_for_its_config_and_its_files(tmp_path, config):
+  # Catches a run that is taken for finished although it goes on, is evaluated in another way, or
+  # has lost or damaged results, and a digest that knows one of the files only.
+  facts = {"data": {}, "tokenizer": "bytes"}
+
+  def end():
+    for name in ("results.json", "routing.json"):
+      (tmp_path / name).write_text("{}")
+    workdir.note_end(tmp_path)
+    return workdir.has_ended(tmp_path, config)
+
+  assert not workdir.has_ended(tmp_path / "new", config)
+  workdir.note_start(tmp_path, config, facts, {})
+  assert not workdir.has_ended(tmp_path, config) and end()
+  for changes in ({"train__steps": 7}, {"train__final_eval_batches": 3}, {"report__compare": "x"}):
+    assert not workdir.has_ended(tmp_path, tiny.config(tmp_path / "data", **changes)), changes
+  (tmp_path / "results.json").write_text("{} ")
+  assert not workdir.has_ended(tmp_path, config) and end()
+  (tmp_path / "routing.json").unlink()
+  assert not workdir.has_ended(tmp_path, config) and end()
+  workdir.note_start(tmp_path, config, facts, {})
+  assert not workdir.has_ended(tmp_path, config)
+
+
 def test_a_second_start_is_added(tmp_path, config):
   # Catches a resume that forgets how the run began.
   for command in ("first", "second"):

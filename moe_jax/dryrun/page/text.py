@@ -158,10 +158,10 @@ def number(value: int | float) -> str:
 
 
 def shortage(report: Mapping[str, Any]) -> str:
-  """Returns a clause saying that it does not fit, by how much, and what would help.
+  """Returns a clause that says how much memory a program lacks, in GiB, and what would help.
 
   Args:
-    report: A report of `plan.plan` whose program does not fit.
+    report: A report of `plan.plan` about a program that needs more memory than its chips have.
   """
   m = report["memory"]
   missing = (

@@ -24,7 +24,7 @@ _SIZES |= {"vocab_size": "vocab_size"}
 
 
 def keys(s: Settings) -> dict[str, Any]:
-  """Returns the keys of our config that a config.json says."""
+  """Returns the dotted keys of our config, with the values that a config.json gives them."""
   attention, ffn = s.section("attn_config"), s.section("ffn_config")
   activation = ffn.section("ffn_act_fn")
   activation.must("name", "silu")
@@ -74,7 +74,7 @@ def keys(s: Settings) -> dict[str, Any]:
 
 
 def settings(m: Config) -> dict[str, Any]:
-  """Returns the settings of a config.json that `keys` reads."""
+  """Returns the settings of a config.json for the section `model`; the inverse of `keys`."""
   attention = {
     "clip_qkv": m.clip_qkv or None,
     "kv_n_heads": m.num_kv_heads,
@@ -99,7 +99,7 @@ def settings(m: Config) -> dict[str, Any]:
 
 
 def rows(m: Config, fused: bool) -> list[Row]:
-  """Returns the map of the weights."""
+  """Returns which published tensor is which parameter of ours, see `rows.Row`."""
   place, ours = LAYER + "norm_attn_norm.", "layer_{l}/attention/"
   heads = (m.num_heads, m.num_kv_heads, m.num_kv_heads)
   qkv = (f"{ours}query", f"{ours}key", f"{ours}value")

@@ -25,7 +25,7 @@ _SPARSE = {
 
 
 def keys(s: Settings) -> dict[str, Any]:
-  """Returns the keys of our config that a config.json says."""
+  """Returns the dotted keys of our config, with the values that a config.json gives them."""
   s.must("scoring_func", "softmax")
   s.must("attention_bias", False)
   return (
@@ -52,7 +52,7 @@ def sparse_keys(s: Settings) -> dict[str, Any]:
 
 
 def settings(m: Config) -> dict[str, Any]:
-  """Returns the settings of a config.json that `keys` reads."""
+  """Returns the settings of a config.json for the section `model`; the inverse of `keys`."""
   return (
     common.decoder_settings(m)
     | sparse_settings(m)
@@ -71,7 +71,7 @@ def sparse_settings(m: Config) -> dict[str, Any]:
 
 
 def rows(m: Config, fused: bool) -> list[Row]:
-  """Returns the map of the weights."""
+  """Returns which published tensor is which parameter of ours, see `rows.Row`."""
   return common.outer_rows(m) + common.attention_rows(m) + sparse_rows(m, fused)
 
 

@@ -23,7 +23,7 @@ _LATENT = {
 
 
 def keys(s: Settings) -> dict[str, Any]:
-  """Returns the keys of our config that a config.json says."""
+  """Returns the dotted keys of our config, with the values that a config.json gives them."""
   s.must("scoring_func", "softmax")
   s.must("norm_topk_prob", False)
   s.must("mlp_bias", False)
@@ -73,7 +73,7 @@ def latent_keys(s: Settings) -> dict[str, Any]:
 
 
 def settings(m: Config) -> dict[str, Any]:
-  """Returns the settings of a config.json that `keys` reads."""
+  """Returns the settings of a config.json for the section `model`; the inverse of `keys`."""
   router = m.moe.router[m.moe.router.name]
   groups = {"topk_method": "greedy"}
   if m.moe.router.name == "device_limited":
@@ -105,7 +105,7 @@ def latent_settings(m: Config) -> dict[str, Any]:
 
 
 def rows(m: Config, fused: bool) -> list[Row]:
-  """Returns the map of the weights."""
+  """Returns which published tensor is which parameter of ours, see `rows.Row`."""
   return common.outer_rows(m) + latent_rows(m) + deepseek.sparse_rows(m, fused)
 
 

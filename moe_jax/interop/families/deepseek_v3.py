@@ -21,7 +21,7 @@ IGNORED = (*common.IGNORED, r"model\.layers\.{L}\..*")
 
 
 def keys(s: Settings) -> dict[str, Any]:
-  """Returns the keys of our config that a config.json says.
+  """Returns the dotted keys of our config, with the values that a config.json gives them.
 
   How the bias is balanced is not in it; that of the preset is used.
   """
@@ -47,7 +47,7 @@ def keys(s: Settings) -> dict[str, Any]:
 
 
 def settings(m: Config) -> dict[str, Any]:
-  """Returns the settings of a config.json that `keys` reads."""
+  """Returns the settings of a config.json for the section `model`; the inverse of `keys`."""
   router = m.moe.router.sigmoid_bias
   return deepseek_v2.latent_settings(m) | {
     "num_experts_per_tok": router.k,
@@ -61,6 +61,6 @@ def settings(m: Config) -> dict[str, Any]:
 
 
 def rows(m: Config, fused: bool) -> list[Row]:
-  """Returns the map of the weights."""
+  """Returns which published tensor is which parameter of ours, see `rows.Row`."""
   name = common.LAYER + "mlp.gate.e_score_correction_bias"
   return [*deepseek_v2.rows(m, fused), Row(name, f"layer_{{l}}/{BIAS}", SAME, True)]

@@ -16,7 +16,7 @@ IGNORED = common.IGNORED
 
 
 def keys(s: Settings) -> dict[str, Any]:
-  """Returns the keys of our config that a config.json says."""
+  """Returns the dotted keys of our config, with the values that a config.json gives them."""
   bias = s.take("attention_bias", False)
   return common.decoder_keys(s) | {
     "model.qkv_bias": bias,
@@ -28,12 +28,12 @@ def keys(s: Settings) -> dict[str, Any]:
 
 
 def settings(m: Config) -> dict[str, Any]:
-  """Returns the settings of a config.json that `keys` reads."""
+  """Returns the settings of a config.json for the section `model`; the inverse of `keys`."""
   biases = {"attention_bias": m.qkv_bias, "mlp_bias": m.mlp_bias}
   return common.decoder_settings(m) | {"intermediate_size": m.d_ff} | biases
 
 
 def rows(m: Config, fused: bool) -> list[Row]:
-  """Returns the map of the weights."""
+  """Returns which published tensor is which parameter of ours, see `rows.Row`."""
   ffn = common.ffn_rows(common.LAYER + "mlp.", "layer_{l}/ffn/", biases=m.mlp_bias)
   return common.outer_rows(m) + common.attention_rows(m) + ffn

@@ -26,7 +26,7 @@ GATE = {
 
 
 def keys(s: Settings) -> dict[str, Any]:
-  """Returns the keys of our config that a config.json says."""
+  """Returns the dotted keys of our config, with the values that a config.json gives them."""
   s.must("gate_type", "TopKBalancedNoisyGate")
   s.must("gate_network", "mlp")
   s.must("gate_use_softmax", True)
@@ -56,7 +56,7 @@ def keys(s: Settings) -> dict[str, Any]:
 
 
 def settings(m: Config) -> dict[str, Any]:
-  """Returns the settings of a config.json that `keys` reads."""
+  """Returns the settings of a config.json for the section `model`; the inverse of `keys`."""
   router, e = m.moe.router.noisy_top_k, m.moe
   return common.decoder_settings(m) | {
     "intermediate_size": e.num_experts * e.d_ff,
@@ -75,7 +75,7 @@ def settings(m: Config) -> dict[str, Any]:
 
 
 def rows(m: Config, fused: bool) -> list[Row]:
-  """Returns the map of the weights."""
+  """Returns which published tensor is which parameter of ours, see `rows.Row`."""
   mlp, ours = common.LAYER + "mlp.", "layer_{l}/ffn/"
   gate = [Row(f"{mlp}gate.{name}.weight", ours + our, TRANSPOSE) for name, our in GATE.items()]
   experts = [

@@ -18,7 +18,7 @@ MATRICES = {"w1": "gate", "w3": "up", "w2": "down"}
 
 
 def keys(s: Settings) -> dict[str, Any]:
-  """Returns the keys of our config that a config.json says."""
+  """Returns the dotted keys of our config, with the values that a config.json gives them."""
   sparse = common.sparse_keys(s, "num_local_experts", "intermediate_size", norm=True)
   return (
     common.decoder_keys(s)
@@ -28,14 +28,14 @@ def keys(s: Settings) -> dict[str, Any]:
 
 
 def settings(m: Config) -> dict[str, Any]:
-  """Returns the settings of a config.json that `keys` reads."""
+  """Returns the settings of a config.json for the section `model`; the inverse of `keys`."""
   window = {"sliding_window": m.sliding_window or None}
   sparse = common.sparse_settings(m, "num_local_experts", "intermediate_size")
   return common.decoder_settings(m) | sparse | window
 
 
 def rows(m: Config, fused: bool) -> list[Row]:
-  """Returns the map of the weights."""
+  """Returns which published tensor is which parameter of ours, see `rows.Row`."""
   if fused:
     experts = [*common.expert_rows(m, True), common.router_row("mlp.gate.weight")]
   else:

@@ -19,7 +19,7 @@ IGNORED = common.IGNORED
 
 
 def keys(s: Settings) -> dict[str, Any]:
-  """Returns the keys of our config that a config.json says."""
+  """Returns the dotted keys of our config, with the values that a config.json gives them."""
   s.must("attention_bias", False)
   sparse = common.sparse_keys(s, "num_experts", "intermediate_size")
   return (
@@ -35,7 +35,7 @@ def keys(s: Settings) -> dict[str, Any]:
 
 
 def settings(m: Config) -> dict[str, Any]:
-  """Returns the settings of a config.json that `keys` reads."""
+  """Returns the settings of a config.json for the section `model`; the inverse of `keys`."""
   sparse = common.sparse_settings(m, "num_experts", "intermediate_size")
   return (
     common.decoder_settings(m)
@@ -45,6 +45,6 @@ def settings(m: Config) -> dict[str, Any]:
 
 
 def rows(m: Config, fused: bool) -> list[Row]:
-  """Returns the map of the weights."""
+  """Returns which published tensor is which parameter of ours, see `rows.Row`."""
   experts = [*common.expert_rows(m, fused), common.router_row("mlp.gate.weight")]
   return common.outer_rows(m) + common.attention_rows(m) + experts

@@ -19,7 +19,7 @@ rows = llama.rows
 
 
 def keys(s: Settings) -> dict[str, Any]:
-  """Returns the keys of our config that a config.json says."""
+  """Returns the dotted keys of our config, with the values that a config.json gives them."""
   return (
     common.decoder_keys(s)
     | window_keys(s)
@@ -48,7 +48,7 @@ def window_keys(s: Settings) -> dict[str, Any]:
 
 
 def settings(m: Config) -> dict[str, Any]:
-  """Returns the settings of a config.json that `keys` reads."""
+  """Returns the settings of a config.json for the section `model`; the inverse of `keys`."""
   return common.decoder_settings(m) | {"intermediate_size": m.d_ff} | window_settings(m)
 
 

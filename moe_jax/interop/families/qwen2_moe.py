@@ -16,7 +16,7 @@ IGNORED = common.IGNORED
 
 
 def keys(s: Settings) -> dict[str, Any]:
-  """Returns the keys of our config that a config.json says."""
+  """Returns the dotted keys of our config, with the values that a config.json gives them."""
   sparse = common.sparse_keys(s, "num_experts", "moe_intermediate_size")
   step = s.take("decoder_sparse_step", 1)
   width, shared = sparse["model.moe.d_ff"], s.take("shared_expert_intermediate_size")
@@ -39,7 +39,7 @@ def keys(s: Settings) -> dict[str, Any]:
 
 
 def settings(m: Config) -> dict[str, Any]:
-  """Returns the settings of a config.json that `keys` reads."""
+  """Returns the settings of a config.json for the section `model`; the inverse of `keys`."""
   sparse = common.sparse_settings(m, "num_experts", "moe_intermediate_size")
   return (
     common.decoder_settings(m)
@@ -57,7 +57,7 @@ def settings(m: Config) -> dict[str, Any]:
 
 
 def rows(m: Config, fused: bool) -> list[Row]:
-  """Returns the map of the weights."""
+  """Returns which published tensor is which parameter of ours, see `rows.Row`."""
   dense = common.ffn_rows(common.LAYER + "mlp.", "layer_{l}/ffn/", False)
   shared = common.ffn_rows(common.LAYER + "mlp.shared_expert.", "layer_{l}/ffn/shared/", True)
   gate = Row(

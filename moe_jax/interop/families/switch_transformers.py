@@ -21,7 +21,7 @@ _STACKS = {"encoder": "num_layers", "decoder": "num_decoder_layers"}
 
 
 def keys(s: Settings) -> dict[str, Any]:
-  """Returns the keys of our config that a config.json says."""
+  """Returns the dotted keys of our config, with the values that a config.json gives them."""
   s.must("dense_act_fn", "relu")
   s.must("feed_forward_proj", "relu")
   s.must("router_bias", False)
@@ -57,7 +57,7 @@ def keys(s: Settings) -> dict[str, Any]:
 
 
 def settings(m: Config) -> dict[str, Any]:
-  """Returns the settings of a config.json that `keys` reads."""
+  """Returns the settings of a config.json for the section `model`; the inverse of `keys`."""
   layers = {"encoder": m.num_encoder_layers or m.num_layers, "decoder": m.num_layers}
   sparse = {f"num_sparse_{stack}_layers": n // m.moe.every for stack, n in layers.items()}
   return (
@@ -73,7 +73,7 @@ def settings(m: Config) -> dict[str, Any]:
 
 
 def rows(m: Config, fused: bool) -> list[Row]:
-  """Returns the map of the weights."""
+  """Returns which published tensor is which parameter of ours, see `rows.Row`."""
   rows = t5.outer_rows(m)
   for stack, place in t5.FFNS.items():
     mlp, ours = f"{place}mlp.", f"{stack}/layer_{{l}}/ffn/"

@@ -38,7 +38,7 @@ _SIZES |= {"vocab_size": "vocab_size"}
 
 
 def keys(s: Settings) -> dict[str, Any]:
-  """Returns the keys of our config that a config.json says."""
+  """Returns the dotted keys of our config, with the values that a config.json gives them."""
   name = s.must("feed_forward_proj", "relu", *ACTIVATIONS)
   # These follow from it.
   s.ignore("dense_act_fn", "is_gated_act")
@@ -81,7 +81,7 @@ def common_keys(s: Settings) -> dict[str, Any]:
 
 
 def settings(m: Config) -> dict[str, Any]:
-  """Returns the settings of a config.json that `keys` reads."""
+  """Returns the settings of a config.json for the section `model`; the inverse of `keys`."""
   names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
   return common_settings(m) | {
     "feed_forward_proj": names[m.activation],
@@ -105,7 +105,7 @@ def common_settings(m: Config) -> dict[str, Any]:
 
 
 def rows(m: Config, fused: bool) -> list[Row]:
-  """Returns the map of the weights."""
+  """Returns which published tensor is which parameter of ours, see `rows.Row`."""
   ffn = []
   for stack, place in FFNS.items():
     for theirs, ours in matrices(m.activation).items():

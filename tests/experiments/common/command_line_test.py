@@ -203,7 +203,7 @@ def test_changed_rows_may_not_have_the_folder_of_the_study(study, capsys):
     (["mine", "prin"], "did you mean 'print'"),
     (["mine", "--scale=desk"], "known: run, write, print"),
     (["mine", "run", "--scale=desc"], "did you mean 'desk'"),
-    (["mine", "run", "--only=hotest"], "did you mean 'hotter'? rows: base, hot, hotter"),
+    (["mine", "run", "--only=hotest"], "did you mean 'hotter' or 'hot'? rows: base, hot, hotter"),
     (["mine", "run", "--onyl=hot"], "did you mean '--only'"),
     (["mine", "run", "--set", "bitz=1"], "did you mean 'bits'"),
     (["mine", "run", "--set", "bits"], "must be KEY=VALUE"),

@@ -142,6 +142,7 @@ def test_a_run_leaves_the_figures_of_each_seed(tmp_path):
   )
 
 
+@pytest.mark.every_variant
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, capsys):
   # Catches a state, a place in the data or curves that are not restored, and other seeds, fewer
   # steps or a run of one seed that go on in a folder of these.
@@ -176,6 +177,7 @@ def test_a_seed_that_diverges_stops_alone_and_all_of_them_end_the_run():
   assert record.diverged == [3, 2, None]
 
 
+@pytest.mark.every_variant
 def test_a_run_of_which_no_seed_is_left_ends(tmp_path):
   # Catches NaNs that are trained to the end, or written as NaN, which no JSON reader takes.
   assert (

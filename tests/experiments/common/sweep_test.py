@@ -135,14 +135,36 @@ def test_the_last_words_of_a_log(tmp_path, log, words):
   assert sweep.last_words(file, len(b"step 7/9\n")) == words
 
 
+@pytest.mark.parametrize(
+  "log, share",
+  [
+    ("", 0.0),
+    ("step 20/800  loss 3.2\nevaluating: 8 s so far\n", 0.025),
+    ("\r 40%|####   | 12/30 [00:10<00:15,  1.20step/s, loss 3.1]\r", 0.4),
+  ],
+)
+def test_the_share_of_a_row_that_is_done(tmp_path, log, share):
+  # Catches the step of an earlier start, and a share that falls to 0 while a row is evaluated.
+  file = tmp_path / "a.log"
+  file.write_bytes(b"step 7/9\n" + log.encode())
+  assert sweep.share(file, len(b"step 7/9\n")) == share
+
+
+def test_the_time_that_is_left():
+  # Worked by hand: 1.5 of 4 rows took 90 s, so that 2.5 rows take 150 s.
+  # Catches an estimate that counts whole rows only, and a division by 0.
+  assert sweep.left(90.0, 1.5, 4) == "0:01:30 so far, about 0:02:30 left"
+  assert sweep.left(5.0, 0.0, 4) == "0:00:05 so far, the rest is not known yet"
+
+
 def test_a_row_says_that_it_begins_and_how_far_it_is(tmp_path, monkeypatch, capsys):
   # Catches minutes of silence.
   monkeypatch.setattr(sweep.progress, "SILENCE", 0.05)
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-  study(tmp_path, a="device")
+  study(tmp_path, a="device", b="device")
   said = capsys.readouterr().out
-  assert f"a: training; its log is {tmp_path / 'runs' / 'a.log'}\n" in said
-  assert "a: starting; 0 s so far\n" in said
+  assert f"row 1 of 2, a: training; its log is {tmp_path / 'runs' / 'a.log'}\n" in said
+  assert "row 2 of 2, b: starting; 0 s so far\n" in said and "\nstudy: 0:00:00 so far, " in said
 
 
 def test_a_line_that_a_kill_cut_short(tmp_path):
