@@ -30,7 +30,7 @@ def test_good_documents_stay_and_the_result_is_a_source(corpora, tmp_path, capsy
   good = [text.startswith("the cat") for text in texts]
   assert 5 < sum(good) <= 20 and len(good) - sum(good) <= 1
   printed = capsys.readouterr().out
-  assert "60 -> 21" in printed and "1.000" in printed and str(out) in printed
+  assert "60 -> 21" in printed and "ROC area" in printed and str(out) in printed
   (source,) = data.make_sources(DataOptions(sources=(f"jsonl:{out}",), validation_fraction=0.5))
   assert sum(len(source.documents(side)) for side in ("train", "validation")) == len(texts)
 
