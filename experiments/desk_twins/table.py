@@ -62,9 +62,10 @@ def table(done: Mapping[str, Mapping[str, Any]]) -> str:
     [
       made,
       "",
-      "Held out: bits per byte, or nats per target (*) of span corruption; one seed; "
-      f"{first['steps']} steps of {first['tokens'] // first['steps']} target tokens, decoders. "
-      f"Python {first['python']}, {tables.versions(first)}, {first['hardware']}.",
+      "The measure on held-out text is bits per byte, or nats per target (*) of span corruption. "
+      f"Each run has one seed and {first['steps']} steps; a step of a decoder has "
+      f"{first['tokens'] // first['steps']} target tokens. The runs were made with Python "
+      f"{first['python']}, {tables.versions(first)} on {first['hardware']}.",
     ]
   )
 

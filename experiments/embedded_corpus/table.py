@@ -110,12 +110,12 @@ def table(name: str) -> str:
   notes = "; ".join(f"{column}: {text}" for column, text in zip(columns, about, strict=True))
   first = runs[0]
   about = (
-    f"Bits per byte on held-out documents, lower is better. {notes}. "
-    f"Python {first['python']}, {tables.versions(first)}, "
+    f"The table shows bits per byte on held-out documents; lower is better. The runs: {notes}. "
+    f"They were made with Python {first['python']}, {tables.versions(first)} on "
   )
   distances = (
-    f" {name}, seed {first['seed']}, minus the 5-gram: {_minus(first, '5-gram')}; "
-    f"minus LZMA: {_minus(first, 'lzma')}."
+    f" The difference between {name}, seed {first['seed']}, and the 5-gram is "
+    f"{_minus(first, '5-gram')}; between it and LZMA it is {_minus(first, 'lzma')}."
   )
   made = tables.markdown(["domain", *columns, *RUNGS], cells)
   return "\n".join([made, "", about + f"{first['hardware']}." + distances])
