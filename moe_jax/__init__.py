@@ -39,7 +39,17 @@ et al. 2022), DeepSeekMoE (Dai et al. 2024).
 """
 
 import importlib
+import itertools
+import sys
 from typing import TYPE_CHECKING
+
+from moe_jax.errors import jax_is_missing
+
+# `python -m moe_jax.train` imports this package first. Without JAX it would end in a traceback.
+# `python -m moe_jax` asks by itself, because some of its answers need no JAX.
+_RUN = next((name for flag, name in itertools.pairwise(sys.orig_argv) if flag == "-m"), "")
+if sys.argv[:1] == ["-m"] and _RUN.startswith("moe_jax.") and jax_is_missing():
+  sys.exit(1)
 
 # Type checkers do not see the imports of `__getattr__` below.
 if TYPE_CHECKING:

@@ -39,6 +39,9 @@ COMMANDS = {
   "inspect": Entry("moe_jax.inspect", "prints what a run's workdir holds"),
   "report": Entry("moe_jax.report.__main__", "rebuilds the report of a run"),
   "compare": Entry("moe_jax.compare", "compares runs: overlaid curves and tables on one page"),
+  "filter": Entry(
+    "moe_jax.commands.filter", "filters text by quality, fluency and likeness to advertising"
+  ),
   "convert": Entry("moe_jax.convert", "makes workdirs of published checkpoints, and the reverse"),
   "surgery": Entry(
     "moe_jax.surgery.__main__", "makes experts of dense FFNs, divides them, or adds experts"

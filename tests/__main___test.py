@@ -59,7 +59,7 @@ def test_the_version_names_package_and_jax(capsys):
   assert f"jax {importlib.metadata.version('jax')}" in text and str(PACKAGE) in text
 
 
-@pytest.mark.parametrize("program", ["moe_jax", "experiments"])
+@pytest.mark.parametrize("program", ["moe_jax", "moe_jax.train", "experiments"])
 @pytest.mark.parametrize("argument", ["--help", "train"])
 def test_without_jax_one_sentence_says_how_to_install(program, argument):
   # `python -S` finds no installed package.

@@ -105,7 +105,7 @@ def split(name: str, documents: Documents, fraction: float | int) -> dict[str, S
       "text (a text file over 64 KiB counts as several documents)",
     )
   hashes = np.fromiter(
-    (_hash(documents.key(i)) for i in range(len(documents))), np.float64, len(documents)
+    (uniform(documents.key(i)) for i in range(len(documents))), np.float64, len(documents)
   )
   held_out = hashes < fraction
   held_out[hashes.argmin()] = True
@@ -114,7 +114,7 @@ def split(name: str, documents: Documents, fraction: float | int) -> dict[str, S
   return {side: Subset(documents, np.flatnonzero(chosen)) for side, chosen in sides.items()}
 
 
-def _hash(key: str) -> float:
+def uniform(key: str) -> float:
   """Maps a key to a uniformly distributed number in [0, 1)."""
   digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=6).digest()
   return int.from_bytes(digest, "big") / 2.0**48

@@ -77,8 +77,9 @@ def jsonl(name: str, data: DataOptions) -> tuple[str, dict[str, Subset]]:
     return document.encode("utf-8", "surrogatepass")
 
   fingerprint, splits = _open(name, data, _lines, parse)
-  # Reads a document, so that a wrong field is reported now and not in the middle of training.
-  splits["train"][0]
+  # Reads a document, so that a wrong field is reported now and not in the middle of training. There
+  # are none for training if all documents are held out.
+  next(part for part in splits.values() if len(part))[0]
   return hashlib.sha256(f"{data.text_field}:{fingerprint}".encode()).hexdigest(), splits
 
 

@@ -12,7 +12,7 @@ import lzma
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +114,23 @@ def _digest(figures: dict[str, float]) -> str:
 def witten_bell(
   train: Sequence[bytes], validation: Sequence[bytes], order: int
 ) -> Float[np.ndarray, "order"]:
-  """Returns the bits per byte of interpolated byte n-grams with Witten-Bell smoothing.
+  """Returns the bits per byte of validation documents under `WittenBell` models up to `order`.
+
+  Args:
+    train: The documents that the models are fitted to.
+    validation: The documents that the models are scored on, with at least one byte in all.
+    order: The largest n.
+
+  Returns:
+    [order] Bits per byte; entry n - 1 is that of the n-gram model. The uniform distribution has
+    8.0 bits per byte.
+  """
+  levels = WittenBell(train, order).probabilities(validation)
+  return np.array([-np.log2(probability).mean() for probability in levels])
+
+
+class WittenBell:
+  """Interpolated byte n-grams with Witten-Bell smoothing.
 
   The models for n = 1 ... order are those of Witten and Bell 1991; Chen and Goodman 1998, Eq. 15:
 
@@ -127,23 +143,30 @@ def witten_bell(
 
   Args:
     train: The documents that the models are fitted to.
-    validation: The documents that the models are scored on, with at least one byte in all.
     order: The largest n.
-
-  Returns:
-    [order] Bits per byte; entry n - 1 is that of the n-gram model. The uniform distribution has
-    8.0 bits per byte.
   """
-  grams, counts = np.unique(_grams(train, order), return_counts=True)
-  wanted = _grams(validation, order)
-  probability = np.full(len(wanted), 1 / 256)
-  bits = np.zeros(order)
-  for n in range(1, order + 1):
+
+  def __init__(self, train: Sequence[bytes], order: int):
+    grams, counts = np.unique(_grams(train, order), return_counts=True)
+    self._order = order
     # The n-gram is the last n symbols of the longer one, hence its remainder modulo 257^n.
-    shorter, shorter_counts = _marginal(grams, counts, _BASE**n)
-    probability = _interpolate(shorter, shorter_counts, wanted % _BASE**n, probability)
-    bits[n - 1] = -np.log2(probability).mean()
-  return bits
+    self._tables = [_marginal(grams, counts, _BASE**n) for n in range(1, order + 1)]
+
+  def probabilities(self, documents: Sequence[bytes]) -> Iterator[Float[np.ndarray, "N"]]:
+    """Yields p_n of each byte of the documents, one after the other, for n = 1 ... order."""
+    wanted = _grams(documents, self._order)
+    probability = np.full(len(wanted), 1 / 256)
+    for n, (grams, counts) in enumerate(self._tables, 1):
+      probability = _interpolate(grams, counts, wanted % _BASE**n, probability)
+      yield probability
+
+  def bits_per_byte(self, documents: Sequence[bytes]) -> Float[np.ndarray, "D"]:
+    """Returns the bits per byte of each document under the longest n-grams; NaN if it is empty."""
+    *_, probability = self.probabilities(documents)
+    lengths = np.array([len(document) for document in documents])
+    owner = np.repeat(np.arange(len(documents)), lengths)
+    total = np.bincount(owner, -np.log2(probability), len(documents))
+    return np.where(lengths > 0, total / np.maximum(lengths, 1), np.nan)
 
 
 def lzma_bits_per_byte(train: Sequence[bytes], validation: Sequence[bytes]) -> float:

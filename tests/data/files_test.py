@@ -78,6 +78,19 @@ def test_jsonl(data, tmp_path):
   assert {key.split(":")[0] for key in _all(source)} == {"a.jsonl", "b.jsonl"}
 
 
+def test_jsonl_of_which_all_is_held_out(data, tmp_path):
+  # Catches text for evaluation alone that is refused, or whose wrong field is not noticed, because
+  # no document is for training.
+  (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": "y"}\n')
+  data.validation_fraction = 1.0
+  source = _open(data, f"jsonl:{tmp_path}/a.jsonl")
+  assert sorted(source.documents("validation")) == [b"x", b"y"]
+  assert len(source.documents("train")) == 0
+  data.text_field = "body"
+  with pytest.raises(ConfigError, match="a.jsonl at byte 0"):
+    _open(data, f"jsonl:{tmp_path}/a.jsonl")
+
+
 def test_jsonl_errors_name_the_line(data, tmp_path):
   # Catches a KeyError or JSONDecodeError in the middle of training that does not name the line.
   (tmp_path / "a.jsonl").write_text('{"body": "x"}\n{"body": "y"}\n')

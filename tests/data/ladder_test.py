@@ -5,9 +5,17 @@ import json
 import math
 import random
 
+import numpy as np
 import pytest
 
-from moe_jax.data.ladder import ORDERS, cached_ladder, ladder, lzma_bits_per_byte, witten_bell
+from moe_jax.data.ladder import (
+  ORDERS,
+  WittenBell,
+  cached_ladder,
+  ladder,
+  lzma_bits_per_byte,
+  witten_bell,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -141,3 +149,14 @@ def test_a_cache_that_cannot_be_written_is_only_slower(tmp_path):
   assert cached_ladder("k", lambda: (TRAIN, VALIDATION), tmp_path / "file") == ladder(
     TRAIN, VALIDATION
   )
+
+
+def test_bits_of_each_document():
+  # The mean over documents, weighted by their bytes, is the figure of all. Catches bytes that count
+  # for a neighbour.
+  full = [document for document in VALIDATION if document]
+  bits = WittenBell(TRAIN, 3).bits_per_byte([*full, b""])
+  assert len(full) > 1 and np.isnan(bits[-1])
+  mean = np.average(bits[:-1], weights=[len(document) for document in full])
+  assert mean == pytest.approx(witten_bell(TRAIN, VALIDATION, 3)[2])
+  assert bits[0] == pytest.approx(WittenBell(TRAIN, 3).bits_per_byte(full[:1])[0])

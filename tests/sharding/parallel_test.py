@@ -133,6 +133,15 @@ ROUTERS = {
     "model.moe.balance_loss": 0.0,
   },
   "gshard": {},
+  # With what else published routers learn, and with a copy of its token for each assignment.
+  "scored_top_k": {
+    f"{R}.scored_top_k.score": "sqrt_softplus",
+    "model.moe.router_norm": "rms",
+    "model.moe.router_bias": True,
+    "model.moe.logit_softcap": 5.0,
+    "model.moe.expert_scale": True,
+    "model.moe.gate_on": "input",
+  },
 }
 FAMILIES |= {
   name: {f"{R}.name": name, "model.moe.balancing.rule": "none"} | own
