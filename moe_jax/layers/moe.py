@@ -90,7 +90,7 @@ class MoeLayer(nn.Module):
     observe: (logits [G, S, N], bias [N], valid [G, S]) -> what the rule of loss-free balancing must
       know about them, which is added to `Aux.sums` in training. None means nothing.
     learned: Fields of `RoutingContext` that the layer learns for the router; see `Router.learned`.
-    router_groups: Number N of groups of experts, for a hierarchical router.
+    router_groups: Number of groups of experts, for a hierarchical router.
     shared: Makes the dense FFN that every token visits; None means that there is none.
     shared_gate: Whether the output of `shared` is multiplied by sigmoid(w x) (Qwen1.5-MoE).
     ffn_bias: A key of `FFN_BIASES`: what a vector of each expert does to its hidden units.

@@ -2,8 +2,9 @@
 
 A layer with E experts that have an FFN has Z more, in this order: zero experts, copy experts and
 constant experts. The router gets logits for all E + Z, of which the first E are for FFNs. An
-assignment to one of the Z costs neither an FFN nor a place at a dispatcher, so that tokens that
-choose equally many experts cost different amounts.
+assignment to one of the Z costs neither an FFN nor one of its slots, so that tokens that choose
+equally many experts cost different amounts. Shapes are static, so the arrays of dropless
+dispatchers still have room for an FFN at each choice of every token.
 
 Papers: MoE++ (Jin et al. 2024, arXiv 2410.07348) has all three kinds, LongCat-Flash (arXiv
 2509.01322) has copy experts only and calls them identity experts.
@@ -13,12 +14,12 @@ Papers: MoE++ (Jin et al. 2024, arXiv 2410.07348) has all three kinds, LongCat-F
     constant:  y = a1 x + a2 v,  (a1, a2) = softmax(x W), where W [D, 2] and v [D] are learned
 
 Deviations from MoE++: its gating residual, which adds a map of the previous layer's logits to those
-of a layer, is left out. So are its two capacities, as this package understands them: of gamma * T
-slots an FFN expert has the share tau / (tau E + Z), and a zero-computation expert 1 / (tau E + Z).
-Here the capacity factor is for FFN experts only, the number of slots does not depend on Z or tau,
-and a zero-computation expert takes every token that chooses it. Its published code also sets the
-gate of the zero expert to 0 before the gates of a token are normalised; here that follows the
-router's `gate_norm`, so that the zero expert keeps its share.
+of a layer, is left out. So are its two capacities, which are given here from memory: of gamma * T
+slots, an FFN expert has the share tau / (tau E + Z), and a zero-computation expert 1 / (tau E + Z).
+In this package the capacity is that of FFN experts, it depends neither on Z nor on tau, and a
+zero-computation expert takes every token that chooses it. The published code for inference sets the
+gate of the zero expert to 0 before it normalises the gates of a token. Here the gates are those of
+the router, so that with the norm over the chosen experts the zero expert keeps its share.
 """
 
 from __future__ import annotations
