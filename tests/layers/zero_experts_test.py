@@ -75,12 +75,12 @@ def gelu(x):
 
 
 def oracle(weights, x, k, capacity=None, scale=1.0):
-  """Returns the layer's output, token by token, in float64.
+  """Returns the layer's output, token by token, in float64, and how many assignments found no slot.
 
   Assignments get slots in order of choice, then of position, and only those to FFNs need one.
   """
   w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
-  y, x = np.zeros(x.shape), np.asarray(x, np.float64)
+  y, x, dropped = np.zeros(x.shape), np.asarray(x, np.float64), 0
   for b in range(len(x)):
     taken = np.zeros(E, int)
     probabilities = softmax(x[b] @ w["router"])
@@ -95,13 +95,15 @@ def oracle(weights, x, k, capacity=None, scale=1.0):
           taken[e] += 1
           if capacity is None or taken[e] <= capacity:
             y[b, t] += gate * (gelu(token @ w["up"][e]) @ w["down"][e])
+          else:
+            dropped += 1
         elif e == E + 1:
           y[b, t] += gate * token
         elif e > E + 1:
           j = e - E - 2
           a = softmax(token @ w["constant_mix"][:, 2 * j : 2 * j + 2])
           y[b, t] += gate * (a[0] * token + a[1] * w["constant_vectors"][j])
-  return y
+  return y, dropped
 
 
 def test_one_token_by_hand():
@@ -146,14 +148,17 @@ def test_what_has_no_ffn_is_never_dropped():
 @pytest.mark.parametrize("dispatcher", ["scatter", "grouped"])
 def test_the_layer_is_the_oracle(dispatcher, capacity):
   # Catches zero-computation experts that take slots of FFNs or drop tokens, padding that they
-  # serve, a scale of gates that they ignore, and kinds in another order.
+  # serve, a scale of gates that they ignore, kinds in another order, and a metric of drops that
+  # counts what has no slots.
   layer = make(dispatcher=dispatcher, capacity_slots=capacity or 0, routed_scale=2.0)
   variables = initialise(layer)
   y, aux = run(layer, variables)
-  expected = oracle(variables["params"], X, 3, capacity, scale=2.0)
+  expected, dropped = oracle(variables["params"], X, 3, capacity, scale=2.0)
   np.testing.assert_allclose(y, expected, atol=1e-4)
   assert not np.any(np.asarray(y)[0, 4:])
-  assert (float(aux.metrics["drop_rate"]) > 0) == bool(capacity)
+  assert (dropped > 0) == bool(capacity)
+  # Each of the 10 real tokens has three choices.
+  assert float(aux.metrics["drop_rate"]) == pytest.approx(dropped / 30)
 
 
 def test_gradients_are_those_of_the_oracle():
@@ -175,7 +180,7 @@ def test_gradients_are_those_of_the_oracle():
     for sign in (1, -1):
       moved = sign * 1e-6 * direction
       where = weights if name == "x" else weights | {name: weights[name] + moved}
-      values.append(np.sum(oracle(where, x + moved if name == "x" else x, 3) * target))
+      values.append(np.sum(oracle(where, x + moved if name == "x" else x, 3)[0] * target))
     expected = (values[0] - values[1]) / 2e-6
     assert float(np.sum(gradient * direction)) == pytest.approx(expected, rel=1e-3, abs=1e-4), name
     assert abs(expected) > 1e-3, name
