@@ -76,9 +76,10 @@ def parameter_counts(config: Config, vocab_size: int) -> tuple[int, int]:
 
   They are counted in the shapes that `jax.eval_shape` gives for the real model. Of E experts a
   token activates A/S, which is K for token choice and on average the capacity factor for expert
-  choice. This number may differ between the sublayers of a Brainformer. The embedding counts in
-  full in both numbers. So do an encoder and its decoder, which process different tokens of an
-  example.
+  choice. This number may differ between the sublayers of a Brainformer. With zero-computation
+  experts it is the number of a token all of whose K experts have an FFN, which is the most. The
+  embedding counts in full in both numbers. So do an encoder and its decoder, which process
+  different tokens of an example.
 
   Args:
     config: A config with all sections.
@@ -107,10 +108,11 @@ def parameters_by_kind(config: Config, vocab_size: int) -> dict[str, int]:
 def flops_per_token(config: Config, vocab_size: int) -> float:
   """Returns the FLOPs per token of all matrix products of the forward pass.
 
-  They are 2 for each weight that the token activates, and those of attention. A token is one of the
-  data.seq_len positions of a row. In an encoder-decoder these are the positions of the decoder, and
-  the work on the data.encoder_len positions of the encoder is divided among them. That work
-  includes the keys and values of cross-attention.
+  They are 2 for each weight that the token activates, and those of attention. Of a token that
+  chooses zero-computation experts they are an upper bound (see `parameter_counts`). A token is one
+  of the data.seq_len positions of a row. In an encoder-decoder these are the positions of the
+  decoder, and the work on the data.encoder_len positions of the encoder is divided among them. That
+  work includes the keys and values of cross-attention.
 
   Attention counts scores and weighted averages of values, over all positions that the last query of
   a row can see: 4 L H P per layer, or 2 L H (nope + rope + value) for latent attention. Embedding
@@ -181,7 +183,8 @@ def _expert_shares(config: Config) -> dict[str, float]:
   """Returns the share of all experts that one token activates, for each of `own_models`."""
   experts = config.model.moe.num_experts
   return {
-    entry: experts_a_token(m, config.data.seq_len) / experts if experts else 0.0
+    # A token may choose more experts than have an FFN if others have none.
+    entry: min(experts_a_token(m, config.data.seq_len) / experts, 1.0) if experts else 0.0
     for entry, m in own_models(config.model).items()
   }
 

@@ -42,7 +42,8 @@ def exchange_bytes(config: Config) -> float:
 def rows_a_token(m: Config, seq_len: int) -> float:
   """Returns the number of vectors that are sent per token in training.
 
-  It is E*C/S (slots), or A/S (assignments) if nothing is dropped.
+  It is E*C/S (slots), or A/S (assignments) if nothing is dropped. The latter is an upper bound with
+  zero-computation experts, to which nothing is sent.
 
   Args:
     m: The section `model` of the config, as a layer reads it.

@@ -17,6 +17,7 @@ from moe_jax.assembly.experts import (
   router_of,
   trace_router,
 )
+from moe_jax.layers.zero_experts import WITHOUT_FFN
 from moe_jax.options import Config
 
 
@@ -128,7 +129,8 @@ def _routing_words(m: Config, seq_len: int) -> str:
     ", ".join(f"{name}={value!r}" for name, value in router.keywords.items()) or "no options"
   )
   lines = {
-    "routing": f"{e.router['name']} ({options}) over {e.num_experts} experts of width {e.d_ff}, "
+    "routing": f"{e.router['name']} ({options}) over {e.num_experts} experts of width {e.d_ff}"
+    f"{_zero_words(e)}, "
     f"groups of {size} tokens, {experts_a_token(m, seq_len):g} experts per token, "
     f"{_shared_words(e)}",
     "capacity": _capacity_words(e, router, size),
@@ -162,6 +164,15 @@ def _dropless(e: Config, router: functools.partial) -> bool:
   capacity = capacity_options(e, router)
   factors = (capacity.capacity_factor, capacity.eval_capacity_factor)
   return factors == (None, None) and not capacity.capacity_slots
+
+
+def _zero_words(e: Config) -> str:
+  """Returns how many experts there are beside those with an FFN, or "" without any."""
+  counts = [f"{e[name]} {name.partition('_')[0]}" for name in WITHOUT_FFN if e[name]]
+  if not counts:
+    return ""
+  words = " and ".join(filter(None, (", ".join(counts[:-1]), counts[-1])))
+  return f" and {words} experts without an FFN"
 
 
 def _shared_words(e: Config) -> str:

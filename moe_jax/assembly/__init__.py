@@ -8,6 +8,7 @@ from moe_jax.assembly.bind import bind
 from moe_jax.assembly.experts import (
   balance,
   check_decoding,
+  divided_experts,
   loss_weights,
   names_of_layers_with_experts,
 )
@@ -28,6 +29,7 @@ __all__ = [
   "balance",
   "bind",
   "check_decoding",
+  "divided_experts",
   "fixed_vocab_size",
   "loss_weights",
   "model",

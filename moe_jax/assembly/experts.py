@@ -22,8 +22,10 @@ from moe_jax.layers import (
   MoeLayer,
   RouterFacts,
   SoftMoeLayer,
+  ZeroOptions,
   load_without_noise,
 )
+from moe_jax.layers.zero_experts import WITHOUT_FFN
 from moe_jax.models import moe_layers
 from moe_jax.options import Config
 from moe_jax.routing import ROUTERS, Leak, RoutingContext, RoutingPlan, balancing
@@ -40,6 +42,7 @@ def moe_layer(m: Config, dense: functools.partial, platform: str) -> functools.p
     platform: The platform of the devices that will run the layer.
   """
   e = m.moe
+  check_zero_experts(e)
   activation = e.activation or m.activation
   shared = functools.partial(dense, d_ff=e.num_shared_experts * e.d_ff, activation=activation)
   common = dict(
@@ -66,12 +69,59 @@ def moe_layer(m: Config, dense: functools.partial, platform: str) -> functools.p
     router_groups=option(router, "groups", 1),
     gate=GateOptions.of(e),
     capacity=capacity_options(e, router),
+    zero=ZeroOptions.of(e),
     losses=LossOptions.of(e),
     facts=_facts(e, router),
     observe=_observe(e, router),
     shared_gate=e.shared_gate,
     **common,
   )
+
+
+def routed_experts(e: Config) -> int:
+  """Returns the number of experts that the router of config.model.moe chooses from.
+
+  It is num_experts plus the number of zero-computation experts.
+  """
+  return e.num_experts + ZeroOptions.of(e).count
+
+
+def divided_experts(config: Config) -> int:
+  """Returns the number of experts of a layer that a mesh may divide: those that have an FFN."""
+  return config.model.moe.num_experts
+
+
+def check_zero_experts(e: Config) -> None:
+  """Raises ConfigError if config.model.moe has zero-computation experts that it cannot have."""
+  zero = ZeroOptions.of(e)
+  if not zero.count:
+    return
+  field = next(name for name in WITHOUT_FFN if getattr(zero, name))
+
+  def refuse(reason: str) -> ConfigError:
+    return ConfigError(f"model.moe.{field}", getattr(zero, field), reason)
+
+  name = e.router["name"]
+  if e.soft_slots:
+    raise refuse(f"Soft MoE (soft_slots={e.soft_slots}) has none; must be 0, or set soft_slots=0")
+  if ROUTERS[name].competes or option(router_of(e), "capacity_factor") is not None:
+    raise refuse(
+      f"tokens of the router {name} compete for slots, which an expert without an FFN does not "
+      "have; must be 0, or use a router by which tokens choose, such as top_k"
+    )
+  for loss in ("device_loss", "communication_loss"):
+    if e[loss]:
+      raise refuse(
+        f"is an expert on no device, and {loss}={e[loss]:g} counts those of devices; must be 0, or "
+        f"set {loss}=0"
+      )
+  if zero.constant_experts and e.gate_on == "input":
+    raise ConfigError(
+      "model.moe.constant_experts",
+      zero.constant_experts,
+      "mix by a softmax of their input, which gate_on='input' would scale; must be 0, or set "
+      "gate_on='output'",
+    )
 
 
 def encoder_model(m: Config) -> Config:
@@ -111,7 +161,7 @@ def capacity_options(e: Config, router: functools.partial) -> CapacityOptions:
 def _facts(e: Config, router: functools.partial) -> RouterFacts:
   """Returns what auxiliary losses must know about the router of config.model.moe."""
   # Any size is suitable for which the number of assignments per token is whole.
-  size = 64 * e.num_experts
+  size = 64 * routed_experts(e)
   k = _average(e, router) or max(round(trace_router(e, size).expert.shape[-1] / size), 1)
   smooth_load = ROUTERS[e.router["name"]].smooth_load
   load = (
@@ -138,7 +188,7 @@ def trace_router(e: Config, size: int) -> RoutingPlan:
   """
   router = router_of(e)
   learned = ROUTERS[e.router["name"]].learned
-  return _traced(router.func, tuple(router.keywords.items()), learned, e.num_experts, size)
+  return _traced(router.func, tuple(router.keywords.items()), learned, routed_experts(e), size)
 
 
 # Many functions ask for the same plan, so it is cached.
@@ -260,7 +310,8 @@ def experts_a_token(m: Config, seq_len: int) -> float:
   """Returns A/S, the number of experts per token, for rows of `seq_len` tokens.
 
   It is K for token choice, the mean that a router of variable numbers aims at, on average the
-  capacity factor for expert choice, and E*p/S for Soft MoE with p slots per expert.
+  capacity factor for expert choice, and E*p/S for Soft MoE with p slots per expert. It counts
+  zero-computation experts like others.
   """
   size = group_tokens(m.moe, seq_len)
   if m.moe.soft_slots:

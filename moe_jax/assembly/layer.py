@@ -14,7 +14,7 @@ from moe_jax.assembly import experts
 from moe_jax.assembly.sections import check_config, default_config, name_of, register_router
 from moe_jax.dispatch import DISPATCHERS, CapacityOptions
 from moe_jax.errors import ConfigError, choose
-from moe_jax.layers import DenseFfn, GateOptions, GroupOptions, LossOptions, MoeLayer
+from moe_jax.layers import DenseFfn, GateOptions, GroupOptions, LossOptions, MoeLayer, ZeroOptions
 from moe_jax.options import Config, keys
 from moe_jax.routing import ROUTERS, Router
 
@@ -22,7 +22,7 @@ from moe_jax.routing import ROUTERS, Router
 _OPTIONS = (
   *(
     name
-    for each in (GateOptions, GroupOptions, CapacityOptions, LossOptions)
+    for each in (GateOptions, GroupOptions, CapacityOptions, LossOptions, ZeroOptions)
     for name in keys(each)
   ),
   "num_shared_experts",

@@ -20,6 +20,7 @@ from moe_jax.assembly.experts import (
   group_tokens,
   has_experts,
   moe_layer,
+  routed_experts,
 )
 from moe_jax.assembly.sublayers import kind, layout, own_models
 from moe_jax.data.options import DataOptions
@@ -174,7 +175,7 @@ def _of_every_family(m: Config) -> dict[str, Any]:
   """Returns the fields that all model classes have."""
   return dict(
     d_model=m.d_model,
-    num_experts=m.moe.num_experts,
+    num_experts=routed_experts(m.moe),
     balancing_state=balancing_options(m).state,
     embed_scale=m.embed_scale,
     tied_embeddings=m.tied_embeddings,

@@ -25,6 +25,7 @@ from moe_jax.layers import (
   LatentOptions,
   LossOptions,
   RopeOptions,
+  ZeroOptions,
 )
 from moe_jax.models.options import ExpertOptions, ModelOptions
 from moe_jax.options import (
@@ -93,7 +94,14 @@ SECTIONS: Mapping[str, tuple[type[Options], ...]] = {
   "model": (ModelOptions, AttentionOptions),
   "model.latent": (LatentOptions,),
   "model.rope": (RopeOptions,),
-  "model.moe": (ExpertOptions, GateOptions, GroupOptions, CapacityOptions, LossOptions),
+  "model.moe": (
+    ExpertOptions,
+    ZeroOptions,
+    GateOptions,
+    GroupOptions,
+    CapacityOptions,
+    LossOptions,
+  ),
   "model.moe.balancing": (BalancingOptions,),
   "data": (DataOptions,),
   "optimizer": (OptimizerOptions,),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from moe_jax.assembly.experts import encoder_layers, group_tokens, has_experts
 from moe_jax.assembly.sublayers import kind, layout, own_models
 from moe_jax.errors import ConfigError
+from moe_jax.layers.zero_experts import WITHOUT_FFN
 from moe_jax.models import find_pattern
 from moe_jax.models.options import LAYERS
 from moe_jax.options import Config
@@ -124,6 +125,9 @@ def weights(m: Config) -> Iterator[tuple[str, int]]:
         "model.moe.num_experts",
         sparse * layer_model.moe.num_experts * layer_model.d_model * (2 * layer_model.moe.d_ff + 1),
       )
+      # Experts without an FFN have a column of the router each.
+      for name in WITHOUT_FFN:
+        yield f"model.moe.{name}", sparse * layer_model.moe[name] * layer_model.d_model
       yield (
         "model.moe.num_shared_experts",
         sparse
@@ -161,6 +165,8 @@ def activations(config: Config) -> Iterator[tuple[str, int]]:
       "model.moe.num_experts",
       max(rows * d.seq_len, size) * m.moe.num_experts * max(m.moe.soft_slots, 1),
     )
+    for name in WITHOUT_FFN:
+      yield f"model.moe.{name}", max(rows * d.seq_len, size) * m.moe[name]
     yield "model.moe.soft_slots", m.moe.num_experts * m.moe.soft_slots * m.d_model
     yield (
       "model.moe.group_size" if m.moe.group_size else "model.moe.group_rows",

@@ -14,11 +14,13 @@ from moe_jax import sharding
 from moe_jax.assembly.bind import bind
 from moe_jax.assembly.experts import (
   balancing_options,
+  check_zero_experts,
   group_tokens,
   has_experts,
   looks_ahead,
   moe_loss_weights,
   option,
+  routed_experts,
   router_of,
   trace_router,
 )
@@ -302,6 +304,7 @@ def _validate_experts(config: Config, m: Config) -> None:
       e.shared_gate,
       "there is no shared expert to gate; must be False, or set num_shared_experts",
     )
+  check_zero_experts(e)
   if e.soft_slots:
     for key, value, none in (
       ("balancing.rule", e.balancing.rule, "none"),
@@ -423,11 +426,11 @@ def _validate_balancing(m: Config, name: str) -> None:
     )
   k = option(router_of(e), "k")
   general = rule is not None and rule.general and rule.observe is not None
-  if general and k is not None and k >= e.num_experts:
+  if general and k is not None and k >= routed_experts(e):
     raise ConfigError(
       "model.moe.balancing.rule",
       e.balancing.rule,
-      f"compares chosen experts with others, and each token takes all {e.num_experts}; must be "
+      f"compares chosen experts with others, and each token takes all {routed_experts(e)}; must be "
       "'none', because all experts get the same",
     )
 

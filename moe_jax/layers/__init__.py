@@ -15,6 +15,7 @@ from moe_jax.layers.moe_losses import LOSSES, LossOptions, RouterFacts, load_wit
 from moe_jax.layers.norms import NORMS, LayerNorm, RmsNorm
 from moe_jax.layers.rope_scaling import RopeOptions
 from moe_jax.layers.soft_moe import SoftMoeLayer
+from moe_jax.layers.zero_experts import ZeroOptions
 
 __all__ = [
   "LOSSES",
@@ -40,6 +41,7 @@ __all__ = [
   "RopeOptions",
   "RouterFacts",
   "SoftMoeLayer",
+  "ZeroOptions",
   "concatenate",
   "load_without_noise",
   "rope",

@@ -16,12 +16,14 @@ from jaxtyping import Array, Float, Int
 from moe_jax.dispatch import FEW_TOKENS, CapacityOptions, drop_overflow, few_tokens, fit_buffers
 from moe_jax.errors import ConfigError
 from moe_jax.experts import Experts
+from moe_jax.layers import zero_experts
 from moe_jax.layers.aux import Aux, LayerContext, LayerRouting, measured
 from moe_jax.layers.ffn import experts
 from moe_jax.layers.gate import NETWORKS, GateOptions, adjust, expert_scale, learned, scale_gates
 from moe_jax.layers.init import projection
 from moe_jax.layers.moe_losses import LossOptions, RouterFacts, auxiliary_losses, global_shares
 from moe_jax.layers.norms import RmsNorm
+from moe_jax.layers.zero_experts import ZeroOptions
 from moe_jax.options import INT32, ROWS, Bounds, Options, option
 from moe_jax.routing import RoutingContext, RoutingPlan, group_axes, metrics, noise
 from moe_jax.routing.losses import SCORES
@@ -68,10 +70,11 @@ class MoeLayer(nn.Module):
   input itself.
 
   Attributes:
-    num_experts: Number of experts E.
+    num_experts: Number of experts E that have an FFN.
     d_ff: Hidden width F of one expert.
     activation: A key of `ACTIVATIONS`.
-    router: (logits [S, E], context) -> plan; the `route` of a `Router` with its options bound.
+    router: (logits [S, N], context) -> plan over N experts; the `route` of a `Router` with its
+      options bound.
     dispatcher: (plan, x, experts, capacity, platform) -> y; a function of `DISPATCHERS` with its
       options bound.
     platform: Platform of the devices that will run the layer: "cpu", "gpu" or "tpu".
@@ -80,12 +83,14 @@ class MoeLayer(nn.Module):
     capacity: Options that say how many slots an expert has.
     buffer_factor: The option of that name of the dispatcher, which decides what is dropped beyond
       the capacity. None means that nothing is.
+    zero: Options that say how many experts Z have no FFN. The router chooses from N = E + Z, and
+      dispatchers get the E with an FFN only.
     losses: Options that say which auxiliary losses are reported, and what they count.
     facts: What these losses must know about the router.
-    observe: (logits [G, S, E], bias [E], valid [G, S]) -> what the rule of loss-free balancing must
+    observe: (logits [G, S, N], bias [N], valid [G, S]) -> what the rule of loss-free balancing must
       know about them, which is added to `Aux.sums` in training. None means nothing.
     learned: Fields of `RoutingContext` that the layer learns for the router; see `Router.learned`.
-    router_groups: Number N of groups of experts, for a hierarchical router.
+    router_groups: Number of groups of experts, for a hierarchical router.
     shared: Makes the dense FFN that every token visits; None means that there is none.
     shared_gate: Whether the output of `shared` is multiplied by sigmoid(w x) (Qwen1.5-MoE).
     ffn_bias: A key of `FFN_BIASES`: what a vector of each expert does to its hidden units.
@@ -104,6 +109,7 @@ class MoeLayer(nn.Module):
   groups: GroupOptions = GroupOptions()
   capacity: CapacityOptions = CapacityOptions()
   buffer_factor: float | None = None
+  zero: ZeroOptions = ZeroOptions()
   losses: LossOptions = LossOptions()
   facts: RouterFacts = RouterFacts()
   observe: Callable[..., dict[str, Array]] | None = None
@@ -153,7 +159,8 @@ class MoeLayer(nn.Module):
       self.ffn_bias,
       self.output_scale,
     )
-    scale = expert_scale(self, self.num_experts, self.gate)
+    scale = expert_scale(self, self.routed_experts, self.gate)
+    constants = zero_experts.constants(self, self.zero, x.shape[-1])
     if self.is_initializing():
       # All parameters exist by now except those of the shared experts. Routing and dispatch create
       # none, so initialisation does not trace them.
@@ -188,20 +195,32 @@ class MoeLayer(nn.Module):
     scaled = scale_gates(plan, self.gate.routed_scale, scale)
     if self.gate.gate_on == "input":
       dispatcher = functools.partial(_gate_inputs, dispatcher)
-    y = dispatcher(scaled, groups, weights, capacity, self.platform).reshape(x.shape)
+    # The part of the plan that costs work. It is the whole plan if all experts have an FFN.
+    busy = self._ffn_part(scaled)
+    y = dispatcher(busy, groups, weights, capacity, self.platform)
+    if self.zero.count:
+      y += zero_experts.outputs(scaled, groups, self.zero, constants)
+    y = y.reshape(x.shape)
     if self.shared is not None:
       y += self._shared(self.shared, x, context)
-    kept = fit_buffers(jax.vmap(lambda p: drop_overflow(p, capacity))(plan), buffer_factor)
+    kept = fit_buffers(
+      jax.vmap(lambda p: drop_overflow(p, capacity))(self._ffn_part(plan)), buffer_factor
+    )
+    if self.zero.count:
+      kept = zero_experts.with_kept(plan, kept)
     tokens = None if context.micro is None else context.micro.tokens
     sums = metrics.sums(logits, plan, kept, valid)
+    if self.zero.count:
+      sums |= zero_experts.sums(plan, self.num_experts)
     if self.observe is not None and context.train and routing.bias is not None:
       sums |= self.observe(logits, routing.bias, valid)
+    facts = dataclasses.replace(self.facts, eta=self.zero.eta(self.num_experts))
     aux = measured(
       sums,
       losses=auxiliary_losses(
-        self.losses, self.facts, logits, plan, router_context, tokens, routing.shares
+        self.losses, facts, logits, plan, router_context, tokens, routing.shares
       ),
-      shares=global_shares(self.losses, self.facts, logits, plan, router_context, tokens),
+      shares=global_shares(self.losses, facts, logits, plan, router_context, tokens),
     )
     if context.return_routing:
       aux.metrics["top1_expert"] = jax.vmap(lambda p: choices(p, size, 1)[0])(plan).reshape(
@@ -212,9 +231,18 @@ class MoeLayer(nn.Module):
       aux.metrics["probabilities"] = probabilities.reshape(*x.shape[:2], -1)
     return constrain(y, "batch", "length", "act_embed"), aux
 
+  @property
+  def routed_experts(self) -> int:
+    """The number N = E + Z of experts that the router chooses from."""
+    return self.num_experts + self.zero.count
+
+  def _ffn_part(self, plan: RoutingPlan) -> RoutingPlan:
+    """Returns the assignments to experts with an FFN, in a plan over these alone."""
+    return zero_experts.ffn_part(plan, self.num_experts) if self.zero.count else plan
+
   def _logits(
     self, x: Float[Array, "G S D"], train: bool, place: noise.Place | None
-  ) -> tuple[Float[Array, "G S E"], dict[str, Array]]:
+  ) -> tuple[Float[Array, "G S N"], dict[str, Array]]:
     """Returns the router's logits and the learned fields of its context, all as float32.
 
     They are computed in `router_dtype`, which is float32 except in an ablation.
@@ -232,18 +260,18 @@ class MoeLayer(nn.Module):
       x = noise.jitter(self.make_rng("router"), x, self.gate.jitter, place)
     x = x.astype(jnp.dtype(self.gate.router_dtype))
     logits = NETWORKS[self.gate.gate_network](
-      self, x, self.num_experts, self.gate.router_init_scale
+      self, x, self.routed_experts, self.gate.router_init_scale
     ).astype(jnp.float32)
     logits = adjust(self, logits, self.gate)
     if jittered and self.gate.jitter_on == "logits":
       logits = noise.jitter(self.make_rng("router"), logits, self.gate.jitter, place)
     fields = learned(
-      self, x, self.learned, self.num_experts, self.router_groups, self.gate.router_init_scale
+      self, x, self.learned, self.routed_experts, self.router_groups, self.gate.router_init_scale
     )
     return logits, {name: field.astype(jnp.float32) for name, field in fields.items()}
 
   def _plan(
-    self, logits: Float[Array, "G S E"], context: RoutingContext, stored: RoutingPlan | None
+    self, logits: Float[Array, "G S N"], context: RoutingContext, stored: RoutingPlan | None
   ) -> RoutingPlan:
     """Returns the plan of all groups, from the router or from `stored`."""
     if stored is None:

@@ -104,11 +104,14 @@ class RouterFacts:
     devices_a_token: Number M of groups of experts that a token may be sent to, which
       "communication" needs.
     load: (logits [S, E], context) -> CV^2 of the router's smooth load, which is the loss "load".
+    eta: Factor on each expert's term of the balance loss, [E]; see `zero_experts.py`. None means
+      that all are 1.
   """
 
   k: int = 1
   devices_a_token: int = 1
   load: Callable[[Array, RoutingContext], Array] = load_without_noise
+  eta: tuple[float, ...] | None = None
 
 
 def auxiliary_losses(
@@ -183,12 +186,13 @@ def _is_global(options: LossOptions, name: str) -> bool:
 
 
 def _balance(options: LossOptions, router: RouterFacts, logits, plan, context):
-  """Returns f and P of the balance loss, each [G, E]."""
-  return jax.vmap(
+  """Returns f and P of the balance loss, each [G, E]; P is multiplied by `router.eta`."""
+  f, p = jax.vmap(
     lambda logits, plan, valid: losses.balance_terms(
       logits, plan, valid, options.balance_counts, options.balance_scores
     )
   )(logits, plan, context.valid)
+  return f, p if router.eta is None else p * jnp.asarray(router.eta)
 
 
 def _device(options: LossOptions, router: RouterFacts, logits, plan, context):

@@ -83,7 +83,8 @@ class EncoderDecoder(nn.Module):
       to the encoder's output.
     target_vocab_size: Vocabulary size of a separate embedding for the target (GShard has 64k and
       32k entries). 0 means that source and target share one embedding.
-    num_experts: Number of experts E of each layer that has some.
+    num_experts: Number of experts E from which the router of each layer with experts chooses, with
+      those that have no FFN.
     balancing_state: Names of the arrays [Lm, E] of loss-free balancing, which are kept in the
       collection "router_state". Without any, there is no bias.
     embed_scale: Whether the embedding's rows are multiplied by sqrt(D) on the way in; see above.

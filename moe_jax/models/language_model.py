@@ -46,7 +46,8 @@ class LanguageModel(nn.Module):
     final_norm: Makes the normalisation before the logits; None means that there is none.
     bias_table: Makes the one table of relative biases that all layers share, as a parameter of the
       module that it is given. None means that each layer has its own table, or that there is none.
-    num_experts: Number of experts E of each layer that has some.
+    num_experts: Number of experts E from which the router of each layer with experts chooses, with
+      those that have no FFN.
     balancing_state: Names of the arrays [Lm, E] of loss-free balancing, which are kept in the
       collection "router_state". Without any, there is no bias.
     embed_scale: Whether the embedding's rows are multiplied by sqrt(D) on the way in.

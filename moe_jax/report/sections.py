@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from moe_jax.layers.zero_experts import WITHOUT_FFN
 from moe_jax.report.charts import Level, Line, line_chart, load_map
 from moe_jax.report.colours import expert_colour, series_colour
 from moe_jax.report.records import (
@@ -157,8 +158,10 @@ def _model_words(run: Workdir, layers: Sequence[str]) -> str:
   where = ", ".join(name.rpartition(" ")[2] for name in layers[:8]) + (
     ", …" if len(layers) > 8 else ""
   )
+  free = [f"{moe[name]} {name.partition('_')[0]}" for name in WITHOUT_FFN if moe.get(name)]
+  beside = f" and {', '.join(free)} without an FFN" if free else ""
   return (
-    f"{words}; {moe['num_experts']} experts of width {moe.get('d_ff')} in layers {where}; "
+    f"{words}; {moe['num_experts']} experts of width {moe.get('d_ff')}{beside} in layers {where}; "
     f"router {router} ({options}); {capacity}"
   )
 
@@ -377,6 +380,11 @@ def _load(run: Workdir, layers: Sequence[str]) -> str:
 # of the Lm layers with experts, or one number if it is a loss.
 _ROUTER_CHARTS: Mapping[str, tuple[str, str]] = {
   "moe/drop_rate": ("Drop rate", "assignments beyond capacity, of all"),
+  "moe/ffn_experts_a_token": (
+    "Experts with an FFN per token",
+    "mean over tokens; others cost nothing",
+  ),
+  "moe/zero_share": ("Share of experts without an FFN", "assignments that cost nothing, of all"),
   "moe/entropy": ("Router entropy", "nats, mean over tokens; ln E = undecided"),
   "moe/max_violation": ("Maximum violation", "load of the fullest expert × E − 1; 0 = balanced"),
   "moe/load_percentiles": (

@@ -77,12 +77,22 @@ def finish(sums: dict[str, Shaped[Array, "..."]]) -> dict[str, Float[Array, "...
   Returns:
     "load" [E], "experts_a_token" (the mean number of assignments that a real token asks for),
     "drop_rate", "max_violation", "dropped_tokens", "entropy" and "logit_max", the others as
-    defined by the functions with these names. If `sums` is empty, so is the result.
+    defined by the functions with these names. With zero-computation experts (the entry "free" of
+    `layers/zero_experts.py`) also "zero_share", their share of the assignments, and
+    "ffn_experts_a_token", the mean number of assignments of a real token to other experts. All
+    metrics that are per expert or of all assignments include zero-computation experts. If `sums` is
+    empty, so is the result.
   """
   if not sums:
     return {}
   shares = _ratio(sums["assigned"], sums["assignments"][..., None])
-  return {
+  free = {}
+  if "free" in sums:
+    free = {
+      "zero_share": _ratio(sums["free"], sums["assignments"]),
+      "ffn_experts_a_token": _ratio(sums["assignments"] - sums["free"], sums["tokens"]),
+    }
+  return free | {
     "load": shares,
     "experts_a_token": _ratio(sums["assignments"], sums["tokens"]),
     "drop_rate": _ratio(sums["dropped"], sums["assignments"]),

@@ -54,6 +54,7 @@ class Run:
     guard: The guard, which judges each step.
     parameters: The paths of the weights, in the order of the metric "grad_norms".
     layers: The names of the layers with experts.
+    divided: The number of experts that a mesh may divide: those that have an FFN.
     clock: What `time.monotonic()` would have shown at the run's first step if the run had never
       been interrupted.
     deadline: The value of `time.monotonic()` at which this start saves and stops.
@@ -75,6 +76,7 @@ class Run:
   guard: Guard
   parameters: list[str]
   layers: list[str]
+  divided: int
   clock: float = 0.0
   deadline: float = math.inf
   profile: Profile | None = None
@@ -201,6 +203,7 @@ def train(
       guard,
       list(digest.paths(state.params)),
       assembly.names_of_layers_with_experts(config),
+      assembly.divided_experts(config),
       time.monotonic() - seconds,
       begun + 60 * train_options.max_minutes if train_options.max_minutes else math.inf,
       stack.enter_context(contextlib.closing(Profile(directory / "profile", n, watch.profile))),
@@ -447,24 +450,31 @@ def _log(run: Run, n: int, metrics: dict[str, Any], loss: float) -> None:
     _tell(run, n, event)
   run.progress.routing = routing_words(metrics)
   written = {name: value for name, value in metrics.items() if name != "grad_norms"}
-  written |= _spread(load, run.mesh.shape["expert"])
+  written |= _spread(load, run.mesh.shape["expert"], run.divided)
   run.writer.write(n, "train", written | {"tokens_per_second": run.progress.log(loss)})
 
 
-def _spread(load: Any, devices: int) -> dict[str, np.ndarray]:
+def _spread(load: Any, devices: int, divided: int) -> dict[str, np.ndarray]:
   """Returns what the loads of all layers say about experts and devices; {} without experts.
 
   Args:
     load: The metric "moe/load" [Lm, E], or None.
     devices: The number of devices among which the mesh divides the experts.
+    divided: The number of experts that it may divide, the first ones. Others, without an FFN, are
+      on every device.
   """
   if load is None:
     return {}
   load = np.asarray(load)
   spread = {"moe/load_percentiles": router_metrics.load_percentiles(load)}
   # Layers whose number of experts the mesh does not divide are not divided.
-  if devices > 1 and load.shape[-1] % devices == 0:
-    spread["moe/device_overload"] = router_metrics.device_overload(load, devices)
+  if devices > 1 and divided % devices == 0:
+    busy = load[..., :divided]
+    if divided < load.shape[-1]:
+      # Shares of what devices must do. If that is nothing, they stay 0.
+      work = busy.sum(-1, keepdims=True)
+      busy = busy / np.where(work > 0, work, 1.0)
+    spread["moe/device_overload"] = router_metrics.device_overload(busy, devices)
   return spread
 
 

@@ -64,16 +64,24 @@ def expand(
       if earlier is None or earlier.shape == array.shape:
         continue
       if _ROUTER.fullmatch(name):
-        added = array[..., experts:]
-        made[f"{path}/{name}"] = np.concatenate([earlier, added.astype(earlier.dtype)], axis=-1)
+        made[f"{path}/{name}"] = _inserted(earlier, array, experts, grown)
         continue
       added = earlier[parents] if source == "copy" else array[experts:].astype(earlier.dtype)
       made[f"{path}/{name}"] = np.concatenate([earlier, added])
     if (bias := old.get(f"{path.removesuffix('/ffn')}/balancing_bias")) is not None:
       name = f"{path.removesuffix('/ffn')}/balancing_bias"
-      made[name] = np.concatenate([bias, new[name][experts:]])
+      made[name] = _inserted(bias, new[name], experts, grown)
   if not made:
     raise ConfigError(
       "model.moe.num_experts", 0, "the old model has no layer with experts; upcycle it first"
     )
   return merged(old, new, made, FRESH)
+
+
+def _inserted(earlier: np.ndarray, new: np.ndarray, experts: int, grown: int) -> np.ndarray:
+  """Returns an array whose last axis counts experts, with those from `experts` to `grown` of `new`.
+
+  What follows belongs to zero-computation experts, which are behind those with an FFN.
+  """
+  added = new[..., experts:grown].astype(earlier.dtype)
+  return np.concatenate([earlier[..., :experts], added, earlier[..., experts:]], axis=-1)

@@ -8,7 +8,7 @@ from moe_jax.errors import ConfigError
 from moe_jax.surgery.weights import MATRICES, Weights, converted, merged
 
 # The weights of a layer with experts that a dense layer does not have. They stay as drawn.
-FRESH = (r"/ffn/router", r"/ffn/shared_gate$", r"/balancing_bias$")
+FRESH = (r"/ffn/router", r"/ffn/constant_", r"/ffn/shared_gate$", r"/balancing_bias$")
 # The axis of an expert's matrix along which its hidden units lie.
 HIDDEN_AXIS = {"up": 1, "gate": 1, "down": 0}
 
@@ -106,10 +106,13 @@ def _redraw(copies: dict[str, np.ndarray], drop: float, generator: np.random.Gen
 
 def _router(path: str, sparse: dict[str, np.ndarray], shards: int) -> dict[str, np.ndarray]:
   """Returns the drawn weights of the router, with one column for all experts of a group."""
-  found = {}
+  found, experts = {}, sparse["up"].shape[0]
+  columns = sparse["router"].shape[-1] if "router" in sparse else experts
   for name, array in sparse.items():
-    if shards > 1 and name.startswith("router") and array.shape[-1] == sparse["up"].shape[0]:
-      found[f"{path}/{name}"] = np.repeat(array[..., ::shards], shards, axis=-1)
+    # Columns behind those of the experts with an FFN belong to zero-computation experts.
+    if shards > 1 and name.startswith("router") and array.shape[-1] == columns:
+      same = np.repeat(array[..., :experts:shards], shards, axis=-1)
+      found[f"{path}/{name}"] = np.concatenate([same, array[..., experts:]], axis=-1)
   return found
 
 

@@ -55,6 +55,30 @@ def test_parameters_and_flops_by_hand():
   }
 
 
+def test_experts_without_an_ffn_by_hand():
+  # The model of 8 features, one layer, 4 experts of F=6 (an expert 3*8*6 = 144) and top-6 routing
+  # over 2 zero, 1 copy and 3 constant experts besides. A constant expert has a vector of 8 and a
+  # matrix of 8 x 2, and all 6 have a column of the router:
+  #   router 8*4 and 8*6 + 3 * (8 + 16)    152
+  # Catches parameters that are not the router's, and 6 experts of which 4 have an FFN as 1.5 times
+  # all experts.
+  sizes = {
+    "model.d_model": 8,
+    "model.num_layers": 1,
+    "model.moe.first": 0,
+    "model.moe.num_experts": 4,
+    "model.moe.d_ff": 6,
+    f"{R}.top_k.k": 6,
+    "data.seq_len": 16,
+  }
+  free = {"zero_experts": 2, "copy_experts": 1, "constant_experts": 3}
+  c = config(sizes | {f"model.moe.{name}": count for name, count in free.items()})
+  kinds = accounts.parameters_by_kind(c, 10)
+  assert (kinds["experts"], kinds["router"]) == (576, 152)
+  total, activated = accounts.parameter_counts(c, 10)
+  assert total == activated == sum(kinds.values())
+
+
 BIASES = {
   "model.position": "relative",
   "model.relative_buckets": 8,

@@ -48,6 +48,14 @@ def test_shared_bias_and_scale():
   assert "tanh gate network" in _lines("llama_moe")["gates"]
 
 
+def test_experts_without_an_ffn():
+  # Catches experts that are not told.
+  words = _lines("moe_plus_plus")["routing"]
+  assert "8 experts of width 512 and 1 zero, 1 copy and 2 constant experts without an FFN" in words
+  assert "512 experts of width 85 and 256 copy experts" in _lines("longcat_flash")["routing"]
+  assert "without" not in _lines("mixtral")["routing"]
+
+
 def test_own_capacity_soft_and_dense():
   # Catches the layer's capacity that is shown for a router with its own, and a crash without
   # experts.

@@ -94,6 +94,7 @@ def test_a_router_of_ones_own():
     ({"capacity_factor": -1.0}, "capacity_factor=-1.0"),
     ({"balancing": {"rule": "sign"}}, "option='balancing'"),
     ({"dispatcher": "group"}, "did you mean 'grouped'"),
+    ({"router": "expert_choice", "copy_experts": 1}, "copy_experts=1: tokens of the router"),
   ],
 )
 def test_a_mistake_is_one_sentence(arguments, words):

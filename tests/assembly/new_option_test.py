@@ -57,8 +57,9 @@ def test_an_option_is_declared_once_and_read_once(tmp_path):
     shutil.copy(ROOT / name, tmp_path / name)
   declared = "  routed_scale: Annotated[float, POSITIVE] = option("
   replace(tmp_path / "moe_jax/layers/gate.py", declared, DECLARATION + declared)
-  used = "gate=self.gate.routed_scale * plan.gate"
-  replace(tmp_path / "moe_jax/layers/moe.py", used, f"{used}**self.gate.gate_power")
+  used = "scaled = scale_gates(plan, self.gate.routed_scale, scale)"
+  power = "scaled = scaled.replace(gate=scaled.gate**self.gate.gate_power)"
+  replace(tmp_path / "moe_jax/layers/moe.py", used, f"{used}\n    {power}")
   environment = os.environ | {"PYTHONPATH": str(tmp_path)}
 
   def python(*args):

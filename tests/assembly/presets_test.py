@@ -4,7 +4,7 @@ import pytest
 from changed import config
 
 from moe_jax import accounts, assembly
-from moe_jax.assembly.experts import experts_a_token
+from moe_jax.assembly.experts import experts_a_token, routed_experts
 from moe_jax.assembly.sections import NEUTRAL
 from moe_jax.errors import ConfigError
 from moe_jax.routing import ROUTERS
@@ -107,6 +107,9 @@ def test_by_the_papers():
     "device": 0.05,
     "communication": 0.02,
   }
+  # Experts with and without an FFN.
+  assert routed_experts(preset("moe_plus_plus").model.moe) == 8 + 4
+  assert routed_experts(preset("longcat_flash").model.moe) == 512 + 256
   assert (
     assembly.loss_weights(preset("soft_moe")) == assembly.loss_weights(preset("base_layers")) == {}
   )

@@ -20,6 +20,10 @@ pytestmark = pytest.mark.unit
       {"model.vocab_size": 2**24, "train.batch_size": 2**16, "data.seq_len": 2**10},
       "model.vocab_size",
     ),
+    (
+      {"model.moe.copy_experts": 2**20, "train.batch_size": 2**18, "data.seq_len": 2**10},
+      "model.moe.copy_experts",
+    ),
     ({"model.moe.group_size": 2**31 - 1, "model.d_model": 2**20}, "model.moe.group_size"),
   ],
 )

@@ -328,6 +328,38 @@ WRONG = [
     "num_heads=3 of model.block's 'attention:heads=3'",
   ),
   (BRAIN | {"model.num_kv_heads": 3}, "model.num_kv_heads", "num_heads=4"),
+  # Experts without an FFN.
+  ({"model.moe.copy_experts": -1}, "model.moe.copy_experts", "at least 0"),
+  (
+    {
+      f"{R}.name": "expert_choice",
+      "model.moe.zero_experts": 2,
+      "model.moe.allow_noncausal_routing": True,
+    },
+    "model.moe.zero_experts",
+    "such as top_k",
+  ),
+  (
+    {f"{R}.name": "no_token_left_behind", "model.moe.copy_experts": 2},
+    "model.moe.copy_experts",
+    "compete for slots",
+  ),
+  ({"model.moe.soft_slots": 2, "model.moe.copy_experts": 1}, "model.moe.copy_experts", "Soft MoE"),
+  (
+    {"model.moe.device_loss": 0.1, "model.moe.devices": 2, "model.moe.constant_experts": 1},
+    "model.moe.constant_experts",
+    "device_loss=0",
+  ),
+  (
+    {"model.moe.gate_on": "input", "model.moe.constant_experts": 1},
+    "model.moe.constant_experts",
+    "gate_on='output'",
+  ),
+  (
+    {f"{R}.top_k.k": 12, "model.moe.zero_experts": 1, "model.moe.copy_experts": 2},
+    f"{R}.top_k.k",
+    "11",
+  ),
 ]
 
 

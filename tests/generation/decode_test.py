@@ -30,6 +30,13 @@ DEEP = {
   "moe__balancing__rate": 0.1,
   "moe__capacity_factor": 0.5,
 }
+# As DEEP, with experts without an FFN, to which the bias is added, too.
+ZERO = DEEP | {
+  "moe__zero_experts": 1,
+  "moe__copy_experts": 1,
+  "moe__constant_experts": 2,
+  "moe__routed_scale": 2.0,
+}
 BRAINFORMER = {
   "family": "brainformer",
   "num_layers": 2,
@@ -43,6 +50,7 @@ CASES = {
   "relative": RELATIVE | {"moe__extra_ffn": True},
   "relative_shared": RELATIVE | {"relative_shared": True, "sliding_window": 2},
   "latent": LATENT,
+  "zero_experts": ZERO,
   "brainformer": BRAINFORMER,
   "lstm": LSTM,
 }

@@ -144,6 +144,11 @@ def test_a_run_of_ours_becomes_a_published_model(tmp_path):
     ConfigError, match="no published family has this model; mixtral has model.emb"
   ):
     hugging_face.settings_of(config, {})
+  config.model.embed_scale = False
+  config.model.moe.copy_experts = 2
+  # Catches a router with columns of experts that the family does not have.
+  with pytest.raises(ConfigError, match="no published family has this model"):
+    hugging_face.settings_of(config, {})
 
 
 def test_tokenizers_come_along(tmp_path):

@@ -56,6 +56,21 @@ def test_header_says_what_ran(tmp_path):
     assert words in text, words
 
 
+def test_experts_without_an_ffn_are_told(tmp_path):
+  # Catches a header that omits them, and metrics of theirs without a chart.
+  path = synthetic.write_workdir(tmp_path / "run", steps=20)
+  config = json.loads((path / "config.json").read_text())
+  config["model"]["moe"] |= {"zero_experts": 0, "copy_experts": 2, "constant_experts": 3}
+  (path / "config.json").write_text(json.dumps(config))
+  lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+  for line in lines:
+    line |= {"moe/zero_share": [0.25, 0.5], "moe/ffn_experts_a_token": [1.5, 1.0]}
+  (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  text = page(read_workdir(path))
+  assert "8 experts of width 32 and 2 copy, 3 constant without an FFN in layers 1, 3" in text
+  assert "Share of experts without an FFN" in text and "Experts with an FFN per token" in text
+
+
 @pytest.mark.parametrize("shift", [0.0, 5.0])
 def test_validation_curve_is_visible_beside_the_ladder(tmp_path, shift):
   # Catches a range of y that ends at the bigram rung although the whole curve is above it.

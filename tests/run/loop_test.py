@@ -148,6 +148,7 @@ def run(
     guard or Guard(),
     ["a", "b/w"],
     [],
+    0,
     deadline=deadline,
   )
   state, stopped = loop._steps(one, fresh(begun))
@@ -190,10 +191,17 @@ def test_the_use_of_the_experts_in_words():
 def test_the_spread_of_the_loads():
   # Catches the overload of devices on a mesh that does not divide the experts.
   load = np.array([[0.5, 0.3, 0.1, 0.1]])
-  assert loop._spread(None, 4) == {}
-  assert list(loop._spread(load, 1)) == ["moe/load_percentiles"]
-  assert list(loop._spread(load, 3)) == ["moe/load_percentiles"]
-  np.testing.assert_allclose(loop._spread(load, 2)["moe/device_overload"], [1.6])
+  assert loop._spread(None, 4, 4) == {}
+  assert list(loop._spread(load, 1, 4)) == ["moe/load_percentiles"]
+  assert list(loop._spread(load, 3, 4)) == ["moe/load_percentiles"]
+  np.testing.assert_allclose(loop._spread(load, 2, 4)["moe/device_overload"], [1.6])
+
+
+def test_experts_without_an_ffn_load_no_device():
+  # Two experts with an FFN get 0.3 and 0.1 of all assignments, so that the device of the first has
+  # 1.5 times its part of their work. Catches the load of zero-computation experts on a device.
+  load = np.array([[0.3, 0.1, 0.4, 0.2]])
+  np.testing.assert_allclose(loop._spread(load, 2, 2)["moe/device_overload"], [1.5])
 
 
 def test_a_resumed_run_goes_on_with_the_same_events(tmp_path):

@@ -107,6 +107,12 @@ FAMILIES = {
     "model.latent.value_dim": 8,
   },
   "exact quantile": {"model.moe.balancing.rule": "quantile", "model.moe.balancing.rate": 1.0},
+  "without an FFN": {
+    "model.moe.zero_experts": 1,
+    "model.moe.copy_experts": 1,
+    "model.moe.constant_experts": 2,
+    "model.moe.zero_tau": 0.75,
+  },
   "other rules": {
     "sharding.vocab": ("tensor", "fsdp"),
     "sharding.embed": (),
@@ -280,6 +286,7 @@ OTHERS = [
   ("lstm", "einsum", WHOLE),
   ("latent", "all_to_all", WHOLE),
   ("exact quantile", "grouped", WHOLE),
+  ("without an FFN", "ragged_all_to_all", WHOLE),
   *((name, "all_to_all", WHOLE) for name in ROUTERS),
 ]
 OFTEN = {"scanned and rematerialised"}  # `make test-all` runs the others
@@ -292,8 +299,9 @@ def test_other_models_and_rules_train_the_same(family, dispatcher, mesh):
   # Catches a recomputed layer that draws other noise, stacked weights that are split along
   # "layers", an encoder's output or padding of one device only, a dispatcher that relies on rules
   # that the config has changed, factors or an RMS of one shard only in Adafactor, a recurrent
-  # state or a latent of one shard only, a histogram or quantile of one device only, and noise,
-  # losses or a hash of other routers that depend on the mesh.
+  # state or a latent of one shard only, a histogram or quantile of one device only, noise, losses
+  # or a hash of other routers that depend on the mesh, and output of experts without an FFN that is
+  # added once per device.
   assert_as_on_one_device(*three_steps(dispatcher, mesh, family), family)
 
 

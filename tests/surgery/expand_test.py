@@ -64,6 +64,21 @@ def test_what_new_experts_begin_as(tmp_path, source):
     assert np.array_equal(made[name], np.concatenate([old[name], new.weights[name][4:]]))
 
 
+def test_experts_without_an_ffn_stay_last(tmp_path):
+  # With 2 copy and 1 constant expert, the columns of the router and the biases are those of 4
+  # experts, 2 new ones and 3 without an FFN. Catches new columns behind them.
+  free = {"model__moe__copy_experts": 2, "model__moe__constant_experts": 1}
+  old = models.Model(models.config(tmp_path, **OLD | free))
+  new = models.Model(models.config(tmp_path, **NEW | free), seed=1)
+  made = expand(old.weights, new.weights)
+  for name in ("layer_1/ffn/router", "layer_1/balancing_bias"):
+    before, drawn = old.weights[name], new.weights[name]
+    expected = [before[..., :4], drawn[..., 4:6], before[..., 4:]]
+    assert np.array_equal(made[name], np.concatenate(expected, axis=-1))
+  for name in ("layer_1/ffn/constant_mix", "layer_1/ffn/constant_vectors"):
+    assert np.array_equal(made[name], old.weights[name])
+
+
 def test_wrong_expansions_are_refused(tmp_path):
   # Catches experts that are lost, and a router whose old logits would change.
   def weights(**changes):

@@ -38,6 +38,25 @@ def test_the_sparse_model_computes_what_the_dense_one_does(tmp_path, changes):
   )
 
 
+def test_experts_without_an_ffn_are_drawn(tmp_path):
+  # Four shards in groups of four experts, and a copy and a constant expert. Catches columns of
+  # experts without an FFN that are copies, and groups of experts with different columns.
+  sparse = models.Model(
+    models.config(
+      tmp_path,
+      model__moe__num_experts=8,
+      model__moe__d_ff=8,
+      model__moe__copy_experts=1,
+      model__moe__constant_experts=1,
+    )
+  ).weights
+  made = upcycle(models.Model(models.config(tmp_path)).weights, sparse)
+  router, drawn = made["layer_1/ffn/router"], sparse["layer_1/ffn/router"]
+  assert np.array_equal(router[:, 8:], drawn[:, 8:])
+  assert all(np.array_equal(router[:, e], drawn[:, e - e % 4]) for e in range(8))
+  assert "layer_1/ffn/constant_mix" in made
+
+
 def test_an_encoder_decoder(tmp_path):
   # Catches stacks that are mixed up: the names of the weights are enough to see it.
   changes = dict(

@@ -205,7 +205,8 @@ def test_bytes_are_those_that_tokens_stand_for():
   np.testing.assert_allclose(sums["nats"], math.log(4), rtol=1e-6)
 
 
-# One preset for each router, and those with special parts: a tanh gate, a shared gate, Soft MoE.
+# One preset for each router, and those with special parts: a tanh gate, a shared gate, Soft MoE and
+# experts without an FFN.
 PRESETS = (
   "adaptive_mixtures",
   "llama_moe",
@@ -224,6 +225,7 @@ PRESETS = (
   "soft_moe",
   "deepseek_v2",
   "deepseek_v3",
+  "moe_plus_plus",
 )
 
 
@@ -255,6 +257,7 @@ def test_presets_train(tmp_path, name):
   )
   before, after = state.params["layer_0"]["ffn"], after.params["layer_0"]["ffn"]
   moved = {key for key in before if key != "shared" and np.any(before[key] != after[key])}
-  router = {key for key in before if "router" in key or key in ("mu", "scale", "shared_gate")}
+  others = ("mu", "scale", "shared_gate", "constant_mix", "constant_vectors")
+  router = {key for key in before if "router" in key or key in others}
   constant = {"hash": router, "random": router, "base_layers": set()}.get(name, set())
   assert moved == {"up", "down"} | router - constant

@@ -9,6 +9,7 @@ from moe_jax.interop.rows import SAME, TRANSPOSE, Op, Row, heads_bias, heads_in,
 from moe_jax.interop.settings import LLAMA, Settings, read_pairs, write_pairs
 from moe_jax.layers import RopeOptions
 from moe_jax.layers.rope_scaling import mscale
+from moe_jax.layers.zero_experts import WITHOUT_FFN
 from moe_jax.options import Config
 from moe_jax.options import keys as option_keys
 
@@ -159,6 +160,7 @@ def routing_keys(k: int, norm: bool) -> dict[str, Any]:
     "model.moe.routed_scale": 1.0,
     "model.moe.num_shared_experts": 0,
     "model.moe.shared_gate": False,
+    **{f"model.moe.{name}": 0 for name in WITHOUT_FFN},
     "model.moe.balancing.rule": "none",
     "model.moe.capacity_factor": None,
     "model.moe.eval_capacity_factor": None,
