@@ -238,7 +238,10 @@ def _flag_of_key(name: str, args: Sequence[str], config: Config) -> str:
   keys = [
     key
     for key in _keys(config)
-    if key.rpartition(".")[2] == wanted and not hasattr(_branch(config, key + "."), "items")
+    if key.rpartition(".")[2] == wanted
+    and not hasattr(_branch(config, key + "."), "items")
+    # --workdir is a flag of other commands, and not the workdir of a teacher.
+    and wanted != "workdir"
   ]
   # `seed` itself is meant rather than the seed of a router, which lies deeper.
   depth = min((key.count(".") for key in keys), default=0)
