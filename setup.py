@@ -27,6 +27,7 @@ setup(
     "filelock>=3",  # for JAX's cache of compiled programs, which is bounded
     "tokenizers>=0.22,<1",
     "safetensors>=0.5,<1",  # published checkpoints
+    "scipy>=1.12",  # filters of text; JAX needs it, too
   ],
   extras_require={
     "test": [
