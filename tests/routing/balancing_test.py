@@ -251,3 +251,31 @@ def test_one_update_of_the_quantile_does_what_hundreds_of_signs_do():
   while violation(np.asarray((counted := step(sign))[0])) >= 0.2:
     sign, steps = counted[1], steps + 1
   assert before > 2.0 and after < 0.2 and steps > 200, (before, after, steps)
+
+
+def test_a_quantile_between_the_edges_of_a_bin():
+  # Four assignments to two experts: two tokens must lie below each quantile. Of expert 0 it is a
+  # third into the bin of width 1/2 that starts at 2 (one token is before it, three are inside), of
+  # expert 1 at the end of the second bin. Relative to their mean they are 1/6 of a bin apart from
+  # it. Catches a place that is not counted from the tokens before the bin, and one token inside a
+  # bin that counts as two.
+  counts = jnp.asarray([[[0, 1, 3, 0], [1, 1, 1, 1]]])
+  state = {"bias": jnp.zeros((1, 2))}
+  sums = {HISTOGRAM: counts, "assigned": jnp.asarray([[3, 1]])}
+  after = update(state, sums, options("quantile_histogram", rate=1.0, bins=4))
+  np.testing.assert_allclose(after["bias"], [[1 / 12, -1 / 12]], atol=1e-6)
+
+
+def test_which_rules_add_up_and_which_are_general():
+  # Catches a rule that is refused with microbatches although its sums add up, or the reverse, and
+  # one that a router would take that was made for another.
+  assert {name for name, rule in RULES.items() if not rule.adds_up} == {
+    "quantile",
+    "bip",
+    "expert_quantile",
+  }
+  assert {name for name, rule in RULES.items() if not rule.general} == {
+    "sparsity",
+    "mean_k",
+    "expert_quantile",
+  }

@@ -14,7 +14,7 @@ from oracles.compare import GROUPS, check_appended_padding, check_oracle, draw, 
 
 from moe_jax.errors import ConfigError
 from moe_jax.routing import RoutingContext
-from moe_jax.routing.capped_expert_choice import ROUTER, _project, capped_expert_choice
+from moe_jax.routing.capped_expert_choice import ROUTER, _project, _row_sum, capped_expert_choice
 from moe_jax.routing.expert_choice import expert_choice
 
 pytestmark = pytest.mark.numerics
@@ -247,3 +247,10 @@ def test_a_large_factor_needs_no_larger_cap_than_experts():
 def test_looks_ahead():
   # Catches a declared leak with which a causal model could use the router.
   assert ROUTER.leak() == "yes" == ROUTER.leak(max_experts=1)
+
+
+def test_the_sum_of_a_row_with_few_tokens():
+  # One real token has two places among four experts, half a place for each; without any real token
+  # the sum is that of one. Catches experts that must take more than there is.
+  for valid in ([True, False, False], [False] * 3):
+    assert float(_row_sum(jnp.asarray(valid), 4, 8, 2)) == 0.5

@@ -73,3 +73,10 @@ def test_each_expert_gets_its_part_of_the_next_batch():
 def test_options_out_of_range():
   with pytest.raises(ConfigError, match="k=4"):
     expert_threshold(LOGITS, RoutingContext(), k=4)
+
+
+def test_k_is_compared_with_the_experts():
+  # Catches a k that is compared with the number of tokens.
+  with pytest.raises(ConfigError, match="k=4"):
+    expert_threshold(jnp.zeros((8, 3)), RoutingContext(), k=4)
+  expert_threshold(jnp.zeros((1, 3)), RoutingContext(), k=3)

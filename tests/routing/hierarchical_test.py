@@ -266,6 +266,12 @@ def test_load_needs_deviations():
     load(LOGITS, RoutingContext(primary=PRIMARY), groups=2, primary_k=1, k=1)
 
 
+def test_load_names_bad_options():
+  # Catches an error inside reshape.
+  with pytest.raises(ConfigError, match="groups"):
+    load(LOGITS, RoutingContext(primary=PRIMARY), groups=3, primary_k=1, k=1)
+
+
 def test_looks_ahead_default_is_the_routers_default():
   # A later token's first choice is served before an earlier token's second choice. Catches a
   # changed default of the router or of `looks_ahead`.

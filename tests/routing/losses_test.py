@@ -249,3 +249,9 @@ def test_over_groups_weighs_by_real_tokens():
   assert float(z) == pytest.approx(
     float(losses.z(logits.reshape(6, E), valid.reshape(6))), rel=1e-6
   )
+
+
+def test_the_variation_of_tiny_values():
+  # The values are 0.5 and 1.5 times their mean. Catches squares that underflow in float32.
+  tiny = jnp.array([1e-25, 3e-25])
+  assert float(losses.squared_variation(tiny)) == pytest.approx(0.25, rel=1e-5)

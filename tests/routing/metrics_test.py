@@ -39,14 +39,15 @@ def test_load_and_violation():
 
 
 def test_spread_over_experts_and_devices():
-  # Two layers of four experts; as multiples of an even load their loads are 0, 2, 2, 0 and 1, 1, 1,
-  # 1, so that the median of all eight is 1. Of two devices, each has a half of both layers; of
-  # four, the second has twice an even load. Catches percentiles of each layer alone, shares in
-  # place of multiples, and experts that are dealt out like cards.
-  load = np.array([[0.0, 0.5, 0.5, 0.0], [0.25, 0.25, 0.25, 0.25]])
+  # Two layers of four experts; as multiples of an even load their loads are 0, 2, 2, 0 and 0.4,
+  # 0.8, 1.2, 1.6. The median of all eight is between 0.8 and 1.2, the 5th and the 95th percentile
+  # are between two equal values. Of two devices, the second has 0.7 of the second layer. Catches
+  # percentiles of each layer alone, other percentiles, shares in place of multiples, and experts
+  # that are dealt out like cards.
+  load = np.array([[0.0, 0.5, 0.5, 0.0], [0.1, 0.2, 0.3, 0.4]])
   np.testing.assert_allclose(metrics.load_percentiles(load), [0, 1, 2])
-  np.testing.assert_allclose(metrics.device_overload(load, 2), [1, 1])
-  np.testing.assert_allclose(metrics.device_overload(load, 4), [2, 1])
+  np.testing.assert_allclose(metrics.device_overload(load, 2), [1, 1.4])
+  np.testing.assert_allclose(metrics.device_overload(load, 4), [2, 1.6])
   np.testing.assert_allclose(metrics.device_overload(np.array([0.5, 0.3, 0.1, 0.1]), 2), 1.6)
 
 

@@ -160,6 +160,9 @@ def test_load_is_about_the_routers_noise():
   )
   expected = jax.jit(lambda l, n: losses.load(l, n, None, 2, 1.0))(LOGITS[:3], noisy[:3])
   assert float(actual) == pytest.approx(float(expected), rel=1e-4) and float(actual) > 0.01
+  # The default of the floor is that of the router.
+  assert float(load(LOGITS, NOISY, k=2)) == float(load(LOGITS, NOISY, k=2, noise_floor=0.0))
+  assert float(load(LOGITS, NOISY, k=2)) != float(load(LOGITS, NOISY, k=2, noise_floor=1.0))
 
 
 def test_bfloat16_is_computed_in_float32():

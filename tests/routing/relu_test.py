@@ -77,3 +77,10 @@ def test_options_out_of_range():
     relu(LOGITS, RoutingContext(), most=4)
   with pytest.raises(ConfigError, match="k=4"):
     relu(LOGITS, RoutingContext(), k=4)
+
+
+def test_k_is_compared_with_the_experts():
+  # Catches a k that is compared with the number of tokens.
+  with pytest.raises(ConfigError, match="k=4"):
+    relu(jnp.zeros((8, 3)), RoutingContext(), k=4)
+  relu(jnp.zeros((1, 3)), RoutingContext(), k=3)

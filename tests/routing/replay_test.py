@@ -157,3 +157,12 @@ def test_bfloat16_logits_give_float32_gates():
   plan = _replay(STORED, LOGITS.astype(jnp.bfloat16), RoutingContext(), "softmax_kept")
   assert plan.gate.dtype == jnp.float32
   np.testing.assert_allclose(float(plan.gate[0] + plan.gate[3] + plan.gate[4]), 1.0, rtol=1e-6)
+
+
+def test_an_assignment_to_nobody_beside_others():
+  # Token 0 keeps one of two assignments, whose gate is then 1. Catches the score of nobody in the
+  # sum, or as the largest score.
+  stored = RoutingPlan(jnp.array([0, 0]), jnp.array([1, 3]), jnp.array([0.5, 0.0]), 3)
+  for gate in ("softmax_kept", "sigmoid_kept"):
+    plan = _replay(stored, LOGITS[:1], RoutingContext(), gate)
+    np.testing.assert_allclose(plan.gate, [1.0, 0.0], atol=1e-6)

@@ -113,3 +113,10 @@ DEFAULTS = {
 def test_defaults(name):
   # Catches a changed default, which would change every run that does not set the option.
   assert ROUTERS[name].options == DEFAULTS[name]
+
+
+def test_which_routers_compete():
+  # Catches a router whose models do not generate although each token is routed by itself, and the
+  # reverse.
+  competing = {name for name, router in ROUTERS.items() if router.competes}
+  assert competing == {"expert_choice", "capped_expert_choice", "sequence_top_k"}

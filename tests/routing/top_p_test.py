@@ -82,3 +82,10 @@ def test_entropy_by_hand():
 def test_options_out_of_range():
   with pytest.raises(ConfigError, match=r"p=1\.5"):
     top_p(LOGITS, RoutingContext(), p=1.5)
+
+
+def test_k_is_compared_with_the_experts():
+  # Catches a k that is compared with the number of tokens.
+  with pytest.raises(ConfigError, match="k=4"):
+    top_p(jnp.zeros((8, 3)), RoutingContext(), k=4)
+  top_p(jnp.zeros((1, 3)), RoutingContext(), k=3)

@@ -357,3 +357,15 @@ def test_weights_load_without_model_or_mesh_and_hash_alike(tmp_path):
     {"w": layer["w"].reshape(4, 4)},
   ):
     assert checkpoints.parameters_sha256({"layer": changed | {"scale": layer["scale"]}}) != digest
+
+
+def test_arrays_are_listed_with_their_verb():
+  # Catches a wrong number, and a plural of one array.
+  assert checkpoints._listed(["a"]) == "a is"
+  assert checkpoints._listed(["a", "b", "c"]) == "a and 2 more arrays are"
+
+
+def test_a_seal_does_not_depend_on_the_order_of_keys():
+  # Catches a checkpoint that is taken for damaged because its JSON was written in another order.
+  assert checkpoints._seal(3, {"a": 1, "b": 2}) == checkpoints._seal(3, {"b": 2, "a": 1})
+  assert checkpoints._seal(3, {"a": 1}) != checkpoints._seal(4, {"a": 1})

@@ -76,6 +76,20 @@ def test_loss_is_the_sum_of_its_parts(usual):
   assert float(m["learning_rate"]) == pytest.approx(5e-3)
 
 
+def test_the_output_z_loss_is_the_mean_square_of_log_z(usual):
+  # Catches a mean of another power of log Z, or over padding.
+  step, state, _ = usual
+  batch = batch_of(4, 32, padded=20)
+  _, m = step(state, batch)
+  inputs = (batch["inputs"], batch["segment_ids"], batch["positions"])
+  model = step.__wrapped__.keywords["model"]
+  logits, _ = tiny.quick_jit(functools.partial(model.apply, train=False))(
+    {"params": state.params}, *inputs
+  )
+  log_z = np.log(np.exp(np.asarray(logits, np.float64)).sum(-1))[batch["segment_ids"] > 0]
+  np.testing.assert_allclose(m["output_z"], np.mean(log_z**2), rtol=1e-4)
+
+
 def test_padding_changes_nothing(usual):
   # Catches padding that takes slots of experts, is attended to, or counts in a loss or a gradient.
   step, state, _ = usual
