@@ -517,8 +517,10 @@ def _weights_alone(checkpoint: pathlib.Path, abstract: TrainState) -> TrainState
 
 def _listed(names: list[str]) -> str:
   """Returns the names as the subject of a sentence, with its verb."""
-  more = f" and {len(names) - 1} more arrays are" if len(names) > 1 else " is"
-  return f"{names[0]}{more}"
+  if len(names) == 1:
+    return f"{names[0]} is"
+  others = names[1] if len(names) == 2 else f"{len(names) - 1} more arrays"
+  return f"{names[0]} and {others} are"
 
 
 @contextlib.contextmanager

@@ -254,3 +254,5 @@ def test_the_sum_of_a_row_with_few_tokens():
   # the sum is that of one. Catches experts that must take more than there is.
   for valid in ([True, False, False], [False] * 3):
     assert float(_row_sum(jnp.asarray(valid), 4, 8, 2)) == 0.5
+  # An expert gets a token at most once, however many experts a token may have.
+  assert float(_row_sum(jnp.ones(3, bool), 2, 8, 4)) == 3.0

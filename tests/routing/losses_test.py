@@ -252,6 +252,11 @@ def test_over_groups_weighs_by_real_tokens():
 
 
 def test_the_variation_of_tiny_values():
-  # The values are 0.5 and 1.5 times their mean. Catches squares that underflow in float32.
+  # The values are 0.5 and 1.5 times their mean. A common factor changes nothing, so that the
+  # gradient is orthogonal to them. Catches squares that underflow in float32, and a mean without a
+  # gradient.
   tiny = jnp.array([1e-25, 3e-25])
   assert float(losses.squared_variation(tiny)) == pytest.approx(0.25, rel=1e-5)
+  small = jnp.array([0.1, 0.3])
+  gradient = jax.grad(losses.squared_variation)(small)
+  assert float(gradient @ small) == pytest.approx(0.0, abs=1e-6) and float(gradient[1]) > 0.1

@@ -362,6 +362,7 @@ def test_weights_load_without_model_or_mesh_and_hash_alike(tmp_path):
 def test_arrays_are_listed_with_their_verb():
   # Catches a wrong number, and a plural of one array.
   assert checkpoints._listed(["a"]) == "a is"
+  assert checkpoints._listed(["a", "b"]) == "a and b are"
   assert checkpoints._listed(["a", "b", "c"]) == "a and 2 more arrays are"
 
 
