@@ -23,9 +23,6 @@ examples from the source: the area under the ROC curve on documents that it was 
 from __future__ import annotations
 
 import math
-import os
-import pathlib
-import secrets
 import sys
 from collections.abc import Sequence
 
@@ -74,6 +71,12 @@ def _filter(args: Sequence[str]) -> int:
     raise ConfigError(
       "curated", None, "is missing; give --curated=SOURCE with good text, or --alpha=0"
     )
+  if "drop_advertising" in flags and "advertising" not in flags:
+    raise ConfigError(
+      "drop_advertising",
+      flags["drop_advertising"],
+      "needs examples; give --advertising=SOURCE, too",
+    )
   if not (alpha or fluency or "advertising" in flags):
     raise ConfigError(
       "alpha", 0, "leaves nothing to do; give --fluency=SHARE or --advertising=SOURCE"
@@ -86,19 +89,24 @@ def _filter(args: Sequence[str]) -> int:
   from tqdm import tqdm
 
   from moe_jax.data import filters
+  from moe_jax.training import progress, workdir
 
   field = flags.get("text_field", "text")
-  corpus = _documents(flags["source"], field)
-  curated = _documents(flags["curated"], field) if alpha or fluency else None
-  ads = _documents(flags["advertising"], field) if "advertising" in flags else None
-  settings = filters.Settings(advertising if ads else 0.0, fluency, alpha or None, seed)
+  corpus = _documents("source", flags["source"], field)
+  curated = _documents("curated", flags["curated"], field) if alpha or fluency else None
+  ads = None
+  if "advertising" in flags:
+    ads = _documents("advertising", flags["advertising"], field)
+  settings = filters.Settings(advertising if ads is not None else 0.0, fluency, alpha or None, seed)
   print(f"fitting to examples, then scoring {len(corpus):,} documents", flush=True)
-  scores = filters.score(
-    corpus, curated, ads, settings, lambda chunks: tqdm(chunks, unit="chunk", mininterval=2)
-  )
+  with progress.working("fitting and scoring", tqdm.write):
+    scores = filters.score(
+      corpus, curated, ads, settings, lambda chunks: tqdm(chunks, unit="chunk", mininterval=2)
+    )
   keys = [corpus.key(i) for i in range(len(corpus))]
   kept, stages = filters.decide(scores, keys, settings)
-  _write(out, lambda file: filters.write(corpus, scores, kept, file, field))
+  with workdir.atomic_file(out) as file:
+    filters.write(corpus, scores, kept, file, field)
   print(table(stages) + f"\n\n{out}", flush=True)
   return 0
 
@@ -122,26 +130,24 @@ def _share(name: str, value: str) -> float:
   return share
 
 
-def _documents(name: str, field: str):
-  """Returns all documents of a source."""
+def _documents(flag: str, name: str, field: str):
+  """Returns all documents of the source that a flag names.
+
+  Raises:
+    ConfigError: There is no such text. The message names flags of this command, not config keys.
+  """
   from moe_jax.data.options import DataOptions
   from moe_jax.data.sources import make_sources
 
   # A fraction of 1 puts all documents into the part that is held out.
   options = DataOptions(sources=(name,), text_field=field, validation_fraction=1.0)
-  (source,) = make_sources(options)
-  return source.documents("validation")
-
-
-def _write(out: pathlib.Path, fill) -> None:
-  """Writes a file that appears whole or not at all."""
-  unfinished = out.with_name(f"{out.name}.{secrets.token_hex(4)}.tmp")
   try:
-    with open(unfinished, "xb") as file:
-      fill(file)
-    os.replace(unfinished, out)
-  finally:
-    unfinished.unlink(missing_ok=True)
+    (source,) = make_sources(options)
+  except ConfigError as error:
+    names = {"data.sources": flag, "data.text_field": "text_field"}
+    remedy = error.remedy.replace("--config.data.text_field", "--text_field")
+    raise ConfigError(names.get(error.field, error.field), error.value, remedy) from error
+  return source.documents("validation")
 
 
 if __name__ == "__main__":

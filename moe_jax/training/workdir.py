@@ -25,7 +25,7 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 
@@ -399,10 +399,20 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
   """Writes a file so that it is either complete or, if the process is killed, unchanged."""
+  with atomic_file(path) as file:
+    file.write(text.encode())
+
+
+@contextlib.contextmanager
+def atomic_file(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """Yields an open file that takes the place of `path` at the end of the body.
+
+  If the body fails, or the process is killed, `path` is unchanged.
+  """
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
   try:
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-      file.write(text)
+    with os.fdopen(handle, "wb") as file:
+      yield file
       file.flush()
       os.fsync(file.fileno())
     os.chmod(temporary, 0o644)

@@ -43,6 +43,7 @@ def test_good_documents_stay_and_the_result_is_a_source(corpora, tmp_path, capsy
     (["--out={}/new.jsonl", "--alpha=-1"], "alpha=-1.0: must be above 0"),
     (["--out={}/new.jsonl", "--fluency=1"], "fluency='1': must be a share"),
     (["--out={}/new.jsonl", "--alpha=0"], "leaves nothing to do"),
+    (["--out={}/new.jsonl", "--drop_advertising=0.4"], "give --advertising=SOURCE"),
     (["--out={}/new.jsonl", "--flency=1"], "did you mean --fluency?"),
     (["--out={}/web.jsonl"], "exists already; name a new file"),
   ],
@@ -55,6 +56,16 @@ def test_mistakes_are_one_sentence(corpora, extra, words, tmp_path, capsys):
   error = capsys.readouterr().err
   assert words in error and error.count("\n") == 1
   assert (tmp_path / "web.jsonl").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
+
+
+def test_mistakes_in_sources_name_the_flags_of_this_command(corpora, tmp_path, capsys):
+  # Catches remedies that this command does not take.
+  out = f"--out={tmp_path}/new.jsonl"
+  assert command.main(["filter", corpora[0], f"--curated=text:{tmp_path}/none.txt", out]) == 2
+  assert capsys.readouterr().err.startswith("error: curated='text:")
+  assert command.main(["filter", *corpora, "--text_field=body", out]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: text_field='body'") and "with --text_field=text" in error
 
 
 def test_curated_text_is_asked_for(corpora, tmp_path, capsys):
