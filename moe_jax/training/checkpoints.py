@@ -13,6 +13,7 @@ dtype in which they were published. It is never deleted.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import hashlib
 import json
@@ -29,7 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 from orbax import checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, CustomSteps, LatestN
+from orbax.checkpoint.checkpoint_managers import (
+  AnyPreservationPolicy,
+  BestN,
+  CustomSteps,
+  LatestN,
+  PreservationContext,
+)
 
 from moe_jax import distributed
 from moe_jax.errors import ConfigError, Diverged
@@ -66,6 +73,14 @@ class Restored(typing.NamedTuple):
   told: list[str]
 
 
+class _Info(typing.NamedTuple):
+  """What Orbax's policies ask of a checkpoint; no policy of ours asks for the time."""
+
+  step: int
+  metrics: dict[str, Any] | None
+  time: datetime.datetime = datetime.datetime.min
+
+
 class Checkpoints:
   """The checkpoints of one run, as a context manager whose exit waits for the last save."""
 
@@ -94,7 +109,7 @@ class Checkpoints:
     self._told = _without_damaged_notes(self.directory)
     # Orbax's combination of best_fn and max_to_keep would delete the newest checkpoint whenever two
     # older ones have lower scores.
-    policy = AnyPreservationPolicy(
+    self._policy = AnyPreservationPolicy(
       [
         LatestN(keep_last),
         # Only imported weights are a checkpoint of step 0, and a run cannot make them again.
@@ -105,7 +120,7 @@ class Checkpoints:
       ]
     )
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=policy,
+      preservation_policy=self._policy,
       best_fn=_rank,
       best_mode="min",
       cleanup_tmp_directories=True,
@@ -223,6 +238,8 @@ class Checkpoints:
 
     Newer checkpoints that cannot be read, or whose content is not what was saved, are moved into
     the directory `set_aside` beside `checkpoints`, but only after an older one has been restored.
+    If `before` is None, checkpoints that `keep_last` and `keep_best` do not ask for are deleted,
+    because the process that should have deleted them was killed.
 
     Args:
       abstract: The shapes, dtypes and shardings of the state.
@@ -253,6 +270,8 @@ class Checkpoints:
         for bad, fault in faults.items()
       ]
       sentences, self._told = self._told + sentences, []
+      if before is None:
+        self._delete_superfluous()
       return Restored(step, state, data, meta, sentences)
     newest = max(faults)
     raise ConfigError(
@@ -298,6 +317,17 @@ class Checkpoints:
       raise _unusable(checkpoint, f"is named {step} and holds step {int(state.step)}")
     _compare(checkpoint, digests, digest.examine(state).digests)
     return self.begin(state) if is_imported else state, restored["data"], meta
+
+  def _delete_superfluous(self) -> None:
+    """Deletes the checkpoints that the last save would have deleted if it had not been killed.
+
+    Each save deletes them, so that they would otherwise stay only if no other save follows.
+    """
+    infos = [_Info(step, self._manager.metrics(step)) for step in self.steps()]
+    wanted = self._policy.should_preserve(infos, context=PreservationContext())
+    for info, is_wanted in zip(infos, wanted, strict=True):
+      if not is_wanted:
+        self._manager.delete(info.step)
 
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a checkpoint into the directory `set_aside` and returns its new path."""

@@ -146,6 +146,18 @@ def test_what_a_killed_save_left_is_removed(tmp_path):
   assert sorted(p.name for p in tmp_path.iterdir()) == ["3"]
 
 
+def test_a_deletion_that_never_began_is_made_up_for(tmp_path):
+  # Catches a checkpoint too many for ever: a run was killed between the rename of its last
+  # checkpoint and the deletion of an old one, and saves no more. (2 has the best score.)
+  save(tmp_path, {1: 3.0, 2: 1.0, 3: 2.0, 4: 2.5, 5: 2.6}, keep=(9, 1))
+  with Checkpoints(tmp_path, 2, 1) as c:
+    assert c.restore(abstract(make_state(5)), before=5).step == 4
+    assert c.steps() == [1, 2, 3, 4, 5]  # a rollback may still need any of them
+    assert c.restore(abstract(make_state(5))).step == 5
+    assert c.steps() == [2, 4, 5]
+  assert checkpoints.steps(tmp_path) == [2, 4, 5]
+
+
 def test_a_deletion_that_was_killed_does_no_harm(tmp_path):
   # Catches a run that cannot resume because an older checkpoint was only partly deleted.
   save(tmp_path, {1: 0.1, 2: 0.5})
