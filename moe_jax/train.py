@@ -45,6 +45,7 @@ from absl import flags
 
 from moe_jax import distributed
 from moe_jax.commands import Command, guarded, parse
+from moe_jax.commands.allocator import keep_memory
 from moe_jax.commands.flags import Flag, switch, take_flags
 from moe_jax.errors import choose, whole
 
@@ -62,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
     values, others = take_flags(rest[1:], FLAGS, passes=True)
     return _train(parse([rest[0], *others], others=FLAGS), argv, values)
 
+  keep_memory()
   return guarded(argv, __doc__, action)
 
 

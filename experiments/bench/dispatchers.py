@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from experiments.common.command_line import check_counts, check_folder
 from experiments.common.dots import dot_file
+from moe_jax.commands.allocator import computes_on_cpu
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.dispatch.capacity import expert_capacity
 from moe_jax.dispatch.grouped import plan_layout
@@ -262,7 +263,7 @@ def environment():
     "python": platform.python_version(),
     "system": platform.platform(),
     "load_average": os.getloadavg(),
-    "malloc": {key: value for key, value in os.environ.items() if key.startswith("MALLOC_")},
+    "keeps_freed_memory": computes_on_cpu(),
     "xla_flags": os.environ.get("XLA_FLAGS", ""),
   }
 

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments.common import findings, journal, outcomes, plots, tables
-from experiments.common.entry import guarded
+from experiments.common.entry import guarded, keep_memory
 from experiments.common.study import Job, Scale, Study, Verb, plain_name
 from moe_jax.errors import ConfigError, choose, whole
 from moe_jax.training import progress
@@ -81,6 +81,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str]) -> int:
   """Does what the command line says and returns the exit code."""
+  keep_memory()
   return guarded(argv, None, lambda rest: _main(rest[1:]))
 
 

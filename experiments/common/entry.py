@@ -1,8 +1,9 @@
-"""The guarded entry point and the reader of command lines of moe_jax.
+"""The guarded entry point, the reader of command lines and the allocator of moe_jax.
 
 Only this module knows where in moe_jax they live.
 """
 
 from moe_jax.commands import guarded, parse
+from moe_jax.commands.allocator import keep_memory
 
-__all__ = ["guarded", "parse"]
+__all__ = ["guarded", "keep_memory", "parse"]

@@ -33,7 +33,7 @@ import numpy as np
 from flax import linen as nn
 from tqdm import tqdm
 
-from experiments.common.entry import guarded, parse
+from experiments.common.entry import guarded, keep_memory, parse
 from moe_jax import accounts, assembly, data, sharding
 from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError
@@ -431,6 +431,7 @@ def _append(curves: dict[str, list], values: Mapping[str, Any]) -> None:
 
 def main(argv: Sequence[str]) -> int:
   """Does what the command line says and returns the exit code."""
+  keep_memory()
   return guarded(argv, __doc__, lambda rest: _main(rest, argv))
 
 

@@ -26,6 +26,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moe_jax.commands.allocator import keep_memory
 from moe_jax.commands.config_file import expand
 from moe_jax.commands.flags import Flag, positional, take_flags
 from moe_jax.commands.guarded import guarded
@@ -37,6 +38,7 @@ FLAGS = (*TRAINED, *map(Flag, ("sources", "split", "tokens", "against", "to", "b
 
 def main(argv: Sequence[str]) -> int:
   """Prints the findings and the paths of the files, and returns the exit code."""
+  keep_memory()
   return guarded(argv, __doc__, lambda rest: _analyse(rest[1:]))
 
 

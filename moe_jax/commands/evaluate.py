@@ -33,6 +33,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moe_jax.commands.allocator import keep_memory
 from moe_jax.commands.config_file import expand
 from moe_jax.commands.flags import Flag, positional, take_flags
 from moe_jax.commands.guarded import guarded
@@ -46,6 +47,7 @@ FLAGS = (*TRAINED, *map(Flag, (*_TEXT, "tasks", *_TASKS, "batch_size", "out")))
 
 def main(argv: Sequence[str]) -> int:
   """Prints the measures and returns the exit code."""
+  keep_memory()
   return guarded(argv, __doc__, lambda rest: _evaluate(rest[1:]))
 
 

@@ -27,6 +27,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from moe_jax.commands.allocator import keep_memory
 from moe_jax.commands.config_file import expand
 from moe_jax.commands.flags import Flag, number, positional, take_flags
 from moe_jax.commands.guarded import guarded
@@ -41,6 +42,7 @@ FLAGS = (
 
 def main(argv: Sequence[str]) -> int:
   """Prints the text and returns the exit code."""
+  keep_memory()
   return guarded(argv, __doc__, lambda rest: _generate(rest[1:]))
 
 

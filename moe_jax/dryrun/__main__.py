@@ -30,7 +30,6 @@ that says why.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pathlib
 import sys
@@ -42,6 +41,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from moe_jax.commands import Flag, guarded, parse, take_flags
+from moe_jax.commands.allocator import spare_memory
 from moe_jax.commands.flags import switch
 from moe_jax.errors import ConfigError, whole
 
@@ -54,12 +54,6 @@ FLAGS = (
   Flag("workdir"),
 )
 COMPILES = 8  # candidates that --search compiles by default
-ARENAS = 2  # heaps of the memory allocator
-# Blocks of at least this many bytes are taken from the system one by one, and are returned to it
-# when they are freed.
-BLOCK = 1 << 16
-# Keys are glibc's M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD.
-_MALLOC = {-8: ARENAS, -3: BLOCK, -1: BLOCK}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,20 +64,6 @@ def main(argv: Sequence[str]) -> int:
   """
   spare_memory()
   return guarded(argv, __doc__, _dry_run)
-
-
-def spare_memory() -> None:
-  """Makes glibc return to the system what a compiler frees; it must be called before threads start.
-
-  By default glibc gives each thread its own heap, up to eight for each core, and memory that one
-  heap has freed is of no use to the others. It also raises the size from which on blocks are
-  returned with each large block that is freed. With another C library this function does nothing.
-  """
-  try:
-    for parameter, value in _MALLOC.items():
-      ctypes.CDLL(None).mallopt(parameter, value)
-  except (AttributeError, OSError, TypeError):
-    pass
 
 
 def _dry_run(argv: Sequence[str]) -> int:

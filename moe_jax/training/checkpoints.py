@@ -13,6 +13,7 @@ dtype in which they were published. It is never deleted.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import hashlib
@@ -73,7 +74,8 @@ class Restored(typing.NamedTuple):
   told: list[str]
 
 
-class _Info(typing.NamedTuple):
+@dataclasses.dataclass
+class _Info:
   """What Orbax's policies ask of a checkpoint; no policy of ours asks for the time."""
 
   step: int

@@ -7,6 +7,7 @@ import sys
 import canned
 import pytest
 
+from moe_jax.commands import allocator
 from moe_jax.dryrun import __main__ as command
 from moe_jax.dryrun import plan, search
 from moe_jax.dryrun.page import document
@@ -175,4 +176,4 @@ def test_threads_share_the_heaps(tmp_path):
     )
     return (tmp_path / mode).read_text().count("<heap nr=")
 
-  assert heaps("few") <= command.ARENAS < heaps("many")
+  assert heaps("few") <= allocator.SPARING_ARENAS < heaps("many")
