@@ -10,7 +10,7 @@ PYTEST := PYTHONPATH=$(LIBTPU) $(BIN)/python $(TESTS)
 EXTRA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run desk venv test test-all test-reference coverage mutation demo-multiprocess paper-scale check bench bench-generate docs docs-check fuzz soak faults memory clean
+.PHONY: help run desk venv test test-all test-reference coverage mutation demo-multiprocess paper-scale check bench bench-train bench-generate docs docs-check fuzz soak faults memory clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | awk -F ': *' '{ name = $$1; sub(/^[^:]*: */, ""); printf "%-18s %s\n", name, $$0 }'
@@ -54,6 +54,9 @@ check: venv  ## lint, format and types
 bench: venv  ## each dispatcher beside a dense FFN of the same activated FLOPs, and what each router costs
 	$(BIN)/python -m experiments bench dispatchers
 	$(BIN)/python -m experiments bench routing
+
+bench-train: .venv-reference/installed  ## a training step beside transformers, with the same weights: downloads torch (gigabytes)
+	.venv-reference/bin/python -m experiments bench train
 
 bench-generate: .venv-reference/installed  ## greedy decoding beside transformers, with the same weights: downloads torch (gigabytes)
 	.venv-reference/bin/python -m experiments bench generation

@@ -21,6 +21,10 @@ STUDY = Study(
     "routing": lazy_verb(
       "Times what each router costs beside the experts' matmuls.", "experiments.bench.routing"
     ),
+    "train": lazy_verb(
+      "Times a training step beside transformers with the same weights and batch.",
+      "experiments.bench.training_step",
+    ),
     "generation": lazy_verb(
       "Times greedy decoding beside transformers' `generate` with the same weights.",
       "experiments.bench.generation",

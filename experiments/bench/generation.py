@@ -37,8 +37,10 @@ class Shape(NamedTuple):
     d_model: The width of the model.
     d_ff: The hidden width of an expert.
     layers: The number of layers.
-    heads: The number of query heads, of width 32. There are half as many key-value heads.
+    heads: The number of query heads.
     vocab: The number of token ids.
+    kv_heads: The number of key-value heads.
+    head_dim: The width of a head.
   """
 
   d_model: int
@@ -46,10 +48,12 @@ class Shape(NamedTuple):
   layers: int
   heads: int
   vocab: int
+  kv_heads: int
+  head_dim: int = 32
 
 
-SHAPES = {"tiny": Shape(256, 512, 4, 8, 4096), "small": Shape(512, 1024, 8, 16, 8192)}
-EXPERTS, CHOSEN, HEAD_DIM, THETA, EPSILON = 8, 2, 32, 1e6, 1e-5
+SHAPES = {"tiny": Shape(256, 512, 4, 8, 4096, 4), "small": Shape(512, 1024, 8, 16, 8192, 8)}
+EXPERTS, CHOSEN, THETA, EPSILON = 8, 2, 1e6, 1e-5
 
 
 def theirs(shape: Shape, implementation: str):
@@ -65,8 +69,8 @@ def theirs(shape: Shape, implementation: str):
     intermediate_size=shape.d_ff,
     num_hidden_layers=shape.layers,
     num_attention_heads=shape.heads,
-    num_key_value_heads=shape.heads // 2,
-    head_dim=HEAD_DIM,
+    num_key_value_heads=shape.kv_heads,
+    head_dim=shape.head_dim,
     num_local_experts=EXPERTS,
     num_experts_per_tok=CHOSEN,
     rms_norm_eps=EPSILON,
@@ -84,8 +88,15 @@ def theirs(shape: Shape, implementation: str):
 
 def ours(shape: Shape):
   """Returns this package's model of the same shape, without scanned layers."""
-  from configs import base
   from moe_jax import assembly, sharding
+
+  return assembly.model(our_config(shape), shape.vocab, sharding.make_mesh({"data": 1}))
+
+
+def our_config(shape: Shape):
+  """Returns the config of this package's model of the same shape, without scanned layers."""
+  from configs import base
+  from moe_jax import assembly
 
   c = base.get_config()
   c.model.update(
@@ -93,8 +104,8 @@ def ours(shape: Shape):
       d_model=shape.d_model,
       num_layers=shape.layers,
       num_heads=shape.heads,
-      num_kv_heads=shape.heads // 2,
-      head_dim=HEAD_DIM,
+      num_kv_heads=shape.kv_heads,
+      head_dim=shape.head_dim,
       rope_theta=THETA,
       norm_eps=EPSILON,
       embed_scale=False,
@@ -104,7 +115,7 @@ def ours(shape: Shape):
   )
   assembly.use_preset(c, "mixtral")
   c.model.moe.update(dict(first=0, every=1, num_experts=EXPERTS, d_ff=shape.d_ff))
-  return assembly.model(c, shape.vocab, sharding.make_mesh({"data": 1}))
+  return c
 
 
 def weights(model: Any, shape: Shape) -> dict[str, Any]:
@@ -113,7 +124,7 @@ def weights(model: Any, shape: Shape) -> dict[str, Any]:
 
   def heads(name: str, count: int) -> np.ndarray:
     """Returns a projection to heads as [D, H, P]."""
-    return state[name].T.reshape(shape.d_model, count, HEAD_DIM)
+    return state[name].T.reshape(shape.d_model, count, shape.head_dim)
 
   params: dict[str, Any] = {
     "embedding": state["model.embed_tokens.weight"],
@@ -128,10 +139,10 @@ def weights(model: Any, shape: Shape) -> dict[str, Any]:
       "ffn_norm": {"scale": state[f"{at}.post_attention_layernorm.weight"]},
       "attention": {
         "query": heads(f"{at}.self_attn.q_proj.weight", shape.heads),
-        "key": heads(f"{at}.self_attn.k_proj.weight", shape.heads // 2),
-        "value": heads(f"{at}.self_attn.v_proj.weight", shape.heads // 2),
+        "key": heads(f"{at}.self_attn.k_proj.weight", shape.kv_heads),
+        "value": heads(f"{at}.self_attn.v_proj.weight", shape.kv_heads),
         "output": state[f"{at}.self_attn.o_proj.weight"].T.reshape(
-          shape.heads, HEAD_DIM, shape.d_model
+          shape.heads, shape.head_dim, shape.d_model
         ),
       },
       "ffn": {
