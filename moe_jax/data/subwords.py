@@ -285,8 +285,14 @@ def _read(path: str, kind: str) -> bytes:
   try:
     file = pathlib.Path(path).expanduser()
     if not file.is_file():
-      what = "is a folder; name the file" if file.is_dir() else "there is no such file"
-      raise ConfigError("data.tokenizer", shown, what)
+      raise ConfigError(
+        "data.tokenizer",
+        shown,
+        "is a folder; name the file"
+        if file.is_dir()
+        else f"there is no such file (from {pathlib.Path.cwd()}); docs/tutorials/c4_from_zero.md "
+        "shows how to make one, and --config.data.tokenizer=bytes needs none",
+      )
     content = file.read_bytes()
   # RuntimeError is raised for the home of an unknown user.
   except (OSError, RuntimeError) as error:

@@ -114,7 +114,7 @@ def test_a_lossy_model_is_told(tmp_path, capfd):
     (None, "bytes:x", "takes no file"),
     (None, "hf", "names no file"),
     (None, "sentencepiece:", "names no file"),
-    (None, "hf:{}", "there is no such file"),
+    (None, "hf:{}", "there is no such file .*--config.data.tokenizer=bytes needs none"),
     (None, "sentencepiece:{}", "there is no such file"),
     (b"", "sentencepiece:{}", "the file is empty"),
     (b"Plain text, of no use.\n" * 9, "sentencepiece:{}", "is not a SentencePiece model"),
