@@ -123,6 +123,7 @@ def grouped_query(m: Config, **common) -> functools.partial:
     Attention,
     options=AttentionOptions.of(m),
     rope=RopeOptions.of(m.rope),
+    block=m.attention_block,
     norm_eps=m.norm_eps,
     **common,
   )
@@ -136,6 +137,7 @@ def latent(m: Config, **common) -> functools.partial:
     num_heads=m.num_heads,
     rope_theta=m.rope_theta,
     rope=RopeOptions.of(m.rope),
+    block=m.attention_block,
     **common,
   )
 

@@ -12,6 +12,7 @@ from moe_jax.options import (
   EXPERTS,
   OPTIONAL_WIDTH,
   PROBABILITY,
+  ROWS,
   WIDTH,
   Bounds,
   OneOf,
@@ -69,6 +70,11 @@ class ModelOptions(Options):
   attention: Literal["grouped_query", "latent"] = option(
     "grouped_query",
     "The kind of attention; latent (DeepSeek-V2) reads num_heads, rope_theta and model.latent.",
+  )
+  attention_block: Annotated[int, dataclasses.replace(ROWS, low=0)] = option(
+    256,
+    "Queries whose attention scores exist at the same time, in rows of at least four such blocks; "
+    "each block is computed again in the backward pass. 0 = all queries of a row.",
   )
   d_ff: Annotated[int, WIDTH] = option(512, "Hidden width of the dense FFNs.")
   activation: Annotated[str, OneOf(ACTIVATIONS)] = option(
