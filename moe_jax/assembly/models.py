@@ -182,6 +182,7 @@ def _of_every_family(m: Config) -> dict[str, Any]:
     embed_scale=m.embed_scale,
     tied_embeddings=m.tied_embeddings,
     dtype=DTYPES[m.dtype],
+    logits_chunk=m.logits_chunk,
     layer_reduce=m.moe.layer_reduce,
   )
 

@@ -98,6 +98,11 @@ class ModelOptions(Options):
     True, "Whether rows of the embedding are multiplied by sqrt(d_model) on the way in."
   )
   tied_embeddings: bool = option(True, "Whether the output projection is the embedding.")
+  logits_chunk: Annotated[int, _ENTRIES] = option(
+    8192,
+    "Entries of the vocabulary whose logits exist at the same time in training and evaluation, if "
+    "there are at least twice as many; the backward pass computes them again. 0 = all entries.",
+  )
   dropout: Annotated[float, PROBABILITY] = option(
     0.0, "Probability of dropout on the output of each sublayer."
   )
