@@ -114,8 +114,9 @@ class ModelOptions(Options):
   )
   remat: Annotated[str, OneOf(REMAT)] = option(
     "none",
-    "What is recomputed in the backward pass: nothing (none), all but each layer's input (full), "
-    "or all but the outputs of matmuls with weights (dots).",
+    "What is recomputed in the backward pass: nothing (none), or all but each layer's input (full) "
+    "and the outputs of matmuls with weights (dots), the rows that experts receive and return "
+    "(exchanges), or these and the experts' pre-activations (experts).",
   )
 
 
