@@ -7,15 +7,16 @@ from collections import Counter, defaultdict
 import jax
 from flax import linen as nn
 
-from moe_jax.assembly.models import abstract_variables
+from moe_jax.assembly.models import abstract_variables, attention_kernel
 from moe_jax.layers.blocked_attention import uses_blocks
+from moe_jax.layers.splash_attention import obstacle
 from moe_jax.models.output import uses_chunks
 from moe_jax.options import Config
 from moe_jax.training import muon
 from moe_jax.training.weight_paths import keys
 
 
-def step_summary(config: Config, vocab_size: int) -> str:
+def step_summary(config: Config, vocab_size: int, platform: str = "cpu") -> str:
   """Returns the parts of a step that are not computed in the plain form, with a line for each.
 
   The header of a run shows these lines after those of `routing_summary`. The result is "" if all
@@ -24,16 +25,18 @@ def step_summary(config: Config, vocab_size: int) -> str:
   Args:
     config: A config with all sections.
     vocab_size: The size of the tokenizer's vocabulary, which counts if model.vocab_size is 0.
+    platform: The platform of the devices that will run the step; those of the current mesh if there
+      is one.
   """
   lines = {
-    "attention": _attention_words(config),
+    "attention": _attention_words(config, platform),
     "logits": _logits_words(config, vocab_size),
     "optimizer": _optimizer_words(config, vocab_size),
   }
   return "\n".join(f"{name:>9}: {words}" for name, words in lines.items() if words)
 
 
-def _attention_words(config: Config) -> str:
+def _attention_words(config: Config, platform: str) -> str:
   """Returns how attention is computed in rows that are long enough for blocks of queries."""
   m, d = config.model, config.data
   if m.family == "lstm":
@@ -43,7 +46,22 @@ def _attention_words(config: Config) -> str:
   if not long:
     return ""
   tokens = " and ".join(f"{row:,}" for row in long)
-  return f"scores of {m.attention_block:,} queries at a time, in rows of {tokens} tokens"
+  words = f"scores of {m.attention_block:,} queries at a time, in rows of {tokens} tokens"
+  if attention_kernel(m, platform) == "blocks":
+    return words
+  reasons = {
+    obstacle(
+      row,
+      m.num_heads if m.attention == "latent" else m.num_kv_heads,
+      has_bias=m.position == "relative",
+      has_dropout=m.dropout > 0 and m.family == "encoder_decoder",
+    )
+    for row in long
+  }
+  if reasons == {""}:
+    other = "; attention to the encoder by blocks" if m.family == "encoder_decoder" else ""
+    return f"JAX's splash kernel, in rows of {tokens} tokens{other}"
+  return f"{words}; not by the splash kernel: {', '.join(sorted(reasons - {''}))}"
 
 
 def _logits_words(config: Config, vocab_size: int) -> str:

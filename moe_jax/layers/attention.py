@@ -20,6 +20,7 @@ from moe_jax.layers.init import parameter, projection
 from moe_jax.layers.norms import RmsNorm
 from moe_jax.layers.relative_bias import bias_table, relative_bias
 from moe_jax.layers.rope_scaling import RopeOptions, kept_share
+from moe_jax.layers.splash_attention import attend_by_splash, obstacle
 from moe_jax.options import LARGEST, NOT_NEGATIVE, ROWS, WIDTH, Bounds, Options, option
 from moe_jax.sharding import constrain
 
@@ -118,6 +119,8 @@ class Attention(nn.Module):
       `block`.
     block: Number of queries whose scores are computed at a time. Rows of fewer than four blocks are
       computed at once, and so is what reads a cache; 0 means that all rows are.
+    kernel: What computes self-attention in the rows that have blocks: "blocks", or, on TPUs,
+      "splash" where there is no `obstacle`.
     output_scale: Factor on the initial output projection.
     dtype: Dtype of the activations. Parameters are float32.
   """
@@ -128,6 +131,7 @@ class Attention(nn.Module):
   norm_eps: float = 1e-6
   dropout: float = 0.0
   block: int = 0
+  kernel: Literal["blocks", "splash"] = "blocks"
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
@@ -307,6 +311,10 @@ class Attention(nn.Module):
   ) -> Float[Array, "B L K G P"]:
     """Returns what `_at_once` returns without a cache, by blocks of queries."""
     is_self = memory_segments is None
+    if self.kernel == "splash" and is_self and not self._obstacle(q.shape[1], context.train):
+      return attend_by_splash(
+        q, k, v, context.segment_ids, causal=self.causal, window=self.options.sliding_window
+      )
     bias = drop = None
     if self.options.position == "relative":
       bias = functools.partial(self._bias, self._table(context))
@@ -325,6 +333,15 @@ class Attention(nn.Module):
       positions=context.positions if is_self else None,
       bias=bias,
       drop=drop,
+    )
+
+  def _obstacle(self, length: int, train: bool) -> str:
+    """Returns why the TPU's kernel cannot compute self-attention, or "" if it can."""
+    return obstacle(
+      length,
+      self.options.num_kv_heads,
+      has_bias=self.options.position == "relative",
+      has_dropout=self.dropout > 0 and train,
     )
 
   def _mask(

@@ -6,7 +6,7 @@ The keys and values of all heads are computed from one narrow vector per token, 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -21,6 +21,7 @@ from moe_jax.layers.cache import Cached, remember, visible_places
 from moe_jax.layers.init import projection
 from moe_jax.layers.norms import RmsNorm
 from moe_jax.layers.rope_scaling import RopeOptions
+from moe_jax.layers.splash_attention import attend_by_splash, obstacle
 from moe_jax.options import OPTIONAL_WIDTH, WIDTH, Options, option
 from moe_jax.sharding import constrain
 
@@ -71,6 +72,7 @@ class LatentAttention(nn.Module):
     rope_theta: See `AttentionOptions`.
     rope: The section `model.rope`.
     block: See `Attention`.
+    kernel: See `Attention`.
     output_scale: Factor on the initial output projection.
     dtype: Dtype of the activations. Parameters are float32.
   """
@@ -80,6 +82,7 @@ class LatentAttention(nn.Module):
   rope_theta: float = 10_000.0
   rope: RopeOptions = RopeOptions()
   block: int = 0
+  kernel: Literal["blocks", "splash"] = "blocks"
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
@@ -117,7 +120,11 @@ class LatentAttention(nn.Module):
     # query head each.
     q = (q * key_dim**-0.5)[:, :, :, None]
     segments = context.segment_ids
-    if uses_blocks(x.shape[1], self.block):
+    in_blocks = uses_blocks(x.shape[1], self.block)
+    stopped = obstacle(x.shape[1], self.num_heads, has_bias=False, has_dropout=False)
+    if in_blocks and self.kernel == "splash" and not stopped:
+      mixed = attend_by_splash(q, k, v, segments)
+    elif in_blocks:
       mixed = attend_in_blocks(q, k, v, segments, segments, block=self.block)
     else:
       mixed = attend(q, k, v, visible(segments))

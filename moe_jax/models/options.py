@@ -76,6 +76,11 @@ class ModelOptions(Options):
     "Queries whose attention scores exist at the same time, in rows of at least four such blocks; "
     "each block is computed again in the backward pass. 0 = all queries of a row.",
   )
+  attention_kernel: Literal["auto", "blocks"] = option(
+    "auto",
+    "What computes self-attention in rows that have blocks: on TPUs JAX's splash kernel where it "
+    "can, and else blocks (auto); or blocks everywhere.",
+  )
   d_ff: Annotated[int, WIDTH] = option(512, "Hidden width of the dense FFNs.")
   activation: Annotated[str, OneOf(ACTIVATIONS)] = option(
     "swiglu",

@@ -324,7 +324,10 @@ def _introduce(config, progress, vocab_size: int, mesh, step: int) -> None:
     f"{total:,} parameters, {activated:,} of them activated by a token, on {mesh.size} devices; "
     + (f"going on from step {step}" if step else "a new run")
   )
-  for summary in (accounts.routing_summary(config), accounts.step_summary(config, vocab_size)):
+  for summary in (
+    accounts.routing_summary(config),
+    accounts.step_summary(config, vocab_size, sharding.platform(mesh)),
+  ):
     for line in summary.splitlines():
       progress.say(line)
 

@@ -7,6 +7,8 @@ from moe_jax import accounts
 
 pytestmark = pytest.mark.unit
 
+BLOCKS = "scores of 256 queries at a time, in rows of 1,024 tokens"
+
 
 @pytest.mark.parametrize(
   "changes, words",
@@ -69,3 +71,29 @@ def test_the_rules_of_muon_are_told():
     f"muon for {4 * 4 * 8 + 3 * 4 * 6} parameters (down, gate, key, output, query, up, value); "
     f"adamw for {300 * 4 + 3 * 4:,} parameters (embedding, scale)"
   )
+
+
+@pytest.mark.parametrize(
+  "changes, platform, words",
+  [
+    ({}, "tpu", "JAX's splash kernel, in rows of 1,024 tokens"),
+    ({}, "gpu", BLOCKS),
+    ({"model.attention_kernel": "blocks"}, "tpu", BLOCKS),
+    ({"model.attention": "latent"}, "tpu", "JAX's splash kernel, in rows of 1,024 tokens"),
+    (
+      {"model.position": "relative"},
+      "tpu",
+      f"{BLOCKS}; not by the splash kernel: it has no biases",
+    ),
+    (
+      {"model.position": "none", "model.family": "encoder_decoder", "data.encoder_len": 2048},
+      "tpu",
+      "JAX's splash kernel, in rows of 1,024 and 2,048 tokens; attention to the encoder by blocks",
+    ),
+  ],
+  ids=str,
+)
+def test_the_kernel_is_told(changes, platform, words):
+  # Catches blocks in place of the kernel without a reason, and a kernel on another platform.
+  text = accounts.step_summary(config({"data.seq_len": 1024} | changes), 300, platform)
+  assert text == f"attention: {words}"

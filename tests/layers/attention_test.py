@@ -350,3 +350,28 @@ def test_each_block_has_its_own_dropout():
   blocks = np.asarray(run(True)).reshape(8, 8)
   assert len(np.unique(blocks.round(4), axis=0)) == 8
   assert blocks.mean() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+  "fields, train, kernels",
+  [
+    ({}, True, True),
+    ({"kernel": "blocks"}, True, False),
+    ({"block": 64}, True, False),
+    ({"dropout": 0.1}, True, False),
+    ({"dropout": 0.1}, False, True),
+    ({"position": "relative"}, True, False),
+  ],
+  ids=str,
+)
+def test_the_kernel_is_used_where_it_can_be(fields, train, kernels):
+  # Catches a kernel that ignores biases or dropout, one that is used in rows without blocks, and
+  # one that is never used.
+  layer = make(
+    num_heads=2, num_kv_heads=1, head_dim=4, **{"block": 32, "kernel": "splash"} | fields
+  )
+  x, ids = jnp.zeros((1, 128, D)), jnp.ones((1, 128), jnp.int32)
+  context = LayerContext(ids, ids, ids, train=train)
+  keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+  program = str(jax.make_jaxpr(lambda x: layer.init_with_output(keys, x, context)[0])(x))
+  assert ("pallas_call" in program) == kernels
