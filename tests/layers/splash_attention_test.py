@@ -71,9 +71,25 @@ def test_what_the_kernel_cannot_compute(changes, words):
     assert obstacle(**options | changes) == words
 
 
-@pytest.mark.skipif(
+needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[dryrun]'"
 )
+
+
+@needs_libtpu
+def test_old_tpus_have_no_kernel():
+  # Catches a kernel in a program for TPUs that Pallas cannot compile for, whose name is another.
+  from moe_jax.dryrun.machine import topology
+
+  def found(name):
+    machine = topology.parse(name)
+    with jax.set_mesh(sharding.make_mesh({"data": -1}, topology.make_devices(machine))):
+      return obstacle(1024, 4, has_bias=False, has_dropout=False)
+
+  assert found("v3:2x2") == "it cannot be compiled for TPU v3" and found("v5e:2x2") == ""
+
+
+@needs_libtpu
 def test_the_kernel_is_compiled_for_a_mesh():
   # Catches blocks that the TPU's compiler refuses, heads or rows that are gathered on all devices,
   # and scores outside of the kernel.
