@@ -43,6 +43,7 @@ def describe(config: Config) -> str:
   lines = [
     accounts.model_summary(config),
     accounts.routing_summary(config),
+    accounts.step_summary(config, vocab_size),
     f"  weights: {total:,} parameters, {activated:,} of them activated by a token",
   ]
   lines += [

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from moe_jax.dispatch.expert_function import HIDDEN, named
+
 # gpt-oss's limit of pre-activations, and the factor with which a sigmoid approximates GELU.
 _LIMIT, _ALPHA = 7.0, 1.702
 
@@ -147,6 +149,7 @@ class Experts(struct.PyTreeNode):
     """Applies expert e to the rows x[e], which are buffers of equal size."""
     w = self.weights
     pre = {name: jnp.einsum("end,edf->enf", x, w[name].astype(x.dtype)) for name in _inward(w)}
+    pre = named(pre, HIDDEN)
     bias = None if self.hidden_bias is None else self.hidden_bias[:, None]
     return jnp.einsum("enf,efd->end", self._hidden_units(pre, bias), w["down"].astype(x.dtype))
 
@@ -185,6 +188,7 @@ class Experts(struct.PyTreeNode):
     """
     w = jax.tree.map(lambda leaf: leaf.astype(rows.dtype), self.weights)
     pre = {name: matmul(rows, w[name], group_sizes) for name in _inward(w)}
+    pre = named(pre, HIDDEN)
     bias = None
     if self.hidden_bias is not None:
       bias = jnp.repeat(w["hidden_bias"], group_sizes, axis=0, total_repeat_length=rows.shape[0])

@@ -9,6 +9,7 @@ from moe_jax.accounts.counts import (
 )
 from moe_jax.accounts.exchange import exchange_bytes
 from moe_jax.accounts.memory import activation_bytes
+from moe_jax.accounts.step_summary import step_summary
 from moe_jax.accounts.summary import model_summary, routing_summary
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
   "parameter_counts",
   "parameters_by_kind",
   "routing_summary",
+  "step_summary",
 ]

@@ -36,7 +36,8 @@ def exchange_bytes(config: Config) -> float:
   for i, layer_model in enumerate(layers_with_experts(m)):
     tokens = config.data.encoder_len if i < encoder_layers_with_experts else length
     values += tokens * rows_a_token(layer_model, tokens) * layer_model.d_model
-  return (4 if m.remat == "none" else 6) * values * jnp.dtype(DTYPES[m.dtype]).itemsize
+  times = 4 if m.remat in ("none", "exchanges", "experts") else 6
+  return times * values * jnp.dtype(DTYPES[m.dtype]).itemsize
 
 
 def rows_a_token(m: Config, seq_len: int) -> float:

@@ -54,11 +54,15 @@ def _saved(config: Config, vocab_size: int, rows: int, vocab_shards: int) -> flo
     keys = {"dropout": key, "router": key}
 
     def loss(params):
-      logits, aux = model.apply(
-        {**variables, "params": params}, *inputs, train=True, rngs=keys, **encoder
+      (nats, _), aux = model.apply(
+        {**variables, "params": params},
+        *inputs,
+        train=True,
+        rngs=keys,
+        targets=inputs[0],
+        **encoder,
       )
-      # This sum stands for the cross-entropy.
-      return jnp.sum(jax.nn.logsumexp(logits, axis=-1)), aux.losses
+      return jnp.sum(nats), aux.losses
 
     # The function that `jax.vjp` returns is a pytree, whose leaves are the saved arrays.
     return jax.vjp(loss, variables["params"])[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -117,18 +117,20 @@ def vocab_size(config: Config) -> int:
   return fixed_vocab_size(config) or data.vocab_size(options, data.tokenizer_of(options))
 
 
-def grouped_query(m: Config, **common) -> functools.partial:
+def grouped_query(m: Config, platform: str, **common) -> functools.partial:
   """Returns a factory for `Attention`; `common` supplies the fields that the config does not."""
   return functools.partial(
     Attention,
     options=AttentionOptions.of(m),
     rope=RopeOptions.of(m.rope),
+    block=m.attention_block,
+    kernel=attention_kernel(m, platform),
     norm_eps=m.norm_eps,
     **common,
   )
 
 
-def latent(m: Config, **common) -> functools.partial:
+def latent(m: Config, platform: str, **common) -> functools.partial:
   """Returns a factory for `LatentAttention`; `common` supplies what the config does not."""
   return functools.partial(
     LatentAttention,
@@ -136,8 +138,15 @@ def latent(m: Config, **common) -> functools.partial:
     num_heads=m.num_heads,
     rope_theta=m.rope_theta,
     rope=RopeOptions.of(m.rope),
+    block=m.attention_block,
+    kernel=attention_kernel(m, platform),
     **common,
   )
+
+
+def attention_kernel(m: Config, platform: str) -> Literal["blocks", "splash"]:
+  """Returns what computes self-attention in long rows on devices of a platform."""
+  return "splash" if platform == "tpu" and m.attention_kernel == "auto" else "blocks"
 
 
 def norm(m: Config) -> functools.partial:
@@ -180,6 +189,7 @@ def _of_every_family(m: Config) -> dict[str, Any]:
     embed_scale=m.embed_scale,
     tied_embeddings=m.tied_embeddings,
     dtype=DTYPES[m.dtype],
+    logits_chunk=m.logits_chunk,
     layer_reduce=m.moe.layer_reduce,
   )
 
@@ -216,7 +226,7 @@ def _decoder(m: Config, vocab_size: int, platform: str) -> LanguageModel:
   # has the variance 1.
   additions = 2 * m.num_layers + m.moe.extra_ffn * sum(layers)
   scale = additions**-0.5
-  attention = ATTENTIONS[m.attention](m, output_scale=scale, dtype=DTYPES[m.dtype])
+  attention = ATTENTIONS[m.attention](m, platform, output_scale=scale, dtype=DTYPES[m.dtype])
   return LanguageModel(
     vocab_size=vocab_size,
     has_experts=layers,
@@ -251,7 +261,7 @@ def _tower(m: Config, layers: tuple[bool, ...], platform: str, encoder: bool) ->
   additions = (2 if encoder else 3) * len(layers) + m.moe.extra_ffn * sum(layers)
   scale = additions**-0.5
   attention = grouped_query(
-    m, causal=not encoder, dropout=m.dropout, output_scale=scale, dtype=DTYPES[m.dtype]
+    m, platform, causal=not encoder, dropout=m.dropout, output_scale=scale, dtype=DTYPES[m.dtype]
   )
   without_positions = dataclasses.replace(AttentionOptions.of(m), position="none")
   cross = None if encoder else functools.partial(attention, options=without_positions)
@@ -295,7 +305,7 @@ def _brainformer(m: Config, vocab_size: int, platform: str) -> LanguageModel:
   def sublayer(entry: str, entry_model: Config) -> dict[str, Any]:
     dense = _dense_ffn(entry_model, scale)
     make = {
-      "attention": lambda: grouped_query(entry_model, output_scale=scale, dtype=dtype),
+      "attention": lambda: grouped_query(entry_model, platform, output_scale=scale, dtype=dtype),
       "ffn": lambda: dense,
       "moe": lambda: moe_layer(entry_model, dense, platform),
     }[kind(entry)]

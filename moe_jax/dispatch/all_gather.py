@@ -7,7 +7,7 @@ import functools
 import jax
 from jaxtyping import Array, Float
 
-from moe_jax.dispatch.expert_function import ExpertFunction
+from moe_jax.dispatch.expert_function import RECEIVED, ExpertFunction, named
 from moe_jax.dispatch.expert_mesh import Exchange, Local, over_mesh, own_experts
 from moe_jax.dispatch.grouped import alone, apply_grouped, drop_groups, known_platform
 from moe_jax.routing.plan import RoutingPlan
@@ -64,6 +64,7 @@ def exchange_tokens(capacity: int | None, apply: Local) -> Exchange:
     del ways
     collect = functools.partial(jax.lax.all_gather, axis_name="expert", tiled=True)
     plan, x = jax.tree.map(collect, (drop_groups(plan, capacity), x))
+    x = named(x, RECEIVED)
     y = apply(own_experts(plan, experts.num_experts), x, experts)
     return jax.lax.psum_scatter(y, "expert", tiled=True)
 

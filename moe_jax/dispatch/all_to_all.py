@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from jaxtyping import Array, Float
 
-from moe_jax.dispatch.expert_function import ExpertFunction
+from moe_jax.dispatch.expert_function import RECEIVED, ExpertFunction, named
 from moe_jax.dispatch.expert_mesh import over_mesh
 from moe_jax.dispatch.scatter import apply_buffers, through_slots
 from moe_jax.routing.plan import RoutingPlan
@@ -63,6 +63,6 @@ def _there_and_back(
   groups, *row = rows.shape[1:]
   # Each device sends the buffers of E/ways experts to each other device. What it receives has shape
   # [E/ways, ways, G, C, D], where the second axis is the device that sent the rows.
-  arrived = swap(rows).reshape(ways, -1, groups, *row).swapaxes(0, 1)
+  arrived = named(swap(rows), RECEIVED).reshape(ways, -1, groups, *row).swapaxes(0, 1)
   done = apply_buffers(experts, arrived.reshape(-1, ways * groups, *row)).reshape(arrived.shape)
   return swap(done.swapaxes(0, 1).reshape(rows.shape))

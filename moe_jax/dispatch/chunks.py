@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from moe_jax.dispatch.expert_function import ExpertFunction
+from moe_jax.dispatch.expert_function import HIDDEN, RETURNED, ExpertFunction, named
 from moe_jax.dispatch.routes import Routes, gather_sum, read_assignments, read_slots
 from moe_jax.dispatch.size_classes import Layout
 
@@ -61,6 +61,7 @@ def _forward(x, gate, experts, routes, layout):
   saved_pre = [_empty(routes, x, leaf, value) for value, leaf in enumerate(jax.tree.leaves(pre))]
   saved_pre = jax.tree.unflatten(jax.tree.structure(pre), saved_pre)
   out, saved_pre = _fold(experts.weights, layout, chunk, (_empty(routes, x, x[0]), saved_pre))
+  out, saved_pre = named(out, RETURNED), named(saved_pre, HIDDEN)
   return gather_sum(out, gate, routes), (x, gate, experts, routes, layout, out, saved_pre)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.dispatch.capacity import slots
-from moe_jax.dispatch.expert_function import ExpertFunction
+from moe_jax.dispatch.expert_function import RECEIVED, RETURNED, ExpertFunction, named
 from moe_jax.dispatch.expert_mesh import to_experts, to_tokens
 from moe_jax.routing.plan import RoutingPlan
 
@@ -43,9 +43,10 @@ def einsum(
   capacity = tokens if capacity is None else capacity
   token, gate = jax.vmap(lambda p: slots(p, capacity, tokens))(plan)  # [G, E, C]
   mask = jax.nn.one_hot(token, tokens, dtype=x.dtype)  # [G, E, C, S]; all zeros for an empty slot
-  inputs = to_experts(jnp.einsum("gecs,gsd->egcd", mask, x))
+  inputs = named(to_experts(jnp.einsum("gecs,gsd->egcd", mask, x)), RECEIVED)
   outputs = to_tokens(
     experts.buffers(inputs.reshape(-1, groups * capacity, width)).reshape(inputs.shape)
   )
+  outputs = named(outputs, RETURNED)
   combine = gate[..., None] * mask.astype(jnp.float32)
   return jnp.einsum("gecs,egcd->gsd", combine, outputs.astype(jnp.float32)).astype(x.dtype)

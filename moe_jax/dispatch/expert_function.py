@@ -6,7 +6,17 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
+
+# The names of what a layer with experts may keep for its backward pass (`models.stack.REMAT`): the
+# rows that experts receive, their pre-activations, and the rows that come back to the tokens.
+RECEIVED, HIDDEN, RETURNED = "moe_received", "moe_hidden", "moe_returned"
+
+
+def named(tree: Any, name: str) -> Any:
+  """Returns the arrays of `tree` under a name that rematerialisation policies know."""
+  return jax.tree.map(lambda array: checkpoint_name(array, name), tree)
 
 
 @runtime_checkable

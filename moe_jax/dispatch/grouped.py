@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.dispatch.capacity import drop_overflow, ranks
 from moe_jax.dispatch.chunks import apply_chunks
-from moe_jax.dispatch.expert_function import ExpertFunction
+from moe_jax.dispatch.expert_function import RETURNED, ExpertFunction, named
 from moe_jax.dispatch.expert_mesh import Local, over_mesh
 from moe_jax.dispatch.ragged_matmul import ragged_matmul
 from moe_jax.dispatch.routes import combine, make_routes, take
@@ -127,7 +127,8 @@ def _by_ragged_dot(token, expert, gate, x, experts):
   rank, _, load = ranks(expert, experts.num_experts)
   slot = jnp.where(expert < experts.num_experts, rank, token.size)
   routes = make_routes(token, slot, x.shape[0], token.size)
-  return combine(experts.ragged(take(x, routes), load, ragged_matmul), gate, routes)
+  done = experts.ragged(take(x, routes), load, ragged_matmul)
+  return combine(named(done, RETURNED), gate, routes)
 
 
 # Each function maps (token [A], expert [A], gate [A], x [T, D], experts) to the gate-weighted sums

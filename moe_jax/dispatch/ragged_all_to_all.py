@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.dispatch.buffers import buffer_rows, fit_buffers
 from moe_jax.dispatch.capacity import ranks
-from moe_jax.dispatch.expert_function import ExpertFunction
+from moe_jax.dispatch.expert_function import RECEIVED, RETURNED, ExpertFunction, named
 from moe_jax.dispatch.expert_mesh import over_mesh
 from moe_jax.dispatch.grouped import GROUPED_MATMULS, alone, drop_groups, flatten, known_platform
 from moe_jax.dispatch.routes import combine, make_routes, take
@@ -117,12 +117,14 @@ def _spread(plan, x, experts, ways, most, room, platform, ragged):
   loads = jax.lax.all_gather(load, "expert").reshape(ways, ways, experts.num_experts)
   sizes = jnp.sum(loads, axis=-1)
   rows = exchange_rows(take(x.reshape(-1, x.shape[-1]), routes), sizes, room, most, ragged)
+  rows = named(rows, RECEIVED)
   local = local_experts(loads[:, jax.lax.axis_index("expert")], room)
   # Here every received row is a token with one assignment. Its gate is 1, because the device that
   # sent the row applies the real gate, or 0 for the unused rest of the buffer.
   is_used = (local < experts.num_experts).astype(jnp.float32)
   done = GROUPED_MATMULS[platform](jnp.arange(room, dtype=jnp.int32), local, is_used, rows, experts)
   back = exchange_rows(done.astype(x.dtype), sizes.T, token.size, most, ragged)
+  back = named(back, RETURNED)
   return combine(back, gate, routes).reshape(x.shape)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from moe_jax.dispatch.capacity import slots
-from moe_jax.dispatch.expert_function import ExpertFunction
+from moe_jax.dispatch.expert_function import RECEIVED, RETURNED, ExpertFunction, named
 from moe_jax.dispatch.expert_mesh import to_experts, to_tokens
 from moe_jax.routing.plan import RoutingPlan
 
@@ -46,7 +46,7 @@ def scatter(
   """
 
   def apply(rows):
-    return to_tokens(apply_buffers(experts, to_experts(rows)))
+    return to_tokens(apply_buffers(experts, named(to_experts(rows), RECEIVED)))
 
   return through_slots(plan, x, capacity, apply).astype(x.dtype)
 
@@ -74,7 +74,8 @@ def through_slots(
   # The cast makes the gradient of x accumulate in float32, as in the matmul of `einsum`.
   pick = jax.vmap(lambda rows, token: rows.at[token].get(mode="fill", fill_value=0))
   inputs = pick(x.astype(jnp.float32), token).astype(x.dtype).swapaxes(0, 1)  # [E, G, C, D]
-  weighted = gate[..., None] * apply(inputs).swapaxes(0, 1).astype(jnp.float32)  # [G, E, C, D]
+  returned = named(apply(inputs), RETURNED)
+  weighted = gate[..., None] * returned.swapaxes(0, 1).astype(jnp.float32)  # [G, E, C, D]
   add_up = jax.vmap(
     lambda token, rows: jnp.zeros((tokens, width), rows.dtype).at[token].add(rows, mode="drop")
   )

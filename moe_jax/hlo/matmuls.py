@@ -18,6 +18,9 @@ _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
 _ESTIMATE = re.compile(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
 _CONTRACTED = r'"lhs_contracting_dimensions":\[([^\]]*)\]'
+# The kernels of splash attention, and the scope that `layers.splash_attention` puts around them.
+_SPLASH = re.compile(r"splash_mha_(fwd|dq|dkv)")
+_SPLASH_BLOCKS = re.compile(r"splash_(\d+)_of_(\d+)_blocks")
 _GEMM = re.compile(r'custom_call_target="[^"]*(?:gemm|matmul)[^"]*"')
 
 
@@ -25,12 +28,13 @@ def flops(computation: Computation, instruction: Instruction) -> float:
   """Returns the matmul FLOPs of one execution of an instruction, at 2 a multiply-add.
 
   The result is 0 for an instruction that is not a matmul, and for a kernel (a custom call) that
-  does not state its work. A kernel states it in one of two ways:
+  does not state its work. A kernel states it in one of three ways:
 
   - by a cost estimate, as the TPU's own kernels for ragged dots do, and those Pallas kernels that
     are given one;
   - by its shapes, as cuBLAS calls do, and the TPU's online softmax, which includes the dot that
-    follows the softmax.
+    follows the softmax;
+  - by its shapes and the number of its blocks, which splash attention has in its scope.
 
   Args:
     computation: The computation that contains the instruction.
@@ -58,7 +62,28 @@ def flops(computation: Computation, instruction: Instruction) -> float:
     # Operand 0 holds the scores, and the dot contracts their last dimension with operand 1.
     scores = computation.operand(instruction, 0).shapes[0].dims
     return 2.0 * math.prod(instruction.shapes[0].dims) * scores[-1]
+  if kernel := _SPLASH.search(instruction.name):
+    return _splash(computation, instruction, kernel[1])
   return 0.0
+
+
+def _splash(computation: Computation, instruction: Instruction, kernel: str) -> float:
+  """Returns the FLOPs of a kernel of splash attention, whose masked blocks are not computed.
+
+  Args:
+    computation: The computation that contains the kernel.
+    instruction: The kernel, whose first arrays of three dimensions or more that are not of whole
+      numbers are queries [..., H, L, P], keys and values [..., K, L, U].
+    kernel: "fwd", or "dq" or "dkv" for the gradients of queries and of keys and values.
+  """
+  shapes = [computation.operand(instruction, i).shapes[0] for i in range(len(instruction.operands))]
+  queries, _, values = [s.dims for s in shapes if "f" in s.dtype and len(s.dims) > 2][:3]
+  p, u = queries[-1], values[-1]
+  # Scores and averages; or the scores again, the gradients of weights, and those of the arguments.
+  features = {"fwd": p + u, "dq": 2 * p + u, "dkv": 2 * p + 2 * u}[kernel]
+  blocks = instruction.find(_SPLASH_BLOCKS)
+  share = int(blocks[1]) / int(blocks[2]) if blocks else 1.0
+  return 2.0 * math.prod(queries[:-1]) * values[-2] * share * features
 
 
 def is_unknown_gemm(instruction: Instruction) -> bool:

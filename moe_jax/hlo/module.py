@@ -101,15 +101,21 @@ def parse(text: str) -> Module:
   """
   computations: dict[str, Computation] = {}
   current, entry = None, None
+  name, in_metadata = "", False
   for number, line in enumerate(text.splitlines(), 1):
     if current is None:
       if header := _HEADER.match(line):
         current = computations[header[2]] = Computation(header[2], number)
         entry = header[2] if header[1] else entry
+    elif name and (in_metadata or line.startswith('"')):
+      # The metadata of a Pallas kernel are JSON, which has lines of its own and one after it.
+      in_metadata = line.startswith('"')
+      kernel = current.instructions[name]
+      current.instructions[name] = dataclasses.replace(kernel, tail=kernel.tail + line)
     elif line.startswith("}"):
       if not current.root:
         raise ValueError(f"HLO line {current.line}: computation %{current.name} has no ROOT")
-      current = None
+      current, name = None, ""
     elif match := _INSTRUCTION.match(line):
       root, name, result, opcode, tail = match.groups()
       current.instructions[name] = Instruction(name, result, opcode, tail, number, current.name)

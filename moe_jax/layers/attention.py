@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from moe_jax.layers.attend import attend, visible
 from moe_jax.layers.aux import LayerContext
+from moe_jax.layers.blocked_attention import attend_in_blocks, uses_blocks
 from moe_jax.layers.cache import distances, remember, visible_places
 from moe_jax.layers.init import parameter, projection
 from moe_jax.layers.norms import RmsNorm
 from moe_jax.layers.relative_bias import bias_table, relative_bias
 from moe_jax.layers.rope_scaling import RopeOptions, kept_share
+from moe_jax.layers.splash_attention import attend_by_splash, obstacle
 from moe_jax.options import LARGEST, NOT_NEGATIVE, ROWS, WIDTH, Bounds, Options, option
 from moe_jax.sharding import constrain
-
-# The score of a masked key. It is finite so that a query without any visible key gets numbers
-# instead of NaN.
-MASKED = -0.7 * jnp.finfo(jnp.float32).max
 
 
 def rope(
@@ -116,7 +115,12 @@ class Attention(nn.Module):
     causal: Whether a query sees no later key of its document. Otherwise it sees all keys of its
       document.
     norm_eps: Epsilon of the norms of `qk_norm`.
-    dropout: Probability of dropout on attention weights, in training.
+    dropout: Probability of dropout on attention weights, in training. Its random numbers depend on
+      `block`.
+    block: Number of queries whose scores are computed at a time. Rows of fewer than four blocks are
+      computed at once, and so is what reads a cache; 0 means that all rows are.
+    kernel: What computes self-attention in the rows that have blocks: "blocks", or, on TPUs,
+      "splash" where there is no `obstacle`.
     output_scale: Factor on the initial output projection.
     dtype: Dtype of the activations. Parameters are float32.
   """
@@ -126,6 +130,8 @@ class Attention(nn.Module):
   causal: bool = True
   norm_eps: float = 1e-6
   dropout: float = 0.0
+  block: int = 0
+  kernel: Literal["blocks", "splash"] = "blocks"
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
@@ -189,19 +195,11 @@ class Attention(nn.Module):
     elif context.cached is not None and not is_kept:
       self.put_variable("cache", "memory_key", k)
       self.put_variable("cache", "memory_value", v)
-    mask = self._mask(context, memory_segments, places)
-    mixed = attend(
-      q,
-      k,
-      v,
-      mask,
-      bias=self._bias(context, places),
-      drop=nn.Dropout(self.dropout, deterministic=not context.train),
-    )
+    if places is None and uses_blocks(x.shape[1], self.block):
+      mixed = self._by_blocks(q, k, v, context, memory_segments)
+    else:
+      mixed = self._at_once(q, k, v, context, memory_segments, places)
     mixed = mixed.reshape(*x.shape[:2], self.options.num_heads, self.options.head_dim)
-    if memory_segments is not None:
-      # A query that sees no key would otherwise get the plain average of all values.
-      mixed = jnp.where(jnp.any(mask, axis=-1)[..., None, None], mixed, 0)
     output = projection(
       self,
       "output",
@@ -268,6 +266,84 @@ class Attention(nn.Module):
       return heads
     return rope(heads, context.positions, self.options.rope_theta, self.rope)
 
+  def _at_once(
+    self,
+    q: Float[Array, "B L K G P"],
+    k: Float[Array, "B Lk K P"],
+    v: Float[Array, "B Lk K P"],
+    context: LayerContext,
+    memory_segments: Int[Array, "B Lk"] | None,
+    places: Int[Array, "Lk"] | None,
+  ) -> Float[Array, "B L K G P"]:
+    """Returns the averages of the values, with the scores of all queries and keys at once.
+
+    Args:
+      q: Queries, already scaled.
+      k: Keys.
+      v: Values.
+      context: See `__call__`.
+      memory_segments: See `__call__`; None in self-attention.
+      places: The places of the keys of a cache; None without one.
+    """
+    mask = self._mask(context, memory_segments, places)
+    bias = None
+    if self.options.position == "relative":
+      if context.cached is None or places is None:
+        distance = context.positions[:, :, None] - context.positions[:, None, :]
+      else:
+        # One row stands for all, because it broadcasts.
+        distance = distances(context.cached, context.positions.shape[1], places)[None]
+      bias = self._bias(self._table(context), distance)
+    drop = nn.Dropout(self.dropout, deterministic=not context.train)
+    mixed = attend(q, k, v, mask, bias=bias, drop=drop)
+    if memory_segments is None:
+      return mixed
+    # A query that sees no key would otherwise get the plain average of all values.
+    return jnp.where(jnp.any(mask, axis=-1)[:, :, None, None, None], mixed, 0)
+
+  def _by_blocks(
+    self,
+    q: Float[Array, "B L K G P"],
+    k: Float[Array, "B Lk K P"],
+    v: Float[Array, "B Lk K P"],
+    context: LayerContext,
+    memory_segments: Int[Array, "B Lk"] | None,
+  ) -> Float[Array, "B L K G P"]:
+    """Returns what `_at_once` returns without a cache, by blocks of queries."""
+    is_self = memory_segments is None
+    if self.kernel == "splash" and is_self and not self._obstacle(q.shape[1], context.train):
+      return attend_by_splash(
+        q, k, v, context.segment_ids, causal=self.causal, window=self.options.sliding_window
+      )
+    bias = drop = None
+    if self.options.position == "relative":
+      bias = functools.partial(self._bias, self._table(context))
+    if self.dropout and context.train:
+      drop = functools.partial(_drop, self.make_rng("dropout"), self.dropout)
+    return attend_in_blocks(
+      q,
+      k,
+      v,
+      context.segment_ids,
+      # Padding of a memory is seen by no query, not even by padding.
+      context.segment_ids if is_self else jnp.where(memory_segments > 0, memory_segments, -1),
+      block=self.block,
+      causal=self.causal and is_self,
+      window=self.options.sliding_window,
+      positions=context.positions if is_self else None,
+      bias=bias,
+      drop=drop,
+    )
+
+  def _obstacle(self, length: int, train: bool) -> str:
+    """Returns why the TPU's kernel cannot compute self-attention, or "" if it can."""
+    return obstacle(
+      length,
+      self.options.num_kv_heads,
+      has_bias=self.options.position == "relative",
+      has_dropout=self.dropout > 0 and train,
+    )
+
   def _mask(
     self,
     context: LayerContext,
@@ -288,24 +364,21 @@ class Attention(nn.Module):
       :, None, :
     ]
 
-  def _bias(
-    self, context: LayerContext, places: Int[Array, "Lk"] | None
-  ) -> Float[Array, "#B K G L Lk"] | None:
-    """Returns the bias of the scores, for K key-value heads and G query heads of each, or None.
+  def _table(self, context: LayerContext) -> Float[Array, "H N"]:
+    """Returns the table of relative biases, which the layers of a stack may share."""
+    if context.bias_table is not None:
+      return context.bias_table
+    return bias_table(self, self.options.num_heads, self.options.relative_buckets)
 
-    The keys are those of `_mask`.
+  def _bias(
+    self, table: Float[Array, "H N"], distance: Int[Array, "#B L Lk"]
+  ) -> Float[Array, "#B K G L Lk"]:
+    """Returns the bias of the scores, for K key-value heads and G query heads of each.
+
+    Args:
+      table: The result of `_table`.
+      distance: The query's position minus the key's.
     """
-    if self.options.position != "relative":
-      return None
-    if context.cached is None or places is None:
-      distance = context.positions[:, :, None] - context.positions[:, None, :]
-    else:
-      # One row stands for all, because it broadcasts.
-      distance = distances(context.cached, context.positions.shape[1], places)[None]
-    # A stack whose layers share one table passes it in the context.
-    table = context.bias_table
-    if table is None:
-      table = bias_table(self, self.options.num_heads, self.options.relative_buckets)
     bias = relative_bias(
       table,
       distance,
@@ -315,54 +388,14 @@ class Attention(nn.Module):
     return jnp.moveaxis(bias.reshape(self.options.num_kv_heads, -1, *distance.shape), 2, 0)
 
 
-def attend(
-  q: Float[Array, "B Lq K G P"],
-  k: Float[Array, "B Lk K P"],
-  v: Float[Array, "B Lk K U"],
-  mask: Bool[Array, "B Lq Lk"],
-  *,
-  bias: Float[Array, "#B K G Lq Lk"] | None = None,
-  drop: Callable[[Array], Array] = lambda weights: weights,
-) -> Float[Array, "B Lq K G U"]:
-  """Returns averages of the values with weights softmax(q k + bias).
-
-  G query heads read each of the K key-value heads.
+def _drop(key: Key[Array, ""], rate: float, index: Int[Array, ""], weights: Array) -> Array:
+  """Returns the weights of a block after dropout, with other random numbers in each block.
 
   Args:
-    q: Queries, already scaled.
-    k: Keys.
-    v: Values. Their width U may differ from the width P of queries and keys.
-    mask: True where a query sees a key. A query that sees no key gets the plain average of all
-      values, which has no meaning.
-    bias: Added to the scores. None adds nothing.
-    drop: Dropout, which is applied to the weights.
+    key: The key of the layer.
+    rate: Probability that a weight becomes 0.
+    index: Index of the block.
+    weights: The weights.
   """
-  # The softmax is float32 whatever the dtype of the activations.
-  scores = jnp.einsum("bqhgp,bkhp->bhgqk", q, k, preferred_element_type=jnp.float32)
-  scores = scores if bias is None else scores + bias
-  scores = jnp.where(mask[:, None, None], scores, MASKED)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-  return jnp.einsum("bhgqk,bkhp->bqhgp", drop(weights), v)
-
-
-def visible(
-  segment_ids: Int[Array, "B L"], causal: bool = True, window: int = 0
-) -> Bool[Array, "B L L"]:
-  """Returns True where a query (second axis) sees a key (last axis) in self-attention.
-
-  Args:
-    segment_ids: Document of each token within its row. A query sees only keys of its own document.
-      Padding has the id 0 and is treated as a document of its own.
-    causal: Whether a query sees no later keys.
-    window: The number of last keys that a query sees, its own included; 0 means no limit. It has no
-      effect unless `causal`.
-  """
-  same_document = segment_ids[:, :, None] == segment_ids[:, None, :]
-  if not causal:
-    return same_document
-  # Documents are contiguous, so that places in the row order tokens as positions in a document do.
-  place = jnp.arange(segment_ids.shape[1])
-  in_reach = place[:, None] >= place
-  if window:
-    in_reach &= place[:, None] - place < window
-  return in_reach & same_document
+  is_kept = jax.random.bernoulli(jax.random.fold_in(key, index), 1 - rate, weights.shape)
+  return jnp.where(is_kept, weights / (1 - rate), 0)

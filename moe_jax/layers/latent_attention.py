@@ -6,19 +6,22 @@ The keys and values of all heads are computed from one narrow vector per token, 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from moe_jax.layers.attention import attend, rope, visible
+from moe_jax.layers.attend import attend, visible
+from moe_jax.layers.attention import rope
 from moe_jax.layers.aux import LayerContext
+from moe_jax.layers.blocked_attention import attend_in_blocks, uses_blocks
 from moe_jax.layers.cache import Cached, remember, visible_places
 from moe_jax.layers.init import projection
 from moe_jax.layers.norms import RmsNorm
 from moe_jax.layers.rope_scaling import RopeOptions
+from moe_jax.layers.splash_attention import attend_by_splash, obstacle
 from moe_jax.options import OPTIONAL_WIDTH, WIDTH, Options, option
 from moe_jax.sharding import constrain
 
@@ -68,6 +71,8 @@ class LatentAttention(nn.Module):
     num_heads: Number of heads H.
     rope_theta: See `AttentionOptions`.
     rope: The section `model.rope`.
+    block: See `Attention`.
+    kernel: See `Attention`.
     output_scale: Factor on the initial output projection.
     dtype: Dtype of the activations. Parameters are float32.
   """
@@ -76,6 +81,8 @@ class LatentAttention(nn.Module):
   num_heads: int
   rope_theta: float = 10_000.0
   rope: RopeOptions = RopeOptions()
+  block: int = 0
+  kernel: Literal["blocks", "splash"] = "blocks"
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
@@ -111,10 +118,17 @@ class LatentAttention(nn.Module):
     q, k, v = (constrain(t, "batch", "length", "act_heads", "head_dim") for t in (q, k, v))
     # `attend` expects an axis of the query heads that share a key-value head; here there is one
     # query head each.
-    mixed = attend((q * key_dim**-0.5)[:, :, :, None], k, v, visible(context.segment_ids))[
-      :, :, :, 0
-    ]
-    return self._output(mixed, width)
+    q = (q * key_dim**-0.5)[:, :, :, None]
+    segments = context.segment_ids
+    in_blocks = uses_blocks(x.shape[1], self.block)
+    stopped = obstacle(x.shape[1], self.num_heads, has_bias=False, has_dropout=False)
+    if in_blocks and self.kernel == "splash" and not stopped:
+      mixed = attend_by_splash(q, k, v, segments)
+    elif in_blocks:
+      mixed = attend_in_blocks(q, k, v, segments, segments, block=self.block)
+    else:
+      mixed = attend(q, k, v, visible(segments))
+    return self._output(mixed[:, :, :, 0], width)
 
   def _from_cache(
     self,

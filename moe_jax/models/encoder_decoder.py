@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from moe_jax.layers import Aux, Cached, LayerContext, LayerRouting, Microbatch, concatenate
 from moe_jax.layers.init import parameter, projection
 from moe_jax.models.language_model import reduce_losses
+from moe_jax.models.output import Nats, output
 from moe_jax.models.stack import Factory, outside_routing, rows, run_layers
 from moe_jax.routing import RoutingPlan
 from moe_jax.sharding import constrain
@@ -90,6 +91,7 @@ class EncoderDecoder(nn.Module):
     embed_scale: Whether the embedding's rows are multiplied by sqrt(D) on the way in; see above.
     tied_embeddings: Whether the output projection is the target's embedding.
     dtype: Dtype of the activations. Parameters are float32.
+    logits_chunk: See `output`; entries of the vocabulary whose logits exist at the same time.
     layer_reduce: A key of `LAYER_REDUCE`: how the layers' auxiliary losses become one.
     seed: Seed of the run, in [0, 2^32). Routers that learn nothing differ by it; see
       `RoutingContext.salt`.
@@ -107,6 +109,7 @@ class EncoderDecoder(nn.Module):
   embed_scale: bool = True
   tied_embeddings: bool = True
   dtype: DTypeLike = jnp.float32
+  logits_chunk: int = 0
   layer_reduce: str = "mean"
   seed: int | Int[Array, ""] = 0
 
@@ -124,7 +127,8 @@ class EncoderDecoder(nn.Module):
     micro: Microbatch | None = None,
     cached: Cached | None = None,
     dropless: bool = False,
-  ) -> tuple[Float[Array, "B _ V"], Aux]:
+    targets: Int[Array, "B L"] | None = None,
+  ) -> tuple[Float[Array, "B _ V"] | Nats, Aux]:
     """Returns float32 logits of the target's token after each token, and what the layers report.
 
     The Aux has one number for each loss, and metrics of shape [Lm, ...] for the Lm layers with
@@ -148,6 +152,7 @@ class EncoderDecoder(nn.Module):
         see `LanguageModel`. The first call needs `encoder`, and later ones read what that call kept
         of the source in the collection "cache".
       dropless: See `LayerContext`; `cached` implies it, for the encoder, too.
+      targets: The token that each position should predict; see `LanguageModel`.
 
     Raises:
       ValueError: `encoder` or one of its entries is missing.
@@ -198,7 +203,7 @@ class EncoderDecoder(nn.Module):
       self._embed(target_table, tokens), context, decoder_routing
     )
     aux = reduce_losses(_join(encoder_aux, decoder_aux), self.layer_reduce)
-    return self._logits(x if cached is None else x[:, -1:], target_table), aux
+    return self._output(x if cached is None else x[:, -1:], target_table, targets), aux
 
   @property
   def has_experts(self) -> tuple[bool, ...]:
@@ -224,8 +229,10 @@ class EncoderDecoder(nn.Module):
       x * math.sqrt(self.d_model) if self.embed_scale else x, "batch", "length", "act_embed"
     )
 
-  def _logits(self, x: Float[Array, "B L D"], table: Float[Array, "V D"]) -> Float[Array, "B L V"]:
-    """Returns float32 logits, by the target's embedding `table` or by the parameter `head`."""
+  def _output(
+    self, x: Float[Array, "B L D"], table: Float[Array, "V D"], targets: Int[Array, "B L"] | None
+  ) -> Float[Array, "B L V"] | Nats:
+    """Returns `output`, which projects by the target's embedding `table` or by `head`."""
     if not self.tied_embeddings:
       head = projection(
         self,
@@ -239,8 +246,7 @@ class EncoderDecoder(nn.Module):
       head = table.astype(self.dtype).T
       # Rows of standard deviation 1 would give logits of standard deviation sqrt(D).
       x = x if self.embed_scale else x * self.d_model**-0.5
-    logits = jnp.einsum("bld,dv->blv", x, head, preferred_element_type=jnp.float32)
-    return constrain(logits, "batch", "length", "act_vocab")
+    return output(x, head, targets, self.logits_chunk)
 
   def _routing(
     self, stored: Mapping[str, RoutingPlan], micro: Microbatch | None

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.layers import Aux, Cached, LayerContext, Microbatch
 from moe_jax.layers.init import parameter, projection
+from moe_jax.models.output import Nats, output
 from moe_jax.models.stack import LAYER_REDUCE, Factory, outside_routing, run_layers
 from moe_jax.routing import RoutingPlan
 from moe_jax.sharding import constrain
@@ -54,6 +55,7 @@ class LanguageModel(nn.Module):
     tied_embeddings: Whether the output projection is the embedding.
     dropout: Probability of dropout on the embedding's output.
     dtype: Dtype of the activations. Parameters are float32.
+    logits_chunk: See `output`; entries of the vocabulary whose logits exist at the same time.
     scan_layers: Whether the repeating stretch of layers is compiled once (`find_pattern`).
     layer_reduce: A key of `LAYER_REDUCE`: how the layers' auxiliary losses become one.
     seed: Seed of the run, in [0, 2^32). Routers that learn nothing differ by it; see
@@ -73,6 +75,7 @@ class LanguageModel(nn.Module):
   tied_embeddings: bool = True
   dropout: float = 0.0
   dtype: DTypeLike = jnp.float32
+  logits_chunk: int = 0
   scan_layers: bool = True
   layer_reduce: str = "mean"
   seed: int | Int[Array, ""] = 0
@@ -90,7 +93,8 @@ class LanguageModel(nn.Module):
     micro: Microbatch | None = None,
     cached: Cached | None = None,
     dropless: bool = False,
-  ) -> tuple[Float[Array, "B _ V"], Aux]:
+    targets: Int[Array, "B L"] | None = None,
+  ) -> tuple[Float[Array, "B _ V"] | Nats, Aux]:
     """Returns float32 logits of the token after each token, and what the layers report.
 
     The Aux has one number for each loss, and metrics of shape [Lm, ...] for Lm layers with experts.
@@ -113,6 +117,8 @@ class LanguageModel(nn.Module):
         must make the collection "cache" mutable, and the logits are those after the last token,
         [B, 1, V].
       dropless: See `LayerContext`; `cached` implies it.
+      targets: The token that each position should predict. With them, the result has `(nats,
+        log Z)` of each position in place of logits, as `token_nats` returns them.
     """
     context = LayerContext(
       tokens,
@@ -134,7 +140,7 @@ class LanguageModel(nn.Module):
       x = x[:, -1:]
     if self.final_norm is not None:
       x = self.final_norm(name="final_norm")(x)
-    return self._logits(x, table), reduce_losses(aux, self.layer_reduce)
+    return self._output(x, table, targets), reduce_losses(aux, self.layer_reduce)
 
   def _embed(
     self, tokens: Int[Array, "B L"], train: bool
@@ -148,15 +154,16 @@ class LanguageModel(nn.Module):
     x = constrain(x, "batch", "length", "act_embed")
     return table, nn.Dropout(self.dropout, deterministic=not train)(x)
 
-  def _logits(self, x: Float[Array, "B L D"], table: Float[Array, "V D"]) -> Float[Array, "B L V"]:
-    """Returns float32 logits, by the embedding or by the parameter `head`."""
+  def _output(
+    self, x: Float[Array, "B L D"], table: Float[Array, "V D"], targets: Int[Array, "B L"] | None
+  ) -> Float[Array, "B L V"] | Nats:
+    """Returns `output`, which projects by the embedding or by the parameter `head`."""
     if self.tied_embeddings:
       head = table.astype(self.dtype).T
     else:
       shape, axes = (self.d_model, self.vocab_size), ("embed", "vocab")
       head = projection(self, "head", shape, axes, fan_in=self.d_model, dtype=self.dtype)
-    logits = jnp.einsum("bld,dv->blv", x, head, preferred_element_type=jnp.float32)
-    return constrain(logits, "batch", "length", "act_vocab")
+    return output(x, head, targets, self.logits_chunk)
 
 
 def reduce_losses(aux: Aux, layer_reduce: str) -> Aux:

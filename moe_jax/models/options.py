@@ -12,6 +12,7 @@ from moe_jax.options import (
   EXPERTS,
   OPTIONAL_WIDTH,
   PROBABILITY,
+  ROWS,
   WIDTH,
   Bounds,
   OneOf,
@@ -70,6 +71,16 @@ class ModelOptions(Options):
     "grouped_query",
     "The kind of attention; latent (DeepSeek-V2) reads num_heads, rope_theta and model.latent.",
   )
+  attention_block: Annotated[int, dataclasses.replace(ROWS, low=0)] = option(
+    256,
+    "Queries whose attention scores exist at the same time, in rows of at least four such blocks; "
+    "each block is computed again in the backward pass. 0 = all queries of a row.",
+  )
+  attention_kernel: Literal["auto", "blocks"] = option(
+    "auto",
+    "What computes self-attention in rows that have blocks: on TPUs JAX's splash kernel where it "
+    "can, and else blocks (auto); or blocks everywhere.",
+  )
   d_ff: Annotated[int, WIDTH] = option(512, "Hidden width of the dense FFNs.")
   activation: Annotated[str, OneOf(ACTIVATIONS)] = option(
     "swiglu",
@@ -92,6 +103,11 @@ class ModelOptions(Options):
     True, "Whether rows of the embedding are multiplied by sqrt(d_model) on the way in."
   )
   tied_embeddings: bool = option(True, "Whether the output projection is the embedding.")
+  logits_chunk: Annotated[int, _ENTRIES] = option(
+    8192,
+    "Entries of the vocabulary whose logits exist at the same time in training and evaluation, if "
+    "there are at least twice as many; the backward pass computes them again. 0 = all entries.",
+  )
   dropout: Annotated[float, PROBABILITY] = option(
     0.0, "Probability of dropout on the output of each sublayer."
   )
@@ -103,8 +119,9 @@ class ModelOptions(Options):
   )
   remat: Annotated[str, OneOf(REMAT)] = option(
     "none",
-    "What is recomputed in the backward pass: nothing (none), all but each layer's input (full), "
-    "or all but the outputs of matmuls with weights (dots).",
+    "What is recomputed in the backward pass: nothing (none), or all but each layer's input (full) "
+    "and the outputs of matmuls with weights (dots), the rows that experts receive and return "
+    "(exchanges), or these and the experts' pre-activations (experts).",
   )
 
 

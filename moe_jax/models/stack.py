@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, UInt32
 
+from moe_jax.dispatch.expert_function import HIDDEN, RECEIVED, RETURNED
 from moe_jax.layers import Aux, LayerContext, LayerRouting, Microbatch, concatenate, stack
 from moe_jax.models.pattern import Pattern, find_pattern
 from moe_jax.routing import RoutingPlan
@@ -25,6 +26,10 @@ REMAT = {
   "full": jax.checkpoint_policies.nothing_saveable,
   # Keeps the outputs of products with weights, but not the attention scores.
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # Keeps what layers with experts exchange between devices, so that nothing is sent again.
+  "exchanges": jax.checkpoint_policies.save_only_these_names(RECEIVED, RETURNED),
+  # Keeps also the pre-activations of experts, so that no matmul of an expert is done again.
+  "experts": jax.checkpoint_policies.save_only_these_names(RECEIVED, HIDDEN, RETURNED),
 }
 
 LAYER_REDUCE = {"mean": jnp.mean, "sum": jnp.sum}

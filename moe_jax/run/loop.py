@@ -318,14 +318,18 @@ def _begin(
 
 
 def _introduce(config, progress, vocab_size: int, mesh, step: int) -> None:
-  """Shows the size of the model and its routing."""
+  """Shows the size of the model, its routing, and how large parts of a step are computed."""
   total, activated = accounts.parameter_counts(config, vocab_size)
   progress.say(
     f"{total:,} parameters, {activated:,} of them activated by a token, on {mesh.size} devices; "
     + (f"going on from step {step}" if step else "a new run")
   )
-  for line in accounts.routing_summary(config).splitlines():
-    progress.say(line)
+  for summary in (
+    accounts.routing_summary(config),
+    accounts.step_summary(config, vocab_size, sharding.platform(mesh)),
+  ):
+    for line in summary.splitlines():
+      progress.say(line)
 
 
 def _steps(run: Run, state: states.TrainState) -> tuple[states.TrainState, str]:

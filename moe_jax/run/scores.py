@@ -13,8 +13,8 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.errors import ConfigError
+from moe_jax.models.output import token_nats
 from moe_jax.run.text_model import TextModel
-from moe_jax.training.step import token_nats
 
 
 class _Row(NamedTuple):

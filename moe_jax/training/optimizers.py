@@ -14,7 +14,6 @@ import optax
 from jaxtyping import PyTree
 
 from moe_jax.errors import ConfigError, choose
-from moe_jax.experts import AXES as EXPERT_AXES
 from moe_jax.options import (
   EXPERTS,
   NOT_NEGATIVE,
@@ -27,6 +26,8 @@ from moe_jax.options import (
   Text,
   option,
 )
+from moe_jax.training.muon import muon_for_matrices
+from moe_jax.training.weight_paths import keys, stacked
 
 # A schedule maps a step, counted from 0, to the learning rate.
 Schedule = Callable[[Any], Any]
@@ -152,6 +153,22 @@ def adamw(schedule: Schedule, o: OptimizerOptions) -> optax.GradientTransformati
   )
 
 
+def muon(schedule: Schedule, o: OptimizerOptions) -> optax.GradientTransformation:
+  """Returns Muon (Moonlight, Liu et al. 2025, arXiv 2502.16982) for matrices, and AdamW otherwise.
+
+  See `muon.matrix_axes` for what is a matrix, and `adamw` for the other weights. Weight decay and
+  schedule are the same for both.
+  """
+  return muon_for_matrices(
+    schedule,
+    adamw(schedule, o),
+    momentum=o.momentum,
+    steps=o.newton_schulz_steps,
+    rms=o.update_rms,
+    weight_decay=o.weight_decay,
+  )
+
+
 def adafactor(schedule: Schedule, o: OptimizerOptions) -> optax.GradientTransformation:
   """Returns Adafactor (Shazeer and Stern 2018).
 
@@ -174,17 +191,6 @@ def adafactor(schedule: Schedule, o: OptimizerOptions) -> optax.GradientTransfor
     optax.scale_by_param_block_rms(),
   )
   return optax.chain(_each_alone(one), *decay, optax.scale_by_learning_rate(schedule))
-
-
-def stacked(path: Sequence[str], rank: int) -> int:
-  """Returns how many leading axes of a weight count layers (of a scan) and experts.
-
-  Args:
-    path: The names along the path of the weight.
-    rank: The number of all axes of the weight.
-  """
-  layers = "repeats" in path
-  return layers + (path[-1] in EXPERT_AXES and rank - layers == len(EXPERT_AXES[path[-1]]))
 
 
 def _each_alone(one: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -251,15 +257,7 @@ def _slots(each: PyTree) -> optax.FactoredState:
   )
 
 
-def keys(path) -> tuple[str, ...]:
-  """Returns the names along a path of `jax.tree_util`."""
-  return tuple(
-    str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
-    for entry in path
-  )
-
-
-OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor}
+OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor, "muon": muon}
 _SHARE = Bounds(0, 1, "a share of the peak")
 
 
@@ -290,9 +288,25 @@ class OptimizerOptions(Options):
   update_clip: Annotated[float, POSITIVE] = option(
     1.0, "RMS that the update of a matrix may have before its learning rate (adafactor)."
   )
-  b1: Annotated[float, PROBABILITY] = option(0.9, "Decay rate of the first moment (adamw).")
-  b2: Annotated[float, PROBABILITY] = option(0.95, "Decay rate of the second moment (adamw).")
-  eps: Annotated[float, POSITIVE] = option(1e-8, "Added to the root of the second moment (adamw).")
+  b1: Annotated[float, PROBABILITY] = option(
+    0.9, "Decay rate of the first moment (adamw, and muon where it is AdamW)."
+  )
+  b2: Annotated[float, PROBABILITY] = option(
+    0.95, "Decay rate of the second moment (adamw, and muon where it is AdamW)."
+  )
+  eps: Annotated[float, POSITIVE] = option(
+    1e-8, "Added to the root of the second moment (adamw, and muon where it is AdamW)."
+  )
+  momentum: Annotated[float, PROBABILITY] = option(
+    0.95, "Decay rate of the first moment of matrices (muon)."
+  )
+  newton_schulz_steps: Annotated[
+    int, Bounds(1, 100, "five suffice, and each costs three matmuls", whole=True)
+  ] = option(5, "Steps that make the first moment of a matrix nearly orthogonal (muon).")
+  update_rms: Annotated[float, POSITIVE] = option(
+    0.2,
+    "RMS of the update of a matrix before its learning rate (muon); that of AdamW is 0.2 to 0.4.",
+  )
   weight_decay: Annotated[float, NOT_NEGATIVE] = option(
     0.1, "Weight decay of matrices; scales, biases and thresholds have none."
   )

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PyTree
 
 from moe_jax import sharding
-from moe_jax.training.optimizers import keys, stacked
+from moe_jax.training.weight_paths import keys, stacked
 
 
 @typing.no_type_check

@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from moe_jax import layers
+from moe_jax.models.output import token_nats
 from moe_jax.routing import metrics as router_metrics
 from moe_jax.training.accumulate import Batch, accumulate
 from moe_jax.training.distill import Teacher, divergence
@@ -73,13 +73,15 @@ def train_step(
     variables = {"params": params} | (
       {"router_state": state.router_state} if state.router_state else {}
     )
-    return apply(
-      model, variables, rows, train=True, rngs=rngs, **({"micro": micro} if micro else {})
-    )
+    more = {"micro": micro} if micro else {}
+    if teacher is None:
+      more["targets"] = rows["targets"]
+    return apply(model, variables, rows, train=True, rngs=rngs, **more)
 
   def loss_of(params, rows, rngs, micro):
-    logits, aux = forward(params, rows, rngs, micro)
-    nats, log_z = token_nats(logits, rows["targets"])
+    result, aux = forward(params, rows, rngs, micro)
+    # A teacher's logits are compared with all logits of the model, which are not needed otherwise.
+    nats, log_z = result if teacher is None else token_nats(result, rows["targets"])
     real = rows["segment_ids"] > 0
 
     # The sum over each row comes first. Such shorter sums round less, and they do not depend on the
@@ -93,7 +95,7 @@ def train_step(
     loss = parts["cross_entropy"] + output_z_loss * parts.get("output_z", 0.0)
     if teacher is not None:
       o = teacher.options
-      soft = divergence(logits, teacher.logits(teacher.variables, rows), o.temperature)
+      soft = divergence(result, teacher.logits(teacher.variables, rows), o.temperature)
       parts["teacher_divergence"] = mean(soft)
       loss += (o.hard_weight - 1) * parts["cross_entropy"] + o.soft_weight * parts[
         "teacher_divergence"
@@ -158,8 +160,7 @@ def eval_step(
     tokens stand).
   """
   variables = {"params": params} | ({"router_state": router_state} if router_state else {})
-  logits, _ = apply(model, variables, batch, train=False)
-  nats, _ = token_nats(logits, batch["targets"])
+  (nats, _), _ = apply(model, variables, batch, train=False, targets=batch["targets"])
   real = batch["segment_ids"] > 0
   return {
     "nats": jnp.sum(nats * real),
@@ -170,11 +171,12 @@ def eval_step(
 
 def apply(
   model: nn.Module, variables: PyTree, batch: Batch, **kwargs: Any
-) -> tuple[Array, layers.Aux]:
-  """Returns the logits and the `Aux` of a batch.
+) -> tuple[Any, layers.Aux]:
+  """Returns the logits and the `Aux` of a batch, or nats and log Z in place of logits.
 
   The model is called as `(tokens, segment_ids, positions, **kwargs)`. If the batch has inputs of an
-  encoder, the argument `encoder={"tokens", "segment_ids", "positions"}` is added.
+  encoder, the argument `encoder={"tokens", "segment_ids", "positions"}` is added. With the argument
+  `targets` the model returns `(nats, log Z)` of each position in place of logits.
   """
   prefix = "encoder_"
   encoder_inputs = {
@@ -187,12 +189,3 @@ def apply(
     variables, batch["inputs"], batch["segment_ids"], batch["positions"], **kwargs
   )
   return output
-
-
-def token_nats(
-  logits: Float[Array, "B L V"], targets: Int[Array, "B L"] | Int[np.ndarray, "B L"]
-) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
-  """Returns `(-log p(target), log Z)` for each position, in float32."""
-  logits = logits.astype(jnp.float32)
-  log_z = jax.nn.logsumexp(logits, axis=-1)
-  return log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], log_z

@@ -30,6 +30,7 @@ def test_by_hand():
   # trip, and a missing K.
   assert accounts.exchange_bytes(config()) == 8192
   assert accounts.exchange_bytes(config(**{"model.remat": "full"})) == 8192 * 6 / 4
+  assert accounts.exchange_bytes(config(**{"model.remat": "exchanges"})) == 8192
   assert accounts.exchange_bytes(config(**{"model.dtype": "bfloat16"})) == 8192 / 2
 
 

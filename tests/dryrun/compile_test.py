@@ -13,6 +13,7 @@ import tiny
 from moe_jax.dryrun import compile
 from moe_jax.dryrun.machine import topology
 from moe_jax.errors import ConfigError
+from moe_jax.hlo.program import analyse
 
 pytestmark = pytest.mark.smoke
 needs_libtpu = pytest.mark.skipif(
@@ -111,3 +112,38 @@ def test_what_does_not_fit_says_so(tmp_path, monkeypatch):
     with pytest.raises(compile.DoesNotFit) as error:
       compile.compile(lowered, machine, fast=True)
     assert error.value.needs > 32 * 2**30 > error.value.has > 15 * 2**30
+
+
+@needs_libtpu
+def test_long_rows_have_the_kernel_of_tpus(tmp_path, monkeypatch):
+  # Catches attention whose scores are computed outside of the kernel, or the kernels of one head or
+  # row on all devices, text of a kernel that cannot be parsed, and a kernel whose FLOPs are not
+  # counted. The matmuls of attention are the kernel's only: two forward, and seven backward.
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  length, heads, width = 1024, 4, 32
+  machine = topology.parse("v5e:2x2")
+
+  def flops(kernel):
+    config = tiny.config(
+      tmp_path,
+      mesh__data=2,
+      mesh__tensor=2,
+      model__vocab_size=264,
+      model__num_heads=heads,
+      model__num_kv_heads=heads,
+      model__head_dim=width,
+      model__attention_kernel=kernel,
+      data__seq_len=length,
+      train__batch_size=4,
+    )
+    lowered = compile.lower(
+      config, compile.make_mesh(config, machine, topology.make_devices(machine))
+    )
+    text = compile.compile(lowered, machine, fast=True)["text"]
+    assert ("splash_mha_fwd" in text) == (kernel == "auto")
+    return analyse(text, dict(lowered.mesh.shape)).flops
+
+  # Of four blocks, three are computed by the kernel. By blocks of queries, a half and all keys are
+  # read by a half of the queries each, and the backward pass computes scores once more.
+  squares = 2 * 4 * heads // 4 * length**2 * width * 3 / 4
+  assert flops("auto") - flops("blocks") == pytest.approx((2 + 7 - 7) * squares, rel=0.02)

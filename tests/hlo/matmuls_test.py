@@ -96,3 +96,18 @@ def test_kernels():
     == 2 * 4 * 5 * 6
   )
   assert of('%d = f32[4,6] custom-call(%a), custom_call_target="tpu_custom_call"', "f32[4,5]") == 0
+
+
+@pytest.mark.parametrize("kernel, features", [("fwd", 5 + 7), ("dq", 5 + 7 + 5), ("dkv", 24)])
+def test_splash_attention(kernel, features):
+  # Two rows of 6 heads and 32 tokens, of which 3 of 4 blocks are computed, have 2 * 6 * 32 * 24
+  # scores. Catches blocks that are masked and counted, heads of keys in place of queries, and
+  # matmuls of another kernel.
+  line = (
+    f"%splash_mha_{kernel}_segmented.1 = bf16[2,6,32,7] custom-call(%a, %b, %c), "
+    'custom_call_target="tpu_custom_call", '
+    'metadata={op_name="jit(f)/splash_3_of_4_blocks/vmap()/pallas_call"}'
+  )
+  scores = 2 * 6 * 32 * 32 * 3 / 4
+  shapes = ("bf16[2,6,32,5]", "bf16[2,3,32,5]", "bf16[2,3,32,7]")
+  assert of(line, *shapes) == 2 * scores * features

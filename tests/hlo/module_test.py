@@ -86,3 +86,18 @@ def test_operands_that_are_not_there():
     main.operand(main.instructions["t"], 0)
   with pytest.raises(ValueError, match="line 20.*no operand 2"):
     main.operand(main.instructions["t"], 2)
+
+
+def test_the_metadata_of_a_kernel_are_part_of_it():
+  # Pallas kernels for TPUs, and what reads their results, have JSON on lines of its own. Catches
+  # such a line that is taken for no instruction, one that is taken for the end of a computation,
+  # and attributes after it that are lost.
+  kernel = """  %k = f32[4,2] custom-call(%a), frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="after"}
+"""
+  text = TEXT.replace("  %zero =", f"{kernel}  %zero =")
+  main = parse(text).computations["main.1_spmd"]
+  assert main.instructions["k"].operands == ("a",)
+  assert main.instructions["k"].find('op_name="after"')
+  assert list(main.instructions) == ["a", "k", "zero", "t", "loop-1", "r"]

@@ -11,7 +11,6 @@ from flax import linen as nn
 
 from moe_jax import options
 from moe_jax.layers import Attention, AttentionOptions, LayerContext, rope
-from moe_jax.layers.attention import visible
 from moe_jax.layers.relative_bias import bucket
 
 pytestmark = pytest.mark.numerics
@@ -53,24 +52,6 @@ def test_rope_by_hand():
     rope(x, jnp.full((1, 1), 2), 10_000.0).ravel(), [np.cos(2), np.sin(2)], atol=1e-6
   )
   np.testing.assert_array_equal(rope(x, jnp.zeros((1, 1), jnp.int32), 10_000.0), x)
-
-
-def test_visible_is_causal_within_documents():
-  # Catches attention across documents, to later tokens, and from text to padding.
-  expected = np.zeros((L, L), bool)
-  for q in range(L):
-    for k in range(q + 1):
-      expected[q, k] = SEGMENTS[0, q] == SEGMENTS[0, k]
-  np.testing.assert_array_equal(visible(SEGMENTS)[0], expected)
-
-
-def test_visible_without_order_and_with_a_window():
-  # Catches a window that is one token too wide, a window that ignores documents, and an encoder
-  # that is causal.
-  same = np.asarray(SEGMENTS[0][:, None] == SEGMENTS[0])
-  np.testing.assert_array_equal(visible(SEGMENTS, causal=False)[0], same)
-  near = np.subtract.outer(np.arange(L), np.arange(L))
-  np.testing.assert_array_equal(visible(SEGMENTS, window=2)[0], same & (near >= 0) & (near <= 1))
 
 
 def by_loops(layer, w, x, memory=None, memory_segments=None):
@@ -305,3 +286,92 @@ def test_softmax_is_float32_in_a_bfloat16_model():
   jaxpr = str(jax.make_jaxpr(layer.apply)(variables, x, CONTEXT))
   assert set(re.findall(r":(\w+)\[[\d,]*\] = exp ", jaxpr)) == {"f32"}
   assert jax.eval_shape(layer.apply, variables, x, CONTEXT).dtype == jnp.bfloat16
+
+
+BLOCKED = [
+  {},
+  {"sliding_window": 2},
+  {"causal": False},
+  RELATIVE,
+  RELATIVE | {"causal": False},
+  {"qk_norm": True, "clip_qkv": 0.7, "sliding_window": 1},
+]
+
+
+@pytest.mark.parametrize("fields", BLOCKED, ids=str)
+def test_blocks_equal_loops(fields):
+  # Catches a block that gets the documents, positions or biases of other queries, and a layer that
+  # ignores the options of attention in blocks.
+  check(make(num_heads=4, num_kv_heads=2, head_dim=6, block=1, **fields))
+
+
+@pytest.mark.parametrize("fields", [RELATIVE, {"qkv_bias": True, "sliding_window": 3}], ids=str)
+def test_blocks_have_the_gradients_of_the_plain_form(fields):
+  # Catches a table of biases, which blocks read but do not get as an argument, without a gradient.
+  x = jax.random.normal(jax.random.key(0), (B, L, D))
+  plain, blocked = (
+    make(num_heads=4, num_kv_heads=2, head_dim=6, block=block, **fields) for block in (0, 1)
+  )
+  params = nn.unbox(plain.init(jax.random.key(1), x, CONTEXT))["params"]
+
+  def gradient(layer):
+    return jax.jit(jax.grad(lambda w: jnp.sum(layer.apply({"params": w}, x, CONTEXT) ** 2)))(params)
+
+  jax.tree.map(
+    lambda wanted, found: np.testing.assert_allclose(found, wanted, atol=1e-5),
+    gradient(plain),
+    gradient(blocked),
+  )
+
+
+def test_blocks_of_attention_to_a_memory_equal_loops():
+  # Catches a causal mask over the memory, padding that sees the memory's padding, and an average
+  # for a query that sees nothing.
+  layer = make(num_heads=4, num_kv_heads=2, head_dim=6, position="none", block=1)
+  _, y = check(layer, jax.random.normal(jax.random.key(3), (B, 4, D)), MEMORY_SEGMENTS)
+  assert not np.any(y[1]) and not np.any(y[0, 5]) and np.all(np.any(y[0, :5], axis=-1))
+
+
+def test_each_block_has_its_own_dropout():
+  # All values are 1 and all tokens see all, so that without dropout every output is 1. Catches
+  # dropout at evaluation, random numbers that repeat from block to block, and weights that are not
+  # divided by the probability of being kept.
+  layer = make(
+    num_heads=1, num_kv_heads=1, head_dim=1, position="none", dropout=0.5, block=8, causal=False
+  )
+  x, ids = jnp.ones((1, 64, 1)), jnp.ones((1, 64), jnp.int32)
+  w = {name: jnp.ones((1, 1, 1)) for name in ("query", "key", "value", "output")}
+
+  def run(train):
+    context = LayerContext(ids, ids, 0 * ids, train=train)
+    return layer.apply({"params": w}, x, context, rngs={"dropout": jax.random.key(0)})
+
+  np.testing.assert_allclose(run(False), 1.0, atol=1e-6)
+  blocks = np.asarray(run(True)).reshape(8, 8)
+  assert len(np.unique(blocks.round(4), axis=0)) == 8
+  assert blocks.mean() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+  "fields, train, kernels",
+  [
+    ({}, True, True),
+    ({"kernel": "blocks"}, True, False),
+    ({"block": 64}, True, False),
+    ({"dropout": 0.1}, True, False),
+    ({"dropout": 0.1}, False, True),
+    ({"position": "relative"}, True, False),
+  ],
+  ids=str,
+)
+def test_the_kernel_is_used_where_it_can_be(fields, train, kernels):
+  # Catches a kernel that ignores biases or dropout, one that is used in rows without blocks, and
+  # one that is never used.
+  layer = make(
+    num_heads=2, num_kv_heads=1, head_dim=4, **{"block": 32, "kernel": "splash"} | fields
+  )
+  x, ids = jnp.zeros((1, 128, D)), jnp.ones((1, 128), jnp.int32)
+  context = LayerContext(ids, ids, ids, train=train)
+  keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+  program = str(jax.make_jaxpr(lambda x: layer.init_with_output(keys, x, context)[0])(x))
+  assert ("pallas_call" in program) == kernels

@@ -154,7 +154,9 @@ def _gradients(model, variables, batch):
   return tiny.quick_jit(jax.value_and_grad(loss))(variables["params"])
 
 
-@pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=pytest.mark.every_variant)])
+@pytest.mark.parametrize(
+  "remat", tiny.often({"full", "experts"}, ["full", "dots", "exchanges", "experts"])
+)
 def test_rematerialisation_changes_no_value(remat):
   # Catches dropout or jitter that is drawn anew in the backward pass.
   batch = packed([[8]])

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from changed import config
 from decoder_inputs import make, packed
 from flax import linen as nn
 
+from moe_jax import assembly, sharding
+from moe_jax.dispatch.size_classes import layout
 from moe_jax.layers import Aux, LayerContext, LayerRouting
 from moe_jax.models.stack import balancing_bias, layer_salts, run_layers
 from moe_jax.models.transformer import Block
@@ -222,3 +225,85 @@ def test_scanned_layers_draw_their_own_routing_noise():
     ]
   )(keys)
   assert len(np.unique(np.asarray(experts).reshape(4, -1), axis=0)) == 4
+
+
+# A layer of E = 4 experts with D = 16 and F = 24, to which 8 rows of 32 tokens send 2 * 256 rows.
+ROWS, LENGTH, WIDTH, HIDDEN = 8, 32, 16, 24
+SMALL = {
+  "model.d_model": WIDTH,
+  "model.num_layers": 1,
+  "model.scan_layers": False,
+  "model.moe.first": 0,
+  "model.moe.num_experts": 4,
+  "model.moe.d_ff": HIDDEN,
+  "model.moe.router.name": "top_k",
+  "model.moe.router.top_k.k": 2,
+  "data.seq_len": LENGTH,
+}
+
+
+def backward_of(dispatcher, remat, mesh, capacity):
+  """Returns (what the backward pass keeps, the jaxpr of the gradient) of a model of one layer."""
+  c = config(
+    SMALL
+    | {"model.moe.dispatcher.name": dispatcher, "model.remat": remat}
+    | {"model.moe.capacity_factor": capacity}
+  )
+  model = assembly.FAMILIES["decoder"](c.model, 264, "cpu")
+  ids = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
+  variables = nn.unbox(assembly.abstract_variables(c, 264))
+
+  def loss(params, ids):
+    (nats, _), _ = model.apply({"params": params}, ids, ids, ids, train=False, targets=ids)
+    return jnp.sum(nats)
+
+  def backward(params, ids):
+    return jax.vjp(lambda params: loss(params, ids), params)[1]
+
+  with jax.set_mesh(sharding.make_mesh(mesh)):
+    kept = jax.tree.leaves(jax.eval_shape(backward, variables["params"], ids))
+    return kept, jax.make_jaxpr(jax.grad(loss))(variables["params"], ids)
+
+
+@pytest.mark.parametrize("dispatcher", ["einsum", "scatter", "grouped"])
+def test_policies_keep_what_they_name(dispatcher):
+  # Catches a dispatcher that gives no name to what experts receive, compute or return, and arrays
+  # that are kept twice.
+  capacity = None if dispatcher == "grouped" else 2.0
+
+  def kept(remat):
+    leaves, _ = backward_of(dispatcher, remat, {"data": 1}, capacity)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+  sizes = {remat: kept(remat) for remat in ("full", "exchanges", "experts", "none")}
+  # With a factor of 2 of S/E tokens there are twice as many slots as tokens. Without a capacity
+  # there is one for each assignment, and spare ones for the last chunk.
+  rows = 2 * ROWS * LENGTH
+  received = rows * WIDTH
+  if dispatcher == "grouped":
+    # Rows are not received from other devices, but gathered again.
+    rows, received = rows + layout(jnp.zeros(4, jnp.int32), rows).classes[-1], 0
+  moved = 4 * (received + rows * WIDTH)
+  assert sizes["exchanges"] - sizes["full"] == moved
+  assert sizes["experts"] - sizes["full"] == moved + 4 * 2 * rows * HIDDEN
+  assert sizes["none"] > sizes["experts"]
+
+
+def count(jaxpr, primitive):
+  """Returns how often a primitive occurs in a program, also inside calls."""
+  found = 0
+  for equation in jaxpr.eqns:
+    found += equation.primitive.name == primitive
+    found += sum(count(inner, primitive) for inner in jax.core.jaxprs_in_params(equation.params))
+  return found
+
+
+@pytest.mark.parametrize("dispatcher, capacity", [("all_to_all", 2.0), ("ragged_all_to_all", None)])
+def test_rows_that_are_kept_are_not_sent_again(dispatcher, capacity):
+  # Catches rows that cross the mesh once more in the backward pass, although they were kept, which
+  # a policy cannot see in the body of a `jax.shard_map`.
+  sent = {
+    remat: count(backward_of(dispatcher, remat, {"expert": 4}, capacity)[1].jaxpr, "all_to_all")
+    for remat in ("none", "exchanges", "experts", "full")
+  }
+  assert sent["none"] == sent["exchanges"] == sent["experts"] < sent["full"]

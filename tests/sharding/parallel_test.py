@@ -97,6 +97,15 @@ FAMILIES = {
   # Adafactor factors the moments of matrices whose sides are both at least 128. Here these are the
   # embedding's and the experts'.
   "adafactor": {"optimizer.name": "adafactor", "model.d_model": 128, "model.moe.d_ff": 128},
+  # Muon, whose matrices are those of each of two scanned layers and of each expert.
+  "muon": {
+    "optimizer.name": "muon",
+    "model.num_layers": 2,
+    "model.moe.every": 1,
+    "model.scan_layers": True,
+  },
+  # Four blocks of queries, and three chunks of the vocabulary.
+  "in blocks and chunks": {"model.attention_block": 4, "model.logits_chunk": 88},
   "lstm": {"model.family": "lstm", "model.lstm_units": 24, "model.num_layers": 1},
   "latent": {
     "model.attention": "latent",
@@ -283,13 +292,19 @@ OTHERS = [
   ("other rules", "all_to_all", WHOLE),
   ("other rules", "grouped", WHOLE),
   ("adafactor", "all_to_all", WHOLE),
+  ("muon", "all_to_all", WHOLE),
+  ("in blocks and chunks", "einsum", WHOLE),
   ("lstm", "einsum", WHOLE),
   ("latent", "all_to_all", WHOLE),
   ("exact quantile", "grouped", WHOLE),
   ("without an FFN", "ragged_all_to_all", WHOLE),
   *((name, "all_to_all", WHOLE) for name in ROUTERS),
 ]
-OFTEN = {"scanned and rematerialised"}  # `make test-all` runs the others
+OFTEN = {
+  "scanned and rematerialised",
+  "muon",
+  "in blocks and chunks",
+}  # `make test-all` runs the others
 
 
 @pytest.mark.parametrize(
@@ -298,10 +313,11 @@ OFTEN = {"scanned and rematerialised"}  # `make test-all` runs the others
 def test_other_models_and_rules_train_the_same(family, dispatcher, mesh):
   # Catches a recomputed layer that draws other noise, stacked weights that are split along
   # "layers", an encoder's output or padding of one device only, a dispatcher that relies on rules
-  # that the config has changed, factors or an RMS of one shard only in Adafactor, a recurrent
-  # state or a latent of one shard only, a histogram or quantile of one device only, noise, losses
-  # or a hash of other routers that depend on the mesh, and output of experts without an FFN that is
-  # added once per device.
+  # that the config has changed, factors or an RMS of one shard only in Adafactor, a matrix of one
+  # shard only in Muon, a block of queries or a chunk of the vocabulary of one shard only, a
+  # recurrent state or a latent of one shard only, a histogram or quantile of one device only,
+  # noise, losses or a hash of other routers that depend on the mesh, and output of experts without
+  # an FFN that is added once per device.
   assert_as_on_one_device(*three_steps(dispatcher, mesh, family), family)
 
 

@@ -12,6 +12,7 @@ from flax import linen as nn
 from moe_jax import data, sharding
 from moe_jax.data.options import DataOptions
 from moe_jax.layers import Aux
+from moe_jax.models.output import token_nats
 from moe_jax.training import evaluate
 from moe_jax.training.state import TrainState
 
@@ -22,8 +23,8 @@ class Uniform(nn.Module):
   size: int
 
   @nn.compact
-  def __call__(self, tokens, segment_ids, positions, *, train):
-    return jnp.zeros((*tokens.shape, self.size)), Aux()
+  def __call__(self, tokens, segment_ids, positions, *, train, targets):
+    return token_nats(jnp.zeros((*tokens.shape, self.size)), targets), Aux()
 
 
 @pytest.mark.parametrize("sizes", [{"data": 1}, {"data": 4}])
@@ -81,9 +82,10 @@ class Source(nn.Module):
   """A uniform model that fails unless it gets the inputs of an encoder."""
 
   @nn.compact
-  def __call__(self, tokens, segment_ids, positions, *, train, encoder):
+  def __call__(self, tokens, segment_ids, positions, *, train, encoder, targets):
     assert set(encoder) == {"tokens", "segment_ids", "positions"}
-    return jnp.zeros((*tokens.shape, 264 + 100)) + 0.0 * encoder["tokens"][:, :1, None], Aux()
+    logits = jnp.zeros((*tokens.shape, 264 + 100)) + 0.0 * encoder["tokens"][:, :1, None]
+    return token_nats(logits, targets), Aux()
 
 
 def test_an_encoder_gets_its_inputs(tmp_path):

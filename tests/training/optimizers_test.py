@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from changed import config
-from flax import linen as nn
 
 from configs import base
 from moe_jax import assembly
@@ -180,37 +178,6 @@ def test_adafactor_takes_layers_and_experts_each_alone():
       np.testing.assert_allclose(actual[at], wanted, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-  "changes",
-  [
-    {},
-    {"model.scan_layers": False},
-    {
-      "model.family": "encoder_decoder",
-      "model.position": "relative",
-      "model.ffn_bias": "multiplicative",
-      "model.moe.num_shared_experts": 1,
-    },
-    {"model.position": "relative", "model.relative_shared": True},
-    {"model.attention": "latent"},
-  ],
-)
-def test_stacked_weights_are_those_whose_first_axes_are_layers_and_experts(changes):
-  # Catches stacked weights under another name, and a dense FFN or attention that is taken for
-  # experts.
-  variables = assembly.abstract_variables(config({"model.num_layers": 6} | changes), 264)
-
-  def boxed(leaf):
-    return isinstance(leaf, nn.LogicallyPartitioned)
-
-  leaves = jax.tree_util.tree_leaves_with_path(variables["params"], is_leaf=boxed)
-  wanted = [sum(axis in ("layers", "expert") for axis in leaf.names) for _, leaf in leaves]
-  assert [
-    optimizers.stacked(optimizers.keys(path), leaf.value.ndim) for path, leaf in leaves
-  ] == wanted
-  assert max(wanted) == (1 if changes.get("model.scan_layers") is False else 2)
-
-
 def test_adafactor_clips_its_updates():
   # Catches an update_clip that is not read, or only after the step was scaled by the weights' RMS.
   # Adafactor's first step divides a gradient by its own size, so that an update of RMS 1 is clipped
@@ -238,6 +205,9 @@ def test_adafactor_clips_its_updates():
     ("learning_rate", -1.0, "above 0"),
     ("final_fraction", 1.5, "at most 1"),
     ("b1", 1.0, "below 1"),
+    ("momentum", 1.0, "below 1"),
+    ("newton_schulz_steps", 0, "at least 1"),
+    ("update_rms", 0.0, "above 0"),
     ("clip_norm", -1.0, "at least 0"),
   ],
 )

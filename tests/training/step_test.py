@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from moe_jax import assembly, sharding
 from moe_jax.layers import Aux
+from moe_jax.models.output import token_nats
 from moe_jax.training import evaluate, optimizers
 from moe_jax.training import state as states
 from moe_jax.training import step as steps
@@ -170,9 +171,9 @@ class Uniform(nn.Module):
   vocab_size: int
 
   @nn.compact
-  def __call__(self, tokens, segment_ids, positions, *, train):
+  def __call__(self, tokens, segment_ids, positions, *, train, targets):
     scale = self.param("scale", nn.initializers.zeros, ())
-    return scale + jnp.zeros((*tokens.shape, self.vocab_size)), Aux()
+    return token_nats(scale + jnp.zeros((*tokens.shape, self.vocab_size)), targets), Aux()
 
 
 def test_a_uniform_model_has_log2_v_bits_a_byte():
