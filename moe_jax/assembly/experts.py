@@ -51,6 +51,7 @@ def moe_layer(m: Config, dense: functools.partial, platform: str) -> functools.p
     activation=activation,
     shared=shared if e.num_shared_experts else None,
     ffn_bias=m.ffn_bias,
+    expert_bias=e.expert_bias,
     groups=GroupOptions.of(e),
     output_scale=dense.keywords["output_scale"],
     dtype=dense.keywords["dtype"],

@@ -27,6 +27,7 @@ _OPTIONS = (
   ),
   "num_shared_experts",
   "shared_gate",
+  "expert_bias",
 )
 
 

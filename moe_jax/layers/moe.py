@@ -94,6 +94,7 @@ class MoeLayer(nn.Module):
     shared: Makes the dense FFN that every token visits; None means that there is none.
     shared_gate: Whether the output of `shared` is multiplied by sigmoid(w x) (Qwen1.5-MoE).
     ffn_bias: A key of `FFN_BIASES`: what a vector of each expert does to its hidden units.
+    expert_bias: Whether each product with a matrix of an expert has an additive bias (gpt-oss).
     output_scale: Factor on the initial output projections.
     dtype: Dtype of the activations. Parameters and gates are float32, and the router computes in
       `gate.router_dtype`.
@@ -118,6 +119,7 @@ class MoeLayer(nn.Module):
   shared: Callable[..., nn.Module] | None = None
   shared_gate: bool = False
   ffn_bias: str = "none"
+  expert_bias: bool = False
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
@@ -158,6 +160,7 @@ class MoeLayer(nn.Module):
       self.activation,
       self.ffn_bias,
       self.output_scale,
+      self.expert_bias,
     )
     scale = expert_scale(self, self.routed_experts, self.gate)
     constants = zero_experts.constants(self, self.zero, x.shape[-1])

@@ -128,6 +128,11 @@ class ExpertOptions(Options):
   activation: str = option(
     "", "Activation of the experts, one of those of model.activation; '' means the same as there."
   )
+  expert_bias: bool = option(
+    False,
+    "Additive biases on all products with an expert's matrices (gpt-oss); for those of shared "
+    "experts see model.mlp_bias.",
+  )
   extra_ffn: bool = option(
     False, "A dense FFN with its own norm and residual right before each layer's experts (ST-MoE)."
   )

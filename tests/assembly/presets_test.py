@@ -18,6 +18,7 @@ OF_SIZE = {
   "d_ff",
   "dense_layers",
   "activation",
+  "expert_bias",
   "extra_ffn",
   "router",
   "dispatcher",

@@ -410,12 +410,18 @@ def test_plan_invariants_and_drop(name, options, capacity):
 @pytest.mark.parametrize(
   ("dispatcher", "platform"), [*((name, "cpu") for name in DISPATCHERS), ("grouped", "tpu")]
 )
-def test_experts_with_a_bias_on_hidden_units(dispatcher, platform):
-  # Catches a dispatcher whose experts ignore the bias, use that of another expert or give it no
-  # gradient, and rows of no expert that contribute to its gradient.
+def test_experts_with_biases(dispatcher, platform):
+  # The experts are gpt-oss's, with ST-MoE's factors on their hidden units besides. Catches a
+  # dispatcher whose experts ignore a bias, use that of another expert or give it no gradient, and
+  # rows of no expert that contribute to its gradient.
   logits, x, d_y = _inputs()
-  bias = jnp.asarray(np.random.default_rng(5).normal(size=(E, F)), jnp.float32)
-  experts = _experts().replace(hidden_bias=bias, ffn_bias="multiplicative")
+  rng = np.random.default_rng(5)
+  vectors = {"hidden_bias": F, "up_bias": F, "gate_bias": F, "down_bias": D}
+  experts = _experts().replace(
+    activation="clamped_swiglu",
+    ffn_bias="multiplicative",
+    **{name: jnp.asarray(rng.normal(size=(E, n)), jnp.float32) for name, n in vectors.items()},
+  )
   plan = _route("top_k", TOP_2, logits)
   gates = np.zeros(logits.shape, np.float32)
   for g, assignments in enumerate(_kept(plan, 2)):
@@ -426,9 +432,12 @@ def test_experts_with_a_bias_on_hidden_units(dispatcher, platform):
     return DISPATCHERS[dispatcher](plan, x, experts, 2, platform)
 
   def dense(x, experts):
-    g, up = (jnp.einsum("gsd,edf->gsef", x, experts.weights[name]) for name in ("gate", "up"))
-    hidden = g * jax.nn.sigmoid(g) * up * experts.hidden_bias
-    return jnp.einsum("gse,gsef,efd->gsd", gates, hidden, experts.down)
+    w = experts.weights
+    g, up = (jnp.einsum("gsd,edf->gsef", x, w[n]) + w[f"{n}_bias"] for n in ("gate", "up"))
+    g, up = jnp.minimum(g, 7), jnp.clip(up, -7, 7)
+    hidden = g * jax.nn.sigmoid(1.702 * g) * (up + 1) * w["hidden_bias"]
+    outputs = jnp.einsum("gsef,efd->gsed", hidden, w["down"]) + w["down_bias"]
+    return jnp.einsum("gse,gsed->gsd", gates, outputs)
 
   @functools.partial(jax.jit, static_argnums=0)
   def with_gradients(f):

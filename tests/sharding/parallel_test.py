@@ -49,7 +49,7 @@ RUNS = [
 # These dispatchers use jax.lax.ragged_dot on TPUs, which compiles faster than their loops for CPUs.
 PLATFORM = {"grouped": "tpu", "all_gather": "tpu"}
 # The model has all that could differ between devices: a router whose state changes, experts that
-# overflow, noise, and a bias.
+# overflow, noise, and biases.
 CHANGES = {
   "model.d_model": 16,
   "model.num_layers": 1,
@@ -58,6 +58,7 @@ CHANGES = {
   "model.num_kv_heads": 2,
   "model.head_dim": 8,
   "model.ffn_bias": "additive",
+  "model.moe.expert_bias": True,
   "model.moe.first": 0,
   "model.d_ff": 32,
   "model.moe.d_ff": 8,

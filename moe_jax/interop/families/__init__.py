@@ -46,6 +46,7 @@ def find(model_type: str) -> Any:
 PLAIN: Mapping[str, Any] = {
   "target_vocab_size": 0,
   "ffn_bias": "none",
+  "moe.expert_bias": False,
   "moe.extra_ffn": False,
   "moe.soft_slots": 0,
   "moe.activation": "",
