@@ -90,10 +90,13 @@ def _attention_words(m: Config) -> str:
     )
   more = [f"query scale {m.query_scale:g}"] * bool(m.query_scale) + ["biases"] * m.qkv_bias
   more += ["an output bias"] * m.output_bias
-  more += ["normalised queries and keys"] * m.qk_norm + [f"clipped to {m.clip_qkv:g}"] * bool(
-    m.clip_qkv
-  )
+  by_head = " head by head" * (m.qk_norm_over == "head")
+  more += [f"normalised queries and keys{by_head}"] * m.qk_norm
+  more += [f"clipped to {m.clip_qkv:g}"] * bool(m.clip_qkv)
+  more += [f"{m.rotary_dim} features rotated"] * bool(m.rotary_dim) + ["sinks"] * m.sinks
   more += [f"window of {m.sliding_window}"] * bool(m.sliding_window)
+  without = " or positions" * (not m.global_positions)
+  more += [f"each {m.global_every}. layer without window{without}"] * bool(m.global_every)
   biases = "relative biases, one table per stack" if m.relative_shared else "relative biases"
   scaled = f", {m.rope.scaling} by {m.rope.factor:g}" if m.rope.scaling != "none" else ""
   where = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -235,6 +235,24 @@ def has_experts(m: Config) -> tuple[bool, ...]:
       else (False,) * layers
     )
   )
+
+
+def layer_kinds(m: Config) -> tuple[Hashable, ...]:
+  """Returns for each layer of config.model its kind; layers of one kind are alike.
+
+  It is whether the layer has experts, or, if `global_every` makes the attention of layers differ,
+  (whether it has experts, whether its attention is global). Layers are in the order of
+  `has_experts`. A Brainformer's kinds are its entries (`sublayers.layout`).
+  """
+  if not m.global_every:
+    return has_experts(m)
+  return tuple(zip(has_experts(m), global_layers(m), strict=True))
+
+
+def global_layers(m: Config) -> tuple[bool, ...]:
+  """Returns for each layer of a decoder whether its attention is global, by `global_every`."""
+  every = m.global_every
+  return tuple(bool(every) and (i + 1) % every == 0 for i in range(m.num_layers))
 
 
 def names_of_layers_with_experts(config: Config) -> list[str]:

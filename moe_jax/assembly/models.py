@@ -19,6 +19,7 @@ from moe_jax.assembly.experts import (
   encoder_model,
   group_tokens,
   has_experts,
+  layer_kinds,
   moe_layer,
   routed_experts,
 )
@@ -128,6 +129,15 @@ def grouped_query(m: Config, **common) -> functools.partial:
   )
 
 
+def global_attention(m: Config, **common) -> functools.partial | None:
+  """Returns a factory for the attention of the layers of `global_every`, or None without any."""
+  if not m.global_every:
+    return None
+  position = m.position if m.global_positions else "none"
+  options = dataclasses.replace(AttentionOptions.of(m), sliding_window=0, position=position)
+  return functools.partial(grouped_query(m, **common), options=options)
+
+
 def latent(m: Config, **common) -> functools.partial:
   """Returns a factory for `LatentAttention`; `common` supplies what the config does not."""
   return functools.partial(
@@ -194,7 +204,8 @@ def _transformer_block(
     layers: For each layer whether it has experts.
     scale: The scale of the initial output projections.
     platform: The platform of the devices that will run the model.
-    **parts: Factories for attention and, in a decoder that has an encoder, cross-attention.
+    **parts: Factories for attention, for that of global layers and, in a decoder that has an
+      encoder, for cross-attention.
   """
   dense = _dense_ffn(m, scale)
   return functools.partial(
@@ -216,11 +227,16 @@ def _decoder(m: Config, vocab_size: int, platform: str) -> LanguageModel:
   # has the variance 1.
   additions = 2 * m.num_layers + m.moe.extra_ffn * sum(layers)
   scale = additions**-0.5
-  attention = ATTENTIONS[m.attention](m, output_scale=scale, dtype=DTYPES[m.dtype])
+  common = {"output_scale": scale, "dtype": DTYPES[m.dtype]}
+  attentions = {
+    "attention": ATTENTIONS[m.attention](m, **common),
+    "global_attention": global_attention(m, **common),
+  }
   return LanguageModel(
     vocab_size=vocab_size,
     has_experts=layers,
-    block=_transformer_block(m, layers, scale, platform, attention=attention),
+    kinds=layer_kinds(m) if m.global_every else None,
+    block=_transformer_block(m, layers, scale, platform, **attentions),
     final_norm=norm(m),
     bias_table=shared_table(m),
     dropout=m.dropout,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from moe_jax.assembly.experts import encoder_layers, group_tokens, has_experts
+from moe_jax.assembly.experts import encoder_layers, group_tokens, has_experts, layer_kinds
 from moe_jax.assembly.sublayers import kind, layout, own_models
 from moe_jax.errors import ConfigError
 from moe_jax.layers.zero_experts import WITHOUT_FFN
@@ -61,7 +61,7 @@ def check_sizes(config: Config) -> None:
 
 def _check_compiled(m: Config) -> None:
   """Raises ConfigError if more than `MOST_COMPILED` layers would be compiled one by one."""
-  layers, split = layout(m) or has_experts(m), encoder_layers(m)
+  layers, split = layout(m) or layer_kinds(m), encoder_layers(m)
   for tower in (layers[:split], layers[split:]):
     pattern = find_pattern(tower)
     # Of the layers that are scanned, only one period of the pattern is compiled.

@@ -172,6 +172,18 @@ def _validate_attention(m: Config) -> None:
     )
   if m.rope.scaling != "none":
     _validate_rope(m)
+  if m.global_every and (m.family != "decoder" or m.attention != "grouped_query"):
+    raise ConfigError(
+      "model.global_every",
+      m.global_every,
+      "is for the layers of family='decoder' with attention='grouped_query'; must be 0",
+    )
+  if not m.global_positions and not m.global_every:
+    raise ConfigError(
+      "model.global_positions",
+      False,
+      "there are no global layers; must be True, or set global_every",
+    )
   if m.family == "lstm":
     return _refuse(m, _NOT_LSTM, "family='lstm'", "another family")
   if m.attention == "latent":
@@ -180,6 +192,12 @@ def _validate_attention(m: Config) -> None:
     raise ConfigError("model.num_kv_heads", m.num_kv_heads, f"must divide num_heads={m.num_heads}")
   if m.position == "rope" and m.head_dim % 2:
     raise ConfigError("model.head_dim", m.head_dim, "must be even, because RoPE rotates pairs")
+  if m.rotary_dim and (m.rotary_dim % 2 or m.rotary_dim > m.head_dim or m.position != "rope"):
+    raise ConfigError(
+      "model.rotary_dim",
+      m.rotary_dim,
+      f"must be 0, or with position='rope' an even number up to head_dim={m.head_dim}",
+    )
   if m.relative_buckets % 4:
     raise ConfigError(
       "model.relative_buckets",
@@ -233,6 +251,8 @@ _NOT_LATENT: Mapping[str, Any] = {
   "clip_qkv": 0.0,
   "sliding_window": 0,
   "query_scale": 0.0,
+  "rotary_dim": 0,
+  "sinks": False,
 }
 # Keys that LSTM layers, which have no attention and no dense FFN, do not support, with the values
 # that they must have.
@@ -244,6 +264,8 @@ _NOT_LSTM: Mapping[str, Any] = {
   "clip_qkv": 0.0,
   "sliding_window": 0,
   "query_scale": 0.0,
+  "rotary_dim": 0,
+  "sinks": False,
   "moe.extra_ffn": False,
 }
 

@@ -18,7 +18,16 @@ from moe_jax.layers.init import parameter, projection
 from moe_jax.layers.norms import RmsNorm
 from moe_jax.layers.relative_bias import bias_table, relative_bias
 from moe_jax.layers.rope_scaling import RopeOptions, kept_share
-from moe_jax.options import LARGEST, NOT_NEGATIVE, ROWS, WIDTH, Bounds, Options, option
+from moe_jax.options import (
+  LARGEST,
+  NOT_NEGATIVE,
+  OPTIONAL_WIDTH,
+  ROWS,
+  WIDTH,
+  Bounds,
+  Options,
+  option,
+)
 from moe_jax.sharding import constrain
 
 # The score of a masked key. It is finite so that a query without any visible key gets numbers
@@ -88,12 +97,33 @@ class AttentionOptions(Options):
   qk_norm: bool = option(
     False, "RMSNorm over all of a token's query features, and over its key features (OLMoE)."
   )
+  qk_norm_over: Literal["token", "head"] = option(
+    "token",
+    "What qk_norm averages: all heads of a token, or each head by itself, with one scale for all "
+    "heads (Qwen3, GLM-4.5).",
+  )
   clip_qkv: Annotated[float, NOT_NEGATIVE] = option(
     0.0,
     "Queries, keys and values are clipped to [-clip_qkv, clip_qkv] (DBRX), after qk_norm; 0 = no.",
   )
   sliding_window: Annotated[int, dataclasses.replace(ROWS, low=0)] = option(
     0, "Tokens that a query sees, itself included (Mixtral); 0 means all earlier ones."
+  )
+  global_every: Annotated[int, dataclasses.replace(ROWS, low=0)] = option(
+    0,
+    "Layers i, from 0, with (i + 1) % global_every == 0 have no sliding_window (gpt-oss: 2); 0 "
+    "means that all layers are alike.",
+  )
+  global_positions: bool = option(
+    True, "Whether the layers of global_every see positions (Llama 4's do not)."
+  )
+  rotary_dim: Annotated[int, OPTIONAL_WIDTH] = option(
+    0, "Features of a head, from the first, that position='rope' rotates (GLM-4.5); even; 0 = all."
+  )
+  sinks: bool = option(
+    False,
+    "A learned number of each head beside its scores in the softmax, for which there is no value "
+    "(gpt-oss), so that a query may attend to nothing.",
   )
   query_scale: Annotated[float, NOT_NEGATIVE] = option(
     0.0,
@@ -190,12 +220,18 @@ class Attention(nn.Module):
       self.put_variable("cache", "memory_key", k)
       self.put_variable("cache", "memory_value", v)
     mask = self._mask(context, memory_segments, places)
+    sink = None
+    if self.options.sinks:
+      zeros = nn.initializers.zeros
+      sink = parameter(self, "sink_bias", zeros, (self.options.num_heads,), ("heads",))
+      sink = sink.reshape(self.options.num_kv_heads, -1)
     mixed = attend(
       q,
       k,
       v,
       mask,
       bias=self._bias(context, places),
+      sink=sink,
       drop=nn.Dropout(self.dropout, deterministic=not context.train),
     )
     mixed = mixed.reshape(*x.shape[:2], self.options.num_heads, self.options.head_dim)
@@ -258,15 +294,21 @@ class Attention(nn.Module):
         (axis, "head_dim"),
       ).astype(heads.dtype)
     if self.options.qk_norm and name != "value":
-      # OLMoE normalises over the features of all heads together, not head by head.
       norm = RmsNorm(self.norm_eps, name=f"{name}_norm")
-      heads = norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
+      if self.options.qk_norm_over == "head":
+        heads = norm(heads)
+      else:
+        heads = norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
     if self.options.clip_qkv:
       heads = jnp.clip(heads, -self.options.clip_qkv, self.options.clip_qkv)
     rotated = self.options.position == "rope" and name != "value"
     if not rotated:
       return heads
-    return rope(heads, context.positions, self.options.rope_theta, self.rope)
+    theta, turned = self.options.rope_theta, self.options.rotary_dim or self.options.head_dim
+    if turned == self.options.head_dim:
+      return rope(heads, context.positions, theta, self.rope)
+    first = rope(heads[..., :turned], context.positions, theta, self.rope)
+    return jnp.concatenate([first, heads[..., turned:]], axis=-1)
 
   def _mask(
     self,
@@ -322,6 +364,7 @@ def attend(
   mask: Bool[Array, "B Lq Lk"],
   *,
   bias: Float[Array, "#B K G Lq Lk"] | None = None,
+  sink: Float[Array, "K G"] | None = None,
   drop: Callable[[Array], Array] = lambda weights: weights,
 ) -> Float[Array, "B Lq K G U"]:
   """Returns averages of the values with weights softmax(q k + bias).
@@ -335,13 +378,20 @@ def attend(
     mask: True where a query sees a key. A query that sees no key gets the plain average of all
       values, which has no meaning.
     bias: Added to the scores. None adds nothing.
+    sink: A score of each query head that stands beside those of the keys in the softmax, and whose
+      value is 0. None means that the weights of a query add up to 1.
     drop: Dropout, which is applied to the weights.
   """
   # The softmax is float32 whatever the dtype of the activations.
   scores = jnp.einsum("bqhgp,bkhp->bhgqk", q, k, preferred_element_type=jnp.float32)
   scores = scores if bias is None else scores + bias
   scores = jnp.where(mask[:, None, None], scores, MASKED)
+  if sink is not None:
+    beside = jnp.broadcast_to(sink[:, :, None, None], (*scores.shape[:-1], 1))
+    scores = jnp.concatenate([scores, beside], axis=-1)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  if sink is not None:
+    weights = weights[..., :-1]
   return jnp.einsum("bhgqk,bkhp->bqhgp", drop(weights), v)
 
 

@@ -47,6 +47,9 @@ CASES = {
   "rope": DEEP,
   "unrolled": DEEP | {"scan_layers": False, "num_layers": 3},
   "window": {"sliding_window": 3, "moe__capacity_factor": 0.5},
+  # Windows and whole rows in turn; a row of cache is 3 places or all.
+  "global": DEEP
+  | {"sliding_window": 3, "global_every": 2, "global_positions": False, "sinks": True},
   "relative": RELATIVE | {"moe__extra_ffn": True},
   "relative_shared": RELATIVE | {"relative_shared": True, "sliding_window": 2},
   "latent": LATENT,

@@ -122,6 +122,35 @@ def test_scanned_layers_equal_unrolled_layers(changes):
   assert aux.metrics["load"][0, 1] == 0.5 and aux.metrics["load"][1, 3] == 0.5
 
 
+def test_global_layers_see_further_and_no_positions():
+  # With a window of 2, a change of the first token reaches place i after i layers. The second of
+  # four layers is global, so that it reaches all places by then; of two layers without a global
+  # one it reaches only two. Without positions, a global layer alone cannot tell the order of the
+  # tokens before. Catches a window in global layers, none in others, and positions that stay.
+  def reached(**changes):
+    model = make(sliding_window=2, moe__num_experts=0, **changes)
+    tokens, *rest = batch = packed([[8]])
+    variables = initialise(model, batch)
+    logits = run(model, variables, batch)[0]
+    moved = run(model, variables, (tokens.at[0, 0].add(1) % V, *rest))[0]
+    return list(np.flatnonzero(np.any(logits != moved, axis=-1)[0]))
+
+  assert reached(num_layers=2) == [0, 1, 2]
+  assert reached(num_layers=2, global_every=2) == list(range(L))
+  assert reached(num_layers=4, global_every=3) == list(range(L))
+
+  def last(order, **changes):
+    model = make(num_layers=1, moe__num_experts=0, global_every=1, **changes)
+    tokens, *rest = batch = packed([[8]])
+    return run(model, initialise(model, batch), (tokens[:, order], *rest))[0][0, -1]
+
+  swapped = np.asarray([1, 0, *range(2, L)])
+  np.testing.assert_allclose(
+    last(swapped, global_positions=False), last(np.arange(L), global_positions=False), atol=1e-5
+  )
+  assert not np.allclose(last(swapped), last(np.arange(L)), atol=1e-3)
+
+
 def test_a_stored_plan_is_followed_by_every_layer():
   # Routers with other weights choose other experts, but with the stored plans of the first run they
   # give the same plans in every layer, scanned or not. Catches a layer that gets the plan of
