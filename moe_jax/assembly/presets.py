@@ -197,6 +197,53 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
       "balancing.rate": 0.001,
     },
   ),
+  # How gpt-oss was balanced is not published, and its experts' biases and activation are no routing.
+  # The 20B model has 32 experts.
+  "gpt_oss": ("top_k", {"k": 4, "gate_norm": "top_k"}, {"num_experts": 128, "router_bias": True}),
+  # The released coefficient 0.001 belongs to Hugging Face's loss, which is K = 8 at balance.
+  "qwen3_moe": (
+    "top_k",
+    {"k": 8, "gate_norm": "top_k"},
+    {"num_experts": 128, "balance_loss": 0.001 * 8, "balance_over": "global"},
+  ),
+  # Maverick has 128 experts. How Llama 4 was balanced is not published; the coefficient 0.001 is the
+  # default of the released code, whose loss is K = 1 at balance.
+  "llama4": (
+    "scored_top_k",
+    {"k": 1, "score": "sigmoid", "gate_norm": "none"},
+    {
+      "num_experts": 16,
+      "num_shared_experts": 1,
+      "gate_on": "input",
+      "balance_loss": 0.001,
+      "balance_over": "global",
+    },
+  ),
+  # The released model and code have no groups of experts. That the bias moves as DeepSeek-V3's does,
+  # and at its rate, is taken from that paper.
+  "kimi_k2": (
+    "sigmoid_bias",
+    {"k": 8},
+    {
+      "num_experts": 384,
+      "num_shared_experts": 1,
+      "routed_scale": 2.827,
+      "balancing.rule": "sign",
+      "balancing.rate": 0.001,
+    },
+  ),
+  # GLM-4.5-Air has 128 experts and the scale 1. The rate of the bias is DeepSeek-V3's.
+  "glm_4_5": (
+    "sigmoid_bias",
+    {"k": 8},
+    {
+      "num_experts": 160,
+      "num_shared_experts": 1,
+      "routed_scale": 2.5,
+      "balancing.rule": "sign",
+      "balancing.rate": 0.001,
+    },
+  ),
   # The rule and its first weight are the paper's; the number of experts is a choice of ours.
   "remoe": (
     "relu",
