@@ -96,9 +96,9 @@ TABLE = [
   ("olmoe:1b_7b", 6_919_161_856, 1_282_017_280, (), 0.003, 0.015),
   ("deepseek_v2:236b", 235_741_434_880, 21_375_800_320, (), 0.002, 0.02),
   ("deepseek_v2:lite", 15_706_484_224, 2_661_150_208, (), 0.001, 0.11),
-  # The next rows come from models that transformers 5.23 builds from the released configurations. It
-  # stores matrices for LongCat-Flash's 256 identity experts, too, which are left out here, and its
-  # experts share the norm of a dense FFN.
+  # The next rows come from models that transformers 5.23 builds from the released configurations.
+  # It stores matrices for LongCat-Flash's 256 identity experts, too, which are left out here, and
+  # its experts share the norm of a dense FFN.
   ("gpt_oss:20b", 20_914_757_184, 4_187_440_704, (), 0.001, 0.17),
   ("gpt_oss:120b", 116_829_156_672, 5_711_982_912, (), 0.001, 0.13),
   ("qwen3_moe:30b_a3b", 30_532_122_624, 3_353_032_704, (), 0.002, 0.017),

@@ -212,6 +212,7 @@ def _transformer_block(
     transformer_block,
     dense=dense,
     moe=moe_layer(m, dense, platform) if any(layers) else None,
+    hash_moe=moe_layer(m, dense, platform, by_hash=True) if m.moe.hash_layers else None,
     norm=norm(m),
     extra_ffn=m.moe.extra_ffn,
     dropout=m.dropout,
@@ -235,7 +236,7 @@ def _decoder(m: Config, vocab_size: int, platform: str) -> LanguageModel:
   return LanguageModel(
     vocab_size=vocab_size,
     has_experts=layers,
-    kinds=layer_kinds(m) if m.global_every else None,
+    kinds=layer_kinds(m),
     block=_transformer_block(m, layers, scale, platform, **attentions),
     final_norm=norm(m),
     bias_table=shared_table(m),

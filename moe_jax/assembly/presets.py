@@ -183,7 +183,8 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
     },
   ),
   # The first three layers of the paper take experts by a table of token ids, with learned gates;
-  # here all layers are routed. That P averages shares of the scores is taken from DeepSeek-V3.
+  # that belongs to the size, model.moe.hash_layers=3. That P averages shares of the scores is taken
+  # from DeepSeek-V3.
   "deepseek_v4": (
     "scored_top_k",
     {"k": 6, "score": "sqrt_softplus", "norm_eps": 1e-20},
@@ -197,8 +198,8 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
       "balancing.rate": 0.001,
     },
   ),
-  # How gpt-oss was balanced is not published, and its experts' biases and activation are no routing.
-  # The 20B model has 32 experts.
+  # How gpt-oss was balanced is not published. Its experts' biases and activation are no part of the
+  # routing. The 20B model has 32 experts.
   "gpt_oss": ("top_k", {"k": 4, "gate_norm": "top_k"}, {"num_experts": 128, "router_bias": True}),
   # The released coefficient 0.001 belongs to Hugging Face's loss, which is K = 8 at balance.
   "qwen3_moe": (
@@ -206,8 +207,8 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
     {"k": 8, "gate_norm": "top_k"},
     {"num_experts": 128, "balance_loss": 0.001 * 8, "balance_over": "global"},
   ),
-  # Maverick has 128 experts. How Llama 4 was balanced is not published; the coefficient 0.001 is the
-  # default of the released code, whose loss is K = 1 at balance.
+  # Maverick has 128 experts. How Llama 4 was balanced is not published; the coefficient 0.001 is
+  # the default of the released code, whose loss is K = 1 at balance.
   "llama4": (
     "scored_top_k",
     {"k": 1, "score": "sigmoid", "gate_norm": "none"},
@@ -219,8 +220,8 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
       "balance_over": "global",
     },
   ),
-  # The released model and code have no groups of experts. That the bias moves as DeepSeek-V3's does,
-  # and at its rate, is taken from that paper.
+  # The released model has no groups of experts. That the bias moves as DeepSeek-V3's does, and at
+  # its rate, is taken from that paper.
   "kimi_k2": (
     "sigmoid_bias",
     {"k": 8},
@@ -243,6 +244,12 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
       "balancing.rule": "sign",
       "balancing.rate": 0.001,
     },
+  ),
+  # The routing of the first three layers of DeepSeek-V4, for a model that has no other.
+  "deepseek_v4_hash": (
+    "hash_top_k",
+    {"k": 6},
+    {"num_experts": 256, "num_shared_experts": 1, "routed_scale": 1.5},
   ),
   # The rule and its first weight are the paper's; the number of experts is a choice of ours.
   "remoe": (

@@ -327,6 +327,8 @@ def _validate_experts(config: Config, m: Config) -> None:
       "there is no shared expert to gate; must be False, or set num_shared_experts",
     )
   check_zero_experts(e)
+  if e.hash_layers:
+    _validate_hash_layers(m)
   if e.soft_slots:
     for key, value, none in (
       ("balancing.rule", e.balancing.rule, "none"),
@@ -355,6 +357,23 @@ def _validate_experts(config: Config, m: Config) -> None:
       f"{'Soft MoE' if e.soft_slots else name} lets later tokens decide what earlier ones get, "
       "which a causal model must not; use another router or priority, or set "
       "model.moe.allow_noncausal_routing=True",
+    )
+
+
+def _validate_hash_layers(m: Config) -> None:
+  """Checks that the layers whose tokens take experts by their ids are there, and how."""
+  e, layers = m.moe, sum(has_experts(m))
+  if m.family != "decoder" or e.soft_slots or e.router["name"] != "scored_top_k":
+    raise ConfigError(
+      "model.moe.hash_layers",
+      e.hash_layers,
+      "takes its gates from the router scored_top_k of family='decoder'; must be 0, or use these",
+    )
+  if e.hash_layers > layers:
+    raise ConfigError(
+      "model.moe.hash_layers",
+      e.hash_layers,
+      f"only {layers} layers have experts; must be at most that",
     )
 
 

@@ -124,6 +124,11 @@ class ExpertOptions(Options):
     "Layers, from 0, without experts although first and every give them some; of an "
     "encoder_decoder, in both stacks (Qwen2-MoE's mlp_only_layers).",
   )
+  hash_layers: Annotated[int, _OPTIONAL_LAYERS] = option(
+    0,
+    "The first so many layers with experts take them by the ids of the tokens (router hash_top_k), "
+    "with the gates of the router scored_top_k, which the others have (DeepSeek-V4: 3).",
+  )
   d_ff: Annotated[int, WIDTH] = option(512, "Hidden width of one expert.")
   activation: str = option(
     "", "Activation of the experts, one of those of model.activation; '' means the same as there."

@@ -70,6 +70,7 @@ def transformer_block(
   norm: Factory,
   cross: Factory | None = None,
   global_attention: Factory | None = None,
+  hash_moe: Factory | None = None,
   extra_ffn: bool = False,
   dropout: float = 0.0,
   remat: str = "none",
@@ -77,8 +78,8 @@ def transformer_block(
   """Returns a factory of a layer.
 
   Args:
-    kind: Whether the layer's FFN is `moe` (otherwise it is `dense`), or, with `global_attention`,
-      (whether its FFN is `moe`, whether its attention is the global one).
+    kind: Whether the layer's FFN is `moe` (otherwise it is `dense`), or "hash" if it is `hash_moe`;
+      with `global_attention`, a pair of this and whether its attention is the global one.
     scanned: Whether the layer is in the body of a scan.
     attention: Makes the self-attention.
     dense: Makes the FFN of a layer without experts.
@@ -87,6 +88,7 @@ def transformer_block(
     cross: Makes the attention to an encoder's output; None means that there is none.
     global_attention: Makes the self-attention of layers whose kind says so. None means that that of
       all layers is alike.
+    hash_moe: Makes the FFN of a layer whose tokens take experts by their ids; None without any.
     extra_ffn: Whether a `dense` FFN with its own norm and residual comes right before the experts
       of a layer (ST-MoE).
     dropout: Probability of dropout on the output of each sublayer.
@@ -98,7 +100,7 @@ def transformer_block(
     remat,
     scanned,
     attention=global_attention if is_global else attention,
-    ffn=moe if has_experts else dense,
+    ffn={False: dense, True: moe, "hash": hash_moe}[has_experts],
     norm=norm,
     cross=cross,
     extra=dense if has_experts and extra_ffn else None,

@@ -32,6 +32,7 @@ _FILES = (
   "base",
   "sinkhorn",
   "hash_layer",
+  "hash_top_k",
   "random_choice",
   "relu",
   "top_p",

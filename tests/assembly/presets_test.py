@@ -19,6 +19,7 @@ OF_SIZE = {
   "dense_layers",
   "activation",
   "expert_bias",
+  "hash_layers",
   "extra_ffn",
   "router",
   "dispatcher",

@@ -170,6 +170,12 @@ WRONG = [
   ({"model.attention": "latent", "model.latent.rope_dim": 3}, "model.latent.rope_dim", "even"),
   ({"model.attention": "latent", "model.position": "relative"}, "model.position", "'rope'"),
   ({"model.attention": "latent", "model.position": "none"}, "model.position", "'rope'"),
+  ({"model.moe.hash_layers": 1}, "model.moe.hash_layers", "scored_top_k"),
+  (
+    {"model.moe.hash_layers": 3, "model.moe.router.name": "scored_top_k"},
+    "model.moe.hash_layers",
+    "only 2 layers",
+  ),
   ({"model.rotary_dim": 3}, "model.rotary_dim", "even"),
   ({"model.rotary_dim": 64}, "model.rotary_dim", "up to head_dim"),
   ({"model.rotary_dim": 8, "model.position": "none"}, "model.rotary_dim", "position='rope'"),

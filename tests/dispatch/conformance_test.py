@@ -50,6 +50,7 @@ CASES += [
   ("base", {"epsilon": 0.0625}),
   ("sinkhorn", {"k": 2}),
   ("hash_layer", {}),
+  ("hash_top_k", {"k": 2}),
   ("random_choice", {"k": 2}),
   ("relu", {"k": 2}),
   ("relu", {"k": 2, "most": 2}),
@@ -161,8 +162,11 @@ def _router(name, items):
   return jax.jit(route)
 
 
-def _route(name, options, logits, valid=PADDING, d_gate=None):
-  return _router(name, tuple(options.items()))(logits, _context(name, np.asarray(valid)), d_gate)
+def _route(name, options, logits, valid=PADDING, d_gate=None, ids=None):
+  context = _context(name, np.asarray(valid))
+  if ids is not None:
+    context = context.replace(token_ids=jnp.asarray(ids))
+  return _router(name, tuple(options.items()))(logits, context, d_gate)
 
 
 def _one_group(context, g):
@@ -527,9 +531,9 @@ def test_padded_rows_have_no_influence(dispatcher):
 
 @each_case
 def test_causality_probe(name, options):
-  # Changes the last tokens and compares the experts of the earlier ones, with and without overflow.
-  # Catches a router that looks ahead but does not declare it, and one that declares it but does not
-  # look ahead.
+  # Changes the last tokens and their ids, and compares the experts of the earlier ones, with and
+  # without overflow. Catches a router that looks ahead but does not declare it, and one that
+  # declares it but does not look ahead.
   cut, valid = S // 2, np.ones((G, S), bool)
   unlimited = options | ({"capacity_factor": 100.0} if name == "no_token_left_behind" else {})
   logits = [_inputs(seed)[0] for seed in range(9)]
@@ -537,12 +541,14 @@ def test_causality_probe(name, options):
     logits[0],
     *(np.concatenate([logits[0][:, :cut], l[:, cut:]], axis=1) for l in logits[1:]),
   ]
-  plans = [_route(name, options, l, valid) for l in logits]
+  ids = np.random.default_rng(8).integers(0, 1000, (len(logits), G, S))
+  ids[:, :, :cut] = ids[0, :, :cut]
+  plans = [_route(name, options, l, valid, ids=i) for l, i in zip(logits, ids, strict=True)]
 
   def served(plan, capacity):
     return _mask(_kept(plan, capacity), logits[0].shape)[:, :cut]
 
-  first = _first_choices(_route(name, unlimited, logits[0], valid))[:, :cut]
+  first = _first_choices(_route(name, unlimited, logits[0], valid, ids=ids[0]))[:, :cut]
 
   def differ(f):
     return any(np.any(f(p) != f(plans[0])) for p in plans[1:])

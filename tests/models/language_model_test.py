@@ -151,6 +151,48 @@ def test_global_layers_see_further_and_no_positions():
   assert not np.allclose(last(swapped), last(np.arange(L)), atol=1e-3)
 
 
+def test_the_first_layers_take_experts_by_hash():
+  # Of five layers with experts, the first two route by ids: two tokens of one id share their
+  # experts whatever precedes them, also after a change of the router. The scan has other kinds of
+  # layers beside it. Catches layers of the wrong kind, one hash for all layers, and gates that are
+  # not learned.
+  changes = {
+    "num_layers": 5,
+    "moe__first": 0,
+    "moe__every": 1,
+    "moe__hash_layers": 2,
+    "moe__router__name": "scored_top_k",
+    "moe__router__scored_top_k__gate_norm": "none",
+    "moe__balancing__rule": "sign",
+    "moe__balancing__rate": 0.1,
+  }
+  model = make(**changes)
+  assert model.kinds == ("hash", "hash", True, True, True)
+  tokens, *rest = packed([[8]])
+  tokens = jnp.asarray([[5, 9, 5, 1, 9, 5, 2, 3]])
+  variables = initialise(model, (tokens, *rest))
+  assert set(variables["params"]) >= {"repeats"}
+
+  def experts(params):
+    _, aux = run(model, variables | {"params": params}, (tokens, *rest), return_routing=True)
+    plan = aux.metrics["plan"]
+    return np.asarray(plan.expert)[:, 0].reshape(5, 2, L), np.asarray(plan.gate)[:, 0]
+
+  chosen, gates = experts(variables["params"])
+  flipped = jax.tree_util.tree_map_with_path(
+    lambda path, w: -w if path[-1].key == "router" else w, variables["params"]
+  )
+  others, other_gates = experts(flipped)
+  for layer in range(2):
+    assert np.all(chosen[layer, :, 0] == chosen[layer, :, 2])
+    assert np.all(chosen[layer, :, 1] == chosen[layer, :, 4])
+    np.testing.assert_array_equal(others[layer], chosen[layer])
+    assert not np.allclose(gates[layer], other_gates[layer])
+  assert np.any(chosen[0] != chosen[1]) and np.any(others[2] != chosen[2])
+  unrolled = make(**changes, scan_layers=False)
+  assert "layer_4" in initialise(unrolled, (tokens, *rest))["params"]
+
+
 def test_a_stored_plan_is_followed_by_every_layer():
   # Routers with other weights choose other experts, but with the stored plans of the first run they
   # give the same plans in every layer, scanned or not. Catches a layer that gets the plan of

@@ -46,6 +46,13 @@ def test_global_layers_have_an_attention_of_their_own():
   assert (fields["attention"], fields["ffn"]) == ("everything", "dense")
 
 
+def test_layers_by_hash():
+  # Catches a layer that gets the other router.
+  hashed = functools.partial(Part, "hashed")
+  assert parts("hash", hash_moe=hashed)[1]["ffn"] == "hashed"
+  assert parts(True, hash_moe=hashed)[1]["ffn"] == "moe"
+
+
 def test_remat_wraps_the_block():
   # Catches a `remat` that is not read.
   assert parts(True, remat="full")[0] != "Block"

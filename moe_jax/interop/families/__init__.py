@@ -51,6 +51,7 @@ PLAIN: Mapping[str, Any] = {
   "sinks": False,
   "ffn_bias": "none",
   "moe.expert_bias": False,
+  "moe.hash_layers": 0,
   "moe.extra_ffn": False,
   "moe.soft_slots": 0,
   "moe.activation": "",
