@@ -78,6 +78,7 @@ def moe_layer(
     facts=_facts(e, router),
     observe=_observe(e, router),
     shared_gate=e.shared_gate,
+    latent_width=e.latent_width,
     **common,
   )
 
@@ -251,15 +252,17 @@ def layer_kinds(m: Config) -> tuple[Hashable, ...]:
   """Returns for each layer of config.model its kind; layers of one kind are alike.
 
   It is whether the layer has experts, or "hash" if it is one of the first `hash_layers` of them. If
-  `global_every` makes the attention of layers differ, it is a pair of this and whether the layer's
-  attention is global. Layers are in the order of `has_experts`. A Brainformer's kinds are its
-  entries (`sublayers.layout`).
+  `global_every` makes the attention of a decoder's layers differ, it is a pair of this and whether
+  the layer's attention is global. Layers are in the order of `has_experts`. A Brainformer's kinds
+  are its entries (`sublayers.layout`).
   """
   layers = has_experts(m)
   experts: tuple[Hashable, ...] = tuple(
     "hash" if has and sum(layers[:i]) < m.moe.hash_layers else has for i, has in enumerate(layers)
   )
-  return tuple(zip(experts, global_layers(m), strict=True)) if m.global_every else experts
+  if not m.global_every or m.family != "decoder":
+    return experts
+  return tuple(zip(experts, global_layers(m), strict=True))
 
 
 def global_layers(m: Config) -> tuple[bool, ...]:

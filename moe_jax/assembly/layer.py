@@ -28,6 +28,7 @@ _OPTIONS = (
   "num_shared_experts",
   "shared_gate",
   "expert_bias",
+  "latent_width",
 )
 
 

@@ -123,7 +123,9 @@ def weights(m: Config) -> Iterator[tuple[str, int]]:
       sparse = repeats if entry else layers.count(True)
       yield (
         "model.moe.num_experts",
-        sparse * layer_model.moe.num_experts * layer_model.d_model * (2 * layer_model.moe.d_ff + 1),
+        sparse
+        * layer_model.moe.num_experts
+        * (2 * (layer_model.moe.latent_width or layer_model.d_model) * layer_model.moe.d_ff),
       )
       # Experts without an FFN have a column of the router each.
       for name in WITHOUT_FFN:

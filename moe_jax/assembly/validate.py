@@ -333,6 +333,7 @@ def _validate_experts(config: Config, m: Config) -> None:
     for key, value, none in (
       ("balancing.rule", e.balancing.rule, "none"),
       ("shared_gate", e.shared_gate, False),
+      ("latent_width", e.latent_width, 0),
       ("router_norm", e.router_norm, "none"),
       ("router_bias", e.router_bias, False),
       ("expert_scale", e.expert_scale, False),
@@ -580,6 +581,8 @@ def _misfit(config: Config, sizes: Mapping[str, int]) -> tuple[str, Any, str] | 
   fields_of = {"fsdp": ("d_model",), "tensor": tensor_fields}
   if m.moe.num_experts:
     fields_of |= {"expert": ("moe.num_experts",), "tensor": (*fields_of["tensor"], "moe.d_ff")}
+    # A width of 0, which stands for d_model, divides, too.
+    fields_of["fsdp"] = ("d_model", "moe.latent_width")
   for entry, layer_model in {"": m, **own_models(m)}.items():
     for axis, fields in fields_of.items():
       for field in fields:

@@ -93,6 +93,8 @@ class MoeLayer(nn.Module):
     router_groups: Number of groups of experts, for a hierarchical router.
     shared: Makes the dense FFN that every token visits; None means that there is none.
     shared_gate: Whether the output of `shared` is multiplied by sigmoid(w x) (Qwen1.5-MoE).
+    latent_width: Width W in which experts compute, y = W_up sum_i g_i E_i(W_down x) (LatentMoE).
+      The router and shared experts see x itself. 0 means that experts compute in the width of x.
     ffn_bias: A key of `FFN_BIASES`: what a vector of each expert does to its hidden units.
     expert_bias: Whether each product with a matrix of an expert has an additive bias (gpt-oss).
     output_scale: Factor on the initial output projections.
@@ -118,6 +120,7 @@ class MoeLayer(nn.Module):
   router_groups: int = 1
   shared: Callable[..., nn.Module] | None = None
   shared_gate: bool = False
+  latent_width: int = 0
   ffn_bias: str = "none"
   expert_bias: bool = False
   output_scale: float = 1.0
@@ -155,13 +158,14 @@ class MoeLayer(nn.Module):
     weights = experts(
       self,
       self.num_experts,
-      x.shape[-1],
+      self.latent_width or x.shape[-1],
       self.d_ff,
       self.activation,
       self.ffn_bias,
-      self.output_scale,
+      1.0 if self.latent_width else self.output_scale,
       self.expert_bias,
     )
+    latent = self._latent(x.shape[-1])
     scale = expert_scale(self, self.routed_experts, self.gate)
     constants = zero_experts.constants(self, self.zero, x.shape[-1])
     if self.is_initializing():
@@ -200,7 +204,11 @@ class MoeLayer(nn.Module):
       dispatcher = functools.partial(_gate_inputs, dispatcher)
     # The part of the plan that costs work. It is the whole plan if all experts have an FFN.
     busy = self._ffn_part(scaled)
-    y = dispatcher(busy, groups, weights, capacity, self.platform)
+    if latent is None:
+      y = dispatcher(busy, groups, weights, capacity, self.platform)
+    else:
+      down, up = latent
+      y = dispatcher(busy, groups @ down, weights, capacity, self.platform) @ up
     if self.zero.count:
       y += zero_experts.outputs(scaled, groups, self.zero, constants)
     y = y.reshape(x.shape)
@@ -238,6 +246,25 @@ class MoeLayer(nn.Module):
   def routed_experts(self) -> int:
     """The number N = E + Z of experts that the router chooses from."""
     return self.num_experts + self.zero.count
+
+  def _latent(self, width: int) -> tuple[Float[Array, "D W"], Float[Array, "W D"]] | None:
+    """Returns the matrices into and out of the experts' width, or None without `latent_width`."""
+    inner = self.latent_width
+    if not inner:
+      return None
+    down = projection(
+      self, "latent_down", (width, inner), ("embed", None), fan_in=width, dtype=self.dtype
+    )
+    up = projection(
+      self,
+      "latent_up",
+      (inner, width),
+      (None, "embed"),
+      fan_in=inner,
+      scale=self.output_scale,
+      dtype=self.dtype,
+    )
+    return down, up
 
   def _ffn_part(self, plan: RoutingPlan) -> RoutingPlan:
     """Returns the assignments to experts with an FFN, in a plan over these alone."""

@@ -130,6 +130,11 @@ class ExpertOptions(Options):
     "with the gates of the router scored_top_k, which the others have (DeepSeek-V4: 3).",
   )
   d_ff: Annotated[int, WIDTH] = option(512, "Hidden width of one expert.")
+  latent_width: Annotated[int, OPTIONAL_WIDTH] = option(
+    0,
+    "Width in which experts compute: one matrix takes a token there, and another one takes the sum "
+    "of its experts' outputs back (LatentMoE, Nemotron 3); 0 = d_model.",
+  )
   activation: str = option(
     "", "Activation of the experts, one of those of model.activation; '' means the same as there."
   )

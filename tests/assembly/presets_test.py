@@ -20,6 +20,7 @@ OF_SIZE = {
   "activation",
   "expert_bias",
   "hash_layers",
+  "latent_width",
   "extra_ffn",
   "router",
   "dispatcher",

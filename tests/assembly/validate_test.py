@@ -170,6 +170,12 @@ WRONG = [
   ({"model.attention": "latent", "model.latent.rope_dim": 3}, "model.latent.rope_dim", "even"),
   ({"model.attention": "latent", "model.position": "relative"}, "model.position", "'rope'"),
   ({"model.attention": "latent", "model.position": "none"}, "model.position", "'rope'"),
+  ({"model.moe.latent_width": 8, "model.moe.soft_slots": 1}, "model.moe.latent_width", "Soft MoE"),
+  (
+    {"model.moe.latent_width": 9, "mesh.fsdp": 2, "mesh.data": 1},
+    "mesh.fsdp",
+    "must divide model.moe.latent_width=9",
+  ),
   ({"model.moe.hash_layers": 1}, "model.moe.hash_layers", "scored_top_k"),
   (
     {"model.moe.hash_layers": 3, "model.moe.router.name": "scored_top_k"},

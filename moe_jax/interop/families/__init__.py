@@ -52,6 +52,7 @@ PLAIN: Mapping[str, Any] = {
   "ffn_bias": "none",
   "moe.expert_bias": False,
   "moe.hash_layers": 0,
+  "moe.latent_width": 0,
   "moe.extra_ffn": False,
   "moe.soft_slots": 0,
   "moe.activation": "",
