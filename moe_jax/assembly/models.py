@@ -237,6 +237,7 @@ def _decoder(m: Config, vocab_size: int, platform: str) -> LanguageModel:
     vocab_size=vocab_size,
     has_experts=layers,
     kinds=layer_kinds(m),
+    gate_residual=m.moe.gate_residual,
     block=_transformer_block(m, layers, scale, platform, **attentions),
     final_norm=norm(m),
     bias_table=shared_table(m),

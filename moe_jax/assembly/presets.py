@@ -283,6 +283,7 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
       "copy_experts": 1,
       "constant_experts": 2,
       "zero_tau": 0.75,
+      "gate_residual": True,
       "balance_loss": 0.01,
     },
   ),

@@ -33,6 +33,7 @@ from moe_jax.data.span_corruption import raw_length
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.errors import ConfigError, choose
 from moe_jax.experts import ACTIVATIONS
+from moe_jax.layers.gate import check_square
 from moe_jax.options import Bounds, Config
 from moe_jax.routing import ROUTERS
 from moe_jax.routing.balancing import BalancingOptions
@@ -327,6 +328,14 @@ def _validate_experts(config: Config, m: Config) -> None:
       "there is no shared expert to gate; must be False, or set num_shared_experts",
     )
   check_zero_experts(e)
+  if e.gate_network == "product_keys" and not e.soft_slots:
+    check_square(routed_experts(e))
+  if e.gate_residual and (m.family != "decoder" or e.soft_slots):
+    raise ConfigError(
+      "model.moe.gate_residual",
+      True,
+      "is for routers of family='decoder', whose layers pass their logits on; must be False",
+    )
   if e.hash_layers:
     _validate_hash_layers(m)
   if e.soft_slots:

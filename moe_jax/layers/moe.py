@@ -19,7 +19,15 @@ from moe_jax.experts import Experts
 from moe_jax.layers import zero_experts
 from moe_jax.layers.aux import Aux, LayerContext, LayerRouting, measured
 from moe_jax.layers.ffn import experts
-from moe_jax.layers.gate import NETWORKS, GateOptions, adjust, expert_scale, learned, scale_gates
+from moe_jax.layers.gate import (
+  NETWORKS,
+  GateOptions,
+  adjust,
+  expert_scale,
+  learned,
+  residual,
+  scale_gates,
+)
 from moe_jax.layers.init import projection
 from moe_jax.layers.moe_losses import LossOptions, RouterFacts, auxiliary_losses, global_shares
 from moe_jax.layers.norms import RmsNorm
@@ -154,7 +162,8 @@ class MoeLayer(nn.Module):
 
     groups, routing = grouped(x), routing or LayerRouting()
     place = _place(context, size, x.shape[1])
-    logits, fields = self._logits(groups, context.train, place)
+    before = None if context.before is None else grouped(context.before)
+    logits, fields = self._logits(groups, context.train, place, before)
     weights = experts(
       self,
       self.num_experts,
@@ -225,7 +234,8 @@ class MoeLayer(nn.Module):
       sums |= zero_experts.sums(plan, self.num_experts)
     if self.observe is not None and context.train and routing.bias is not None:
       sums |= self.observe(logits, routing.bias, valid)
-    facts = dataclasses.replace(self.facts, eta=self.zero.eta(self.num_experts))
+    matrix = nn.meta.unbox(self.get_variable("params", "router"))
+    facts = dataclasses.replace(self.facts, eta=self.zero.eta(self.num_experts), matrix=matrix)
     aux = measured(
       sums,
       losses=auxiliary_losses(
@@ -233,6 +243,9 @@ class MoeLayer(nn.Module):
       ),
       shares=global_shares(self.losses, facts, logits, plan, router_context, tokens),
     )
+    if self.gate.gate_residual:
+      passed_on = logits.reshape(*x.shape[:2], -1)
+      aux = aux.replace(logits=constrain(passed_on, "batch", "length", None))
     if context.return_routing:
       aux.metrics["top1_expert"] = jax.vmap(lambda p: choices(p, size, 1)[0])(plan).reshape(
         x.shape[:2]
@@ -271,7 +284,11 @@ class MoeLayer(nn.Module):
     return zero_experts.ffn_part(plan, self.num_experts) if self.zero.count else plan
 
   def _logits(
-    self, x: Float[Array, "G S D"], train: bool, place: noise.Place | None
+    self,
+    x: Float[Array, "G S D"],
+    train: bool,
+    place: noise.Place | None,
+    before: Float[Array, "G S N"] | None,
   ) -> tuple[Float[Array, "G S N"], dict[str, Array]]:
     """Returns the router's logits and the learned fields of its context, all as float32.
 
@@ -281,6 +298,7 @@ class MoeLayer(nn.Module):
       x: The layer's input.
       train: Whether jitter is on.
       place: The place of the microbatch in its batch, which decides the random numbers.
+      before: Logits of the layer with experts before, for `gate_residual`.
     """
     x = x.astype(jnp.float32)
     if self.gate.router_norm == "rms":
@@ -292,6 +310,8 @@ class MoeLayer(nn.Module):
     logits = NETWORKS[self.gate.gate_network](
       self, x, self.routed_experts, self.gate.router_init_scale
     ).astype(jnp.float32)
+    if self.gate.gate_residual:
+      logits = residual(self, logits, before)
     logits = adjust(self, logits, self.gate)
     if jittered and self.gate.jitter_on == "logits":
       logits = noise.jitter(self.make_rng("router"), logits, self.gate.jitter, place)

@@ -176,6 +176,12 @@ WRONG = [
     "mesh.fsdp",
     "must divide model.moe.latent_width=9",
   ),
+  (
+    {"model.moe.gate_network": "product_keys", "model.moe.num_experts": 8},
+    "model.moe.gate_network",
+    "nearest are 4 and 9",
+  ),
+  ({**SPANS, "model.moe.gate_residual": True}, "model.moe.gate_residual", "family='decoder'"),
   ({"model.moe.hash_layers": 1}, "model.moe.hash_layers", "scored_top_k"),
   (
     {"model.moe.hash_layers": 3, "model.moe.router.name": "scored_top_k"},

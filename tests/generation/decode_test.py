@@ -35,6 +35,7 @@ ZERO = DEEP | {
   "moe__zero_experts": 1,
   "moe__copy_experts": 1,
   "moe__constant_experts": 2,
+  "moe__gate_residual": True,
   "moe__routed_scale": 2.0,
 }
 BRAINFORMER = {

@@ -193,6 +193,45 @@ def test_the_first_layers_take_experts_by_hash():
   assert "layer_4" in initialise(unrolled, (tokens, *rest))["params"]
 
 
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_routers_read_the_logits_of_the_layer_before(scan_layers):
+  # Of six layers, 1, 3 and 5 have experts. Without the matrix of the last one, its logits lack
+  # those of the layer before times this matrix; they are compared up to a constant of each token.
+  # Catches logits that dense layers or repetitions lose, those of another layer, and a matrix that
+  # is transposed.
+  changes = {"num_layers": 6, "moe__first": 1, "moe__gate_residual": True}
+  model = make(**changes, scan_layers=scan_layers)
+  batch = packed([[8]])
+  variables = initialise(model, batch)
+
+  def log_probabilities(params):
+    _, aux = run(model, variables | {"params": params}, batch, return_routing=True)
+    return np.log(aux.metrics["probabilities"])
+
+  def without_the_last(path, leaf):
+    if path[-1].key != "router_residual":
+      return leaf
+    if scan_layers:
+      return leaf.at[-1].set(0)
+    return jnp.zeros_like(leaf) if path[0].key == "layer_5" else leaf
+
+  params = variables["params"]
+  full = log_probabilities(params)
+  less = log_probabilities(jax.tree_util.tree_map_with_path(without_the_last, params))
+  np.testing.assert_allclose(less[:2], full[:2], atol=1e-6)
+  place = params["repeats"]["layer_1"] if scan_layers else params["layer_5"]
+  matrix = place["ffn"]["router_residual"]
+  added = full[1] @ (matrix[-1] if scan_layers else matrix)
+  centred = [each - each.mean(axis=-1, keepdims=True) for each in (full[2] - less[2], added)]
+  # A constant c of the logits before adds c times the sums of the matrix's columns.
+  columns = np.asarray((matrix[-1] if scan_layers else matrix).sum(axis=0))
+  columns = columns - columns.mean()
+  rest = centred[0] - centred[1]
+  rest -= (rest @ columns / (columns @ columns))[..., None] * columns
+  np.testing.assert_allclose(rest, 0, atol=1e-4)
+  assert np.abs(centred[0]).max() > 0.01
+
+
 def test_a_stored_plan_is_followed_by_every_layer():
   # Routers with other weights choose other experts, but with the stored plans of the first run they
   # give the same plans in every layer, scanned or not. Catches a layer that gets the plan of
