@@ -257,7 +257,7 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
     {"k": 1},
     {"num_experts": 8, "sparsity_loss": 1e-8, "balancing.rule": "sparsity"},
   ),
-  # The next four have the rules of their papers; sizes, p and the weights of losses are choices
+  # The next five have the rules of their papers; sizes, p and the weights of losses are choices
   # that were not checked against the papers' text.
   "top_p": ("top_p", {"p": 0.4}, {"num_experts": 16, "balance_loss": 0.01, "entropy_loss": 1e-4}),
   "dtop_p": (
@@ -269,6 +269,11 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
     "expert_threshold",
     {"k": 2},
     {"num_experts": 16, "balancing.rule": "expert_quantile"},
+  ),
+  "token_rounding": (
+    "token_rounding",
+    {"k": 2, "tile": 128},
+    {"num_experts": 16, "balance_loss": 0.01},
   ),
   "sequence_top_k": ("sequence_top_k", {"k": 2}, {"num_experts": 16, "balance_loss": 0.01}),
   # The kinds of experts and tau are the paper's. Three things were not checked against its text:

@@ -38,6 +38,7 @@ _FILES = (
   "top_p",
   "expert_threshold",
   "sequence_top_k",
+  "token_rounding",
 )
 
 ROUTERS: dict[str, Router] = {

@@ -21,7 +21,7 @@ def hash_top_k(
   logits: Float[Array, "S E"],
   context: RoutingContext,
   *,
-  k: Count = 6,
+  k: Count = 2,
   score: Annotated[str, OneOf(SCORES)] = "sqrt_softplus",
   gate_norm: Annotated[str, OneOf(GATE_NORMS)] = "top_k",
   norm_eps: NotNegative = 1e-20,

@@ -57,6 +57,7 @@ CASES += [
   ("top_p", {"p": 0.6}),
   ("expert_threshold", {"k": 2}),
   ("sequence_top_k", {"k": 2}),
+  ("token_rounding", {"k": 2, "tile": 4}),
 ]
 # All other routers train their logits through the gates.
 WITHOUT_GRADIENT = ("hash_layer", "random_choice")

@@ -7,7 +7,7 @@ from oracles.hash_layer import mix
 
 
 def hash_top_k(
-  logits, context, k=6, score="sqrt_softplus", gate_norm="top_k", norm_eps=1e-20, seed=0
+  logits, context, k=2, score="sqrt_softplus", gate_norm="top_k", norm_eps=1e-20, seed=0
 ):
   num_experts, chosen = len(logits[0]), {}
   salted = seed if context.salt is None else mix(int(context.salt), seed)
