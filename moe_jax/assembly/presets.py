@@ -270,9 +270,10 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
     {"k": 2},
     {"num_experts": 16, "balancing.rule": "expert_quantile"},
   ),
+  # The paper has tiles of 128 rows for all tokens of a device; groups here are single sequences.
   "token_rounding": (
     "token_rounding",
-    {"k": 2, "tile": 128},
+    {"k": 2, "tile": 8},
     {"num_experts": 16, "balance_loss": 0.01},
   ),
   "sequence_top_k": ("sequence_top_k", {"k": 2}, {"num_experts": 16, "balance_loss": 0.01}),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.options import Bounds, OneOf
-from moe_jax.routing.options import Count, check_k, check_name
+from moe_jax.routing.options import Count, check, check_k, check_name
 from moe_jax.routing.plan import RoutingContext, RoutingPlan
 from moe_jax.routing.router import Router
 from moe_jax.routing.token_choice import select
@@ -24,7 +24,7 @@ def token_rounding(
   context: RoutingContext,
   *,
   k: Count = 2,
-  tile: Tile = 128,
+  tile: Tile = 8,
   rounding: Annotated[str, OneOf(ROUNDINGS)] = "nearest",
 ) -> RoutingPlan:
   """Rounds the number of tokens of each expert to whole tiles, after each token took K experts.
@@ -52,7 +52,8 @@ def token_rounding(
     logits: Router outputs of one group. They are cast to float32.
     context: Padding is never served.
     k: The number of experts per token before rounding, in [1, E].
-    tile: The rows of a tile. With 1 nothing is rounded.
+    tile: The rows of a tile, in training at most S. With 1 nothing is rounded. Products on the paper's GPUs
+      have 128; experts should get several tiles of a group, or many of them get nothing.
     rounding: How counts are rounded. "nearest": halves are rounded up. "up": experts lose no token.
       "down": experts get no other token.
 
@@ -61,7 +62,7 @@ def token_rounding(
     - 1 for "up" and 0 for "down", in order of tokens. Gates are in [0, 1].
 
   Raises:
-    ConfigError: If k is out of range, or the rounding is not known.
+    ConfigError: If k or tile is out of range, or the rounding is not known.
 
   Deviation: the paper has several ways to round, of which these are the plain ones. It is not known
   to us whether its gates are normalised over a token's experts; these are not.
@@ -69,6 +70,8 @@ def token_rounding(
   name, (num_tokens, num_experts) = "token_rounding", logits.shape
   check_k(name, k, num_experts)
   check_name(name, "rounding", rounding, ROUNDINGS)
+  if context.train:
+    check(name, "tile", tile, tile <= num_tokens, f"at most the {num_tokens} tokens of a group")
   probs = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
   chosen = jax.nn.one_hot(select(logits, k), num_experts, dtype=jnp.bool_).any(axis=1)
   valid = jnp.ones(num_tokens, bool) if context.valid is None else context.valid

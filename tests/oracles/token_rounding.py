@@ -5,7 +5,7 @@ import numpy as np
 from oracles import draws
 
 
-def token_rounding(logits, context, k=2, tile=128, rounding="nearest"):
+def token_rounding(logits, context, k=2, tile=8, rounding="nearest"):
   probs = draws.softmax(logits)
   tokens, num_experts = draws.valid_tokens(logits, context), probs.shape[-1]
   wants = {

@@ -46,11 +46,13 @@ def test_halves_are_rounded_up_and_nothing_is_rounded_in_evaluation():
   chosen = [(0, 0, 0.6), (1, 0, 0.9), (2, 0, 0.7), (3, 1, 0.8)]
   assert _rounded(token_rounding(LOGITS, RoutingContext(), k=1, tile=2)) == chosen
   assert _rounded(token_rounding(LOGITS, TRAIN, k=1, tile=1)) == chosen
+  # In decoding a group is one token.
+  assert len(_rounded(token_rounding(LOGITS[:1], RoutingContext(), k=1))) == 1
   assert not ROUTERS["token_rounding"].competes
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "up", "down"])
-@pytest.mark.parametrize(("k", "tile"), [(1, 3), (2, 4), (3, 5), (2, 16)])
+@pytest.mark.parametrize(("k", "tile"), [(1, 3), (2, 4), (3, 5), (2, 12)])
 def test_equals_the_oracle(k, tile, rounding):
   # Catches counts that include padding, padding that fills tiles, and too little room in the plan.
   rng = np.random.default_rng(3)
@@ -76,6 +78,6 @@ def test_the_router_learns():
 
 
 def test_options_out_of_range():
-  for options in ({"k": 3}, {"k": 1, "rounding": "nearst"}):
+  for options in ({"k": 3}, {"k": 1, "rounding": "nearst"}, {"k": 1, "tile": 5}):
     with pytest.raises(ConfigError, match=r"token_rounding\."):
       token_rounding(LOGITS, TRAIN, **options)
