@@ -51,9 +51,10 @@ OPTIONS = {
   "top_p": {"k": 2, "most": 4},
   "expert_threshold": {"k": 2, "most": 4},
   "token_rounding": {"k": 2, "tile": 128},
+  "sparse_mixer": {"k": 2},
 }
 # Routers that draw random numbers for every token.
-DRAWING = ("noisy_top_k", "hierarchical", "random_choice")
+DRAWING = ("noisy_top_k", "hierarchical", "random_choice", "sparse_mixer")
 
 
 @struct.dataclass

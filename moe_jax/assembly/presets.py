@@ -270,6 +270,13 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
     {"k": 2},
     {"num_experts": 16, "balancing.rule": "expert_quantile"},
   ),
+  # The published model has 16 experts; its balance loss has the coefficient of the released code,
+  # whose loss is K = 2 at balance.
+  "phi_3_5_moe": (
+    "sparse_mixer",
+    {"k": 2, "epsilon": 0.01},
+    {"num_experts": 16, "balance_loss": 0.001 * 2, "balance_over": "global"},
+  ),
   # The paper has tiles of 128 rows for all tokens of a device; groups here are single sequences.
   "token_rounding": (
     "token_rounding",

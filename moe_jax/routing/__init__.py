@@ -39,6 +39,7 @@ _FILES = (
   "expert_threshold",
   "sequence_top_k",
   "token_rounding",
+  "sparse_mixer",
 )
 
 ROUTERS: dict[str, Router] = {

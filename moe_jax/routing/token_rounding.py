@@ -52,8 +52,8 @@ def token_rounding(
     logits: Router outputs of one group. They are cast to float32.
     context: Padding is never served.
     k: The number of experts per token before rounding, in [1, E].
-    tile: The rows of a tile, in training at most S. With 1 nothing is rounded. Products on the paper's GPUs
-      have 128; experts should get several tiles of a group, or many of them get nothing.
+    tile: The rows of a tile, in training at most S. With 1 nothing is rounded. Products on the
+      paper's GPUs have 128; experts should get several tiles of a group, or many get nothing.
     rounding: How counts are rounded. "nearest": halves are rounded up. "up": experts lose no token.
       "down": experts get no other token.
 

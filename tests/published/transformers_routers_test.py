@@ -218,7 +218,7 @@ NOT = {
   "DogeCDMoE": "takes the best sums of two halves of a product key",
   "GraniteDoclingDensityRouter": "predicts a density of images and routes to no experts",
   "InklingTopkRouter": "normalises the gates of routed and shared experts together",
-  "PhimoeTopKRouter": "is SparseMixer, whose gates leave out logits far below the largest",
+  "PhimoeTopKRouter": "is sparse_mixer; it has a test of its own",
   "ZayaRouter": "reads the router's state of the layer before, and has a class that skips",
   "ZayaRouterMLP": "makes the logits of ZayaRouter only",
 }
@@ -455,6 +455,27 @@ def test_the_hash_router_of_deepseek_v4():
   plan = hash_top_k(logits, RoutingContext(token_ids=jnp.asarray(ids)), k=K)
   ours = compare.of_plan(plan, S) * config.routed_scaling_factor
   np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_the_router_of_phi_3_5_moe():
+  # In evaluation, where nothing is sampled. Catches another width of what is kept.
+  from moe_jax.routing import RoutingContext
+  from moe_jax.routing.sparse_mixer import sparse_mixer
+
+  module = importlib.import_module("transformers.models.phimoe.modeling_phimoe")
+  config = module.PhimoeConfig(hidden_size=D, num_local_experts=E, num_experts_per_tok=2)
+  config.router_jitter_noise = 0.1
+  router = module.PhimoeTopKRouter(config).eval()
+  draw = np.random.default_rng(9)
+  with torch.no_grad():
+    router.weight.copy_(torch.tensor(draw.normal(size=(E, D))))
+    hidden = torch.tensor(draw.normal(size=(S, D)), dtype=torch.float32)
+    logits, gates, experts = router(hidden)
+  theirs = compare.table(
+    np.repeat(np.arange(S), 2), experts.numpy().ravel(), gates.numpy().ravel(), S, E
+  )
+  plan = sparse_mixer(jnp.asarray(logits.numpy()), RoutingContext(), epsilon=0.1)
+  np.testing.assert_allclose(compare.of_plan(plan, S), theirs, rtol=1e-5)
 
 
 def test_the_layer_of_gpt_oss():
