@@ -211,11 +211,11 @@ _FORMS = {
 }
 EXPRESSED = {name: form for form, names in _FORMS.items() for name in names.split()}
 
-# Classes that no options express, with the reason.
+# Classes that are not options of `scored_top_k` in a layer, with the reason.
 NOT = {
   "DbrxRouter": "makes logits only, and DbrxFFN chooses",
   "DeepseekV4HashRouter": "is hash_top_k, whose table is computed; it has a test of its own",
-  "DogeCDMoE": "takes the best sums of two halves of a product key",
+  "DogeCDMoE": "is top_k with gate_network='product_keys'; it has a test of its own",
   "GraniteDoclingDensityRouter": "predicts a density of images and routes to no experts",
   "InklingTopkRouter": "normalises the gates of routed and shared experts together",
   "PhimoeTopKRouter": "is sparse_mixer; it has a test of its own",
@@ -455,6 +455,31 @@ def test_the_hash_router_of_deepseek_v4():
   plan = hash_top_k(logits, RoutingContext(token_ids=jnp.asarray(ids)), k=K)
   ours = compare.of_plan(plan, S) * config.routed_scaling_factor
   np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_the_layer_of_doge():
+  # Its experts have one hidden unit. It is called token by token, because with several tokens it
+  # mixes their product keys. Catches keys of the wrong half, and experts in another order.
+  module = importlib.import_module("transformers.models.doge.modeling_doge")
+  sizes = {"hidden_size": D, "intermediate_size": 8, "num_experts": E, "num_experts_per_tok": K}
+  theirs = module.DogeCDMoE(module.DogeConfig(**sizes, hidden_act="relu")).eval()
+  draw = np.random.default_rng(7)
+  with torch.no_grad():
+    for tensor in theirs.parameters():
+      tensor.copy_(torch.tensor(draw.normal(scale=0.5, size=tensor.shape)))
+    # The shared expert, whose activation is gated, is left out.
+    theirs.down_proj.weight.zero_()
+    hidden = draw.normal(size=(S, D)).astype(np.float32)
+    rows = [theirs(torch.tensor(row)[None, None])[0].numpy() for row in hidden]
+    tensors = {name: tensor.numpy().copy() for name, tensor in theirs.named_parameters()}
+  params = {
+    "router": tensors["router_gate.weight"].T,
+    "up": tensors["down_embed.weight"][:, :, None],
+    "down": tensors["up_embed.weight"][:, None],
+  }
+  layer = moe_jax.moe_layer(E, 1, "top_k", {"k": K}, activation="relu", gate_network="product_keys")
+  ours, _ = layer.apply({"params": jax.tree.map(jnp.asarray, params)}, jnp.asarray(hidden)[None])
+  np.testing.assert_allclose(ours[0], np.concatenate(rows).reshape(S, D), rtol=1e-4, atol=1e-5)
 
 
 def test_the_router_of_phi_3_5_moe():
