@@ -9,6 +9,7 @@ from configs import base, quickstart
 from moe_jax import assembly
 from moe_jax.assembly.experts import experts_a_token
 from moe_jax.errors import choose
+from moe_jax.layers.zero_experts import WITHOUT_FFN
 
 
 def paper_scale(preset, sizes):
@@ -171,6 +172,7 @@ def desk(c):
   for key in ("vocab_size", "target_vocab_size", "num_layers", "num_heads", "dtype", "remat"):
     m[key] = quick.model[key]
   m.lstm_units = 64 * m.lstm_units // m.d_model
+  m.rotary_dim = 16 * m.rotary_dim // m.head_dim
   m.d_model, m.d_ff, m.head_dim = 64, 192, 16
   m.dropout = 0.0
   m.latent.update(
@@ -183,6 +185,8 @@ def desk(c):
     }
   )
   e.router.hierarchical.groups = min(e.router.hierarchical.groups, 4)
+  for name in WITHOUT_FFN:
+    e[name] = min(e[name], 16 * e[name] // max(e.num_experts, 1))
   e.num_experts, e.group_size, e.group_rows = min(e.num_experts, 16), 0, 1
   e.dispatcher = quick.model.moe.dispatcher
   encoder_len, seq_len, length = c.data.encoder_len, c.data.seq_len, quick.data.seq_len

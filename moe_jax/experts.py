@@ -53,6 +53,9 @@ AXES: Mapping[str, tuple[str, ...]] = {
   "gate": ("expert", "embed", "mlp"),
   "down": ("expert", "mlp", "embed"),
   "hidden_bias": ("expert", "mlp"),
+  "up_bias": ("expert", "mlp"),
+  "gate_bias": ("expert", "mlp"),
+  "down_bias": ("expert", "embed"),
 }
 
 
@@ -119,6 +122,11 @@ class Experts(struct.PyTreeNode):
     hidden_bias: A vector per expert that is added to or multiplied with the hidden units before
       `down`. It is present if and only if `ffn_bias` is not "none".
     ffn_bias: A key of `FFN_BIASES`, the operation of `hidden_bias`.
+    up_bias: A vector per expert that is added to the product with `up` (gpt-oss). None means that
+      there is none, as with the next two.
+    gate_bias: What is added to the product with `gate`.
+    down_bias: What is added to the product with `down`, so that the gate of the router multiplies
+      it, too.
   """
 
   up: Float[Array, "E D F"]
@@ -127,6 +135,9 @@ class Experts(struct.PyTreeNode):
   activation: str = struct.field(pytree_node=False)
   hidden_bias: Float[Array, "E F"] | None = None
   ffn_bias: str = struct.field(pytree_node=False, default="none")
+  up_bias: Float[Array, "E F"] | None = None
+  gate_bias: Float[Array, "E F"] | None = None
+  down_bias: Float[Array, "E D"] | None = None
 
   @property
   def num_experts(self) -> int:
@@ -138,7 +149,9 @@ class Experts(struct.PyTreeNode):
     """All weights by name. Every leaf has a leading axis E."""
     gate = {"gate": self.gate} if is_gated(self.activation) else {}
     bias = {} if self.ffn_bias == "none" else {"hidden_bias": self.hidden_bias}
-    return {"up": self.up, "down": self.down} | gate | bias
+    added = {name: getattr(self, name) for name in ("up_bias", "gate_bias", "down_bias")}
+    added = {name: leaf for name, leaf in added.items() if leaf is not None}
+    return {"up": self.up, "down": self.down} | gate | bias | added
 
   @property
   def axes(self) -> Experts:
@@ -148,10 +161,14 @@ class Experts(struct.PyTreeNode):
   def buffers(self, x: Float[Array, "E N D"]) -> Float[Array, "E N D"]:
     """Applies expert e to the rows x[e], which are buffers of equal size."""
     w = self.weights
-    pre = {name: jnp.einsum("end,edf->enf", x, w[name].astype(x.dtype)) for name in _inward(w)}
-    pre = named(pre, HIDDEN)
-    bias = None if self.hidden_bias is None else self.hidden_bias[:, None]
-    return jnp.einsum("enf,efd->end", self._hidden_units(pre, bias), w["down"].astype(x.dtype))
+    biases = {name: leaf[:, None] for name, leaf in w.items() if name.endswith("_bias")}
+
+    def product(rows, name):
+      y = jnp.einsum("enx,exy->eny", rows, w[name].astype(x.dtype))
+      return _plus(y, biases.get(f"{name}_bias"))
+
+    pre = named({name: product(x, name) for name in _inward(w)}, HIDDEN)
+    return product(self._hidden_units(pre, biases.get("hidden_bias")), "down")
 
   def hidden(self, w: dict[str, Any], rows: Float[Array, "N D"]) -> dict[str, Any]:
     """Returns the pre-activations [N, F] of one expert, which a backward pass must keep.
@@ -160,7 +177,9 @@ class Experts(struct.PyTreeNode):
       w: The slice of `weights` of the expert.
       rows: The inputs of the expert.
     """
-    return {name: rows @ w[name].astype(rows.dtype) for name in _inward(w)}
+    return {
+      name: _plus(rows @ w[name].astype(rows.dtype), w.get(f"{name}_bias")) for name in _inward(w)
+    }
 
   def output(self, w: dict[str, Any], pre: dict[str, Any]) -> Float[Array, "N D"]:
     """Returns the output of one expert, given the pre-activations that `hidden` returned.
@@ -169,7 +188,8 @@ class Experts(struct.PyTreeNode):
       w: The slice of `weights` of the expert.
       pre: The pre-activations.
     """
-    return self._hidden_units(pre, w.get("hidden_bias")) @ w["down"].astype(pre["up"].dtype)
+    y = self._hidden_units(pre, w.get("hidden_bias")) @ w["down"].astype(pre["up"].dtype)
+    return _plus(y, w.get("down_bias"))
 
   def ragged(
     self,
@@ -187,20 +207,30 @@ class Experts(struct.PyTreeNode):
         which takes E times the FLOPs.
     """
     w = jax.tree.map(lambda leaf: leaf.astype(rows.dtype), self.weights)
-    pre = {name: matmul(rows, w[name], group_sizes) for name in _inward(w)}
-    pre = named(pre, HIDDEN)
-    bias = None
-    if self.hidden_bias is not None:
-      bias = jnp.repeat(w["hidden_bias"], group_sizes, axis=0, total_repeat_length=rows.shape[0])
+
+    def of_rows(name):
+      if name not in w:
+        return None
+      bias = jnp.repeat(w[name], group_sizes, axis=0, total_repeat_length=rows.shape[0])
       # `jnp.repeat` gives the rows after the last group the last bias, whose gradient must not see
       # them, because they are undefined.
       is_used = jnp.arange(rows.shape[0]) < jnp.sum(group_sizes)
-      bias = jnp.where(is_used[:, None], bias, 0)
-    return matmul(self._hidden_units(pre, bias), w["down"], group_sizes)
+      return jnp.where(is_used[:, None], bias, 0)
+
+    def product(rows, name):
+      return _plus(matmul(rows, w[name], group_sizes), of_rows(f"{name}_bias"))
+
+    pre = named({name: product(rows, name) for name in _inward(w)}, HIDDEN)
+    return product(self._hidden_units(pre, of_rows("hidden_bias")), "down")
 
   def _hidden_units(self, pre: dict[str, Any], bias: Array | None) -> Array:
     """Returns the inputs of `down`, given pre-activations and a bias of matching shape."""
     return add_bias(self.ffn_bias, activate(self.activation, pre), bias)
+
+
+def _plus(y: Array, bias: Array | None) -> Array:
+  """Returns y, plus a bias in its dtype if there is one."""
+  return y if bias is None else y + bias.astype(y.dtype)
 
 
 def _inward(weights: dict[str, Any]) -> list[str]:

@@ -23,13 +23,19 @@ FAMILIES = (
   "deepseek_v3",
   "expert_choice",
   "glam",
+  "glm_4_5",
+  "gpt_oss",
   "gshard",
+  "kimi_k2",
   "llama",
+  "llama4",
   "llama_moe",
+  "longcat_flash",
   "lstm_moe",
   "mixtral",
   "olmoe",
   "qwen1_5_moe",
+  "qwen3_moe",
   "qwen2",
   "st_moe",
   "switch",
@@ -129,7 +135,7 @@ def test_desk_keeps_the_routing_and_shrinks_the_rest(family):
 
   module = importlib.import_module(f"configs.{family}")
   small, c = module.get_config("desk"), module.get_config()
-  size_keys = ("num_experts", "d_ff", "group_size", "group_rows", "dispatcher")
+  size_keys = ("num_experts", "copy_experts", "d_ff", "group_size", "group_rows", "dispatcher")
 
   def keep(e):
     return {key: value for key, value in e.to_dict().items() if key not in size_keys}
@@ -143,6 +149,10 @@ def test_desk_keeps_the_routing_and_shrinks_the_rest(family):
     "rope_theta",
     "qkv_bias",
     "qk_norm",
+    "qk_norm_over",
+    "sinks",
+    "global_every",
+    "global_positions",
     "clip_qkv",
     "query_scale",
     "activation",

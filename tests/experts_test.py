@@ -13,14 +13,10 @@ pytestmark = pytest.mark.unit
 E, D, F, N = 3, 4, 6, 5
 
 
-def make(activation, ffn_bias="none", key=0):
-  up, down, gate, bias = (
-    jax.random.normal(k, s)
-    for k, s in zip(
-      jax.random.split(jax.random.key(key), 4),
-      [(E, D, F), (E, F, D), (E, D, F), (E, F)],
-      strict=True,
-    )
+def make(activation, ffn_bias="none", biases=False, key=0):
+  up, down, gate, bias, up_bias, gate_bias, down_bias = (
+    jax.random.normal(jax.random.fold_in(jax.random.key(key), i), s)
+    for i, s in enumerate([(E, D, F), (E, F, D), (E, D, F), (E, F), (E, F), (E, F), (E, D)])
   )
   return Experts(
     up=up,
@@ -29,12 +25,20 @@ def make(activation, ffn_bias="none", key=0):
     activation=activation,
     hidden_bias=None if ffn_bias == "none" else bias,
     ffn_bias=ffn_bias,
+    up_bias=up_bias if biases else None,
+    gate_bias=gate_bias if biases and is_gated(activation) else None,
+    down_bias=down_bias if biases else None,
   )
 
 
 def by_hand(experts, e, rows):
   """Returns the output of expert `e` in plain NumPy, with activations from their definitions."""
-  up = rows @ np.asarray(experts.up[e])
+
+  def product(rows, name):
+    bias = getattr(experts, f"{name}_bias")
+    return rows @ np.asarray(getattr(experts, name)[e]) + (0 if bias is None else bias[e])
+
+  up = product(rows, "up")
 
   def gelu(v):
     return 0.5 * v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3)))
@@ -52,31 +56,30 @@ def by_hand(experts, e, rows):
   function = (functions | {"clamped_swiglu": clamped})[experts.activation]
   if experts.activation == "clamped_swiglu":
     up = np.clip(up, -7, 7) + 1
-  hidden = (
-    function(rows @ np.asarray(experts.gate[e])) * up
-    if is_gated(experts.activation)
-    else function(up)
-  )
+  hidden = function(product(rows, "gate")) * up if is_gated(experts.activation) else function(up)
   hidden = hidden + experts.hidden_bias[e] if experts.ffn_bias == "additive" else hidden
   hidden = hidden * experts.hidden_bias[e] if experts.ffn_bias == "multiplicative" else hidden
-  return hidden @ np.asarray(experts.down[e])
+  return product(hidden, "down")
 
 
 BIASED = [
-  ("relu", "additive"),
-  ("swiglu", "additive"),
-  ("gelu", "multiplicative"),
-  ("geglu", "multiplicative"),
+  ("relu", "additive", False),
+  ("swiglu", "additive", False),
+  ("gelu", "multiplicative", False),
+  ("geglu", "multiplicative", True),
+  ("relu", "none", True),
+  ("clamped_swiglu", "none", True),
 ]
 
 
 @pytest.mark.parametrize(
-  "activation, ffn_bias", [(activation, "none") for activation in ACTIVATIONS] + BIASED
+  "activation, ffn_bias, biases",
+  [(activation, "none", False) for activation in ACTIVATIONS] + BIASED,
 )
-def test_all_forms_equal_the_definition(activation, ffn_bias):
-  # Catches up and gate swapped, the activation of the wrong product, weights of another expert, and
-  # a bias before the activation.
-  experts, x = make(activation, ffn_bias), jax.random.normal(jax.random.key(9), (E, N, D))
+def test_all_forms_equal_the_definition(activation, ffn_bias, biases):
+  # Catches up and gate swapped, the activation of the wrong product, weights of another expert, a
+  # bias of hidden units before the activation, and one of a product behind it.
+  experts, x = make(activation, ffn_bias, biases), jax.random.normal(jax.random.key(9), (E, N, D))
   expected = np.stack([by_hand(experts, e, np.asarray(x[e])) for e in range(E)])
   np.testing.assert_allclose(experts.buffers(x), expected, rtol=1e-4, atol=1e-5)
   slices = [jax.tree.map(lambda leaf, e=e: leaf[e], experts.weights) for e in range(E)]
@@ -84,16 +87,33 @@ def test_all_forms_equal_the_definition(activation, ffn_bias):
   np.testing.assert_allclose(chunked, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation, ffn_bias", [("relu", "none"), ("swiglu", "none"), *BIASED])
-def test_ragged_groups_with_an_idle_expert(activation, ffn_bias):
+@pytest.mark.parametrize(
+  "activation, ffn_bias, biases", [("relu", "none", False), ("swiglu", "none", False), *BIASED]
+)
+def test_ragged_groups_with_an_idle_expert(activation, ffn_bias, biases):
   # Catches group sizes that are read as boundaries, an empty group that shifts the next one, and
   # the bias of another expert.
-  experts, rows = make(activation, ffn_bias), jax.random.normal(jax.random.key(9), (5, D))
+  experts, rows = make(activation, ffn_bias, biases), jax.random.normal(jax.random.key(9), (5, D))
   actual = experts.ragged(rows, jnp.array([2, 0, 3]))
   expected = np.concatenate(
     [by_hand(experts, 0, np.asarray(rows[:2])), by_hand(experts, 2, np.asarray(rows[2:]))]
   )
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_after_the_last_group_have_no_gradient():
+  # Three of five rows belong to an expert. Catches the last expert's biases on rows of nobody,
+  # whose gradients then hold whatever stands there.
+  experts = make("clamped_swiglu", "additive", biases=True)
+  rows, sizes = jax.random.normal(jax.random.key(9), (5, D)), jnp.array([2, 0, 1])
+
+  def f(experts, counted):
+    return jnp.sum(experts.ragged(rows, sizes)[:counted])
+
+  used, all_rows = (jax.grad(f)(experts, counted).weights for counted in (3, 5))
+  for name in ("hidden_bias", "up_bias", "gate_bias", "down_bias"):
+    np.testing.assert_array_equal(used[name], all_rows[name])
+    assert np.any(used[name][2]) and not np.any(used[name][1])
 
 
 def test_weights_are_cast_to_the_rows_dtype_and_gradients_are_not():
@@ -117,6 +137,7 @@ def test_protocol_and_gating():
     "gate",
   }
   assert set(make("gelu", "additive").weights) == {"up", "down", "hidden_bias"}
+  assert set(make("gelu", biases=True).weights) == {"up", "down", "up_bias", "down_bias"}
   np.testing.assert_allclose(activate("relu", {"up": jnp.array([-1.0, 2.0])}), [0.0, 2.0])
 
 

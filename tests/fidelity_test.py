@@ -111,6 +111,59 @@ TABLE = {
   "llama:3_8b": OPEN | {"model.rope_theta": 5e5, "model.norm_eps": 1e-5, "model.num_kv_heads": 8},
   # Qwen/Qwen2-7B/config.json; the biases are in its code.
   "qwen2:7b": OPEN | {"model.rope_theta": 1e6, "model.norm_eps": 1e-6, "model.qkv_bias": True},
+  # openai/gpt-oss-20b/config.json, and GptOssConfig of transformers: biases on all projections,
+  # sliding and full layers in turn, YaRN from 4096 tokens on.
+  "gpt_oss:20b": OPEN
+  | {
+    "model.activation": "clamped_swiglu",
+    "model.rope_theta": 150_000.0,
+    "model.norm_eps": 1e-5,
+    "model.qkv_bias": True,
+    "model.output_bias": True,
+    "model.sinks": True,
+    "model.sliding_window": 128,
+    "model.global_every": 2,
+    "model.moe.expert_bias": True,
+  },
+  # Qwen/Qwen3-30B-A3B/config.json; the norms of head_dim features are in its code.
+  "qwen3_moe:30b_a3b": OPEN
+  | {
+    "model.rope_theta": 1e6,
+    "model.norm_eps": 1e-6,
+    "model.qk_norm": True,
+    "model.qk_norm_over": "head",
+  },
+  # Llama4TextConfig of transformers, whose defaults are Scout's: no_rope_layer_interval 4.
+  "llama4:scout": OPEN
+  | {
+    "model.rope_theta": 5e5,
+    "model.norm_eps": 1e-5,
+    "model.global_every": 4,
+    "model.global_positions": False,
+  },
+  # moonshotai/Kimi-K2-Instruct/config.json.
+  "kimi_k2:1t": OPEN
+  | {
+    "model.attention": "latent",
+    "model.rope_theta": 5e4,
+    "model.norm_eps": 1e-6,
+    "model.moe.routed_scale": 2.827,
+  },
+  # zai-org/GLM-4.5/config.json: attention_bias true, of which its code has none on the output
+  # projection; use_qk_norm true; partial_rotary_factor 0.5 of heads of 128.
+  "glm_4_5:355b": OPEN
+  | {
+    "model.rope_theta": 1e6,
+    "model.norm_eps": 1e-5,
+    "model.qkv_bias": True,
+    "model.qk_norm": True,
+    "model.qk_norm_over": "head",
+    "model.rotary_dim": 64,
+    "model.moe.routed_scale": 2.5,
+  },
+  # LongcatFlashConfig of transformers.
+  "longcat_flash:560b": OPEN
+  | {"model.attention": "latent", "model.rope_theta": 1e7, "model.norm_eps": 1e-5},
   # T5 in Mesh-TensorFlow and T5X. The FFN and the tied embeddings are those of Switch's Table 9
   # where its parameter counts fit, see configs/t5.py.
   "t5:base": T5 | {"model.activation": "relu", "model.tied_embeddings": True},

@@ -96,6 +96,19 @@ TABLE = [
   ("olmoe:1b_7b", 6_919_161_856, 1_282_017_280, (), 0.003, 0.015),
   ("deepseek_v2:236b", 235_741_434_880, 21_375_800_320, (), 0.002, 0.02),
   ("deepseek_v2:lite", 15_706_484_224, 2_661_150_208, (), 0.001, 0.11),
+  # The next rows come from models that transformers 5.23 builds from the released configurations.
+  # It stores matrices for LongCat-Flash's 256 identity experts, too, which are left out here, and
+  # its experts share the norm of a dense FFN.
+  ("gpt_oss:20b", 20_914_757_184, 4_187_440_704, (), 0.001, 0.17),
+  ("gpt_oss:120b", 116_829_156_672, 5_711_982_912, (), 0.001, 0.13),
+  ("qwen3_moe:30b_a3b", 30_532_122_624, 3_353_032_704, (), 0.002, 0.017),
+  ("qwen3_moe:235b_a22b", 235_093_634_560, 22_190_763_520, (), 0.001, 0.009),
+  ("llama4:scout", 107_769_861_120, 17_172_894_720, (), 0.012, 0.011),
+  ("llama4:maverick", 400_711_848_960, 17_184_691_200, (), 0.002, 0.011),
+  ("kimi_k2:1t", 1_026_408_209_408, 32_861_477_888, (), 0.014, 0.009),
+  ("glm_4_5:355b", 352_797_814_784, 33_632_251_904, (), 0.007, 0.052),
+  ("glm_4_5:air", 106_852_245_504, 13_424_123_904, (), 0.009, 0.12),
+  ("longcat_flash:560b", 560_664_958_976, 32_182_654_976, (EXTRA,), 0.002, 0.03),
   ("deepseek_v3:671b", 671_026_419_200, 37_552_297_472, (BALANCE,), 0.001, 0.016),
 ]
 
@@ -120,6 +133,10 @@ OFTEN = {
   "deepseek_moe:16b",
   "deepseek_moe:gshard_137b",
   "dbrx:132b",
+  "gpt_oss:20b",
+  "llama4:maverick",
+  "glm_4_5:355b",
+  "longcat_flash:560b",
   "qwen1_5_moe:a2_7b",
   "mixtral:8x7b",
   "mixtral:8x22b_hf",
@@ -263,12 +280,14 @@ def test_totals_of_the_blocks_that_were_found(variant, grown, claims):
 
 
 def test_activated_without_the_input_embedding():
-  # The numbers are claims of DeepSeek.
+  # The numbers are claims of DeepSeek, and of gpt-oss's model card.
   # Catches one embedding where there are two.
   for name, billions in (
     ("deepseek_v2:236b", 20.85),
     ("deepseek_v2:lite", 2.45),
     ("deepseek_v3:671b", 36.63),
+    ("gpt_oss:20b", 3.61),
+    ("gpt_oss:120b", 5.13),
   ):
     _, _, activated, kinds = counts(name)
     assert round((activated - kinds["embedding"] / 2) / 1e9, 2) == billions

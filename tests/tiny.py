@@ -163,6 +163,7 @@ def shrink(c, directory: pathlib.Path):
   c = shared.desk(c)
   m, e = c.model, c.model.moe
   m.lstm_units = 16 * m.lstm_units // m.d_model
+  m.rotary_dim //= 2
   m.d_model, m.num_heads, m.head_dim, m.d_ff = 16, 4, 8, 32
   m.latent.update(
     {

@@ -25,7 +25,10 @@ from moe_jax.dispatch import DISPATCHERS
 from moe_jax.errors import choose
 from moe_jax.routing import ROUTERS, RoutingContext
 
+GROUPS = 2  # groups of experts of the router hierarchical
 # The options of each router: two experts a token, as in shape S1, if the router has such an option.
+# Routers that give tokens different numbers of experts have room for four. All causal routers are
+# here, and those others whose cost is of interest.
 OPTIONS = {
   "top_k": {"k": 2},
   "expert_choice": {"capacity_factor": 2.0},
@@ -37,7 +40,21 @@ OPTIONS = {
   "sinkhorn": {"k": 2},
   "base": {},
   "capped_expert_choice": {},
+  "scored_top_k": {"k": 2, "score": "sqrt_softplus", "norm_eps": 1e-20},
+  "noisy_top_k": {"k": 2},
+  "hierarchical": {"groups": GROUPS, "primary_k": 1, "k": 2},
+  "adaptive_mixture": {},
+  "hash_layer": {},
+  "hash_top_k": {"k": 2},
+  "random_choice": {"k": 2},
+  "relu": {"k": 2, "most": 4},
+  "top_p": {"k": 2, "most": 4},
+  "expert_threshold": {"k": 2, "most": 4},
+  "token_rounding": {"k": 2, "tile": 128},
+  "sparse_mixer": {"k": 2},
 }
+# Routers that draw random numbers for every token.
+DRAWING = ("noisy_top_k", "hierarchical", "random_choice", "sparse_mixer")
 
 
 @struct.dataclass
@@ -73,10 +90,34 @@ class Copies:
     return rows
 
 
-def layer(router, x, weight, experts, platform):
-  """Returns y [1, T, D] of a layer, with all tokens in one group."""
+def context(name, x, experts):
+  """Returns the context of a router in training.
+
+  What the layer learns beside the logits is constant here, so that its matmuls do not count.
+
+  Args:
+    name: The name of the router.
+    x: The tokens.
+    experts: The number of experts.
+  """
+  tokens, learned = x.shape[0], ROUTERS[name].learned
+  fields = {
+    "noise_std": jnp.ones((tokens, experts)),
+    "primary": jnp.zeros((tokens, GROUPS)),
+    "primary_noise_std": jnp.ones((tokens, GROUPS)),
+  }
+  # A key that depends on the tokens keeps XLA from drawing the numbers when it compiles.
+  key = jax.random.key(x[0, 0].astype(jnp.int32)) if name in DRAWING else None
+  return RoutingContext(
+    key=key, token_ids=jnp.arange(tokens), train=True, **{field: fields[field] for field in learned}
+  )
+
+
+def layer(name, x, weight, experts, platform):
+  """Returns y [1, T, D] of a layer with the router `name`, with all tokens in one group."""
   logits = jnp.einsum("sd,de->se", x, weight, precision=jax.lax.Precision.HIGHEST)
-  plan = router(logits, RoutingContext(train=True))
+  route = functools.partial(ROUTERS[name].route, **OPTIONS[name])
+  plan = route(logits, context(name, x, logits.shape[-1]))
   return DISPATCHERS["grouped"](
     jax.tree.map(lambda a: a[None], plan), x[None], experts, None, platform
   )
@@ -93,10 +134,9 @@ def measure(names, shape, repeats, progress):
   platform = next(iter(x.devices())).platform
   programs = {"dense FFN": dense(shape, experts)[0]["forward"][1]}
   for name in names:
-    router = functools.partial(ROUTERS[name].route, **OPTIONS[name])
     for part, inner in (("layer", experts), ("bookkeeping", Copies(jnp.zeros((shape.experts, 1))))):
       progress(f"compiling {part} of {name}")
-      f = jax.jit(lambda x, w, inner, router=router: layer(router, x, w, inner, platform))
+      f = jax.jit(lambda x, w, inner, name=name: layer(name, x, w, inner, platform))
       programs[name, part] = functools.partial(
         f.lower(x, weight, inner).compile(), x, weight, inner
       )

@@ -8,7 +8,13 @@ import math
 import jax
 from flax import linen as nn
 
-from moe_jax.assembly.experts import encoder_layers, experts_a_token, option, router_of
+from moe_jax.assembly.experts import (
+  encoder_layers,
+  experts_a_token,
+  global_layers,
+  option,
+  router_of,
+)
 from moe_jax.assembly.models import abstract_variables
 from moe_jax.assembly.sublayers import kind, layout, own_models, sublayer_at
 from moe_jax.options import Config
@@ -171,7 +177,7 @@ def _attention_flops(config: Config) -> float:
     heads = sum(models[entry].num_heads for entry in entries if kind(entry) == "attention")
     return 2.0 * heads * features * visible
   # The number of keys per token, summed over all layers.
-  keys = m.num_layers * visible
+  keys = sum(length if is_global else visible for is_global in global_layers(m))
   if m.family == "encoder_decoder":
     source = config.data.encoder_len
     # Cross-attention, and the encoder's work divided among the decoder's positions.

@@ -23,11 +23,11 @@ def exchange_bytes(config: Config) -> float:
   The result is the sum over all layers, as if no expert were on the token's own device. If n
   devices share the experts, a device keeps 1/n of these bytes.
 
-  A layer sends vectors of width D twice in the forward pass (to the experts and back) and twice in
-  the backward pass, and twice more if it is recomputed (model.remat). There is one vector per slot,
-  whether it is filled or not, or one per assignment if nothing is dropped. The [E, C, D] slots per
-  group of S tokens are what GShard's AllToAll carries (arXiv 2006.16668, Sec. 3.3). On TPUs the
-  dispatcher `scatter` sends vectors twice more in the backward pass.
+  A layer sends vectors of width D, or of `latent_width`, twice in the forward pass (to the experts
+  and back) and twice in the backward pass, and twice more if it is recomputed (model.remat). There
+  is one vector per slot, whether it is filled or not, or one per assignment if nothing is dropped.
+  The [E, C, D] slots per group of S tokens are what GShard's AllToAll carries (arXiv 2006.16668,
+  Sec. 3.3). On TPUs the dispatcher `scatter` sends vectors twice more in the backward pass.
   """
   m, length = config.model, config.data.seq_len
   encoder_layers_with_experts = sum(has_experts(m)[: encoder_layers(m)])
@@ -35,7 +35,8 @@ def exchange_bytes(config: Config) -> float:
   values = 0.0
   for i, layer_model in enumerate(layers_with_experts(m)):
     tokens = config.data.encoder_len if i < encoder_layers_with_experts else length
-    values += tokens * rows_a_token(layer_model, tokens) * layer_model.d_model
+    width = layer_model.moe.latent_width or layer_model.d_model
+    values += tokens * rows_a_token(layer_model, tokens) * width
   times = 4 if m.remat in ("none", "exchanges", "experts") else 6
   return times * values * jnp.dtype(DTYPES[m.dtype]).itemsize
 

@@ -54,6 +54,7 @@ def _attention_words(config: Config, platform: str) -> str:
       row,
       m.num_heads if m.attention == "latent" else m.num_kv_heads,
       has_bias=m.position == "relative",
+      has_sinks=m.sinks,
       has_dropout=m.dropout > 0 and m.family == "encoder_decoder",
     )
     for row in long

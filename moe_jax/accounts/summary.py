@@ -90,10 +90,13 @@ def _attention_words(m: Config) -> str:
     )
   more = [f"query scale {m.query_scale:g}"] * bool(m.query_scale) + ["biases"] * m.qkv_bias
   more += ["an output bias"] * m.output_bias
-  more += ["normalised queries and keys"] * m.qk_norm + [f"clipped to {m.clip_qkv:g}"] * bool(
-    m.clip_qkv
-  )
+  by_head = " head by head" * (m.qk_norm_over == "head")
+  more += [f"normalised queries and keys{by_head}"] * m.qk_norm
+  more += [f"clipped to {m.clip_qkv:g}"] * bool(m.clip_qkv)
+  more += [f"{m.rotary_dim} features rotated"] * bool(m.rotary_dim) + ["sinks"] * m.sinks
   more += [f"window of {m.sliding_window}"] * bool(m.sliding_window)
+  without = " or positions" * (not m.global_positions)
+  more += [f"each {m.global_every}. layer without window{without}"] * bool(m.global_every)
   biases = "relative biases, one table per stack" if m.relative_shared else "relative biases"
   scaled = f", {m.rope.scaling} by {m.rope.factor:g}" if m.rope.scaling != "none" else ""
   where = {
@@ -130,7 +133,7 @@ def _routing_words(m: Config, seq_len: int) -> str:
   )
   lines = {
     "routing": f"{e.router['name']} ({options}) over {e.num_experts} experts of width {e.d_ff}"
-    f"{_zero_words(e)}, "
+    f"{_placed_words(e)}{_zero_words(e)}, "
     f"groups of {size} tokens, {experts_a_token(m, seq_len):g} experts per token, "
     f"{_shared_words(e)}",
     "capacity": _capacity_words(e, router, size),
@@ -164,6 +167,13 @@ def _dropless(e: Config, router: functools.partial) -> bool:
   capacity = capacity_options(e, router)
   factors = (capacity.capacity_factor, capacity.eval_capacity_factor)
   return factors == (None, None) and not capacity.capacity_slots
+
+
+def _placed_words(e: Config) -> str:
+  """Returns in which space experts compute and which layers route by ids, or "" if as usual."""
+  space = f" in a space of width {e.latent_width}" if e.latent_width else ""
+  first = f", by hash_top_k in the first {e.hash_layers} of the layers" if e.hash_layers else ""
+  return space + first
 
 
 def _zero_words(e: Config) -> str:

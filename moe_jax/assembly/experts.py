@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -32,7 +32,9 @@ from moe_jax.routing import ROUTERS, Leak, RoutingContext, RoutingPlan, balancin
 from moe_jax.routing.balancing import BalancingOptions
 
 
-def moe_layer(m: Config, dense: functools.partial, platform: str) -> functools.partial:
+def moe_layer(
+  m: Config, dense: functools.partial, platform: str, by_hash: bool = False
+) -> functools.partial:
   """Returns a factory for a layer with experts, which takes the place of the dense FFN.
 
   Args:
@@ -40,6 +42,7 @@ def moe_layer(m: Config, dense: functools.partial, platform: str) -> functools.p
     dense: A factory for `DenseFfn`. It also makes the shared experts, with another width and
       activation.
     platform: The platform of the devices that will run the layer.
+    by_hash: Whether it is one of the layers of `hash_layers`.
   """
   e = m.moe
   check_zero_experts(e)
@@ -51,6 +54,7 @@ def moe_layer(m: Config, dense: functools.partial, platform: str) -> functools.p
     activation=activation,
     shared=shared if e.num_shared_experts else None,
     ffn_bias=m.ffn_bias,
+    expert_bias=e.expert_bias,
     groups=GroupOptions.of(e),
     output_scale=dense.keywords["output_scale"],
     dtype=dense.keywords["dtype"],
@@ -61,7 +65,7 @@ def moe_layer(m: Config, dense: functools.partial, platform: str) -> functools.p
   dispatcher = bind(DISPATCHERS, e.dispatcher, "model.moe.dispatcher")
   return functools.partial(
     MoeLayer,
-    router=router,
+    router=_hash_router(router) if by_hash else router,
     dispatcher=dispatcher,
     buffer_factor=option(dispatcher, "buffer_factor"),
     platform=platform,
@@ -74,6 +78,7 @@ def moe_layer(m: Config, dense: functools.partial, platform: str) -> functools.p
     facts=_facts(e, router),
     observe=_observe(e, router),
     shared_gate=e.shared_gate,
+    latent_width=e.latent_width,
     **common,
   )
 
@@ -141,6 +146,13 @@ def router_of(e: Config) -> functools.partial:
   return bind(
     {name: router.route for name, router in ROUTERS.items()}, e.router, "model.moe.router"
   )
+
+
+def _hash_router(router: functools.partial) -> functools.partial:
+  """Returns the router of the layers of `hash_layers`, given that of the others, scored_top_k."""
+  route = ROUTERS["hash_top_k"].route
+  same = {name: option(router, name) for name in ("k", "score", "gate_norm", "norm_eps")}
+  return functools.partial(route, **same)
 
 
 def option(function: functools.partial, name: str, default: Any = None) -> Any:
@@ -234,6 +246,29 @@ def has_experts(m: Config) -> tuple[bool, ...]:
       else (False,) * layers
     )
   )
+
+
+def layer_kinds(m: Config) -> tuple[Hashable, ...]:
+  """Returns for each layer of config.model its kind; layers of one kind are alike.
+
+  It is whether the layer has experts, or "hash" if it is one of the first `hash_layers` of them. If
+  `global_every` makes the attention of a decoder's layers differ, it is a pair of this and whether
+  the layer's attention is global. Layers are in the order of `has_experts`. A Brainformer's kinds
+  are its entries (`sublayers.layout`).
+  """
+  layers = has_experts(m)
+  experts: tuple[Hashable, ...] = tuple(
+    "hash" if has and sum(layers[:i]) < m.moe.hash_layers else has for i, has in enumerate(layers)
+  )
+  if not m.global_every or m.family != "decoder":
+    return experts
+  return tuple(zip(experts, global_layers(m), strict=True))
+
+
+def global_layers(m: Config) -> tuple[bool, ...]:
+  """Returns for each layer of a decoder whether its attention is global, by `global_every`."""
+  every = m.global_every
+  return tuple(bool(every) and (i + 1) % every == 0 for i in range(m.num_layers))
 
 
 def names_of_layers_with_experts(config: Config) -> list[str]:

@@ -27,6 +27,8 @@ _OPTIONS = (
   ),
   "num_shared_experts",
   "shared_gate",
+  "expert_bias",
+  "latent_width",
 )
 
 

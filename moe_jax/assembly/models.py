@@ -19,6 +19,7 @@ from moe_jax.assembly.experts import (
   encoder_model,
   group_tokens,
   has_experts,
+  layer_kinds,
   moe_layer,
   routed_experts,
 )
@@ -130,6 +131,15 @@ def grouped_query(m: Config, platform: str, **common) -> functools.partial:
   )
 
 
+def global_attention(m: Config, platform: str, **common) -> functools.partial | None:
+  """Returns a factory for the attention of the layers of `global_every`, or None without any."""
+  if not m.global_every:
+    return None
+  position = m.position if m.global_positions else "none"
+  options = dataclasses.replace(AttentionOptions.of(m), sliding_window=0, position=position)
+  return functools.partial(grouped_query(m, platform, **common), options=options)
+
+
 def latent(m: Config, platform: str, **common) -> functools.partial:
   """Returns a factory for `LatentAttention`; `common` supplies what the config does not."""
   return functools.partial(
@@ -204,13 +214,15 @@ def _transformer_block(
     layers: For each layer whether it has experts.
     scale: The scale of the initial output projections.
     platform: The platform of the devices that will run the model.
-    **parts: Factories for attention and, in a decoder that has an encoder, cross-attention.
+    **parts: Factories for attention, for that of global layers and, in a decoder that has an
+      encoder, for cross-attention.
   """
   dense = _dense_ffn(m, scale)
   return functools.partial(
     transformer_block,
     dense=dense,
     moe=moe_layer(m, dense, platform) if any(layers) else None,
+    hash_moe=moe_layer(m, dense, platform, by_hash=True) if m.moe.hash_layers else None,
     norm=norm(m),
     extra_ffn=m.moe.extra_ffn,
     dropout=m.dropout,
@@ -226,11 +238,17 @@ def _decoder(m: Config, vocab_size: int, platform: str) -> LanguageModel:
   # has the variance 1.
   additions = 2 * m.num_layers + m.moe.extra_ffn * sum(layers)
   scale = additions**-0.5
-  attention = ATTENTIONS[m.attention](m, platform, output_scale=scale, dtype=DTYPES[m.dtype])
+  common = {"output_scale": scale, "dtype": DTYPES[m.dtype]}
+  attentions = {
+    "attention": ATTENTIONS[m.attention](m, platform, **common),
+    "global_attention": global_attention(m, platform, **common),
+  }
   return LanguageModel(
     vocab_size=vocab_size,
     has_experts=layers,
-    block=_transformer_block(m, layers, scale, platform, attention=attention),
+    kinds=layer_kinds(m),
+    gate_residual=m.moe.gate_residual,
+    block=_transformer_block(m, layers, scale, platform, **attentions),
     final_norm=norm(m),
     bias_table=shared_table(m),
     dropout=m.dropout,

@@ -183,7 +183,8 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
     },
   ),
   # The first three layers of the paper take experts by a table of token ids, with learned gates;
-  # here all layers are routed. That P averages shares of the scores is taken from DeepSeek-V3.
+  # that belongs to the size, model.moe.hash_layers=3. That P averages shares of the scores is taken
+  # from DeepSeek-V3.
   "deepseek_v4": (
     "scored_top_k",
     {"k": 6, "score": "sqrt_softplus", "norm_eps": 1e-20},
@@ -197,13 +198,66 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
       "balancing.rate": 0.001,
     },
   ),
+  # How gpt-oss was balanced is not published. Its experts' biases and activation are no part of the
+  # routing. The 20B model has 32 experts.
+  "gpt_oss": ("top_k", {"k": 4, "gate_norm": "top_k"}, {"num_experts": 128, "router_bias": True}),
+  # The released coefficient 0.001 belongs to Hugging Face's loss, which is K = 8 at balance.
+  "qwen3_moe": (
+    "top_k",
+    {"k": 8, "gate_norm": "top_k"},
+    {"num_experts": 128, "balance_loss": 0.001 * 8, "balance_over": "global"},
+  ),
+  # Maverick has 128 experts. How Llama 4 was balanced is not published; the coefficient 0.001 is
+  # the default of the released code, whose loss is K = 1 at balance.
+  "llama4": (
+    "scored_top_k",
+    {"k": 1, "score": "sigmoid", "gate_norm": "none"},
+    {
+      "num_experts": 16,
+      "num_shared_experts": 1,
+      "gate_on": "input",
+      "balance_loss": 0.001,
+      "balance_over": "global",
+    },
+  ),
+  # The released model has no groups of experts. That the bias moves as DeepSeek-V3's does, and at
+  # its rate, is taken from that paper.
+  "kimi_k2": (
+    "sigmoid_bias",
+    {"k": 8},
+    {
+      "num_experts": 384,
+      "num_shared_experts": 1,
+      "routed_scale": 2.827,
+      "balancing.rule": "sign",
+      "balancing.rate": 0.001,
+    },
+  ),
+  # GLM-4.5-Air has 128 experts and the scale 1. The rate of the bias is DeepSeek-V3's.
+  "glm_4_5": (
+    "sigmoid_bias",
+    {"k": 8},
+    {
+      "num_experts": 160,
+      "num_shared_experts": 1,
+      "routed_scale": 2.5,
+      "balancing.rule": "sign",
+      "balancing.rate": 0.001,
+    },
+  ),
+  # The routing of the first three layers of DeepSeek-V4, for a model that has no other.
+  "deepseek_v4_hash": (
+    "hash_top_k",
+    {"k": 6},
+    {"num_experts": 256, "num_shared_experts": 1, "routed_scale": 1.5},
+  ),
   # The rule and its first weight are the paper's; the number of experts is a choice of ours.
   "remoe": (
     "relu",
     {"k": 1},
     {"num_experts": 8, "sparsity_loss": 1e-8, "balancing.rule": "sparsity"},
   ),
-  # The next four have the rules of their papers; sizes, p and the weights of losses are choices
+  # The next five have the rules of their papers; sizes, p and the weights of losses are choices
   # that were not checked against the papers' text.
   "top_p": ("top_p", {"p": 0.4}, {"num_experts": 16, "balance_loss": 0.01, "entropy_loss": 1e-4}),
   "dtop_p": (
@@ -215,6 +269,19 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
     "expert_threshold",
     {"k": 2},
     {"num_experts": 16, "balancing.rule": "expert_quantile"},
+  ),
+  # The published model has 16 experts; its balance loss has the coefficient of the released code,
+  # whose loss is K = 2 at balance.
+  "phi_3_5_moe": (
+    "sparse_mixer",
+    {"k": 2, "epsilon": 0.01},
+    {"num_experts": 16, "balance_loss": 0.001 * 2, "balance_over": "global"},
+  ),
+  # The paper has tiles of 128 rows for all tokens of a device; groups here are single sequences.
+  "token_rounding": (
+    "token_rounding",
+    {"k": 2, "tile": 8},
+    {"num_experts": 16, "balance_loss": 0.01},
   ),
   "sequence_top_k": ("sequence_top_k", {"k": 2}, {"num_experts": 16, "balance_loss": 0.01}),
   # The kinds of experts and tau are the paper's. Three things were not checked against its text:
@@ -229,6 +296,7 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
       "copy_experts": 1,
       "constant_experts": 2,
       "zero_tau": 0.75,
+      "gate_residual": True,
       "balance_loss": 0.01,
     },
   ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from moe_jax.assembly.experts import encoder_layers, group_tokens, has_experts
+from moe_jax.assembly.experts import encoder_layers, group_tokens, has_experts, layer_kinds
 from moe_jax.assembly.sublayers import kind, layout, own_models
 from moe_jax.errors import ConfigError
 from moe_jax.layers.zero_experts import WITHOUT_FFN
@@ -61,7 +61,7 @@ def check_sizes(config: Config) -> None:
 
 def _check_compiled(m: Config) -> None:
   """Raises ConfigError if more than `MOST_COMPILED` layers would be compiled one by one."""
-  layers, split = layout(m) or has_experts(m), encoder_layers(m)
+  layers, split = layout(m) or layer_kinds(m), encoder_layers(m)
   for tower in (layers[:split], layers[split:]):
     pattern = find_pattern(tower)
     # Of the layers that are scanned, only one period of the pattern is compiled.
@@ -123,7 +123,9 @@ def weights(m: Config) -> Iterator[tuple[str, int]]:
       sparse = repeats if entry else layers.count(True)
       yield (
         "model.moe.num_experts",
-        sparse * layer_model.moe.num_experts * layer_model.d_model * (2 * layer_model.moe.d_ff + 1),
+        sparse
+        * layer_model.moe.num_experts
+        * (2 * (layer_model.moe.latent_width or layer_model.d_model) * layer_model.moe.d_ff),
       )
       # Experts without an FFN have a column of the router each.
       for name in WITHOUT_FFN:

@@ -33,6 +33,7 @@ from moe_jax.data.span_corruption import raw_length
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.errors import ConfigError, choose
 from moe_jax.experts import ACTIVATIONS
+from moe_jax.layers.gate import check_square
 from moe_jax.options import Bounds, Config
 from moe_jax.routing import ROUTERS
 from moe_jax.routing.balancing import BalancingOptions
@@ -172,6 +173,18 @@ def _validate_attention(m: Config) -> None:
     )
   if m.rope.scaling != "none":
     _validate_rope(m)
+  if m.global_every and (m.family != "decoder" or m.attention != "grouped_query"):
+    raise ConfigError(
+      "model.global_every",
+      m.global_every,
+      "is for the layers of family='decoder' with attention='grouped_query'; must be 0",
+    )
+  if not m.global_positions and not m.global_every:
+    raise ConfigError(
+      "model.global_positions",
+      False,
+      "there are no global layers; must be True, or set global_every",
+    )
   if m.family == "lstm":
     return _refuse(m, _NOT_LSTM, "family='lstm'", "another family")
   if m.attention == "latent":
@@ -180,6 +193,12 @@ def _validate_attention(m: Config) -> None:
     raise ConfigError("model.num_kv_heads", m.num_kv_heads, f"must divide num_heads={m.num_heads}")
   if m.position == "rope" and m.head_dim % 2:
     raise ConfigError("model.head_dim", m.head_dim, "must be even, because RoPE rotates pairs")
+  if m.rotary_dim and (m.rotary_dim % 2 or m.rotary_dim > m.head_dim or m.position != "rope"):
+    raise ConfigError(
+      "model.rotary_dim",
+      m.rotary_dim,
+      f"must be 0, or with position='rope' an even number up to head_dim={m.head_dim}",
+    )
   if m.relative_buckets % 4:
     raise ConfigError(
       "model.relative_buckets",
@@ -233,6 +252,8 @@ _NOT_LATENT: Mapping[str, Any] = {
   "clip_qkv": 0.0,
   "sliding_window": 0,
   "query_scale": 0.0,
+  "rotary_dim": 0,
+  "sinks": False,
 }
 # Keys that LSTM layers, which have no attention and no dense FFN, do not support, with the values
 # that they must have.
@@ -244,6 +265,8 @@ _NOT_LSTM: Mapping[str, Any] = {
   "clip_qkv": 0.0,
   "sliding_window": 0,
   "query_scale": 0.0,
+  "rotary_dim": 0,
+  "sinks": False,
   "moe.extra_ffn": False,
 }
 
@@ -305,10 +328,21 @@ def _validate_experts(config: Config, m: Config) -> None:
       "there is no shared expert to gate; must be False, or set num_shared_experts",
     )
   check_zero_experts(e)
+  if e.gate_network == "product_keys" and not e.soft_slots:
+    check_square(routed_experts(e))
+  if e.gate_residual and (m.family != "decoder" or e.soft_slots):
+    raise ConfigError(
+      "model.moe.gate_residual",
+      True,
+      "is for routers of family='decoder', whose layers pass their logits on; must be False",
+    )
+  if e.hash_layers:
+    _validate_hash_layers(m)
   if e.soft_slots:
     for key, value, none in (
       ("balancing.rule", e.balancing.rule, "none"),
       ("shared_gate", e.shared_gate, False),
+      ("latent_width", e.latent_width, 0),
       ("router_norm", e.router_norm, "none"),
       ("router_bias", e.router_bias, False),
       ("expert_scale", e.expert_scale, False),
@@ -333,6 +367,23 @@ def _validate_experts(config: Config, m: Config) -> None:
       f"{'Soft MoE' if e.soft_slots else name} lets later tokens decide what earlier ones get, "
       "which a causal model must not; use another router or priority, or set "
       "model.moe.allow_noncausal_routing=True",
+    )
+
+
+def _validate_hash_layers(m: Config) -> None:
+  """Checks that the layers whose tokens take experts by their ids are there, and how."""
+  e, layers = m.moe, sum(has_experts(m))
+  if m.family != "decoder" or e.soft_slots or e.router["name"] != "scored_top_k":
+    raise ConfigError(
+      "model.moe.hash_layers",
+      e.hash_layers,
+      "takes its gates from the router scored_top_k of family='decoder'; must be 0, or use these",
+    )
+  if e.hash_layers > layers:
+    raise ConfigError(
+      "model.moe.hash_layers",
+      e.hash_layers,
+      f"only {layers} layers have experts; must be at most that",
     )
 
 
@@ -539,6 +590,8 @@ def _misfit(config: Config, sizes: Mapping[str, int]) -> tuple[str, Any, str] | 
   fields_of = {"fsdp": ("d_model",), "tensor": tensor_fields}
   if m.moe.num_experts:
     fields_of |= {"expert": ("moe.num_experts",), "tensor": (*fields_of["tensor"], "moe.d_ff")}
+    # A width of 0, which stands for d_model, divides, too.
+    fields_of["fsdp"] = ("d_model", "moe.latent_width")
   for entry, layer_model in {"": m, **own_models(m)}.items():
     for axis, fields in fields_of.items():
       for field in fields:

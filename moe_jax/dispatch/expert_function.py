@@ -41,7 +41,10 @@ class ExpertFunction(Protocol):
   def axes(self) -> Any:
     """This pytree with the logical axes of each leaf in its place.
 
-    Logical axes are names of `sharding.RULES`. The first one is "expert".
+    Logical axes are names of `sharding.RULES`. The first one is "expert". If a mesh splits some
+    leaves over "tensor", each of its devices computes a partial sum of the outputs. A leaf that it
+    does not split must then be a term of the outputs, such as a bias, because all but one of these
+    devices replace it by zeros.
     """
     ...
 

@@ -120,6 +120,8 @@ def over_mesh(
 
   def local(plan, x, experts):
     experts = _gather(experts, placement.weights, gathered)
+    if placement.tensor:
+      experts = _count_once(experts, placement.weights)
     if has_all_experts:
       y = alone(plan, x, experts)
     elif exchange is not None and "expert" in placement.tokens:
@@ -186,6 +188,19 @@ def _gather(experts: ExpertFunction, specs: Any, axes: list[str]) -> ExpertFunct
     return leaf
 
   return jax.tree.map(whole, experts, specs)
+
+
+def _count_once(experts: ExpertFunction, specs: Any) -> ExpertFunction:
+  """Returns the experts of one shard of "tensor", whose outputs are terms of a sum over the shards.
+
+  Leaves that all shards hold in full, such as the biases of outputs, stay only on the first one.
+  """
+  is_first = jax.lax.axis_index("tensor") == 0
+
+  def once(leaf, at):
+    return leaf if "tensor" in _names(at) else jnp.where(is_first, leaf, 0)
+
+  return jax.tree.map(once, experts, specs)
 
 
 def _keep_all_but_weights(gathered: list[str]) -> Callable[..., bool]:

@@ -10,14 +10,14 @@ each layer; its unrolled name is `layer_<l>/balancing_bias`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
 
 from moe_jax import assembly, sharding
-from moe_jax.assembly.experts import encoder_layers, has_experts
+from moe_jax.assembly.experts import encoder_layers, has_experts, layer_kinds
 from moe_jax.models import find_pattern
 from moe_jax.options import Config
 
@@ -53,7 +53,12 @@ def layers(m: Config) -> dict[str, tuple[bool, ...]]:
   Args:
     m: The section `model` of the config.
   """
-  every, split = has_experts(m), encoder_layers(m)
+  return _stacks(m, has_experts(m))
+
+
+def _stacks(m: Config, every: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
+  """Returns what there is for each layer, by the beginning of the names of its stack."""
+  split = encoder_layers(m)
   return {"encoder/": every[:split], "decoder/": every[split:]} if split else {"": every}
 
 
@@ -74,20 +79,26 @@ def leaves(config: Config, vocab_size: int, mesh: jax.sharding.Mesh) -> list[Lea
     jax.tree_util.tree_leaves_with_path(nn.unbox(boxed)), jax.tree.leaves(places), strict=True
   ):
     keys = tuple(key.key for key in path)
-    names, stacked = _names(keys, layers(m), m.scan_layers)
+    names, stacked = _names(keys, layers(m), _stacks(m, layer_kinds(m)))
     found.append(Leaf(keys, tuple(leaf.shape), names, stacked, place))
   return found
 
 
 def _names(
-  path: Sequence[str], stacks: Mapping[str, Sequence[bool]], scan_layers: bool
+  path: Sequence[str], stacks: Mapping[str, Sequence[bool]], kinds: Mapping[str, Sequence[Hashable]]
 ) -> tuple[tuple[str, ...], bool]:
-  """Returns the unrolled names of an array's weights, and whether a first axis counts them."""
+  """Returns the unrolled names of an array's weights, and whether a first axis counts them.
+
+  Args:
+    path: The path of the array.
+    stacks: The result of `layers`.
+    kinds: The kinds of the layers of each stack (`layer_kinds`).
+  """
   collection, *parts = path
   if collection == "router_state":
-    (kinds,) = stacks.values()
+    (with_experts,) = stacks.values()
     name = BIAS if parts == ["bias"] else f"balancing_{parts[0]}"
-    return tuple(f"layer_{i}/{name}" for i, experts in enumerate(kinds) if experts), True
+    return tuple(f"layer_{i}/{name}" for i, experts in enumerate(with_experts) if experts), True
   stack = f"{parts[0]}/"
   if stack in stacks:
     parts = parts[1:]
@@ -97,7 +108,7 @@ def _names(
     return (stack + "/".join(parts),), False
   match = re.fullmatch(r"layer_(\d+)", parts[1])
   assert match, f"a scan has only layers, and no {parts[1]}"
-  pattern = find_pattern(stacks[stack])
+  pattern = find_pattern(kinds[stack])
   first = pattern.prefix + int(match[1])
   rest = "/".join(parts[2:])
   names = (f"{stack}layer_{first + r * pattern.period}/{rest}" for r in range(pattern.repeats))

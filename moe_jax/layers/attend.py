@@ -20,6 +20,7 @@ def attend(
   mask: Bool[Array, "B Lq Lk"],
   *,
   bias: Float[Array, "#B K G Lq Lk"] | None = None,
+  sink: Float[Array, "K G"] | None = None,
   drop: Callable[[Array], Array] = lambda weights: weights,
 ) -> Float[Array, "B Lq K G U"]:
   """Returns averages of the values with weights softmax(q k + bias).
@@ -33,13 +34,20 @@ def attend(
     mask: True where a query sees a key. A query that sees no key gets the plain average of all
       values, which has no meaning.
     bias: Added to the scores. None adds nothing.
+    sink: A score of each query head that stands beside those of the keys in the softmax, and whose
+      value is 0. None means that the weights of a query add up to 1.
     drop: Dropout, which is applied to the weights.
   """
   # The softmax is float32 whatever the dtype of the activations.
   scores = jnp.einsum("bqhgp,bkhp->bhgqk", q, k, preferred_element_type=jnp.float32)
   scores = scores if bias is None else scores + bias
   scores = jnp.where(mask[:, None, None], scores, MASKED)
+  if sink is not None:
+    beside = jnp.broadcast_to(sink[:, :, None, None], (*scores.shape[:-1], 1))
+    scores = jnp.concatenate([scores, beside], axis=-1)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  if sink is not None:
+    weights = weights[..., :-1]
   return jnp.einsum("bhgqk,bkhp->bqhgp", drop(weights), v)
 
 

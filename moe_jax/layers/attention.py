@@ -21,7 +21,16 @@ from moe_jax.layers.norms import RmsNorm
 from moe_jax.layers.relative_bias import bias_table, relative_bias
 from moe_jax.layers.rope_scaling import RopeOptions, kept_share
 from moe_jax.layers.splash_attention import attend_by_splash, obstacle
-from moe_jax.options import LARGEST, NOT_NEGATIVE, ROWS, WIDTH, Bounds, Options, option
+from moe_jax.options import (
+  LARGEST,
+  NOT_NEGATIVE,
+  OPTIONAL_WIDTH,
+  ROWS,
+  WIDTH,
+  Bounds,
+  Options,
+  option,
+)
 from moe_jax.sharding import constrain
 
 
@@ -87,12 +96,33 @@ class AttentionOptions(Options):
   qk_norm: bool = option(
     False, "RMSNorm over all of a token's query features, and over its key features (OLMoE)."
   )
+  qk_norm_over: Literal["token", "head"] = option(
+    "token",
+    "What qk_norm averages: all heads of a token, or each head by itself, with one scale for all "
+    "heads (Qwen3, GLM-4.5).",
+  )
   clip_qkv: Annotated[float, NOT_NEGATIVE] = option(
     0.0,
     "Queries, keys and values are clipped to [-clip_qkv, clip_qkv] (DBRX), after qk_norm; 0 = no.",
   )
   sliding_window: Annotated[int, dataclasses.replace(ROWS, low=0)] = option(
     0, "Tokens that a query sees, itself included (Mixtral); 0 means all earlier ones."
+  )
+  global_every: Annotated[int, dataclasses.replace(ROWS, low=0)] = option(
+    0,
+    "Layers i, from 0, with (i + 1) % global_every == 0 have no sliding_window (gpt-oss: 2); 0 "
+    "means that all layers are alike.",
+  )
+  global_positions: bool = option(
+    True, "Whether the layers of global_every see positions (Llama 4's do not)."
+  )
+  rotary_dim: Annotated[int, OPTIONAL_WIDTH] = option(
+    0, "Features of a head, from the first, that position='rope' rotates (GLM-4.5); even; 0 = all."
+  )
+  sinks: bool = option(
+    False,
+    "A learned number of each head beside its scores in the softmax, for which there is no value "
+    "(gpt-oss), so that a query may attend to nothing.",
   )
   query_scale: Annotated[float, NOT_NEGATIVE] = option(
     0.0,
@@ -256,15 +286,21 @@ class Attention(nn.Module):
         (axis, "head_dim"),
       ).astype(heads.dtype)
     if self.options.qk_norm and name != "value":
-      # OLMoE normalises over the features of all heads together, not head by head.
       norm = RmsNorm(self.norm_eps, name=f"{name}_norm")
-      heads = norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
+      if self.options.qk_norm_over == "head":
+        heads = norm(heads)
+      else:
+        heads = norm(heads.reshape(*heads.shape[:2], -1)).reshape(heads.shape)
     if self.options.clip_qkv:
       heads = jnp.clip(heads, -self.options.clip_qkv, self.options.clip_qkv)
     rotated = self.options.position == "rope" and name != "value"
     if not rotated:
       return heads
-    return rope(heads, context.positions, self.options.rope_theta, self.rope)
+    theta, turned = self.options.rope_theta, self.options.rotary_dim or self.options.head_dim
+    if turned == self.options.head_dim:
+      return rope(heads, context.positions, theta, self.rope)
+    first = rope(heads[..., :turned], context.positions, theta, self.rope)
+    return jnp.concatenate([first, heads[..., turned:]], axis=-1)
 
   def _at_once(
     self,
@@ -295,7 +331,7 @@ class Attention(nn.Module):
         distance = distances(context.cached, context.positions.shape[1], places)[None]
       bias = self._bias(self._table(context), distance)
     drop = nn.Dropout(self.dropout, deterministic=not context.train)
-    mixed = attend(q, k, v, mask, bias=bias, drop=drop)
+    mixed = attend(q, k, v, mask, bias=bias, sink=self._sink(), drop=drop)
     if memory_segments is None:
       return mixed
     # A query that sees no key would otherwise get the plain average of all values.
@@ -332,8 +368,17 @@ class Attention(nn.Module):
       window=self.options.sliding_window,
       positions=context.positions if is_self else None,
       bias=bias,
+      sink=self._sink(),
       drop=drop,
     )
+
+  def _sink(self) -> Float[Array, "K G"] | None:
+    """Returns the sinks of the query heads that read each key-value head, or None without any."""
+    if not self.options.sinks:
+      return None
+    zeros = nn.initializers.zeros
+    sink = parameter(self, "sink_bias", zeros, (self.options.num_heads,), ("heads",))
+    return sink.reshape(self.options.num_kv_heads, -1)
 
   def _obstacle(self, length: int, train: bool) -> str:
     """Returns why the TPU's kernel cannot compute self-attention, or "" if it can."""
@@ -341,6 +386,7 @@ class Attention(nn.Module):
       length,
       self.options.num_kv_heads,
       has_bias=self.options.position == "relative",
+      has_sinks=self.options.sinks,
       has_dropout=self.dropout > 0 and train,
     )
 

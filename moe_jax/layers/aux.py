@@ -35,12 +35,15 @@ class Aux(struct.PyTreeNode):
       `routing.metrics.sums`.
     shares: Name -> f of each loss that multiplies f and P of the whole batch
       (`LossOptions.balance_over`). The shares of a `Microbatch` are its parts of the batch's.
+    logits: Logits of one layer, for `LayerContext.before` of the next one (`gate_residual`). None
+      in all others, and in a stack of layers.
   """
 
   losses: dict[str, Float[Array, "*Lm"]] = struct.field(default_factory=dict)
   metrics: dict[str, Any] = struct.field(default_factory=dict)
   sums: dict[str, Array] = struct.field(default_factory=dict)
   shares: dict[str, Float[Array, "*Lm E"]] = struct.field(default_factory=dict)
+  logits: Float[Array, "B L N"] | None = None
 
 
 def measured(sums: dict[str, Array], **rest: Any) -> Aux:
@@ -144,6 +147,8 @@ class LayerContext(struct.PyTreeNode):
       table, or that there is none.
     cached: Where the tokens are in rows of which the layers have read the beginning and kept what
       the rest needs of it (`cache.py`). None means that the rows are whole.
+    before: Logits over N experts of the last layer with experts, for layers with `gate_residual`.
+      None means that there was none, or that no layer reads it.
     dropless: Whether each token is routed by itself and no assignment is dropped, whatever the
       capacity of the experts and the size of routing groups. Decoding needs it, because a token
       must get the same experts whether or not its successors are there.
@@ -159,6 +164,7 @@ class LayerContext(struct.PyTreeNode):
   micro: Microbatch | None = None
   bias_table: Float[Array, "H N"] | None = None
   cached: Cached | None = None
+  before: Float[Array, "B L N"] | None = None
   dropless: bool = struct.field(pytree_node=False, default=False)
 
   @classmethod

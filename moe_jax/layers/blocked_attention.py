@@ -62,6 +62,7 @@ def attend_in_blocks(
   window: int = 0,
   positions: Int[Array, "B Lq"] | None = None,
   bias: Callable[[Array], Array] | None = None,
+  sink: Float[Array, "K G"] | None = None,
   drop: Callable[[Int[Array, ""], Array], Array] | None = None,
 ) -> Float[Array, "B Lq K G U"]:
   """Returns what `attend` returns, and computes the scores of one block of queries at a time.
@@ -89,6 +90,7 @@ def attend_in_blocks(
     positions: Position of each token in its document; only read by `bias`, in self-attention.
     bias: (query's position minus key's position, [B, queries, keys]) -> [#B, K, G, queries, keys],
       which is added to the scores. None adds nothing.
+    sink: See `attend`.
     drop: (index of the block, weights) -> weights after dropout. None means no dropout.
 
   Returns:
@@ -117,6 +119,7 @@ def attend_in_blocks(
       chosen.values,
       mask,
       bias=bias(distance) if bias else None,
+      sink=sink,
       drop=functools.partial(drop, index) if drop else _unchanged,
     )
     # A query that sees no key would otherwise get the plain average of all values.

@@ -81,12 +81,14 @@ def experts(
   activation: str,
   ffn_bias: str,
   output_scale: float,
+  biases: bool = False,
 ) -> Experts:
   """Returns the weights of E expert FFNs, which are parameters of `module`.
 
   The parameters are `up` [E, D, F], `down` [E, F, D], `gate` [E, D, F] if the activation is gated,
-  and `hidden_bias` [E, F] if there is one. They are float32 and are cast to the dtype of the rows
-  where they are used.
+  `hidden_bias` [E, F] if there is one, and with `biases` also `up_bias` [E, F], `down_bias` [E, D]
+  and, if gated, `gate_bias` [E, F]. They are float32 and are cast to the dtype of the rows where
+  they are used.
 
   Args:
     module: The module that owns the parameters.
@@ -96,10 +98,17 @@ def experts(
     activation: See `DenseFfn`.
     ffn_bias: See `DenseFfn`.
     output_scale: See `DenseFfn`.
+    biases: Whether each product with a matrix has an additive bias of each expert (gpt-oss), which
+      starts at 0.
   """
 
   def to_hidden(name):
     return projection(module, name, (num_experts, width, d_ff), AXES[name], fan_in=width)
+
+  def added(name, size):
+    if not biases:
+      return None
+    return parameter(module, name, nn.initializers.zeros, (num_experts, size), AXES[name])
 
   down = projection(
     module, "down", (num_experts, d_ff, width), AXES["down"], fan_in=d_ff, scale=output_scale
@@ -111,6 +120,9 @@ def experts(
     activation=activation,
     hidden_bias=hidden_bias(module, ffn_bias, (num_experts, d_ff), AXES["hidden_bias"]),
     ffn_bias=ffn_bias,
+    up_bias=added("up_bias", d_ff),
+    gate_bias=added("gate_bias", d_ff) if is_gated(activation) else None,
+    down_bias=added("down_bias", width),
   )
 
 

@@ -7,6 +7,7 @@ the model, except in ST-MoE's ablation, which uses bfloat16.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from moe_jax.errors import ConfigError
 from moe_jax.layers.init import parameter, projection
 from moe_jax.options import NOT_NEGATIVE, POSITIVE, PROBABILITY, OneOf, Options, option
 from moe_jax.routing import RoutingPlan, replay
@@ -38,8 +40,37 @@ def tanh(
   return project(module, "router", hidden, num_experts, scale, axis=None)
 
 
+def product_keys(
+  module: nn.Module, x: Float[Array, "G S D"], num_experts: int, scale: float
+) -> Float[Array, "G S E"]:
+  """Returns the logits of E = n^2 experts as sums of two of 2n numbers (Doge's CDMoE).
+
+  With (a, b) = x W the logit of expert i n + j is a_i + b_j, so that the matrix has 2n columns.
+  Product keys are those of Lample et al. 2019 (arXiv 1907.05242), with one query for both halves.
+
+  Raises:
+    ConfigError: E is no square.
+  """
+  check_square(num_experts)
+  first, second = jnp.split(
+    project(module, "router", x, 2 * math.isqrt(num_experts), scale), 2, axis=-1
+  )
+  return (first[..., :, None] + second[..., None, :]).reshape(*x.shape[:2], num_experts)
+
+
+def check_square(num_experts: int) -> None:
+  """Raises ConfigError unless the number of experts is a square, as product keys need it."""
+  if math.isqrt(num_experts) ** 2 != num_experts:
+    raise ConfigError(
+      "model.moe.gate_network",
+      "product_keys",
+      f"needs a square number of experts, and {num_experts} is none; the nearest are "
+      f"{math.isqrt(num_experts) ** 2} and {(math.isqrt(num_experts) + 1) ** 2}",
+    )
+
+
 # Name -> function from (module, x, E, scale of the initial weights) to logits.
-NETWORKS = {"linear": linear, "tanh": tanh}
+NETWORKS = {"linear": linear, "tanh": tanh, "product_keys": product_keys}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +79,8 @@ class GateOptions(Options):
 
   gate_network: Annotated[str, OneOf(NETWORKS)] = option(
     "linear",
-    "What makes the router's logits: one matrix, or two with tanh between them (LLaMA-MoE).",
+    "What makes the router's logits: one matrix, two with tanh between them (LLaMA-MoE), or sums "
+    "of two halves of a product key, for a square number of experts (Doge).",
     neutral="linear",
   )
   router_init_scale: Annotated[float, NOT_NEGATIVE] = option(
@@ -91,6 +123,12 @@ class GateOptions(Options):
     "Logits x become c tanh(x / c) with this c, after logit_scale (Laguna); 0 leaves them.",
     neutral=0.0,
   )
+  gate_residual: bool = option(
+    False,
+    "Whether the logits of the layer with experts before, times a learned matrix that starts at 0, "
+    "are added to the router's (MoE++).",
+    neutral=False,
+  )
   expert_scale: bool = option(
     False,
     "Whether a learned factor of each expert, which starts at 1, multiplies its gates (Gemma 4).",
@@ -126,6 +164,23 @@ def adjust(
   if options.logit_softcap:
     logits = options.logit_softcap * jnp.tanh(logits / options.logit_softcap)
   return logits
+
+
+def residual(
+  module: nn.Module, logits: Float[Array, "G S E"], before: Float[Array, "G S E"] | None
+) -> Float[Array, "G S E"]:
+  """Returns the logits with those of the layer with experts before, times a matrix (MoE++).
+
+  Args:
+    module: Owner of the parameter router_residual.
+    logits: What the router's network returned, in float32.
+    before: Logits of the layer with experts before; None means that they are 0.
+  """
+  zeros, shape = nn.initializers.zeros, (logits.shape[-1],) * 2
+  matrix = parameter(module, "router_residual", zeros, shape, (None, "router"))
+  if before is None:
+    return logits
+  return logits + jnp.einsum("gse,ef->gsf", before, matrix, precision=jax.lax.Precision.HIGHEST)
 
 
 def expert_scale(

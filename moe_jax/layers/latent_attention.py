@@ -121,7 +121,9 @@ class LatentAttention(nn.Module):
     q = (q * key_dim**-0.5)[:, :, :, None]
     segments = context.segment_ids
     in_blocks = uses_blocks(x.shape[1], self.block)
-    stopped = obstacle(x.shape[1], self.num_heads, has_bias=False, has_dropout=False)
+    stopped = obstacle(
+      x.shape[1], self.num_heads, has_bias=False, has_sinks=False, has_dropout=False
+    )
     if in_blocks and self.kernel == "splash" and not stopped:
       mixed = attend_by_splash(q, k, v, segments)
     elif in_blocks:

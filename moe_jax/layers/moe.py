@@ -19,7 +19,15 @@ from moe_jax.experts import Experts
 from moe_jax.layers import zero_experts
 from moe_jax.layers.aux import Aux, LayerContext, LayerRouting, measured
 from moe_jax.layers.ffn import experts
-from moe_jax.layers.gate import NETWORKS, GateOptions, adjust, expert_scale, learned, scale_gates
+from moe_jax.layers.gate import (
+  NETWORKS,
+  GateOptions,
+  adjust,
+  expert_scale,
+  learned,
+  residual,
+  scale_gates,
+)
 from moe_jax.layers.init import projection
 from moe_jax.layers.moe_losses import LossOptions, RouterFacts, auxiliary_losses, global_shares
 from moe_jax.layers.norms import RmsNorm
@@ -93,7 +101,10 @@ class MoeLayer(nn.Module):
     router_groups: Number of groups of experts, for a hierarchical router.
     shared: Makes the dense FFN that every token visits; None means that there is none.
     shared_gate: Whether the output of `shared` is multiplied by sigmoid(w x) (Qwen1.5-MoE).
+    latent_width: Width W in which experts compute, y = W_up sum_i g_i E_i(W_down x) (LatentMoE).
+      The router and shared experts see x itself. 0 means that experts compute in the width of x.
     ffn_bias: A key of `FFN_BIASES`: what a vector of each expert does to its hidden units.
+    expert_bias: Whether each product with a matrix of an expert has an additive bias (gpt-oss).
     output_scale: Factor on the initial output projections.
     dtype: Dtype of the activations. Parameters and gates are float32, and the router computes in
       `gate.router_dtype`.
@@ -117,7 +128,9 @@ class MoeLayer(nn.Module):
   router_groups: int = 1
   shared: Callable[..., nn.Module] | None = None
   shared_gate: bool = False
+  latent_width: int = 0
   ffn_bias: str = "none"
+  expert_bias: bool = False
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
@@ -149,16 +162,19 @@ class MoeLayer(nn.Module):
 
     groups, routing = grouped(x), routing or LayerRouting()
     place = _place(context, size, x.shape[1])
-    logits, fields = self._logits(groups, context.train, place)
+    before = None if context.before is None else grouped(context.before)
+    logits, fields = self._logits(groups, context.train, place, before)
     weights = experts(
       self,
       self.num_experts,
-      x.shape[-1],
+      self.latent_width or x.shape[-1],
       self.d_ff,
       self.activation,
       self.ffn_bias,
-      self.output_scale,
+      1.0 if self.latent_width else self.output_scale,
+      self.expert_bias,
     )
+    latent = self._latent(x.shape[-1])
     scale = expert_scale(self, self.routed_experts, self.gate)
     constants = zero_experts.constants(self, self.zero, x.shape[-1])
     if self.is_initializing():
@@ -197,7 +213,11 @@ class MoeLayer(nn.Module):
       dispatcher = functools.partial(_gate_inputs, dispatcher)
     # The part of the plan that costs work. It is the whole plan if all experts have an FFN.
     busy = self._ffn_part(scaled)
-    y = dispatcher(busy, groups, weights, capacity, self.platform)
+    if latent is None:
+      y = dispatcher(busy, groups, weights, capacity, self.platform)
+    else:
+      down, up = latent
+      y = dispatcher(busy, groups @ down, weights, capacity, self.platform) @ up
     if self.zero.count:
       y += zero_experts.outputs(scaled, groups, self.zero, constants)
     y = y.reshape(x.shape)
@@ -214,7 +234,8 @@ class MoeLayer(nn.Module):
       sums |= zero_experts.sums(plan, self.num_experts)
     if self.observe is not None and context.train and routing.bias is not None:
       sums |= self.observe(logits, routing.bias, valid)
-    facts = dataclasses.replace(self.facts, eta=self.zero.eta(self.num_experts))
+    matrix = nn.meta.unbox(self.get_variable("params", "router"))
+    facts = dataclasses.replace(self.facts, eta=self.zero.eta(self.num_experts), matrix=matrix)
     aux = measured(
       sums,
       losses=auxiliary_losses(
@@ -222,6 +243,9 @@ class MoeLayer(nn.Module):
       ),
       shares=global_shares(self.losses, facts, logits, plan, router_context, tokens),
     )
+    if self.gate.gate_residual:
+      passed_on = logits.reshape(*x.shape[:2], -1)
+      aux = aux.replace(logits=constrain(passed_on, "batch", "length", None))
     if context.return_routing:
       aux.metrics["top1_expert"] = jax.vmap(lambda p: choices(p, size, 1)[0])(plan).reshape(
         x.shape[:2]
@@ -236,12 +260,35 @@ class MoeLayer(nn.Module):
     """The number N = E + Z of experts that the router chooses from."""
     return self.num_experts + self.zero.count
 
+  def _latent(self, width: int) -> tuple[Float[Array, "D W"], Float[Array, "W D"]] | None:
+    """Returns the matrices into and out of the experts' width, or None without `latent_width`."""
+    inner = self.latent_width
+    if not inner:
+      return None
+    down = projection(
+      self, "latent_down", (width, inner), ("embed", None), fan_in=width, dtype=self.dtype
+    )
+    up = projection(
+      self,
+      "latent_up",
+      (inner, width),
+      (None, "embed"),
+      fan_in=inner,
+      scale=self.output_scale,
+      dtype=self.dtype,
+    )
+    return down, up
+
   def _ffn_part(self, plan: RoutingPlan) -> RoutingPlan:
     """Returns the assignments to experts with an FFN, in a plan over these alone."""
     return zero_experts.ffn_part(plan, self.num_experts) if self.zero.count else plan
 
   def _logits(
-    self, x: Float[Array, "G S D"], train: bool, place: noise.Place | None
+    self,
+    x: Float[Array, "G S D"],
+    train: bool,
+    place: noise.Place | None,
+    before: Float[Array, "G S N"] | None,
   ) -> tuple[Float[Array, "G S N"], dict[str, Array]]:
     """Returns the router's logits and the learned fields of its context, all as float32.
 
@@ -251,6 +298,7 @@ class MoeLayer(nn.Module):
       x: The layer's input.
       train: Whether jitter is on.
       place: The place of the microbatch in its batch, which decides the random numbers.
+      before: Logits of the layer with experts before, for `gate_residual`.
     """
     x = x.astype(jnp.float32)
     if self.gate.router_norm == "rms":
@@ -262,6 +310,8 @@ class MoeLayer(nn.Module):
     logits = NETWORKS[self.gate.gate_network](
       self, x, self.routed_experts, self.gate.router_init_scale
     ).astype(jnp.float32)
+    if self.gate.gate_residual:
+      logits = residual(self, logits, before)
     logits = adjust(self, logits, self.gate)
     if jittered and self.gate.jitter_on == "logits":
       logits = noise.jitter(self.make_rng("router"), logits, self.gate.jitter, place)

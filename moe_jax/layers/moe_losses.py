@@ -84,6 +84,11 @@ class LossOptions(Options):
   entropy_loss: Annotated[float, NOT_NEGATIVE] = option(
     0.0, "Weight of the mean entropy of the router's probabilities (top-p routing).", neutral=0.0
   )
+  simbal_loss: Annotated[float, NOT_NEGATIVE] = option(
+    0.0,
+    "Weight of the distance of the router's matrix from one with orthonormal columns (SimBal).",
+    neutral=0.0,
+  )
 
   @property
   def weights(self) -> dict[str, float]:
@@ -104,6 +109,7 @@ class RouterFacts:
     devices_a_token: Number M of groups of experts that a token may be sent to, which
       "communication" needs.
     load: (logits [S, E], context) -> CV^2 of the router's smooth load, which is the loss "load".
+    matrix: The last matrix R of the router's network, [D, E], which "simbal" needs.
     eta: Factor on each expert's term of the balance loss, [E]; see `zero_experts.py`. None means
       that all are 1.
   """
@@ -111,6 +117,7 @@ class RouterFacts:
   k: int = 1
   devices_a_token: int = 1
   load: Callable[[Array, RoutingContext], Array] = load_without_noise
+  matrix: Float[Array, "D E"] | None = None
   eta: tuple[float, ...] | None = None
 
 
@@ -254,6 +261,13 @@ def _entropy(options: LossOptions, router: RouterFacts, logits, plan, context):
   return jax.vmap(metrics.entropy)(logits, context.valid)
 
 
+def _simbal(options: LossOptions, router: RouterFacts, logits, plan, context):
+  if router.matrix is None:
+    raise ValueError("the loss simbal needs RouterFacts.matrix, which is None")
+  # All groups have the same loss, so that parts of a batch have their tokens' share of it.
+  return jnp.full(logits.shape[0], losses.similarity(router.matrix))
+
+
 def _threshold(options: LossOptions, router: RouterFacts, logits, plan, context):
   return jax.vmap(lambda logits, valid: threshold_loss(logits, context.threshold, valid, router.k))(
     logits, context.valid
@@ -269,4 +283,5 @@ LOSSES = {
   "load": _load,
   "threshold": _threshold,
   "entropy": _entropy,
+  "simbal": _simbal,
 }

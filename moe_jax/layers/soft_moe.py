@@ -52,6 +52,7 @@ class SoftMoeLayer(nn.Module):
     shared: Makes the dense FFN that every token visits; None means that there is none.
     groups: Options that say which tokens are averaged together.
     ffn_bias: See `MoeLayer`.
+    expert_bias: See `MoeLayer`.
     output_scale: Factor on the initial output projections.
     dtype: Dtype of the activations. Parameters, logits and both softmaxes are float32.
   """
@@ -63,6 +64,7 @@ class SoftMoeLayer(nn.Module):
   shared: Callable[..., nn.Module] | None = None
   groups: GroupOptions = GroupOptions()
   ffn_bias: str = "none"
+  expert_bias: bool = False
   output_scale: float = 1.0
   dtype: DTypeLike = jnp.float32
 
@@ -106,6 +108,7 @@ class SoftMoeLayer(nn.Module):
       self.activation,
       self.ffn_bias,
       self.output_scale,
+      self.expert_bias,
     )
     outputs = weights.buffers(inputs.reshape(self.num_experts, -1, x.shape[-1]))
     y = jnp.einsum(

@@ -1,7 +1,7 @@
 """Splash attention, JAX's kernel for TPUs, which skips blocks of keys that no query sees.
 
 It holds no scores outside of the chip's own memory, and masks documents, later keys and keys
-outside of a window. It has neither biases nor dropout.
+outside of a window. It has neither biases nor sinks nor dropout.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ _BLOCKS = (512, 256, _LANES)
 _TOO_OLD = ("TPU v2", "TPU v3")
 
 
-def obstacle(length: int, kv_heads: int, *, has_bias: bool, has_dropout: bool) -> str:
+def obstacle(
+  length: int, kv_heads: int, *, has_bias: bool, has_sinks: bool, has_dropout: bool
+) -> str:
   """Returns why the kernel cannot compute self-attention on the current mesh of TPUs, or "".
 
   Args:
     length: Tokens of a row.
     kv_heads: Key-value heads, K.
     has_bias: Whether something is added to the scores.
+    has_sinks: Whether heads have sinks.
     has_dropout: Whether weights have dropout.
   """
   mesh = jax.sharding.get_abstract_mesh()
@@ -41,6 +44,7 @@ def obstacle(length: int, kv_heads: int, *, has_bias: bool, has_dropout: bool) -
   reasons = {
     f"it cannot be compiled for {kind}": kind in _TOO_OLD,
     "it has no biases": has_bias,
+    "it has no sinks": has_sinks,
     "it has no dropout": has_dropout,
     f"{_LANES} does not divide {length:,}": length % _LANES > 0,
     f"devices cannot share {kv_heads} key-value heads": heads != whole,

@@ -13,13 +13,14 @@ Papers: MoE++ (Jin et al. 2024, arXiv 2410.07348) has all three kinds, LongCat-F
     copy:      y = x
     constant:  y = a1 x + a2 v,  (a1, a2) = softmax(x W), where W [D, 2] and v [D] are learned
 
-Deviations from MoE++: its gating residual, which adds a map of the previous layer's logits to those
-of a layer, is left out. So are its two capacities, which are given here from memory: of gamma * T
-slots, an FFN expert has the share tau / (tau E + Z), and a zero-computation expert 1 / (tau E + Z).
-In this package the capacity is that of FFN experts, it depends neither on Z nor on tau, and a
-zero-computation expert takes every token that chooses it. The published code for inference sets the
-gate of the zero expert to 0 before it normalises the gates of a token. Here the gates are those of
-the router, so that with the norm over the chosen experts the zero expert keeps its share.
+MoE++ also adds a map of the previous layer's logits to those of a layer, which is the option
+`gate_residual`. Deviations from MoE++: its two capacities are left out, which are given here from
+memory: of gamma * T slots, an FFN expert has the share tau / (tau E + Z), and a zero-computation
+expert 1 / (tau E + Z). In this package the capacity is that of FFN experts, it depends neither on Z
+nor on tau, and a zero-computation expert takes every token that chooses it. The published code for
+inference sets the gate of the zero expert to 0 before it normalises the gates of a token. Here the
+gates are those of the router, so that with the norm over the chosen experts the zero expert keeps
+its share.
 """
 
 from __future__ import annotations

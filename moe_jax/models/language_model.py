@@ -47,6 +47,7 @@ class LanguageModel(nn.Module):
     final_norm: Makes the normalisation before the logits; None means that there is none.
     bias_table: Makes the one table of relative biases that all layers share, as a parameter of the
       module that it is given. None means that each layer has its own table, or that there is none.
+    gate_residual: Whether routers read the logits of the layer with experts before (MoE++).
     num_experts: Number of experts E from which the router of each layer with experts chooses, with
       those that have no FFN.
     balancing_state: Names of the arrays [Lm, E] of loss-free balancing, which are kept in the
@@ -69,6 +70,7 @@ class LanguageModel(nn.Module):
   kinds: Sequence[Hashable] | None = None
   final_norm: Factory | None = None
   bias_table: Callable[[nn.Module], Array] | None = None
+  gate_residual: bool = False
   num_experts: int = 0
   balancing_state: Sequence[str] = ()
   embed_scale: bool = True
@@ -131,6 +133,8 @@ class LanguageModel(nn.Module):
       cached=cached,
       dropless=dropless or cached is not None,
     )
+    if self.gate_residual:
+      context = context.replace(before=jnp.zeros((*tokens.shape, self.num_experts)))
     table, x = self._embed(tokens, train)
     outside = outside_routing(self, stored, micro)
     x, aux = run_layers(

@@ -141,9 +141,24 @@ class ExpertOptions(Options):
     "Layers, from 0, without experts although first and every give them some; of an "
     "encoder_decoder, in both stacks (Qwen2-MoE's mlp_only_layers).",
   )
+  hash_layers: Annotated[int, _OPTIONAL_LAYERS] = option(
+    0,
+    "The first so many layers with experts take them by the ids of the tokens (router hash_top_k), "
+    "with the gates of the router scored_top_k, which the others have (DeepSeek-V4: 3).",
+  )
   d_ff: Annotated[int, WIDTH] = option(512, "Hidden width of one expert.")
+  latent_width: Annotated[int, OPTIONAL_WIDTH] = option(
+    0,
+    "Width in which experts compute: one matrix takes a token there, and another one takes the sum "
+    "of its experts' outputs back (LatentMoE, Nemotron 3); 0 = d_model.",
+  )
   activation: str = option(
     "", "Activation of the experts, one of those of model.activation; '' means the same as there."
+  )
+  expert_bias: bool = option(
+    False,
+    "Additive biases on all products with an expert's matrices (gpt-oss); for those of shared "
+    "experts see model.mlp_bias.",
   )
   extra_ffn: bool = option(
     False, "A dense FFN with its own norm and residual right before each layer's experts (ST-MoE)."

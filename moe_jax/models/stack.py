@@ -17,6 +17,9 @@ from moe_jax.models.pattern import Pattern, find_pattern
 from moe_jax.routing import RoutingPlan
 from moe_jax.routing.hash_layer import mix
 
+# What a block gets from the one before it: the residual stream, and the logits of the last layer
+# with experts, which are None if no layer reads them.
+Carry = tuple[Float[Array, "B L D"], Float[Array, "B L N"] | None]
 Factory = Callable[..., nn.Module]  # takes a name, returns a module
 
 # Name -> policy that says what a rematerialised layer keeps for its backward pass besides its
@@ -49,15 +52,26 @@ class Stack(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B L D"], context: LayerContext, routing: LayerRouting
-  ) -> tuple[Float[Array, "B L D"], Aux]:
-    """Returns the output of the last block, and the stacked Aux of the blocks with experts."""
+    self, carry: Carry, context: LayerContext, routing: LayerRouting
+  ) -> tuple[Carry, Aux]:
+    """Returns what the last block leaves, and the stacked Aux of the blocks with experts."""
     auxes = []
     for i, (make, has_experts) in enumerate(zip(self.blocks, self.has_experts, strict=True)):
       block_routing = rows(routing, sum(self.has_experts[:i])) if has_experts else None
-      x, aux = make(name=f"layer_{i}")(x, context, block_routing)
+      carry, aux = run_block(make(name=f"layer_{i}"), carry, context, block_routing)
       auxes.append(aux)
-    return x, stack(auxes)
+    return carry, stack(auxes)
+
+
+def run_block(
+  block: nn.Module, carry: Carry, context: LayerContext, routing: LayerRouting | None
+) -> tuple[Carry, Aux]:
+  """Returns what a block leaves for the next one, and its Aux without the logits in it."""
+  x, before = carry
+  x, aux = block(x, context.replace(before=before), routing)
+  if aux.logits is None:
+    return (x, before), aux
+  return (x, aux.logits), aux.replace(logits=None)
 
 
 def make_block(block: type[nn.Module], remat: str, scanned: bool, **parts: Any) -> Factory:
@@ -95,7 +109,7 @@ def run_layers(
       in order.
     scan_layers: Whether the repeating stretch of layers is compiled once (`find_pattern`).
     x: Input of the first layer.
-    context: The context of all layers.
+    context: The context of all layers. With `gate_residual`, its `before` is zeros.
     routing: The outside routing inputs of all layers with experts.
     kinds: For each layer, its kind. Layers of one kind are alike. None means that the kind is
       whether the layer has experts.
@@ -111,7 +125,7 @@ def run_layers(
     """Returns the row of the first layer with experts from `layer` on."""
     return sum(has_experts[:layer])
 
-  auxes = []
+  auxes, carry = [], (x, context.before)
   repeats = [pattern.scanned] if pattern.repeats else []
   for layer in (*layers[: pattern.prefix], *repeats, *layers[pattern.scanned.stop :]):
     if isinstance(layer, range):
@@ -120,14 +134,15 @@ def run_layers(
       scanned_routing = jax.tree.map(
         lambda leaf: leaf.reshape(pattern.repeats, -1, *leaf.shape[1:]), scanned_routing
       )
-      x, aux = _repeats(block, kinds, has_experts, pattern)(x, context, scanned_routing)
+      carry, aux = _repeats(block, kinds, has_experts, pattern)(carry, context, scanned_routing)
       # Merges the two axes again, to [Lm of all repetitions, ...].
       auxes.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux))
     else:
       layer_routing = rows(routing, row(layer)) if has_experts[layer] else None
-      x, aux = block(kinds[layer], False)(name=f"layer_{layer}")(x, context, layer_routing)
+      one = block(kinds[layer], False)(name=f"layer_{layer}")
+      carry, aux = run_block(one, carry, context, layer_routing)
       auxes.append(stack([aux]))
-  return x, concatenate(auxes)
+  return carry[0], concatenate(auxes)
 
 
 def _repeats(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -59,7 +61,7 @@ class Block(nn.Module):
 
 
 def transformer_block(
-  has_experts: bool,
+  kind: Hashable,
   scanned: bool,
   *,
   attention: Factory,
@@ -67,6 +69,8 @@ def transformer_block(
   moe: Factory | None,
   norm: Factory,
   cross: Factory | None = None,
+  global_attention: Factory | None = None,
+  hash_moe: Factory | None = None,
   extra_ffn: bool = False,
   dropout: float = 0.0,
   remat: str = "none",
@@ -74,24 +78,29 @@ def transformer_block(
   """Returns a factory of a layer.
 
   Args:
-    has_experts: Whether the layer's FFN is `moe`; otherwise it is `dense`.
+    kind: Whether the layer's FFN is `moe` (otherwise it is `dense`), or "hash" if it is `hash_moe`;
+      with `global_attention`, a pair of this and whether its attention is the global one.
     scanned: Whether the layer is in the body of a scan.
     attention: Makes the self-attention.
     dense: Makes the FFN of a layer without experts.
     moe: Makes the FFN of a layer with experts; None if no layer has any.
     norm: Makes a normalisation.
     cross: Makes the attention to an encoder's output; None means that there is none.
+    global_attention: Makes the self-attention of layers whose kind says so. None means that that of
+      all layers is alike.
+    hash_moe: Makes the FFN of a layer whose tokens take experts by their ids; None without any.
     extra_ffn: Whether a `dense` FFN with its own norm and residual comes right before the experts
       of a layer (ST-MoE).
     dropout: Probability of dropout on the output of each sublayer.
     remat: A key of `REMAT`.
   """
+  has_experts, is_global = kind if isinstance(kind, tuple) else (kind, False)
   return make_block(
     Block,
     remat,
     scanned,
-    attention=attention,
-    ffn=moe if has_experts else dense,
+    attention=global_attention if is_global else attention,
+    ffn={False: dense, True: moe, "hash": hash_moe}[has_experts],
     norm=norm,
     cross=cross,
     extra=dense if has_experts and extra_ffn else None,

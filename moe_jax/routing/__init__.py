@@ -32,11 +32,14 @@ _FILES = (
   "base",
   "sinkhorn",
   "hash_layer",
+  "hash_top_k",
   "random_choice",
   "relu",
   "top_p",
   "expert_threshold",
   "sequence_top_k",
+  "token_rounding",
+  "sparse_mixer",
 )
 
 ROUTERS: dict[str, Router] = {

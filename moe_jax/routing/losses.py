@@ -18,6 +18,7 @@ the same K experts and P is concentrated on them:
 | importance of gates | 0                          | E - 1 (one gate), E/K - 1 (K equal gates)     |
 | load                | 0                          | E/K - 1                                       |
 | sparsity            | a token's summed gates     | E/K times a token's summed gates              |
+| similarity          | 0 for orthonormal columns  | E^2 - E for E equal columns of length 1       |
 """
 
 from __future__ import annotations
@@ -111,6 +112,23 @@ def communication_terms(
   visits = jnp.zeros((num_tokens, num_experts)).at[plan.token, plan.expert].set(1.0, mode="drop")
   sent = jnp.max(visits.reshape(num_tokens, devices, -1), axis=-1)  # [S, D]
   return _mean(sent, weight) / devices_a_token, by_device(_mean(_probs(logits), weight), devices)
+
+
+def similarity(matrix: Float[Array, "D E"]) -> Float[Array, ""]:
+  """Returns SimBal's loss of a router's matrix R, ||R^T R - I||_1 (arXiv 2506.14038).
+
+  It is 0 if the columns of R are orthonormal. Logits then have the dot products of the tokens'
+  projections, so that similar tokens get similar experts. The norm is the sum of absolute entries.
+  It uses neither tokens nor assignments.
+
+  Deviation: the paper starts R as an orthogonal matrix. Here it starts small, and the loss makes it
+  orthogonal.
+
+  Args:
+    matrix: R, with one column for each expert.
+  """
+  product = jnp.matmul(matrix.T, matrix, precision=jax.lax.Precision.HIGHEST)
+  return jnp.sum(jnp.abs(product - jnp.eye(matrix.shape[-1])))
 
 
 def by_device(values: Float[Array, "E"], devices: int) -> Float[Array, "D"]:

@@ -226,7 +226,7 @@ def route(
   expert = select(ranked, k, ties=None if ranked is logits else logits)
   return token_choice(
     expert,
-    _gates(s, logits, expert, gate_norm, norm_eps),
+    gates(s, logits, expert, gate_norm, norm_eps),
     context,
     logits.shape[-1],
     priority=priority,
@@ -234,7 +234,7 @@ def route(
   )
 
 
-def _gates(
+def gates(
   s: Score, logits: Float[Array, "S E"], expert: Int[Array, "S K"], gate_norm: str, norm_eps: float
 ) -> Float[Array, "S K"]:
   """Returns the gates of the chosen experts."""

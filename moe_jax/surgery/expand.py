@@ -51,12 +51,12 @@ def expand(
         grown,
         f"{path} has {experts} experts already; set --config.model.moe.num_experts={2 * experts}",
       )
-    if "router_hidden" in arrays:
+    if "router_hidden" in arrays or arrays["router"].shape[-1] < grown:
       raise ConfigError(
         "model.moe.gate_network",
-        "tanh",
-        "the hidden layer of this router grows with the experts, so that old logits would change; "
-        "begin with a model with gate_network='linear'",
+        "tanh" if "router_hidden" in arrays else "product_keys",
+        "all columns of this router change with the number of experts, so that old logits would, "
+        "too; begin with a model with gate_network='linear'",
       )
     parents = generator.integers(experts, size=grown - experts)
     for name, array in arrays.items():

@@ -128,6 +128,10 @@ def test_flops_of_a_window():
     accounts.flops_per_token(config(DENSE | {"model.sliding_window": w}), 10) for w in (0, 6, 99)
   ]
   assert windows == [2 * MATRICES + 4 * 8 * seen for seen in (16, 6, 16)]
+  # Of three layers, the second one sees all 16.
+  changes = {"model.num_layers": 3, "model.sliding_window": 6, "model.global_every": 2}
+  layers = accounts.flops_per_token(config(DENSE | changes), 10)
+  assert layers == 2 * (3 * MATRICES - 2 * 80) + 4 * 8 * (6 + 16 + 6)
 
 
 def test_flops_of_latent_attention():

@@ -32,6 +32,7 @@ def test_by_hand():
   assert accounts.exchange_bytes(config(**{"model.remat": "full"})) == 8192 * 6 / 4
   assert accounts.exchange_bytes(config(**{"model.remat": "exchanges"})) == 8192
   assert accounts.exchange_bytes(config(**{"model.dtype": "bfloat16"})) == 8192 / 2
+  assert accounts.exchange_bytes(config(**{"model.moe.latent_width": 2})) == 8192 / 4
 
 
 def test_slots_travel_filled_or_not():

@@ -101,3 +101,28 @@ def test_the_model_in_words():
   assert "one more before each of the 5 layers' experts" in lines["ffn"]
   assert lines["batch"].startswith("32 rows of 256 tokens to 30,")
   assert "keys and values from 512, full queries" in _model(model__attention="latent")["attention"]
+  words = _model(
+    model__qk_norm=True,
+    model__qk_norm_over="head",
+    model__sinks=True,
+    model__rotary_dim=16,
+    model__sliding_window=8,
+    model__global_every=2,
+    model__global_positions=False,
+  )["attention"]
+  assert words.endswith(
+    "normalised queries and keys head by head, 16 features rotated, sinks, window of 8, each 2. "
+    "layer without window or positions"
+  )
+
+
+def test_where_experts_compute_and_what_the_first_layers_read():
+  # Catches words about options that a layer does not have.
+  changes = {
+    "model.moe.latent_width": 32,
+    "model.moe.hash_layers": 1,
+    "model.moe.router.name": "scored_top_k",
+  }
+  words = accounts.routing_summary(config(changes))
+  assert "of width 512 in a space of width 32, by hash_top_k in the first 1 of the layers" in words
+  assert "space" not in accounts.routing_summary(config())

@@ -38,6 +38,7 @@ def test_experts_have_an_activation_of_their_own(soft_slots):
     "model.ffn_bias": "additive",
     "model.moe.num_shared_experts": 1,
     "model.moe.soft_slots": soft_slots,
+    "model.moe.expert_bias": True,
   }
   for own, expected in (("", "swiglu"), ("gelu", "gelu")):
     c = config(changes | {"model.moe.activation": own})
@@ -45,7 +46,7 @@ def test_experts_have_an_activation_of_their_own(soft_slots):
     moe = parts["moe"].keywords
     made = (parts["dense"].keywords, moe, moe["shared"].keywords)
     assert [part["activation"] for part in made] == ["swiglu", expected, expected]
-    assert all(part["ffn_bias"] == "additive" for part in made)
+    assert all(part["ffn_bias"] == "additive" for part in made) and moe["expert_bias"]
 
 
 def test_expert_choice_sizes_its_own_slots():

@@ -40,7 +40,7 @@ SENDS |= dict.fromkeys(("all_gather", "grouped"), {"all-gather", "reduce-scatter
 def inputs(groups=G):
   """Returns (plan, x, experts, d_y) with uneven loads, which overflow C slots.
 
-  Some assignments name no expert, and the experts have gates and hidden biases.
+  Some assignments name no expert, and the experts have gates and all biases.
   """
   rng = np.random.default_rng(0)
 
@@ -48,8 +48,9 @@ def inputs(groups=G):
     return jnp.asarray(rng.normal(size=shape) / 2, jnp.float32)
 
   experts = Experts(
-    normal(E, D, F), normal(E, F, D), normal(E, D, F), "swiglu", normal(E, F), "additive"
+    normal(E, D, F), normal(E, F, D), normal(E, D, F), "clamped_swiglu", normal(E, F), "additive"
   )
+  experts = experts.replace(up_bias=normal(E, F), gate_bias=normal(E, F), down_bias=normal(E, D))
   scores = np.log(np.geomspace(4, 0.5, E + 1)) + rng.gumbel(size=(groups, S, E + 1))
   expert = (
     np.argsort(-scores, axis=-1)[..., :K].swapaxes(1, 2).reshape(groups, K * S).astype(np.int32)
@@ -121,8 +122,8 @@ def test_any_mesh_computes_the_same(name, sizes):
 
 @pytest.mark.parametrize("name", ["all_to_all", "ragged_all_to_all", "grouped"])
 def test_dropless_with_weights_split_over_fsdp_and_tensor(name):
-  # Catches partial sums over "tensor" that are added up twice or not at all, and shards of weights
-  # that are gathered along the wrong axis.
+  # Catches partial sums over "tensor" that are added up twice or not at all, biases of outputs that
+  # are added once for each shard, and shards of weights that are gathered along the wrong axis.
   assert_as_on_one_device(name, MESHES[2], capacity=None)
 
 
@@ -184,6 +185,7 @@ def test_place():
   assert (where.tokens, where.expert, where.tensor) == (("fsdp", "expert"), 2, True)
   assert where.weights.up == PartitionSpec("expert", "fsdp", "tensor")
   assert where.weights.hidden_bias == PartitionSpec("expert", "tensor")
+  assert where.weights.down_bias == PartitionSpec("expert", "fsdp")
   where = place(1, experts, {"data": 2, "fsdp": 2, "expert": 2, "tensor": 1})
   assert (where.tokens, where.expert, where.tensor) == ((), 2, False)
   assert where.weights.down == PartitionSpec("expert", None, None)

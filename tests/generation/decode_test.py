@@ -35,6 +35,7 @@ ZERO = DEEP | {
   "moe__zero_experts": 1,
   "moe__copy_experts": 1,
   "moe__constant_experts": 2,
+  "moe__gate_residual": True,
   "moe__routed_scale": 2.0,
 }
 BRAINFORMER = {
@@ -47,6 +48,9 @@ CASES = {
   "rope": DEEP,
   "unrolled": DEEP | {"scan_layers": False, "num_layers": 3},
   "window": {"sliding_window": 3, "moe__capacity_factor": 0.5},
+  # Windows and whole rows in turn; a row of cache is 3 places or all.
+  "global": DEEP
+  | {"sliding_window": 3, "global_every": 2, "global_positions": False, "sinks": True},
   "relative": RELATIVE | {"moe__extra_ffn": True},
   "relative_shared": RELATIVE | {"relative_shared": True, "sliding_window": 2},
   "latent": LATENT,

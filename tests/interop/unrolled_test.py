@@ -34,6 +34,23 @@ def test_scans_do_not_change_the_names(tmp_path):
   assert biases == [f"layer_{i}/{unrolled.BIAS}" for i in (1, 3, 5)]
 
 
+def test_layers_that_differ_in_attention(tmp_path):
+  # Of seven layers, which all have experts, 2 and 5 are global, so that three repeat twice. Catches
+  # a pattern of experts alone, and kinds of dense layers that count as layers with experts.
+  changes = {
+    "model__num_layers": 7,
+    "model__moe__first": 1,
+    "model__moe__every": 1,
+    "model__global_every": 3,
+    "model__moe__balancing__rule": "sign",
+    "model__moe__balancing__rate": 0.1,
+  }
+  scanned = names(tmp_path, **changes)
+  assert scanned == names(tmp_path, model__scan_layers=False, **changes)
+  biases = [name for name in scanned if name.endswith(unrolled.BIAS)]
+  assert biases == [f"layer_{i}/{unrolled.BIAS}" for i in range(1, 7)]
+
+
 def test_towers_are_numbered_apart(tmp_path):
   # Catches a decoder that is unrolled by the encoder's pattern.
   found = names(

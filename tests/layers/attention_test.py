@@ -64,7 +64,7 @@ def by_loops(layer, w, x, memory=None, memory_segments=None):
   for name, rows in (("query", x), ("key", source), ("value", source)):
     t = np.einsum("bld,dhp->blhp", rows, w[name]) + (w[f"{name}_bias"] if o.qkv_bias else 0.0)
     if o.qk_norm and name != "value":
-      flat = t.reshape(*t.shape[:2], -1)
+      flat = t if o.qk_norm_over == "head" else t.reshape(*t.shape[:2], -1)
       flat = (
         flat
         / np.sqrt(np.mean(flat**2, axis=-1, keepdims=True) + layer.norm_eps)
@@ -73,7 +73,11 @@ def by_loops(layer, w, x, memory=None, memory_segments=None):
       t = flat.reshape(t.shape)
     t = np.clip(t, -o.clip_qkv, o.clip_qkv) if o.clip_qkv else t
     rotate = o.position == "rope" and name != "value"
-    heads[name] = np.asarray(rope(jnp.asarray(t), POSITIONS, o.rope_theta)) if rotate else t
+    if rotate:
+      turned = o.rotary_dim or o.head_dim
+      first = rope(jnp.asarray(t[..., :turned]), POSITIONS, o.rope_theta)
+      t = np.concatenate([first, t[..., turned:]], axis=-1)
+    heads[name] = t
   y = np.zeros(x.shape)
   for b, h, i in np.ndindex(B, o.num_heads, L):
     g = h // (o.num_heads // o.num_kv_heads)
@@ -90,8 +94,9 @@ def by_loops(layer, w, x, memory=None, memory_segments=None):
     ]
     if o.position == "relative":
       scores += w["relative_bias"][h, buckets[b, i, visible_keys]]
+    total = np.sum(np.exp(scores)) + (np.exp(w["sink_bias"][h]) if o.sinks else 0)
     for s, j in zip(scores, visible_keys, strict=True):
-      y[b, i] += np.exp(s) / np.sum(np.exp(scores)) * heads["value"][b, j, g] @ w["output"][h]
+      y[b, i] += np.exp(s) / total * heads["value"][b, j, g] @ w["output"][h]
   return y + w["output_bias"] if o.output_bias else y
 
 
@@ -130,6 +135,9 @@ OPTIONS = [
   {"qk_norm": True, "norm_eps": 0.09},
   {"clip_qkv": 0.7},
   {"qk_norm": True, "clip_qkv": 0.7},
+  {"qk_norm": True, "qk_norm_over": "head"},
+  {"rotary_dim": 4},
+  {"sinks": True},
   {"sliding_window": 2},
   {"query_scale": 1.0},
   RELATIVE,
@@ -140,6 +148,7 @@ OPTIONS = [
     "clip_qkv": 0.7,
     "sliding_window": 3,
     "query_scale": 0.3,
+    "sinks": True,
     **RELATIVE,
   },
 ]
@@ -150,13 +159,17 @@ def test_options_equal_loops(fields):
   # Catches a bias after the clip, a clip before the norm (OLMoE normalises first), a norm per head
   # instead of one per token, a norm after the rotation or of values, and a norm with another
   # epsilon. Catches a relative bias of another query head of the same group, distances of the wrong
-  # sign, and a relative bias that is scaled with the scores.
+  # sign, and a relative bias that is scaled with the scores. Catches a sink of another head, and
+  # rotation of the last features where it is of the first.
   w, _ = check(make(num_heads=4, num_kv_heads=2, head_dim=6, **fields))
   vectors = (
     {"query_bias": (4, 6), "key_bias": (2, 6), "value_bias": (2, 6)} if "qkv_bias" in fields else {}
   )
   vectors |= {"output_bias": (D,)} if "output_bias" in fields else {}
-  vectors |= {"query_norm": (24,), "key_norm": (12,)} if "qk_norm" in fields else {}
+  if "qk_norm" in fields:
+    by_head = "qk_norm_over" in fields
+    vectors |= {"query_norm": (6 if by_head else 24,), "key_norm": (6 if by_head else 12,)}
+  vectors |= {"sink_bias": (4,)} if "sinks" in fields else {}
   vectors |= {"relative_bias": (4, 4)} if fields.get("position") == "relative" else {}
   shapes = {name: jax.tree.leaves(leaf)[0].shape for name, leaf in w.items()}
   assert shapes == vectors | {

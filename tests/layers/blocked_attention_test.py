@@ -97,6 +97,23 @@ def check(plain, blocked, arguments):
     np.testing.assert_allclose(gradient, wanted, atol=1e-5)
 
 
+def test_sinks_stand_beside_the_keys_of_each_block():
+  # Catches blocks whose heads have no sink or that of another head, and a sink that does not learn.
+  arguments = draw(19)
+  segments, _ = documents(19)
+  sink = jnp.asarray(np.random.default_rng(2).normal(size=(K, G)), jnp.float32)
+
+  def plain(q, k, sink):
+    return attend(q, k, arguments[2], visible(segments), sink=sink)
+
+  def blocked(q, k, sink):
+    return attend_in_blocks(q, k, arguments[2], segments, segments, block=4, sink=sink)
+
+  check(plain, blocked, [*arguments[:2], sink])
+  without = attend(*arguments, visible(segments))
+  assert not np.allclose(plain(*arguments[:2], sink), without, atol=1e-3)
+
+
 def test_attention_to_a_memory():
   # The last query's document has no key. Catches a causal mask over a memory, keys of nobody that
   # are seen, and an average for a query that sees nothing.

@@ -89,10 +89,12 @@ class Three(nn.Module):
   """Three experts with model width 4 and hidden width 6."""
 
   ffn_bias: str = "none"
+  activation: str = "swiglu"
+  biases: bool = False
 
   @nn.compact
   def __call__(self):
-    return experts(self, 3, 4, 6, "swiglu", self.ffn_bias, 0.5)
+    return experts(self, 3, 4, 6, self.activation, self.ffn_bias, 0.5, self.biases)
 
 
 def test_weights_of_experts():
@@ -116,3 +118,22 @@ def test_weights_of_experts():
   plain = nn.unbox(Three().init(jax.random.key(0)))["params"]
   for name, weight in plain.items():
     np.testing.assert_array_equal(weight, boxes[name].value)
+
+
+def test_biases_of_experts():
+  # Catches biases with an effect at initialisation, a bias of a gate that is not there, and other
+  # matrices than without biases.
+  plain = nn.unbox(Three().init(jax.random.key(0)))["params"]
+  made, variables = Three(biases=True).init_with_output(jax.random.key(0))
+  boxes = variables["params"]
+  assert {name: box.names for name, box in boxes.items() if name not in plain} == {
+    "up_bias": ("expert", "mlp"),
+    "gate_bias": ("expert", "mlp"),
+    "down_bias": ("expert", "embed"),
+  }
+  assert made.up_bias.shape == made.gate_bias.shape == (3, 6) and made.down_bias.shape == (3, 4)
+  assert not any(np.any(boxes[name].value) for name in boxes.keys() - plain.keys())
+  for name, weight in plain.items():
+    np.testing.assert_array_equal(weight, boxes[name].value)
+  ungated = Three(activation="relu", biases=True).init(jax.random.key(0))["params"]
+  assert set(ungated) == {"up", "down", "up_bias", "down_bias"}

@@ -49,6 +49,16 @@ def test_tanh_has_a_hidden_layer_of_as_many_units_as_experts():
   np.testing.assert_allclose(logits, np.tanh(X @ p["router_hidden"]) @ p["router"], rtol=1e-5)
 
 
+def test_product_keys_are_sums_of_two_halves():
+  # Expert 2 i + j has the sum of key i of the first half and key j of the second. Catches halves
+  # that are swapped, and a matrix with a column for each expert.
+  _, p, (logits, _) = _run(network="product_keys")
+  assert p["router"].shape == (5, 4)
+  keys = np.einsum("gsd,de->gse", X, p["router"])
+  expected = [keys[..., i] + keys[..., 2 + j] for i in range(2) for j in range(2)]
+  np.testing.assert_allclose(logits, np.stack(expected, axis=-1), rtol=1e-5)
+
+
 def test_zero_initialisation():
   # In Shazeer 2017, appendix A, W_g = W_noise = 0, so that all experts begin equal, with noise of
   # standard deviation softplus(0) = ln 2. Catches noise weights that follow the router's scale, and

@@ -49,6 +49,9 @@ def test_balance_over_groups_and_over_all():
   assert value("load") == pytest.approx(E - 1, rel=1e-3)
 
 
+FACTS = RouterFacts(matrix=jnp.eye(3, E) / 2)
+
+
 def test_groups_weigh_as_many_tokens_as_they_have():
   # A group that is only padding must not pull a mean towards 0. Catches a plain mean over groups.
   logits = jax.random.normal(jax.random.key(0), (2, L, E))
@@ -56,7 +59,7 @@ def test_groups_weigh_as_many_tokens_as_they_have():
   run = tiny.quick_jit(
     lambda logits, valid: auxiliary_losses(
       tiny.loss_options(*names, devices=2),
-      RouterFacts(),
+      FACTS,
       logits,
       jax.vmap(lambda l, v: top_k(l, RoutingContext(valid=v), k=2))(logits, valid),
       RoutingContext(valid=valid),
@@ -109,7 +112,7 @@ def test_losses_and_gradients_of_parts_add_up():
     )
 
   def loss(logits, part, *whole):
-    by_name = auxiliary_losses(options, RouterFacts(), *loss_inputs(logits, part), *whole)
+    by_name = auxiliary_losses(options, FACTS, *loss_inputs(logits, part), *whole)
     return sum(weights[name] * value for name, value in by_name.items()), by_name
 
   @tiny.quick_jit

@@ -426,3 +426,36 @@ def test_what_published_routers_learn_gets_a_gradient():
   slopes = tiny.quick_jit(jax.grad(loss))(variables)["params"]
   for name in ("router_bias", "router_gate_scale", "router_norm"):
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(slopes[name])) > 1e-3, name
+
+
+@pytest.mark.parametrize("dispatcher", ["einsum", "grouped"])
+def test_experts_in_a_narrower_space(dispatcher):
+  # The layer is that of three-wide experts between two matrices. Catches a router or a shared
+  # expert that sees the narrow tokens, gates that are applied twice, and matrices that are swapped.
+  shared = functools.partial(DenseFfn, d_ff=3, activation="gelu")
+  layer = make(latent_width=3, dispatcher=dispatcher, shared=shared)
+  variables = initialise(layer)
+  w = variables["params"]
+  assert w["up"].shape == (E, 3, 5) and w["down"].shape == (E, 5, 3)
+  assert w["latent_down"].shape == (D, 3) and w["latent_up"].shape == (3, D)
+  y, _ = run(layer, variables, X, context())
+  probs = jax.nn.softmax(X @ w["router"], axis=-1)
+  gates, chosen = jax.lax.top_k(probs, 2)
+  narrow = X @ w["latent_down"]
+  every = jnp.einsum(
+    "blef,efw->blew", jax.nn.gelu(jnp.einsum("blw,ewf->blef", narrow, w["up"])), w["down"]
+  )
+  picked = jnp.take_along_axis(every, chosen[..., None], axis=2)
+  expected = jnp.sum(gates[..., None] * picked, axis=2) @ w["latent_up"]
+  expected += jax.nn.gelu(X @ w["shared"]["up"]) @ w["shared"]["down"]
+  np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_output_of_narrow_experts_begins_small():
+  # Catches a scale of the residual stream on the experts inside, or on both.
+  plain, scaled = (
+    nn.unbox(make(latent_width=3, output_scale=s).init(jax.random.key(1), X, context()))["params"]
+    for s in (1.0, 0.25)
+  )
+  np.testing.assert_allclose(scaled["latent_up"], 0.25 * plain["latent_up"], rtol=1e-6)
+  np.testing.assert_array_equal(scaled["down"], plain["down"])

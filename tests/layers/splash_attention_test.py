@@ -58,15 +58,16 @@ def test_values_and_gradients_equal_the_plain_form(options):
     ({}, ""),
     ({"length": 200}, "128 does not divide 200"),
     ({"has_bias": True}, "it has no biases"),
+    ({"has_sinks": True}, "it has no sinks"),
     ({"has_dropout": True}, "it has no dropout"),
     ({"kv_heads": 3}, "devices cannot share 3 key-value heads"),
   ],
   ids=str,
 )
 def test_what_the_kernel_cannot_compute(changes, words):
-  # Catches a kernel that refuses while a step is traced, ignores biases or dropout, or has each
-  # device compute the heads of others.
-  options = {"length": 1024, "kv_heads": 4, "has_bias": False, "has_dropout": False}
+  # Catches a kernel that refuses while a step is traced, that ignores biases, sinks or dropout, or
+  # that has each device compute the heads of others.
+  options = dict(length=1024, kv_heads=4, has_bias=False, has_sinks=False, has_dropout=False)
   with jax.set_mesh(sharding.make_mesh({"tensor": 2})):
     assert obstacle(**options | changes) == words
 
@@ -84,7 +85,7 @@ def test_old_tpus_have_no_kernel():
   def found(name):
     machine = topology.parse(name)
     with jax.set_mesh(sharding.make_mesh({"data": -1}, topology.make_devices(machine))):
-      return obstacle(1024, 4, has_bias=False, has_dropout=False)
+      return obstacle(1024, 4, has_bias=False, has_sinks=False, has_dropout=False)
 
   assert found("v3:2x2") == "it cannot be compiled for TPU v3" and found("v5e:2x2") == ""
 

@@ -122,6 +122,116 @@ def test_scanned_layers_equal_unrolled_layers(changes):
   assert aux.metrics["load"][0, 1] == 0.5 and aux.metrics["load"][1, 3] == 0.5
 
 
+def test_global_layers_see_further_and_no_positions():
+  # With a window of 2, a change of the first token reaches place i after i layers. The second of
+  # four layers is global, so that it reaches all places by then; of two layers without a global
+  # one it reaches only two. Without positions, a global layer alone cannot tell the order of the
+  # tokens before. Catches a window in global layers, none in others, and positions that stay.
+  def reached(**changes):
+    model = make(sliding_window=2, moe__num_experts=0, **changes)
+    tokens, *rest = batch = packed([[8]])
+    variables = initialise(model, batch)
+    logits = run(model, variables, batch)[0]
+    moved = run(model, variables, (tokens.at[0, 0].add(1) % V, *rest))[0]
+    return list(np.flatnonzero(np.any(logits != moved, axis=-1)[0]))
+
+  assert reached(num_layers=2) == [0, 1, 2]
+  assert reached(num_layers=2, global_every=2) == list(range(L))
+  assert reached(num_layers=4, global_every=3) == list(range(L))
+
+  def last(order, **changes):
+    model = make(num_layers=1, moe__num_experts=0, global_every=1, **changes)
+    tokens, *rest = batch = packed([[8]])
+    return run(model, initialise(model, batch), (tokens[:, order], *rest))[0][0, -1]
+
+  swapped = np.asarray([1, 0, *range(2, L)])
+  np.testing.assert_allclose(
+    last(swapped, global_positions=False), last(np.arange(L), global_positions=False), atol=1e-5
+  )
+  assert not np.allclose(last(swapped), last(np.arange(L)), atol=1e-3)
+
+
+def test_the_first_layers_take_experts_by_hash():
+  # Of five layers with experts, the first two route by ids: two tokens of one id share their
+  # experts whatever precedes them, also after a change of the router. The scan has other kinds of
+  # layers beside it. Catches layers of the wrong kind, one hash for all layers, and gates that are
+  # not learned.
+  changes = {
+    "num_layers": 5,
+    "moe__first": 0,
+    "moe__every": 1,
+    "moe__hash_layers": 2,
+    "moe__router__name": "scored_top_k",
+    "moe__router__scored_top_k__gate_norm": "none",
+    "moe__balancing__rule": "sign",
+    "moe__balancing__rate": 0.1,
+  }
+  model = make(**changes)
+  assert model.kinds == ("hash", "hash", True, True, True)
+  tokens, *rest = packed([[8]])
+  tokens = jnp.asarray([[5, 9, 5, 1, 9, 5, 2, 3]])
+  variables = initialise(model, (tokens, *rest))
+  assert set(variables["params"]) >= {"repeats"}
+
+  def experts(params):
+    _, aux = run(model, variables | {"params": params}, (tokens, *rest), return_routing=True)
+    plan = aux.metrics["plan"]
+    return np.asarray(plan.expert)[:, 0].reshape(5, 2, L), np.asarray(plan.gate)[:, 0]
+
+  chosen, gates = experts(variables["params"])
+  flipped = jax.tree_util.tree_map_with_path(
+    lambda path, w: -w if path[-1].key == "router" else w, variables["params"]
+  )
+  others, other_gates = experts(flipped)
+  for layer in range(2):
+    assert np.all(chosen[layer, :, 0] == chosen[layer, :, 2])
+    assert np.all(chosen[layer, :, 1] == chosen[layer, :, 4])
+    np.testing.assert_array_equal(others[layer], chosen[layer])
+    assert not np.allclose(gates[layer], other_gates[layer])
+  assert np.any(chosen[0] != chosen[1]) and np.any(others[2] != chosen[2])
+  unrolled = make(**changes, scan_layers=False)
+  assert "layer_4" in initialise(unrolled, (tokens, *rest))["params"]
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_routers_read_the_logits_of_the_layer_before(scan_layers):
+  # Of six layers, 1, 3 and 5 have experts. Without the matrix of the last one, its logits lack
+  # those of the layer before times this matrix; they are compared up to a constant of each token.
+  # Catches logits that dense layers or repetitions lose, those of another layer, and a matrix that
+  # is transposed.
+  changes = {"num_layers": 6, "moe__first": 1, "moe__gate_residual": True}
+  model = make(**changes, scan_layers=scan_layers)
+  batch = packed([[8]])
+  variables = initialise(model, batch)
+
+  def log_probabilities(params):
+    _, aux = run(model, variables | {"params": params}, batch, return_routing=True)
+    return np.log(aux.metrics["probabilities"])
+
+  def without_the_last(path, leaf):
+    if path[-1].key != "router_residual":
+      return leaf
+    if scan_layers:
+      return leaf.at[-1].set(0)
+    return jnp.zeros_like(leaf) if path[0].key == "layer_5" else leaf
+
+  params = variables["params"]
+  full = log_probabilities(params)
+  less = log_probabilities(jax.tree_util.tree_map_with_path(without_the_last, params))
+  np.testing.assert_allclose(less[:2], full[:2], atol=1e-6)
+  place = params["repeats"]["layer_1"] if scan_layers else params["layer_5"]
+  matrix = place["ffn"]["router_residual"]
+  added = full[1] @ (matrix[-1] if scan_layers else matrix)
+  centred = [each - each.mean(axis=-1, keepdims=True) for each in (full[2] - less[2], added)]
+  # A constant c of the logits before adds c times the sums of the matrix's columns.
+  columns = np.asarray((matrix[-1] if scan_layers else matrix).sum(axis=0))
+  columns = columns - columns.mean()
+  rest = centred[0] - centred[1]
+  rest -= (rest @ columns / (columns @ columns))[..., None] * columns
+  np.testing.assert_allclose(rest, 0, atol=1e-4)
+  assert np.abs(centred[0]).max() > 0.01
+
+
 def test_a_stored_plan_is_followed_by_every_layer():
   # Routers with other weights choose other experts, but with the stored plans of the first run they
   # give the same plans in every layer, scanned or not. Catches a layer that gets the plan of

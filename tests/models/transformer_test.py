@@ -37,6 +37,22 @@ def test_experts_take_the_place_of_the_dense_ffn():
   assert parts(False, cross=None) == ("Block", dense | {"cross": None})
 
 
+def test_global_layers_have_an_attention_of_their_own():
+  # Catches kinds whose two parts are swapped.
+  every = functools.partial(Part, "everything")
+  fields = parts((True, False), global_attention=every)[1]
+  assert (fields["attention"], fields["ffn"]) == ("attention", "moe")
+  fields = parts((False, True), global_attention=every)[1]
+  assert (fields["attention"], fields["ffn"]) == ("everything", "dense")
+
+
+def test_layers_by_hash():
+  # Catches a layer that gets the other router.
+  hashed = functools.partial(Part, "hashed")
+  assert parts("hash", hash_moe=hashed)[1]["ffn"] == "hashed"
+  assert parts(True, hash_moe=hashed)[1]["ffn"] == "moe"
+
+
 def test_remat_wraps_the_block():
   # Catches a `remat` that is not read.
   assert parts(True, remat="full")[0] != "Block"

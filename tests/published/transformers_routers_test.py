@@ -211,14 +211,14 @@ _FORMS = {
 }
 EXPRESSED = {name: form for form, names in _FORMS.items() for name in names.split()}
 
-# Classes that no options express, with the reason.
+# Classes that are not options of `scored_top_k` in a layer, with the reason.
 NOT = {
   "DbrxRouter": "makes logits only, and DbrxFFN chooses",
-  "DeepseekV4HashRouter": "takes experts by a table of token ids, and gates from logits",
-  "DogeCDMoE": "takes the best sums of two halves of a product key",
+  "DeepseekV4HashRouter": "is hash_top_k, whose table is computed; it has a test of its own",
+  "DogeCDMoE": "is top_k with gate_network='product_keys'; it has a test of its own",
   "GraniteDoclingDensityRouter": "predicts a density of images and routes to no experts",
   "InklingTopkRouter": "normalises the gates of routed and shared experts together",
-  "PhimoeTopKRouter": "is SparseMixer, whose gates leave out logits far below the largest",
+  "PhimoeTopKRouter": "is sparse_mixer; it has a test of its own",
   "ZayaRouter": "reads the router's state of the layer before, and has a class that skips",
   "ZayaRouterMLP": "makes the logits of ZayaRouter only",
 }
@@ -424,6 +424,153 @@ def test_the_layer_of_llama_4():
     num_shared_experts=1,
   )
   ours, _ = layer.apply({"params": jax.tree.map(jnp.asarray, params)}, jnp.asarray(hidden))
+  np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_hash_router_of_deepseek_v4():
+  # Its table gets the experts that our hash gives each id. Catches gates from other scores, or with
+  # another norm.
+  from moe_jax.routing import RoutingContext
+  from moe_jax.routing.hash_top_k import hash_top_k
+
+  module = importlib.import_module("transformers.models.deepseek_v4.modeling_deepseek_v4")
+  sizes = {"hidden_size": D, "num_local_experts": E, "num_experts_per_tok": K, "vocab_size": 32}
+  config = module.DeepseekV4Config(**sizes)
+  router = module.DeepseekV4HashRouter(config)
+  draw = np.random.default_rng(9)
+  hidden, weight = draw.normal(size=(S, D)), draw.normal(size=(E, D))
+  ids = draw.integers(0, 32, S)
+  table = hash_top_k(
+    jnp.zeros((32, E)), RoutingContext(token_ids=jnp.arange(32)), k=K
+  ).expert.reshape(K, 32)
+  with torch.no_grad():
+    router.weight.copy_(torch.tensor(weight))
+    router.tid2eid.copy_(torch.tensor(np.array(table.T)))
+    inputs = torch.tensor(hidden, dtype=torch.float32)
+    _, gates, experts = router(inputs[None], torch.tensor(ids)[None])
+  theirs = compare.table(
+    np.repeat(np.arange(S), K), experts.numpy().ravel(), gates.numpy().ravel(), S, E
+  )
+  logits = jnp.asarray(hidden @ weight.T, jnp.float32)
+  plan = hash_top_k(logits, RoutingContext(token_ids=jnp.asarray(ids)), k=K)
+  ours = compare.of_plan(plan, S) * config.routed_scaling_factor
+  np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_the_layer_of_doge():
+  # Its experts have one hidden unit. It is called token by token, because with several tokens it
+  # mixes their product keys. Catches keys of the wrong half, and experts in another order.
+  module = importlib.import_module("transformers.models.doge.modeling_doge")
+  sizes = {"hidden_size": D, "intermediate_size": 8, "num_experts": E, "num_experts_per_tok": K}
+  theirs = module.DogeCDMoE(module.DogeConfig(**sizes, hidden_act="relu")).eval()
+  draw = np.random.default_rng(7)
+  with torch.no_grad():
+    for tensor in theirs.parameters():
+      tensor.copy_(torch.tensor(draw.normal(scale=0.5, size=tensor.shape)))
+    # The shared expert, whose activation is gated, is left out.
+    theirs.down_proj.weight.zero_()
+    hidden = draw.normal(size=(S, D)).astype(np.float32)
+    rows = [theirs(torch.tensor(row)[None, None])[0].numpy() for row in hidden]
+    tensors = {name: tensor.numpy().copy() for name, tensor in theirs.named_parameters()}
+  params = {
+    "router": tensors["router_gate.weight"].T,
+    "up": tensors["down_embed.weight"][:, :, None],
+    "down": tensors["up_embed.weight"][:, None],
+  }
+  layer = moe_jax.moe_layer(E, 1, "top_k", {"k": K}, activation="relu", gate_network="product_keys")
+  ours, _ = layer.apply({"params": jax.tree.map(jnp.asarray, params)}, jnp.asarray(hidden)[None])
+  np.testing.assert_allclose(ours[0], np.concatenate(rows).reshape(S, D), rtol=1e-4, atol=1e-5)
+
+
+def test_the_router_of_phi_3_5_moe():
+  # In evaluation, where nothing is sampled. Catches another width of what is kept.
+  from moe_jax.routing import RoutingContext
+  from moe_jax.routing.sparse_mixer import sparse_mixer
+
+  module = importlib.import_module("transformers.models.phimoe.modeling_phimoe")
+  config = module.PhimoeConfig(hidden_size=D, num_local_experts=E, num_experts_per_tok=2)
+  config.router_jitter_noise = 0.1
+  router = module.PhimoeTopKRouter(config).eval()
+  draw = np.random.default_rng(9)
+  with torch.no_grad():
+    router.weight.copy_(torch.tensor(draw.normal(size=(E, D))))
+    hidden = torch.tensor(draw.normal(size=(S, D)), dtype=torch.float32)
+    logits, gates, experts = router(hidden)
+  theirs = compare.table(
+    np.repeat(np.arange(S), 2), experts.numpy().ravel(), gates.numpy().ravel(), S, E
+  )
+  plan = sparse_mixer(jnp.asarray(logits.numpy()), RoutingContext(), epsilon=0.1)
+  np.testing.assert_allclose(compare.of_plan(plan, S), theirs, rtol=1e-5)
+
+
+def test_the_layer_of_gpt_oss():
+  # Catches biases of another product or expert, a bias of outputs that its gate does not multiply,
+  # and gates that are normalised over all experts.
+  module = importlib.import_module("transformers.models.gpt_oss.modeling_gpt_oss")
+  config = module.GptOssConfig(hidden_size=D, intermediate_size=8, num_local_experts=E)
+  theirs = module.GptOssMLP(config).eval()
+  draw = np.random.default_rng(7)
+  with torch.no_grad():
+    for tensor in theirs.parameters():
+      tensor.copy_(torch.tensor(draw.normal(scale=0.5, size=tensor.shape)))
+    hidden = draw.normal(size=(1, S, D)).astype(np.float32)
+    expected = theirs(torch.tensor(hidden))[0].numpy().reshape(hidden.shape)
+    tensors = {name: tensor.numpy().copy() for name, tensor in theirs.named_parameters()}
+  pairs, pair_biases = tensors["experts.gate_up_proj"], tensors["experts.gate_up_proj_bias"]
+  params = {
+    "router": tensors["router.weight"].T,
+    "router_bias": tensors["router.bias"],
+    "gate": pairs[..., ::2],
+    "up": pairs[..., 1::2],
+    "gate_bias": pair_biases[..., ::2],
+    "up_bias": pair_biases[..., 1::2],
+    "down": tensors["experts.down_proj"],
+    "down_bias": tensors["experts.down_proj_bias"],
+  }
+  layer = moe_jax.moe_layer(
+    E, 8, "top_k", {"k": 4}, activation="clamped_swiglu", router_bias=True, expert_bias=True
+  )
+  ours, _ = layer.apply({"params": jax.tree.map(jnp.asarray, params)}, jnp.asarray(hidden))
+  np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_attention_of_gpt_oss():
+  # Catches a sink of another head, and one that is scaled as scores are.
+  from moe_jax.layers import Attention, AttentionOptions, LayerContext
+
+  module = importlib.import_module("transformers.models.gpt_oss.modeling_gpt_oss")
+  sizes = {"hidden_size": D, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6}
+  plain = {"rope_type": "default", "rope_theta": 150_000.0}
+  config = module.GptOssConfig(**sizes, rope_parameters=plain)
+  config._attn_implementation = "eager"
+  theirs = module.GptOssAttention(config, layer_idx=1).eval()
+  draw = np.random.default_rng(6)
+  with torch.no_grad():
+    for tensor in theirs.parameters():
+      tensor.copy_(torch.tensor(draw.normal(scale=0.5, size=tensor.shape)))
+    hidden = draw.normal(size=(1, 8, D)).astype(np.float32)
+    inputs, places = torch.tensor(hidden), torch.arange(8)[None]
+    rotary = module.GptOssRotaryEmbedding(config)(inputs, places)
+    mask = torch.triu(torch.full((8, 8), -torch.inf), diagonal=1)[None, None]
+    expected = theirs(inputs, position_embeddings=rotary, attention_mask=mask)[0].numpy()
+    tensors = {name: tensor.numpy().copy() for name, tensor in theirs.named_parameters()}
+  params = {"sink_bias": tensors["sinks"], "output_bias": tensors["o_proj.bias"]}
+  params["output"] = tensors["o_proj.weight"].T.reshape(4, 6, D)
+  for name, heads in (("query", 4), ("key", 2), ("value", 2)):
+    params[name] = tensors[f"{name[0]}_proj.weight"].T.reshape(D, heads, 6)
+    params[f"{name}_bias"] = tensors[f"{name[0]}_proj.bias"].reshape(heads, 6)
+  options = AttentionOptions(
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    rope_theta=150_000.0,
+    qkv_bias=True,
+    output_bias=True,
+    sinks=True,
+  )
+  ours = Attention(options).apply(
+    {"params": jax.tree.map(jnp.asarray, params)}, jnp.asarray(hidden), LayerContext.of_rows(1, 8)
+  )
   np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 

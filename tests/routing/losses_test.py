@@ -260,3 +260,14 @@ def test_the_variation_of_tiny_values():
   small = jnp.array([0.1, 0.3])
   gradient = jax.grad(losses.squared_variation)(small)
   assert float(gradient @ small) == pytest.approx(0.0, abs=1e-6) and float(gradient[1]) > 0.1
+
+
+def test_similarity_by_hand():
+  # R^T R is [[2, 1], [1, 2]] for the columns (1, 1, 0) and (0, 1, 1), which differs from I by 1 in
+  # each of four entries. Catches R R^T, which is 3 x 3, and a mean in place of the sum.
+  matrix = jnp.asarray([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+  assert float(losses.similarity(matrix)) == 4.0
+  assert float(losses.similarity(jnp.eye(5, 3))) == 0.0
+  # A column that is too short grows, and equal columns turn away from each other.
+  slope = jax.grad(losses.similarity)(jnp.asarray([[0.5, 0.5], [0.1, 0.0]]))
+  assert slope[0, 0] < 0 < slope[1, 0] or slope[1, 0] < 0

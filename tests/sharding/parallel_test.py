@@ -49,7 +49,7 @@ RUNS = [
 # These dispatchers use jax.lax.ragged_dot on TPUs, which compiles faster than their loops for CPUs.
 PLATFORM = {"grouped": "tpu", "all_gather": "tpu"}
 # The model has all that could differ between devices: a router whose state changes, experts that
-# overflow, noise, and a bias.
+# overflow, noise, and biases.
 CHANGES = {
   "model.d_model": 16,
   "model.num_layers": 1,
@@ -58,6 +58,7 @@ CHANGES = {
   "model.num_kv_heads": 2,
   "model.head_dim": 8,
   "model.ffn_bias": "additive",
+  "model.moe.expert_bias": True,
   "model.moe.first": 0,
   "model.d_ff": 32,
   "model.moe.d_ff": 8,
@@ -114,6 +115,19 @@ FAMILIES = {
     "model.latent.nope_dim": 8,
     "model.latent.rope_dim": 4,
     "model.latent.value_dim": 8,
+  },
+  "experts of 2025": {
+    "model.num_layers": 2,
+    "model.moe.every": 1,
+    "model.moe.latent_width": 8,
+    "model.moe.gate_residual": True,
+    "model.moe.simbal_loss": 0.01,
+    "model.activation": "clamped_swiglu",
+    "model.qk_norm": True,
+    "model.qk_norm_over": "head",
+    "model.sinks": True,
+    "model.sliding_window": 4,
+    "model.global_every": 2,
   },
   "exact quantile": {"model.moe.balancing.rule": "quantile", "model.moe.balancing.rate": 1.0},
   "without an FFN": {
@@ -297,6 +311,8 @@ OTHERS = [
   ("lstm", "einsum", WHOLE),
   ("latent", "all_to_all", WHOLE),
   ("exact quantile", "grouped", WHOLE),
+  ("experts of 2025", "all_to_all", WHOLE),
+  ("experts of 2025", "ragged_all_to_all", "data=2 expert=4"),
   ("without an FFN", "ragged_all_to_all", WHOLE),
   *((name, "all_to_all", WHOLE) for name in ROUTERS),
 ]
@@ -337,7 +353,10 @@ def test_the_run_exercises_what_it_should(family):
     if "v_row" in optimizers.keys(path) and slot.size > 8
   ]
   assert bool(factored) == (family == "adafactor")
-  assert all(np.abs(gradient).max() > 1e-3 for gradient in jax.tree.leaves(state.opt_state[0]))
+  # The first layer with experts has no logits before it, so that its matrix has no effect.
+  for path, gradient in jax.tree_util.tree_leaves_with_path(state.opt_state[0]):
+    without_effect = optimizers.keys(path)[-3:] == ("layer_0", "ffn", "router_residual")
+    assert (np.abs(gradient).max() > 1e-3) != without_effect, optimizers.keys(path)
 
 
 def assert_copies_agree(leaf):

@@ -45,7 +45,14 @@ def find(model_type: str) -> Any:
 # What no published family has, so that every one of them requires it: key of `model` -> value.
 PLAIN: Mapping[str, Any] = {
   "target_vocab_size": 0,
+  "qk_norm_over": "token",
+  "global_every": 0,
+  "rotary_dim": 0,
+  "sinks": False,
   "ffn_bias": "none",
+  "moe.expert_bias": False,
+  "moe.hash_layers": 0,
+  "moe.latent_width": 0,
   "moe.extra_ffn": False,
   "moe.soft_slots": 0,
   "moe.activation": "",
