@@ -59,7 +59,12 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("length, block, options", CASES, ids=str)
+def shown(value):
+  """Returns the id of a parameter, which must be the same in each process of the tests."""
+  return " ".join(value) if isinstance(value, dict) else None
+
+
+@pytest.mark.parametrize("length, block, options", CASES, ids=shown)
 def test_values_and_gradients_equal_the_plain_form(length, block, options):
   # Catches a key that is outside of the slice of a block, a slice that the ends of a row move but
   # whose mask stays, a window or a causal mask that is one place off, queries that fill up the last
