@@ -50,7 +50,7 @@ OPTIONS = {
   "relu": {"k": 2, "most": 4},
   "top_p": {"k": 2, "most": 4},
   "expert_threshold": {"k": 2, "most": 4},
-  "token_rounding": {"k": 2, "tile": 128},
+  "token_rounding": {"k": 2, "tile": 64},
   "sparse_mixer": {"k": 2},
 }
 # Routers that draw random numbers for every token.

@@ -217,7 +217,9 @@ class MoeLayer(nn.Module):
       y = dispatcher(busy, groups, weights, capacity, self.platform)
     else:
       down, up = latent
-      y = dispatcher(busy, groups @ down, weights, capacity, self.platform) @ up
+      narrow = groups @ down.astype(groups.dtype)
+      y = dispatcher(busy, narrow, weights, capacity, self.platform)
+      y = y @ up.astype(groups.dtype)
     if self.zero.count:
       y += zero_experts.outputs(scaled, groups, self.zero, constants)
     y = y.reshape(x.shape)
@@ -265,18 +267,9 @@ class MoeLayer(nn.Module):
     inner = self.latent_width
     if not inner:
       return None
-    down = projection(
-      self, "latent_down", (width, inner), ("embed", None), fan_in=width, dtype=self.dtype
-    )
-    up = projection(
-      self,
-      "latent_up",
-      (inner, width),
-      (None, "embed"),
-      fan_in=inner,
-      scale=self.output_scale,
-      dtype=self.dtype,
-    )
+    down = projection(self, "latent_down", (width, inner), ("embed", None), fan_in=width)
+    scale = self.output_scale
+    up = projection(self, "latent_up", (inner, width), (None, "embed"), fan_in=inner, scale=scale)
     return down, up
 
   def _ffn_part(self, plan: RoutingPlan) -> RoutingPlan:

@@ -543,3 +543,28 @@ def test_layers_with_and_without_a_window_are_refused():
     hugging_face.keys(settings)
   found = hugging_face.keys(settings | {"max_window_layers": 0})[1]
   assert found["model.sliding_window"] == 8
+
+
+@pytest.mark.parametrize(
+  "key, value",
+  [
+    ("qk_norm_over", "head"),
+    ("global_every", 2),
+    ("rotary_dim", 64),
+    ("sinks", True),
+    ("moe.expert_bias", True),
+    ("moe.latent_width", 64),
+    ("moe.logit_softcap", 5.0),
+    ("moe.gate_on", "input"),
+    ("moe.gate_residual", True),
+  ],
+)
+def test_options_that_no_family_has_are_not_written(key, value):
+  # Catches a model that is written as one that computes something else.
+  from moe_jax.commands import load_config
+
+  config = load_config("configs/mixtral.py:8x7b")
+  with config.ignore_type():
+    config.model.update_from_flattened_dict({key: value})
+  with pytest.raises(ConfigError, match=f"mixtral has model.{key}="):
+    hugging_face.settings_of(config, {})

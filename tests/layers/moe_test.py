@@ -449,6 +449,9 @@ def test_experts_in_a_narrower_space(dispatcher):
   expected = jnp.sum(gates[..., None] * picked, axis=2) @ w["latent_up"]
   expected += jax.nn.gelu(X @ w["shared"]["up"]) @ w["shared"]["down"]
   np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+  rows = X.astype(jnp.bfloat16)
+  alone = layer.clone(shared=None)
+  assert jax.eval_shape(lambda v: alone.apply(v, rows, context())[0], variables).dtype == rows.dtype
 
 
 def test_the_output_of_narrow_experts_begins_small():
