@@ -15,7 +15,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 SPARING_ARENAS = 2  # heaps of a command that spares memory
 # From this size on, such a command takes blocks from the system one by one, and returns them to it.
 _SMALL_BLOCK = 1 << 16
-_LARGEST = 2**31 - 1  # bytes; `mallopt` takes no larger number
+# Bytes. `mallopt` takes no larger number but -1, with which the heap would never shrink: a model of
+# 3 GB then took 7.4 GB.
+_LARGEST = 2**31 - 1
 
 
 def spare_memory() -> None:
@@ -33,8 +35,9 @@ def keep_memory() -> None:
 
   XLA's programs allocate their temporary buffers anew in each step. By default glibc returns them
   to the system after the step, and the next step pays for as many fresh pages, a fifth of a small
-  model's time. The process keeps the memory of its largest step instead. All threads share one
-  heap, because only that one can keep blocks above 64 MB.
+  model's time. Now up to 2 GB of free memory are kept at the end of the heap, and steps whose buffers
+  are near that size gain less. All threads share one heap, because only that one can keep blocks
+  above 64 MB.
   """
   if computes_on_cpu():
     _set({_ARENA_MAX: 1, _MMAP_THRESHOLD: _LARGEST, _TRIM_THRESHOLD: _LARGEST})
