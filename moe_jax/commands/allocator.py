@@ -35,9 +35,9 @@ def keep_memory() -> None:
 
   XLA's programs allocate their temporary buffers anew in each step. By default glibc returns them
   to the system after the step, and the next step pays for as many fresh pages, a fifth of a small
-  model's time. Now up to 2 GB of free memory are kept at the end of the heap, and steps whose buffers
-  are near that size gain less. All threads share one heap, because only that one can keep blocks
-  above 64 MB.
+  model's time. Now up to 2 GB of free memory are kept at the end of the heap, and steps whose
+  buffers are near that size gain less. All threads share one heap, because only that one can keep
+  blocks above 64 MB.
   """
   if computes_on_cpu():
     _set({_ARENA_MAX: 1, _MMAP_THRESHOLD: _LARGEST, _TRIM_THRESHOLD: _LARGEST})
