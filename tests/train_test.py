@@ -371,10 +371,12 @@ sys.exit(train.main(sys.argv))
 
 @pytest.mark.every_variant
 def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path):
-  # The noise, the dropout and the bias make the result depend on the whole state.
+  # The noise, the dropout, the bias and the shares of the sources, which change after step 3, make
+  # the result depend on the whole state.
   # Catches state that a checkpoint lacks (a moment, the bias, the key, the position in the data), a
   # batch that is read twice, a half-written checkpoint that is used, and metrics that are logged
   # twice.
+  corpus = tmp_path / "corpus"
   argv = arguments(
     tmp_path,
     model__dropout=0.1,
@@ -382,6 +384,9 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path):
     model__moe__balancing__rule="sign",
     model__moe__balancing__rate=0.01,
     model__moe__dispatcher__name="grouped",
+    data__sources=f"('text:{corpus}/*.txt', 'text:{corpus}/0*.txt')",
+    data__dynamic__every=3,
+    data__dynamic__references="(1.0, 2.0)",
   )[1:]
   elsewhere = [arg.replace(str(tmp_path / "run"), str(tmp_path / "whole")) for arg in argv]
 
@@ -415,7 +420,7 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path):
       for line in metrics.read(tmp_path / name / "metrics.jsonl")
     ]
 
-  assert lines("whole") == lines("run") and len(lines("run")) == 5
+  assert lines("whole") == lines("run") and len(lines("run")) == 7
   one, other = (inspection.describe(tmp_path / name) for name in ("whole", "run"))
   assert (one["step"], one["starts"], other["starts"]) == (6, 1, 4)
   assert one["parameters_sha256"] == other["parameters_sha256"]

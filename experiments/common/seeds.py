@@ -458,6 +458,13 @@ def _main(rest: Sequence[str], argv: Sequence[str]) -> int:
       config.train.teacher.workdir,
       "seeds that train together have no teacher; train each with python -m moe_jax train",
     )
+  if config.data.dynamic.every:
+    raise ConfigError(
+      "data.dynamic.every",
+      config.data.dynamic.every,
+      "seeds that train together read the same batches, whose shares cannot follow the losses of "
+      "each; must be 0, or train each with python -m moe_jax train",
+    )
   with config.ignore_type():
     # The list makes this run a different one from runs of moe_jax.train, and of more seeds.
     config.seed = list(range(seeds))

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 
 from moe_jax.assembly.bind import check_options
+from moe_jax.data.dynamic import DynamicOptions
 from moe_jax.data.options import DataOptions
 from moe_jax.dispatch import DISPATCHERS, CapacityOptions
 from moe_jax.errors import ConfigError
@@ -104,6 +105,7 @@ SECTIONS: Mapping[str, tuple[type[Options], ...]] = {
   ),
   "model.moe.balancing": (BalancingOptions,),
   "data": (DataOptions,),
+  "data.dynamic": (DynamicOptions,),
   "optimizer": (OptimizerOptions,),
   "train": (TrainOptions,),
   "train.guard": (GuardOptions,),

@@ -29,6 +29,7 @@ from moe_jax.assembly.presets import PRESETS
 from moe_jax.assembly.sections import check_config, find_key
 from moe_jax.assembly.sizes import check_sizes
 from moe_jax.assembly.sublayers import KEYS, kind, options, own_models
+from moe_jax.data import dynamic
 from moe_jax.data.span_corruption import raw_length
 from moe_jax.dispatch import DISPATCHERS
 from moe_jax.errors import ConfigError, choose
@@ -60,6 +61,10 @@ def validate(config: Config, num_devices: int | None = None) -> None:
   optimizers.validate(OptimizerOptions.of(config.optimizer))
   _validate_warmup(config)
   _validate_objective(config)
+  d = config.data
+  dynamic.check(
+    dynamic.DynamicOptions.of(d.dynamic), d.sources, d.pipeline, config.train.eval_every
+  )
   _validate_block(config.model)
   check_sizes(config)
   for entry, layer_model in own_models(config.model).items():

@@ -94,7 +94,8 @@ def train_iterator(
   """Returns an endless iterator over training batches of the mixture of `sources`.
 
   The iterator has the methods `__next__`, `get_state` (which returns a dict that JSON can hold),
-  `set_state` and `close`.
+  `set_state` and `close`. That of pipeline "windows" also has `shares`, `change_shares` and
+  `take_shares`, with which the shares of the sources change during training (`dynamic.py`).
 
   The global batches are the same for any number of processes. Each process gets the rows
   `[process_index * b, (process_index + 1) * b)` with `b = batch_size / process_count`. The state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,21 @@ from collections.abc import Sequence
 from moe_jax.data.rows import Rows
 from moe_jax.data.sources import Source
 from moe_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+  """A stretch of the training data in which the shares of the sources do not change.
+
+  Attributes:
+    shares: The share of each source.
+    start: The number of batches before the stretch.
+    read: The number of records of each source in the batches before the stretch.
+  """
+
+  shares: tuple[float, ...]
+  start: int
+  read: tuple[int, ...]
 
 
 def weights(
@@ -43,7 +59,13 @@ def weights(
   return [w / sum(shares) for w in shares]
 
 
-def mix(records: Sequence, shares: Sequence[float | int], sources: Sequence[Source], seed: int):
+def mix(
+  records: Sequence,
+  shares: Sequence[float | int],
+  sources: Sequence[Source],
+  seed: int,
+  read: Sequence[int] = (),
+):
   """Returns an endless Grain MapDataset that interleaves all `records` evenly.
 
   Every prefix of it contains each source's share to within about one record. The order of a
@@ -54,18 +76,59 @@ def mix(records: Sequence, shares: Sequence[float | int], sources: Sequence[Sour
     shares: The share of each source.
     sources: The sources.
     seed: The seed of all shuffling.
+    read: The number of records of each source that were read before, which are left out. () means
+      none.
   """
   # Imported here because it takes a second and only iterators need it.
   import grain
 
-  used = [(r, w, s) for r, w, s in zip(records, shares, sources, strict=True) if w > 0]
-  datasets = [
-    grain.MapDataset.source(r).seed(_seed(seed, s.order)).shuffle().repeat() for r, _, s in used
+  used = [
+    (r, s, n)
+    for r, w, s, n in zip(records, shares, sources, read or [0] * len(sources), strict=True)
+    if w > 0
   ]
-  least = min(w for _, w, _ in used)
-  # Grain multiplies the weights by 100 / least and truncates them. Integers whose least is 100 are
-  # not changed by that.
-  return grain.MapDataset.mix(datasets, [round(100 * w / least) for _, w, _ in used])
+  datasets = [
+    grain.MapDataset.source(r).seed(_seed(seed, s.order)).shuffle().repeat()[n:] for r, s, n in used
+  ]
+  return grain.MapDataset.mix(datasets, [p for p in _proportions(shares) if p])
+
+
+def drawn(shares: Sequence[float | int], count: int) -> list[int]:
+  """Returns how many of the first `count` records of `mix` come from each source."""
+  proportions = _proportions(shares)
+  numbers, others = [], sum(proportions)
+  # Grain decides for one source after the other which of the places that are left it takes. Of the
+  # first `count` of them, those of all later sources are their exact number, rounded down.
+  for proportion in proportions:
+    left = count * (others - proportion) // others if others else 0
+    numbers.append(count - left)
+    count, others = left, others - proportion
+  return numbers
+
+
+def next_stretch(
+  stretch: Stretch, shares: Sequence[float], batches: int, batch_size: int
+) -> Stretch:
+  """Returns the stretch with other shares that begins after `batches` batches.
+
+  Args:
+    stretch: The stretch before, in which these batches end.
+    shares: The share of each source in the new one.
+    batches: The number of all batches until then.
+    batch_size: Number of rows of the global batch.
+  """
+  new = drawn(stretch.shares, (batches - stretch.start) * batch_size)
+  read = (before + count for before, count in zip(stretch.read, new, strict=True))
+  return Stretch(tuple(shares), batches, tuple(read))
+
+
+def _proportions(shares: Sequence[float | int]) -> list[int]:
+  """Returns whole numbers in the proportions of the shares, of which the least above 0 is 100.
+
+  Grain multiplies its weights by 100 / least and truncates them, which does not change these.
+  """
+  least = min(w for w in shares if w > 0)
+  return [round(100 * w / least) for w in shares]
 
 
 def local_rows(dataset, rows: Rows, start: int):

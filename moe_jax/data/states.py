@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from moe_jax.data.mixture import Stretch
 from moe_jax.errors import ConfigError
 
 _PIPELINES = ("windows", "stream")
@@ -44,6 +45,39 @@ def windows(state: Any) -> int:
   """
   _expect("windows", state)
   return _count(state.get("batches"), "number of batches")
+
+
+def stretch(state: Any, num_sources: int) -> Stretch | None:
+  """Returns the stretch of the data in a state of pipeline `windows`.
+
+  Args:
+    state: What `get_state` of the iterator returned.
+    num_sources: The number of sources.
+
+  Returns:
+    The stretch, or None if the shares of the sources are still those of the first batch.
+
+  Raises:
+    ConfigError: If `state` is not valid, or if it is one of another pipeline.
+  """
+  batches = windows(state)
+  if "stretch" not in state:
+    return None
+  saved = state["stretch"] if isinstance(state["stretch"], dict) else {}
+  shares, read = saved.get("shares"), saved.get("read")
+  if not (
+    isinstance(shares, list) and isinstance(read, list) and len(shares) == len(read) == num_sources
+  ):
+    raise _wrong(f"lacks the share and the place of each of the {num_sources} sources")
+  # A share of 0 is that of a source that is only evaluated, so that one of them must be above 0.
+  if not all(type(share) is float and 0 <= share <= 1 for share in shares) or not any(shares):
+    raise _wrong(f"has the shares {shares!r} of the sources")
+  start = _count(saved.get("start"), "number of batches before the shares")
+  if start > batches:
+    raise _wrong(f"has shares since batch {start}, and only {batches} batches")
+  for count in read:
+    _count(count, "number of records of a source")
+  return Stretch(tuple(shares), start, tuple(read))
 
 
 def stream(state: Any, batch_size: int) -> tuple[Int64[np.ndarray, "B 2"], int | None]:

@@ -5,6 +5,7 @@ Each source is tokenised once into a flat file in the cache.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from absl import logging
 
 from moe_jax.data import cache, states
 from moe_jax.data.documents import Subset
-from moe_jax.data.mixture import local_rows, mix, weights
+from moe_jax.data.mixture import Stretch, local_rows, mix, next_stretch, weights
 from moe_jax.data.options import DataOptions
 from moe_jax.data.rows import Rows, batch
 from moe_jax.data.sources import Source
@@ -118,7 +119,8 @@ class Windows:
 class TrainWindows:
   """An endless iterator over batches of shuffled windows.
 
-  The state is the number of batches that were returned.
+  The state is the number of batches that were returned. If the shares of the sources were changed,
+  it is also the stretch of the data with the present shares.
 
   Args:
     data: The options of the data.
@@ -151,7 +153,8 @@ class TrainWindows:
           record,
           f"{length} tokens" if self._corruption else f"data.seq_len={length} tokens",
         )
-    self._dataset = mix(records, shares, sources, data.seed)
+    self._records, self._sources, self._seed = records, list(sources), data.seed
+    self._first = self._stretch = Stretch(tuple(shares), 0, (0,) * len(shares))
     self._rows, self._threads, self._boundary = rows, data.threads, tokenizer.boundary
     self._batches, self._iterator = 0, None
 
@@ -169,15 +172,16 @@ class TrainWindows:
     """Returns an iterator that starts after the batches that were returned already."""
     import grain
 
-    dataset = self._dataset
-    corruption = self._corruption
+    stretch, corruption = self._stretch, self._corruption
+    dataset = mix(self._records, stretch.shares, self._sources, self._seed, stretch.read)
     if corruption:
       # The spans depend on the index in the endless sequence of all rows, so that each epoch masks
       # other spans.
+      before = stretch.start * self._rows.batch_size
       dataset = dataset.map_with_index(
-        lambda i, tokens: corruption.example(tokens[:-1], "train", i)
+        lambda i, tokens: corruption.example(tokens[:-1], "train", before + i)
       )
-    batches = local_rows(dataset, self._rows, self._batches).batch(
+    batches = local_rows(dataset, self._rows, self._batches - stretch.start).batch(
       self._rows.size, drop_remainder=True
     )
     if not corruption:
@@ -187,7 +191,13 @@ class TrainWindows:
 
   def get_state(self) -> dict[str, Any]:
     """Returns the state, which is the same on every process."""
-    return {"pipeline": "windows", "batches": self._batches}
+    state = {"pipeline": "windows", "batches": self._batches}
+    if self._stretch != self._first:
+      fields = dataclasses.asdict(self._stretch)
+      state["stretch"] = {
+        name: list(x) if isinstance(x, tuple) else x for name, x in fields.items()
+      }
+    return state
 
   def set_state(self, state: Any) -> None:
     """Continues from a state that `get_state` returned.
@@ -196,8 +206,35 @@ class TrainWindows:
       ConfigError: If `state` is not valid, or if it is one of another pipeline.
     """
     batches = states.windows(state)
+    stretch = states.stretch(state, len(self._sources)) or self._first
     self.close()
-    self._batches = batches
+    self._batches, self._stretch = batches, stretch
+
+  @property
+  def shares(self) -> list[float]:
+    """The share of each source in the next batch."""
+    return list(self._stretch.shares)
+
+  def change_shares(self, shares: Sequence[float]) -> None:
+    """Gives the sources other shares from the next batch on.
+
+    Each source goes on with its next record. All processes must call this after the same batch and
+    with the same shares.
+
+    Args:
+      shares: The share of each source, above 0 for the same sources as before.
+    """
+    self.close()
+    self._stretch = next_stretch(self._stretch, shares, self._batches, self._rows.batch_size)
+
+  def take_shares(self, state: Any) -> None:
+    """Gives the sources the shares of a state, and goes on with the next batch.
+
+    Args:
+      state: What `get_state` returned, or {} for the shares of the first batch.
+    """
+    saved = states.stretch(state, len(self._sources)) if state else None
+    self.change_shares((saved or self._first).shares)
 
   def close(self) -> None:
     """Stops reading ahead; the next batch starts a new iterator."""

@@ -40,6 +40,7 @@ class Workdir(NamedTuple):
     train: The training lines of metrics.jsonl, one per step in ascending order.
     eval: The evaluation lines of metrics.jsonl, one per step in ascending order.
     events: The events in metrics.jsonl, in the order in which they happened.
+    mixture: The lines of metrics.jsonl about changed shares of the sources, as `train`.
   """
 
   path: Path
@@ -50,6 +51,7 @@ class Workdir(NamedTuple):
   train: Sequence[Mapping[str, Any]]
   eval: Sequence[Mapping[str, Any]]
   events: Sequence[Mapping[str, Any]]
+  mixture: Sequence[Mapping[str, Any]] = ()
 
 
 def read_workdir(path: str | os.PathLike) -> Workdir:
@@ -67,9 +69,8 @@ def read_workdir(path: str | os.PathLike) -> Workdir:
     results, more = _of_seeds(results)
     lines += more
   events = [line for line in lines if line.get("kind") == "event"]
-  return Workdir(
-    path, config, meta, results, routing, _by_step(lines, "train"), _by_step(lines, "eval"), events
-  )
+  train, evaluations, mixture = (_by_step(lines, kind) for kind in ("train", "eval", "mixture"))
+  return Workdir(path, config, meta, results, routing, train, evaluations, events, mixture)
 
 
 def _of_seeds(results: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Mapping[str, Any]]]:

@@ -52,6 +52,7 @@ _EVENTS = {
   "spike": "loss spikes",
   "rollback": "rollbacks",
   "starved": "routers that collapse",
+  "shares_kept": "changes of the sources' shares that were left out",
 }
 LINE_EXPERTS = 3  # With more experts than this, the load is drawn as a map.
 _RUNGS = {"lzma": "LZMA"}  # The names of the rungs of the ladder that are not shown by their key.
@@ -306,7 +307,7 @@ def _loss(run: Workdir) -> str:
         note=unit,
         top=top + 0.5 if np.nanmin(data.values, initial=math.inf) < top else math.inf,
       )
-  charts += _auxiliary(run)
+  charts += _auxiliary(run) + _shares(run)
   return f'<h2>Loss</h2><div class="figures two">{charts}</div>' if charts else ""
 
 
@@ -324,6 +325,19 @@ def _auxiliary(run: Workdir) -> str:
       )
   note = f"nats, as they enter the loss: {', '.join(line.label for line in lines)}"
   return line_chart("Auxiliary losses", lines, note=note, bottom=0.0)
+
+
+def _shares(run: Workdir) -> str:
+  """Returns the chart of the shares of the sources after each change, or "" if there was none."""
+  lines, prefix = [], "share/"
+  for name in [name for line in run.mixture[-1:] for name in line if name.startswith(prefix)]:
+    data = curve(run.mixture, name)
+    if data is not None and data.values.ndim == 1:
+      label, colour = name.removeprefix(prefix), series_colour(len(lines))
+      lines.append(Line(label, *thin(data, POINTS), colour))
+  return line_chart(
+    "Shares of the sources", lines, note="of the batches that follow each change", bottom=0.0
+  )
 
 
 def _optimizer(run: Workdir) -> str:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from moe_jax import accounts, assembly, data, distributed, sharding
+from moe_jax.data.dynamic import DynamicOptions, next_weights
 from moe_jax.data.options import DataOptions
 from moe_jax.errors import ConfigError
 from moe_jax.routing import metrics as router_metrics
@@ -46,7 +47,8 @@ class Run:
     draw: A function that makes the state before the first step.
     abstract: The shapes, dtypes and shardings of the state.
     evaluate: A function (state, number of batches) -> totals.
-    batches: The iterator of the training data, which also has `get_state` and `set_state`.
+    batches: The iterator of the training data, which also has `get_state` and `set_state`, and with
+      `dynamic` those by which shares change; see `data.train_iterator`.
     checkpoints: The checkpoints of the run.
     writer: The writer of metrics and events.
     progress: The display of the progress.
@@ -59,6 +61,7 @@ class Run:
       been interrupted.
     deadline: The value of `time.monotonic()` at which this start saves and stops.
     profile: The profile of some steps; None means that there is none.
+    dynamic: The options of the section `data.dynamic`.
   """
 
   options: TrainOptions
@@ -80,6 +83,7 @@ class Run:
   clock: float = 0.0
   deadline: float = math.inf
   profile: Profile | None = None
+  dynamic: DynamicOptions = DynamicOptions()
 
 
 def train(
@@ -207,6 +211,7 @@ def train(
       time.monotonic() - seconds,
       begun + 60 * train_options.max_minutes if train_options.max_minutes else math.inf,
       stack.enter_context(contextlib.closing(Profile(directory / "profile", n, watch.profile))),
+      DynamicOptions.of(config.data.dynamic),
     )
     state, stopped = _steps(run, state)
     seconds, n = time.monotonic() - run.clock, int(state.step)
@@ -418,7 +423,7 @@ def _go_back(run: Run, n: int) -> states.TrainState:
   """Goes back to the newest healthy checkpoint, and returns its state.
 
   If there is none, the run begins anew. The data iterator is not moved, so that the batches up to
-  step `n` are skipped.
+  step `n` are skipped. Shares of the sources that follow the losses are those of the checkpoint.
   """
   run.checkpoints.wait()
   healthy = run.guard.healthy_before(n)
@@ -431,6 +436,8 @@ def _go_back(run: Run, n: int) -> states.TrainState:
     run.guard.losses, run.guard.starved = [], []
   batch = n + run.guard.skipped_batches
   run.guard.went_back(n, restored.step)
+  if run.dynamic.every:
+    run.batches.take_shares(restored.data)
   run.checkpoints.drop_after(restored.step)
   run.writer.forget_after(restored.step)
   _tell(
@@ -516,7 +523,10 @@ def _tell(run: Run, step: int, event: dict[str, Any], batch: int | None = None) 
 
 
 def _evaluate(run: Run, n: int, state: states.TrainState) -> float:
-  """Evaluates on the validation text, writes and shows the result, and returns the measure."""
+  """Evaluates on the validation text, writes and shows the result, and returns the measure.
+
+  If the shares of the sources are due to change after step `n`, they follow from the result.
+  """
   measure, words = evaluate.MEASURES[run.objective]
   with working("evaluating", run.progress.say):
     result = evaluate.summary(run.evaluate(state, run.options.eval_batches), measure)
@@ -524,7 +534,42 @@ def _evaluate(run: Run, n: int, state: states.TrainState) -> float:
   run.progress.say(
     f"step {n}/{run.options.steps}  validation {words}: " + _by_source(result, measure)
   )
+  # The last step counts, too, so that a run that is made longer later goes on as one that was as
+  # long from the start.
+  if run.dynamic.every and n % run.dynamic.every == 0:
+    _change_shares(run, n, result)
   return result[measure]
+
+
+def _change_shares(run: Run, n: int, result: Mapping[str, float]) -> None:
+  """Changes the shares of the sources by their losses after step `n`, and writes and shows both.
+
+  They stay if a loss is not finite, which is told.
+  """
+  losses = {name.removeprefix("loss/"): x for name, x in result.items() if name.startswith("loss/")}
+  if wrong := [name for name, loss in losses.items() if not math.isfinite(loss)]:
+    message = (
+      f"after step {n} the shares of the sources stay as they were, because the validation loss of "
+      f"{wrong[0]} is {losses[wrong[0]]}"
+    )
+    return _tell(run, n, {"event": "shares_kept", "message": message})
+  before, d = run.batches.shares, run.dynamic
+  after = next_weights(before, list(losses.values()), d.references, d.positive, d.smoothing)
+  run.batches.change_shares(after)
+  shares = dict(zip(losses, after, strict=True))
+  run.writer.write(
+    n,
+    "mixture",
+    {f"share/{name}": share for name, share in shares.items()}
+    | {f"loss/{name}": loss for name, loss in losses.items()},
+  )
+  run.progress.say(
+    f"step {n}/{run.options.steps}  shares of the next batches: "
+    + "  ".join(
+      f"{name} {old:.3f} -> {new:.3f}"
+      for (name, new), old in zip(shares.items(), before, strict=True)
+    )
+  )
 
 
 def _asked_to_stop(run: Run, n: int) -> str:

@@ -25,6 +25,12 @@ WRONG = [
   ({f"{R}.name": "swich"}, f"{R}.name", "known: adaptive_mixture, "),
   ({f"{R}.name": "expert_choise"}, f"{R}.name", "did you mean 'expert_choice'"),
   ({f"{W}.name": "groupd"}, f"{W}.name", "did you mean 'grouped'"),
+  ({"data.dynamic.every": 200}, "data.dynamic.references", "one loss for each of the 3"),
+  (
+    {"data.dynamic.every": 100, "data.dynamic.references": (1.0, 1.0, 1.0)},
+    "data.dynamic.every",
+    "train.eval_every=200",
+  ),
   ({"model.family": "decodr"}, "model.family", "'decoder'"),
   ({"model.activation": "swigelu"}, "model.activation", "'swiglu'"),
   ({"model.norm": "rms_norm"}, "model.norm", "'rmsnorm'"),

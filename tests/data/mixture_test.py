@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from moe_jax.data.mixture import local_rows, mix, weights
+from moe_jax.data.mixture import Stretch, drawn, local_rows, mix, next_stretch, weights
 from moe_jax.data.rows import Rows
 from moe_jax.data.sources import Source
 from moe_jax.errors import ConfigError
@@ -44,6 +44,35 @@ def test_shares_are_exact():
   assert counts == {"a": 500, "b": 300, "c": 200}
   dataset = _mix([5 / 11, 6 / 11], "ab")
   assert sum(dataset[i][0] == "a" for i in range(2200)) == 1000
+
+
+@pytest.mark.parametrize(
+  "shares", [[0.5, 0.3, 0.2], [0.2, 0.0, 0.8], [1e-30, 0.4, 0.6], [1 / 3, 1 / 3, 1 / 3]]
+)
+def test_the_records_that_were_drawn_are_counted(shares):
+  # Catches a formula that differs from what Grain does, so that a source would repeat or skip
+  # records when the shares change.
+  dataset, counts = _mix(shares), [0, 0, 0]
+  for i in range(300):
+    assert drawn(shares, i) == counts
+    counts["abc".index(dataset[i][0])] += 1
+
+
+def test_sources_go_on_where_they_stood():
+  # In the first 10 records with shares of 1/2, 3/10 and 1/5 there are 5, 3 and 2. Catches a source
+  # that begins anew, or in another order, when the shares change, and shares that are not exact
+  # afterwards.
+  records = [[f"{name}{i}" for i in range(20)] for name in "abc"]
+  sources = _sources(*"abc")
+  second = next_stretch(Stretch((0.5, 0.3, 0.2), 0, (0, 0, 0)), [0.1, 0.1, 0.8], 5, 2)
+  assert second == Stretch((0.1, 0.1, 0.8), 5, (5, 3, 2))
+  third = next_stretch(second, [0.2, 0.4, 0.4], 10, 2)
+  assert third == Stretch((0.2, 0.4, 0.4), 10, (6, 4, 10))
+  alone = [mix([r], [1.0], [s], 0) for r, s in zip(records, sources, strict=True)]
+  mixed = mix(records, second.shares, sources, 0, second.read)
+  found = [mixed[i] for i in range(50)]
+  for name, whole, read, share in zip("abc", alone, second.read, (5, 5, 40), strict=True):
+    assert [r for r in found if r[0] == name] == [whole[read + i] for i in range(share)]
 
 
 def test_share_zero_is_never_drawn():

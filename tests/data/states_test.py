@@ -3,6 +3,7 @@
 import pytest
 
 from moe_jax.data import batches_of, states
+from moe_jax.data.mixture import Stretch
 from moe_jax.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -24,6 +25,34 @@ def test_whole_states():
   rows = {str(i): [i, 0] for i in range(12)}
   positions, batches = states.stream({"pipeline": "stream", "batch_size": 12, "rows": rows}, 12)
   assert positions[:, 0].tolist() == list(range(12)) and batches is None
+
+
+STRETCH = {"shares": [0.25, 0.75], "start": 4, "read": [3, 9]}
+
+
+def test_stretches_of_windows():
+  # Catches a static position that is refused, and fields that are exchanged.
+  assert states.stretch(WINDOWS, 2) is None
+  assert states.stretch(WINDOWS | {"stretch": STRETCH}, 2) == Stretch((0.25, 0.75), 4, (3, 9))
+  with pytest.raises(ConfigError, match="each of the 3 sources"):
+    states.stretch(WINDOWS | {"stretch": STRETCH}, 3)
+
+
+@pytest.mark.parametrize(
+  "wrong",
+  [
+    None,
+    {},
+    *(STRETCH | {"shares": x} for x in (None, [1.0], [1, 0], [-1.0, 2.0], [0.0, 0.0], ["a", 1.0])),
+    STRETCH | {"shares": [float("nan"), 1.0]},
+    *(STRETCH | {"start": x} for x in (None, -1, 2.0, 7)),
+    *(STRETCH | {"read": x} for x in (None, [1], [1, -1], [1, 2.0])),
+  ],
+)
+def test_wrong_stretches(wrong):
+  # Catches a damaged position that shows as an error of NumPy or Grain, or that trains on.
+  with pytest.raises(ConfigError, match="^checkpoint='data position': "):
+    states.stretch(WINDOWS | {"stretch": wrong}, 2)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,63 @@ def test_resume_is_exact(setup, pipeline, threads):
   it.close()
 
 
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("objective", ["next_token", "span_corruption"])
+def test_changed_shares_survive_a_kill(setup, objective, threads):
+  # Catches shares or places of sources that the state lacks, batches that were read ahead with the
+  # old shares, and spans that are masked as at the start of the run.
+  data, sources = setup
+  data.objective, data.threads = objective, threads
+  it = train_iterator(data, BYTES, sources, 4)
+  _take(it, 3)
+  it.change_shares([0.9, 0.1])
+  _take(it, 2)
+  it.change_shares([0.123456789, 0.876543211])
+  for n in (0, 3):
+    _take(it, n)
+    state = json.loads(json.dumps(it.get_state()))
+    ahead = _take(it, 4)
+    fresh = train_iterator(data, BYTES, sources, 4)
+    fresh.set_state(state)
+    assert (fresh.get_state(), fresh.shares) == (state, [0.123456789, 0.876543211])
+    assert _equal(_take(fresh, 4), ahead)
+    # The shares of the first batch again, which is another order than the one that is read on.
+    fresh.take_shares({})
+    assert fresh.shares == [0.3, 0.7]
+    fresh.take_shares(state)
+    assert fresh.shares == it.shares
+    fresh.close()
+    it.set_state(state)
+  it.close()
+
+
+def test_changed_shares_for_any_number_of_processes(setup):
+  # Catches a place of the sources that counts the rows of one process.
+  data, sources = setup
+  its = [train_iterator(data, BYTES, sources, 4)]
+  its += [
+    train_iterator(data, BYTES, sources, 4, process_index=p, process_count=2) for p in range(2)
+  ]
+  for it in its:
+    _take(it, 3)
+    it.change_shares([0.8, 0.2])
+  whole, *parts = (_take(it, 6) for it in its)
+  joined = [{k: np.concatenate([x[k], y[k]]) for k in x} for x, y in zip(*parts, strict=True)]
+  assert _equal(whole, joined)
+  assert its[0].get_state() == its[1].get_state() == its[2].get_state()
+
+
+def test_every_window_is_read_once_before_any_is_read_again(setup):
+  # Catches windows that are skipped or repeated where the shares change.
+  data, sources = setup
+  it = train_iterator(data, BYTES, sources, 2)
+  seen = []
+  for shares in ([0.5, 0.5], [0.25, 0.75], [0.9, 0.1]):
+    it.change_shares(shares)
+    seen += [tuple(row) for batch in _take(it, 4) for row in batch["inputs"].tolist()]
+  assert len(seen) == len(set(seen)) == 24
+
+
 def test_windows_resume_on_another_number_of_processes(setup):
   # Catches a state that counts the rows of one process.
   data, sources = setup

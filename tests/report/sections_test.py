@@ -109,6 +109,23 @@ def test_events_are_told_in_order_and_counted(tmp_path):
   )
 
 
+def test_shares_of_the_sources_are_drawn(tmp_path):
+  # Catches a report that omits why the sources had other shares than the config says, a line for
+  # the losses among the shares, and an empty chart where the shares never changed.
+  path = synthetic.write_workdir(tmp_path / "run", steps=20)
+  assert "Shares of the sources" not in page(read_workdir(path))
+  with (path / "metrics.jsonl").open("a") as file:
+    for step, share in ((10, 0.625), (20, 0.75)):
+      line = {"share/a": share, "share/<b>": 1 - share, "loss/a": 2.0}
+      file.write(json.dumps({"step": step, "kind": "mixture"} | line) + "\n")
+  run = read_workdir(path)
+  assert [line["step"] for line in run.mixture] == [10, 20]
+  text = page(run)
+  assert text.count("Shares of the sources</figcaption>") == 1
+  assert "a: 0.625 at step 10" in text and "&lt;b&gt;: 0.25 at step 20" in text
+  assert "2 at step 10" not in text
+
+
 def test_a_capped_final_evaluation_says_so(tmp_path):
   # Catches the words "on the whole validation split" for an evaluation of a part of it.
   path = synthetic.write_workdir(tmp_path / "run", steps=20)

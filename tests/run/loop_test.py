@@ -15,6 +15,7 @@ import pytest
 import tiny
 
 from moe_jax import sharding
+from moe_jax.data.dynamic import DynamicOptions
 from moe_jax.errors import ConfigError, Diverged
 from moe_jax.run import loop
 from moe_jax.training import evaluate
@@ -92,6 +93,22 @@ class Batches:
     return {"batches": self.count}
 
 
+class Mixture(Batches):
+  """Batches of two sources, whose shares are a part of their state."""
+
+  shares = (0.5, 0.5)
+
+  def get_state(self):
+    return super().get_state() | {"shares": self.shares}
+
+  def change_shares(self, shares):
+    self.shares = tuple(shares)
+    self.recorder.events.append(("shares", self.count, *(round(share, 6) for share in shares)))
+
+  def take_shares(self, state):
+    self.change_shares(state.get("shares", (0.5, 0.5)))
+
+
 def fresh(n=0):
   return TrainState(
     step=jnp.int32(n), params={}, opt_state=(), router_state={}, rng=jax.random.key(0)
@@ -106,11 +123,14 @@ def run(
   guard=None,
   deadline=math.inf,
   batches=None,
+  dynamic=None,
+  totals=None,
   **changes,
 ):
   """Trains seven steps, and returns (step, what stopped the run, events).
 
-  `losses` maps the number of a batch to its loss.
+  `losses` maps the number of a batch to its loss. `dynamic` are the options of the shares of the
+  sources, and `totals` the result of each evaluation.
   """
   config = tiny.config(
     tmp_path,
@@ -131,7 +151,7 @@ def run(
       "grad_norms": jnp.stack([jnp.float32(1), loss]),
     }
 
-  totals = {"a": {"nats": 1.0, "tokens": 1, "bytes": 1}}
+  totals = totals or {"a": {"nats": 1.0, "tokens": 1, "bytes": 1}}
   one = loop.Run(
     TrainOptions.of(config.train),
     "next_token",
@@ -150,6 +170,7 @@ def run(
     [],
     0,
     deadline=deadline,
+    dynamic=dynamic or DynamicOptions(),
   )
   state, stopped = loop._steps(one, fresh(begun))
   return int(state.step), stopped, [e for e in recorder.events if e[0] != "shown"]
@@ -263,6 +284,77 @@ def test_a_rollback_goes_on_from_a_healthy_checkpoint_with_new_batches(tmp_path)
   assert (step, stopped, guard.skipped_batches, guard.rollbacks) == (9, "", 4, 1)
   assert recorder.saved[9][2]["guard"]["skipped_batches"] == 4
   assert any("went back to step 3, and 4 batches are skipped" in text for text in recorder.said)
+
+
+def sources(loss):
+  """Returns an evaluation of source b with loss 1, and of source a with this one."""
+  return {
+    name: {"nats": nats, "tokens": 1.0, "bytes": 1.0} for name, nats in (("a", loss), ("b", 1.0))
+  }
+
+
+DYNAMIC = DynamicOptions(every=3, references=(1.0, 1.0))
+
+
+def test_shares_change_after_evaluations_and_are_saved(tmp_path):
+  # The loss of source a is ln 2 above its reference, so that each change doubles its share before
+  # it is normalised: 1/2, 2/3, 4/5. Catches a change in a step without evaluation, one that the
+  # checkpoint of the same step lacks, and one that no line of metrics and no line on the screen
+  # tells.
+  recorder = Recorder()
+  run(
+    tmp_path,
+    recorder,
+    batches=Mixture(recorder),
+    dynamic=DYNAMIC,
+    totals=sources(1 + math.log(2)),
+    train__eval_every=1,
+  )
+  told = [e for e in recorder.events if e[0] in ("shares", "mixture", "save")]
+  assert [e[:4] if e[0] == "shares" else e[:2] for e in told] == [
+    ("shares", 3, 0.666667, 0.333333),
+    ("mixture", 3),
+    ("save", 3),
+    ("shares", 6, 0.8, 0.2),
+    ("mixture", 6),
+    ("save", 6),
+    ("save", 7),
+  ]
+  assert recorder.saved[3][1]["shares"] == pytest.approx((2 / 3, 1 / 3))
+  assert any("step 6/7" in s and "a 0.667 -> 0.800  b 0.333 -> 0.200" in s for s in recorder.said)
+
+
+def test_a_loss_that_is_not_finite_changes_no_share(tmp_path):
+  # Catches shares that become NaN for ever, or a run that ends with a traceback.
+  recorder = Recorder()
+  run(tmp_path, recorder, batches=Mixture(recorder), dynamic=DYNAMIC, totals=sources(math.nan))
+  kept = [e for e in recorder.events if e[0] in ("shares", "shares_kept")]
+  assert kept == [("shares_kept", 3, 3), ("shares_kept", 6, 6)]
+  assert any("the validation loss of a is nan" in text for text in recorder.said)
+
+
+def test_a_rollback_takes_the_shares_of_its_checkpoint(tmp_path):
+  # Catches shares that follow the losses of a model that the run has given up. The change after
+  # step 6 comes in a row of bad steps, of which nothing is saved.
+  recorder, guard = (
+    Recorder(),
+    Guard(GuardOptions(skip_nonfinite=True, patience=2, max_rollbacks=1)),
+  )
+  run(
+    tmp_path,
+    recorder,
+    lambda n: NAN if n in (6, 7) else 1.0,
+    guard=guard,
+    batches=Mixture(recorder),
+    dynamic=DYNAMIC,
+    totals=sources(1 + math.log(2)),
+  )
+  assert [e[1:3] for e in recorder.events if e[0] == "shares"] == [
+    (3, 0.666667),
+    (6, 0.8),
+    (7, 0.666667),
+    (10, 0.8),
+  ]
 
 
 def test_a_rollback_before_the_first_checkpoint_begins_anew(tmp_path):

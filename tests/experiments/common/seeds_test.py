@@ -202,3 +202,12 @@ def test_a_run_of_which_no_seed_is_left_ends(tmp_path):
 def test_a_wrong_number_of_seeds_is_refused(tmp_path, capsys, flags):
   assert seeds.main(command(tmp_path, "none", *flags)) == 2
   assert "seeds" in capsys.readouterr().err
+
+
+def test_shares_that_follow_losses_are_refused(tmp_path, capsys):
+  # Catches seeds that silently train with the shares of data.weights.
+  losses = {"data__sources": "('text:a', 'text:b')", "data__dynamic__references": "(1.0, 1.0)"}
+  argv = command(tmp_path, "none", "--seeds=2", data__dynamic__every=3, **losses)
+  assert seeds.main(argv) == 2
+  err = capsys.readouterr().err
+  assert "data.dynamic.every=3: seeds that train together read the same batches" in err
