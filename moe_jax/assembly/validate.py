@@ -63,7 +63,7 @@ def validate(config: Config, num_devices: int | None = None) -> None:
   _validate_objective(config)
   d = config.data
   dynamic.check(
-    dynamic.DynamicOptions.of(d.dynamic), d.sources, d.pipeline, config.train.eval_every
+    dynamic.DynamicOptions.of(d.dynamic), d.sources, d.weights, d.pipeline, config.train.eval_every
   )
   _validate_block(config.model)
   check_sizes(config)

@@ -53,18 +53,26 @@ class DynamicOptions(Options):
   )
 
 
-def check(options: DynamicOptions, sources: Sequence[str], pipeline: str, eval_every: int) -> None:
+def check(
+  options: DynamicOptions,
+  sources: Sequence[str],
+  weights: Sequence[float],
+  pipeline: str,
+  eval_every: int,
+) -> None:
   """Checks that the shares of the sources can follow their losses, if they are to do so.
 
   Args:
     options: The section `data.dynamic`.
     sources: The names of the sources.
+    weights: The option `data.weights`.
     pipeline: The option `data.pipeline`.
     eval_every: The number of steps between evaluations.
 
   Raises:
-    ConfigError: If there are fewer than two sources, if the number of references is not that of the
-      sources, if no evaluation belongs to each change, or if the pipeline is not "windows".
+    ConfigError: If there are fewer than two sources, if one of them has no share, if the number of
+      references is not that of the sources, if no evaluation belongs to each change, or if the
+      pipeline is not "windows".
   """
   if not options.every:
     return
@@ -73,6 +81,12 @@ def check(options: DynamicOptions, sources: Sequence[str], pipeline: str, eval_e
       "data.dynamic.every",
       options.every,
       f"changes the shares of several sources, and data.sources has {len(sources)}; must be 0",
+    )
+  if 0 in weights:
+    raise ConfigError(
+      "data.weights",
+      tuple(weights),
+      "has a source without a share, and data.dynamic.every multiplies shares; give it a small one",
     )
   if len(options.references) != len(sources):
     raise ConfigError(

@@ -83,11 +83,18 @@ WRONG = [
 def test_options_that_do_not_fit(options, sources, pipeline, words):
   # Catches a mistake that shows only at the first change of the shares, after hours of training.
   with pytest.raises(ConfigError, match=words):
-    check(DynamicOptions(**options), sources, pipeline, 2)
+    check(DynamicOptions(**options), sources, (), pipeline, 2)
   # Without changes of the shares nothing is wrong.
-  check(DynamicOptions(**options | {"every": 0}), sources, pipeline, 2)
+  check(DynamicOptions(**options | {"every": 0}), sources, (), pipeline, 2)
 
 
 def test_options_that_fit():
   # Catches a check that refuses everything.
-  check(DynamicOptions(every=4, references=(1.0, 2.0)), ("a", "b"), "windows", 2)
+  check(DynamicOptions(every=4, references=(1.0, 2.0)), ("a", "b"), (0.3, 0.7), "windows", 2)
+
+
+def test_a_source_without_a_share_stays_without():
+  # Catches shares that are multiplied from 0, of which the smallest would be divided by.
+  options = DynamicOptions(every=4, references=(1.0, 2.0))
+  with pytest.raises(ConfigError, match="^data.weights=.*without a share"):
+    check(options, ("a", "b"), (1.0, 0.0), "windows", 2)
