@@ -30,7 +30,7 @@ STUDY = Study(
   name="lifelong",
   about="Does Lifelong-MoE learn new text and forget less than other ways of training on?",
   scales={
-    "desk": Scale("about 1.2M tokens a schedule on CPU cores", RESULTS, (HERE / "README.md",))
+    "desk": Scale("about 1.5M tokens a schedule on CPU cores", RESULTS, (HERE / "README.md",))
   },
   rows=lambda scale: ROWS,
   table=lambda scale: {"lifelong": table.table(journal.load(RESULTS))},

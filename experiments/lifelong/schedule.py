@@ -28,7 +28,7 @@ from moe_jax.errors import ConfigError, choose, whole
 # In this order; the paper's are English, other languages, and dialogue.
 DOMAINS = ("embedded:prose", "embedded:code", "embedded:tables")
 PHASES = ("a", "b", "c")
-STEPS, SEEDS = 200, 3
+STEPS, SEEDS = 250, 3
 CONFIG, DENSE = "configs/lifelong_moe.py:desk", "configs/dense_baseline.py:lifelong_moe"
 # What all phases change in the configs.
 KEYS = {

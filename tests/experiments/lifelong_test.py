@@ -83,7 +83,7 @@ def test_what_phases_differ_in_cannot_be_set():
     row.changed({}, None, "mine.py:router")
   assert row.changed({"data.seq_len": "64"}, 5).arguments() == [
     "--method=lifelong",
-    "--steps=200",
+    "--steps=250",
     "--seeds=5",
     "--set=data.seq_len=64",
   ]
