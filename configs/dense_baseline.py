@@ -29,6 +29,7 @@ FAMILIES = (
   "gpt_oss",
   "gshard",
   "kimi_k2",
+  "lifelong_moe",
   "llama4",
   "llama_moe",
   "longcat_flash",

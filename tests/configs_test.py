@@ -27,6 +27,7 @@ FAMILIES = (
   "gpt_oss",
   "gshard",
   "kimi_k2",
+  "lifelong_moe",
   "llama",
   "llama4",
   "llama_moe",

@@ -194,6 +194,8 @@ TABLE = {
   },
   "glam:64b_64e": GLAM,
   "expert_choice:8b_64e": GLAM,
+  # A GLaM, by the paper.
+  "lifelong_moe:0_1b_16e": GLAM,
   "brainformer:100m_32e": GLAM | {"model.family": "brainformer"},
   # Shazeer et al. 2017, appendix C: dropout 0.1, ReLU experts, a softmax that is not tied to the
   # embedding, and no norms.

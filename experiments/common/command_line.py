@@ -28,6 +28,7 @@ STUDIES = (
   "compare_routers",
   "desk_twins",
   "embedded_corpus",
+  "lifelong",
   "lstm_moe",
   "paper_scale",
   "scaling_laws",

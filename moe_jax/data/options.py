@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from moe_jax.options import POSITIVE, ROWS, SEED, Bounds, Options, Text, option
+from moe_jax.options import NOT_NEGATIVE, ROWS, SEED, Bounds, Options, Text, option
 
 _SHARE = Bounds(
   1e-6, 1, "a share of the tokens or of the documents; at least one of them is held out", below=True
@@ -20,8 +20,10 @@ class DataOptions(Options):
     ("embedded:prose", "embedded:code", "embedded:tables"),
     "Sources of text: embedded:NAME, text:GLOB, jsonl:GLOB, or tfds:NAME.",
   )
-  weights: Annotated[tuple[float, ...], POSITIVE] = option(
-    (), "Share of each source; () = in proportion to tokens (windows) or documents (stream)."
+  weights: Annotated[tuple[float, ...], NOT_NEGATIVE] = option(
+    (),
+    "Share of each source, 0 for one that is only evaluated on; () = in proportion to tokens "
+    "(windows) or documents (stream).",
   )
   pipeline: Literal["windows", "stream"] = option(
     "windows",

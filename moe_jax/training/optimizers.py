@@ -26,6 +26,7 @@ from moe_jax.options import (
   Text,
   option,
 )
+from moe_jax.training.anchor import toward_start
 from moe_jax.training.muon import muon_for_matrices
 from moe_jax.training.weight_paths import keys, stacked
 
@@ -321,6 +322,11 @@ class OptimizerOptions(Options):
     "The first so many experts of each layer do not train, nor do their columns of the router "
     "(Lifelong-MoE).",
   )
+  anchor_weight: Annotated[float, NOT_NEGATIVE] = option(
+    0.0,
+    "Weight in the loss of the squared distance of all weights from those with which the run began "
+    "(online L2, a baseline of Lifelong-MoE); 0 = none.",
+  )
 
 
 def validate(o: OptimizerOptions) -> None:
@@ -337,7 +343,8 @@ def make(o: OptimizerOptions, steps: int) -> tuple[optax.GradientTransformation,
   """Returns `(optimizer, schedule)` for `steps` steps.
 
   The optimizer clips gradients by their global norm. The parameters that `o.freeze` names do not
-  count in that norm, and they never change, not even by weight decay.
+  count in that norm, and they never change, not even by weight decay. The gradient of
+  `o.anchor_weight` is a part of the gradient that is clipped.
   """
   schedule = choose("optimizer.schedule", o.schedule, SCHEDULES)(
     o.learning_rate,
@@ -348,6 +355,7 @@ def make(o: OptimizerOptions, steps: int) -> tuple[optax.GradientTransformation,
     milestones=o.milestones,
     milestone_factor=o.milestone_factor,
   )
+  anchor = [toward_start(o.anchor_weight)] if o.anchor_weight else []
   clip = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
   freeze: list[optax.GradientTransformation] = (
     [optax.masked(optax.set_to_zero(), functools.partial(frozen, names=o.freeze))]
@@ -358,7 +366,7 @@ def make(o: OptimizerOptions, steps: int) -> tuple[optax.GradientTransformation,
     freeze.append(optax.stateless(functools.partial(_without_experts, count=o.freeze_experts)))
   optimizer = choose("optimizer.name", o.name, OPTIMIZERS)(schedule, o)
   # The first `freeze` keeps frozen parameters out of the norm, the second one out of weight decay.
-  return optax.chain(*freeze, *clip, optimizer, *freeze), schedule
+  return optax.chain(*freeze, *anchor, *clip, optimizer, *freeze), schedule
 
 
 def check_free_experts(frozen_experts: int, num_experts: int) -> None:
