@@ -190,6 +190,24 @@ def test_commands_for_a_laptop_can_be_pasted(folder):
   assert checked > 40 and not wrong, wrong
 
 
+def test_pages_agree_about_the_runs_that_they_name():
+  # A reader pastes one page after the other into the same clone. Catches a workdir that two pages
+  # fill with different models, which the second is refused, and a run that no page makes.
+  models, read = {}, {}
+  for page, lines in blocks("sh"):
+    for words in (shlex.split(line, comments=True) for line in lines):
+      if words[:4] in (["python", "-m", "moe_jax", "train"], ["python", "-m", "moe_jax", "launch"]):
+        (workdir,) = [word for word in words if word.startswith("--workdir=")] or [""]
+        model = {w for w in words if w.startswith(("--config=", "--config.model", "--router"))}
+        if workdir:
+          models.setdefault(workdir, {})[frozenset(model)] = relative(page)
+      elif words[:3] == ["python", "-m", "moe_jax"] and words[3] in ("evaluate", "generate"):
+        read |= {word: relative(page) for word in words if word.startswith("--workdir=")}
+  twice = {workdir: list(of.values()) for workdir, of in models.items() if len(of) > 1}
+  assert len(models) > 10 and not twice, twice
+  assert read and read.keys() <= models.keys() | {"--workdir=runs/quickstart"}, read
+
+
 def test_commands_for_other_machines_are_read_by_the_commands(folder):
   # Catches the same mistakes in commands that need a pod, a GPU or a download, and a block of such
   # commands that does not say what it needs.
