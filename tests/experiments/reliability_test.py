@@ -16,9 +16,9 @@ def test_a_few_cases_find_nothing():
   # Catches a check that lets an exception through, a worker that does not answer, and results in
   # another order.
   asked = [*(("config", n) for n in range(6)), *(("command", n) for n in range(6)), ("file", 2)]
-  found = fuzz.fuzz(asked, seed=7)
+  found = fuzz.fuzz(asked, seed=11)
   assert [(one["kind"], one["number"]) for one in found] == asked
-  assert not fuzz.findings(found, 7), fuzz.findings(found, 7)
+  assert not fuzz.findings(found, 11), fuzz.findings(found, 11)
   for kind in ("config", "command"):
     assert {one["outcome"] for one in found if one["kind"] == kind} == {"runs", "one sentence"}
 

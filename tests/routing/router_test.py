@@ -101,11 +101,20 @@ DEFAULTS = {
   "base": {"epsilon": 0.01},
   "sinkhorn": {"k": 1, "iterations": 30, "temperature": 1.0, "priority": "choice"},
   "hash_layer": {"method": "random", "seed": 0},
+  "hash_top_k": {
+    "k": 2,
+    "score": "sqrt_softplus",
+    "gate_norm": "top_k",
+    "norm_eps": 1e-20,
+    "seed": 0,
+  },
   "random_choice": {"k": 1, "seed": 0},
   "relu": {"k": 1, "most": 0},
   "top_p": {"p": 0.4, "k": 2, "most": 0},
   "expert_threshold": {"k": 2, "most": 0},
   "sequence_top_k": {"k": 2},
+  "token_rounding": {"k": 2, "tile": 8, "rounding": "nearest"},
+  "sparse_mixer": {"k": 2, "epsilon": 0.01},
 }
 
 
